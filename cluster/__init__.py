@@ -1,0 +1,1 @@
+"""Ray: who runs where, and the command line."""

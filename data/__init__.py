@@ -1,0 +1,1 @@
+"""Demonstrations, tokens, shards and the order in which ranks see them."""

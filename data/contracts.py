@@ -1,0 +1,88 @@
+"""What passes between the rooms of the data house: shapes and dtypes, written once.
+
+Legend of the shape letters: T time steps, H W pixels, R C rows and columns of image codes,
+B sequences of a micro-batch, S tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+AGENT_CAMERA = "agent"
+WRIST_CAMERA = "wrist"
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One recorded trajectory as a source reads it, before tokenisation.
+
+    Attributes:
+        key: Unique within its dataset, stable across machines (``"<file stem>/demo_3"``).
+        suite: Task suite, for example ``"robosuite_lift"`` or ``"libero_object"``.
+        task: Task identifier within the suite.
+        instruction: What the robot is told to do, in lower-case plain English.
+        frames: Camera name -> uint8 [T, H, W, 3], RGB, already upright (rotated by 180 degrees where
+            the simulator delivers frames upside down).
+        actions: float32 [T, 7]: delta position (3), delta rotation (3), gripper (-1 open, 1 closed).
+        states: float32 [T, 8]: end-effector position in metres (3), axis-angle in radians (3),
+            gripper finger positions in metres (2), in the robot's base frame.
+    """
+
+    key: str
+    suite: str
+    task: str
+    instruction: str
+    frames: Mapping[str, NDArray[np.uint8]]
+    actions: NDArray[np.float32]
+    states: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One trajectory as it lies in a shard: frames replaced by VQ-GAN codes.
+
+    Attributes:
+        key, suite, task, instruction, actions, states: As in `Demonstration`.
+        codes: Camera name -> uint16 [T, R, C], values in ``[0, codebook size)``.
+    """
+
+    key: str
+    suite: str
+    task: str
+    instruction: str
+    codes: Mapping[str, NDArray[np.uint16]]
+    actions: NDArray[np.float32]
+    states: NDArray[np.float32]
+
+    @property
+    def length(self) -> int:
+        """Number of time steps T."""
+        return int(self.actions.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One micro-batch of one data-parallel rank: several samples packed into each sequence.
+
+    Every array is int32 [B, S].
+
+    Attributes:
+        tokens: Token ids; `PADDING` after the last sample.
+        labels: The id that the output at this position is scored against (already shifted by one:
+            ``labels[s] == tokens[s + 1]`` inside an answer), `IGNORED_LABEL` elsewhere.
+        positions: Position of the token within its own sample, from 0 (rotary embedding).
+        segments: 0 for padding, else the number of the sample within the sequence, from 1.
+        blocks: Action block id within the sample: 0 for ordinary tokens; j > 0 for the j-th answer
+            block (starts after the sample's last image); negative for blocks before it. A token of
+            block j > 0 does not see any other action block (see `pretrain.model.mask`).
+    """
+
+    tokens: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    segments: NDArray[np.int32]
+    blocks: NDArray[np.int32]

@@ -1,0 +1,1 @@
+"""Shards and indexes in object storage or local folders."""

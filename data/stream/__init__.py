@@ -1,0 +1,1 @@
+"""From an index to the token batches of one rank."""

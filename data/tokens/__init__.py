@@ -1,0 +1,1 @@
+"""One vocabulary: text, image codes, actions and states as token ids."""

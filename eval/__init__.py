@@ -1,0 +1,1 @@
+"""Simulators, policies, rollouts and reports."""

@@ -1,0 +1,138 @@
+"""Settings of a training run: typed, with their defaults, in one place.
+
+`configs/` holds only differences from these; a key that is not here is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from data.config import DataConfig
+from pretrain.model.config import ModelConfig
+
+
+@dataclass
+class RunConfig:
+    """Names the run; its folder is `<dir>/<name>`."""
+
+    name: str = "???"
+    dir: str = "runs"
+
+
+@dataclass
+class TrainerConfig:
+    """The training loop.
+
+    Attributes:
+        steps: Optimiser steps of the whole schedule.
+        stop_after: Stop (with a checkpoint) after this many steps in total; the schedule is unchanged.
+        seed: Of initialisation, order and dropout.
+        global_batch: Packed sequences in one optimiser step, over all ranks.
+        micro_batch: Sequences that one rank processes at a time; null: its whole share of the step.
+        sequence_length: Tokens in a packed sequence.
+        precision: `bf16` (fp32 master weights) or `fp32`.
+        log_every: Steps between two lines of metrics.
+    """
+
+    steps: int = 1000
+    stop_after: int | None = None
+    seed: int = 0
+    global_batch: int = 8
+    micro_batch: int | None = None
+    sequence_length: int = 4096
+    precision: str = "bf16"
+    log_every: int = 1
+
+
+@dataclass
+class ParallelConfig:
+    """Layout of the ranks; their number is `tensor * data`.
+
+    Attributes:
+        tensor: Tensor-parallel size (megatron).
+        data: Data-parallel size.
+        zero_stage: DeepSpeed ZeRO stage; 3 shards parameters, gradients and optimiser state.
+    """
+
+    tensor: int = 1
+    data: int = 1
+    zero_stage: int = 3
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss (method: image codes 0.04, z-loss 1e-5)."""
+
+    image_weight: float = 0.04
+    z_loss: float = 1e-5
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        lr: Peak learning rate.
+        schedule: `constant`, `cosine` (to `min_lr_ratio`) or `wsd` (warm-up, stable, decay).
+        warmup_steps: Linear warm-up from zero.
+        decay_fraction: Last share of the steps in which `wsd` decays linearly.
+        min_lr_ratio: Final learning rate of cosine and wsd as a share of the peak.
+        betas: AdamW moment decays.
+        eps: AdamW epsilon.
+        weight_decay: On matrices; none on norms and biases.
+        gradient_clipping: Largest global gradient norm.
+    """
+
+    lr: float = 5e-6
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    min_lr_ratio: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clipping: float = 4.0
+
+
+@dataclass
+class CheckpointingConfig:
+    """When checkpoints are written and what a run starts from.
+
+    Attributes:
+        every: Steps between checkpoints; the last step always gets one.
+        resume: `auto` (newest committed checkpoint of the run folder, if any), `none`, or the path of
+            one checkpoint.
+        keep_last: Committed checkpoints to keep; null keeps all.
+    """
+
+    every: int = 1000
+    resume: str = "auto"
+    keep_last: int | None = None
+
+
+@dataclass
+class TelemetryConfig:
+    """Where numbers go besides `metrics.jsonl`.
+
+    Attributes:
+        wandb: `auto` (online when a key is found, else offline), `online`, `offline`, `disabled`.
+        project: W&B project.
+    """
+
+    wandb: str = "auto"
+    project: str = "worldvla"
+
+
+@dataclass
+class TrainingConfig:
+    """Everything that a training process needs to know."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)

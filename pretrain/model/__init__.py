@@ -1,0 +1,1 @@
+"""The network, its mask and its loss; nothing here knows of clusters."""

@@ -1,0 +1,1 @@
+"""Rank grid, process groups, tensor-parallel layers and the ZeRO engine."""

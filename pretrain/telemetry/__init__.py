@@ -1,0 +1,1 @@
+"""Meters and the places where numbers are written."""
