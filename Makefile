@@ -1,0 +1,57 @@
+# `make demo` trains, evaluates and reports on this machine; `make test` runs every test.
+# Both first make .venv with the pinned packages. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+export MUJOCO_GL ?= osmesa
+export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
+
+.PHONY: demo test setup renderer lint clean help
+
+help:
+	@echo "make demo   collect, train, evaluate and report on this machine (about 10 minutes)"
+	@echo "make test   every test (about 15 minutes)"
+	@echo "make lint   ruff, pyright and the import contracts"
+	@echo "make setup  only the virtual environment and the renderer"
+	@echo "make clean  remove .venv and caches; runs/ stays"
+
+demo: setup
+	@$(BIN)/worldvla demo
+
+test: setup
+	@$(BIN)/python -m pytest tests
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+
+setup: $(VENV)/.installed renderer
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) not found; install it (apt-get install python3.11-venv) or name another with PYTHON="; \
+	  exit 2; }
+	@echo "[setup] virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[setup] torch (first: whatever else asks for it then finds it)"
+	@$(PIP) torch==2.13.0
+	@echo "[setup] the project and its pinned packages, a few minutes"
+	@$(PIP) --editable '.[sim,dev]'
+	@$(PIP) --no-deps --requirement requirements-simulators.txt
+	@touch $@
+
+# Software rendering needs OSMesa from the distribution; with a GPU set MUJOCO_GL=egl.
+renderer:
+	@if [ "$(MUJOCO_GL)" = osmesa ] && ! ldconfig -p | grep -q libOSMesa; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    echo "[setup] libosmesa6 (software renderer)"; \
+	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends libosmesa6 >/dev/null; } || exit 2; \
+	  else \
+	    echo "error: the software renderer is missing; run: sudo apt-get install -y libosmesa6"; exit 2; \
+	  fi; \
+	fi
+
+clean:
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
