@@ -66,7 +66,7 @@ class ImageTokenizer:
             tensors = load_tensors(payload)
         except SafetensorError as error:
             raise InputError(
-                f"{name}: not a safetensors file ({error}); make one with `worldvla vq`"
+                f"{name}: not a complete safetensors file ({error}); make one with `worldvla vq`"
             ) from error
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             model = ImageModel(config if pixels is None else replace(config, pixels=pixels))
@@ -158,7 +158,7 @@ class ImageTokenizer:
 
     @torch.inference_mode()
     def _decode(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
-        indices = torch.from_numpy(codes.astype(np.int64)).to(self._device)
+        indices = torch.as_tensor(codes.astype(np.int64)).to(self._device)
         return tensor_to_frames(self._model.decode(indices))
 
     def _serialised(self) -> bytes:
@@ -170,7 +170,7 @@ class ImageTokenizer:
 
 def frames_to_tensor(frames: NDArray[np.uint8], device: str | torch.device = "cpu") -> torch.Tensor:
     """Frames uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [-1, 1]."""
-    tensor = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
+    tensor = torch.as_tensor(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)
     return tensor.float() / 127.5 - 1.0
 
 

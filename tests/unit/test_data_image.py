@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -60,8 +61,9 @@ def test_chameleon_encoder_weights_give_chameleons_codes() -> None:
     assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in missing)
     frames = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        expected = reference.encode(frames).image_tokens
+        expected = reference.encode(cast("torch.LongTensor", frames)).image_tokens
         found = ours.encode(frames)
+    assert expected is not None
     assert torch.equal(found.flatten(), expected.flatten())
 
 
