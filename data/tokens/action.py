@@ -1,0 +1,101 @@
+"""Actions to token ids and back: 256 uniform bins over a fixed range of each dimension.
+
+The formulas are WorldVLA's, kept to the bit: normalise to [-1, 1], find the bin among 256 edges, and
+decode to the middle of the bin. The gripper is a plain seventh dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.errors import InputError
+from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_START, ACTION_DIM
+
+ACTION_MIN: tuple[float, ...] = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
+ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
+
+_EPSILON = 1e-8  # of the published formula: keeps a dimension of zero width finite
+_EDGES = np.linspace(-1.0, 1.0, ACTION_BIN_COUNT)
+_CENTERS = (_EDGES[:-1] + _EDGES[1:]) / 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRanges:
+    """Smallest and largest value of each of the seven dimensions; values outside are clipped.
+
+    Raises:
+        InputError: Not seven finite pairs, or a minimum above its maximum.
+    """
+
+    minimum: tuple[float, ...] = ACTION_MIN
+    maximum: tuple[float, ...] = ACTION_MAX
+
+    def __post_init__(self) -> None:
+        low, high = np.asarray(self.minimum, np.float64), np.asarray(self.maximum, np.float64)
+        if low.shape != (ACTION_DIM,) or high.shape != (ACTION_DIM,):
+            raise InputError(
+                f"action ranges are {low.shape} and {high.shape}, expected {ACTION_DIM} minima and maxima"
+            )
+        if not np.isfinite(low).all() or not np.isfinite(high).all() or bool((low > high).any()):
+            raise InputError(
+                f"action ranges {self.minimum} to {self.maximum} are not finite and increasing; "
+                "give a minimum at most as large as the maximum for each dimension"
+            )
+
+
+DEFAULT_RANGES = ActionRanges()
+
+
+def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.int64]:
+    """Actions [N, 7] (any real dtype, robot units) -> ids int64 [N, 7] in [10006, 10261].
+
+    Id 10261 stands for a normalised value of exactly 1 and decodes like 10260 (a quirk of the
+    published tokenizer that trained checkpoints know).
+
+    Raises:
+        InputError: Not [N, 7], or a value is NaN or infinite.
+    """
+    values = np.asarray(actions, dtype=np.float64)
+    _check_width("actions", values.shape)
+    if not np.isfinite(values).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise InputError(
+            f"action {row} has {values[row, column]} in dimension {column}, expected a finite number; "
+            "drop or repair the demonstration"
+        )
+    low, width = _low_and_width(ranges)
+    normalised = np.clip(2.0 * (values - low) / width - 1.0, -1.0, 1.0)
+    return (np.digitize(normalised, _EDGES) + (ACTION_BIN_START - 1)).astype(np.int64)
+
+
+def decode(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
+    """Ids [N, 7] (integers) -> actions float64 [N, 7]: the middle of each id's bin.
+
+    Ids outside the action bins count as the nearest bin, as in the published formula.
+
+    Raises:
+        InputError: Not [N, 7], or not integers.
+    """
+    tokens = np.asarray(ids)
+    _check_width("action ids", tokens.shape)
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"action ids are {tokens.dtype}, expected integers")
+    low, width = _low_and_width(ranges)
+    centers = _CENTERS[np.clip(tokens.astype(np.int64) - ACTION_BIN_START, 0, len(_CENTERS) - 1)]
+    return (centers + 1.0) / 2.0 * width + low
+
+
+def _low_and_width(ranges: ActionRanges) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low = np.asarray(ranges.minimum, np.float64)
+    return low, np.asarray(ranges.maximum, np.float64) - low + _EPSILON
+
+
+def _check_width(what: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or shape[1] != ACTION_DIM:
+        raise InputError(
+            f"{what} have shape {shape}, expected [N, {ACTION_DIM}] (delta position 3, delta rotation 3, "
+            "gripper 1)"
+        )
