@@ -1,0 +1,126 @@
+"""robosuite's Lift task as a suite: needs nothing but packages from PyPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from eval.simulator.interface import Goal, TaskInfo
+from eval.simulator.panda import PandaSimulator, installed_versions
+from eval.simulator.rendering import choose_backend, quiet_robosuite
+
+SUITE = "robosuite_lift"
+CUBE = "cube"
+
+# The stock agent view shows the gripper only when it is down. This one looks from the same side, lower and
+# narrower, so that a 64 pixel frame shows gripper and cube during the whole task, 5 mm a pixel.
+_CAMERA_EYE = (0.6, 0.0, 1.32)
+_CAMERA_TARGET = (-0.06, 0.0, 0.92)
+_CAMERA_FIELD_OF_VIEW = 27.0
+
+TASK = TaskInfo(
+    suite=SUITE,
+    number=0,
+    name="lift_the_red_cube",
+    instruction="lift the red cube",
+    horizon=120,
+    environment="Lift",
+)
+
+
+class LiftSimulator(PandaSimulator):
+    """A Panda before a table with one red cube; solved when the cube is 4 cm above the table."""
+
+    def __init__(self) -> None:
+        super().__init__(_make_environment(), TASK)
+
+    def _place(self, initial_state: int) -> None:
+        # Placement and the noise of the arm's start come from numpy's global generator.
+        with _seeded_numpy(initial_state):
+            self._environment.reset()
+
+    def _bodies(self) -> Mapping[str, int]:
+        return {CUBE: int(self._environment.cube_body_id)}
+
+    def objects(self) -> tuple[str, ...]:
+        """The cube."""
+        return (CUBE,)
+
+    def goals(self) -> tuple[Goal, ...]:
+        """Lift the cube."""
+        return (Goal("lift", CUBE),)
+
+
+class LiftSuite:
+    """The suite `robosuite_lift`: one task."""
+
+    name = SUITE
+    tasks = (TASK,)
+    standin_assets = False
+
+    def versions(self) -> dict[str, str]:
+        """Versions of robosuite and MuJoCo."""
+        return installed_versions("robosuite", "mujoco")
+
+    def open(self, task: int) -> LiftSimulator:
+        """Build the simulator of task 0."""
+        if task != TASK.number:
+            raise ValueError(f"{SUITE} has task 0 only, not {task}")
+        return LiftSimulator()
+
+
+@contextmanager
+def _seeded_numpy(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator inside the block and put it back after."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
+
+
+def _make_environment() -> Any:
+    """The Lift of robosuite with our agent camera, soft resets and no observations of its own."""
+    choose_backend()
+    quiet_robosuite()
+    from robosuite import load_controller_config
+    from robosuite.environments.manipulation.lift import Lift
+
+    class _Lift(Lift):
+        def _load_model(self) -> None:
+            super()._load_model()
+            self.model.mujoco_arena.set_camera(
+                "agentview",
+                pos=np.array(_CAMERA_EYE),
+                quat=_look_at(_CAMERA_EYE, _CAMERA_TARGET),
+                camera_attribs={"fovy": str(_CAMERA_FIELD_OF_VIEW)},
+            )
+
+    with _seeded_numpy(0):  # the cube's size is drawn when the model is built
+        return _Lift(
+            robots="Panda",
+            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            use_camera_obs=False,
+            use_object_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=True,
+            control_freq=20,
+            ignore_done=True,
+            hard_reset=False,
+        )
+
+
+def _look_at(eye: tuple[float, float, float], target: tuple[float, float, float]) -> np.ndarray:
+    """Quaternion (w, x, y, z) of a MuJoCo camera at `eye` that looks at `target`, head up."""
+    from robosuite.utils.transform_utils import mat2quat
+
+    backward = np.subtract(eye, target)
+    backward = backward / np.linalg.norm(backward)
+    right = np.cross([0.0, 0.0, 1.0], backward)
+    right = right / np.linalg.norm(right)
+    quaternion = mat2quat(np.stack([right, np.cross(backward, right), backward], axis=1))
+    return quaternion[[3, 0, 1, 2]]

@@ -1,0 +1,205 @@
+"""What every robosuite-based simulator shares: a Panda arm seen through MuJoCo."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.errors import InputError
+from eval.simulator.interface import SETTLE_ACTION, SETTLE_STEPS, Goal, Pose, TaskInfo
+
+CAMERA_NAMES = {AGENT_CAMERA: "agentview", WRIST_CAMERA: "robot0_eye_in_hand"}
+_ARM_JOINTS = 7
+_MUJOCO_SPHERE, _MUJOCO_CAPSULE, _MUJOCO_CYLINDER, _MUJOCO_BOX = 2, 3, 5, 6
+_CORNER_SIGNS = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)], dtype=np.float64)
+
+
+class PandaSimulator(abc.ABC):
+    """Implements `Simulator` on a robosuite environment; subclasses add resets, bodies and goals.
+
+    Args:
+        environment: A robosuite `MujocoEnv` with one Panda under OSC_POSE control, soft resets.
+        task: The task it runs.
+    """
+
+    def __init__(self, environment: Any, task: TaskInfo) -> None:
+        self._environment = environment
+        self._task = task
+
+    # --- episodes
+
+    @property
+    def task(self) -> TaskInfo:
+        """The task this simulator runs."""
+        return self._task
+
+    @abc.abstractmethod
+    def _place(self, initial_state: int) -> None:
+        """Put robot and objects into a numbered initial state."""
+
+    def reset(self, initial_state: int) -> None:
+        """Start an episode: numbered initial state, then the settling steps."""
+        self._check_initial_state(initial_state)
+        self._place(initial_state)
+        self._settle()
+
+    def replay_from(self, flat_state: NDArray[np.float64], initial_state: int) -> None:
+        """Start an episode from a stored physical state: reset, overwrite, settle."""
+        self._check_initial_state(initial_state)
+        self._place(initial_state)
+        self.set_sim_state(flat_state)
+        self._settle()
+
+    def _check_initial_state(self, initial_state: int) -> None:
+        if initial_state < 0:
+            raise InputError(f"initial state {initial_state}: expected a number from 0 on")
+
+    def _settle(self) -> None:
+        action = np.array(SETTLE_ACTION)
+        for _ in range(SETTLE_STEPS):
+            self.step(action)
+
+    def step(self, action: NDArray[np.float64]) -> None:
+        """Apply one action [7] for one control period (50 ms)."""
+        self._environment.step(action)
+
+    @property
+    def success(self) -> bool:
+        """Whether the task is solved now."""
+        return bool(self._environment._check_success())
+
+    # --- observations
+
+    def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
+        """The view [pixels, pixels, 3], rotated by 180 degrees from how MuJoCo draws it."""
+        self._refresh()
+        raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
+        return np.ascontiguousarray(raw[::-1, ::-1])
+
+    def state(self) -> NDArray[np.float64]:
+        """Proprioception [8]: gripper position, axis-angle, finger positions."""
+        from robosuite.utils.transform_utils import mat2quat, quat2axisangle
+
+        self._refresh()
+        pose = self.gripper()
+        fingers = self._positions()[_ARM_JOINTS : _ARM_JOINTS + 2]
+        return np.concatenate([pose.position, quat2axisangle(mat2quat(pose.rotation)), fingers])
+
+    def joints(self) -> NDArray[np.float64]:
+        """Angles [7] of the arm."""
+        return self._positions()[:_ARM_JOINTS].copy()
+
+    def _refresh(self) -> None:
+        """Recompute poses from joint positions: a physics step leaves them one substep behind.
+
+        Only kinematics, so that looking never changes what the physics does next.
+        """
+        from mujoco import mj_camlight, mj_kinematics  # pyright: ignore[reportAttributeAccessIssue]
+
+        sim = self._environment.sim
+        mj_kinematics(sim.model._model, sim.data._data)
+        mj_camlight(sim.model._model, sim.data._data)
+
+    def _positions(self) -> NDArray[np.float64]:
+        return np.asarray(self._environment.sim.data.qpos)
+
+    def sim_state(self) -> NDArray[np.float64]:
+        """Time, positions and velocities, flat."""
+        return np.array(self._environment.sim.get_state().flatten())
+
+    def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
+        """Overwrite time, positions and velocities and recompute what depends on them."""
+        self._environment.sim.set_state_from_flattened(flat_state)
+        self._environment.sim.forward()
+
+    def model_xml(self) -> str:
+        """The MuJoCo model."""
+        return str(self._environment.sim.model.get_xml())
+
+    # --- poses for the expert
+
+    def gripper(self) -> Pose:
+        """Pose of the grip site."""
+        data, site = self._environment.sim.data, self._environment.robots[0].eef_site_id
+        return Pose(np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3))
+
+    def finger_axis(self) -> NDArray[np.float64]:
+        """Axis of the finger's slide joint in the grip site's frame."""
+        sim = self._environment.sim
+        joint = sim.model.joint_name2id("gripper0_finger_joint1")
+        axis = self.gripper().rotation.T @ np.array(sim.data.xaxis[joint])
+        return np.round(axis)
+
+    @abc.abstractmethod
+    def _bodies(self) -> Mapping[str, int]:
+        """MuJoCo body of each object and fixture."""
+
+    @abc.abstractmethod
+    def objects(self) -> tuple[str, ...]:
+        """Names of the movable objects."""
+
+    @abc.abstractmethod
+    def goals(self) -> tuple[Goal, ...]:
+        """The conditions of the task."""
+
+    def bodies(self) -> tuple[str, ...]:
+        """Names of everything that has collision geometry."""
+        return tuple(self._bodies())
+
+    def position(self, name: str) -> NDArray[np.float64]:
+        """Position [3] of an object's or site's frame."""
+        bodies, data = self._bodies(), self._environment.sim.data
+        if name in bodies:
+            return np.array(data.body_xpos[bodies[name]])
+        return np.array(data.get_site_xpos(name))
+
+    def corners(self, name: str) -> NDArray[np.float64]:
+        """World corners [N, 3] of the collision geometry of an object, box by box."""
+        model, data, root = self._environment.sim.model, self._environment.sim.data, self._bodies()[name]
+        corners = []
+        for geom in range(model.ngeom):
+            if model.geom_contype[geom] == 0 or not _belongs(model, int(model.geom_bodyid[geom]), root):
+                continue
+            rotation = np.array(data.geom_xmat[geom]).reshape(3, 3)
+            corners.append(_CORNER_SIGNS * _half_extents(model, geom) @ rotation.T + data.geom_xpos[geom])
+        return np.concatenate(corners)
+
+    def close(self) -> None:
+        """Free physics and rendering context."""
+        self._environment.close()
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Versions of the packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _belongs(model: Any, body: int, root: int) -> bool:
+    """Whether `body` is `root` or hangs from it."""
+    while body not in (0, root):
+        body = int(model.body_parentid[body])
+    return body == root
+
+
+def _half_extents(model: Any, geom: int) -> NDArray[np.float64]:
+    """Half the box [3] around a collision geometry, in its own frame."""
+    kind, size = int(model.geom_type[geom]), np.array(model.geom_size[geom])
+    if kind == _MUJOCO_BOX:
+        return size
+    if kind == _MUJOCO_SPHERE:
+        return np.full(3, size[0])
+    if kind in (_MUJOCO_CAPSULE, _MUJOCO_CYLINDER):
+        return np.array([size[0], size[0], size[1]])
+    return np.array(model.geom_aabb[geom][3:])

@@ -1,0 +1,55 @@
+"""Choose MuJoCo's rendering backend before it is imported, and say what is missing."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from data.errors import InputError
+
+_LIBRARY_OF_BACKEND = {"osmesa": "OSMesa", "egl": "EGL"}
+_PACKAGE_OF_BACKEND = {"osmesa": "libosmesa6", "egl": "libegl1"}
+
+
+def choose_backend() -> str:
+    """Set MUJOCO_GL and PYOPENGL_PLATFORM where the user has not, and check the library.
+
+    An NVIDIA device renders through EGL; anything else in software through OSMesa.
+
+    Returns:
+        The backend, `osmesa`, `egl` or what the user asked for.
+
+    Raises:
+        InputError: The backend's system library is not installed.
+    """
+    default = "egl" if Path("/dev/nvidia0").exists() else "osmesa"
+    backend = os.environ.setdefault("MUJOCO_GL", default).lower()
+    library = _LIBRARY_OF_BACKEND.get(backend)
+    if library is None:
+        return backend
+    if ctypes.util.find_library(library) is None:
+        package = _PACKAGE_OF_BACKEND[backend]
+        raise InputError(
+            f"renderer {backend}: system library lib{library} not found, the simulator draws frames "
+            f"with it; run: apt-get install -y --no-install-recommends {package}"
+        )
+    os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    return backend
+
+
+def quiet_robosuite() -> None:
+    """Keep robosuite from warning on the console and from writing a log file shared by all users.
+
+    robosuite reads its macros from a module that the user may add; this adds one with both
+    handlers off unless there is one. Call it before robosuite is imported.
+    """
+    name = "robosuite.macros_private"
+    if name in sys.modules or "robosuite" in sys.modules:
+        return
+    macros = ModuleType(name)
+    macros.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
+    macros.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
+    sys.modules[name] = macros
