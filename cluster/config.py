@@ -1,0 +1,71 @@
+"""The settings of whole commands: training with its evaluations on a cluster, and the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from eval.config import EvaluationConfig
+from pretrain.config import TrainingConfig
+
+
+@dataclass
+class ClusterConfig:
+    """Which machines a run takes.
+
+    Attributes:
+        address: An existing Ray cluster (`auto` or `host:port`); null starts a private one on this machine,
+            which ends with the command.
+        cpus: Logical CPUs of the private Ray; null: as many as the run needs.
+        cpus_per_rank: Logical CPUs that one training process takes.
+        gpus_per_rank: GPUs that one training process takes (0 or 1); null: 1 where there is a GPU, else 0.
+        object_store_megabytes: Shared memory of the private Ray.
+        start_timeout: Seconds within which the training processes must have started.
+    """
+
+    address: str | None = None
+    cpus: int | None = None
+    cpus_per_rank: int = 1
+    gpus_per_rank: int | None = None
+    object_store_megabytes: int = 100
+    start_timeout: int = 180
+
+
+@dataclass
+class RootConfig(TrainingConfig):
+    """Everything that `worldvla train` needs to know.
+
+    Attributes:
+        eval: Evaluations beside the training.
+        cluster: Which machines the run takes.
+    """
+
+    eval: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass
+class DemoStageConfig:
+    """What the demo does around its training.
+
+    Attributes:
+        episodes: Demonstrations to collect per task.
+        workers: Simulator processes that collect.
+        resume_tensor: Tensor-parallel size of the second half of the training.
+        resume_data: Data-parallel size of the second half of the training.
+    """
+
+    episodes: int = 12
+    workers: int = 2
+    resume_tensor: int = 1
+    resume_data: int = 2
+
+
+@dataclass
+class DemoConfig(RootConfig):
+    """`worldvla demo`: the settings of `worldvla train experiment=demo` and of the demo's own stages.
+
+    Attributes:
+        demo: What the demo does around its training.
+    """
+
+    demo: DemoStageConfig = field(default_factory=DemoStageConfig)

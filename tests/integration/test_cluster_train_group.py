@@ -1,0 +1,98 @@
+"""Ray Train for real: four gloo processes, their failures, and what is left afterwards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.config import ClusterConfig, RootConfig
+from cluster.session import Session, open_session
+from cluster.topology import place
+from cluster.train_group import TrainingFailedError, run_train_group
+from data.errors import InputError
+from pretrain.config import ParallelConfig, TrainingConfig
+
+
+def reduce_ranks(config: TrainingConfig) -> None:
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor([float(dist.get_rank())])
+    dist.all_reduce(total)
+    Path(config.run.dir, f"rank_{dist.get_rank()}").write_text(
+        f"{total.item():g} {os.environ['OMP_NUM_THREADS']}"
+    )
+
+
+def fail_on_rank_1(config: TrainingConfig) -> None:
+    import torch
+    import torch.distributed as dist
+
+    if dist.get_rank() == 1:
+        raise ValueError("the second rank has had enough")
+    dist.all_reduce(torch.ones(1))
+
+
+def mistake(config: TrainingConfig) -> None:
+    raise InputError("trainer.steps=0, expected 1 or more")
+
+
+def die(config: TrainingConfig) -> None:
+    if os.environ["RANK"] == "0":
+        os.kill(os.getpid(), 9)
+    time.sleep(60)  # ended by Ray long before
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
+    with open_session(ClusterConfig(), place(config, gpus_found=0)) as opened:
+        yield opened
+        folder = opened.folder
+    assert not folder.exists()
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+    assert left == [], "processes of the session are still there"
+
+
+@pytest.fixture
+def pair(session: Session) -> Session:
+    """The same session for two processes: they start sooner."""
+    return replace(session, placement=replace(session.placement, ranks=2))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainingConfig:
+    config = TrainingConfig(parallel=ParallelConfig(tensor=2, data=2))
+    config.run.dir = str(tmp_path)
+    return config
+
+
+def test_four_ranks_form_a_process_group(session: Session, config: TrainingConfig, tmp_path: Path) -> None:
+    run_train_group(config, session, tmp_path / "logs", reduce_ranks)
+    assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(4)] == ["6 1"] * 4
+
+
+def test_a_failed_rank_is_one_error_that_names_its_log(
+    pair: Session, config: TrainingConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingFailedError, match="rank 1 failed: ValueError: the second rank") as caught:
+        run_train_group(config, pair, tmp_path / "logs", fail_on_rank_1)
+    log = tmp_path / "logs" / "rank_01.log"
+    assert str(log) in str(caught.value)
+    assert "fail_on_rank_1" in log.read_text()
+
+
+def test_a_users_mistake_in_a_rank_stays_one(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^trainer.steps=0, expected 1 or more$"):
+        run_train_group(config, pair, tmp_path / "logs", mistake)
+
+
+def test_a_killed_rank_ends_the_group(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailedError, match="killed, or out of memory"):
+        run_train_group(config, pair, tmp_path / "logs", die)
