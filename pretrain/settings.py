@@ -1,0 +1,180 @@
+"""Settings from YAML and the command line into typed objects, strictly: the one door to Hydra.
+
+`configs/train.yaml` names the groups; a group file holds differences from the defaults that stand in
+the dataclasses. A key that no dataclass has is refused, and the nearest one is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data.errors import InputError
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
+_SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
+_FULL_KEY = re.compile(r"^\s*full_key: (.+)$", re.MULTILINE)
+
+T = TypeVar("T")
+
+
+def compose(schema_name: str, schema: type[T], config_name: str | None, overrides: Sequence[str]) -> T:
+    """Settings of one command.
+
+    Args:
+        schema_name: What errors call these settings, for example the command's name.
+        schema: Dataclass with every key, its type and its default.
+        config_name: Primary file in `configs/` (`"train"`); None: the dataclass alone.
+        overrides: `key=value` of the command line, in Hydra's syntax (`optim.lr=1e-4`, `model=tiny`).
+
+    Raises:
+        InputError: Unknown key or group file, wrong type, malformed override, or a value that must be
+            given and was not.
+    """
+    for override in overrides:
+        if override.startswith(("+", "~")):
+            raise InputError(
+                f"{schema_name}: {override!r}: settings are changed, not added or removed; write key=value"
+            )
+    ConfigStore.instance().store(_SCHEMA, schema)
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            composed = hydra_compose(config_name or _SCHEMA, list(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise _explain(schema_name, schema, error) from error
+    return _typed(schema_name, schema, composed)
+
+
+def from_mapping(schema_name: str, schema: type[T], values: Mapping[str, Any]) -> T:
+    """Typed settings from a plain mapping, as strictly as `compose`; missing keys take their defaults."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
+    except OmegaConfBaseException as error:
+        raise _explain(schema_name, schema, error) from error
+    return _typed(schema_name, schema, merged)
+
+
+def to_mapping(settings: object) -> dict[str, Any]:
+    """Typed settings as plain nested dictionaries and lists (JSON and YAML can hold them)."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+
+
+def to_yaml(settings: object) -> str:
+    """Typed settings as YAML, every value written out."""
+    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file.
+
+    Raises:
+        InputError: The file is missing or unreadable, or holds no mapping.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: cannot read settings ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, expected a mapping of settings")
+    return cast(dict[str, Any], content)
+
+
+def keys(schema: type) -> Iterator[str]:
+    """Every key of a schema with dots, sections before their members: `optim`, `optim.lr`, ..."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        yield field.name
+        inner = hints[field.name]
+        if isinstance(inner, type) and is_dataclass(inner):
+            yield from (f"{field.name}.{key}" for key in keys(inner))
+
+
+def nearest(word: str, candidates: Sequence[str]) -> str:
+    """`"; did you mean 'x'?"` when a candidate is near, else an empty string (for error messages)."""
+    found = difflib.get_close_matches(word, candidates, n=1)
+    if not found:  # the right name in the wrong section
+        leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
+        found = [
+            leaves[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(leaves), n=1)
+        ]
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
+    unknown = set(composed) - {field.name for field in fields(cast(Any, schema))}
+    if unknown:
+        key = sorted(map(str, unknown))[0]
+        raise InputError(f"{schema_name}: unknown setting {key!r}{nearest(key, list(keys(schema)))}")
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        listed = " ".join(f"{key}=..." for key in missing)
+        raise InputError(f"{schema_name}: no value for {', '.join(missing)}; add {listed}")
+    try:
+        OmegaConf.resolve(composed)
+        settings = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise _explain(schema_name, schema, error) from error
+    _tuples(schema_name, settings)
+    return cast(T, settings)
+
+
+def _tuples(schema_name: str, settings: Any, prefix: str = "") -> None:
+    """OmegaConf keeps a tuple as a list of any length: make it a tuple of the declared one, in place."""
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        value, hint = getattr(settings, field.name), hints[field.name]
+        if is_dataclass(value):
+            _tuples(schema_name, value, f"{prefix}{field.name}.")
+        elif getattr(hint, "__origin__", None) is tuple:
+            if len(value) != len(hint.__args__):
+                raise InputError(
+                    f"{schema_name}: {prefix}{field.name}={list(value)} has {len(value)} values, "
+                    f"expected {len(hint.__args__)}"
+                )
+            setattr(settings, field.name, tuple(value))
+
+
+def _explain(schema_name: str, schema: type, error: Exception) -> InputError:
+    """One line of cause and remedy for what Hydra or OmegaConf raised."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    text = "\n".join(str(link) for link in chain)
+    source = re.match(r"In '([^']+)'", text)
+    where = f"{schema_name} (configs/{source.group(1)}.yaml)" if source else schema_name
+    found = _FULL_KEY.search(text)
+    key = found.group(1) if found else ""
+    if key and re.search(r"Key '.*' (is )?not in ", text):
+        return InputError(f"{where}: unknown setting {key!r}{nearest(key, [*keys(schema), *_groups()])}")
+    if missing := re.search(r"Could not find '([^']+)'", text):
+        return InputError(
+            f"{schema_name}: no file configs/{missing.group(1)}.yaml{_available(missing.group(1))}"
+        )
+    cause = next((line for line in str(chain[-1]).splitlines() if line and not line.startswith("In '")), "")
+    return InputError(f"{where}: {f'{key}: ' if key else ''}{cause}")
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir())
+
+
+def _available(choice: str) -> str:
+    group, _, name = choice.rpartition("/")
+    files = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+    return f"{nearest(name, files)} (there are: {', '.join(files)})" if files else ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
