@@ -75,8 +75,9 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
             task = suite.tasks[number]
             if len(recordings) < config.episodes:
                 raise InputError(
-                    f"task {number} of {config.suite} ({task.instruction}): the expert solved "
-                    f"{len(recordings)} of {attempts} initial states, {config.episodes} wanted; choose other tasks=[...]"
+                    f"task {number} of {config.suite} ({task.instruction}): the expert "
+                    f"solved {len(recordings)} of {attempts} initial states, {config.episodes} wanted; "
+                    "choose other tasks=[...]"
                 )
             path = demonstration_path(folder, task)
             write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets)

@@ -26,7 +26,8 @@ from eval.simulator.interface import Goal, Simulator
 _SPEED = 0.6  # largest command along an axis; 1.0 asks the controller for 5 cm
 _HOVER = 0.08  # height above the object in m while the gripper is beside it
 _FUNNEL = 5.0  # m of height per m of horizontal error: the gripper comes down inside a steep cone
-_REACHED = 0.010  # m
+_REACHED = 0.015  # m; closing tolerates more, so an imitator that is a little off still grasps
+_BELOW_CENTRE = 0.006  # m below the middle of the object
 _APPROACH_LIMIT = 70
 _CLOSE_STEPS = 6
 _RAISE_STEPS = 14
@@ -56,12 +57,12 @@ def _lift(simulator: Simulator, goal: Goal) -> Iterator[NDArray[np.float64]]:
     """Come down over the object in a funnel, close, raise."""
     arm = Arm(simulator, speed=_SPEED)
     for _ in range(_APPROACH_LIMIT):
-        target = simulator.position(goal.subject)
+        target = simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])
         error = target - simulator.gripper().position
         if np.linalg.norm(error) < _REACHED:
             break
         aside = float(np.linalg.norm(error[:2]))
-        height = min(_HOVER, _FUNNEL * max(0.0, aside - _REACHED / 2))
+        height = min(_HOVER, _FUNNEL * max(0.0, aside - _REACHED / 3))
         yield arm.toward(target + np.array([0.0, 0.0, height]), OPEN)
     for _ in range(_CLOSE_STEPS):
         yield np.array([0.0, 0.0, _PRESS, 0.0, 0.0, 0.0, CLOSE])
