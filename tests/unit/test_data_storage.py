@@ -1,0 +1,292 @@
+"""Shards and index: byte layout, stock readers, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+from webdataset.compat import WebDataset
+
+from data.contracts import Episode
+from data.errors import InputError
+from data.stats import summarise
+from data.storage.index import DatasetIndex, EpisodeEntry, ImageFormat, read_episode
+from data.storage.shards import ShardWriter, check_key, decode_episode, encode_episode
+from data.storage.store import FileStore, ObjectStore, open_store
+from data.tokens.action import ActionRanges
+
+
+def episode(number: int, steps: int = 5) -> Episode:
+    random = np.random.default_rng(number)
+    return Episode(
+        key=f"lift/demo_{number}",
+        suite="robosuite_lift",
+        task="lift",
+        instruction="lift the cube",
+        codes={
+            camera: random.integers(0, 512, (steps, 8, 8), dtype=np.uint16) for camera in ("wrist", "agent")
+        },
+        actions=random.normal(size=(steps, 7)).astype(np.float32),
+        states=random.normal(size=(steps, 8)).astype(np.float32),
+    )
+
+
+def equal(a: Episode, b: Episode) -> bool:
+    same = (a.key, a.suite, a.task, a.instruction) == (b.key, b.suite, b.task, b.instruction)
+    arrays = [(a.actions, b.actions), (a.states, b.states), *((a.codes[c], b.codes[c]) for c in a.codes)]
+    return same and set(a.codes) == set(b.codes) and all(np.array_equal(x, y) for x, y in arrays)
+
+
+def write_dataset(folder: Path, count: int = 3, limit: int = 1 << 20) -> DatasetIndex:
+    episodes = [episode(i, steps=4 + i) for i in range(count)]
+    writer = ShardWriter(open_store(str(folder)), limit)
+    for item in episodes:
+        writer.add(item)
+    entries = [
+        EpisodeEntry(
+            **dataclasses.asdict(location),
+            key=item.key,
+            length=item.length,
+            suite=item.suite,
+            task=item.task,
+            instruction=item.instruction,
+            split="train" if i else "val_ind",
+        )
+        for i, (item, location) in enumerate(zip(episodes, writer.close(), strict=True))
+    ]
+    index = DatasetIndex(
+        image=ImageFormat(pixels=64, rows=8, columns=8, codebook_size=512, tokenizer_sha256="0" * 64),
+        cameras=("agent", "wrist"),
+        action_ranges=ActionRanges(),
+        statistics={
+            "actions": summarise([item.actions for item in episodes]),
+            "states": summarise([item.states for item in episodes]),
+        },
+        episodes=tuple(entries),
+    )
+    index.save(str(folder))
+    return DatasetIndex.load(str(folder))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    index = write_dataset(tmp_path)
+    assert [entry.length for entry in index.episodes] == [4, 5, 6]
+    for i, entry in enumerate(index.episodes):
+        assert equal(read_episode(index, entry), episode(i, steps=4 + i))
+    assert [entry.key for entry in index.split("val_ind")] == ["lift/demo_0"]
+
+
+def test_same_episodes_give_the_same_bytes_and_another_shard_another_name(tmp_path: Path) -> None:
+    one, two = write_dataset(tmp_path / "a"), write_dataset(tmp_path / "b")
+    assert one == two
+    assert one.fingerprint == two.fingerprint
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    more = write_dataset(tmp_path / "a", count=4)
+    assert more.fingerprint != one.fingerprint
+    assert (tmp_path / "a" / one.episodes[0].shard).exists()
+    assert more.episodes[0].shard != one.episodes[0].shard
+
+
+def test_shards_are_bounded(tmp_path: Path) -> None:
+    index = write_dataset(tmp_path, limit=10_000)
+    assert len({entry.shard for entry in index.episodes}) == 3
+    assert all(entry.offset == 0 for entry in index.episodes)
+
+
+def test_a_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
+    index = write_dataset(tmp_path)
+    shard = tmp_path / index.episodes[0].shard
+    samples = list(WebDataset(str(shard), shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [entry.key for entry in index.episodes]
+    for i, sample in enumerate(samples):
+        truth = episode(i, steps=4 + i)
+        assert np.array_equal(sample["codes.agent.npy"], truth.codes["agent"])
+        assert np.array_equal(sample["actions.npy"], truth.actions)
+        assert sample["json"]["instruction"] == "lift the cube"
+
+
+def flip(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: content[:-4000], "cut short"),
+        (lambda content: content[:512], "cut short"),
+        (lambda content: flip(content, len(content) - 3000), "checksum"),
+        (lambda content: b"", "cut short"),
+        (None, "cannot be read"),
+    ],
+    ids=["truncated", "truncated after a header", "flipped", "empty", "missing"],
+)
+def test_damage_names_shard_episode_and_offset(
+    tmp_path: Path, damage: Callable[[bytes], bytes] | None, reason: str
+) -> None:
+    index = write_dataset(tmp_path)
+    entry = index.episodes[-1]
+    path = tmp_path / entry.shard
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError) as error:
+        read_episode(index, entry)
+    message = str(error.value)
+    assert reason in message
+    assert f"shard {entry.shard}, episode lift/demo_2, offset {entry.offset}" in message
+
+
+def test_an_episode_that_is_not_what_the_index_says_is_refused(tmp_path: Path) -> None:
+    index = write_dataset(tmp_path)
+    with pytest.raises(InputError, match="the index says 99 steps"):
+        read_episode(index, dataclasses.replace(index.episodes[0], length=99))
+    small = dataclasses.replace(index, image=dataclasses.replace(index.image, codebook_size=2))
+    with pytest.raises(InputError, match="the index says below 2"):
+        read_episode(small, index.episodes[0])
+    other = dataclasses.replace(index, cameras=("agent",))
+    with pytest.raises(InputError, match="cameras"):
+        read_episode(other, index.episodes[0])
+
+
+def damaged_index(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
+    def apply(content: bytes) -> bytes:
+        value = json.loads(content)
+        change(value)
+        return json.dumps(value).encode()
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: content[:100], "not valid JSON"),
+        (lambda content: b"[]", "expected a JSON object"),
+        (lambda content: b"[" * 100_000, "not valid JSON"),
+        (damaged_index(lambda v: v.update(schema=9)), "schema 9"),
+        (damaged_index(lambda v: v["image"].pop("rows")), "rows is nothing"),
+        (damaged_index(lambda v: v["episodes"][0].update(length="5")), "expected an integer"),
+        (damaged_index(lambda v: v["episodes"][0].update(size=1 << 60)), "expected an integer"),
+        (damaged_index(lambda v: v["episodes"][0].update(split="test")), "one of train"),
+        (damaged_index(lambda v: v["episodes"][0].update(key="../../etc/passwd")), "cannot name"),
+        (damaged_index(lambda v: v["episodes"][0].update(key="lift/demo_1")), "comes twice"),
+        (damaged_index(lambda v: v["episodes"][0].update(length=7)), "fingerprint"),
+        (damaged_index(lambda v: v["action_ranges"].update(minimum=[10**400] * 7)), "finite numbers"),
+    ],
+)
+def test_a_broken_index_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], reason: str) -> None:
+    write_dataset(tmp_path)
+    path = tmp_path / "index.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=reason):
+        DatasetIndex.load(str(tmp_path))
+
+
+def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="worldvla prepare"):
+        DatasetIndex.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../other/shard.tar", "/etc/passwd", "a/../b", "", ".hidden", "a\x00b"])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="plain relative name"):
+        FileStore(tmp_path).read_range(name, 0, 1)
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a.b", "a b", "x" * 151, "a/" + "b" * 41])
+def test_keys_that_cannot_name_members_are_refused(key: str) -> None:
+    with pytest.raises(InputError, match="rename the file"):
+        check_key(key)
+
+
+def test_the_longest_key_fits_into_an_archive() -> None:
+    long = dataclasses.replace(episode(0), key="f" * 109 + "/" + "d" * 40)
+    assert equal(decode_episode(encode_episode(long)), long)
+
+
+def foreign_member(info: tarfile.TarInfo, payload: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(payload))
+    return file.getvalue()[: 512 + len(payload) + -len(payload) % 512]
+
+
+def test_links_foreign_names_and_pickles_are_refused() -> None:
+    good = encode_episode(episode(0))
+    link = tarfile.TarInfo("lift/demo_0.codes.top.npy")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with pytest.raises(InputError, match="no plain file"):
+        decode_episode(good + foreign_member(link, b""))
+    for name in ("lift/demo_1.actions.npy", "../lift/demo_0.json", "lift/demo_0.extra.pkl"):
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        with pytest.raises(InputError, match="member"):
+            decode_episode(good + foreign_member(info, b"abc"))
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
+    info = tarfile.TarInfo("lift/demo_0.codes.top.npy")
+    info.size = len(pickled.getvalue())
+    with pytest.raises(InputError, match="array"):
+        decode_episode(good + foreign_member(info, pickled.getvalue()))
+
+
+GOOD = encode_episode(episode(0))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, len(GOOD) - 1), st.binary(min_size=1, max_size=24))
+def test_overwritten_bytes_never_crash_the_reader(position: int, noise: bytes) -> None:
+    content = (GOOD[:position] + noise + GOOD[position + len(noise) :])[: len(GOOD)]
+    try:
+        decoded = decode_episode(content)
+    except InputError:
+        return
+    assert decoded.actions.shape == (5, 7)  # the noise fell on values
+
+
+def test_object_stores_work_as_folders_do(tmp_path: Path) -> None:
+    remote = ObjectStore("memory:///", MemoryStore())
+    remote.write("part/shard-0.tar", b"0123456789")
+    assert remote.read("part/shard-0.tar") == b"0123456789"
+    assert remote.read_range("part/shard-0.tar", 2, 3) == b"234"
+    assert remote.exists("part/shard-0.tar")
+    assert not remote.exists("part/shard-1.tar")
+    with pytest.raises(InputError, match="cut short"):
+        remote.read_range("part/shard-0.tar", 8, 3)
+    with pytest.raises(InputError, match="cannot be read"):
+        remote.read("part/shard-1.tar")
+
+
+def test_urls(tmp_path: Path) -> None:
+    spaced = tmp_path / "a folder"
+    open_store(spaced.as_uri()).write("x", b"1")
+    assert open_store(str(spaced)).read("x") == b"1"
+    with pytest.raises(InputError, match="cannot open this object store"):
+        open_store("foo://bucket/prefix")
+    with pytest.raises(InputError, match="host"):
+        open_store("file://relative/path")
+
+
+def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(InputError, match="choose a writable place"):
+        open_store(str(tmp_path / "file")).write("x", b"1")
+    assert (tmp_path / "file").read_text() == "precious"
+    store = open_store(str(tmp_path))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        store.write("taken", b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
