@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from eval.simulator.interface import Goal, TaskInfo
-from eval.simulator.panda import PandaSimulator, installed_versions
+from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
 SUITE = "robosuite_lift"
@@ -39,7 +38,7 @@ class LiftSimulator(PandaSimulator):
 
     def _place(self, initial_state: int) -> None:
         # Placement and the noise of the arm's start come from numpy's global generator.
-        with _seeded_numpy(initial_state):
+        with seeded_numpy(initial_state):
             self._environment.reset()
 
     def _bodies(self) -> Mapping[str, int]:
@@ -72,17 +71,6 @@ class LiftSuite:
         return LiftSimulator()
 
 
-@contextmanager
-def _seeded_numpy(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator inside the block and put it back after."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
-
-
 def _make_environment() -> Any:
     """The Lift of robosuite with our agent camera, soft resets and no observations of its own."""
     choose_backend()
@@ -100,7 +88,7 @@ def _make_environment() -> Any:
                 camera_attribs={"fovy": str(_CAMERA_FIELD_OF_VIEW)},
             )
 
-    with _seeded_numpy(0):  # the cube's size is drawn when the model is built
+    with seeded_numpy(0):  # the cube's size is drawn when the model is built
         return _Lift(
             robots="Panda",
             controller_configs=load_controller_config(default_controller="OSC_POSE"),

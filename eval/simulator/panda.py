@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -45,20 +46,22 @@ class PandaSimulator(abc.ABC):
 
     def reset(self, initial_state: int) -> None:
         """Start an episode: numbered initial state, then the settling steps."""
-        self._check_initial_state(initial_state)
-        self._place(initial_state)
+        self._begin(initial_state)
         self._settle()
 
     def replay_from(self, flat_state: NDArray[np.float64], initial_state: int) -> None:
         """Start an episode from a stored physical state: reset, overwrite, settle."""
-        self._check_initial_state(initial_state)
-        self._place(initial_state)
+        self._begin(initial_state)
         self.set_sim_state(flat_state)
         self._settle()
 
-    def _check_initial_state(self, initial_state: int) -> None:
+    def _begin(self, initial_state: int) -> None:
         if initial_state < 0:
             raise InputError(f"initial state {initial_state}: expected a number from 0 on")
+        # A soft reset leaves the gripper's commanded opening as the last episode had it.
+        gripper = self._environment.robots[0].gripper
+        gripper.current_action = np.zeros_like(gripper.current_action)
+        self._place(initial_state)
 
     def _settle(self) -> None:
         action = np.array(SETTLE_ACTION)
@@ -173,6 +176,17 @@ class PandaSimulator(abc.ABC):
     def close(self) -> None:
         """Free physics and rendering context."""
         self._environment.close()
+
+
+@contextmanager
+def seeded_numpy(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator inside the block and put it back after."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def installed_versions(*packages: str) -> dict[str, str]:

@@ -1,0 +1,132 @@
+"""Find LIBERO's assets and make its package importable without questions on stdin."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import importlib.util
+import os
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+
+from data.errors import InputError
+
+_ENVIRONMENT = "LIBERO_ASSETS"
+_NEEDED = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
+# The originals of these meshes have several megabytes; stand-ins have a few kilobytes.
+_MESHES_WITH_STANDINS = (
+    "stable_scanned_objects/basket/visual/basket_vis.msh",
+    "stable_scanned_objects/akita_black_bowl/visual/akita_black_bowl_vis.msh",
+)
+_SMALLEST_ORIGINAL = 1_000_000
+
+
+def package_folder() -> Path:
+    """Folder of LIBERO's inner package (tasks and initial states lie in it).
+
+    Raises:
+        InputError: hf-libero is not installed.
+    """
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            "LIBERO is not installed; run: pip install --no-deps hf-libero==0.1.4 (with robosuite==1.4.0)"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "libero"
+
+
+def find_assets() -> Path:
+    """The folder with LIBERO's scenes, objects and textures.
+
+    `LIBERO_ASSETS` may name the folder, or a tar archive of it, which is unpacked once into the
+    user's cache folder. Without it the folder inside the installed package is taken.
+
+    Raises:
+        InputError: Nothing there, or not LIBERO's assets.
+    """
+    wished = os.environ.get(_ENVIRONMENT)
+    if wished is None:
+        folder = package_folder() / "assets"
+        if not folder.is_dir():
+            raise InputError(
+                f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; set "
+                f"{_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets)"
+            )
+    elif not Path(wished).exists():
+        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={wished} does not exist")
+    elif Path(wished).is_file():
+        folder = _unpacked(Path(wished))
+    else:
+        folder = Path(wished)
+    missing = [name for name in _NEEDED if not (folder / name).is_dir()]
+    if missing:
+        raise InputError(
+            f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; set {_ENVIRONMENT} to the "
+            "`assets` folder of a LIBERO checkout (libero/libero/assets)"
+        )
+    return folder.resolve()
+
+
+def has_standins(assets: Path) -> bool:
+    """Whether some visual meshes are small stand-ins for originals that were not to be had."""
+    meshes = (assets / name for name in _MESHES_WITH_STANDINS)
+    return any(mesh.is_file() and mesh.stat().st_size < _SMALLEST_ORIGINAL for mesh in meshes)
+
+
+def configure(assets: Path) -> None:
+    """Point the `libero` package at its files; must run before it is imported.
+
+    LIBERO reads `$LIBERO_CONFIG_PATH/config.yaml` at import and asks on stdin where it is missing, so a
+    private one is made unless the user has set one up by that variable.
+    """
+    package = package_folder()
+    chosen = os.environ.get("LIBERO_CONFIG_PATH")
+    if chosen is None or not (Path(chosen) / "config.yaml").is_file():
+        private = Path(tempfile.mkdtemp(prefix="worldvla-libero-"))
+        atexit.register(shutil.rmtree, private, ignore_errors=True)
+        paths = {
+            "assets": assets,
+            "bddl_files": package / "bddl_files",
+            "benchmark_root": package,
+            "datasets": package.parent / "datasets",
+            "init_states": package / "init_files",
+        }
+        # JSON strings are YAML strings
+        lines = [f'{name}: "{path}"' for name, path in paths.items()]
+        (private / "config.yaml").write_text("\n".join(lines) + "\n")
+        os.environ["LIBERO_CONFIG_PATH"] = str(private)
+    import libero.libero
+
+    libero.libero._assets_path_cache = str(assets)
+
+
+def _unpacked(archive: Path) -> Path:
+    """Unpack an archive into the cache once; concurrent callers agree on the first that is complete."""
+    information = archive.stat()
+    name = f"{archive.resolve()}:{information.st_size}:{information.st_mtime_ns}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldvla"
+    folder = cache / f"libero-assets-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return _inside(folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".libero-assets-", dir=cache))
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(unfinished, filter="data")
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
+    except tarfile.TarError as error:
+        raise InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return _inside(folder)
+
+
+def _inside(folder: Path) -> Path:
+    """The assets themselves, where the archive wraps them in a folder `assets`."""
+    return folder / "assets" if (folder / "assets").is_dir() else folder

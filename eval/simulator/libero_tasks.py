@@ -1,0 +1,163 @@
+"""LIBERO's suites: fixed initial states 0 to 49 for evaluation, sampled ones beyond for collection."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from eval.simulator.interface import EVALUATION_STATES, Goal, TaskInfo
+from eval.simulator.libero_assets import configure, find_assets, has_standins
+from eval.simulator.libero_names import LIBERO_SUITES
+from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
+from eval.simulator.rendering import choose_backend, quiet_robosuite
+
+_PLACEMENT_TRIES = 20
+
+
+class LiberoSuite:
+    """One of LIBERO's suites; see `LIBERO_SUITES`.
+
+    Raises:
+        InputError: Renderer, package or assets are missing.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._assets = find_assets()
+        choose_backend()
+        quiet_robosuite()
+        configure(self._assets)
+        from libero.libero import benchmark
+
+        with _silent():
+            self._benchmark = benchmark.get_benchmark(name)()
+        self.tasks = tuple(self._task(number) for number in range(self._benchmark.get_num_tasks()))
+
+    @property
+    def standin_assets(self) -> bool:
+        """Whether some visual assets are stand-ins."""
+        return has_standins(self._assets)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of LIBERO, robosuite and MuJoCo."""
+        return installed_versions("hf-libero", "robosuite", "mujoco")
+
+    def open(self, task: int) -> LiberoSimulator:
+        """Build the simulator of a task (5 s, about 2 GB)."""
+        return LiberoSimulator(self.tasks[task], self._initial_states(task))
+
+    def _task(self, number: int) -> TaskInfo:
+        task = self._benchmark.get_task(number)
+        return TaskInfo(
+            suite=self.name,
+            number=number,
+            name=task.name,
+            instruction=task.language.lower(),
+            horizon=LIBERO_SUITES[self.name],
+            environment=task.problem,
+            problem_file=self._benchmark.get_task_bddl_file_path(number),
+        )
+
+    def _initial_states(self, task: int) -> NDArray[np.float64]:
+        """The fixed initial states [50, D] that the package carries."""
+        return np.asarray(self._benchmark.get_task_init_states(task), dtype=np.float64)
+
+
+class LiberoSimulator(PandaSimulator):
+    """One LIBERO task.
+
+    Args:
+        task: The task.
+        initial_states: Physical states [N, D] of initial states 0 to N - 1.
+    """
+
+    def __init__(self, task: TaskInfo, initial_states: NDArray[np.float64]) -> None:
+        super().__init__(_make_environment(task), task)
+        self._initial_states = initial_states
+
+    def _place(self, initial_state: int) -> None:
+        fixed = initial_state < EVALUATION_STATES
+        if fixed and initial_state >= len(self._initial_states):
+            raise InputError(
+                f"initial state {initial_state}: {self.task.name} has {len(self._initial_states)} fixed ones"
+            )
+        # A reset places fixtures, too, and they are not part of the physical state: one seed for all
+        # fixed states keeps them where they were in the episode before.
+        with seeded_numpy(0 if fixed else initial_state):
+            self._sample_placement()
+        if fixed:
+            self.set_sim_state(self._initial_states[initial_state])
+
+    def _sample_placement(self) -> None:
+        from robosuite.utils.errors import RandomizationError
+
+        for attempt in range(_PLACEMENT_TRIES):
+            try:
+                self._environment.reset()
+                return
+            except RandomizationError:
+                if attempt + 1 == _PLACEMENT_TRIES:
+                    raise
+
+    def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
+        """Overwrite the physical state; LIBERO's own object states (a stove's knob) follow."""
+        super().set_sim_state(flat_state)
+        self._environment._check_success()
+        self._environment._post_process()
+
+    def _bodies(self) -> Mapping[str, int]:
+        return self._environment.obj_body_id
+
+    def objects(self) -> tuple[str, ...]:
+        """Names of the movable objects, as in the task's BDDL file."""
+        return tuple(self._environment.objects_dict)
+
+    def goals(self) -> tuple[Goal, ...]:
+        """The goal of the task's BDDL file."""
+        return tuple(
+            Goal(condition[0].lower(), condition[1], condition[2] if len(condition) > 2 else "")
+            for condition in self._environment.parsed_problem["goal_state"]
+        )
+
+
+def _make_environment(task: TaskInfo) -> Any:
+    """LIBERO's environment of the task, with soft resets and no observations of its own."""
+    from libero.libero.envs.env_wrapper import ControlEnv
+
+    if not Path(task.problem_file).is_file():
+        raise InputError(f"{task.suite}: task file {task.problem_file} is missing; reinstall hf-libero")
+    try:
+        with seeded_numpy(0), _silent():
+            wrapper = ControlEnv(
+                bddl_file_name=task.problem_file,
+                use_camera_obs=False,
+                has_offscreen_renderer=True,
+                ignore_done=True,
+            )
+    except (FileNotFoundError, ValueError) as error:
+        # MuJoCo reports a missing mesh or texture as ValueError("... Error opening file ...").
+        if isinstance(error, ValueError) and "opening file" not in str(error):
+            raise
+        raise InputError(
+            f"task {task.number} of {task.suite}: an asset is missing ({' '.join(str(error).split())}); "
+            "complete the folder that LIBERO_ASSETS names"
+        ) from error
+    environment = wrapper.env
+    with seeded_numpy(0):
+        environment.reset()
+    environment.hard_reset = False
+    return environment
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep LIBERO's informational prints off the console."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
