@@ -117,12 +117,12 @@ def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
     if unknown:
         key = sorted(map(str, unknown))[0]
         raise InputError(f"{schema_name}: unknown setting {key!r}{nearest(key, list(keys(schema)))}")
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        listed = " ".join(f"{key}=..." for key in missing)
-        raise InputError(f"{schema_name}: no value for {', '.join(missing)}; add {listed}")
     try:
         OmegaConf.resolve(composed)
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            listed = " ".join(f"{key}=..." for key in missing)
+            raise InputError(f"{schema_name}: no value for {', '.join(missing)}; add {listed}")
         settings = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise _explain(schema_name, schema, error) from error

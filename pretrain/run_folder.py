@@ -1,0 +1,195 @@
+"""The folder of a run: who may write into it, and what lies where.
+
+runs/<name>/
+  config.yaml       settings of the newest start
+  metrics.jsonl     one JSON object a logged step
+  summary.json      what came out of it
+  checkpoints/      step_00000100/ ...
+  tokenizers/       the text and image tokenizer, so that a checkpoint can be used alone
+  eval/  report.html  wandb/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+from pretrain.config import RunConfig, TrainingConfig
+from pretrain.settings import read_yaml, to_mapping, to_yaml
+
+# These may differ between two starts of one run: they change where and how fast it runs, not what it learns.
+_MAY_DIFFER = (
+    "run.",
+    "parallel.",
+    "checkpointing.",
+    "eval.",
+    "cluster.",
+    "telemetry.",
+    "demo.",
+    "trainer.stop_after",
+    "trainer.log_every",
+    "trainer.micro_batch",
+    "model.recompute",
+)
+_PACKAGES = (
+    "worldvla", "torch", "deepspeed", "megatron-core", "ray", "numpy", "wandb", "robosuite", "mujoco", "hf-libero",
+)  # fmt: skip
+_DIFFERENCES_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths within a run folder.
+
+    Attributes:
+        path: The folder itself.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, run: RunConfig) -> RunFolder:
+        """The folder that the settings name; it need not exist yet."""
+        return cls(Path(run.dir) / run.name)
+
+    @property
+    def config(self) -> Path:
+        """Settings of the newest start."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """What came out of the run."""
+        return self.path / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizers(self) -> Path:
+        """Folder of the text and image tokenizer."""
+        return self.path / "tokenizers"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+    def evaluation(self, step: int) -> Path:
+        """Folder of the evaluation of the checkpoint of a step."""
+        return self.path / "eval" / f"step_{step:08d}"
+
+    def open(self, config: TrainingConfig) -> None:
+        """Make the folder for this run, or check that it already is this run's; write `config.yaml`.
+
+        Raises:
+            InputError: The folder cannot be written, or belongs to a run of other settings.
+        """
+        if self.config.exists():
+            self._check_same(config)
+        elif self.metrics.exists() or self.checkpoints.exists():
+            raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.tokenizers.mkdir(exist_ok=True)
+            write_atomically(self.config, to_yaml(config))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot write the run folder ({error.strerror}); set run.dir to a folder you "
+                "may write to, or free space"
+            ) from error
+
+    def _check_same(self, config: TrainingConfig) -> None:
+        then, now = _flat(read_yaml(self.config)), _flat(to_mapping(config))
+        differing = [
+            f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(then.keys() | now.keys())
+            if not key.startswith(_MAY_DIFFER) and then.get(key) != now.get(key)
+        ]
+        if differing:
+            shown = "; ".join(differing[:_DIFFERENCES_SHOWN])
+            more = len(differing) - _DIFFERENCES_SHOWN
+            raise InputError(
+                f"{self.path}: is the folder of a run with other settings ({shown}"
+                f"{f'; and {more} more' if more > 0 else ''}); choose another run.name, or give the same settings"
+            )
+
+    def read_summary(self) -> dict[str, Any]:
+        """`summary.json`, or an empty dictionary before there is one.
+
+        Raises:
+            InputError: The file is not JSON.
+        """
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{self.summary}: not JSON ({error}); remove it, the run writes it anew"
+            ) from error
+
+    def update_summary(self, **parts: Any) -> dict[str, Any]:
+        """Set some keys of `summary.json`, leave the others, and return the whole.
+
+        Trainer and supervisor both call this: a lock keeps their parts, a rename keeps the file whole.
+        """
+        with _locked(self.path / ".summary.lock"):
+            summary = {**self.read_summary(), **parts}
+            write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old or the new content and nothing between."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
