@@ -105,10 +105,14 @@ class DatasetIndex:
         """The episodes of one of `SPLITS`."""
         return tuple(entry for entry in self.episodes if entry.split == name)
 
+    def to_json(self) -> bytes:
+        """The content of `index.json`."""
+        content = {"fingerprint": self.fingerprint, **self._content()}
+        return (json.dumps(content, indent=1) + "\n").encode()
+
     def save(self, url: str) -> None:
         """Write `index.json` below `url`, as a whole."""
-        content = {"fingerprint": self.fingerprint, **self._content()}
-        open_store(url).write(INDEX_FILE, (json.dumps(content, indent=1) + "\n").encode())
+        open_store(url).write(INDEX_FILE, self.to_json())
 
     @classmethod
     def load(cls, url: str) -> DatasetIndex:

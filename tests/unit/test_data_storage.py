@@ -8,13 +8,14 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
-from webdataset.compat import WebDataset
 
 from data.contracts import Episode
 from data.errors import InputError
@@ -108,7 +109,8 @@ def test_shards_are_bounded(tmp_path: Path) -> None:
 def test_a_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
     index = write_dataset(tmp_path)
     shard = tmp_path / index.episodes[0].shard
-    samples = list(WebDataset(str(shard), shardshuffle=False).decode())
+    pipeline: Any = webdataset.WebDataset(str(shard), shardshuffle=False)  # pyright: ignore[reportAttributeAccessIssue]
+    samples = list(pipeline.decode())
     assert [sample["__key__"] for sample in samples] == [entry.key for entry in index.episodes]
     for i, sample in enumerate(samples):
         truth = episode(i, steps=4 + i)
