@@ -1,0 +1,63 @@
+"""`worldvla report`: one self-contained page about a run, from its folder alone.
+
+The page carries its pictures and videos inside, loads nothing, runs no script, and treats every text of
+the run folder (names, configuration, instructions) as hostile: the template escapes all of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from data.errors import InputError
+from eval import report_media as media
+from eval import report_view as view
+from eval.run_folder import RunFolder, mapping, read_run
+
+REPORT_NAME = "report.html"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `report.html` into the run folder and return its path.
+
+    Raises:
+        InputError: The folder is no run folder, a file in it is damaged, or it cannot be written.
+    """
+    run = read_run(Path(run_dir))
+    page = run.path / REPORT_NAME
+    partial = page.with_suffix(".html.tmp")
+    try:
+        partial.write_text(render(run), encoding="utf-8")
+        partial.replace(page)
+    except OSError as error:
+        raise InputError(f"{page}: cannot write the report ({error.strerror}); free the folder") from error
+    return page
+
+
+def render(run: RunFolder) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("eval"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    videos, left_out = media.videos(run)
+    return environment.get_template("report.html.j2").render(
+        run={"name": run.name, "lead": view.lead(run)},
+        figures=view.figures(run),
+        charts=view.learning_charts(run),
+        history=[view.event_sentence(event) for event in run.events],
+        success=view.success_chart(run),
+        evaluations=[view.evaluation_row(evaluation) for evaluation in run.evaluations],
+        evaluation_notes=view.evaluation_notes(run),
+        tasks=view.task_rows(run),
+        videos=videos,
+        videos_left_out=left_out,
+        imagined=media.imagined(run),
+        checkpoints=[path.name for path in sorted((run.path / "checkpoints").glob("step_*"))],
+        versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
+        configuration=run.configuration,
+    )

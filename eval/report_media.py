@@ -1,0 +1,97 @@
+"""Pictures and videos of a run as data URLs, so that the report is one file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.charts import Chart, Series, format_number, line_chart
+from eval.run_folder import Evaluation, Json, RunFolder, number, read_json, rows
+
+_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
+_MOST_VIDEOS = 12
+_IMAGINE = "imagine"  # stem of the world-model files in an evaluation folder
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video as a data URL."""
+
+    source: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """The newest world-model rollout."""
+
+    picture: str
+    caption: str
+    video: str | None
+    chart: Chart | None
+
+
+def videos(run: RunFolder) -> tuple[list[Video], int]:
+    """Rollout videos, newest step first, as many as a page can carry; and how many were left out."""
+    files = [
+        (evaluation, file)
+        for evaluation in reversed(run.evaluations)
+        for file in sorted(evaluation.folder.glob("*.mp4"))
+        if file.stem != _IMAGINE
+    ]
+    shown: list[Video] = []
+    room = _VIDEO_BYTES
+    for evaluation, file in files:
+        size = file.stat().st_size
+        if len(shown) < _MOST_VIDEOS and size <= room:
+            room -= size
+            shown.append(Video(_data_url(file, "video/mp4"), _video_caption(evaluation, file)))
+    return shown, len(files) - len(shown)
+
+
+def imagined(run: RunFolder) -> Imagined | None:
+    """The world-model rollout of the newest step that has one."""
+    pictures = sorted(run.path.glob(f"eval/step_*/{_IMAGINE}.png"))
+    if not pictures:
+        return None
+    picture = pictures[-1]
+    video, scores = picture.with_suffix(".mp4"), picture.with_suffix(".json")
+    results = read_json(scores) if scores.is_file() else {}
+    frames = rows(results, "frames")
+    caption = [picture.parent.name.replace("_", " ")]
+    if results.get("episode"):
+        caption.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
+    for key, unit in (("psnr", " dB"), ("ssim", "")):
+        if (value := number(results, key)) is not None:
+            caption.append(f"{key.upper()} {format_number(value)}{unit} over {len(frames)} frames")
+    return Imagined(
+        picture=_data_url(picture, "image/png"),
+        caption=", ".join(caption),
+        video=_data_url(video, "video/mp4") if video.is_file() else None,
+        chart=line_chart(
+            "PSNR by predicted frame",
+            "dB",
+            [
+                _per_frame(frames, "psnr", "prediction", 1),
+                _per_frame(frames, "tokenizer_psnr", "tokenizer alone", 3),
+            ],
+            x_unit="frame",
+        ),
+    )
+
+
+def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Series:
+    points = [
+        (float(i), v) for i, frame in enumerate(frames, start=1) if (v := number(frame, key)) is not None
+    ]
+    return Series(label, points, tone, dots=True)
+
+
+def _video_caption(evaluation: Evaluation, file: Path) -> str:
+    return f"Step {evaluation.step}, {file.stem.replace('_', ' ')}"
+
+
+def _data_url(file: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"

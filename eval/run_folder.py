@@ -1,0 +1,131 @@
+"""Reading a run folder: the files a run leaves, checked as far as a reader needs.
+
+Numbers in these files may be absent, null or not finite (a diverged loss): `number` answers None then.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One `eval/step_*/` folder with its `results.json`."""
+
+    folder: Path
+    results: Json
+
+    @property
+    def step(self) -> int:
+        """Optimiser step of the evaluated checkpoint."""
+        return int(number(self.results, "step") or 0)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run folder holds; whatever is not there yet is empty.
+
+    Attributes:
+        path: The folder.
+        configuration: Text of `config.yaml`.
+        summary: `summary.json`.
+        steps: Lines of `metrics.jsonl` that are measurements, ascending in step.
+        events: The other lines (a resume).
+        evaluations: Evaluated checkpoints, ascending in step.
+    """
+
+    path: Path
+    configuration: str
+    summary: Json
+    steps: Sequence[Json]
+    events: Sequence[Json]
+    evaluations: Sequence[Evaluation]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.resolve().name
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read a run folder.
+
+    Raises:
+        InputError: It holds neither `config.yaml` nor `metrics.jsonl`, or a file is damaged.
+    """
+    configuration, metrics, summary = (path / n for n in ("config.yaml", "metrics.jsonl", "summary.json"))
+    if not configuration.is_file() and not metrics.is_file():
+        raise InputError(f"{path}: no config.yaml and no metrics.jsonl here; name a run folder (runs/<name>)")
+    lines = _read_lines(metrics) if metrics.is_file() else []
+    results = path.glob("eval/step_*/results.json")
+    evaluations = [Evaluation(file.parent, read_json(file)) for file in results]
+    return RunFolder(
+        path=path,
+        configuration=configuration.read_text("utf-8", "replace") if configuration.is_file() else "",
+        summary=read_json(summary) if summary.is_file() else {},
+        steps=sorted((line for line in lines if _is_measurement(line)), key=lambda line: line["step"]),
+        events=[line for line in lines if "event" in line],
+        evaluations=sorted(evaluations, key=lambda evaluation: evaluation.step),
+    )
+
+
+def read_json(path: Path) -> Json:
+    """One JSON object of a file.
+
+    Raises:
+        InputError: The file holds something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); delete it or restore it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: found a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def number(values: Json, key: str) -> float | None:
+    """A finite number of a JSON object, else None."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def mapping(values: Json, key: str) -> Json:
+    """An object inside a JSON object, empty where there is none."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def rows(values: Json, key: str) -> list[Json]:
+    """A list of objects inside a JSON object, empty where there is none."""
+    value = values.get(key)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _is_measurement(line: Json) -> bool:
+    return "event" not in line and number(line, "step") is not None
+
+
+def _read_lines(path: Path) -> list[Json]:
+    lines = path.read_text("utf-8", "replace").split("\n")
+    complete, torn = lines[:-1], lines[-1]  # a running trainer may be in the middle of its last line
+    values: list[Json] = []
+    for i, line in enumerate([*complete, torn] if torn.endswith("}") else complete, start=1):
+        try:
+            value = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise InputError(f"{path}: line {i} is not JSON ({error}); delete that line") from error
+        if isinstance(value, dict):
+            values.append(value)
+    return values
