@@ -34,6 +34,8 @@ WORLD_TEXT = (
     "Generate the next image based on the provided sequence of historical images and corresponding actions."
 )
 
+_BOS = np.array([BOS], np.int32)
+_END_OF_TURN = np.array([END_OF_TURN], np.int32)
 _ORDINARY = 0  # block id of tokens outside action blocks
 _BEFORE_LAST_IMAGE = -1  # block id of a world sample's action
 
@@ -68,7 +70,7 @@ def action_prompt(text_ids: ArrayLike, image_blocks: Sequence[ArrayLike]) -> NDA
         text_ids: Ids of `action_text(instruction)`, without BOS.
         image_blocks: The frames seen, oldest first: ids [L] each, from `image_block`.
     """
-    return _join(BOS, text_ids, *image_blocks, END_OF_TURN)
+    return _join(_BOS, text_ids, *image_blocks, _END_OF_TURN)
 
 
 def action_sample(
@@ -82,7 +84,7 @@ def action_sample(
         action_ids: Bins [K, 7], from `data.tokens.action.encode`.
     """
     prompt = action_prompt(text_ids, image_blocks)
-    sample = _sample(prompt, _join(action_blocks(action_ids), END_OF_TURN))
+    sample = _sample(prompt, _join(action_blocks(action_ids), _END_OF_TURN))
     answer = sample.blocks[len(prompt) : -1].reshape(len(action_ids), ACTION_BLOCK_LENGTH)
     answer[:] = np.arange(1, len(action_ids) + 1, dtype=np.int32)[:, None]
     return sample
@@ -98,7 +100,7 @@ def world_prompt(
         image_block: The frame at time t: ids [L].
         action_ids: Bins [7] of the action at time t.
     """
-    return _join(BOS, text_ids, image_block, action_blocks(action_ids[None]), END_OF_TURN)
+    return _join(_BOS, text_ids, image_block, action_blocks(action_ids[None]), _END_OF_TURN)
 
 
 def world_sample(
@@ -106,7 +108,7 @@ def world_sample(
 ) -> Sample:
     """Frame and action at time t -> the frame at t + 1 (ids [L]); other arguments as `world_prompt`."""
     prompt = world_prompt(text_ids, image_block, action_ids)
-    sample = _sample(prompt, _join(next_block, END_OF_TURN))
+    sample = _sample(prompt, _join(next_block, _END_OF_TURN))
     sample.blocks[len(prompt) - 1 - ACTION_BLOCK_LENGTH : len(prompt) - 1] = _BEFORE_LAST_IMAGE
     return sample
 
@@ -131,7 +133,7 @@ def action_blocks(action_ids: NDArray[np.integer]) -> NDArray[np.int32]:
 
 
 def _join(*parts: ArrayLike) -> NDArray[np.int32]:
-    return np.concatenate([np.atleast_1d(np.asarray(part, np.int32)) for part in parts])
+    return np.concatenate(parts, dtype=np.int32, casting="same_kind")
 
 
 def _sample(prompt: NDArray[np.int32], answer: NDArray[np.int32]) -> Sample:

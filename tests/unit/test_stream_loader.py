@@ -163,6 +163,19 @@ def test_the_order_of_asking_does_not_matter(url: str) -> None:
             assert np.array_equal(stream.micro_batches(step, 0, 1)[0].tokens, forward[step])
 
 
+def test_the_next_step_is_prepared_ahead(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    original = TokenStream._assemble
+    monkeypatch.setattr(
+        TokenStream, "_assemble", lambda self, step, *rank: steps.append(step) or original(self, step, *rank)
+    )
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        for step in range(3):
+            stream.micro_batches(step, 0, 1)
+    assert steps[:3] == [0, 1, 2]
+    assert steps[3:] in ([], [3])  # closed before or after it began
+
+
 def test_the_mixture_is_exact_in_every_step(url: str) -> None:
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
         for step in range(8):
@@ -213,14 +226,14 @@ def test_memory_of_the_cache_is_bounded(url: str, monkeypatch: pytest.MonkeyPatc
     )
     size = EpisodeCache(index, "train", "agent")[0].nbytes
     reads.clear()
-    cache = EpisodeCache(index, "train", "agent", capacity=3 * size)  # 21 steps: 0 and 2, or 2 and 3
-    for number in (0, 2, 0, 2):
+    cache = EpisodeCache(index, "train", "agent", capacity=3 * size)  # 21 steps: 0 and 2, or 0 and 3
+    for number in (0, 2, 0):
         cache[number]
     assert len(reads) == 2
-    cache[3]  # 0 is the one used longest ago
-    cache[2]
-    assert len(reads) == 3
+    cache[3]  # 2 is the one used longest ago
     cache[0]
+    assert len(reads) == 3
+    cache[2]
     assert len(reads) == 4
 
 
