@@ -72,14 +72,8 @@ def prepare(config: PrepareConfig, tokenizer: FrameEncoder, progress: Progress |
         InputError: A demonstration is not valid, the tokenizer is for another resolution, the place
             cannot be written or holds another data set.
     """
-    if tokenizer.pixels != config.resolution:
-        raise InputError(
-            f"the image tokenizer takes frames of {tokenizer.pixels} pixels but resolution is "
-            f"{config.resolution}; set resolution={tokenizer.pixels} or give another image_tokenizer"
-        )
     references = list_demonstrations(config.source)
-    for reference in references:
-        check_key(reference.key)  # before any work is done
+    _check(config, tokenizer, references)
     writer = ShardWriter(open_store(config.out), config.shard_megabytes * 1_000_000)
     prepared: list[_Prepared] = []
     for done, reference in enumerate(references):
@@ -141,6 +135,27 @@ def assign_splits(tasks: Sequence[str]) -> list[str]:
         trains = seen[task] <= _nine_tenths(counts[task])
         splits.append("val_ood" if task not in in_domain else "train" if trains else "val_ind")
     return splits
+
+
+def _check(
+    config: PrepareConfig, tokenizer: FrameEncoder, references: Sequence[DemonstrationReference]
+) -> None:
+    """Whatever can be refused before any work is done."""
+    if tokenizer.pixels != config.resolution:
+        raise InputError(
+            f"the image tokenizer takes frames of {tokenizer.pixels} pixels but resolution is "
+            f"{config.resolution}; set resolution={tokenizer.pixels} or give another image_tokenizer"
+        )
+    for name, value in (("shard_megabytes", config.shard_megabytes), ("batch_size", config.batch_size)):
+        if value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
+    keys = Counter(check_key(reference.key) for reference in references)
+    for reference in references:
+        if keys[reference.key] > 1:
+            raise InputError(
+                f"{reference.path}: another file of {config.source} gives the same episode key "
+                f"{reference.key}; rename one of them"
+            )
 
 
 def _nine_tenths(count: int) -> int:
@@ -208,7 +223,7 @@ def _commit(index: DatasetIndex) -> None:
     store = open_store(index.url)
     if store.exists(INDEX_FILE) and store.read(INDEX_FILE) != index.to_json():
         raise InputError(
-            f"{store.url}: holds another data set already (its {INDEX_FILE} differs); choose another out=, or "
-            f"delete {INDEX_FILE} there"
+            f"{store.url}: holds another data set already (its {INDEX_FILE} differs); choose another out= "
+            f"or delete {INDEX_FILE} there"
         )
     store.write(INDEX_FILE, index.to_json())

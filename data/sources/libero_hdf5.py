@@ -128,7 +128,7 @@ def _opened(path: Path) -> Generator[_Node, None, None]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError) as error:  # h5py's own: cut short, broken chunk, not HDF5
+    except (OSError, RuntimeError, TypeError) as error:  # h5py: cut short, broken, a type numpy lacks
         raise InputError(
             f"{path}: not a readable HDF5 file ({error}); copy it again or collect it again"
         ) from error
@@ -220,7 +220,8 @@ def _numbers(
             "export the demonstration again"
         )
     _check_steps(name, shape[0], steps, where)
-    values = np.asarray(dataset[()], dtype=np.float32)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite below
+        values = np.asarray(dataset[()], dtype=np.float32)
     if not np.isfinite(values).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise InputError(
