@@ -69,3 +69,61 @@ class DemoConfig(RootConfig):
     """
 
     demo: DemoStageConfig = field(default_factory=DemoStageConfig)
+
+
+@dataclass
+class ReportConfig:
+    """`worldvla report`.
+
+    Attributes:
+        run: The run's folder.
+    """
+
+    run: str = "???"
+
+
+@dataclass
+class InspectPlanConfig:
+    """`worldvla inspect plan`: the order of the data as a pure function of seed and step.
+
+    Attributes:
+        url: Folder or object-store prefix with `index.json`.
+        seed: `trainer.seed`.
+        step: Optimiser step, from 0.
+        ranks: Data-parallel ranks that share the step.
+        global_batch: `trainer.global_batch`.
+        sequence_length: `trainer.sequence_length`.
+        history: `data.history`.
+        chunk: `data.chunk`.
+    """
+
+    url: str = "???"
+    seed: int = 0
+    step: int = 0
+    ranks: int = 1
+    global_batch: int = 8
+    sequence_length: int = 4096
+    history: int = 2
+    chunk: int = 5
+
+
+@dataclass
+class InspectDataConfig:
+    """`worldvla inspect data`.
+
+    Attributes:
+        url: Folder or object-store prefix with `index.json`.
+    """
+
+    url: str = "???"
+
+
+@dataclass
+class InspectCheckpointConfig:
+    """`worldvla inspect checkpoint`.
+
+    Attributes:
+        path: Checkpoint folder.
+    """
+
+    path: str = "???"

@@ -98,6 +98,6 @@ def check_fits(placement: Placement, cpus: float, gpus: float, source: str) -> N
         )
     if placement.gpus > gpus:
         raise InputError(
-            f"{gpus:g} GPUs found, the run needs {placement.gpus} ({placement.ranks} training processes, one each); "
-            "lower parallel.tensor or parallel.data, or set cluster.gpus_per_rank=0 to train on CPUs"
+            f"{gpus:g} GPUs found, the run needs {placement.gpus} ({placement.ranks} training processes, "
+            "one each); lower parallel.tensor or parallel.data, or train on CPUs with cluster.gpus_per_rank=0"
         )

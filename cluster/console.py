@@ -1,0 +1,90 @@
+"""What a command shows: headings, and progress bars that become plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def make_console(stderr: bool = False) -> Console:
+    """The console of a command; `stderr` keeps standard output free for `--json`."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """One line of a `Board`."""
+
+    def __init__(self, board: Board, label: str, total: int | None) -> None:
+        self._board, self._label = board, label
+        self._task: TaskID = board.live.add_task(label, total=total, note="")
+        self._last_line = 0.0
+        self._shown: tuple[int, str] | None = None
+
+    def update(self, done: int, total: int | None = None, note: str = "") -> None:
+        """Show that `done` of `total` are done (None: total unchanged), and a short note beside it."""
+        self._board.live.update(self._task, completed=done, note=note)
+        if total is not None:
+            self._board.live.update(self._task, total=total)
+        if self._board.plain:
+            self._print(done, note)
+
+    def _print(self, done: int, note: str) -> None:
+        total = self._board.live.tasks[self._board.live.task_ids.index(self._task)].total
+        finished = total is not None and done >= total
+        due = time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or finished
+        if not due or self._shown == (done, note):
+            return
+        self._last_line, self._shown = time.monotonic(), (done, note)
+        count = f"{done}" if total is None else f"{done}/{total:.0f}"
+        self._board.console.print(f"  {self._label} {count} {note}".rstrip())
+
+
+class Board:
+    """Several progress bars below each other, shown for the length of a `with` block.
+
+    On a terminal they are drawn in place; elsewhere each writes a line every ten seconds and at its end.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.plain = not console.is_terminal
+        self.live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            disable=self.plain,
+            refresh_per_second=4,
+        )
+
+    def __enter__(self) -> Board:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.live.stop()
+
+    def bar(self, label: str, total: int | None = None) -> Bar:
+        """Add a bar; `total` None: not known yet."""
+        return Bar(self, label, total)

@@ -1,0 +1,163 @@
+"""Evaluations beside the training: one Ray actor for each committed checkpoint, on CPUs of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cluster.ranks import forget_failures, read_failures, recorded
+
+if TYPE_CHECKING:
+    from eval.config import EvaluationConfig
+
+Progress = Callable[[int, int], None]
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationJob:
+    """What one evaluation needs to know.
+
+    Attributes:
+        step: Of the checkpoint.
+        checkpoint: Its folder.
+        out: Folder for the results.
+        settings: Suite, tasks, episodes.
+        imagine: Also make a world-model rollout.
+    """
+
+    step: int
+    checkpoint: Path
+    out: Path
+    settings: EvaluationConfig
+    imagine: bool
+
+
+Evaluate = Callable[[EvaluationJob, Progress], Results]
+"""Does one evaluation in a process of its own: importable under its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One evaluation that has ended.
+
+    Attributes:
+        step: Of the checkpoint.
+        results: Content of its `results.json`; None when it failed.
+        error: What went wrong and where the whole story is, in one line; None when nothing did.
+    """
+
+    step: int
+    results: Results | None
+    error: str | None
+
+
+@dataclass(slots=True)
+class _Pending:
+    worker: Any
+    result: Any
+    asked: Any = None
+    progress: tuple[int, int] = field(default=(0, 0))
+
+
+class EvaluationGroup:
+    """Submits evaluations and collects what they leave; nothing here waits.
+
+    Args:
+        logs: Folder for one log an evaluation.
+        evaluate: Does one, in the actor.
+    """
+
+    def __init__(self, logs: Path, evaluate: Evaluate) -> None:
+        self._logs, self._evaluate = logs, evaluate
+        self._pending: dict[int, _Pending] = {}
+
+    @property
+    def pending(self) -> list[int]:
+        """Steps whose evaluation has not ended, ascending."""
+        return sorted(self._pending)
+
+    def submit(self, job: EvaluationJob) -> None:
+        """Queue the evaluation of one checkpoint; it begins when its `workers` CPUs are free."""
+        import ray
+
+        name = _log_name(job.step)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        forget_failures(self._logs, name)
+        # Two threads: one evaluates, the other answers how far it is.
+        actor: Any = ray.remote(_EvaluationWorker)
+        worker = actor.options(num_cpus=job.settings.workers, max_concurrency=2).remote(
+            self._evaluate, self._logs.resolve(), name
+        )
+        self._pending[job.step] = _Pending(worker, worker.evaluate.remote(job))
+
+    def finished(self) -> list[Finished]:
+        """Evaluations that have ended since the last call."""
+        import ray
+
+        return [
+            self._collect(step)
+            for step in self.pending
+            if ray.wait([self._pending[step].result], timeout=0)[0]
+        ]
+
+    def progress(self) -> dict[int, tuple[int, int]]:
+        """Step -> episodes done and wanted, as far as the workers have answered."""
+        import ray
+        from ray.exceptions import RayError
+
+        for pending in self._pending.values():
+            if pending.asked is None:
+                pending.asked = pending.worker.progress.remote()
+            elif ray.wait([pending.asked], timeout=0)[0]:
+                try:
+                    pending.progress = ray.get(pending.asked)
+                except RayError:
+                    continue  # the worker is gone: `finished` tells why
+                pending.asked = None
+        return {step: pending.progress for step, pending in self._pending.items()}
+
+    def _collect(self, step: int) -> Finished:
+        import ray
+        from ray.exceptions import RayError
+
+        pending = self._pending.pop(step)
+        try:
+            finished = Finished(step, cast(Results, ray.get(pending.result)), None)
+        except RayError as died:
+            finished = Finished(step, None, self._explain(step, died))
+        ray.kill(pending.worker)
+        return finished
+
+    def _explain(self, step: int, died: Exception) -> str:
+        failures = read_failures(self._logs, _log_name(step))
+        if failures and failures[0].user_mistake:
+            return failures[0].message
+        cause = failures[0].headline if failures else f"its worker died ({type(died).__name__})"
+        return f"{cause}; see {self._logs / _log_name(step)}.log"
+
+
+class _EvaluationWorker:
+    """The actor: a process of its own that evaluates one checkpoint."""
+
+    def __init__(self, evaluate: Evaluate, logs: Path, name: str) -> None:
+        self._evaluate, self._logs, self._name = evaluate, logs, name
+        self._progress = (0, 0)
+
+    def evaluate(self, job: EvaluationJob) -> Results:
+        """Evaluate and return the results."""
+        with recorded(self._logs, self._name):
+            return self._evaluate(job, self._note)
+
+    def progress(self) -> tuple[int, int]:
+        """Episodes done and wanted."""
+        return self._progress
+
+    def _note(self, done: int, wanted: int) -> None:
+        self._progress = (done, wanted)
+
+
+def _log_name(step: int) -> str:
+    return f"eval_{step:08d}"

@@ -1,0 +1,119 @@
+"""The `worldvla` command: reads the command line, composes typed settings, hands over, reports mistakes.
+
+Nothing heavy is imported here: `worldvla --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.commands import COMMANDS, Command
+from data.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How a command was called, beside its settings.
+
+    Attributes:
+        console: Where to show progress and results.
+        json: Print one JSON object on standard output (the console then writes to standard error).
+        overrides: The `key=value` words of the command line.
+    """
+
+    console: Console
+    json: bool = False
+    overrides: tuple[str, ...] = ()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except InputError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted; the same command goes on from what is already written", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    flags = {word for word in words if word.startswith("-")}
+    words = [word for word in words if not word.startswith("-")]
+    wants_help = bool(flags & {"--help", "-h"})
+    if not words:
+        from cluster.usage import overview
+
+        print(overview())
+        return 0 if wants_help else WRONG_INPUT
+    command, rest = _find(words)
+    if wants_help:
+        from cluster.usage import describe
+
+        print(describe(command))
+        return 0
+    unknown = flags - ({"--debug", "--json"} if command.json else {"--debug"})
+    if unknown:
+        raise InputError(f"worldvla {command.name}: unknown option {sorted(unknown)[0]}; see --help")
+    for word in rest:
+        if "=" not in word:
+            raise InputError(f"worldvla {command.name}: {word!r}: settings are written key=value; see --help")
+    return _carry_out(command, rest, json="--json" in flags, debug="--debug" in flags)
+
+
+def _carry_out(command: Command, overrides: list[str], json: bool, debug: bool) -> int:
+    from cluster.console import make_console
+    from cluster.failures import CommandFailedError
+    from pretrain.settings import compose
+
+    settings = compose(
+        f"worldvla {command.name}",
+        command.load_schema(),
+        command.config_name,
+        [*command.preset, *overrides],
+    )
+    invocation = Invocation(make_console(stderr=json), json, tuple(overrides))
+    try:
+        command.load_function()(settings, invocation)
+    except CommandFailedError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _find(words: list[str]) -> tuple[Command, list[str]]:
+    """The command that the first one or two words name, and the remaining words."""
+    for command in COMMANDS:
+        parts = command.name.split()
+        if words[: len(parts)] == parts:
+            return command, words[len(parts) :]
+    import difflib
+
+    names = [command.name for command in COMMANDS]
+    members = [name for name in names if name.split()[0] == words[0]]
+    if members:
+        raise InputError(f"worldvla {words[0]}: expected one of {', '.join(members)}")
+    near = difflib.get_close_matches(words[0], names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"unknown command {words[0]!r}{hint} (worldvla --help lists the commands)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""One training run from start to end: ranks, progress, W&B, and an evaluation of every checkpoint that is due."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.checkpoint_watch import RESULTS, committed_steps, due_steps, evaluated_steps, step_folder
+from cluster.config import RootConfig
+from cluster.console import Bar, Board
+from cluster.eval_group import Evaluate, EvaluationGroup, EvaluationJob, Finished
+from cluster.failures import CommandFailedError
+from cluster.session import Session, open_session
+from cluster.topology import Placement, place
+from cluster.train_group import Train, run_train_group
+from data.errors import InputError
+from pretrain.checks import check_training
+from pretrain.run_folder import RunFolder
+from pretrain.settings import to_mapping
+from pretrain.telemetry.sinks import MetricsTail, WandbSink, describe
+
+_SECONDS_BETWEEN_LOOKS = 0.25
+_SUMMARY_KEYS = ("step", "suite", "tasks", "episodes", "successes", "errors", "success_rate")
+
+
+def supervise(config: RootConfig, console: Console, train: Train, evaluate: Evaluate) -> RunFolder:
+    """Train to the end (or to `trainer.stop_after`), evaluating checkpoints beside it; return the run folder.
+
+    Training never waits for an evaluation; the command ends when the last evaluation has.
+
+    Args:
+        config: The run.
+        console: Where progress is shown.
+        train: Runs in every rank.
+        evaluate: Runs in a process of its own for every checkpoint that is due.
+
+    Raises:
+        InputError: The settings, the run folder or the machine do not allow the run.
+        CommandFailedError: A rank or an evaluation failed.
+    """
+    check_training(config)
+    placement = plan_run(config)
+    folder = RunFolder.of(config.run)
+    folder.open(config)
+    with (
+        closing(WandbSink(folder.path, config.run.name, config.telemetry, to_mapping(config))) as wandb,
+        open_session(config.cluster, placement) as session,
+        Board(console) as board,
+    ):
+        _Supervisor(config, folder, board, wandb, evaluate).run(session, train)
+    return folder
+
+
+def plan_run(config: RootConfig) -> Placement:
+    """Check what can be checked before any process starts, and plan the resources.
+
+    Raises:
+        InputError: Too few CPUs or GPUs; an evaluation setting that cannot work; a simulator that is not there.
+    """
+    found = 0
+    if config.cluster.gpus_per_rank != 0 and config.cluster.address is None:
+        import torch
+
+        found = torch.cuda.device_count()
+    placement = place(config, found)
+    if config.eval.every > 0:
+        if config.eval.every % config.checkpointing.every:
+            raise InputError(
+                f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
+                f"{config.checkpointing.every}; only checkpoints can be evaluated"
+            )
+        from eval.simulator.registry import open_suite, select_tasks
+
+        select_tasks(open_suite(config.eval.suite), config.eval.tasks)
+    return placement
+
+
+def last_step(config: RootConfig) -> int:
+    """The step at which this command ends its training."""
+    return min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
+
+
+class _Supervisor:
+    def __init__(
+        self, config: RootConfig, folder: RunFolder, board: Board, wandb: WandbSink, evaluate: Evaluate
+    ) -> None:
+        self._config, self._folder, self._board, self._wandb = config, folder, board, wandb
+        self._last = last_step(config)
+        self._logs = folder.path / "logs"
+        self._tail = MetricsTail(folder.metrics, from_end=True)
+        self._evaluations = EvaluationGroup(self._logs, evaluate)
+        self._begun = evaluated_steps(folder.path / "eval")
+        self._train_bar = board.bar("train", self._last)
+        self._eval_bars: dict[int, Bar] = {}
+        self._failures: list[Finished] = []
+
+    def run(self, session: Session, train: Train) -> None:
+        """Until the training and every evaluation have ended."""
+        self._train_bar.update(0, note=f"starting {session.placement.ranks} processes")
+        training = _in_background(lambda: run_train_group(self._config, session, self._logs, train))
+        while not training.done():
+            wait([training], _SECONDS_BETWEEN_LOOKS)
+            self._look()
+        training.result()  # raises what the training raised
+        self._look()
+        while self._evaluations.pending:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            self._look()
+        if self._failures:
+            first = self._failures[0]
+            raise CommandFailedError(f"the evaluation of step {first.step} failed: {first.error}")
+
+    def _look(self) -> None:
+        """Take in what has happened since the last look."""
+        for record in self._tail.new():
+            self._show(record)
+        for step in self._due():
+            self._begin_evaluation(step)
+        for step, (done, wanted) in self._evaluations.progress().items():
+            self._eval_bars[step].update(done, wanted or None)
+        for finished in self._evaluations.finished():
+            self._end_evaluation(finished)
+
+    def _show(self, record: dict[str, Any]) -> None:
+        self._wandb.write(record)
+        if event := record.get("event"):
+            self._board.console.print(f"  {event} at step {record.get('step', 0)}{_layouts(record)}")
+        else:
+            self._train_bar.update(record["step"], note=describe(record))
+
+    def _due(self) -> list[int]:
+        committed = committed_steps(self._folder.checkpoints)
+        return due_steps(committed, self._config.eval.every, self._last, self._begun)
+
+    def _begin_evaluation(self, step: int) -> None:
+        self._begun.add(step)
+        label = f"evaluate step {step}"
+        self._eval_bars[step] = self._board.bar(label, None)
+        self._evaluations.submit(
+            EvaluationJob(
+                step,
+                step_folder(self._folder.checkpoints, step),
+                self._folder.evaluation(step),
+                self._config.eval,
+                imagine=step == self._last,
+            )
+        )
+
+    def _end_evaluation(self, finished: Finished) -> None:
+        if finished.results is None:
+            self._failures.append(finished)
+            self._board.console.print(f"  evaluation of step {finished.step} failed: {finished.error}")
+            return
+        results = finished.results
+        episodes = int(results["episodes"])
+        self._eval_bars[finished.step].update(episodes, episodes, note=outcome(results))
+        record_evaluations(self._folder)
+        self._wandb.log(finished.step, _wandb_values(results, self._folder.evaluation(finished.step)))
+
+
+def outcome(results: Mapping[str, Any]) -> str:
+    """Successes and errors of an evaluation in a few words."""
+    text = f"{results['successes']} of {results['episodes']} episodes succeeded"
+    return f"{text}, {results['errors']} ended in an error" if results["errors"] else text
+
+
+def record_evaluations(folder: RunFolder) -> None:
+    """Write what all evaluations of a run left into its `summary.json`."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.path.glob(f"eval/step_*/{RESULTS}"))]
+    folder.update_summary(evaluations=[{key: results.get(key) for key in _SUMMARY_KEYS} for results in found])
+
+
+def _wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Path]:
+    """Numbers, videos and pictures of one evaluation under their names in W&B."""
+    values: dict[str, float | Path] = {
+        f"eval/{key}": float(results[key]) for key in ("success_rate", "episodes", "errors")
+    }
+    values |= {f"eval/{path.stem}": path for path in sorted(out.glob("*.mp4"))}
+    return values | {f"eval/{path.stem}": path for path in sorted(out.glob("*.png"))}
+
+
+def _layouts(record: Mapping[str, Any]) -> str:
+    """How the ranks were and are laid out, where a record tells."""
+    before, now = record.get("parallel_before"), record.get("parallel")
+    named = [f"tensor {layout['tensor']} x data {layout['data']}" for layout in (before, now) if layout]
+    return f": saved at {named[0]}, going on at {named[1]}" if len(named) == 2 else ""
+
+
+def _in_background(body: Callable[[], None]) -> Future[None]:
+    """Run in a daemon thread: an interrupt of the main thread does not wait for it."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(body())
+        except BaseException as error:  # handed to whoever asks for the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="train-group", daemon=True).start()
+    return future
