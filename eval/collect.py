@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +10,14 @@ from data.errors import InputError
 from eval.config import CollectConfig
 from eval.demonstration_file import demonstration_path, write_demonstrations
 from eval.recording import Recording, record
-from eval.simulator.interface import COLLECTION_STATES, Simulator, TaskInfo
+from eval.simulator.interface import COLLECTION_STATES, TaskInfo
 from eval.simulator.registry import open_suite, select_tasks
+from eval.workers import Workers, kept_simulator
 
 Progress = Callable[[int, int], None]
 """Called with (demonstrations recorded, demonstrations wanted)."""
+
+_SMALLEST_FRAME = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Collected:
 def collect(config: CollectConfig, progress: Progress | None = None) -> list[Collected]:
     """Record `config.episodes` successful demonstrations of each task into one file a task.
 
-    The result depends on the settings only, not on the number of workers: initial states are
-    tried in the order of their numbers from `config.seed` on, and the first that succeed are kept.
+    The result depends on the settings only, not on the number of workers: initial states are tried in
+    the order of their numbers from `config.seed` on, and the first that succeed are kept.
 
     Raises:
         InputError: Bad settings, missing simulator parts, or an expert that fails too often.
@@ -58,104 +58,58 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
         raise InputError(
             f"out={config.out}: cannot make this folder ({error.strerror}); choose another"
         ) from error
-    wanted, done = config.episodes * len(numbers), 0
+    wanted, before = config.episodes * len(numbers), 0
     collected = []
-    with _Workers(config.workers) as workers:
+    with Workers(config.workers) as workers:
         for number in numbers:
-            recordings: list[Recording] = []
-            attempts = 0
-            for attempts, recording in enumerate(workers.record(config, number), start=1):  # noqa: B007
-                if recording is not None:
-                    recordings.append(recording)
-                    done += 1
-                    if progress is not None:
-                        progress(done, wanted)
-                if len(recordings) == config.episodes:
-                    break
+
+            def report(done: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, wanted)
+
             task = suite.tasks[number]
-            if len(recordings) < config.episodes:
-                raise InputError(
-                    f"task {number} of {config.suite} ({task.instruction}): the expert "
-                    f"solved {len(recordings)} of {attempts} initial states, {config.episodes} wanted; "
-                    "choose other tasks=[...]"
-                )
+            recordings, attempts = _record_task(config, task, workers, report)
             path = demonstration_path(folder, task)
             write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets)
             steps = sum(len(recording.actions) for recording in recordings)
             collected.append(Collected(task, path, len(recordings), attempts, steps))
+            before += config.episodes
     return collected
+
+
+def _record_task(
+    config: CollectConfig, task: TaskInfo, workers: Workers, report: Callable[[int], None]
+) -> tuple[list[Recording], int]:
+    """The first successful recordings of a task, and how many initial states were tried for them."""
+    recordings: list[Recording] = []
+    states = range(config.seed, config.seed + 2 * config.episodes + 4)
+    attempts = workers.map(
+        _attempt, ((task.suite, task.number, state, config.resolution) for state in states)
+    )
+    for tried, recording in enumerate(attempts, start=1):
+        if recording is None:
+            continue
+        recordings.append(recording)
+        report(len(recordings))
+        if len(recordings) == config.episodes:
+            return recordings, tried
+    raise InputError(
+        f"task {task.number} of {task.suite} ({task.instruction}): the expert solved {len(recordings)} of "
+        f"{len(states)} initial states, {config.episodes} wanted; choose other tasks=[...]"
+    )
+
+
+def _attempt(suite: str, task: int, initial_state: int, pixels: int) -> Recording | None:
+    return record(kept_simulator(suite, task), initial_state, pixels)
 
 
 def _check(config: CollectConfig) -> None:
     for name, value, least in (
         ("episodes", config.episodes, 1),
         ("workers", config.workers, 1),
-        ("resolution", config.resolution, 16),
+        ("resolution", config.resolution, _SMALLEST_FRAME),
         ("seed", config.seed, COLLECTION_STATES),
     ):
         if value < least:
             why = "; smaller numbers are evaluation's initial states" if name == "seed" else ""
             raise InputError(f"{name}={value}: expected at least {least}{why}")
-
-
-class _Workers:
-    """Simulator processes, or this process alone where one is enough."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._pool: Executor | None = None
-
-    def __enter__(self) -> _Workers:
-        if self._count > 1:
-            # spawn: a rendering context does not survive a fork
-            self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        else:
-            _close_simulator()
-
-    def record(self, config: CollectConfig, task: int) -> Iterator[Recording | None]:
-        """Attempts from initial states `config.seed`, `config.seed + 1`, ... in order, a bounded number."""
-        limit = 2 * config.episodes + 4
-        states = range(config.seed, config.seed + limit)
-        if self._pool is None:
-            for state in states:
-                yield _attempt(config.suite, task, state, config.resolution)
-            return
-        pending: list[Future[Recording | None]] = []
-        remaining = iter(states)
-        for state in remaining:
-            pending.append(self._pool.submit(_attempt, config.suite, task, state, config.resolution))
-            if len(pending) > self._count:
-                yield self._result(pending.pop(0))
-        while pending:
-            yield self._result(pending.pop(0))
-
-    def _result(self, future: Future[Recording | None]) -> Recording | None:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a simulator process died, most likely for lack of memory (LIBERO needs about 2 GB each); "
-                f"was workers={self._count}, try workers=1"
-            ) from error
-
-
-_simulators: dict[tuple[str, int], Simulator] = {}
-
-
-def _attempt(suite: str, task: int, initial_state: int, pixels: int) -> Recording | None:
-    """Record one initial state with this process's simulator, which is kept while the task stays."""
-    if (suite, task) not in _simulators:
-        _close_simulator()
-        _simulators[suite, task] = open_suite(suite).open(task)
-    return record(_simulators[suite, task], initial_state, pixels)
-
-
-def _close_simulator() -> None:
-    for simulator in _simulators.values():
-        simulator.close()
-    _simulators.clear()

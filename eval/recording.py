@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.frames import moving_steps
 from eval.expert import demonstrate
 from eval.simulator.interface import Simulator
 
 CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
 _STEPS_AFTER_SUCCESS = 10  # so that the gripper opens or the lift is clear
-_MOTION = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,6 @@ def _solve(
     if solved_at is None or not simulator.success:
         return None
     return np.array(actions), np.array(sim_states)
-
-
-def moving_steps(actions: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which actions [T, 7] are no no-ops: the arm moves or the gripper changes since the last kept one."""
-    keep = np.zeros(len(actions), dtype=np.bool_)
-    gripper: float | None = None
-    for step, action in enumerate(actions):
-        if np.any(np.abs(action[:6]) >= _MOTION) or gripper is None or action[6] != gripper:
-            keep[step] = True
-            gripper = float(action[6])
-    return keep
 
 
 def replay(

@@ -21,6 +21,10 @@ SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 ACTION_SIZE = 7
 
 
+class SimulatorError(Exception):
+    """The simulator itself broke down: not the policy's failure, and reported apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pose:
     """Position [3] and rotation matrix [3, 3] of a frame in the world."""
@@ -90,7 +94,11 @@ class Simulator(Protocol):
         ...
 
     def step(self, action: NDArray[np.float64]) -> None:
-        """Apply one action [7]: delta position, delta rotation, gripper (-1 open, 1 close)."""
+        """Apply one action [7]: delta position, delta rotation, gripper (-1 open, 1 close).
+
+        Raises:
+            SimulatorError: The physics became unstable.
+        """
         ...
 
     @property

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
-from eval.simulator.interface import SETTLE_ACTION, SETTLE_STEPS, Goal, Pose, TaskInfo
+from eval.simulator.interface import SETTLE_ACTION, SETTLE_STEPS, Goal, Pose, SimulatorError, TaskInfo
 
 CAMERA_NAMES = {AGENT_CAMERA: "agentview", WRIST_CAMERA: "robot0_eye_in_hand"}
 _ARM_JOINTS = 7
@@ -70,7 +70,17 @@ class PandaSimulator(abc.ABC):
 
     def step(self, action: NDArray[np.float64]) -> None:
         """Apply one action [7] for one control period (50 ms)."""
-        self._environment.step(action)
+        from mujoco import FatalError, mjtWarning  # pyright: ignore[reportAttributeAccessIssue]
+
+        try:
+            self._environment.step(action)
+        except (FatalError, np.linalg.LinAlgError) as error:
+            raise SimulatorError(f"{type(error).__name__}: {error}") from error
+        # MuJoCo resets an unstable simulation by itself and only counts a warning.
+        warnings = self._environment.sim.data._data.warning
+        for kind in (mjtWarning.mjWARN_BADQPOS, mjtWarning.mjWARN_BADQVEL, mjtWarning.mjWARN_BADQACC):
+            if warnings[kind].number:
+                raise SimulatorError(f"unstable physics ({kind.name}) at a control of {action.tolist()}")
 
     @property
     def success(self) -> bool:

@@ -1,0 +1,155 @@
+"""Results of an evaluation: counts, intervals, JSON and a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from eval.rollout import EpisodeResult
+from eval.simulator.interface import TaskInfo
+
+RESULTS_FILE = "results.json"
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Results:
+    """All episodes of one policy on one suite.
+
+    Attributes:
+        suite: Name of the suite.
+        step: Optimiser step of the checkpoint; None for a policy without one.
+        policy: What acted: the checkpoint's folder, or `expert`.
+        tasks: The tasks that were run.
+        episodes: One result an episode, tasks and initial states ascending.
+        videos: Video file of each episode, or None; as many as `episodes`.
+        versions: Versions of the simulator's packages.
+        standin_assets: Whether some visual assets were stand-ins.
+    """
+
+    suite: str
+    step: int | None
+    policy: str
+    tasks: tuple[TaskInfo, ...]
+    episodes: tuple[EpisodeResult, ...]
+    videos: tuple[str | None, ...]
+    versions: dict[str, str]
+    standin_assets: bool
+
+    @property
+    def successes(self) -> int:
+        """Solved episodes."""
+        return sum(episode.success for episode in self.episodes)
+
+    @property
+    def errors(self) -> int:
+        """Episodes that the simulator broke off."""
+        return sum(episode.error is not None for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Solved share of the episodes without errors; None where there are none."""
+        counted = len(self.episodes) - self.errors
+        return self.successes / counted if counted else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        counted = len(self.episodes) - self.errors
+        seconds = sum(episode.seconds for episode in self.episodes)
+        steps = sum(episode.steps for episode in self.episodes)
+        return {
+            "step": self.step,
+            "policy": self.policy,
+            "suite": self.suite,
+            "tasks": [task.number for task in self.tasks],
+            "episodes": len(self.episodes),
+            "successes": self.successes,
+            "errors": self.errors,
+            "success_rate": self.success_rate,
+            "wilson_95": wilson(self.successes, counted),
+            "steps_per_second": steps / seconds if seconds else None,
+            "per_task": [self._task_row(task) for task in self.tasks],
+            "per_episode": [
+                _episode_row(episode, video)
+                for episode, video in zip(self.episodes, self.videos, strict=True)
+            ],
+            "seeds": sorted({episode.initial_state for episode in self.episodes}),
+            "versions": self.versions,
+            "standin_assets": self.standin_assets,
+        }
+
+    def _task_row(self, task: TaskInfo) -> dict[str, Any]:
+        episodes = [episode for episode in self.episodes if episode.task == task.number]
+        errors = sum(episode.error is not None for episode in episodes)
+        solved = [episode.steps for episode in episodes if episode.success]
+        counted = len(episodes) - errors
+        return {
+            "number": task.number,
+            "task": task.name,
+            "instruction": task.instruction,
+            "episodes": len(episodes),
+            "successes": len(solved),
+            "errors": errors,
+            "success_rate": len(solved) / counted if counted else None,
+            "wilson_95": wilson(len(solved), counted),
+            "mean_steps_to_success": sum(solved) / len(solved) if solved else None,
+        }
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a rate (Wilson 1927); (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, z2 = successes / trials, _Z_95**2
+    middle = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = _Z_95 / (1 + z2 / trials) * (rate * (1 - rate) / trials + z2 / (4 * trials**2)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def write_results(results: Results, folder: Path) -> Path:
+    """Write `results.json`: whole, or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS_FILE
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def results_table(results: Results) -> Table:
+    """Success by task, with 95 % intervals, for the console."""
+    content = results.to_json()
+    table = Table(title=f"{results.suite}: {results.policy}", title_justify="left")
+    for name, justify in (("task", "left"), ("success", "right"), ("95 %", "right"), ("errors", "right")):
+        table.add_column(name, justify="left" if justify == "left" else "right")
+    rows: Sequence[dict[str, Any]] = content["per_task"]
+    for row in rows:
+        table.add_row(row["instruction"], *_cells(row))
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("all", *_cells(content))
+    return table
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+    low, high = row["wilson_95"]
+    success = f"{row['successes']}/{row['episodes'] - row['errors']}"
+    return success, f"{100 * low:.0f}-{100 * high:.0f} %", str(row["errors"])
+
+
+def _episode_row(episode: EpisodeResult, video: str | None) -> dict[str, Any]:
+    return {
+        "task": episode.task,
+        "initial_state": episode.initial_state,
+        "success": episode.success,
+        "steps": episode.steps,
+        "error": episode.error,
+        "seconds": round(episode.seconds, 3),
+        "video": video,
+    }

@@ -1,0 +1,38 @@
+"""Videos that every browser plays: H.264, yuv420p, MP4."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
+    """Write frames uint8 [H, W, 3], all of one even size, as MP4; complete under its name or not at all.
+
+    Raises:
+        ValueError: No frames, or odd sizes, which yuv420p cannot hold.
+    """
+    if not frames:
+        raise ValueError("a video needs at least one frame")
+    height, width = frames[0].shape[:2]
+    if height % 2 or width % 2:
+        raise ValueError(f"frames are {width} x {height}, yuv420p needs even sizes")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "20"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            # x264's own threads would make the bytes depend on the number of cores
+            stream.thread_count = 1
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
