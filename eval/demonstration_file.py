@@ -52,13 +52,14 @@ def write_demonstrations(
 def _write_attributes(
     group: h5py.Group, task: TaskInfo, versions: dict[str, str], standin_assets: bool
 ) -> None:
+    problem_file = "/".join(Path(task.problem_file).parts[-3:])  # bddl_files/<suite>/<task>.bddl
     environment = {
         "env_name": task.environment,
         "type": 1,  # robomimic's number for robosuite
         "env_version": versions.get("robosuite", ""),
         "env_kwargs": {"robots": ["Panda"], "controller": "OSC_POSE", "control_freq": 20},
         "problem_name": task.environment,
-        "bddl_file": task.problem_file,
+        "bddl_file": problem_file,
     }
     problem = {
         "problem_name": task.environment,
@@ -70,7 +71,7 @@ def _write_attributes(
             "env_name": task.environment,
             "env_args": json.dumps(environment),
             "problem_info": json.dumps(problem),
-            "bddl_file_name": task.problem_file,
+            "bddl_file_name": problem_file,
             "macros_image_convention": "opengl",
             "tag": "worldvla-expert",
             "suite": task.suite,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,15 @@ class LiberoSuite:
 
     def _task(self, number: int) -> TaskInfo:
         task = self._benchmark.get_task(number)
+        problem_file = self._benchmark.get_task_bddl_file_path(number)
         return TaskInfo(
             suite=self.name,
             number=number,
             name=task.name,
             instruction=task.language.lower(),
             horizon=LIBERO_SUITES[self.name],
-            environment=task.problem,
-            problem_file=self._benchmark.get_task_bddl_file_path(number),
+            environment=_problem(problem_file),
+            problem_file=problem_file,
         )
 
     def _initial_states(self, task: int) -> NDArray[np.float64]:
@@ -131,8 +133,6 @@ def _make_environment(task: TaskInfo) -> Any:
     """LIBERO's environment of the task, with soft resets and no observations of its own."""
     from libero.libero.envs.env_wrapper import ControlEnv
 
-    if not Path(task.problem_file).is_file():
-        raise InputError(f"{task.suite}: task file {task.problem_file} is missing; reinstall hf-libero")
     try:
         with seeded_numpy(0), _silent():
             wrapper = ControlEnv(
@@ -154,6 +154,18 @@ def _make_environment(task: TaskInfo) -> Any:
         environment.reset()
     environment.hard_reset = False
     return environment
+
+
+def _problem(path: str) -> str:
+    """Name of the environment in a BDDL file: ``(define (problem LIBERO_Floor_Manipulation) ...``."""
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read this task ({error.strerror}); reinstall hf-libero") from error
+    found = re.search(r"\(problem\s+(\w+)\)", content)
+    if found is None:
+        raise InputError(f"{path}: no (problem NAME) in this task file; reinstall hf-libero")
+    return found.group(1)
 
 
 @contextlib.contextmanager
