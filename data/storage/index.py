@@ -173,7 +173,7 @@ def read_episode(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
         found = hashlib.sha256(content).hexdigest()
         if found != entry.sha256:
             raise InputError(
-                f"checksum {found[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
+                f"sha256 {found[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
             )
         episode = decode_episode(content)
         _check_episode(index, entry, episode)

@@ -128,7 +128,7 @@ def flip(content: bytes, position: int) -> bytes:
     [
         (lambda content: content[:-4000], "cut short"),
         (lambda content: content[:512], "cut short"),
-        (lambda content: flip(content, len(content) - 3000), "checksum"),
+        (lambda content: flip(content, len(content) - 3000), "sha256"),
         (lambda content: b"", "cut short"),
         (None, "cannot be read"),
     ],
@@ -237,6 +237,17 @@ def test_links_foreign_names_and_pickles_are_refused() -> None:
         info.size = 3
         with pytest.raises(InputError, match="member"):
             decode_episode(good + foreign_member(info, b"abc"))
+    with pytest.raises(InputError, match="comes twice"):
+        decode_episode(good + good)
+    codes = {"top": episode(0).codes["agent"]}
+    for key, reason in (("lift/demo_0", None), ("lift/demo_1", "does not belong")):
+        other = encode_episode(dataclasses.replace(episode(0), key=key, codes=codes))
+        together = good + other[: other.index(f"{key}.actions.npy".encode())]
+        if reason is None:
+            assert set(decode_episode(together).codes) == {"agent", "wrist", "top"}
+        else:
+            with pytest.raises(InputError, match=reason):
+                decode_episode(together)
     pickled = io.BytesIO()
     np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
     info = tarfile.TarInfo("lift/demo_0.codes.top.npy")
