@@ -113,7 +113,7 @@ def _network(config: ModelConfig, checkpoint: Path) -> Transformer:
     """The plain transformer with the checkpoint's weights, fp32."""
     with torch.device("meta"):
         network = Transformer(config)
-    weights = {name: tensor.float() for name, tensor in load_weights(checkpoint).items()}
+    weights = load_weights(checkpoint)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))

@@ -87,6 +87,8 @@ def _make_environment() -> Any:
                 quat=_look_at(_CAMERA_EYE, _CAMERA_TARGET),
                 camera_attribs={"fovy": str(_CAMERA_FIELD_OF_VIEW)},
             )
+            # Drawing the floor's faint reflection would take as long as everything else.
+            self.model.mujoco_arena.asset.find("./material[@name='floorplane']").set("reflectance", "0")
 
     with seeded_numpy(0):  # the cube's size is drawn when the model is built
         return _Lift(
