@@ -1,0 +1,157 @@
+"""The WorldVLA network: a Chameleon decoder over one vocabulary of text, image codes and actions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data.errors import InputError
+from pretrain.model.attention import AttentionMask
+from pretrain.model.cache import DecodingCache
+from pretrain.model.config import ModelConfig
+from pretrain.model.factory import LayerFactory, shard_of
+from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
+from pretrain.model.loss import LossSettings, VocabularyHead
+
+INITIAL_DEVIATION = 0.02
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: token ids -> hidden states."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
+        super().__init__()
+        self.embed_tokens = factory.embedding(config.vocabulary_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, factory) for _ in range(config.layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self._rotary = RotaryTable(config)
+        self._recompute = config.recompute
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache | None = None
+    ) -> Tensor:
+        """Ids and positions [B, S] -> hidden states [B, S, H]."""
+        x = self.embed_tokens(tokens)
+        rotary = self._rotary.at(positions)
+        for number, layer in enumerate(self.layers):
+            if cache is not None:
+                x = layer(x, rotary, mask, cache.layers[number])
+            elif self._recompute and self.training:
+                x = checkpoint(layer, x, rotary, mask, use_reentrant=False)
+            else:
+                x = layer(x, rotary, mask)
+        return self.norm(x)
+
+
+class Transformer(nn.Module):
+    """The whole network. Parameter names are those of Hugging Face's Chameleon.
+
+    Args:
+        config: Size and shape.
+        factory: Makes the layers; the default holds whole matrices on one rank.
+
+    Raises:
+        InputError: Sizes that do not divide by the heads or by the factory's ranks.
+    """
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory | None = None) -> None:
+        super().__init__()
+        factory = factory or LayerFactory()
+        check_divides(config, factory.size)
+        self.config = config
+        self.model = Decoder(config, factory)
+        self.lm_head = VocabularyHead(factory, config.vocabulary_size, config.hidden_size)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Tensor,
+        blocks: Tensor,
+        labelled: Tensor | None = None,
+        labels: Tensor | None = None,
+        normaliser: Tensor | None = None,
+        settings: LossSettings | None = None,
+    ) -> Any:
+        """Logits of packed sequences, or their loss.
+
+        Args:
+            tokens: int64 [B, S], as in `data.contracts.PackedBatch`, like the next three.
+            positions: int64 [B, S].
+            segments: int64 [B, S].
+            blocks: int64 [B, S].
+            labelled: int64 [N], indices into the flattened B * S positions that have a label.
+            labels: int64 [N], those labels.
+            normaliser: fp32 [2], sum of the label weights and number of labels of the whole step.
+            settings: Weights of the loss.
+
+        Returns:
+            Logits [B, S, V] (this rank's share of V), or with labels the pair (loss, sums) of
+            `LossTerms`.
+        """
+        mask = AttentionMask.packed(segments, blocks, self.config.action_mask)
+        hidden = self.model(tokens, positions, mask)
+        if labelled is None:
+            return self.lm_head(hidden)
+        return self.lm_head(hidden.flatten(0, 1)[labelled], labels, normaliser, settings)
+
+    def decode(
+        self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache
+    ) -> Tensor:
+        """Hidden states [B, Q, H] of new tokens [B, Q] that follow those in the cache."""
+        if not self.config.action_mask:
+            blocks = torch.zeros_like(blocks)
+        return self.model(tokens, positions, cache.extend(segments, blocks), cache)
+
+
+def check_divides(config: ModelConfig, tensor: int) -> None:
+    """Check that heads, widths and vocabulary divide as the layout asks.
+
+    Raises:
+        InputError: They do not.
+    """
+    if config.hidden_size % config.heads or config.head_size % 2:
+        raise InputError(
+            f"model.hidden_size={config.hidden_size} over model.heads={config.heads}: expected an even whole "
+            "head size; change one of them"
+        )
+    for name in ("heads", "ffn_size", "vocabulary_size"):
+        value = getattr(config, name)
+        if value % tensor:
+            raise InputError(
+                f"model.{name}={value} does not divide by parallel.tensor={tensor}; choose another "
+                "tensor-parallel size"
+            )
+
+
+@torch.no_grad()
+def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> None:
+    """Random initial weights that depend on seed and parameter name alone, not on the layout.
+
+    Matrices are normal with deviation 0.02 (projections back into the residual stream divided by
+    sqrt(2 * layers)), norms are one and zero. Each whole matrix is drawn and this rank's share kept.
+
+    Args:
+        model: Freshly built, not yet partitioned by ZeRO.
+        seed: Of the draw.
+        rank: Tensor-parallel rank.
+        size: Tensor-parallel size.
+    """
+    residual = INITIAL_DEVIATION / math.sqrt(2 * model.config.layers)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            continue
+        dimension = 1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0
+        whole = list(parameter.shape)
+        whole[dimension] *= size
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        deviation = residual if dimension else INITIAL_DEVIATION
+        values = torch.empty(whole).normal_(0.0, deviation, generator=generator)
+        parameter.copy_(shard_of(values, dimension, rank, size))

@@ -1,0 +1,63 @@
+"""The grid of ranks, as pure arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """A grid of `data` x `tensor` ranks.
+
+    Tensor-parallel peers are neighbours, so that they share a node::
+
+        rank = data_rank * tensor + tensor_rank
+
+    Attributes:
+        tensor: Tensor-parallel size.
+        data: Data-parallel size.
+    """
+
+    tensor: int
+    data: int
+
+    def __post_init__(self) -> None:
+        if self.tensor < 1 or self.data < 1:
+            raise InputError(
+                f"parallel.tensor={self.tensor} parallel.data={self.data}: expected sizes of at least 1"
+            )
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.tensor * self.data
+
+    def tensor_rank(self, rank: int) -> int:
+        """Place of a rank among the ranks that share its layers."""
+        return rank % self.tensor
+
+    def data_rank(self, rank: int) -> int:
+        """Place of a rank among the ranks that see other samples."""
+        return rank // self.tensor
+
+    def tensor_groups(self) -> list[list[int]]:
+        """Ranks that share layers, one list for each data-parallel rank."""
+        return [[d * self.tensor + t for t in range(self.tensor)] for d in range(self.data)]
+
+    def data_groups(self) -> list[list[int]]:
+        """Ranks that hold the same share of the layers, one list for each tensor-parallel rank."""
+        return [[d * self.tensor + t for d in range(self.data)] for t in range(self.tensor)]
+
+    def check_world(self, world_size: int) -> None:
+        """Check that as many processes run as the layout needs.
+
+        Raises:
+            InputError: They do not.
+        """
+        if world_size != self.size:
+            raise InputError(
+                f"{world_size} processes run, but parallel.tensor={self.tensor} x parallel.data={self.data} "
+                f"needs {self.size}; start that many or change the layout"
+            )
