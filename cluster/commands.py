@@ -61,7 +61,7 @@ COMMANDS = (
     Command(
         "vq",
         "train an image tokenizer (VQ-GAN) on the frames of demonstrations",
-        "pretrain.config:VqConfig",
+        "pretrain.image_tokenizer:VqConfig",
         "cluster.stages:run_vq",
         examples=("worldvla vq source=demos out=tokenizer.safetensors steps=2000",),
     ),
@@ -122,14 +122,6 @@ COMMANDS = (
         "cluster.config:InspectDataConfig",
         "cluster.inspection:inspect_data",
         examples=("worldvla inspect data url=shards",),
-        json=True,
-    ),
-    Command(
-        "inspect checkpoint",
-        "what a checkpoint holds, with every file verified against its checksum",
-        "cluster.config:InspectCheckpointConfig",
-        "cluster.inspection:inspect_checkpoint",
-        examples=("worldvla inspect checkpoint path=runs/mine/checkpoints/step_00000400",),
         json=True,
     ),
 )

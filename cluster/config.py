@@ -116,14 +116,3 @@ class InspectDataConfig:
     """
 
     url: str = "???"
-
-
-@dataclass
-class InspectCheckpointConfig:
-    """`worldvla inspect checkpoint`.
-
-    Attributes:
-        path: Checkpoint folder.
-    """
-
-    path: str = "???"

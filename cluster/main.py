@@ -7,31 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from cluster.commands import COMMANDS, Command
 from data.errors import InputError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """How a command was called, beside its settings.
-
-    Attributes:
-        console: Where to show progress and results.
-        json: Print one JSON object on standard output (the console then writes to standard error).
-        overrides: The `key=value` words of the command line.
-    """
-
-    console: Console
-    json: bool = False
-    overrides: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +59,7 @@ def _run(words: list[str]) -> int:
 def _carry_out(command: Command, overrides: list[str], json: bool, debug: bool) -> int:
     from cluster.console import make_console
     from cluster.failures import CommandFailedError
+    from cluster.invocation import Invocation
     from pretrain.settings import compose
 
     settings = compose(

@@ -1,4 +1,4 @@
-"""One training run from start to end: ranks, progress, W&B, and an evaluation of every checkpoint that is due."""
+"""One training run from start to end: ranks, progress, W&B, an evaluation of every checkpoint that is due."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ _SECONDS_BETWEEN_LOOKS = 0.25
 _SUMMARY_KEYS = ("step", "suite", "tasks", "episodes", "successes", "errors", "success_rate")
 
 
-def supervise(config: RootConfig, console: Console, train: Train, evaluate: Evaluate) -> RunFolder:
+def supervise(
+    config: RootConfig,
+    console: Console,
+    train: Train,
+    evaluate: Evaluate,
+    trained: Callable[[], None] = lambda: None,
+) -> RunFolder:
     """Train to the end (or to `trainer.stop_after`), evaluating checkpoints beside it; return the run folder.
 
     Training never waits for an evaluation; the command ends when the last evaluation has.
@@ -41,6 +47,7 @@ def supervise(config: RootConfig, console: Console, train: Train, evaluate: Eval
         console: Where progress is shown.
         train: Runs in every rank.
         evaluate: Runs in a process of its own for every checkpoint that is due.
+        trained: Called once, when the training has ended; evaluations may still run.
 
     Raises:
         InputError: The settings, the run folder or the machine do not allow the run.
@@ -55,7 +62,7 @@ def supervise(config: RootConfig, console: Console, train: Train, evaluate: Eval
         open_session(config.cluster, placement) as session,
         Board(console) as board,
     ):
-        _Supervisor(config, folder, board, wandb, evaluate).run(session, train)
+        _Supervisor(config, folder, board, wandb, evaluate).run(session, train, trained)
     return folder
 
 
@@ -63,7 +70,7 @@ def plan_run(config: RootConfig) -> Placement:
     """Check what can be checked before any process starts, and plan the resources.
 
     Raises:
-        InputError: Too few CPUs or GPUs; an evaluation setting that cannot work; a simulator that is not there.
+        InputError: Too few CPUs or GPUs, evaluation settings that cannot work, a simulator that is missing.
     """
     found = 0
     if config.cluster.gpus_per_rank != 0 and config.cluster.address is None:
@@ -102,7 +109,7 @@ class _Supervisor:
         self._eval_bars: dict[int, Bar] = {}
         self._failures: list[Finished] = []
 
-    def run(self, session: Session, train: Train) -> None:
+    def run(self, session: Session, train: Train, trained: Callable[[], None]) -> None:
         """Until the training and every evaluation have ended."""
         self._train_bar.update(0, note=f"starting {session.placement.ranks} processes")
         training = _in_background(lambda: run_train_group(self._config, session, self._logs, train))
@@ -111,6 +118,7 @@ class _Supervisor:
             self._look()
         training.result()  # raises what the training raised
         self._look()
+        trained()
         while self._evaluations.pending:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             self._look()

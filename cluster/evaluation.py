@@ -1,0 +1,38 @@
+"""What an evaluation beside the training does, in its own process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.eval_group import EvaluationJob, Progress
+
+
+def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    """Run the checkpoint's policy on the suite and, where asked for, a world-model rollout.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        InputError: The checkpoint or the simulator cannot be used.
+    """
+    from eval.suite import PolicyName, evaluate
+
+    results = evaluate(
+        PolicyName(str(job.checkpoint)),
+        job.settings.suite,
+        tasks=job.settings.tasks,
+        episodes=job.settings.episodes,
+        out=job.out,
+        step=job.step,
+        horizon=job.settings.horizon,
+        workers=job.settings.workers,
+        progress=progress,
+    )
+    if job.imagine:
+        from eval.world_model import imagine
+
+        from eval.config import ImagineConfig
+
+        imagine(ImagineConfig(checkpoint=str(job.checkpoint), out=str(job.out)))
+    return results.to_json()

@@ -1,0 +1,22 @@
+"""How a command was called, beside its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """How a command was called, beside its settings.
+
+    Attributes:
+        console: Where progress and results are shown.
+        json: Print one JSON object on standard output (the console then writes to standard error).
+        overrides: The `key=value` words of the command line.
+    """
+
+    console: Console
+    json: bool = False
+    overrides: tuple[str, ...] = ()

@@ -1,0 +1,82 @@
+"""The table at the demo's end: what was learned, and where to look."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pretrain.run_folder import RunFolder
+from pretrain.telemetry.sinks import read_metrics
+
+_AVERAGED = 10  # logged steps at either end: single steps scatter
+
+
+def print_learned(console: Console, folder: RunFolder, page: Path) -> None:
+    """Print the table, the run folder and the page to open."""
+    table = Table(title="What was learned", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in learned(folder):
+        table.add_row(name, value)
+    console.print()
+    console.print(table)
+    console.print(f"run folder  {folder.path}")
+    console.print(f"open        {page.resolve()}")
+
+
+def learned(folder: RunFolder) -> list[tuple[str, str]]:
+    """Rows of the table, from the run folder alone; what was not measured is left out."""
+    steps = [record for record in read_metrics(folder.metrics) if "event" not in record]
+    summary = folder.read_summary()
+    rows = [
+        (f"loss of {kind}s", f"{_ends(steps, f'loss_{kind}')} nats a token")
+        for kind in ("action", "image")
+        if _values(steps, f"loss_{kind}")
+    ]
+    rows += [
+        (f"{kind} tokens predicted right", f"{_ends(steps, f'accuracy_{kind}', percent=True)}")
+        for kind in ("action", "image")
+        if _values(steps, f"accuracy_{kind}")
+    ]
+    if speed := summary.get("tokens_per_second"):
+        rows.append(("speed of training", f"{speed:,.0f} tokens/s"))
+    rows += [_evaluation_row(path) for path in sorted(folder.path.glob("eval/step_*/results.json"))]
+    return rows + _imagined_rows(folder)
+
+
+def _values(steps: list[dict[str, Any]], key: str) -> list[float]:
+    return [record[key] for record in steps if record.get(key) is not None]
+
+
+def _ends(steps: list[dict[str, Any]], key: str, percent: bool = False) -> str:
+    """Mean over the first and over the last logged steps."""
+    values = _values(steps, key)
+    count = min(_AVERAGED, len(values))
+    first, last = sum(values[:count]) / count, sum(values[-count:]) / count
+    return f"{first:.0%} -> {last:.0%}" if percent else f"{first:.2f} -> {last:.2f}"
+
+
+def _evaluation_row(path: Path) -> tuple[str, str]:
+    results = json.loads(path.read_text())
+    low, high = results["wilson_95"]
+    text = f"{results['successes']} of {results['episodes']} episodes, {results['errors']} errors"
+    return f"success after step {results['step']}", f"{text} (95 % interval {low:.0%} to {high:.0%})"
+
+
+def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:
+    paths = sorted(folder.path.glob("eval/step_*/imagine.json"))
+    if not paths:
+        return []
+    scores = json.loads(paths[-1].read_text())
+    frames = scores.get("frames", [])
+    rows = []
+    if frames and "tokenizer_psnr" in frames[0]:
+        mean = sum(frame["tokenizer_psnr"] for frame in frames) / len(frames)
+        rows.append(("image tokenizer alone", f"PSNR {mean:.1f} dB"))
+    if scores.get("psnr") is not None:
+        rows.append(("imagined frames", f"PSNR {scores['psnr']:.1f} dB over {len(frames)} frames"))
+    return rows

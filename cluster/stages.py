@@ -1,0 +1,109 @@
+"""What each command does once its settings are known; the demo runs the same functions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.config import ReportConfig, RootConfig
+from cluster.console import Board
+from cluster.invocation import Invocation
+from data.config import PrepareConfig
+from data.errors import InputError
+from eval.config import CollectConfig, EvalCommandConfig, ImagineConfig
+
+if TYPE_CHECKING:
+    from pretrain.image_tokenizer import VqConfig
+
+
+def run_collect(config: CollectConfig, call: Invocation) -> None:
+    """`worldvla collect`."""
+    from eval.collect import collect
+
+    with Board(call.console) as board:
+        bar = board.bar("collect")
+        bar.update(0, config.episodes, note=f"{config.suite}, opening the simulator")
+        found = collect(config, lambda done, wanted: bar.update(done, wanted, note="demonstrations"))
+    for task in found:
+        call.console.print(
+            f"  {task.path}: {task.episodes} demonstrations, {task.steps} steps, "
+            f'"{task.task.instruction}" ({task.attempts} attempts)'
+        )
+
+
+def run_vq(config: VqConfig, call: Invocation) -> None:
+    """`worldvla vq`."""
+    from pretrain.image_tokenizer import train_image_tokenizer
+
+    with Board(call.console) as board:
+        bar = board.bar("train the image tokenizer", config.steps)
+        report = train_image_tokenizer(config, lambda done, total: bar.update(done, total))
+    call.console.print(f"  {report.path}: {report.train_frames} frames, held out {report.held_out_frames}")
+    for group, psnr in report.psnr.items():
+        call.console.print(f"  PSNR {psnr:.1f} dB on held-out frames of {group}")
+    call.console.print(f"  {report.codes_used} of {config.codebook_size} codes used, sha256 {report.sha256}")
+
+
+def run_prepare(config: PrepareConfig, call: Invocation) -> None:
+    """`worldvla prepare`."""
+    from data.prepare import prepare
+    from data.tokens.image import ImageTokenizer
+
+    tokenizer = ImageTokenizer.load(config.image_tokenizer)
+    with Board(call.console) as board:
+        bar = board.bar("prepare")
+        bar.update(0, note="reading demonstrations")
+        index = prepare(config, tokenizer, lambda done, total: bar.update(done, total, note="episodes"))
+    steps = sum(entry.length for entry in index.episodes)
+    shards = len({entry.shard for entry in index.episodes})
+    call.console.print(
+        f"  {config.out}: {len(index.episodes)} episodes, {steps} steps in {shards} shards; "
+        f"{index.image.rows} x {index.image.columns} codes a frame"
+    )
+    for split in ("train", "val_ind", "val_ood"):
+        call.console.print(f"  {split}: {len(index.split(split))} episodes")
+
+
+def run_train(config: RootConfig, call: Invocation) -> None:
+    """`worldvla train`."""
+    from pretrain.trainer import train
+
+    from cluster.evaluation import evaluate_checkpoint
+    from cluster.supervisor import supervise
+    from eval.report import write_report
+
+    folder = supervise(config, call.console, train, evaluate_checkpoint)
+    page = write_report(folder.path)
+    call.console.print(f"  run folder {folder.path}, report {page}")
+
+
+def run_eval(config: EvalCommandConfig, call: Invocation) -> None:
+    """`worldvla eval`."""
+    from eval.results import results_table
+    from eval.suite import evaluate_command
+
+    with Board(call.console) as board:
+        bar = board.bar(f"evaluate {config.suite}")
+        bar.update(0, note="opening the simulator")
+        results = evaluate_command(config, lambda done, wanted: bar.update(done, wanted, note="episodes"))
+    if call.json:
+        print(json.dumps(results.to_json(), indent=2))
+    else:
+        call.console.print(results_table(results))
+
+
+def run_imagine(config: ImagineConfig, call: Invocation) -> None:
+    """`worldvla imagine`."""
+    from eval.world_model import imagine
+
+    imagine(config)
+
+
+def run_report(config: ReportConfig, call: Invocation) -> None:
+    """`worldvla report`."""
+    from eval.report import write_report
+
+    if not Path(config.run).is_dir():
+        raise InputError(f"run={config.run}: no such folder; name a run's folder (runs/<name>)")
+    call.console.print(f"  {write_report(Path(config.run))}")
