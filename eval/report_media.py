@@ -75,7 +75,7 @@ def imagined(run: RunFolder) -> Imagined | None:
             "dB",
             [
                 _per_frame(frames, "psnr", "prediction", 1),
-                _per_frame(frames, "tokenizer_psnr", "tokenizer alone", 3),
+                _per_frame(frames, "held_psnr", "first frame, unchanged", 3),
             ],
             x_unit="frame",
         ),

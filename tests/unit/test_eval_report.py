@@ -93,7 +93,7 @@ def write_run(run: Path) -> Path:
                     "split": "val_ind",
                     "psnr": 24.5,
                     "ssim": 0.91,
-                    "frames": [{"psnr": 30.0 - i, "ssim": 0.9, "tokenizer_psnr": 33.0} for i in range(5)],
+                    "frames": [{"psnr": 30.0 - i, "ssim": 0.9, "held_psnr": 20.0} for i in range(5)],
                 }
             )
         )

@@ -1,0 +1,286 @@
+"""`worldvla vq`: train a small VQ-GAN on demonstrations.
+
+Three phases of one schedule, so that the few minutes of a CPU suffice:
+
+1. an ordinary autoencoder, without codebook;
+2. the codebook starts at the k-means centres of the latents and follows them (`MovingCodebook`), with
+   straight-through gradients;
+3. codes are fixed, the decoder alone goes on learning.
+
+The loss is L1 + L2, without the perceptual and adversarial terms of Esser et al. (2021): those need
+pretrained networks and much longer training. Pixels that differ from what a camera usually shows in its
+task weigh more, because the little that moves (gripper, objects) is all that a policy acts on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.errors import InputError
+from data.frames import resize_frames
+from data.sources.libero_hdf5 import read_demonstrations
+from data.tokens.image import ImageTokenizer, frames_to_tensor
+from data.tokens.image_model import ImageModel, ImageModelConfig
+from pretrain.codebook import MovingCodebook
+
+_AUTOENCODER_SHARE = 0.2  # of the steps: phase 1
+_DECODER_SHARE = 0.2  # of the steps: phase 3
+_WARMUP_STEPS = 50
+_COMMITMENT = 0.25
+_GRADIENT_CLIPPING = 1.0
+_FULL_DIFFERENCE = 0.5  # of the range [-1, 1]: a pixel this far from the usual counts as foreground entirely
+_LATENTS_PER_ENTRY = 64  # that k-means starts from
+
+
+@dataclass
+class VqConfig:
+    """Settings of `worldvla vq`.
+
+    Attributes:
+        source: Folder of LIBERO-layout HDF5 files.
+        out: Safetensors file to write.
+        steps: Optimiser steps.
+        batch_size: Frames a step.
+        lr: Peak learning rate (linear warm-up, cosine to zero).
+        seed: Of initial weights, batches and held-out demonstrations.
+        held_out: Share of each task's demonstrations kept for the reported PSNR; at least one.
+        frames: Most frames taken of one demonstration and camera, evenly spaced.
+        foreground: Extra weight of a pixel that differs fully from its camera's median frame.
+        precision: `bf16` (autocast; quick where the processor has bf16 matrix units) or `fp32`.
+        pixels: Side that frames are resized to.
+        codebook_size, embedding_size, latent_channels, base_channels, channel_multiplier,
+            residual_blocks, norm_groups: As in `ImageModelConfig`.
+    """
+
+    source: str = "???"
+    out: str = "???"
+    steps: int = 3000
+    batch_size: int = 32
+    lr: float = 2e-3
+    seed: int = 0
+    held_out: float = 0.1
+    frames: int = 32
+    foreground: float = 10.0
+    precision: str = "bf16"
+    pixels: int = 64
+    codebook_size: int = 512
+    embedding_size: int = 8
+    latent_channels: int = 96
+    base_channels: int = 16
+    channel_multiplier: tuple[int, ...] = (1, 2, 4, 6)
+    residual_blocks: int = 1
+    norm_groups: int = 8
+
+
+@dataclass(frozen=True)
+class VqReport:
+    """What `worldvla vq` prints.
+
+    Attributes:
+        path: The file written.
+        sha256: Its checksum.
+        train_frames, held_out_frames: Frames used.
+        psnr: `"<suite>/<camera>"` -> PSNR in dB over its held-out frames (0 to 255, one mean squared
+            error over all frames).
+        codes_used: Codebook entries that the held-out frames use.
+    """
+
+    path: Path
+    sha256: str
+    train_frames: int
+    held_out_frames: int
+    psnr: dict[str, float]
+    codes_used: int
+
+
+@dataclass(frozen=True)
+class FrameSet:
+    """Frames of one camera in one task: uint8 [N, H, W, 3]."""
+
+    group: str
+    train: NDArray[np.uint8]
+    held_out: NDArray[np.uint8]
+
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+def train_image_tokenizer(config: VqConfig, progress: Progress | None = None) -> VqReport:
+    """Train on the demonstrations of `config.source`, write `config.out`, measure what was held out.
+
+    Raises:
+        InputError: No usable demonstrations, a setting that cannot work, or `out` not writable.
+    """
+    _check(config)
+    model = _build(config)
+    sets = read_frames(config)
+    out = Path(config.out)
+    with _writable(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    _fit(model, sets, config, progress)
+    tokenizer = ImageTokenizer(model)
+    with _writable(out):
+        tokenizer.save(out)
+    return _measure(tokenizer, sets, out)
+
+
+def read_frames(config: VqConfig) -> list[FrameSet]:
+    """Frames of every task and camera below `config.source`, some demonstrations of each held out."""
+    taken: dict[tuple[str, str, str], list[NDArray[np.uint8]]] = {}
+    for demonstration in read_demonstrations(config.source):
+        for camera, frames in demonstration.frames.items():
+            chosen = np.unique(np.linspace(0, len(frames) - 1, config.frames).round().astype(int))
+            key = (demonstration.suite, demonstration.task, camera)
+            taken.setdefault(key, []).append(resize_frames(frames[chosen], config.pixels))
+    sets: list[FrameSet] = []
+    for (suite, task, camera), episodes in sorted(taken.items()):
+        if len(episodes) < 2:
+            raise InputError(
+                f"source={config.source}: task {task} has {len(episodes)} demonstration, expected at least 2 "
+                "(one is held out to measure with); collect more"
+            )
+        kept = max(1, round(config.held_out * len(episodes)))
+        order = np.random.default_rng(config.seed).permutation(len(episodes))  # the same for each camera
+        held_out, train = ([episodes[i] for i in part] for part in (order[:kept], order[kept:]))
+        sets.append(FrameSet(f"{suite}/{camera}", np.concatenate(train), np.concatenate(held_out)))
+    return sets
+
+
+def _check(config: VqConfig) -> None:
+    if config.precision not in ("bf16", "fp32"):
+        raise InputError(f"precision={config.precision}: expected bf16 or fp32")
+    for name in ("steps", "batch_size", "frames"):
+        if (value := getattr(config, name)) < 1:
+            raise InputError(f"{name}={value}: expected at least 1")
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"out={out}: cannot write ({error.strerror}); name a writable file") from error
+
+
+def _build(config: VqConfig) -> ImageModel:
+    torch.manual_seed(config.seed)
+    try:
+        sizes = ImageModelConfig(
+            pixels=config.pixels,
+            codebook_size=config.codebook_size,
+            embedding_size=config.embedding_size,
+            latent_channels=config.latent_channels,
+            base_channels=config.base_channels,
+            channel_multiplier=tuple(config.channel_multiplier),
+            residual_blocks=config.residual_blocks,
+            norm_groups=config.norm_groups,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return ImageModel(sizes)
+
+
+def _fit(model: ImageModel, sets: list[FrameSet], config: VqConfig, progress: Progress | None) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).train()
+    batches = _batches(sets, config)
+    codebook = MovingCodebook(model.quantize, config.seed)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
+    half = partial(torch.autocast, device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    first_coded = round(_AUTOENCODER_SHARE * config.steps)
+    first_fixed = round((1 - _DECODER_SHARE) * config.steps)
+    for step in range(config.steps):
+        if step == first_coded:
+            codebook.start(_some_latents(model, batches, config, device))
+        frames, usual = (frames_to_tensor(part, device) for part in next(batches))
+        for group in optimiser.param_groups:
+            group["lr"] = _learning_rate(config, step)
+        with half(), torch.set_grad_enabled(step < first_fixed):
+            latents = model.latents(frames)
+        latents, commitment = latents.float(), torch.zeros((), device=device)
+        if step >= first_coded:  # in fp32: the nearest entry must not depend on rounding
+            latents, commitment = codebook.quantise(latents, update=step < first_fixed)
+        with half():
+            difference = model.reconstruct(latents).float() - frames
+        weight = _pixel_weight(frames, usual, config.foreground)
+        loss = (weight * (difference.abs() + difference.square())).mean() + _COMMITMENT * commitment
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, _GRADIENT_CLIPPING)
+        optimiser.step()
+        if progress is not None:
+            progress(step + 1, config.steps)
+
+
+def _batches(sets: list[FrameSet], config: VqConfig) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Endless batches: frames, and for each the median frame of its set; all uint8 [N, H, W, 3].
+
+    Every suite and camera is drawn equally often, however many frames it has.
+    """
+    rng = np.random.default_rng(config.seed)
+    frames = np.concatenate([s.train for s in sets])
+    median = np.stack([np.median(s.train, axis=0).astype(np.uint8) for s in sets])
+    owner = np.repeat(np.arange(len(sets)), [len(s.train) for s in sets])
+    groups = sorted({s.group for s in sets})
+    members = [np.flatnonzero([sets[i].group == group for i in owner]) for group in groups]
+    while True:
+        drawn = rng.integers(0, len(groups), config.batch_size)
+        chosen = np.array([rng.choice(members[i]) for i in drawn])
+        yield frames[chosen], median[owner[chosen]]
+
+
+@torch.no_grad()
+def _some_latents(
+    model: ImageModel,
+    batches: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    config: VqConfig,
+    device: torch.device,
+) -> Tensor:
+    """At least `_LATENTS_PER_ENTRY` latents for every entry of the codebook: [L, E]."""
+    codes_a_batch = config.batch_size * (config.pixels // model.config.downsample) ** 2
+    count = math.ceil(_LATENTS_PER_ENTRY * config.codebook_size / codes_a_batch)
+    parts = [model.latents(frames_to_tensor(next(batches)[0], device)) for _ in range(count)]
+    return torch.cat(parts).reshape(-1, config.embedding_size)
+
+
+def _pixel_weight(frames: Tensor, usual: Tensor, foreground: float) -> Tensor:
+    """1 where a pixel looks as usual, up to `1 + foreground` where it does not; mean 1 over the batch."""
+    difference = (frames - usual).abs().amax(1, keepdim=True)
+    weight = 1.0 + foreground * (difference / _FULL_DIFFERENCE).clamp(max=1.0)
+    return weight / weight.mean()
+
+
+def _learning_rate(config: VqConfig, step: int) -> float:
+    """Linear warm-up, then cosine to zero."""
+    warmup = min(1.0, (step + 1) / _WARMUP_STEPS)
+    return config.lr * warmup * 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
+
+
+def _measure(tokenizer: ImageTokenizer, sets: list[FrameSet], path: Path) -> VqReport:
+    errors: dict[str, list[float]] = {}
+    used: set[int] = set()
+    for s in sets:
+        codes = tokenizer.encode(s.held_out)
+        used.update(np.unique(codes).tolist())
+        squared = np.square(tokenizer.decode(codes).astype(np.float64) - s.held_out)
+        errors.setdefault(s.group, []).extend(squared.mean(axis=(1, 2, 3)).tolist())
+    return VqReport(
+        path=path,
+        sha256=tokenizer.sha256,
+        train_frames=sum(len(s.train) for s in sets),
+        held_out_frames=sum(len(s.held_out) for s in sets),
+        psnr={group: 10 * math.log10(255**2 / max(np.mean(e), 1e-10)) for group, e in sorted(errors.items())},
+        codes_used=len(used),
+    )
