@@ -34,7 +34,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_choice("trainer.precision", config.trainer.precision, PRECISIONS)
     _check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     _check_choice("telemetry.wandb", config.telemetry.wandb, WANDB_MODES)
-    _check_choice("parallel.zero_stage", config.parallel.zero_stage, (0, 1, 2, 3))
+    _check_choice("parallel.zero_stage", config.parallel.zero_stage, (1, 2, 3))
     if not config.run.name or config.run.name in (".", "..") or "/" in config.run.name:
         raise InputError(
             f"run.name={config.run.name!r}, expected the name of one folder; the folder "

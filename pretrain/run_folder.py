@@ -41,8 +41,17 @@ _MAY_DIFFER = (
     "model.recompute",
 )
 _PACKAGES = (
-    "worldvla", "torch", "deepspeed", "megatron-core", "ray", "numpy", "wandb", "robosuite", "mujoco", "hf-libero",
-)  # fmt: skip
+    "worldvla",
+    "torch",
+    "deepspeed",
+    "megatron-core",
+    "ray",
+    "numpy",
+    "wandb",
+    "robosuite",
+    "mujoco",
+    "hf-libero",
+)
 _DIFFERENCES_SHOWN = 3
 
 
@@ -127,7 +136,8 @@ class RunFolder:
             more = len(differing) - _DIFFERENCES_SHOWN
             raise InputError(
                 f"{self.path}: is the folder of a run with other settings ({shown}"
-                f"{f'; and {more} more' if more > 0 else ''}); choose another run.name, or give the same settings"
+                f"{f'; and {more} more' if more > 0 else ''}); choose another run.name, or give the same "
+                "settings"
             )
 
     def read_summary(self) -> dict[str, Any]:

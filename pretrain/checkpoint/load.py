@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,13 +17,15 @@ from data.errors import InputError
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.fragments import MASTER, Fragment, finish_loading, fragments
 from pretrain.checkpoint.manifest import Manifest, damaged
-from pretrain.checkpoint.save import CheckpointableEngine
 from pretrain.checkpoint.storage import SafetensorsReader, piece_key
+
+if TYPE_CHECKING:
+    from pretrain.parallel.engine import Engine
 
 _LISTED = 5
 
 
-def load(path: Path, engine: CheckpointableEngine) -> Mapping[str, Any]:
+def load(path: Path, engine: Engine) -> Mapping[str, Any]:
     """Continue from a checkpoint, whatever layout wrote it; every rank calls it.
 
     Each rank reads only what it holds. The files' checksums are verified first, shared out over the
@@ -38,7 +40,7 @@ def load(path: Path, engine: CheckpointableEngine) -> Mapping[str, Any]:
     manifest = Manifest.read(path)
     group: Any = dist.new_group(backend="gloo")
     _verify_together(path, manifest, group)
-    held = list(fragments(engine.module, engine.optimizer, engine.layout))
+    held = list(fragments(engine))
     _check_network(path, manifest, engine.module, held)
     flats: dict[str, Tensor] = {}
     wanted: dict[str, Tensor] = {}
@@ -52,7 +54,7 @@ def load(path: Path, engine: CheckpointableEngine) -> Mapping[str, Any]:
     for fragment in held:
         for state, values in fragment.states.items():
             values.copy_(flats[f"{state}/{fragment.name}"])
-    finish_loading(engine.module, engine.optimizer, manifest.optimizer_step)
+    finish_loading(engine, manifest.optimizer_step)
     engine.step_count = manifest.step
     return manifest.metadata
 

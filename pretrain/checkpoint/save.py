@@ -9,42 +9,24 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from pretrain.checkpoint.boxes import BoxedTensor
-from pretrain.checkpoint.fragments import Layout, fragments, optimizer_step
+from pretrain.checkpoint.fragments import fragments, optimizer_step
 from pretrain.checkpoint.manifest import Manifest, StoredFile, committed, describe_file, step_folder
 from pretrain.checkpoint.storage import SafetensorsWriter
 
+if TYPE_CHECKING:
+    from pretrain.parallel.engine import Engine
+
 _TEMPORARY = ".tmp-"
-
-
-class CheckpointableEngine(Protocol):
-    """What saving and loading need of an engine (`pretrain.parallel.engine.Engine` has it)."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The network, parameters by their global names."""
-        ...
-
-    @property
-    def optimizer(self) -> Any:
-        """DeepSpeed's ZeRO optimiser, or the torch AdamW of stage 0."""
-        ...
-
-    @property
-    def layout(self) -> Layout:
-        """Where this rank stands."""
-        ...
-
-    step_count: int
 
 
 class CheckpointError(RuntimeError):
@@ -66,7 +48,7 @@ class CheckpointWriter:
         stall: Seconds for which the last `save` held up the training.
     """
 
-    def __init__(self, root: Path, engine: CheckpointableEngine, keep_last: int | None = None) -> None:
+    def __init__(self, root: Path, engine: Engine, keep_last: int | None = None) -> None:
         self._root = root
         self._engine = engine
         self._keep_last = keep_last
@@ -93,7 +75,7 @@ class CheckpointWriter:
         self.wait()
         start = time.perf_counter()
         tensors = self._stage()
-        count = optimizer_step(self._engine.optimizer)
+        count = optimizer_step(self._engine)
         nonce = [uuid.uuid4().hex[:8]]
         dist.broadcast_object_list(nonce, 0, group=self._group)
         folder = self._root / f"{_TEMPORARY}{step_folder(self._root, step).name}-{nonce[0]}"
@@ -119,9 +101,8 @@ class CheckpointWriter:
 
     def _stage(self) -> dict[str, Tensor]:
         """Copy this rank's part to host memory that is kept for the next save."""
-        engine = self._engine
         tensors: dict[str, Tensor] = {}
-        for fragment in fragments(engine.module, engine.optimizer, engine.layout):
+        for fragment in fragments(self._engine):
             if not fragment.written:
                 continue
             for state, values in fragment.states.items():

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from data.errors import InputError
+from pretrain.config import OptimConfig
+from pretrain.optim import learning_rate, parameter_groups
+
+STEPS = 100
+
+
+def rates(**settings: object) -> list[float]:
+    config = OptimConfig(lr=2.0, **settings)  # type: ignore[arg-type]
+    return [learning_rate(config, step, STEPS) for step in range(STEPS)]
+
+
+def test_warm_up_rises_linearly_to_the_peak() -> None:
+    found = rates(schedule="constant", warmup_steps=3)
+    assert found[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert found[-1] == 2.0
+
+
+def test_cosine_falls_from_the_peak_to_the_floor() -> None:
+    found = rates(schedule="cosine", warmup_steps=10, min_lr_ratio=0.1)
+    assert found[10] == 2.0
+    assert found[-1] == pytest.approx(0.2)
+    assert found[10:] == sorted(found[10:], reverse=True)
+    assert learning_rate(OptimConfig(lr=2.0, schedule="cosine"), 50, 101) == pytest.approx(1.0)
+
+
+def test_wsd_is_flat_and_then_linear() -> None:
+    found = rates(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
+    assert set(found[10:80]) == {2.0}
+    assert found[-1] == pytest.approx(0.0)
+    drops = [a - b for a, b in zip(found[79:-1], found[80:], strict=True)]
+    assert drops == pytest.approx([0.1] * 20)
+
+
+def test_a_schedule_shorter_than_its_warm_up_stays_finite() -> None:
+    for schedule in ("constant", "cosine", "wsd"):
+        config = OptimConfig(lr=1.0, schedule=schedule, warmup_steps=10)
+        assert all(0 <= learning_rate(config, step, 1) <= 1 for step in range(20))
+
+
+def test_unknown_schedule() -> None:
+    with pytest.raises(InputError, match="optim.schedule='linear', expected one of constant, cosine, wsd"):
+        learning_rate(OptimConfig(schedule="linear"), 0, 10)
+
+
+def test_norms_and_biases_are_not_decayed_whatever_their_shape() -> None:
+    parameters = [
+        (name, nn.Parameter(torch.zeros(2, 2)))
+        for name in (
+            "model.embed_tokens.weight",
+            "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.0.self_attn.q_norm.bias",
+            "model.norm.weight",
+            "lm_head.weight",
+        )
+    ]
+    decayed, free = parameter_groups(parameters, 0.1)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert [id(p) for p in decayed["params"]] == [id(parameters[i][1]) for i in (0, 1, 5)]
+    assert [id(p) for p in free["params"]] == [id(parameters[i][1]) for i in (2, 3, 4)]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from data.errors import InputError
+from pretrain.config import TrainingConfig
+from pretrain.run_folder import RunFolder, versions, write_atomically
+from pretrain.settings import from_mapping, read_yaml
+
+
+def config(tmp_path: Path, **sections: dict[str, object]) -> TrainingConfig:
+    values: dict[str, dict[str, object]] = {
+        "run": {"name": "r", "dir": str(tmp_path)},
+        "data": {"url": "shards"},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return from_mapping("test", TrainingConfig, values)
+
+
+def test_a_new_folder_gets_its_settings(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    folder = RunFolder.of(settings.run)
+    folder.open(settings)
+    assert folder.path == tmp_path / "r"
+    assert from_mapping("config.yaml", TrainingConfig, read_yaml(folder.config)) == settings
+    assert folder.checkpoints.is_dir()
+
+
+def test_layout_and_length_of_a_start_may_differ(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.open(config(tmp_path, trainer={"stop_after": 5}))
+    other = config(
+        tmp_path, parallel={"data": 2, "zero_stage": 1}, checkpointing={"every": 7}, telemetry={"wandb": "offline"}
+    )
+    folder.open(other)
+    assert read_yaml(folder.config)["parallel"]["data"] == 2
+
+
+def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.open(config(tmp_path))
+    before = folder.config.read_bytes()
+    with pytest.raises(InputError, match=r"other settings \(optim.lr was 5e-06, now 0.5\); choose another run.name"):
+        folder.open(config(tmp_path, optim={"lr": 0.5}))
+    assert folder.config.read_bytes() == before
+
+
+def test_a_folder_with_a_run_but_no_settings_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.checkpoints.mkdir(parents=True)
+    with pytest.raises(InputError, match="holds a run but no config.yaml"):
+        folder.open(config(tmp_path))
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("a file where the folder should be")
+    with pytest.raises(InputError, match=r"r: cannot write the run folder \(.+\); set run.dir"):
+        RunFolder(tmp_path / "r").open(config(tmp_path))
+
+
+def test_parts_of_the_summary_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_summary() == {}
+    folder.update_summary(steps=5, loss={"first": 2.0, "last": 1.0})
+    folder.update_summary(evaluations=[{"step": 5}])
+    assert folder.update_summary(steps=6) == {
+        "steps": 6,
+        "loss": {"first": 2.0, "last": 1.0},
+        "evaluations": [{"step": 5}],
+    }
+
+
+def _add(folder: RunFolder, name: str) -> None:
+    for value in range(20):
+        folder.update_summary(**{name: value})
+
+
+def test_two_processes_update_the_summary_at_once(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    processes = [multiprocessing.get_context("fork").Process(target=_add, args=(folder, name)) for name in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert folder.read_summary() == {"a": 19, "b": 19}
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.summary.write_text("{")
+    with pytest.raises(InputError, match=r"summary.json: not JSON"):
+        folder.read_summary()
+
+
+def test_atomic_writes_leave_nothing_beside(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.json", json.dumps({"a": 1}))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_versions_name_what_results_depend_on() -> None:
+    assert {"python", "torch", "deepspeed"} <= versions().keys()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import DemoConfig, RootConfig
+from data.errors import InputError
+from eval.config import CollectConfig
+from pretrain.checks import check_training
+from pretrain.config import TrainingConfig
+from pretrain.main import TorchrunConfig
+from pretrain.settings import CONFIG_FOLDER, compose, from_mapping, to_mapping
+
+GIVEN = ["run.name=x", "data.url=d"]
+CHOICES = sorted(path.relative_to(CONFIG_FOLDER).with_suffix("") for path in CONFIG_FOLDER.glob("*/*.yaml"))
+
+
+def train(*overrides: str) -> RootConfig:
+    return compose("train", RootConfig, "train", [*GIVEN, *overrides])
+
+
+def test_the_command_line_stands_above_the_experiment_and_that_above_the_groups() -> None:
+    config = compose(
+        "train", RootConfig, "train", ["experiment=demo", "optim.lr=1e-4", "model=tiny", "data.url=d"]
+    )
+    assert config.optim.lr == 1e-4
+    assert config.optim.warmup_steps == 20, "from optim/scratch, chosen by the experiment"
+    assert config.model.vocabulary_size == 16_896
+    assert config.parallel.tensor * config.parallel.data == 4
+    assert config.optim.betas == (0.9, 0.95)
+
+
+def test_a_group_on_the_command_line_replaces_the_experiments() -> None:
+    config = compose("train", RootConfig, "train", ["experiment=demo", "parallel=single", "data.url=d"])
+    assert (config.parallel.tensor, config.parallel.data) == (1, 1)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
+    assert CHOICES
+    overrides = [f"{choice.parent}={choice.name}", *GIVEN]
+    for schema in (RootConfig, DemoConfig, TorchrunConfig):
+        check_training(compose("train", schema, "train", overrides))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "train: unknown setting 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("lr=1", "train: unknown setting 'lr'; did you mean 'optim.lr'?"),
+        ("modle=tiny", "train: unknown setting 'modle'; did you mean 'model'?"),
+        ("model=tinny", r"no file configs/model/tinny.yaml; did you mean 'tiny'\? \(there are: .*7b"),
+        ("optim.lr=abc", "train: optim.lr: Value 'abc' of type 'str' could not be converted to Float"),
+        ("trainer.steps=1.5", "trainer.steps: Value '1.5'"),
+        ("optim.betas=[0.9]", r"optim.betas=\[0.9\] has 1 values, expected 2"),
+        ("optim=3", "Config group override must be a string"),
+        ("+optim.lrr=1", "settings are changed, not added"),
+        ("~optim.lr", "settings are changed, not added"),
+        ("trainer.steps", "Error parsing override 'trainer.steps'"),
+        ("trainer.steps=1,2", "Ambiguous value"),
+        ("optim.lr=${nope}", "optim.lr: Interpolation key 'nope' not found"),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_says_why(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message.replace("?", r"\?").replace(r"\\?", r"\?")) as caught:
+        train(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_must_be_given_are_named() -> None:
+    with pytest.raises(InputError, match="no value for data.url, run.name; add data.url=... run.name=..."):
+        compose("train", RootConfig, "train", [])
+
+
+def test_a_key_in_a_file_that_no_dataclass_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "train.yaml").write_text("defaults: [schema, _self_, experiment: null]\n")
+    (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\ntrainer: {step: 3}\n")
+    monkeypatch.setattr("pretrain.settings.CONFIG_FOLDER", tmp_path)
+    with pytest.raises(InputError, match=r"configs/experiment/bad.yaml.*'trainer.step'.*'trainer.steps'"):
+        train("experiment=bad")
+
+
+def test_commands_without_a_file_take_overrides_too() -> None:
+    config = compose("collect", CollectConfig, None, ["out=/tmp/x", "tasks=[0,1]"])
+    assert (config.out, config.tasks, config.episodes) == ("/tmp/x", [0, 1], 12)
+    with pytest.raises(InputError, match="collect: unknown setting 'episods'; did you mean 'episodes'"):
+        compose("collect", CollectConfig, None, ["episods=2"])
+
+
+def test_settings_survive_the_way_through_a_mapping() -> None:
+    config = train("experiment=demo")
+    assert from_mapping("config.yaml", RootConfig, to_mapping(config)) == config
+    with pytest.raises(InputError, match="unknown setting 'trainer.stepz'"):
+        from_mapping("config.yaml", TrainingConfig, {"trainer": {"stepz": 1}})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.steps=0", "trainer.steps=0, expected 1 or more"),
+        ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32"),
+        ("optim.schedule=linear", "optim.schedule=linear, expected one of constant, cosine, wsd"),
+        ("optim.lr=nan", "optim.lr=nan"),
+        ("parallel.zero_stage=4", "expected one of 1, 2, 3"),
+        ("run.name=../x", "expected the name of one folder"),
+    ],
+)
+def test_values_that_cannot_be_right_are_refused(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_training(train(override))

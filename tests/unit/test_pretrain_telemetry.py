@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from data.contracts import PackedBatch
+from data.errors import InputError
+from data.tokens.vocabulary import IGNORED_LABEL
+from pretrain.config import TelemetryConfig
+from pretrain.model.config import ModelConfig
+from pretrain.telemetry.meters import Stopwatch, Work, peak_flops
+from pretrain.telemetry.sinks import (
+    ConsoleSink,
+    JsonlSink,
+    MetricsTail,
+    WandbSink,
+    drop_after,
+    read_metrics,
+)
+
+RECORD = {
+    "step": 3,
+    "loss": 2.5,
+    "loss_action": 3.0,
+    "accuracy_action": 0.25,
+    "loss_image": None,
+    "tokens_per_second": 1234.5,
+    "mfu": 0.4,
+}
+
+
+def test_work_counts_real_tokens_labels_and_pairs_of_each_sample() -> None:
+    batch = PackedBatch(
+        tokens=np.ones((1, 8), np.int32),
+        labels=np.array([[IGNORED_LABEL, 5, IGNORED_LABEL, 5, 5, *[IGNORED_LABEL] * 3]], np.int32),
+        positions=np.array([[0, 1, 2, 0, 1, 0, 0, 0]], np.int32),
+        segments=np.array([[1, 1, 1, 2, 2, 0, 0, 0]], np.int32),
+        blocks=np.zeros((1, 8), np.int32),
+    )
+    work = Work.of(batch)
+    assert work == Work(tokens=5, labelled=3, pairs=1 + 2 + 3 + 1 + 2)
+    assert work + work == Work(10, 6, 18)
+
+
+def test_flops_of_a_long_run_of_tokens_are_six_per_parameter() -> None:
+    model = ModelConfig(vocabulary_size=100, hidden_size=8, ffn_size=16, layers=2, heads=2)
+    layers = 2 * (4 * 64 + 3 * 128)
+    assert Work(tokens=1).flops(model) == 6 * layers
+    assert Work(labelled=1).flops(model) == 6 * 100 * 8
+    assert Work(pairs=1).flops(model) == 12 * 2 * 8
+
+
+def test_peak_of_a_cpu_is_measured() -> None:
+    assert 1e8 < peak_flops(torch.device("cpu"), "fp32") < 1e15
+
+
+def test_peak_of_a_known_gpu_comes_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert peak_flops(torch.device("cuda", 0), "bf16") == 989.4e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert peak_flops(torch.device("cuda", 0), "bf16") == 756e12
+
+
+def test_stopwatch_starts_anew_with_each_reading() -> None:
+    watch = Stopwatch()
+    watch.waited(0.5)
+    elapsed, waited = watch.read()
+    assert elapsed >= 0
+    assert waited == 0.5
+    assert watch.read()[1] == 0.0
+
+
+def write(path: Path, *records: dict[str, object]) -> None:
+    sink = JsonlSink(path)
+    for record in records:
+        sink.write(record)
+    sink.close()
+
+
+def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(path)
+    assert tail.new() == []
+    write(path, {"step": 1}, {"step": 2})
+    assert tail.new() == [{"step": 1}, {"step": 2}]
+    with path.open("a") as file:
+        file.write('{"step"')
+    assert tail.new() == [], "half a line waits"
+    with path.open("a") as file:
+        file.write(": 3}\n")
+    assert tail.new() == [{"step": 3}]
+    assert MetricsTail(path, from_end=True).new() == []
+
+
+def test_lines_beyond_the_resumed_step_are_dropped_and_a_tail_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert drop_after(path, 5) == 0
+    write(path, *({"step": step} for step in range(1, 8)))
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    tail = MetricsTail(path)
+    tail.new()
+    assert drop_after(path, 5) == 3
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3, 4, 5]
+    assert tail.new() == []
+    write(path, {"event": "resumed", "step": 5}, {"step": 6})
+    assert tail.new() == [{"event": "resumed", "step": 5}, {"step": 6}]
+
+
+def test_the_console_shows_the_newest_numbers() -> None:
+    out = io.StringIO()
+    sink = ConsoleSink(10, Console(file=out, force_terminal=True, width=200))
+    sink.write({"event": "resumed", "step": 2, "from": "step_00000002"})
+    sink.write(RECORD)
+    sink.close()
+    assert "resumed: step=2 from=step_00000002" in out.getvalue()
+    assert "loss 2.500 · action 3.000 (25%) · 1,234 tok/s · MFU 40%" in out.getvalue()
+
+
+def test_wandb_goes_on_with_the_same_run(tmp_path: Path) -> None:
+    for step in (1, 2):
+        sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb="offline"), {"optim": {"lr": 1.0}})
+        sink.write({**RECORD, "step": step})
+        sink.write({"event": "resumed", "step": step})
+        sink.log(step, {"eval/success_rate": 0.5})
+        sink.close()
+    identity = (tmp_path / "wandb" / "run_id").read_text()
+    assert len(list(tmp_path.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))) == 2
+
+
+def test_wandb_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretrain.telemetry import sinks
+
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert sinks._wandb_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert sinks._wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert sinks._wandb_mode("auto") == "disabled"
+    assert sinks._wandb_mode("offline") == "offline"
+    with pytest.raises(InputError, match="telemetry.wandb='off', expected one of auto"):
+        sinks._wandb_mode("off")
+
+
+def test_every_line_is_on_the_disk_when_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.write({"step": 1})
+    assert json.loads(path.read_text()) == {"step": 1}
+    assert os.path.getsize(path) > 0
