@@ -1,0 +1,158 @@
+"""World-model rollouts: predictions feed on themselves, true actions, honest scores, files that open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from data.config import DataConfig, PrepareConfig
+from data.errors import InputError
+from data.prepare import prepare
+from data.storage.index import DatasetIndex, read_episode
+from data.stream.sequence import WORLD_TEXT, world_prompt
+from data.tokens.action import encode
+from data.tokens.image import ImageTokenizer
+from data.tokens.image_block import image_block, image_block_length, image_codes
+from data.tokens.image_model import ImageModel, ImageModelConfig
+from data.tokens.text import TextTokenizer
+from data.tokens.vocabulary import IMAGE_START
+from eval import world_model
+from eval.config import ImagineConfig
+from eval.world_model import choose_episode, imagine, score, tile
+from tests.libero_layout import demonstration, write_file
+
+PIXELS = 64
+CODEBOOK = 16
+
+
+@pytest.fixture
+def image() -> ImageTokenizer:
+    torch.manual_seed(0)
+    network = ImageModel(
+        ImageModelConfig(
+            pixels=PIXELS, codebook_size=CODEBOOK, embedding_size=4, latent_channels=8, base_channels=8,
+            channel_multiplier=(1, 1, 1, 2), residual_blocks=1, norm_groups=4,
+        )
+    )  # fmt: skip
+    torch.nn.init.normal_(network.quantize.embedding.weight)
+    return ImageTokenizer(network)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint whose world model adds one to every code, and remembers what it was asked."""
+    write_file(
+        tmp_path / "demos/lift_demo.hdf5",
+        [demonstration(steps=7, seed=seed) for seed in range(12)],
+        suite="robosuite_lift",
+    )
+    url = str(tmp_path / "data")
+    prepare(PrepareConfig(source=str(tmp_path / "demos"), out=url, resolution=PIXELS), image)
+    model = SimpleNamespace(data=DataConfig(url=url), network=None, text=TextTokenizer.load(), image=image)
+    monkeypatch.setattr(world_model, "CheckpointModel", lambda path: model)
+    monkeypatch.setattr(world_model, "decode_image", add_one)
+    PROMPTS.clear()
+    return tmp_path / "runs/demo/checkpoints/step_00000100"
+
+
+PROMPTS: list[list[int]] = []
+
+
+def add_one(
+    network: object, prompts: list[ArrayLike], rows: int, columns: int, pixels: int
+) -> NDArray[np.uint16]:
+    assert (rows, columns, pixels) == (8, 8, PIXELS)
+    ids = np.asarray(prompts[0])
+    PROMPTS.append(ids.tolist())
+    start = int(np.flatnonzero(ids == IMAGE_START)[0])
+    codes = image_codes(ids[start : start + image_block_length(8, 8)])
+    return (codes[None] + 1).astype(np.uint16)
+
+
+def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
+    checkpoint: Path, image: ImageTokenizer
+) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=4))
+    index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
+    entry = next(e for e in index.episodes if e.key == done.episode)
+    episode = read_episode(index, entry)
+    actions = encode(episode.actions, index.action_ranges)
+    text = np.array(TextTokenizer.load().encode(WORLD_TEXT), np.int32)
+    codes = episode.codes["agent"][0].astype(int)
+    for step in range(4):
+        block = image_block(codes, PIXELS)
+        assert PROMPTS[step] == world_prompt(text, block, actions[step]).tolist()
+        codes = np.where(codes + 1 < CODEBOOK, codes + 1, 0)  # an id beyond the codebook stands for nothing
+    assert len(PROMPTS) == len(done.frames) == 4
+
+
+def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoint: Path) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
+    assert done.split == "val_ind"
+    folder = checkpoint.parents[1] / "eval/step_00000100"
+    assert [done.picture, done.video, done.scores] == [
+        folder / name for name in ("imagine.png", "imagine.mp4", "imagine.json")
+    ]
+    picture = Image.open(done.picture)
+    assert picture.size == (4 * 130 - 2, 2 * 130 - 2)  # given frame + 3, at twice their size
+    with av.open(str(done.video)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(128, 256, 3)] * 4
+    scores = json.loads(done.scores.read_text())
+    assert scores["split"] == "val_ind"
+    assert scores["psnr"] == pytest.approx(np.mean([frame["psnr"] for frame in scores["frames"]]))
+    assert len(scores["frames"]) == 3
+
+
+def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None:
+    done = imagine(
+        ImagineConfig(checkpoint=str(checkpoint), frames=99, episode="lift/demo_0", out=str(tmp_path / "o"))
+    )
+    assert len(done.frames) == 6
+    assert (done.episode, done.split) == ("lift/demo_0", "train")
+
+
+def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> None:
+    with pytest.raises(InputError, match="frames=0"):
+        imagine(ImagineConfig(checkpoint=str(checkpoint), frames=0))
+    with pytest.raises(InputError, match="episode=nothing: not in"):
+        imagine(ImagineConfig(checkpoint=str(checkpoint), episode="nothing"))
+    image._sha256 = "0" * 64
+    with pytest.raises(InputError, match="encoded with the image tokenizer"):
+        imagine(ImagineConfig(checkpoint=str(checkpoint)))
+
+
+def test_without_held_out_episodes_the_last_one_is_taken(tmp_path: Path, image: ImageTokenizer) -> None:
+    write_file(
+        tmp_path / "demos/lift_demo.hdf5", [demonstration(steps=4, seed=s) for s in range(2)], suite="s"
+    )
+    config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "data"), resolution=PIXELS)
+    assert choose_episode(prepare(config, image), None).key == "lift/demo_1"
+
+
+def test_scores_are_the_definitions() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    dream = truth.copy()
+    dream[2] = np.clip(truth[2].astype(int) + rng.integers(-9, 10, truth[2].shape), 0, 255)
+    exact, noisy = score(truth, dream, np.array([1.0, 1.0, 0.5]))
+    assert (exact.psnr, exact.ssim, exact.code_accuracy) == (60.0, pytest.approx(1.0), 1.0)
+    error = np.mean((dream[2].astype(float) - truth[2]) ** 2)
+    assert noisy.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+    held = np.mean((truth[0].astype(float) - truth[2]) ** 2)
+    assert noisy.held_psnr == pytest.approx(10 * np.log10(255**2 / held), abs=1e-3)
+    assert 0.5 < noisy.ssim < 1
+    assert noisy.code_accuracy == 0.5
+
+
+def test_tiles_lie_in_order() -> None:
+    frames = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1).repeat(3, axis=4)
+    assert tile(frames)[::3, ::3, 0].tolist() == [[0, 1, 2], [3, 4, 5]]
