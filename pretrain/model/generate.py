@@ -149,7 +149,13 @@ class _Reader:
         self._cache = DecodingCache.empty(
             model.config.layers, self.batch, shape[1] + answer, positions.device
         )
-        model.decode(*map(torch.as_tensor, (tokens, positions, segments, blocks)), self._cache)
+        model.decode(
+            torch.as_tensor(tokens),
+            positions,
+            torch.as_tensor(segments),
+            torch.as_tensor(blocks),
+            self._cache,
+        )
 
     def read(self, tokens: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
         """Hidden states [B, Q, H] of new tokens [B, Q]."""

@@ -49,12 +49,11 @@ class ProcessGroups:
 
         if not parallel_state.model_parallel_is_initialized():
             parallel_state.initialize_model_parallel(tensor_model_parallel_size=mesh.tensor)
-        return cls(
-            mesh,
-            rank,
-            parallel_state.get_tensor_model_parallel_group(),
-            parallel_state.get_data_parallel_group(),
-        )
+        tensor = parallel_state.get_tensor_model_parallel_group()
+        data = parallel_state.get_data_parallel_group()
+        assert isinstance(tensor, dist.ProcessGroup)
+        assert isinstance(data, dist.ProcessGroup)
+        return cls(mesh, rank, tensor, data)
 
     @property
     def tensor_rank(self) -> int:

@@ -71,7 +71,6 @@ def test_logits_equal_hugging_face_chameleon() -> None:
         vq_config=ChameleonVQVAEConfig(
             embed_dim=8, num_embeddings=16, latent_channels=8, base_channels=32, channel_multiplier=[1, 1]
         ),
-        attn_implementation="eager",
     )
     torch.manual_seed(0)
     theirs = ChameleonForConditionalGeneration(config).eval()
