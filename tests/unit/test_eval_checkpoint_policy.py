@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.config import DataConfig
+from data.errors import InputError
+from data.stream.sequence import action_prompt, action_text
+from data.tokens.action import ACTION_MAX, ACTION_MIN, decode
+from data.tokens.image import ImageTokenizer
+from data.tokens.image_block import image_block
+from data.tokens.text import TextTokenizer
+from eval import checkpoint_policy
+from eval.checkpoint_policy import CheckpointPolicy
+from eval.policy import Observation
+from eval.rollout import run_episode
+from pretrain.config import RunConfig, TrainingConfig
+from pretrain.model.config import ModelConfig
+from pretrain.model.generate import decode_action_chunk
+from pretrain.model.transformer import Transformer, initialise
+from pretrain.settings import to_yaml
+from tests.fake_simulator import FakeSimulator
+
+MODEL = ModelConfig(
+    vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
+)
+CHUNK, HISTORY = 3, 2
+
+
+@pytest.fixture
+def network() -> Transformer:
+    made = Transformer(MODEL)
+    initialise(made, seed=0)
+    return made.eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose checkpoint's weights are those of `network`."""
+    data = DataConfig(url="shards", chunk=CHUNK, history=HISTORY, camera="wrist")
+    config = TrainingConfig(run=RunConfig(name="run"), model=MODEL, data=data)
+    folder = tmp_path / "checkpoints" / "step_00000007"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    TextTokenizer.load().save(tmp_path / "tokenizers")
+    ImageTokenizer.load().save(tmp_path / "tokenizers" / "image_tokenizer.safetensors")
+    monkeypatch.setattr(checkpoint_policy, "load_weights", lambda path: dict(network.state_dict()))
+    return folder
+
+
+def observation(seed: int, frames: int) -> Observation:
+    rng = np.random.default_rng(seed)
+    views = tuple(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(frames))
+    return Observation(seed, f"lift cube {seed}", views, np.zeros(8))
+
+
+def test_policy_decodes_what_the_network_says_for_each_environment(
+    checkpoint: Path, network: Transformer
+) -> None:
+    policy = CheckpointPolicy(checkpoint, device="cpu")
+    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    observations = [observation(1, 1), observation(2, 2)]
+    actions = policy.act(observations)
+    assert actions.shape == (2, CHUNK, 7)
+    assert (actions >= ACTION_MIN).all()
+    assert (actions <= ACTION_MAX).all()
+    text, image = TextTokenizer.load(), ImageTokenizer.load()
+    for number, seen in enumerate(observations):
+        blocks = [image_block(codes, 64) for codes in image.encode(np.stack(seen.frames))]
+        prompt = action_prompt(text.encode(action_text(seen.instruction)), blocks)
+        bins = decode_action_chunk(network, [prompt], CHUNK)[0]
+        np.testing.assert_array_equal(actions[number], decode(bins))
+
+
+def test_policy_runs_an_episode(checkpoint: Path) -> None:
+    simulator = FakeSimulator()
+    result = run_episode(simulator, CheckpointPolicy(checkpoint, device="cpu"), 0, horizon=7)
+    assert (result.steps, result.error) == (7, None)
+    assert [step for step, _, _ in simulator.renders] == [0, 2, 3, 5, 6]
+
+
+def test_missing_tokenizer_is_named(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "tokenizers" / "image_tokenizer.safetensors").unlink()
+    with pytest.raises(InputError, match=r"found 0 files .*safetensors.* image tokenizer"):
+        CheckpointPolicy(checkpoint)
+
+
+def test_weights_of_another_model_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"model.norm.weight": torch.ones(33)}
+    monkeypatch.setattr(checkpoint_policy, "load_weights", lambda path: other)
+    with pytest.raises(InputError, match="tensors do not fit"):
+        CheckpointPolicy(checkpoint)
+
+
+def test_folder_without_a_run_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        CheckpointPolicy(tmp_path / "checkpoints" / "step_00000001")
