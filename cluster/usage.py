@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -122,20 +123,25 @@ def _texts(schema: type) -> dict[str, str]:
     """Name -> what the `Attributes` section of its class, or of a base class, says."""
     texts: dict[str, str] = {}
     for base in reversed(schema.__mro__):
-        names: list[str] = []
-        inside = False
-        for line in cleandoc(base.__doc__ or "").splitlines():
-            text = line.strip()
-            if text == "Attributes:":
-                inside = True
-            elif inside and (entry := _ENTRY.match(text)) and len(line) - len(line.lstrip()) == 4:
-                names = entry.group(1).split(", ")
-                texts.update(dict.fromkeys(names, entry.group(2)))
-            elif inside and text:
-                texts.update({name: f"{texts[name]} {text}" for name in names})
-            else:
-                names = []
+        for names, text in _entries(base):
+            other = getattr(sys.modules[base.__module__], _other_class(text), None)
+            texts.update({name: (_texts(other).get(name, text) if other else text) for name in names})
     return texts
+
+
+def _entries(schema: type) -> Iterator[tuple[list[str], str]]:
+    """Names and text of each entry of the class's own `Attributes` section."""
+    _, _, section = cleandoc(schema.__doc__ or "").partition("Attributes:\n")
+    for entry in re.split(r"\n    (?=\w)", "\n" + section.split("\n\n")[0]):
+        found = _ENTRY.match(" ".join(entry.split()))
+        if found:
+            yield found.group(1).split(", "), found.group(2)
+
+
+def _other_class(text: str) -> str:
+    """The class that an entry `As in `Class`` points to, else an empty string."""
+    found = re.match(r"As in `(\w+)`", text)
+    return found.group(1) if found else ""
 
 
 def _groups() -> Iterator[tuple[str, list[str]]]:

@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from rich.console import Console
 
-from cluster.config import ClusterConfig, RootConfig
-from cluster.session import open_session
-from cluster.topology import place
-from cluster.train_group import run_train_group
+from cluster.config import RootConfig
+from cluster.evaluation import evaluate_checkpoint
+from cluster.supervisor import supervise
 from pretrain.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,25 +25,32 @@ PROGRAM = "from tests.integration.test_cluster_interrupt import body; body()"
 
 
 def train_for_ever(config: TrainingConfig) -> None:
-    Path(config.run.dir, "training").write_text(str(os.getpid()))
+    Path(config.run.dir, "training").touch()
     time.sleep(600)
 
 
 def body() -> None:
     config = RootConfig()
-    config.run.dir = os.getcwd()
-    with open_session(ClusterConfig(), place(config, gpus_found=0)) as session:
-        Path("session").write_text(str(session.folder))
-        run_train_group(config, session, Path("logs"), train_for_ever)
+    config.run.name, config.run.dir = "r", os.getcwd()
+    config.cluster.gpus_per_rank = 0
+    supervise(config, Console(), train_for_ever, evaluate_checkpoint)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A place for Ray's sockets, whose paths must be short."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_everything(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_everything(number: signal.Signals, tmp_path: Path, short_folder: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(short_folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     try:
@@ -54,15 +63,14 @@ def test_a_signal_ends_everything(number: signal.Signals, tmp_path: Path) -> Non
         process.kill()
     assert process.returncode != 0
     psutil.wait_procs(children, timeout=10)
-    assert [
-        child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
-    ] == []
-    assert not Path((tmp_path / "session").read_text()).exists()
+    left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    assert left == []
+    assert list(short_folder.glob("wv-*")) == []
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 90
     while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "the training did not start"
         time.sleep(0.1)
