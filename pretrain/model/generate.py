@@ -59,7 +59,7 @@ def decode_action_chunk(
     """
     reader = _Reader(model, prompts, answer=chunk * ACTION_BLOCK_LENGTH)
     groups = [np.arange(chunk)] if parallel and model.config.action_mask else np.arange(chunk)[:, None]
-    decoded = [_decode_blocks(reader, torch.as_tensor(group)) for group in groups]
+    decoded = [_decode_blocks(reader, torch.as_tensor(group, device=reader.device)) for group in groups]
     return torch.cat(decoded, dim=1).cpu().numpy()
 
 
@@ -104,8 +104,11 @@ def decode_image(
 
     def read(*tokens: int | Tensor) -> Tensor:
         nonlocal place
-        ids = torch.stack([torch.as_tensor(token).expand(reader.batch) for token in tokens], dim=1)
-        positions = reader.lengths[:, None] + place + torch.arange(len(tokens))
+        columns_of_ids = [
+            torch.as_tensor(token, device=reader.device).expand(reader.batch) for token in tokens
+        ]
+        ids = torch.stack(columns_of_ids, dim=1)
+        positions = reader.lengths[:, None] + place + torch.arange(len(tokens), device=reader.device)
         place += len(tokens)
         return reader.read(ids, positions, torch.zeros_like(ids))[:, -1:]
 
@@ -117,13 +120,14 @@ def decode_image(
         if number + 1 < rows * columns:
             ends_row = (number + 1) % columns == 0
             hidden = read(code, IMAGE_NEW_LINE) if ends_row else read(code)
-    return torch.stack(codes, dim=1).reshape(-1, rows, columns).numpy().astype(np.uint16)
+    return torch.stack(codes, dim=1).reshape(-1, rows, columns).cpu().numpy().astype(np.uint16)
 
 
 class _Reader:
     """A batch of prompts that has been read, and what is read after it.
 
     Attributes:
+        device: Where the model is.
         batch: B, prompts.
         lengths: int64 [B], tokens of each prompt.
         first_block: Block id of the first answer block.
@@ -137,7 +141,8 @@ class _Reader:
         self._model = model
         self.batch = len(rows)
         self.independent_blocks = model.config.action_mask
-        self.lengths = torch.tensor([len(row) for row in rows])
+        self.device = model.lm_head.weight.device
+        self.lengths = torch.tensor([len(row) for row in rows], device=self.device)
         shape = (len(rows), int(self.lengths.max()))
         tokens = np.full(shape, PADDING, np.int64)
         segments, blocks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -145,15 +150,13 @@ class _Reader:
             tokens[number, : len(row)] = row
             segments[number, : len(row)], blocks[number, : len(row)] = mask_vectors(row)
         self.first_block = int(blocks.max()) + 1
-        positions = torch.arange(shape[1]).expand(shape)
-        self._cache = DecodingCache.empty(
-            model.config.layers, self.batch, shape[1] + answer, positions.device
-        )
+        positions = torch.arange(shape[1], device=self.device).expand(shape)
+        self._cache = DecodingCache.empty(model.config.layers, self.batch, shape[1] + answer, self.device)
         model.decode(
-            torch.as_tensor(tokens),
+            torch.as_tensor(tokens, device=self.device),
             positions,
-            torch.as_tensor(segments),
-            torch.as_tensor(blocks),
+            torch.as_tensor(segments, device=self.device),
+            torch.as_tensor(blocks, device=self.device),
             self._cache,
         )
 
