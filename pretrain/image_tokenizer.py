@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class VqConfig:
     embedding_size: int = 8
     latent_channels: int = 96
     base_channels: int = 16
-    channel_multiplier: tuple[int, ...] = (1, 2, 4, 6)
+    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 4, 6])
     residual_blocks: int = 1
     norm_groups: int = 8
 

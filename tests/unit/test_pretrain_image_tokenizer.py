@@ -29,7 +29,7 @@ TINY = VqConfig(
     embedding_size=4,
     latent_channels=8,
     base_channels=8,
-    channel_multiplier=(1, 2),
+    channel_multiplier=[1, 2],
     norm_groups=4,
 )
 
