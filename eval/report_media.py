@@ -90,7 +90,14 @@ def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Serie
 
 
 def _video_caption(evaluation: Evaluation, file: Path) -> str:
-    return f"Step {evaluation.step}, {file.stem.replace('_', ' ')}"
+    row = next((r for r in rows(evaluation.results, "per_episode") if r.get("video") == file.name), None)
+    if row is None:
+        return f"Step {evaluation.step}, {file.stem.replace('_', ' ')}"
+    if row.get("error"):
+        outcome = "simulator error"
+    else:
+        outcome = ("solved in" if row.get("success") else "not solved in") + f" {row.get('steps')} steps"
+    return f"Step {evaluation.step}, task {row.get('task')}, state {row.get('initial_state')}: {outcome}"
 
 
 def _data_url(file: Path, kind: str) -> str:

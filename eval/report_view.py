@@ -129,8 +129,8 @@ def success_chart(run: RunFolder) -> Chart | None:
     """Success rate by step with 95 % Wilson intervals, one line a suite."""
     series: list[Series] = []
     for tone, suite in enumerate(sorted({_suite(e) for e in run.evaluations}), start=1):
-        chosen = [e for e in run.evaluations if _suite(e) == suite]
-        points = [(float(e.step), 100 * _rate(e)) for e in chosen]
+        chosen = [e for e in run.evaluations if _suite(e) == suite and _rate(e) is not None]
+        points = [(float(e.step), 100 * rate) for e in chosen if (rate := _rate(e)) is not None]
         intervals = [(100 * low, 100 * high) for low, high in map(_interval, chosen)]
         series.append(Series(suite, points, (tone - 1) % 4 + 1, dots=True, intervals=intervals))
     return line_chart("Success by step", "%, with 95 % intervals", series, y_range=(0.0, 100.0))
@@ -138,11 +138,11 @@ def success_chart(run: RunFolder) -> Chart | None:
 
 def evaluation_row(evaluation: Evaluation) -> EvaluationRow:
     """The table row of one evaluated checkpoint."""
-    low, high = _interval(evaluation)
+    rate, (low, high) = _rate(evaluation), _interval(evaluation)
     return EvaluationRow(
         step=evaluation.step,
         suite=_suite(evaluation),
-        success=f"{100 * _rate(evaluation):.0f} %",
+        success="not measured" if rate is None else f"{100 * rate:.0f} %",
         interval=f"{100 * low:.0f} to {100 * high:.0f} %",
         episodes=_whole(number(evaluation.results, "episodes")),
         errors=int(number(evaluation.results, "errors") or 0),
@@ -201,16 +201,18 @@ def _suite(evaluation: Evaluation) -> str:
     return str(evaluation.results.get("suite", "suite"))
 
 
-def _rate(evaluation: Evaluation) -> float:
-    rate = number(evaluation.results, "success_rate")
-    return rate if rate is not None else 0.0
+def _rate(evaluation: Evaluation) -> float | None:
+    """Solved share of the episodes; None where every one ended in an error."""
+    return number(evaluation.results, "success_rate")
 
 
 def _interval(evaluation: Evaluation) -> tuple[float, float]:
-    found = evaluation.results.get("wilson_95")
-    if isinstance(found, list | tuple) and len(found) == 2:
-        return float(found[0]), float(found[1])
-    return _rate(evaluation), _rate(evaluation)
+    ends = evaluation.results.get("wilson_95")
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    found = {"low": low, "high": high}
+    rate = _rate(evaluation) or 0.0
+    low, high = number(found, "low"), number(found, "high")
+    return (rate, rate) if low is None or high is None else (low, high)
 
 
 def _mean(lines: Sequence[Json], key: str) -> float | None:

@@ -77,6 +77,16 @@ def write_run(run: Path) -> Path:
                     "success_rate": successes / 4,
                     "wilson_95": [max(0.0, successes / 4 - 0.3), min(1.0, successes / 4 + 0.25)],
                     "standin_assets": False,
+                    "per_episode": [
+                        {
+                            "task": 0,
+                            "initial_state": 3,
+                            "success": True,
+                            "steps": 47,
+                            "error": None,
+                            "video": "task_0_episode_0.mp4",
+                        }
+                    ],
                     "per_task": [
                         {"instruction": HOSTILE, "successes": successes, "episodes": 2, "errors": 0},
                         {"instruction": "lift the cube", "successes": 0, "episodes": 2, "errors": 0},
@@ -168,6 +178,16 @@ def test_torn_last_line_and_values_that_are_not_finite_are_left_out(tmp_path: Pa
         file.write('{"step": 121, "loss": NaN, "loss_action": NaN}\n{"step": 122, "loss": 0.')
     assert len(read_run(run).steps) == 121
     assert "NaN" not in Page(write_report(run).read_text()).text
+
+
+def test_rate_that_was_not_measured_is_not_called_zero(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    results = run / "eval/step_00000120/results.json"
+    content = json.loads(results.read_text())
+    results.write_text(json.dumps({**content, "successes": 0, "errors": 4, "success_rate": None}))
+    text = Page(write_report(run).read_text()).text
+    assert "not measured" in text
+    assert "counted as errors, not as failures" in text
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
