@@ -24,6 +24,8 @@ class DataConfig:
         camera: Camera whose frames are used.
         mixture: Shares of action and world samples.
         text_tokenizer: Path of a Chameleon `tokenizer.json`; null takes the small one that ships.
+        image_tokenizer: The VQ-GAN weights that the shards were prepared with; null takes the ones that
+            ship. Kept beside the checkpoints, so that a policy can see.
     """
 
     url: str = "???"
@@ -32,6 +34,7 @@ class DataConfig:
     camera: str = "agent"
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     text_tokenizer: str | None = None
+    image_tokenizer: str | None = None
 
 
 @dataclass

@@ -14,8 +14,8 @@ from pretrain.model.transformer import Transformer
 from tests.dist import checkpoint_case as case
 from tests.dist.harness import run_ranks
 
-WRITERS = [(2, 2, 3), (1, 2, 1), (2, 1, 2), (1, 1, 1)]
-READERS = [(2, 2, 3), (1, 2, 1), (1, 1, 2), (4, 1, 3), (2, 2, 1), (1, 4, 3)]
+WRITERS = [(2, 2, 3), (1, 2, 1), (2, 1, 2)]
+READERS = [(2, 2, 3), (1, 2, 1), (1, 1, 2), (4, 1, 3)]
 LAST = 8
 
 
@@ -52,7 +52,7 @@ def test_any_layout_continues_the_loss_curve(written: tuple, reader: case.Layout
 
 
 def test_the_weights_alone_fit_a_plain_network(written: tuple) -> None:
-    layout, checkpoint, _ = written
+    _, checkpoint, _ = written
     network = Transformer(case.config((1, 1, 1)).model)
     network.load_state_dict(load_weights(checkpoint), strict=True)
     halves = load_weights(checkpoint, torch.bfloat16)

@@ -25,7 +25,8 @@ def test_boxes_hold_exactly_the_range_in_flat_order(shape: list[int], data: st.D
     numbers = torch.arange(count).view(shape)
     boxes = boxes_of_range(shape, start, stop)
     found = [
-        numbers[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))].flatten() for box in boxes
+        numbers[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))].flatten()
+        for box in boxes
     ]
     assert torch.equal(torch.cat([torch.empty(0, dtype=torch.int64), *found]), torch.arange(start, stop))
     assert len(boxes) <= max(1, 2 * len(shape) - 1)

@@ -35,7 +35,10 @@ def test_layout_and_length_of_a_start_may_differ(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
     folder.open(config(tmp_path, trainer={"stop_after": 5}))
     other = config(
-        tmp_path, parallel={"data": 2, "zero_stage": 1}, checkpointing={"every": 7}, telemetry={"wandb": "offline"}
+        tmp_path,
+        parallel={"data": 2, "zero_stage": 1},
+        checkpointing={"every": 7},
+        telemetry={"wandb": "offline"},
     )
     folder.open(other)
     assert read_yaml(folder.config)["parallel"]["data"] == 2
@@ -45,7 +48,9 @@ def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(tmp_path: Path)
     folder = RunFolder(tmp_path / "r")
     folder.open(config(tmp_path))
     before = folder.config.read_bytes()
-    with pytest.raises(InputError, match=r"other settings \(optim.lr was 5e-06, now 0.5\); choose another run.name"):
+    with pytest.raises(
+        InputError, match=r"other settings \(optim.lr was 5e-06, now 0.5\); choose another run.name"
+    ):
         folder.open(config(tmp_path, optim={"lr": 0.5}))
     assert folder.config.read_bytes() == before
 
@@ -53,7 +58,7 @@ def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(tmp_path: Path)
 def test_a_folder_with_a_run_but_no_settings_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
     folder.checkpoints.mkdir(parents=True)
-    with pytest.raises(InputError, match="holds a run but no config.yaml"):
+    with pytest.raises(InputError, match=r"holds a run but no config.yaml"):
         folder.open(config(tmp_path))
 
 
@@ -82,7 +87,9 @@ def _add(folder: RunFolder, name: str) -> None:
 
 def test_two_processes_update_the_summary_at_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    processes = [multiprocessing.get_context("fork").Process(target=_add, args=(folder, name)) for name in "ab"]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_add, args=(folder, name)) for name in "ab"
+    ]
     for process in processes:
         process.start()
     for process in processes:

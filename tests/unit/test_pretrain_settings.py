@@ -50,26 +50,27 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
         ("optim.lrr=1", "train: unknown setting 'optim.lrr'; did you mean 'optim.lr'?"),
         ("lr=1", "train: unknown setting 'lr'; did you mean 'optim.lr'?"),
         ("modle=tiny", "train: unknown setting 'modle'; did you mean 'model'?"),
-        ("model=tinny", r"no file configs/model/tinny.yaml; did you mean 'tiny'\? \(there are: .*7b"),
+        ("model=tinny", "no file configs/model/tinny.yaml; did you mean 'tiny'? (there are: 1b,"),
         ("optim.lr=abc", "train: optim.lr: Value 'abc' of type 'str' could not be converted to Float"),
         ("trainer.steps=1.5", "trainer.steps: Value '1.5'"),
-        ("optim.betas=[0.9]", r"optim.betas=\[0.9\] has 1 values, expected 2"),
+        ("optim.betas=[0.9]", "optim.betas=[0.9] has 1 values, expected 2"),
         ("optim=3", "Config group override must be a string"),
         ("+optim.lrr=1", "settings are changed, not added"),
         ("~optim.lr", "settings are changed, not added"),
         ("trainer.steps", "Error parsing override 'trainer.steps'"),
         ("trainer.steps=1,2", "Ambiguous value"),
-        ("optim.lr=${nope}", "optim.lr: Interpolation key 'nope' not found"),
+        ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
     ],
 )
 def test_a_wrong_override_is_one_line_that_says_why(override: str, message: str) -> None:
-    with pytest.raises(InputError, match=message.replace("?", r"\?").replace(r"\\?", r"\?")) as caught:
+    with pytest.raises(InputError) as caught:
         train(override)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_values_that_must_be_given_are_named() -> None:
-    with pytest.raises(InputError, match="no value for data.url, run.name; add data.url=... run.name=..."):
+    with pytest.raises(InputError, match=r"no value for data.url, run.name; add data.url=... run.name=..."):
         compose("train", RootConfig, "train", [])
 
 
@@ -94,7 +95,7 @@ def test_commands_without_a_file_take_overrides_too() -> None:
 def test_settings_survive_the_way_through_a_mapping() -> None:
     config = train("experiment=demo")
     assert from_mapping("config.yaml", RootConfig, to_mapping(config)) == config
-    with pytest.raises(InputError, match="unknown setting 'trainer.stepz'"):
+    with pytest.raises(InputError, match=r"unknown setting 'trainer.stepz'"):
         from_mapping("config.yaml", TrainingConfig, {"trainer": {"stepz": 1}})
 
 

@@ -147,7 +147,7 @@ def test_wandb_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert sinks._wandb_mode("auto") == "disabled"
     assert sinks._wandb_mode("offline") == "offline"
-    with pytest.raises(InputError, match="telemetry.wandb='off', expected one of auto"):
+    with pytest.raises(InputError, match=r"telemetry.wandb='off', expected one of auto"):
         sinks._wandb_mode("off")
 
 

@@ -1,0 +1,169 @@
+"""The training loop, the same under Ray and under torchrun."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from data.errors import InputError
+from data.stream.loader import TokenStream
+from data.tokens.image import ImageTokenizer
+from data.tokens.text import TextTokenizer
+from pretrain.checkpoint.load import load, load_metadata
+from pretrain.checkpoint.manifest import latest
+from pretrain.checkpoint.save import CheckpointWriter
+from pretrain.checks import check_training
+from pretrain.config import TrainingConfig
+from pretrain.optim import learning_rate
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.mesh import Mesh
+from pretrain.run_folder import RunFolder
+from pretrain.settings import to_mapping
+from pretrain.telemetry.recorder import Recorder
+
+IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
+
+T = TypeVar("T")
+
+
+def train(config: TrainingConfig) -> None:
+    """Train from the newest checkpoint (or the beginning) to the last step; every rank calls it.
+
+    The ranks are those of the process group that exists, or of the environment that torchrun sets.
+
+    Raises:
+        InputError: Settings, data, run folder or checkpoint that this run cannot use.
+        CheckpointError: A checkpoint could not be written.
+    """
+    check_training(config)
+    groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
+    folder = RunFolder.of(config.run)
+    with TokenStream(config.data, config.trainer, config.trainer.seed) as stream:
+        check_model_fits(config, stream)
+        checkpoint = on_first_rank(lambda: prepare_folder(config, folder, stream))
+        engine = Engine.build(config, groups)
+        before = resume(checkpoint, engine, stream)
+        writer = CheckpointWriter(folder.checkpoints, engine, config.checkpointing.keep_last)
+        recorder = Recorder(config, folder, groups, engine.step_count, before["tokens"])
+        resumed_from = announce(recorder, checkpoint, engine, config)
+        last = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
+        while engine.step_count < last:
+            start = time.perf_counter()
+            batches = stream.micro_batches(engine.step_count, groups.data_rank, groups.mesh.data)
+            recorder.fed(batches, seconds=time.perf_counter() - start)
+            rate = learning_rate(config.optim, engine.step_count, config.trainer.steps)
+            result = engine.step(batches, rate)
+            step = engine.step_count
+            recorder.record(step, result, rate)
+            if step % config.checkpointing.every == 0 or step == last:
+                writer.save(step, metadata(config, stream, recorder.total_tokens()))
+                recorder.saved(writer.stall)
+                recorder.summarise(step, resumed_from)
+        writer.wait()
+        recorder.summarise(engine.step_count, resumed_from)
+        recorder.close()
+
+
+def metadata(config: TrainingConfig, stream: TokenStream, tokens: int) -> dict[str, Any]:
+    """What a checkpoint holds besides weights and moments; the order of the data needs no more."""
+    return {"config": to_mapping(config), "dataset": stream.index.fingerprint, "tokens": tokens}
+
+
+def resume(checkpoint: Path | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
+    """Load a checkpoint, if there is one, and return its metadata.
+
+    Raises:
+        InputError: It is damaged, of another network, or was trained on other data.
+    """
+    if checkpoint is None:
+        return {"tokens": 0}
+    trained_on = load_metadata(checkpoint)["dataset"]
+    if trained_on != stream.index.fingerprint:
+        raise InputError(
+            f"{checkpoint}: was trained on the data set {trained_on[:12]}, data.url={stream.index.url} is "
+            f"{stream.index.fingerprint[:12]}; give the same data, or begin a run of another name"
+        )
+    return load(checkpoint, engine)
+
+
+def announce(
+    recorder: Recorder, checkpoint: Path | None, engine: Engine, config: TrainingConfig
+) -> str | None:
+    """Note in the metrics where the run goes on from, and return it for the summary."""
+    if checkpoint is None:
+        return None
+    layout = asdict(config.parallel)
+    recorder.event("resumed", step=engine.step_count, checkpoint=str(checkpoint), parallel=layout)
+    return str(checkpoint)
+
+
+def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Path | None:
+    """Open the run folder, put the tokenizers into it, and choose the checkpoint to go on from.
+
+    Raises:
+        InputError: The folder cannot be used, or the image tokenizer is not the data set's.
+    """
+    folder.open(config)
+    checkpoint = _choose_checkpoint(config.checkpointing.resume, folder)
+    TextTokenizer.load(config.data.text_tokenizer).save(folder.tokenizers)
+    image = ImageTokenizer.load(config.data.image_tokenizer)
+    expected = stream.index.image.tokenizer_sha256
+    if image.sha256 != expected:
+        raise InputError(
+            f"data.image_tokenizer={config.data.image_tokenizer or 'null (the one that ships)'} has checksum "
+            f"{image.sha256[:12]}, the data set was prepared with {expected[:12]}; give that tokenizer"
+        )
+    image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
+    return checkpoint
+
+
+def _choose_checkpoint(choice: str, folder: RunFolder) -> Path | None:
+    newest = latest(folder.checkpoints)
+    if choice == "auto":
+        return newest
+    if choice != "none":
+        return Path(choice)
+    if newest is not None:
+        raise InputError(
+            f"checkpointing.resume=none, but {newest} is there; choose another run.name to begin anew, "
+            "or resume=auto to go on"
+        )
+    return None
+
+
+def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
+    """Check that the network is large enough for the samples.
+
+    Raises:
+        InputError: Its vocabulary or its positions are too few.
+    """
+    if stream.vocabulary_size > config.model.vocabulary_size:
+        raise InputError(
+            f"model.vocabulary_size={config.model.vocabulary_size}, but the tokenizer has ids up to "
+            f"{stream.vocabulary_size - 1}; set at least {stream.vocabulary_size}"
+        )
+    if stream.longest_sample > config.model.max_positions:
+        raise InputError(
+            f"model.max_positions={config.model.max_positions}, but samples have up to "
+            f"{stream.longest_sample} tokens; raise it, or lower data.history or data.chunk"
+        )
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """Do something on rank 0 alone; every rank gets its result or its InputError."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = work()
+        except InputError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, 0)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]
