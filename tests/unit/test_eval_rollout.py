@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from eval.expert import demonstrate
 from eval.policy import ExpertPolicy, Observation
 from eval.rollout import VIDEO_PIXELS, run_episode
 from eval.simulator.interface import Simulator
@@ -61,6 +62,29 @@ def test_expert_succeeds_stops_at_once_and_is_filmed() -> None:
     assert result.steps == len(simulator.actions)
     assert len(result.frames) == result.steps // 2 + 1 + result.steps % 2
     assert result.frames[0].shape == (VIDEO_PIXELS, VIDEO_PIXELS, 3)
+
+
+class ChunkedExpert(ExpertPolicy):
+    """The expert's whole script as one chunk, followed by a drop."""
+
+    chunk = 40
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        alone = FakeSimulator()
+        script = []
+        for action in demonstrate(alone):
+            alone.step(action)
+            script.append(action)
+        drop = [[0, 0, -0.9, 0, 0, 0, -1.0]] * (self.chunk - len(script))
+        return np.array([[*script, *drop]])
+
+
+def test_success_ends_the_episode_in_the_middle_of_a_chunk() -> None:
+    simulator = FakeSimulator()
+    result = run_episode(simulator, ChunkedExpert(), 0)
+    assert result.success
+    assert result.steps < ChunkedExpert.chunk
+    assert simulator.cube[2] == pytest.approx(0.08, abs=0.02)  # not one step further
 
 
 def test_failure_ends_at_the_horizon() -> None:
