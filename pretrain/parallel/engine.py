@@ -23,6 +23,7 @@ from data.contracts import PackedBatch
 from data.errors import InputError
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.config import TrainingConfig
+from pretrain.model.config import ModelConfig
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LabelKind, LossSettings, label_weights
 from pretrain.model.transformer import Transformer, check_divides, initialise
@@ -101,7 +102,13 @@ class Engine:
         return cls(module, optimizer, engine, config, groups)
 
     def step(self, micro_batches: Sequence[PackedBatch], learning_rate: float) -> StepResult:
-        """One optimiser step over this rank's micro-batches of a global batch."""
+        """One optimiser step over this rank's micro-batches of a global batch.
+
+        Raises:
+            InputError: A token id or a position that the model does not have.
+        """
+        for batch in micro_batches:
+            check_batch(batch, self.module.config)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         device, data_size = self.groups.device, self.groups.mesh.data
@@ -165,6 +172,29 @@ def check_settings(config: TrainingConfig) -> None:
         )
 
 
+def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
+    """Check that the model knows every token and position.
+
+    On a GPU they end in a device assertion, and a vocabulary that is shared out takes an unknown id for
+    a zero vector without an error.
+
+    Raises:
+        InputError: Names the largest id or the longest sample.
+    """
+    largest = max(int(batch.tokens.max()), int(batch.labels.max()))
+    if largest >= model.vocabulary_size:
+        raise InputError(
+            f"token id {largest} in the data, but model.vocabulary_size is {model.vocabulary_size}; "
+            f"raise it to at least {largest + 1} or prepare the data with another text tokenizer"
+        )
+    longest = int(batch.positions.max()) + 1
+    if longest > model.max_positions:
+        raise InputError(
+            f"a sample of {longest} tokens, but model.max_positions is {model.max_positions}; "
+            f"raise it to at least {longest}"
+        )
+
+
 def _deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
     share = config.trainer.global_batch // groups.mesh.data
     return {
@@ -184,7 +214,8 @@ def _deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[s
             "contiguous_gradients": True,
             "reduce_bucket_size": 200_000_000,
             "stage3_prefetch_bucket_size": 100_000_000,
-            "stage3_param_persistence_threshold": 100_000,
+            # Every matrix is partitioned; norms, the only parameters this small, stay whole.
+            "stage3_param_persistence_threshold": config.model.hidden_size,
             "stage3_gather_16bit_weights_on_model_save": False,
         },
     }

@@ -16,6 +16,7 @@ from pretrain.model.config import ModelConfig
 from pretrain.model.loss import LossSettings, label_weights
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.optim import parameter_groups
+from pretrain.parallel.engine import check_batch
 from pretrain.parallel.mesh import Mesh
 from tests.dist.harness import RankFailedError, run_ranks
 
@@ -24,9 +25,9 @@ BATCH, LENGTH, VOCABULARY = 4, 32, 512
 LEARNING_RATE = 1e-3
 
 
-def settings(mesh: Mesh, stage: int = 3, **model: object) -> TrainingConfig:
+def settings(mesh: Mesh, stage: int = 3, precision: str = "fp32", **model: object) -> TrainingConfig:
     return TrainingConfig(
-        trainer=TrainerConfig(global_batch=BATCH, precision="fp32"),
+        trainer=TrainerConfig(global_batch=BATCH, precision=precision),
         parallel=ParallelConfig(mesh.tensor, mesh.data, stage),
         model=ModelConfig(
             **{
@@ -64,13 +65,13 @@ def global_batch(step: int) -> PackedBatch:
 
 
 def train_partitioned(
-    mesh: Mesh, stage: int, micro_batches: int, model: dict[str, object]
+    mesh: Mesh, stage: int, micro_batches: int, model: dict[str, object], precision: str = "fp32"
 ) -> list[tuple[float, float]]:
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
     groups = ProcessGroups.create(mesh)
-    engine = Engine.build(settings(mesh, stage, **model), groups)
+    engine = Engine.build(settings(mesh, stage, precision, **model), groups)
     share = BATCH // mesh.data
     curve = []
     for step in range(STEPS):
@@ -134,6 +135,45 @@ def test_every_layout_equals_one_plain_process(
     assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-6
     assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
     assert expected[-1, 0] < expected[0, 0]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_stays_near_fp32(plain_curve: list[tuple[float, float]], stage: int) -> None:
+    curves = run_ranks(train_partitioned, 4, Mesh(2, 2), stage, 2, {}, "bf16")
+    found, expected = np.array(curves[0]), np.array(plain_curve)
+    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-3
+    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 0.03
+    assert np.abs(found[:, 0] - expected[:, 0]).max() > 1e-6, "not in bf16 at all"
+
+
+def test_stage_3_holds_no_whole_matrix() -> None:
+    for kept in run_ranks(kept_elements, 2):
+        assert kept == {"norm": True, "matrix": False}
+
+
+def kept_elements() -> dict[str, bool]:
+    """Whether norms and whether matrices are whole on this rank between steps."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(Mesh(1, 2))
+    engine = Engine.build(settings(groups.mesh), groups)
+    engine.step([rows(global_batch(0), 2 * groups.data_rank, 2 * groups.data_rank + 2)], LEARNING_RATE)
+    kept: dict[str, set[bool]] = {"norm": set(), "matrix": set()}
+    for name, parameter in engine.module.named_parameters():
+        kept["norm" if "norm" in name else "matrix"].add(parameter.numel() > 0)
+    return {kind: whole == {True} for kind, whole in kept.items() if len(whole) == 1}
+
+
+def test_unknown_tokens_and_long_samples_are_refused() -> None:
+    batch, model = global_batch(0), settings(Mesh(1, 1)).model
+    check_batch(batch, model)
+    batch.positions[0, -1] = LENGTH
+    with pytest.raises(InputError, match=f"a sample of {LENGTH + 1} tokens, but"):
+        check_batch(batch, model)
+    batch.tokens[0, 0] = VOCABULARY
+    with pytest.raises(InputError, match=f"token id {VOCABULARY} in the data"):
+        check_batch(batch, model)
 
 
 def test_recomputation_and_dropout_are_repeatable() -> None:
