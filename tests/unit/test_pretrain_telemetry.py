@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_stopwatch_starts_anew_with_each_reading() -> None:
     assert watch.read()[1] == 0.0
 
 
-def write(path: Path, *records: dict[str, object]) -> None:
+def write(path: Path, *records: Mapping[str, object]) -> None:
     sink = JsonlSink(path)
     for record in records:
         sink.write(record)
