@@ -6,21 +6,15 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from pretrain.checkpoint.manifest import committed
+
 _FOLDER = re.compile(r"^step_(\d{8})$")
-_MARKER = "READY"
 RESULTS = "results.json"
-
-
-def step_folder(root: Path, step: int) -> Path:
-    """`<root>/step_00000100`."""
-    return root / f"step_{step:08d}"
 
 
 def committed_steps(checkpoints: Path) -> list[int]:
     """Steps of the checkpoints that are complete, ascending."""
-    folders = checkpoints.glob("step_*") if checkpoints.is_dir() else ()
-    found = ((_FOLDER.match(path.name), path) for path in folders)
-    return sorted(int(match.group(1)) for match, path in found if match and (path / _MARKER).exists())
+    return [int(path.name.removeprefix("step_")) for path in committed(checkpoints)]
 
 
 def evaluated_steps(evaluations: Path) -> set[int]:

@@ -124,6 +124,14 @@ COMMANDS = (
         examples=("worldvla inspect data url=shards",),
         json=True,
     ),
+    Command(
+        "inspect checkpoint",
+        "what a checkpoint holds, every file verified against its checksum",
+        "cluster.config:InspectCheckpointConfig",
+        "cluster.inspection:inspect_checkpoint",
+        examples=("worldvla inspect checkpoint path=runs/mine/checkpoints/step_00000400",),
+        json=True,
+    ),
 )
 
 

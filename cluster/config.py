@@ -116,3 +116,14 @@ class InspectDataConfig:
     """
 
     url: str = "???"
+
+
+@dataclass
+class InspectCheckpointConfig:
+    """`worldvla inspect checkpoint`.
+
+    Attributes:
+        path: Checkpoint folder.
+    """
+
+    path: str = "???"

@@ -18,6 +18,8 @@ from cluster.config import DemoConfig
 from cluster.invocation import Invocation
 from cluster.learned import print_learned
 from cluster.stages import run_collect, run_prepare
+from cluster.supervisor import supervise
+from cluster.work import train_rank
 from data.config import PrepareConfig
 from data.errors import InputError
 from data.storage.index import INDEX_FILE
@@ -99,18 +101,13 @@ def _prepare(data: Path, fresh: bool, stages: _Stages, call: Invocation) -> None
 
 def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocation) -> None:
     """Both halves of the training, and the evaluations that are still open when it has ended."""
-    from pretrain.trainer import train
-
-    from cluster.evaluation import evaluate_checkpoint
-    from cluster.supervisor import supervise
-
     half = config.trainer.steps // 2
     stages.begin("train", f"steps 1 to {half} at {_layout(config.parallel)}")
     if max(committed_steps(folder.checkpoints), default=0) >= half:
         call.console.print("  already there")
     else:
         stopped = replace(config, trainer=replace(config.trainer, stop_after=half))
-        supervise(stopped, call.console, train, evaluate_checkpoint)
+        supervise(stopped, call.console, train_rank, evaluate_checkpoint)
     other = replace(config.parallel, tensor=config.demo.resume_tensor, data=config.demo.resume_data)
     stages.begin(
         "resume", f"steps {half + 1} to {config.trainer.steps} from that checkpoint at {_layout(other)}"
@@ -119,7 +116,7 @@ def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocat
     def trained() -> None:
         stages.begin("evaluate", "each checkpoint's policy acts in the simulator, the last one also imagines")
 
-    supervise(replace(config, parallel=other), call.console, train, evaluate_checkpoint, trained)
+    supervise(replace(config, parallel=other), call.console, train_rank, evaluate_checkpoint, trained)
 
 
 def _layout(parallel: ParallelConfig) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from pathlib import Path
 
 from rich.table import Table
 
-from cluster.config import InspectDataConfig, InspectPlanConfig
+from cluster.config import InspectCheckpointConfig, InspectDataConfig, InspectPlanConfig
 from cluster.invocation import Invocation
 from data.config import DataConfig
+from data.errors import InputError
 from pretrain.config import TrainerConfig
 
 
@@ -65,3 +68,36 @@ def inspect_data(config: InspectDataConfig, call: Invocation) -> None:
     call.console.print(table)
     call.console.print(f"  frames {image.pixels} px as {image.rows} x {image.columns} codes")
     call.console.print(f"  fingerprint {index.fingerprint}")
+
+
+def inspect_checkpoint(config: InspectCheckpointConfig, call: Invocation) -> None:
+    """`worldvla inspect checkpoint`: step, layout, sizes; every file is read and its checksum compared.
+
+    Raises:
+        InputError: No committed checkpoint there, or a file of it is damaged or missing.
+    """
+    from pretrain.checkpoint.manifest import Manifest, damaged
+
+    path = Path(config.path)
+    manifest = Manifest.read(path)
+    if wrong := damaged(path, manifest.files):
+        raise InputError(f"{path}: {'; '.join(wrong)}; take another checkpoint")
+    values = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
+    content = {
+        "path": str(path),
+        "step": manifest.step,
+        "tensors": len(manifest.tensors),
+        "values": values,
+        "files": len(manifest.files),
+        "bytes": sum(file.bytes for file in manifest.files.values()),
+        "parallel": manifest.metadata.get("config", {}).get("parallel"),
+        "verified": True,
+    }
+    if call.json:
+        print(json.dumps(content, indent=2))
+        return
+    call.console.print(f"  step {manifest.step}, saved at {content['parallel']}")
+    call.console.print(
+        f"  {content['tensors']} tensors of {values:,} values: weights and AdamW's two moments"
+    )
+    call.console.print(f"  {content['files']} files, {content['bytes']:,} bytes, every checksum is right")

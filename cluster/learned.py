@@ -72,11 +72,4 @@ def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:
     if not paths:
         return []
     scores = json.loads(paths[-1].read_text())
-    frames = scores.get("frames", [])
-    rows = []
-    if frames and "tokenizer_psnr" in frames[0]:
-        mean = sum(frame["tokenizer_psnr"] for frame in frames) / len(frames)
-        rows.append(("image tokenizer alone", f"PSNR {mean:.1f} dB"))
-    if scores.get("psnr") is not None:
-        rows.append(("imagined frames", f"PSNR {scores['psnr']:.1f} dB over {len(frames)} frames"))
-    return rows
+    return [("imagined frames", f"PSNR {scores['psnr']:.1f} dB over {len(scores['frames'])} frames")]

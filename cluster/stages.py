@@ -67,13 +67,11 @@ def run_prepare(config: PrepareConfig, call: Invocation) -> None:
 
 def run_train(config: RootConfig, call: Invocation) -> None:
     """`worldvla train`."""
-    from pretrain.trainer import train
-
-    from cluster.evaluation import evaluate_checkpoint
     from cluster.supervisor import supervise
+    from cluster.work import evaluate_checkpoint, train_rank
     from eval.report import write_report
 
-    folder = supervise(config, call.console, train, evaluate_checkpoint)
+    folder = supervise(config, call.console, train_rank, evaluate_checkpoint)
     page = write_report(folder.path)
     call.console.print(f"  run folder {folder.path}, report {page}")
 
@@ -97,7 +95,10 @@ def run_imagine(config: ImagineConfig, call: Invocation) -> None:
     """`worldvla imagine`."""
     from eval.world_model import imagine
 
-    imagine(config)
+    call.console.print(f"  imagining {config.frames} frames")
+    result = imagine(config)
+    scores = f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f} over {len(result.frames)} frames"
+    call.console.print(f"  {result.picture}: {scores} of {result.episode} ({result.split})")
 
 
 def run_report(config: ReportConfig, call: Invocation) -> None:

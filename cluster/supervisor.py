@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.checkpoint_watch import RESULTS, committed_steps, due_steps, evaluated_steps, step_folder
+from cluster.checkpoint_watch import RESULTS, committed_steps, due_steps, evaluated_steps
 from cluster.config import RootConfig
 from cluster.console import Bar, Board
 from cluster.eval_group import Evaluate, EvaluationGroup, EvaluationJob, Finished
@@ -22,6 +22,7 @@ from cluster.session import Session, open_session
 from cluster.topology import Placement, place
 from cluster.train_group import Train, run_train_group
 from data.errors import InputError
+from pretrain.checkpoint.manifest import step_folder
 from pretrain.checks import check_training
 from pretrain.run_folder import RunFolder
 from pretrain.settings import to_mapping
@@ -158,7 +159,7 @@ class _Supervisor:
                 step_folder(self._folder.checkpoints, step),
                 self._folder.evaluation(step),
                 self._config.eval,
-                imagine=step == self._last,
+                imagine=step == self._config.trainer.steps,
             )
         )
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.checkpoint_watch import committed_steps, due_steps, evaluated_steps, step_folder
+from cluster.checkpoint_watch import committed_steps, due_steps, evaluated_steps
+from pretrain.checkpoint.manifest import step_folder
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:

@@ -1,10 +1,20 @@
-"""What an evaluation beside the training does, in its own process."""
+"""What the processes do that Ray starts; what they need is imported there and not in the command itself."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.eval_group import EvaluationJob, Progress
+
+if TYPE_CHECKING:
+    from pretrain.config import TrainingConfig
+
+
+def train_rank(config: TrainingConfig) -> None:
+    """Train as one rank of the process group that exists."""
+    from pretrain.trainer import train
+
+    train(config)
 
 
 def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
@@ -30,9 +40,8 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
         progress=progress,
     )
     if job.imagine:
-        from eval.world_model import imagine
-
         from eval.config import ImagineConfig
+        from eval.world_model import imagine
 
         imagine(ImagineConfig(checkpoint=str(job.checkpoint), out=str(job.out)))
     return results.to_json()
