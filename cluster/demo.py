@@ -19,7 +19,7 @@ from cluster.invocation import Invocation
 from cluster.learned import print_learned
 from cluster.stages import run_collect, run_prepare
 from cluster.supervisor import supervise
-from cluster.work import train_rank
+from cluster.work import evaluate_checkpoint, train_rank
 from data.config import PrepareConfig
 from data.errors import InputError
 from data.storage.index import INDEX_FILE
