@@ -1,7 +1,8 @@
 """A codebook that learns by following the latents: k-means start, moving averages, restarts.
 
 Source: van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1 (moving
-averages); restarting unused entries at random latents follows Jukebox (Dhariwal et al., 2020, section 3).
+averages); restarting unused entries follows Jukebox (Dhariwal et al., 2020, section 3), here at latents
+drawn by their squared error as in k-means++, since what is rare (a small object) is what lacks entries.
 Shape letters: N frames, R C rows and columns of codes, E embedding, L latents of several frames.
 """
 
@@ -13,8 +14,9 @@ from torch.nn import functional
 
 from data.tokens.image_model import Codebook
 
-_DECAY = 0.98
-_DEAD_USE = 0.05  # moving mean of uses in a batch below which an entry restarts
+_DECAY = 0.99
+_DEAD_USE = 0.005  # moving mean of uses in a batch below which an entry restarts: none in about 100 batches
+_FRESH_USE = 0.1  # that a restarted entry begins with
 _KMEANS_ROUNDS = 15
 
 
@@ -31,12 +33,15 @@ class MovingCodebook:
 
     def start(self, latents: Tensor) -> None:
         """Place the entries by k-means on latents [L, E], many more than there are entries."""
-        self._weight.copy_(latents[self._pick(len(latents), len(self._weight))])
+        any_of_them = torch.randint(len(latents), (len(self._weight),), generator=self._generator)
+        self._weight.copy_(latents[any_of_them.to(latents.device)])
         for _ in range(_KMEANS_ROUNDS):
-            uses, sums = self._assign(latents, self._codebook.nearest(latents))
+            codes = self._codebook.nearest(latents)
+            uses, sums = self._assign(latents, codes)
             empty = uses == 0
+            fresh = self._worst(latents, codes, int(empty.sum()))
             self._weight.copy_(sums / uses.clamp(min=1)[:, None])
-            self._weight[empty] = latents[self._pick(len(latents), int(empty.sum()))]
+            self._weight[empty] = fresh
         self._uses.fill_(1.0)
         self._sums.copy_(self._weight)
 
@@ -59,17 +64,20 @@ class MovingCodebook:
         uses, sums = self._assign(flat, codes)
         self._uses.lerp_(uses, 1 - _DECAY)
         self._sums.lerp_(sums, 1 - _DECAY)
-        self._weight.copy_(self._sums / self._uses.clamp(min=1e-6)[:, None])
         dead = self._uses < _DEAD_USE
-        fresh = flat[self._pick(len(flat), int(dead.sum()))]
-        self._weight[dead] = fresh
-        self._sums[dead] = fresh
-        self._uses[dead] = 1.0
+        fresh = self._worst(flat, codes, int(dead.sum()))
+        self._uses[dead] = _FRESH_USE
+        self._sums[dead] = _FRESH_USE * fresh
+        self._weight.copy_(self._sums / self._uses[:, None])
 
     def _assign(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         uses = torch.bincount(codes, minlength=len(self._weight)).to(latents.dtype)
         sums = torch.zeros_like(self._weight).index_add_(0, codes, latents)
         return uses, sums
 
-    def _pick(self, of: int, count: int) -> Tensor:
-        return torch.randint(of, (count,), generator=self._generator).to(self._weight.device)
+    def _worst(self, latents: Tensor, codes: Tensor, count: int) -> Tensor:
+        """`count` of the latents [L, E], drawn by squared distance from their entries."""
+        if count == 0:
+            return latents[:0]
+        errors = (latents - self._weight[codes]).square().sum(1) + 1e-12  # all may be met exactly
+        return latents[torch.multinomial(errors.cpu(), count, True, generator=self._generator)]

@@ -8,8 +8,9 @@ Three phases of one schedule, so that the few minutes of a CPU suffice:
 3. codes are fixed, the decoder alone goes on learning.
 
 The loss is L1 + L2, without the perceptual and adversarial terms of Esser et al. (2021): those need
-pretrained networks and much longer training. Pixels that differ from what a camera usually shows in its
-task weigh more, because the little that moves (gripper, objects) is all that a policy acts on.
+pretrained networks and much longer training. A pixel weighs by how unusual it is for its place in the
+picture (squared deviation over variance, among the frames of the same task and camera): a small object on
+an empty table is a handful of pixels, and all that a policy acts on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,54 +33,15 @@ from data.sources.libero_hdf5 import read_demonstrations
 from data.tokens.image import ImageTokenizer, frames_to_tensor
 from data.tokens.image_model import ImageModel, ImageModelConfig
 from pretrain.codebook import MovingCodebook
+from pretrain.config import VqConfig
 
 _AUTOENCODER_SHARE = 0.2  # of the steps: phase 1
 _DECODER_SHARE = 0.2  # of the steps: phase 3
 _WARMUP_STEPS = 50
 _COMMITMENT = 0.25
 _GRADIENT_CLIPPING = 1.0
-_FULL_DIFFERENCE = 0.5  # of the range [-1, 1]: a pixel this far from the usual counts as foreground entirely
+_LEAST_VARIANCE = 0.01  # of a pixel in [-1, 1]: keeps render noise from looking unusual
 _LATENTS_PER_ENTRY = 64  # that k-means starts from
-
-
-@dataclass
-class VqConfig:
-    """Settings of `worldvla vq`.
-
-    Attributes:
-        source: Folder of LIBERO-layout HDF5 files.
-        out: Safetensors file to write.
-        steps: Optimiser steps.
-        batch_size: Frames a step.
-        lr: Peak learning rate (linear warm-up, cosine to zero).
-        seed: Of initial weights, batches and held-out demonstrations.
-        held_out: Share of each task's demonstrations kept for the reported PSNR; at least one.
-        frames: Most frames taken of one demonstration and camera, evenly spaced.
-        foreground: Extra weight of a pixel that differs fully from its camera's median frame.
-        precision: `bf16` (autocast; quick where the processor has bf16 matrix units) or `fp32`.
-        pixels: Side that frames are resized to.
-        codebook_size, embedding_size, latent_channels, base_channels, channel_multiplier,
-            residual_blocks, norm_groups: As in `ImageModelConfig`.
-    """
-
-    source: str = "???"
-    out: str = "???"
-    steps: int = 3000
-    batch_size: int = 32
-    lr: float = 2e-3
-    seed: int = 0
-    held_out: float = 0.1
-    frames: int = 32
-    foreground: float = 10.0
-    precision: str = "bf16"
-    pixels: int = 64
-    codebook_size: int = 512
-    embedding_size: int = 8
-    latent_channels: int = 96
-    base_channels: int = 16
-    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 4, 6])
-    residual_blocks: int = 1
-    norm_groups: int = 8
 
 
 @dataclass(frozen=True)
@@ -194,7 +156,7 @@ def _build(config: VqConfig) -> ImageModel:
 def _fit(model: ImageModel, sets: list[FrameSet], config: VqConfig, progress: Progress | None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    batches = _batches(sets, config)
+    batches = _batches(sets, config, device)
     codebook = MovingCodebook(model.quantize, config.seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -203,8 +165,8 @@ def _fit(model: ImageModel, sets: list[FrameSet], config: VqConfig, progress: Pr
     first_fixed = round((1 - _DECODER_SHARE) * config.steps)
     for step in range(config.steps):
         if step == first_coded:
-            codebook.start(_some_latents(model, batches, config, device))
-        frames, usual = (frames_to_tensor(part, device) for part in next(batches))
+            codebook.start(_some_latents(model, batches, config))
+        frames, weight = next(batches)
         for group in optimiser.param_groups:
             group["lr"] = _learning_rate(config, step)
         with half(), torch.set_grad_enabled(step < first_fixed):
@@ -214,7 +176,6 @@ def _fit(model: ImageModel, sets: list[FrameSet], config: VqConfig, progress: Pr
             latents, commitment = codebook.quantise(latents, update=step < first_fixed)
         with half():
             difference = model.reconstruct(latents).float() - frames
-        weight = _pixel_weight(frames, usual, config.foreground)
         loss = (weight * (difference.abs() + difference.square())).mean() + _COMMITMENT * commitment
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -224,42 +185,28 @@ def _fit(model: ImageModel, sets: list[FrameSet], config: VqConfig, progress: Pr
             progress(step + 1, config.steps)
 
 
-def _batches(sets: list[FrameSet], config: VqConfig) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Endless batches: frames, and for each the median frame of its set; all uint8 [N, H, W, 3].
-
-    Every suite and camera is drawn equally often, however many frames it has.
-    """
+def _batches(sets: list[FrameSet], config: VqConfig, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches: frames [N, 3, H, W] in [-1, 1], and the weight of each pixel [N, 1, H, W], mean 1."""
     rng = np.random.default_rng(config.seed)
     frames = np.concatenate([s.train for s in sets])
-    median = np.stack([np.median(s.train, axis=0).astype(np.uint8) for s in sets])
     owner = np.repeat(np.arange(len(sets)), [len(s.train) for s in sets])
-    groups = sorted({s.group for s in sets})
-    members = [np.flatnonzero([sets[i].group == group for i in owner]) for group in groups]
+    means = torch.stack([frames_to_tensor(s.train).mean(0) for s in sets])
+    variances = torch.stack([frames_to_tensor(s.train).var(0, correction=0) for s in sets])
     while True:
-        drawn = rng.integers(0, len(groups), config.batch_size)
-        chosen = np.array([rng.choice(members[i]) for i in drawn])
-        yield frames[chosen], median[owner[chosen]]
+        chosen = rng.integers(0, len(frames), config.batch_size)
+        x, of = frames_to_tensor(frames[chosen]), torch.as_tensor(owner[chosen])
+        unusual = (x - means[of]).square() / (variances[of] + _LEAST_VARIANCE)
+        weight = 1.0 + unusual.amax(1, keepdim=True).clamp(max=config.foreground)
+        yield x.to(device), (weight / weight.mean()).to(device)
 
 
 @torch.no_grad()
-def _some_latents(
-    model: ImageModel,
-    batches: Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
-    config: VqConfig,
-    device: torch.device,
-) -> Tensor:
+def _some_latents(model: ImageModel, batches: Iterator[tuple[Tensor, Tensor]], config: VqConfig) -> Tensor:
     """At least `_LATENTS_PER_ENTRY` latents for every entry of the codebook: [L, E]."""
     codes_a_batch = config.batch_size * (config.pixels // model.config.downsample) ** 2
     count = math.ceil(_LATENTS_PER_ENTRY * config.codebook_size / codes_a_batch)
-    parts = [model.latents(frames_to_tensor(next(batches)[0], device)) for _ in range(count)]
+    parts = [model.latents(next(batches)[0]) for _ in range(count)]
     return torch.cat(parts).reshape(-1, config.embedding_size)
-
-
-def _pixel_weight(frames: Tensor, usual: Tensor, foreground: float) -> Tensor:
-    """1 where a pixel looks as usual, up to `1 + foreground` where it does not; mean 1 over the batch."""
-    difference = (frames - usual).abs().amax(1, keepdim=True)
-    weight = 1.0 + foreground * (difference / _FULL_DIFFERENCE).clamp(max=1.0)
-    return weight / weight.mean()
 
 
 def _learning_rate(config: VqConfig, step: int) -> float:

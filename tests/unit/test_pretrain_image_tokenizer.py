@@ -16,7 +16,8 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.image_model import Codebook
 from pretrain import image_tokenizer
 from pretrain.codebook import MovingCodebook
-from pretrain.image_tokenizer import VqConfig, train_image_tokenizer
+from pretrain.config import VqConfig
+from pretrain.image_tokenizer import train_image_tokenizer
 
 TINY = VqConfig(
     source="demos",
@@ -147,7 +148,7 @@ def test_codebook_follows_and_restarts_unused_entries() -> None:
     book.embedding.weight.data = torch.tensor([[0.0, 0.0], [100.0, 100.0], [200.0, 0.0]])
     moving = MovingCodebook(book, seed=0)
     latents = torch.tensor([1.0, 1.0]).expand(4, 2, 2, 2)
-    for _ in range(300):
+    for _ in range(900):
         moving.quantise(latents, update=True)
     # The used entry has arrived; the two that nothing chose restarted where the latents are.
     assert torch.allclose(book.embedding.weight, torch.ones(3, 2), atol=0.05)
