@@ -61,7 +61,7 @@ COMMANDS = (
     Command(
         "vq",
         "train an image tokenizer (VQ-GAN) on the frames of demonstrations",
-        "pretrain.image_tokenizer:VqConfig",
+        "pretrain.config:VqConfig",
         "cluster.stages:run_vq",
         examples=("worldvla vq source=demos out=tokenizer.safetensors steps=2000",),
     ),

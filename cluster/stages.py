@@ -14,7 +14,7 @@ from data.errors import InputError
 from eval.config import CollectConfig, EvalCommandConfig, ImagineConfig
 
 if TYPE_CHECKING:
-    from pretrain.image_tokenizer import VqConfig
+    from pretrain.config import VqConfig
 
 
 def run_collect(config: CollectConfig, call: Invocation) -> None:

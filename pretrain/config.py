@@ -136,3 +136,49 @@ class TrainingConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+
+
+@dataclass
+class VqConfig:
+    """Settings of `worldvla vq`.
+
+    Attributes:
+        source: Folder of LIBERO-layout HDF5 files.
+        out: Safetensors file to write.
+        steps: Optimiser steps.
+        batch_size: Frames a step.
+        lr: Peak learning rate (linear warm-up, cosine to zero).
+        seed: Of initial weights, batches and held-out demonstrations.
+        held_out: Share of each task's demonstrations kept for the reported PSNR; at least one.
+        frames: Most frames taken of one demonstration and camera, evenly spaced.
+        foreground: Largest extra weight of an unusual pixel.
+        precision: `bf16` (autocast; quick where the processor has bf16 matrix units) or `fp32`.
+        pixels: Side that frames are resized to.
+        codebook_size: Entries of the codebook.
+        embedding_size: Width of a codebook entry.
+        latent_channels: Channels between encoder and codebook.
+        base_channels: Channels at full resolution.
+        channel_multiplier: Channels of each resolution, as multiples of `base_channels`; each further
+            entry halves the side.
+        residual_blocks: Residual blocks at each resolution of the encoder (one more in the decoder).
+        norm_groups: Groups of the group normalisation.
+    """
+
+    source: str = "???"
+    out: str = "???"
+    steps: int = 2000
+    batch_size: int = 16
+    lr: float = 2e-3
+    seed: int = 0
+    held_out: float = 0.1
+    frames: int = 32
+    foreground: float = 30.0
+    precision: str = "bf16"
+    pixels: int = 64
+    codebook_size: int = 1024
+    embedding_size: int = 8
+    latent_channels: int = 96
+    base_channels: int = 16
+    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 4, 6])
+    residual_blocks: int = 1
+    norm_groups: int = 8

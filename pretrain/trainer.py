@@ -51,7 +51,7 @@ def train(config: TrainingConfig) -> None:
         before = resume(checkpoint, engine, stream)
         writer = CheckpointWriter(folder.checkpoints, engine, config.checkpointing.keep_last)
         recorder = Recorder(config, folder, groups, engine.step_count, before["tokens"])
-        resumed_from = announce(recorder, checkpoint, engine, config)
+        resumed_from = announce(recorder, checkpoint, before, config, engine.step_count)
         last = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
         while engine.step_count < last:
             start = time.perf_counter()
@@ -93,13 +93,18 @@ def resume(checkpoint: Path | None, engine: Engine, stream: TokenStream) -> Mapp
 
 
 def announce(
-    recorder: Recorder, checkpoint: Path | None, engine: Engine, config: TrainingConfig
+    recorder: Recorder, checkpoint: Path | None, before: Mapping[str, Any], config: TrainingConfig, step: int
 ) -> str | None:
-    """Note in the metrics where the run goes on from, and return it for the summary."""
+    """Note in the metrics where and at which layouts the run goes on; the checkpoint, for the summary."""
     if checkpoint is None:
         return None
-    layout = asdict(config.parallel)
-    recorder.event("resumed", step=engine.step_count, checkpoint=str(checkpoint), parallel=layout)
+    recorder.event(
+        "resumed",
+        step=step,
+        checkpoint=str(checkpoint),
+        parallel_before=before["config"]["parallel"],
+        parallel=asdict(config.parallel),
+    )
     return str(checkpoint)
 
 
