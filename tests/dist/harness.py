@@ -6,8 +6,10 @@ starts in a fraction of a second. A failing rank ends all of them and its traceb
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import time
 import traceback
@@ -24,6 +26,8 @@ warnings.filterwarnings("ignore")
 import deepspeed  # noqa: E402, F401 - preloaded for the ranks
 import megatron.core.parallel_state  # noqa: E402, F401 - preloaded for the ranks
 import torch  # noqa: E402
+
+LISTENING_PORTS = (20_000, 32_000)
 
 
 class RankFailedError(AssertionError):
@@ -103,6 +107,12 @@ def _rank_main(
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port to listen on, below those that the kernel gives to outgoing connections.
+
+    Such a one could be taken between this look and the first rank's use of it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*LISTENING_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
