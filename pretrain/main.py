@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,13 +56,14 @@ def _run(config: TrainingConfig) -> None:
     from pretrain.trainer import train  # seconds of import: only after the settings are known to be right
 
     display = Display(config) if int(os.environ.get("RANK", "0")) == 0 else None
+    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     try:
         train(config)
     finally:
         if display is not None:
             display.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
 class Display:

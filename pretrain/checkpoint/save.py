@@ -56,6 +56,7 @@ class CheckpointWriter:
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         self._staging: dict[str, Tensor] = {}
+        self._stage()  # takes the host memory now, not in the middle of the training
         self.stall = 0.0
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
