@@ -29,7 +29,7 @@ def due_steps(committed: Collection[int], every: int, last: int, done: Collectio
     Args:
         committed: Steps with a complete checkpoint.
         every: `eval.every`: multiples of it are evaluated; 0: none.
-        last: Last step of the run, evaluated whether a multiple or not.
+        last: Last step of the schedule, evaluated whether a multiple or not.
         done: Steps already evaluated or begun.
     """
     if every <= 0:

@@ -101,12 +101,11 @@ class _Supervisor:
         self, config: RootConfig, folder: RunFolder, board: Board, wandb: WandbSink, evaluate: Evaluate
     ) -> None:
         self._config, self._folder, self._board, self._wandb = config, folder, board, wandb
-        self._last = last_step(config)
         self._logs = folder.path / "logs"
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
         self._begun = evaluated_steps(folder.path / "eval")
-        self._train_bar = board.bar("train", self._last)
+        self._train_bar = board.bar("train", last_step(config))
         self._eval_bars: dict[int, Bar] = {}
         self._failures: list[Finished] = []
 
@@ -147,7 +146,7 @@ class _Supervisor:
 
     def _due(self) -> list[int]:
         committed = committed_steps(self._folder.checkpoints)
-        return due_steps(committed, self._config.eval.every, self._last, self._begun)
+        return due_steps(committed, self._config.eval.every, self._config.trainer.steps, self._begun)
 
     def _begin_evaluation(self, step: int) -> None:
         self._begun.add(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from cluster.eval_group import EvaluationJob, Progress
@@ -14,6 +15,8 @@ def train_rank(config: TrainingConfig) -> None:
     """Train as one rank of the process group that exists."""
     from pretrain.trainer import train
 
+    # DeepSpeed still calls collectives by names that torch renamed: a warning for each place and rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     train(config)
 
 
