@@ -29,7 +29,7 @@ class Demonstration:
             the simulator delivers frames upside down).
         actions: float32 [T, 7]: delta position (3), delta rotation (3), gripper (-1 open, 1 closed).
         states: float32 [T, 8]: end-effector position in metres (3), axis-angle in radians (3),
-            gripper finger positions in metres (2), in the robot's base frame.
+            gripper finger positions in metres (2), in the simulator's world frame as LIBERO stores them.
     """
 
     key: str
