@@ -60,7 +60,7 @@ def imagined(run: RunFolder) -> Imagined | None:
     video, scores = picture.with_suffix(".mp4"), picture.with_suffix(".json")
     results = read_json(scores) if scores.is_file() else {}
     frames = rows(results, "frames")
-    caption = [picture.parent.name.replace("_", " ")]
+    caption = [f"Step {picture.parent.name.removeprefix('step_').lstrip('0') or '0'}"]
     if results.get("episode"):
         caption.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
     for key, unit in (("psnr", " dB"), ("ssim", "")):
