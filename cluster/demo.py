@@ -17,7 +17,7 @@ from cluster.checkpoint_watch import committed_steps
 from cluster.config import DemoConfig
 from cluster.invocation import Invocation
 from cluster.learned import print_learned
-from cluster.stages import run_collect, run_prepare
+from cluster.stages import run_collect, run_prepare, tokenizer_quality
 from cluster.supervisor import supervise
 from cluster.work import evaluate_checkpoint, train_rank
 from data.config import PrepareConfig
@@ -40,12 +40,12 @@ def run_demo(config: DemoConfig, call: Invocation) -> None:
     config.data.url = str(data / "shards")
     stages = _Stages(call.console)
     fresh = _collect(config, data / "demonstrations", stages, call)
-    _prepare(data, fresh, stages, call)
+    shards = _prepare(data, fresh, stages, call)
     _train(config, folder, stages, call)
     stages.begin("report", "one self-contained page: curves, success, videos, imagined frames")
     page = write_report(folder.path)
     stages.end()
-    print_learned(call.console, folder, page)
+    print_learned(call.console, folder, page, tokenizer_quality(shards))
 
 
 def _check(config: DemoConfig) -> None:
@@ -90,13 +90,14 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, call: Invocation
     return True
 
 
-def _prepare(data: Path, fresh: bool, stages: _Stages, call: Invocation) -> None:
+def _prepare(data: Path, fresh: bool, stages: _Stages, call: Invocation) -> PrepareConfig:
     stages.begin("prepare", "frames become codes of the image tokenizer, episodes become shards")
-    shards = data / "shards"
-    if (shards / INDEX_FILE).exists() and not fresh:
-        call.console.print(f"  {shards}: already there")
-        return
-    run_prepare(PrepareConfig(source=str(data / "demonstrations"), out=str(shards)), call)
+    settings = PrepareConfig(source=str(data / "demonstrations"), out=str(data / "shards"))
+    if (data / "shards" / INDEX_FILE).exists() and not fresh:
+        call.console.print(f"  {settings.out}: already there")
+    else:
+        run_prepare(settings, call)
+    return settings
 
 
 def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocation) -> None:

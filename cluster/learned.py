@@ -15,12 +15,12 @@ from pretrain.telemetry.sinks import read_metrics
 _AVERAGED = 10  # logged steps at either end: single steps scatter
 
 
-def print_learned(console: Console, folder: RunFolder, page: Path) -> None:
-    """Print the table, the run folder and the page to open."""
+def print_learned(console: Console, folder: RunFolder, page: Path, tokenizer: str) -> None:
+    """Print the table, the run folder and the page to open; `tokenizer`: the image tokenizer's quality."""
     table = Table(title="What was learned", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in learned(folder):
+    for name, value in [*learned(folder), ("image tokenizer", tokenizer)]:
         table.add_row(name, value)
     console.print()
     console.print(table)

@@ -61,8 +61,18 @@ def run_prepare(config: PrepareConfig, call: Invocation) -> None:
         f"  {config.out}: {len(index.episodes)} episodes, {steps} steps in {shards} shards; "
         f"{index.image.rows} x {index.image.columns} codes a frame"
     )
-    for split in ("train", "val_ind", "val_ood"):
-        call.console.print(f"  {split}: {len(index.split(split))} episodes")
+    splits = (f"{split} {len(index.split(split))}" for split in ("train", "val_ind", "val_ood"))
+    call.console.print(f"  episodes by split: {', '.join(splits)}")
+    call.console.print(f"  image tokenizer on held-out frames: {tokenizer_quality(config)}")
+
+
+def tokenizer_quality(config: PrepareConfig) -> str:
+    """PSNR of the image tokenizer by camera, in words."""
+    from data.reconstruction import reconstruction_psnr
+    from data.tokens.image import ImageTokenizer
+
+    found = reconstruction_psnr(config.source, ImageTokenizer.load(config.image_tokenizer))
+    return ", ".join(f"{camera} PSNR {psnr:.1f} dB" for camera, psnr in found.items())
 
 
 def run_train(config: RootConfig, call: Invocation) -> None:
