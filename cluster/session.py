@@ -23,6 +23,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -104,13 +105,14 @@ def _connect(cluster: ClusterConfig, placement: Placement, folder: Path) -> None
     runtime_env = {"env_vars": worker_environment(placement)}
     if cluster.address is not None:
         try:
+            _check_answers(cluster.address)
             ray.init(
                 address=cluster.address,
                 runtime_env=runtime_env,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except ConnectionError as error:
+        except OSError as error:  # Ray's ConnectionError is one
             raise InputError(
                 f"cluster.address={cluster.address}: no Ray cluster answers there ({_first_line(error)}); "
                 "start one with `ray start --head`, or leave cluster.address out"
@@ -130,6 +132,13 @@ def _connect(cluster: ClusterConfig, placement: Placement, folder: Path) -> None
         # Actors never take a prestarted worker: starting some would only cost time.
         _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
     )
+
+
+def _check_answers(address: str) -> None:
+    """Knock at `host:port`: Ray itself would try for minutes (OSError when nobody answers)."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
