@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -28,9 +28,9 @@ def make_console(stderr: bool = False) -> Console:
 class Bar:
     """One line of a `Board`."""
 
-    def __init__(self, board: Board, label: str, total: int | None) -> None:
+    def __init__(self, board: Board, label: str, total: int | None, done: int) -> None:
         self._board, self._label = board, label
-        self._task: TaskID = board.live.add_task(label, total=total, note="")
+        self._task: TaskID = board.live.add_task(label, total=total, completed=done, note="")
         self._last_line = 0.0
         self._shown: tuple[int, str] | None = None
 
@@ -45,10 +45,10 @@ class Bar:
     def _print(self, done: int, note: str) -> None:
         total = self._board.live.tasks[self._board.live.task_ids.index(self._task)].total
         finished = total is not None and done >= total
-        due = time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or finished
+        due = monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or finished
         if not due or self._shown == (done, note):
             return
-        self._last_line, self._shown = time.monotonic(), (done, note)
+        self._last_line, self._shown = monotonic(), (done, note)
         count = f"{done}" if total is None else f"{done}/{total:.0f}"
         self._board.console.print(f"  {self._label} {count} {note}".rstrip())
 
@@ -85,6 +85,6 @@ class Board:
     ) -> None:
         self.live.stop()
 
-    def bar(self, label: str, total: int | None = None) -> Bar:
-        """Add a bar; `total` None: not known yet."""
-        return Bar(self, label, total)
+    def bar(self, label: str, total: int | None = None, done: int = 0) -> Bar:
+        """Add a bar; `total` None: not known yet; `done` earlier counts for no speed."""
+        return Bar(self, label, total, done)

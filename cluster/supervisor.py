@@ -105,13 +105,14 @@ class _Supervisor:
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
         self._begun = evaluated_steps(folder.path / "eval")
-        self._train_bar = board.bar("train", last_step(config))
+        self._done_before = max(committed_steps(folder.checkpoints), default=0)
+        self._train_bar = board.bar("train", last_step(config), self._done_before)
         self._eval_bars: dict[int, Bar] = {}
         self._failures: list[Finished] = []
 
     def run(self, session: Session, train: Train, trained: Callable[[], None]) -> None:
         """Until the training and every evaluation have ended."""
-        self._train_bar.update(0, note=f"starting {session.placement.ranks} processes")
+        self._train_bar.update(self._done_before, note=f"starting {session.placement.ranks} processes")
         training = _in_background(lambda: run_train_group(self._config, session, self._logs, train))
         while not training.done():
             wait([training], _SECONDS_BETWEEN_LOOKS)
