@@ -79,8 +79,10 @@ def run_train(config: RootConfig, call: Invocation) -> None:
     """`worldvla train`."""
     from cluster.supervisor import supervise
     from cluster.work import evaluate_checkpoint, train_rank
+    from data.storage.index import DatasetIndex
     from eval.report import write_report
 
+    DatasetIndex.load(config.data.url)  # a wrong url is told now and not when all ranks have started
     folder = supervise(config, call.console, train_rank, evaluate_checkpoint)
     page = write_report(folder.path)
     call.console.print(f"  run folder {folder.path}, report {page}")

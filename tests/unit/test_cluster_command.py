@@ -73,6 +73,10 @@ def test_presets_show_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["collect"], "error: worldvla collect: no value for out"),
         (["report", "run=/nowhere"], "error: run=/nowhere: no such folder"),
+        (
+            ["train", "run.name=r", "data.url=/nowhere", "run.dir=/nowhere"],
+            "error: /nowhere",
+        ),
         (["demo", "trainer.stop_after=3"], "error: trainer.stop_after: the demo sets it itself"),
     ],
 )
