@@ -1,0 +1,111 @@
+"""Canaries: what we lean on inside DeepSpeed and megatron still looks as we use it.
+
+When a pin moves and one of these fails, read the named seam before anything else: the wrong shape of
+one of them trains wrongly without an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+
+from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.model.config import ModelConfig
+from pretrain.parallel.mesh import Mesh
+from tests.dist.harness import run_ranks
+
+SMALL = ModelConfig(
+    vocabulary_size=64, hidden_size=16, ffn_size=32, layers=1, heads=2, max_positions=8, dropout=0.0
+)
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"), [("deepspeed", "0.19.8"), ("megatron-core", "0.16.1"), ("ray", "2.60.0")]
+)
+def test_the_versions_are_those_that_were_checked(package: str, expected: str) -> None:
+    assert version(package) == expected
+
+
+def test_megatron_layers_take_the_arguments_that_we_give() -> None:
+    from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+
+    column = inspect.signature(ColumnParallelLinear).parameters
+    row = inspect.signature(RowParallelLinear).parameters
+    embedding = inspect.signature(VocabParallelEmbedding).parameters
+    assert {"config", "init_method", "bias", "gather_output"} <= set(column)
+    assert {"config", "init_method", "bias", "input_is_parallel", "skip_bias_add"} <= set(row)
+    assert {"config", "init_method"} <= set(embedding)
+
+
+def test_deepspeed_still_builds_its_shared_memory_collectives_by_that_name() -> None:
+    import importlib
+
+    from deepspeed.ops import __compatible_ops__ as compatible
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    # `deepspeed.comm.torch` the attribute is torch itself; the module is meant.
+    backend = importlib.import_module("deepspeed.comm.torch")
+    assert ShareMemCommBuilder.NAME == "deepspeed_shm_comm"
+    assert "deepspeed_shm_comm" in compatible
+    assert "__compatible_ops__.get(builder.NAME" in inspect.getsource(backend.build_shm_op)
+
+
+def describe_engine(mesh: Mesh, stage: int) -> dict[str, Any]:
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    config = TrainingConfig(
+        trainer=TrainerConfig(global_batch=mesh.data, precision="fp32"),
+        parallel=ParallelConfig(mesh.tensor, mesh.data, stage),
+        model=SMALL,
+    )
+    engine = Engine.build(config, ProcessGroups.create(mesh))
+    deepspeed_engine, zero = engine.deepspeed_engine, engine.deepspeed_engine.optimizer
+    parameters = dict(engine.module.named_parameters())
+    return {
+        "engine": [
+            name
+            for name in ("set_gradient_accumulation_boundary", "get_global_grad_norm", "backward", "step")
+            if not callable(getattr(deepspeed_engine, name, None))
+        ],
+        # Its decorator hides the signature.
+        "backward takes scale_wrt_gas": "def backward(self, loss, retain_graph=False, scale_wrt_gas=True)"
+        in inspect.getsource(inspect.getmodule(type(deepspeed_engine)) or deepspeed_engine),
+        "optimizer": zero.optimizer is engine.optimizer,
+        "flat stage 3": hasattr(zero, "fp32_partitioned_groups_flat"),
+        "flat stage 1, 2": hasattr(zero, "single_partition_of_fp32_groups"),
+        "partitioned": sorted(name for name, p in parameters.items() if hasattr(p, "ds_tensor")),
+        "mapped": sorted(name for name, p in parameters.items() if hasattr(p, "_hp_mapping")),
+        "sharded": sorted(n for n, p in parameters.items() if getattr(p, "tensor_model_parallel", False)),
+        "shared memory": deepspeed_engine.dist_backend and _shared_memory_kernels(),
+    }
+
+
+def _shared_memory_kernels() -> bool:
+    from deepspeed import comm
+
+    return comm.cdb is not None and comm.cdb.shm_comm_op is not None
+
+
+def test_stage_3_partitions_as_checkpoints_expect() -> None:
+    for found in run_ranks(describe_engine, 2, Mesh(2, 1), 3):
+        assert found["engine"] == []
+        assert found["backward takes scale_wrt_gas"]
+        assert found["optimizer"]
+        assert found["flat stage 3"]
+        assert "lm_head.weight" in found["partitioned"]
+        assert not found["shared memory"], "DeepSpeed compiles kernels for 90 s again"
+        # Unmarked, a sharded parameter makes the gradient norm, and so the clipping, wrong.
+        whole = ["model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight"]
+        assert not set(found["sharded"]) & {*whole, "model.norm.weight"}
+        assert len(found["sharded"]) == len(found["partitioned"]) - 3
+
+
+def test_stage_1_maps_as_checkpoints_expect() -> None:
+    for found in run_ranks(describe_engine, 2, Mesh(1, 2), 1):
+        assert found["flat stage 1, 2"]
+        assert found["partitioned"] == []
+        assert "lm_head.weight" in found["mapped"]
