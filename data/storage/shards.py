@@ -38,7 +38,7 @@ _KEY = re.compile(f"{_WORD}+(/{_WORD}+)*")
 _CAMERA = re.compile(r"[a-z0-9_]{1,32}")
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<|a-z0-9]{2,4})', 'fortran_order': False, "
-    rb"'shape': \((?P<shape>[0-9, ]{0,60})\), \} *\n",
+    rb"'shape': \((?P<shape>([0-9]{1,9}, ?){0,4}([0-9]{1,9})?)\), \} *\n",
     re.DOTALL,
 )
 _LONGEST_KEY = 150  # ustar keeps 155 bytes of folders and 100 of the last part with its suffix

@@ -55,22 +55,20 @@ def open_store(url: str) -> Store:
     Raises:
         InputError: The scheme is unknown or its settings are missing.
     """
-    parts = urlsplit(url)
     if "://" not in url:
         return FileStore(Path(url).expanduser())
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise InputError(
-                f"{url}: file URL names the host {parts.netloc!r}, expected file:///absolute/path"
-            )
-        return FileStore(Path(unquote(parts.path)))
     try:
-        return ObjectStore(url, from_url(url))
+        parts = urlsplit(url)
+        if parts.scheme != "file":
+            return ObjectStore(url, from_url(url))
     except (ObstoreError, ValueError) as error:
         raise InputError(
             f"{url}: cannot open this object store ({_first_line(error)}); expected a path, file://, s3://, "
             "gs:// or az:// with credentials in the environment"
         ) from error
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{url}: file URL names the host {parts.netloc!r}, expected file:///absolute/path")
+    return FileStore(Path(unquote(parts.path)))
 
 
 class FileStore:
@@ -87,7 +85,11 @@ class FileStore:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        return self._path(name).is_file()
+        path = self._path(name)
+        try:
+            return path.is_file()
+        except OSError as error:  # a folder that may not be entered, a name that is too long
+            raise InputError(f"{path}: cannot be looked up ({error.strerror})") from error
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
@@ -125,9 +127,8 @@ class FileStore:
                     os.fsync(file.fileno())
                     temporary.chmod(0o644)
                     temporary.replace(path)
-                except OSError:
+                finally:
                     temporary.unlink(missing_ok=True)
-                    raise
             _sync_folder(path.parent)
         except OSError as error:
             raise InputError(

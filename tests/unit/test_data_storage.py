@@ -256,6 +256,16 @@ def test_links_foreign_names_and_pickles_are_refused() -> None:
         decode_episode(good + foreign_member(info, pickled.getvalue()))
 
 
+@pytest.mark.parametrize("shape", [b"(5 0, 7)", b"(5, 0, %d)" % 10**30, b"(5, 0, %d)" % 10**50])
+def test_shapes_that_no_array_can_have_are_refused(shape: bytes) -> None:
+    header = b"{'descr': '<u2', 'fortran_order': False, 'shape': %b, }" % shape
+    payload = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n"
+    info = tarfile.TarInfo("lift/demo_0.codes.top.npy")
+    info.size = len(payload)
+    with pytest.raises(InputError, match="array"):
+        decode_episode(encode_episode(episode(0)) + foreign_member(info, payload))
+
+
 GOOD = encode_episode(episode(0))
 
 
@@ -291,6 +301,24 @@ def test_urls(tmp_path: Path) -> None:
         open_store("foo://bucket/prefix")
     with pytest.raises(InputError, match="host"):
         open_store("file://relative/path")
+    for broken in ("s3://[bucket/prefix", "file://[host/path"):
+        with pytest.raises(InputError, match="cannot open this object store"):
+            open_store(broken)
+
+
+def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be looked up"):
+        DatasetIndex.load(str(tmp_path / ("x" * 300)))
+
+
+def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        FileStore(tmp_path).write("x", b"1")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_was_there(tmp_path: Path) -> None:
