@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -45,3 +50,35 @@ def test_no_module_is_named_after_a_package() -> None:
 
 def test_configs_and_slurm_hold_no_python() -> None:
     assert tracked_files("configs/*.py", "slurm/*.py") == []
+
+
+def imported_packages(*folders: str) -> set[str]:
+    """Top-level names of everything foreign that the folders' sources import."""
+    names: set[str] = set()
+    for path in tracked_files(*(f"{folder}/*.py" for folder in folders)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"__future__", *folders}
+
+
+def test_everything_imported_is_declared_and_pinned() -> None:
+    """What only happens to be installed on one machine is missing on the next."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    without_dependencies = (ROOT / "requirements-simulators.txt").read_text().splitlines()
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["sim"], *without_dependencies]
+    declared = {normal(re.split(r"[^\w.-]", line)[0]) for line in requirements}
+    pins = (ROOT / "constraints.txt").read_text() + "\n".join(without_dependencies)
+    pinned = {normal(line.split("==")[0]) for line in pins.splitlines() if "==" in line}
+    distributions = packages_distributions()
+    for name in sorted(imported_packages("data", "pretrain", "eval", "cluster")):
+        found = {normal(distribution) for distribution in distributions.get(name, [name])}
+        assert found & declared, f"{name} is imported but not a dependency in pyproject.toml"
+        assert found & pinned, f"{name} is imported but has no version in constraints.txt"
+
+
+def normal(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
