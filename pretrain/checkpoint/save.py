@@ -81,6 +81,10 @@ class CheckpointWriter:
         dist.broadcast_object_list(nonce, 0, group=self._group)
         folder = self._root / f"{_TEMPORARY}{step_folder(self._root, step).name}-{nonce[0]}"
         empty = Manifest(step, count, dict(metadata), {}, {})
+        # True until the thread says otherwise, so that one that dies cannot pass for a success.
+        self._failure = CheckpointError(
+            f"checkpoint of step {step} was not written: its thread died, see the traceback above"
+        )
         self._thread = threading.Thread(
             target=self._run, args=(folder, tensors, empty), name="checkpoint", daemon=True
         )
@@ -121,6 +125,7 @@ class CheckpointWriter:
     def _run(self, folder: Path, tensors: dict[str, Tensor], empty: Manifest) -> None:
         try:
             self._write(folder, tensors, empty)
+            self._failure = None
         except (OSError, RuntimeError, CheckpointException) as error:
             self._failure = CheckpointError(f"checkpoint of step {empty.step} was not written: {error}")
             self._failure.__cause__ = error

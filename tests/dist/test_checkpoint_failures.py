@@ -90,12 +90,12 @@ def test_a_full_disk_on_one_rank_is_told_on_all_and_the_next_save_works(tmp_path
     assert names == {"step_00000001", "step_00000003"}
 
 
-def _commit_fails(root: Path) -> str:
-    engine = case.build(case.config(LAYOUT))
+def _commit_fails(root: Path, layout: case.Layout, error: Exception) -> str:
+    engine = case.build(case.config(layout))
     writer = CheckpointWriter(root, engine)
 
     def fail(*_: Any) -> None:
-        raise OSError(5, "Input/output error")
+        raise error
 
     save._sync_folder = fail
     writer.save(1, {})
@@ -107,9 +107,14 @@ def _commit_fails(root: Path) -> str:
 
 
 def test_a_commit_that_fails_on_the_first_rank_is_told_on_all(tmp_path: Path) -> None:
-    for message in run_ranks(_commit_fails, 2, tmp_path):
+    for message in run_ranks(_commit_fails, 2, tmp_path, LAYOUT, OSError(5, "Input/output error")):
         assert "rank 0: [Errno 5] Input/output error" in message
     assert latest(tmp_path) is None
+
+
+def test_a_save_that_dies_of_a_defect_is_told_as_well(tmp_path: Path) -> None:
+    (message,) = run_ranks(_commit_fails, 1, tmp_path, (1, 1, 1), TypeError("a defect"))
+    assert message == "checkpoint of step 1 was not written: its thread died, see the traceback above"
 
 
 def _load_damaged(path: Path) -> str:
