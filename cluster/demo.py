@@ -18,7 +18,7 @@ from cluster.config import DemoConfig
 from cluster.invocation import Invocation
 from cluster.learned import print_learned
 from cluster.stages import run_collect, run_prepare, tokenizer_quality
-from cluster.supervisor import supervise
+from cluster.supervisor import plan_run, supervise
 from cluster.work import evaluate_checkpoint, train_rank
 from data.config import PrepareConfig
 from data.errors import InputError
@@ -34,6 +34,7 @@ _STAGES = 6
 def run_demo(config: DemoConfig, call: Invocation) -> None:
     """Collect, prepare, train half, resume at another layout, evaluate, report."""
     _check(config)
+    plan_run(config)  # too few CPUs, no renderer: told before minutes of collecting
     config = _named(config, call)
     folder = RunFolder.of(config.run)
     data = folder.path.with_name(f"{config.run.name}-data")

@@ -5,6 +5,7 @@ Environment of a private session:
 | variable | value | why |
 |---|---|---|
 | RAY_USAGE_STATS_ENABLED | 0 | nothing is sent anywhere |
+| RAY_AUTH_TOKEN | a fresh secret (private) | Ray would keep one in the home folder, which may be read-only |
 | RAY_TRAIN_HEALTH_CHECK_INTERVAL_S | 0.5 | a failed rank is seen within half a second |
 | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S | cluster.start_timeout | imports are slow on a busy machine |
 | RAY_TRAIN_METRICS_ENABLED | 0 | no Prometheus exporter |
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,6 +49,7 @@ _DRIVER_ENVIRONMENT = {
 }
 # Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
 _LONGEST_TEMPORARY_FOLDER = 40
+_PRIVATE_TOKEN = secrets.token_hex(32)  # one a process: Ray reads it only once
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def open_session(cluster: ClusterConfig, placement: Placement) -> Iterator[Sessi
     environment = dict(_DRIVER_ENVIRONMENT)
     environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout)
     if cluster.address is None:
-        environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        environment |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_AUTH_TOKEN": _PRIVATE_TOKEN}
     with _environment(environment), _temporary_folder() as folder:
         import ray
 
@@ -90,7 +93,7 @@ def worker_environment(placement: Placement) -> dict[str, str]:
     """Environment variables of every process that Ray starts for this command."""
     environment = {
         name: os.environ[name]
-        for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS")
+        for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH")
         if name in os.environ
     }
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,27 @@ def supervise(
     folder = RunFolder.of(config.run)
     folder.open(config)
     with (
+        _alone_in(folder),
         closing(WandbSink(folder.path, config.run.name, config.telemetry, to_mapping(config))) as wandb,
         open_session(config.cluster, placement) as session,
         Board(console) as board,
     ):
         _Supervisor(config, folder, board, wandb, evaluate).run(session, train, trained)
     return folder
+
+
+@contextmanager
+def _alone_in(folder: RunFolder) -> Iterator[None]:
+    """Keep a second command out of the run folder; the lock goes with the process, however it ends."""
+    with (folder.path / ".supervisor.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder.path}: another command is training in this folder; wait for it, "
+                "or choose another run.name"
+            ) from error
+        yield
 
 
 def plan_run(config: RootConfig) -> Placement:
@@ -198,9 +214,14 @@ def _wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Pa
 
 def _layouts(record: Mapping[str, Any]) -> str:
     """How the ranks were and are laid out, where a record tells."""
-    before, now = record.get("parallel_before"), record.get("parallel")
-    named = [f"tensor {layout['tensor']} x data {layout['data']}" for layout in (before, now) if layout]
-    return f": saved at {named[0]}, going on at {named[1]}" if len(named) == 2 else ""
+    named = [
+        f"tensor {layout['tensor']} x data {layout['data']}"
+        for layout in (record.get("parallel_before"), record.get("parallel"))
+        if layout
+    ]
+    if len(set(named)) < 2:
+        return f" at {named[0]}" if named else ""
+    return f": saved at {named[0]}, going on at {named[1]}"
 
 
 def _in_background(body: Callable[[], None]) -> Future[None]:

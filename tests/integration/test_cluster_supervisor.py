@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -74,6 +75,15 @@ def test_checkpoints_are_evaluated_beside_the_training_and_failures_told_at_the_
     assert "nothing to see" in (folder.path / "logs" / "eval_00000002.log").read_text()
     assert f"train {LAST}/{LAST}" in shown.getvalue()
     assert "evaluate step 3 1/1 1 of 1 episodes succeeded" in shown.getvalue()
+
+
+def test_two_commands_in_one_run_folder_are_refused(config: RootConfig) -> None:
+    folder = RunFolder.of(config.run)
+    folder.open(config)
+    with (folder.path / ".supervisor.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another command is training in this folder"):
+            supervise(config, Console(file=io.StringIO()), train_and_commit, evaluate_by_counting)
 
 
 def test_too_few_cpus_are_refused_before_anything_is_written(config: RootConfig) -> None:
