@@ -125,7 +125,7 @@ class Manifest:
                 for name, t in values["tensors"].items()
             }
             manifest = cls(values["step"], values["optimizer_step"], values["metadata"], tensors, files)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a checkpoint's manifest ({error!r})") from error
         for name in {*files, *(piece.file for tensor in tensors.values() for piece in tensor.pieces)}:
             if not _RANK_FILE.fullmatch(name) or name not in files:

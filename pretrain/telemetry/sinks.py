@@ -72,10 +72,10 @@ def drop_after(path: Path, step: int) -> int:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; a line that was cut short counts as beyond every step."""
+    """The step of a line; a line that was cut short or torn counts as beyond every step."""
     try:
         return json.loads(line).get("step", 0) if line.endswith(b"\n") else float("inf")
-    except json.JSONDecodeError:
+    except ValueError:  # not JSON, or not even text
         return float("inf")
 
 

@@ -74,6 +74,14 @@ def test_a_folder_without_the_marker_is_no_checkpoint(tmp_path: Path) -> None:
         load_weights(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"schema": 1}', '{"schema": 9}'])
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    (tmp_path / "READY").write_text(hashlib.sha256(text.encode()).hexdigest())
+    with pytest.raises(InputError, match=r"not a checkpoint's manifest|schema 9"):
+        Manifest.read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../rank_00000.safetensors", "/etc/passwd", "rank_00001.safetensors"])
 def test_a_manifest_cannot_name_files_that_are_not_its_own(tmp_path: Path, name: str) -> None:
     folder = empty_checkpoint(tmp_path, 1)

@@ -115,6 +115,16 @@ def test_lines_beyond_the_resumed_step_are_dropped_and_a_tail_goes_on(tmp_path: 
     assert tail.new() == [{"event": "resumed", "step": 5}, {"step": 6}]
 
 
+@pytest.mark.parametrize("torn", [b'{"step": \xff}', b"\x00" * 7, b'{"step": 2'])
+def test_what_a_crash_tore_is_dropped(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, {"step": 1})
+    with path.open("ab") as file:
+        file.write(torn + b"\n")
+    assert drop_after(path, 5) == 1
+    assert read_metrics(path) == [{"step": 1}]
+
+
 def test_the_console_shows_the_newest_numbers() -> None:
     out = io.StringIO()
     sink = ConsoleSink(10, Console(file=out, force_terminal=True, width=200))
