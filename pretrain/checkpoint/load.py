@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from data.errors import InputError
-from pretrain.checkpoint.boxes import BoxedTensor
+from pretrain.checkpoint.boxes import Box, BoxedTensor
 from pretrain.checkpoint.fragments import MASTER, Fragment, finish_loading, fragments
 from pretrain.checkpoint.manifest import Manifest, damaged
 from pretrain.checkpoint.storage import SafetensorsReader, piece_key
@@ -71,12 +72,15 @@ def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Te
     prefix = f"{MASTER}/"
     stored = {name: tensor for name, tensor in manifest.tensors.items() if name.startswith(prefix)}
     weights = {name: torch.empty(tensor.shape, dtype=dtype) for name, tensor in stored.items()}
-    for file_name in manifest.files:
+    boxes: dict[str, list[tuple[str, Box]]] = defaultdict(list)  # by file: each is opened once
+    for name, tensor in stored.items():
+        for piece in tensor.pieces:
+            boxes[piece.file].append((name, piece.box))
+    for file_name, held in boxes.items():
         with safe_open(path / file_name, framework="pt") as file:
-            for name, tensor in stored.items():
-                for box in (piece.box for piece in tensor.pieces if piece.file == file_name):
-                    where = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
-                    weights[name][where] = file.get_tensor(piece_key(name, box.offset)).to(dtype)
+            for name, box in held:
+                where = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
+                weights[name][where] = file.get_tensor(piece_key(name, box.offset)).to(dtype)
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
