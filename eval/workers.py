@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 from data.errors import InputError
@@ -45,7 +49,7 @@ class Workers:
     """Calls a function on many arguments, `count` at a time, and gives the results in order.
 
     With one worker everything runs in this process. Use it as a context manager: leaving it ends the
-    processes and closes this process's simulator.
+    processes and closes this process's simulator. They also end when this process is killed.
     """
 
     def __init__(self, count: int) -> None:
@@ -55,7 +59,9 @@ class Workers:
     def __enter__(self) -> Workers:
         if self._count > 1:
             # spawn: a rendering context does not survive a fork
-            self._pool = ProcessPoolExecutor(self._count, mp_context=multiprocessing.get_context("spawn"))
+            self._pool = ProcessPoolExecutor(
+                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,3 +96,18 @@ class Workers:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _end_with_parent() -> None:
+    """Let this process end, without a word, as soon as its parent has: a pool's processes wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C reaches all; the parent speaks for all
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
