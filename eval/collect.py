@@ -9,8 +9,9 @@ from pathlib import Path
 from data.errors import InputError
 from eval.config import CollectConfig
 from eval.demonstration_file import demonstration_path, write_demonstrations
+from eval.output import writable_folder
 from eval.recording import Recording, record
-from eval.simulator.interface import COLLECTION_STATES, TaskInfo
+from eval.simulator.interface import COLLECTION_STATES, SimulatorError, TaskInfo
 from eval.simulator.registry import open_suite, select_tasks
 from eval.workers import Workers, kept_simulator
 
@@ -51,13 +52,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
     suite = open_suite(config.suite)
     numbers = select_tasks(suite, config.tasks)
     _check(config)
-    folder = Path(config.out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"out={config.out}: cannot make this folder ({error.strerror}); choose another"
-        ) from error
+    folder = writable_folder(Path(config.out))
     wanted, before = config.episodes * len(numbers), 0
     collected = []
     with Workers(config.workers) as workers:
@@ -100,7 +95,10 @@ def _record_task(
 
 
 def _attempt(suite: str, task: int, initial_state: int, pixels: int) -> Recording | None:
-    return record(kept_simulator(suite, task), initial_state, pixels)
+    try:
+        return record(kept_simulator(suite, task), initial_state, pixels)
+    except SimulatorError:
+        return None  # an attempt that failed: the next initial state may do
 
 
 def _check(config: CollectConfig) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig
+from eval.output import writable_folder
 from eval.policy import ExpertPolicy, Policy
 from eval.results import Results, write_results
 from eval.rollout import VIDEO_STRIDE, EpisodeResult, run_episode
@@ -105,6 +106,7 @@ def evaluate(
         for number in numbers
         for i in range(episodes)
     ]
+    writable_folder(out)
     results: list[EpisodeResult] = []
     videos: list[str | None] = []
     with nullcontext(executor) if executor is not None else Workers(workers) as pool:

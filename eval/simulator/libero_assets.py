@@ -5,10 +5,13 @@ from __future__ import annotations
 import atexit
 import hashlib
 import importlib.util
+import json
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from data.errors import InputError
@@ -94,7 +97,7 @@ def configure(assets: Path) -> None:
             "init_states": package / "init_files",
         }
         # JSON strings are YAML strings
-        lines = [f'{name}: "{path}"' for name, path in paths.items()]
+        lines = [f"{name}: {json.dumps(str(path))}" for name, path in paths.items()]
         (private / "config.yaml").write_text("\n".join(lines) + "\n")
         os.environ["LIBERO_CONFIG_PATH"] = str(private)
     import libero.libero
@@ -110,8 +113,14 @@ def _unpacked(archive: Path) -> Path:
     folder = cache / f"libero-assets-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return _inside(folder)
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".libero-assets-", dir=cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".libero-assets-", dir=cache))
+    except OSError as error:
+        raise InputError(
+            f"{_ENVIRONMENT}={archive}: cannot unpack it into {cache} ({error.strerror}); set XDG_CACHE_HOME "
+            f"to a folder you may write to, or {_ENVIRONMENT} to an unpacked folder"
+        ) from error
     try:
         with tarfile.open(archive) as tar:
             tar.extractall(unfinished, filter="data")
@@ -120,7 +129,7 @@ def _unpacked(archive: Path) -> Path:
         except OSError:
             if not folder.is_dir():  # else another process was first
                 raise
-    except tarfile.TarError as error:
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from eval.simulator.interface import EVALUATION_STATES, Goal, TaskInfo
+from eval.simulator.interface import EVALUATION_STATES, Goal, SimulatorError, TaskInfo
 from eval.simulator.libero_assets import configure, find_assets, has_standins
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
@@ -104,9 +104,9 @@ class LiberoSimulator(PandaSimulator):
             try:
                 self._environment.reset()
                 return
-            except RandomizationError:
+            except RandomizationError as error:
                 if attempt + 1 == _PLACEMENT_TRIES:
-                    raise
+                    raise SimulatorError(f"no free places for the objects in {attempt + 1} tries") from error
 
     def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
         """Overwrite the physical state; LIBERO's own object states (a stove's knob) follow."""

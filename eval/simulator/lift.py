@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from data.errors import InputError
 from eval.simulator.interface import Goal, TaskInfo
 from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
 from eval.simulator.rendering import choose_backend, quiet_robosuite
@@ -54,11 +56,20 @@ class LiftSimulator(PandaSimulator):
 
 
 class LiftSuite:
-    """The suite `robosuite_lift`: one task."""
+    """The suite `robosuite_lift`: one task.
+
+    Raises:
+        InputError: Renderer or package are missing.
+    """
 
     name = SUITE
     tasks = (TASK,)
     standin_assets = False
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("robosuite") is None:
+            raise InputError("robosuite is not installed; run: pip install --no-deps robosuite==1.4.0")
+        choose_backend()
 
     def versions(self) -> dict[str, str]:
         """Versions of robosuite and MuJoCo."""

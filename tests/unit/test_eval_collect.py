@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -95,7 +96,8 @@ def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator)
         ({"episodes": 0}, "episodes=0"),
         ({"seed": 7}, "evaluation's initial states"),
         ({"workers": 0}, "workers=0"),
-        ({"out": "/proc/nowhere"}, "cannot make this folder"),
+        ({"out": "/proc/nowhere"}, "cannot write into this folder"),
+        ({"out": "/proc"}, "cannot write into this folder"),
     ],
 )
 @pytest.mark.usefixtures("simulator")
@@ -110,6 +112,12 @@ def test_expert_that_fails_too_often_writes_nothing(tmp_path: Path, simulator: F
     with pytest.raises(InputError, match="solved 0 of 6"):
         collect(CollectConfig(suite="fake", episodes=1, out=str(tmp_path), workers=1))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_simulator_is_a_failed_attempt(tmp_path: Path, simulator: FakeSimulator) -> None:
+    simulator.breaks_at = 3
+    with pytest.raises(InputError, match="solved 0 of 6"):
+        collect(CollectConfig(suite="fake", episodes=1, out=str(tmp_path), workers=1))
 
 
 def test_recording_replays_and_a_changed_one_does_not() -> None:
@@ -131,6 +139,8 @@ def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: None)
     with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
         rendering.choose_backend()
+    with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
+        open_suite("robosuite_lift")  # told before any process starts
 
 
 def assets_folder(path: Path) -> Path:
@@ -174,6 +184,19 @@ def test_missing_assets_say_where_they_were_looked_for(
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "file.tar"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="cannot unpack"):
+        find_assets()
+    for name in ("scenes", "textures"):
+        (tmp_path / name).write_bytes(os.urandom(50_000))
+    with tarfile.open(tmp_path / "whole.tar.xz", "w:xz") as tar:
+        tar.add(tmp_path / "scenes", "scenes")
+        tar.add(tmp_path / "textures", "textures")
+    short = (tmp_path / "whole.tar.xz").read_bytes()[:60_000]
+    (tmp_path / "short.tar.xz").write_bytes(short)
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "short.tar.xz"))
+    with pytest.raises(InputError, match="cannot unpack this archive"):
+        find_assets()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(InputError, match=r"cannot unpack it into /proc/nowhere.*set XDG_CACHE_HOME"):
         find_assets()
     monkeypatch.delenv("LIBERO_ASSETS")
     monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")

@@ -116,6 +116,22 @@ def test_wrong_settings_are_explained(options: dict, message: str) -> None:
         evaluate_command(EvalCommandConfig(**options))
 
 
+@pytest.mark.usefixtures("_fake_suite")
+@pytest.mark.parametrize("out", ["/proc/nowhere", "/proc"])
+def test_unwritable_folder_is_told_before_the_first_episode(out: str) -> None:
+    told: list[tuple[int, int]] = []
+    with pytest.raises(InputError, match=f"out={out}: cannot write into this folder"):
+        evaluate(
+            PolicyName("expert"),
+            "fake",
+            tasks=None,
+            episodes=1,
+            out=Path(out),
+            progress=lambda *done: told.append(done),
+        )
+    assert told == []
+
+
 def test_step_is_read_off_a_checkpoint_s_name() -> None:
     assert step_of(Path("runs/a/checkpoints/step_00000100")) == 100
     assert step_of(Path("runs/a/checkpoints/best")) is None

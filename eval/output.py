@@ -1,0 +1,24 @@
+"""Folders that results are written into."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from data.errors import InputError
+
+
+def writable_folder(path: Path) -> Path:
+    """Make the folder and try it, before hours of work whose result could not be kept.
+
+    Raises:
+        InputError: It cannot be made, or nothing can be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise InputError(
+            f"out={path}: cannot write into this folder ({error.strerror}); choose another"
+        ) from error
+    return path
