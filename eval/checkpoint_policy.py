@@ -39,8 +39,13 @@ class CheckpointModel:
     """
 
     def __init__(self, checkpoint: Path, device: str | None = None) -> None:
-        run = checkpoint.resolve().parents[1]
-        settings = read_yaml(run / "config.yaml")
+        run = checkpoint.resolve().parent.parent
+        if not (checkpoint.is_dir() and (run / "config.yaml").is_file()):
+            raise InputError(
+                f"checkpoint={checkpoint}: no checkpoint of a run there (a folder, config.yaml two folders above); "
+                "expected runs/<name>/checkpoints/step_..."
+            )
+        settings = {"data": {}, "model": {}} | read_yaml(run / "config.yaml")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.data: DataConfig = from_mapping(f"{run}/config.yaml data", DataConfig, settings["data"])
         model = from_mapping(f"{run}/config.yaml model", ModelConfig, settings["model"])

@@ -100,7 +100,11 @@ def imagine(config: ImagineConfig) -> Imagination:
     codes = predict(model, index, episode, count)
     truth, dream = model.image.decode(true_codes), model.image.decode(codes)
     scores = score(truth, dream, (codes == true_codes).mean(axis=(1, 2)))
-    out = Path(config.out) if config.out else checkpoint.resolve().parents[1] / "eval" / checkpoint.name
+    out = (
+        Path(config.out)
+        if config.out
+        else checkpoint.resolve().parents[1] / "eval" / checkpoint.resolve().name
+    )
     return _write(out, checkpoint, entry, truth, dream, scores)
 
 

@@ -96,5 +96,12 @@ def test_weights_of_another_model_are_refused(checkpoint: Path, monkeypatch: pyt
 
 
 def test_folder_without_a_run_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.yaml"):
-        CheckpointPolicy(tmp_path / "checkpoints" / "step_00000001")
+    for folder in (tmp_path / "checkpoints" / "step_00000001", tmp_path, Path("/")):
+        with pytest.raises(InputError, match=r"no checkpoint of a run there .*expected runs/<name>"):
+            CheckpointPolicy(folder)
+
+
+def test_settings_without_a_section_are_explained(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "config.yaml").write_text("run: {name: r}\n")
+    with pytest.raises(InputError, match=r"config\.yaml data"):
+        CheckpointPolicy(checkpoint)
