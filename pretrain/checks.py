@@ -31,6 +31,15 @@ def check_training(config: TrainingConfig) -> None:
     _check_least("optim.lr", config.optim.lr, 0)
     _check_least("optim.warmup_steps", config.optim.warmup_steps, 0)
     _check_least("optim.gradient_clipping", config.optim.gradient_clipping, 0)
+    _check_least("optim.weight_decay", config.optim.weight_decay, 0)
+    _check_least("optim.eps", config.optim.eps, 0)
+    _check_least("loss.image_weight", config.loss.image_weight, 0)
+    _check_least("loss.z_loss", config.loss.z_loss, 0)
+    for name in ("vocabulary_size", "hidden_size", "ffn_size", "layers", "heads", "max_positions"):
+        _check_least(f"model.{name}", getattr(config.model, name), 1)
+    _check_below_one("model.dropout", config.model.dropout)
+    for beta in config.optim.betas:
+        _check_below_one("optim.betas", beta)
     _check_choice("trainer.precision", config.trainer.precision, PRECISIONS)
     _check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     _check_choice("telemetry.wandb", config.telemetry.wandb, WANDB_MODES)
@@ -45,6 +54,11 @@ def check_training(config: TrainingConfig) -> None:
 def _check_least(name: str, value: float | None, least: int) -> None:
     if value is not None and not value >= least:  # NaN is refused as well
         raise InputError(f"{name}={value}, expected {least} or more; correct the setting")
+
+
+def _check_below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise InputError(f"{name}={value}, expected at least 0 and below 1; correct the setting")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:

@@ -110,11 +110,11 @@ class RunFolder:
         Raises:
             InputError: The folder cannot be written, or belongs to a run of other settings.
         """
-        if self.config.exists():
-            self._check_same(config)
-        elif self.metrics.exists() or self.checkpoints.exists():
-            raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
         try:
+            if self.config.exists():
+                self._check_same(config)
+            elif self.metrics.exists() or self.checkpoints.exists():
+                raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.tokenizers.mkdir(exist_ok=True)
             write_atomically(self.config, to_yaml(config))

@@ -66,6 +66,8 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "r").write_text("a file where the folder should be")
     with pytest.raises(InputError, match=r"r: cannot write the run folder \(.+\); set run.dir"):
         RunFolder(tmp_path / "r").open(config(tmp_path))
+    with pytest.raises(InputError, match=r"cannot write the run folder \(File name too long\)"):
+        RunFolder(tmp_path / ("r" * 300)).open(config(tmp_path))
 
 
 def test_parts_of_the_summary_do_not_overwrite_each_other(tmp_path: Path) -> None:

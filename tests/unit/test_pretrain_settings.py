@@ -108,6 +108,14 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
         ("optim.lr=nan", "optim.lr=nan"),
         ("parallel.zero_stage=4", "expected one of 1, 2, 3"),
         ("run.name=../x", "expected the name of one folder"),
+        ("model.heads=0", "model.heads=0, expected 1 or more"),
+        ("model.layers=0", "model.layers=0, expected 1 or more"),
+        ("model.dropout=1", r"model.dropout=1.0, expected at least 0 and below 1"),
+        ("optim.betas=[0.9,1.0]", r"optim.betas=1.0, expected at least 0 and below 1"),
+        ("optim.eps=-1", "optim.eps=-1.0, expected 0 or more"),
+        ("optim.weight_decay=-1", "optim.weight_decay=-1.0, expected 0 or more"),
+        ("loss.image_weight=nan", "loss.image_weight=nan, expected 0 or more"),
+        ("loss.z_loss=-1", "loss.z_loss=-1.0, expected 0 or more"),
     ],
 )
 def test_values_that_cannot_be_right_are_refused(override: str, message: str) -> None:
