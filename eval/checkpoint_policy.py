@@ -42,8 +42,8 @@ class CheckpointModel:
         run = checkpoint.resolve().parent.parent
         if not (checkpoint.is_dir() and (run / "config.yaml").is_file()):
             raise InputError(
-                f"checkpoint={checkpoint}: no checkpoint of a run there (a folder, config.yaml two folders above); "
-                "expected runs/<name>/checkpoints/step_..."
+                f"checkpoint={checkpoint}: no checkpoint of a run there (a folder, config.yaml two folders "
+                "above it); expected runs/<name>/checkpoints/step_..."
             )
         settings = {"data": {}, "model": {}} | read_yaml(run / "config.yaml")
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
