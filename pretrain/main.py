@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.errors import InputError
+from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
@@ -37,17 +38,26 @@ class TorchrunConfig(TrainingConfig):
 
 def main(arguments: list[str]) -> int:
     """Train with the settings of the command line; the exit code."""
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        overrides = [
-            text for text in arguments if not text.startswith(tuple(f"{name}." for name in _NOT_HERE))
-        ]
-        config = compose("pretrain.main", TorchrunConfig, "train", overrides)
-        _run(config)
+        config = _settings(arguments)
     except InputError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank == 0:  # the same on every rank
             print(f"error: {error}", file=sys.stderr)
         return 2
+    try:
+        _run(config)
+    except InputError as error:  # perhaps this rank's alone: a shard that only it reads
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _settings(arguments: list[str]) -> TrainingConfig:
+    overrides = [text for text in arguments if not text.startswith(tuple(f"{name}." for name in _NOT_HERE))]
+    config = compose("pretrain.main", TorchrunConfig, "train", overrides)
+    check_training(config)
+    return config
 
 
 def _run(config: TrainingConfig) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
@@ -130,6 +132,34 @@ def test_torchrun_gives_the_same_run(whole: RunFolder, url: str, tmp_path: Path)
     losses = [record["loss"] for record in measured(folder)]
     assert losses == pytest.approx([record["loss"] for record in measured(whole)], abs=1e-5)
     assert (folder.path / "wandb" / "run_id").exists()
+
+
+def _second_rank_fails(overrides: list[str]) -> int:
+    import pretrain.trainer
+
+    def fail(config: TrainingConfig) -> None:
+        if os.environ["RANK"] == "1":
+            raise InputError("a shard that only this rank reads is cut short")
+        raise InputError("a setting is wrong")
+
+    pretrain.trainer.train = fail
+    return case.run_main(overrides)
+
+
+def test_torchrun_tells_what_only_another_rank_has_met(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_ranks(_second_rank_fails, 2, ["run.name=x", "data.url=d", "model=tiny"]) == [2, 2]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert sorted(lines) == [
+        "error on rank 1: a shard that only this rank reads is cut short",
+        "error: a setting is wrong",
+    ]
+
+
+def test_torchrun_names_a_value_that_cannot_be_right_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_ranks(case.run_main, 2, ["run.name=x", "data.url=d", "optim.schedule=linear"]) == [2, 2]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert "optim.schedule=linear, expected one of" in lines[0]
 
 
 def test_torchrun_names_a_misspelt_key_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
