@@ -27,7 +27,7 @@ from pretrain.checkpoint.manifest import step_folder
 from pretrain.checks import check_training
 from pretrain.run_folder import RunFolder
 from pretrain.settings import to_mapping
-from pretrain.telemetry.sinks import MetricsTail, WandbSink, describe
+from pretrain.telemetry.sinks import MetricsTail, WandbSink
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SUMMARY_KEYS = ("step", "suite", "tasks", "episodes", "successes", "errors", "success_rate")
@@ -159,7 +159,7 @@ class _Supervisor:
         if event := record.get("event"):
             self._board.console.print(f"  {event} at step {record.get('step', 0)}{_layouts(record)}")
         else:
-            self._train_bar.update(record["step"], note=describe(record))
+            self._train_bar.update(record["step"], note=_brief(record))
 
     def _due(self) -> list[int]:
         committed = committed_steps(self._folder.checkpoints)
@@ -206,7 +206,9 @@ def record_evaluations(folder: RunFolder) -> None:
 def _wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Path]:
     """Numbers, videos and pictures of one evaluation under their names in W&B."""
     values: dict[str, float | Path] = {
-        f"eval/{key}": float(results[key]) for key in ("success_rate", "episodes", "errors")
+        f"eval/{key}": float(results[key])
+        for key in ("success_rate", "episodes", "errors")
+        if results[key] is not None  # no rate where every episode ended in an error
     }
     values |= {f"eval/{path.stem}": path for path in sorted(out.glob("*.mp4"))}
     return values | {f"eval/{path.stem}": path for path in sorted(out.glob("*.png"))}
@@ -222,6 +224,13 @@ def _layouts(record: Mapping[str, Any]) -> str:
     if len(set(named)) < 2:
         return f" at {named[0]}" if named else ""
     return f": saved at {named[0]}, going on at {named[1]}"
+
+
+def _brief(record: Mapping[str, Any]) -> str:
+    """A step in few words: they share the line with the progress bar."""
+    losses = {"loss": "loss", "action": "loss_action", "image": "loss_image"}
+    found = [f"{name} {record[key]:.3f}" for name, key in losses.items() if record.get(key) is not None]
+    return f"{' '.join(found)}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
 def _in_background(body: Callable[[], None]) -> Future[None]:

@@ -77,6 +77,23 @@ def test_checkpoints_are_evaluated_beside_the_training_and_failures_told_at_the_
     assert "evaluate step 3 1/1 1 of 1 episodes succeeded" in shown.getvalue()
 
 
+def all_errors(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    results = {"step": job.step, "suite": "none", "tasks": [0], "episodes": 1, "successes": 0, "errors": 1}
+    job.out.mkdir(parents=True)
+    (job.out / "results.json").write_text(json.dumps({**results, "success_rate": None}))
+    return {**results, "success_rate": None}
+
+
+def test_a_run_in_a_relative_folder_whose_episodes_all_end_in_errors_still_ends_well(
+    config: RootConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/proc/nowhere")  # nothing may need a home folder
+    config.run.dir, config.eval.every = "some runs", LAST
+    folder = supervise(config, Console(file=io.StringIO()), train_and_commit, all_errors)
+    assert [entry["errors"] for entry in folder.read_summary()["evaluations"]] == [1]
+
+
 def test_two_commands_in_one_run_folder_are_refused(config: RootConfig) -> None:
     folder = RunFolder.of(config.run)
     folder.open(config)
