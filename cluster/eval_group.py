@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,7 +90,7 @@ class EvaluationGroup:
         # Two threads: one evaluates, the other answers how far it is.
         actor: Any = ray.remote(_EvaluationWorker)
         worker = actor.options(num_cpus=job.settings.workers, max_concurrency=2).remote(
-            self._evaluate, self._logs.resolve(), name
+            self._evaluate, self._logs.resolve(), name, os.getcwd()
         )
         self._pending[job.step] = _Pending(worker, worker.evaluate.remote(job))
 
@@ -135,15 +136,21 @@ class EvaluationGroup:
         failures = read_failures(self._logs, _log_name(step))
         if failures and failures[0].user_mistake:
             return failures[0].message
-        cause = failures[0].headline if failures else f"its worker died ({type(died).__name__})"
-        return f"{cause}; see {self._logs / _log_name(step)}.log"
+        log = self._logs / f"{_log_name(step)}.log"
+        if failures:
+            return f"{failures[0].headline}; see {log}"
+        with log.open("a") as file:  # what Ray knows of a process that could not speak for itself
+            file.write(f"{died}\n")
+        return f"its worker died ({type(died).__name__}); see {log}"
 
 
 class _EvaluationWorker:
     """The actor: a process of its own that evaluates one checkpoint."""
 
-    def __init__(self, evaluate: Evaluate, logs: Path, name: str) -> None:
+    def __init__(self, evaluate: Evaluate, logs: Path, name: str, folder: str) -> None:
         self._evaluate, self._logs, self._name = evaluate, logs, name
+        if os.path.isdir(folder):  # relative paths of the settings; other machines may not have it
+            os.chdir(folder)
         self._progress = (0, 0)
 
     def evaluate(self, job: EvaluationJob) -> Results:
