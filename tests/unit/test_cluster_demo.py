@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster import demo
+from cluster import demo, supervisor
 from cluster.config import DemoConfig, RootConfig
 from cluster.invocation import Invocation
 from data.config import PrepareConfig
@@ -25,6 +25,7 @@ class Stages:
     """What was asked of each stage, in order."""
 
     asked: list[Any] = field(default_factory=list)
+    planned: list[Any] = field(default_factory=list)
     interrupt_at: int | None = None
 
     def collect(self, config: CollectConfig, call: Invocation) -> None:
@@ -63,6 +64,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     monkeypatch.setattr(demo, "run_collect", stages.collect)
     monkeypatch.setattr(demo, "run_prepare", stages.prepare)
     monkeypatch.setattr(demo, "supervise", stages.supervise)
+    monkeypatch.setattr(demo, "plan_run", stages.planned.append)
     monkeypatch.setattr(demo, "tokenizer_quality", lambda config: "not measured")
     return stages
 
@@ -118,6 +120,17 @@ def test_an_interrupted_demo_goes_on_where_it_was(stages: Stages, tmp_path: Path
     assert shown.count("already there") == 3
     assert stages.layouts() == [(1, 2, None, 100)]
     assert [type(asked) for asked in stages.asked] == [DemoConfig]
+
+
+def test_too_few_cpus_are_told_before_anything_is_collected(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "plan_run", supervisor.plan_run)
+    config = settings(tmp_path)
+    config.cluster.cpus, config.cluster.gpus_per_rank = 2, 0
+    with pytest.raises(InputError, match=r"cluster\.cpus offers 2 CPUs to Ray, the run needs 4"):
+        demo.run_demo(config, Invocation(Console(file=io.StringIO())))
+    assert stages.asked == []
 
 
 def test_own_data_is_refused(stages: Stages, tmp_path: Path) -> None:
