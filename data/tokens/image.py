@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from data.errors import InputError
+from data.files import write_whole
 from data.tokens.image_model import ImageModel, ImageModelConfig
 
 SHIPPED_WEIGHTS = "image_tokenizer_64px.safetensors"
@@ -78,7 +79,7 @@ class ImageTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file; the same weights give the same bytes."""
-        Path(path).write_bytes(self._serialised())
+        write_whole(Path(path), self._serialised())
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Frames uint8 [N, H, W, 3] -> codes uint16 [N, R, C].

@@ -17,6 +17,7 @@ from typing import Any, cast
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.errors import InputError
+from data.files import write_whole
 from data.tokens.vocabulary import TEXT_START, VOCABULARY_SIZE
 
 TEXT_TOKENIZER_FILE = "text_tokenizer.json"
@@ -88,7 +89,7 @@ class TextTokenizer:
         """Write the file, byte for byte, into `folder` as `text_tokenizer.json` and return its path."""
         path = Path(folder) / TEXT_TOKENIZER_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self._content, encoding="utf-8")
+        write_whole(path, self._content.encode())
         return path
 
 
