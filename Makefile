@@ -33,8 +33,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) not found; install it (apt-get install python3.11-venv) or name another with PYTHON="; \
 	  exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or 3.12; name one of these with PYTHON="; exit 2; }
 	@echo "[setup] virtual environment in $(VENV)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "[setup] torch (first: whatever else asks for it then finds it)"
 	@$(PIP) torch==2.13.0
 	@echo "[setup] the project and its pinned packages, a few minutes"
@@ -42,9 +44,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt
 	@$(PIP) --no-deps --requirement requirements-simulators.txt
 	@touch $@
 
-# Software rendering needs OSMesa from the distribution; with a GPU set MUJOCO_GL=egl.
+# Software rendering needs OSMesa from the distribution; with a GPU set MUJOCO_GL=egl. Debian keeps ldconfig out of
+# the PATH of ordinary users.
 renderer:
-	@if [ "$(MUJOCO_GL)" = osmesa ] && ! ldconfig -p | grep -q libOSMesa; then \
+	@if [ "$(MUJOCO_GL)" = osmesa ] && ! PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q libOSMesa; then \
 	  if [ "$$(id -u)" = 0 ]; then \
 	    echo "[setup] libosmesa6 (software renderer)"; \
 	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends libosmesa6 >/dev/null; } || exit 2; \

@@ -1,4 +1,4 @@
-"""Check what a demo left in its run folder; exits with 1 and one line per finding when something is missing."""
+"""Check what a demo left in its run folder; exits with 1 and one line per finding when something is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def findings(run: Path) -> list[str]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     found: list[str] = []
-    if steps != sorted(set(steps)) or steps[-1] != summary["steps"]:
+    if not steps or steps != sorted(set(steps)) or steps[-1] != summary["steps"]:
         found.append(f"metrics.jsonl: steps {steps}, expected each once up to {summary['steps']}")
     if not summary["resumed_from"]:
         found.append("summary.json: the second half was not resumed from a checkpoint")

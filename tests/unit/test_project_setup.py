@@ -1,0 +1,54 @@
+"""The Makefile's set-up on machines that are not as tidy as one's own; nothing is installed here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    return folder
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def make(programs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make as an ordinary Debian user: `PATH` without the sbin folders."""
+    environment = {**os.environ, "PATH": f"{programs}:/usr/bin:/bin", "MUJOCO_GL": "osmesa"}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_installed_renderer_is_found_without_sbin_in_the_path(programs: Path) -> None:
+    script(programs / "id", "echo 1000")
+    done = make(programs, "renderer")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_virtual_environment_without_pip_is_made_again(programs: Path, tmp_path: Path) -> None:
+    """What a Debian without python3-venv leaves behind: an interpreter and no pip."""
+    environment = tmp_path / "venv"
+    (environment / "bin").mkdir(parents=True)
+    script(environment / "bin" / "python", "exit 1")
+    python = script(programs / "some-python", f'[ "$1" = -c ] || {{ echo "$@" >{tmp_path}/asked; exit 3; }}')
+    make(programs, f"{environment}/.installed", f"VENV={environment}", f"PYTHON={python}")
+    assert (tmp_path / "asked").read_text().split() == ["-m", "venv", str(environment)]
+
+
+def test_another_python_is_refused_before_anything_is_made(programs: Path, tmp_path: Path) -> None:
+    python = script(programs / "python3.9", "exit 1")
+    done = make(programs, f"{tmp_path}/venv/.installed", f"VENV={tmp_path}/venv", f"PYTHON={python}")
+    assert "is not Python 3.11 or 3.12" in done.stdout
+    assert not (tmp_path / "venv").exists()
