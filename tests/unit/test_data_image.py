@@ -114,7 +114,7 @@ def test_codes_pick_the_nearest_entry() -> None:
 def test_shipped_tokenizer_has_its_promised_size_and_is_small() -> None:
     tokenizer = ImageTokenizer.load()
     assert (tokenizer.pixels, tokenizer.rows, tokenizer.columns) == (64, 8, 8)
-    assert tokenizer.codebook_size == 512
+    assert tokenizer.codebook_size == 1024
     assert len(tokenizer._serialised()) <= 4_000_000
     assert tokenizer.encode(random_frames(0, 64)).shape == (0, 8, 8)
 
