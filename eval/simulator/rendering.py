@@ -10,7 +10,7 @@ from types import ModuleType
 
 from data.errors import InputError
 
-_LIBRARY_OF_BACKEND = {"osmesa": "OSMesa", "egl": "EGL"}
+_LIBRARY_OF_BACKEND = {"osmesa": "OSMesa", "egl": "EGL", "glfw": None}  # glfw's wheel brings its own
 _PACKAGE_OF_BACKEND = {"osmesa": "libosmesa6", "egl": "libegl1"}
 
 
@@ -20,14 +20,16 @@ def choose_backend() -> str:
     An NVIDIA device renders through EGL; anything else in software through OSMesa.
 
     Returns:
-        The backend, `osmesa`, `egl` or what the user asked for.
+        The backend: `osmesa`, `egl` or `glfw`.
 
     Raises:
-        InputError: The backend's system library is not installed.
+        InputError: The backend's system library is not installed, or there is no such backend.
     """
     default = "egl" if Path("/dev/nvidia0").exists() else "osmesa"
     backend = os.environ.setdefault("MUJOCO_GL", default).lower()
-    library = _LIBRARY_OF_BACKEND.get(backend)
+    if backend not in _LIBRARY_OF_BACKEND:
+        raise InputError(f"MUJOCO_GL={backend}: expected one of {', '.join(_LIBRARY_OF_BACKEND)}")
+    library = _LIBRARY_OF_BACKEND[backend]
     if library is None:
         return backend
     if ctypes.util.find_library(library) is None:

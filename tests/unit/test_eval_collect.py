@@ -141,6 +141,9 @@ def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> 
         rendering.choose_backend()
     with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
         open_suite("robosuite_lift")  # told before any process starts
+    monkeypatch.setenv("MUJOCO_GL", "opengl")
+    with pytest.raises(InputError, match="MUJOCO_GL=opengl: expected one of osmesa, egl, glfw"):
+        rendering.choose_backend()
 
 
 def assets_folder(path: Path) -> Path:
