@@ -116,7 +116,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     """
     folder.open(config)
     checkpoint = _choose_checkpoint(config.checkpointing.resume, folder)
-    TextTokenizer.load(config.data.text_tokenizer).save(folder.tokenizers)
+    text = TextTokenizer.load(config.data.text_tokenizer)
     image = ImageTokenizer.load(config.data.image_tokenizer)
     expected = stream.index.image.tokenizer_sha256
     if image.sha256 != expected:
@@ -124,7 +124,14 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
             f"data.image_tokenizer={config.data.image_tokenizer or 'null (the one that ships)'} has checksum "
             f"{image.sha256[:12]}, the data set was prepared with {expected[:12]}; give that tokenizer"
         )
-    image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
+    try:
+        text.save(folder.tokenizers)
+        image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
+    except OSError as error:
+        raise InputError(
+            f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
+            "write to, or free space"
+        ) from error
     return checkpoint
 
 

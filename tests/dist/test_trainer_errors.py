@@ -87,6 +87,12 @@ def test_what_cannot_be_trained(
     assert expected in message(config)
 
 
+def test_tokenizers_that_cannot_be_written_are_told_on_every_rank(url: str, tmp_path: Path) -> None:
+    config = case.settings(tmp_path, url, (1, 2, 1))
+    (tmp_path / "run" / "tokenizers" / "image_tokenizer.safetensors").mkdir(parents=True)
+    assert "run/tokenizers: cannot be written (Is a directory)" in message(config, ranks=2)
+
+
 def test_the_image_tokenizer_must_be_the_data_sets(url: str, tmp_path: Path) -> None:
     from data.tokens.image import ImageTokenizer
     from data.tokens.image_model import ImageModel, ImageModelConfig
