@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -155,18 +156,26 @@ class ImageTokenizer:
 
     @torch.inference_mode()
     def _encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        return self._model.encode(frames_to_tensor(frames, self._device)).cpu().numpy().astype(np.uint16)
+        with _exact_convolutions():
+            codes = self._model.encode(frames_to_tensor(frames, self._device))
+        return codes.cpu().numpy().astype(np.uint16)
 
     @torch.inference_mode()
     def _decode(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
         indices = torch.as_tensor(codes.astype(np.int64)).to(self._device)
-        return tensor_to_frames(self._model.decode(indices))
+        with _exact_convolutions():
+            return tensor_to_frames(self._model.decode(indices))
 
     def _serialised(self) -> bytes:
         tensors = {
             key: value.to("cpu", self._dtype).contiguous() for key, value in self._model.state_dict().items()
         }
         return save_tensors(tensors, {_METADATA_KEY: json.dumps(asdict(self.config), sort_keys=True)})
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """On a GPU convolutions round to TF32 unless told otherwise, and other codes come out than on a CPU."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def frames_to_tensor(frames: NDArray[np.uint8], device: str | torch.device = "cpu") -> torch.Tensor:
@@ -200,7 +209,7 @@ def _read_config(name: str, payload: bytes) -> ImageModelConfig:
         for key in ("channel_multiplier", "attention_resolutions"):
             known[key] = tuple(known[key])
         config = ImageModelConfig(**known)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{name}: no valid image tokenizer settings in its header; expected a safetensors file made by "
             "`worldvla vq`"
