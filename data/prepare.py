@@ -24,6 +24,7 @@ from data.storage.index import INDEX_FILE, DatasetIndex, EpisodeEntry, ImageForm
 from data.storage.shards import Location, ShardWriter, check_key
 from data.storage.store import open_store
 from data.tokens.action import ActionRanges
+from data.tokens.vocabulary import IMAGE_CODE_COUNT, grid_size_token
 
 
 class FrameEncoder(Protocol):
@@ -145,6 +146,15 @@ def _check(
         raise InputError(
             f"the image tokenizer takes frames of {tokenizer.pixels} pixels but resolution is "
             f"{config.resolution}; set resolution={tokenizer.pixels} or give another image_tokenizer"
+        )
+    try:
+        grid_size_token(tokenizer.pixels)
+    except ValueError as error:
+        raise InputError(f"{error}; give an image_tokenizer of another resolution") from error
+    if tokenizer.codebook_size > IMAGE_CODE_COUNT:
+        raise InputError(
+            f"the image tokenizer has {tokenizer.codebook_size} codes, expected at most {IMAGE_CODE_COUNT}, "
+            "as many as the vocabulary holds; give another image_tokenizer"
         )
     for name, value in (("shard_megabytes", config.shard_megabytes), ("batch_size", config.batch_size)):
         if value < 1:

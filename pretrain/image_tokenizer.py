@@ -32,6 +32,7 @@ from data.frames import resize_frames
 from data.sources.libero_hdf5 import read_demonstrations
 from data.tokens.image import ImageTokenizer, frames_to_tensor
 from data.tokens.image_model import ImageModel, ImageModelConfig
+from data.tokens.vocabulary import IMAGE_CODE_COUNT
 from pretrain.codebook import MovingCodebook
 from pretrain.config import VqConfig
 
@@ -112,7 +113,7 @@ def read_frames(config: VqConfig) -> list[FrameSet]:
                 f"source={config.source}: task {task} has {len(episodes)} demonstration, expected at least 2 "
                 "(one is held out to measure with); collect more"
             )
-        kept = max(1, round(config.held_out * len(episodes)))
+        kept = min(len(episodes) - 1, max(1, round(config.held_out * len(episodes))))
         order = np.random.default_rng(config.seed).permutation(len(episodes))  # the same for each camera
         held_out, train = ([episodes[i] for i in part] for part in (order[:kept], order[kept:]))
         sets.append(FrameSet(f"{suite}/{camera}", np.concatenate(train), np.concatenate(held_out)))
@@ -125,6 +126,13 @@ def _check(config: VqConfig) -> None:
     for name in ("steps", "batch_size", "frames"):
         if (value := getattr(config, name)) < 1:
             raise InputError(f"{name}={value}: expected at least 1")
+    if not 0 <= config.held_out < 1:
+        raise InputError(f"held_out={config.held_out}: expected at least 0 and below 1")
+    if config.codebook_size > IMAGE_CODE_COUNT:
+        raise InputError(
+            f"codebook_size={config.codebook_size}: expected at most {IMAGE_CODE_COUNT}, the image codes of "
+            "the vocabulary"
+        )
 
 
 @contextmanager

@@ -146,6 +146,10 @@ def test_what_cannot_be_prepared_is_refused(tmp_path: Path) -> None:
     write_file(folder / "lift_demo.hdf5", [demonstration()])
     with pytest.raises(InputError, match="set resolution=64"):
         prepare(settings(tmp_path, resolution=128), MeanTokenizer())
+    with pytest.raises(InputError, match="image side 48 is not a positive multiple of 32 pixels"):
+        prepare(settings(tmp_path, resolution=48), MeanTokenizer(pixels=48))
+    with pytest.raises(InputError, match="8193 codes, expected at most 8192"):
+        prepare(settings(tmp_path), MeanTokenizer(codebook_size=8193))
     with pytest.raises(InputError, match="batch_size is 0"):
         prepare(settings(tmp_path, batch_size=0), MeanTokenizer())
     write_file(folder / "lift.hdf5", [demonstration()])

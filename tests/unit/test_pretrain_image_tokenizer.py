@@ -107,6 +107,8 @@ def test_frames_are_held_out_by_whole_demonstrations(demonstrations: list[Demons
         ({"norm_groups": 3}, "norm_groups=3"),
         ({"pixels": 15}, "pixels=15"),
         ({"steps": 0}, "steps=0"),
+        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"codebook_size": 8193}, "codebook_size=8193: expected at most 8192"),
     ],
 )
 @pytest.mark.usefixtures("demonstrations")
@@ -115,6 +117,12 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         train_image_tokenizer(replace(TINY, out=str(tmp_path / "x"), **change))
+
+
+def test_something_is_left_to_train_on(demonstrations: list[Demonstration]) -> None:
+    del demonstrations[2:]
+    for frames in image_tokenizer.read_frames(replace(TINY, held_out=0.9)):
+        assert (len(frames.train), len(frames.held_out)) == (6, 6)
 
 
 def test_one_demonstration_is_too_few(demonstrations: list[Demonstration], tmp_path: Path) -> None:
