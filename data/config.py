@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class MixtureConfig:
-    """Relative weights of the two kinds of sample (method: about 1 : 1 per frame)."""
+    """Relative weights of the two kinds of sample (WorldVLA: about 1 : 1 per frame)."""
 
     action: float = 1.0
     world: float = 1.0

@@ -121,7 +121,7 @@ def encode_demonstration(
 
 
 def assign_splits(tasks: Sequence[str]) -> list[str]:
-    """The split of each demonstration, from the task of each, in their order (method's rule).
+    """The split of each demonstration, from the task of each, in their order (WorldVLA's rule).
 
     Of the sorted tasks the first ceil(0.9 T) are in domain, the others `val_ood`; of the n demonstrations
     of a task in domain the first ceil(0.9 n) are `train`, the others `val_ind`.

@@ -61,7 +61,7 @@ class ParallelConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of the loss (method: image codes 0.04, z-loss 1e-5)."""
+    """Weights of the loss (WorldVLA: image codes 0.04, z-loss 1e-5)."""
 
     image_weight: float = 0.04
     z_loss: float = 1e-5

@@ -2,7 +2,7 @@
 
 Chameleon's own file can be given. The small one that ships (512 entries: 256 bytes and 256 merges,
 ids from `TEXT_START`) is made by `train_text_tokenizer` from instructions in plain English and the
-prompts of the method::
+prompts of WorldVLA::
 
     python -m data.tokens.text
 """
@@ -112,7 +112,7 @@ def train_text_tokenizer(sentences: list[str], entries: int = SHIPPED_ENTRIES) -
 
 
 def training_sentences() -> list[str]:
-    """Instructions of table-top manipulation and the method's prompts, for the shipped tokenizer."""
+    """Instructions of table-top manipulation and WorldVLA's prompts, for the shipped tokenizer."""
     tasks = (_ASSETS / "instructions.txt").read_text(encoding="utf-8").splitlines()
     world = (
         "Generate the next image based on the provided sequence of historical images and "

@@ -3,7 +3,7 @@
     loss = sum_i w_i (lse_i - logit_i) / sum_i w_i  +  z * mean_i lse_i^2
 
 over the labelled positions i of the whole step: of all micro-batches and all data-parallel ranks, so the
-gradient does not depend on the layout. w is 1, and 0.04 for image codes (method, section Loss).
+gradient does not depend on the layout. w is 1, and 0.04 for image codes (WorldVLA, arXiv 2506.21539).
 
 Logits are made for a few tokens at a time and made again in the backward pass; they never exist for the
 whole sequence.
