@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,12 @@ class _Supervisor:
 
     def _end_evaluation(self, finished: Finished) -> None:
         if finished.results is None:
+            if not step_folder(self._folder.checkpoints, finished.step).exists():
+                kept = f"checkpointing.keep_last={self._config.checkpointing.keep_last}"
+                why = (
+                    f"its checkpoint was removed before it was read ({kept}); keep more, or raise eval.every"
+                )
+                finished = replace(finished, error=why)
             self._failures.append(finished)
             self._board.console.print(f"  evaluation of step {finished.step} failed: {finished.error}")
             return

@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def test_checkpoints_are_evaluated_beside_the_training_and_failures_told_at_the_
     assert "nothing to see" in (folder.path / "logs" / "eval_00000002.log").read_text()
     assert f"train {LAST}/{LAST}" in shown.getvalue()
     assert "evaluate step 3 1/1 1 of 1 episodes succeeded" in shown.getvalue()
+
+
+def too_late(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    shutil.rmtree(job.checkpoint)  # what the trainer does with `checkpointing.keep_last`
+    raise InputError("no committed checkpoint")
+
+
+def test_an_evaluation_whose_checkpoint_was_removed_says_so(config: RootConfig) -> None:
+    config.checkpointing.keep_last, config.eval.every = 1, LAST
+    with pytest.raises(CommandFailedError, match=r"step 3 failed: its checkpoint was removed .*keep_last=1"):
+        supervise(config, Console(file=io.StringIO()), train_and_commit, too_late)
 
 
 def all_errors(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
