@@ -132,10 +132,10 @@ def predict(model: CheckpointModel, index: DatasetIndex, episode: Episode, count
     frames = [episode.codes[model.data.camera][0].astype(np.int64)]
     for action in actions:
         prompt = world_prompt(text, image_block(frames[-1], image.pixels), action)
-        codes = decode_image(model.network, [prompt], image.rows, image.columns, image.pixels)[0]
-        # The vocabulary has more image ids than a small codebook has entries; a model that was hardly
-        # trained may choose such an id, which stands for no picture.
-        frames.append(np.where(codes < image.codebook_size, codes, 0).astype(np.int64))
+        codes = decode_image(
+            model.network, [prompt], image.rows, image.columns, image.pixels, image.codebook_size
+        )[0]
+        frames.append(codes.astype(np.int64))
     return np.stack(frames)
 
 

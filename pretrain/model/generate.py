@@ -26,7 +26,7 @@ from data.tokens.vocabulary import (
     ACTION_DIM,
     ACTION_END,
     ACTION_START,
-    IMAGE_CODE_END,
+    IMAGE_CODE_COUNT,
     IMAGE_CODE_START,
     IMAGE_NEW_LINE,
     IMAGE_START,
@@ -81,7 +81,12 @@ def _decode_blocks(reader: _Reader, numbers: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def decode_image(
-    model: Transformer, prompts: Sequence[ArrayLike], rows: int, columns: int, pixels: int
+    model: Transformer,
+    prompts: Sequence[ArrayLike],
+    rows: int,
+    columns: int,
+    pixels: int,
+    codebook_size: int = IMAGE_CODE_COUNT,
 ) -> NDArray[np.uint16]:
     """Greedy image codes of the next frame.
 
@@ -91,6 +96,7 @@ def decode_image(
         rows: R, rows of image codes.
         columns: C, columns of image codes.
         pixels: Side of the image, which the grid tokens announce.
+        codebook_size: Entries of the image tokenizer; only their ids are chosen among.
 
     Returns:
         Codes uint16 [B, R, C].
@@ -115,7 +121,7 @@ def decode_image(
     codes: list[Tensor] = []
     hidden = read(IMAGE_START, size, size)
     for number in range(rows * columns):
-        code = reader.choose(hidden, IMAGE_CODE_START, IMAGE_CODE_END)[:, 0]
+        code = reader.choose(hidden, IMAGE_CODE_START, IMAGE_CODE_START + codebook_size)[:, 0]
         codes.append(code - IMAGE_CODE_START)
         if number + 1 < rows * columns:
             ends_row = (number + 1) % columns == 0

@@ -67,14 +67,15 @@ PROMPTS: list[list[int]] = []
 
 
 def add_one(
-    network: object, prompts: list[ArrayLike], rows: int, columns: int, pixels: int
+    network: object, prompts: list[ArrayLike], rows: int, columns: int, pixels: int, codebook_size: int
 ) -> NDArray[np.uint16]:
     assert (rows, columns, pixels) == (8, 8, PIXELS)
+    assert codebook_size == CODEBOOK
     ids = np.asarray(prompts[0])
     PROMPTS.append(ids.tolist())
     start = int(np.flatnonzero(ids == IMAGE_START)[0])
     codes = image_codes(ids[start : start + image_block_length(8, 8)])
-    return (codes[None] + 1).astype(np.uint16)
+    return np.where(codes[None] + 1 < codebook_size, codes[None] + 1, 0).astype(np.uint16)
 
 
 def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
@@ -90,7 +91,7 @@ def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
     for step in range(4):
         block = image_block(codes, PIXELS)
         assert PROMPTS[step] == world_prompt(text, block, actions[step]).tolist()
-        codes = np.where(codes + 1 < CODEBOOK, codes + 1, 0)  # an id beyond the codebook stands for nothing
+        codes = np.where(codes + 1 < CODEBOOK, codes + 1, 0)
     assert len(PROMPTS) == len(done.frames) == 4
 
 

@@ -192,6 +192,8 @@ def test_image_decoding_equals_decoding_without_cache() -> None:
             tokens.append(int(code) + IMAGE_CODE_START)
             if number % 2:
                 tokens.append(IMAGE_NEW_LINE)
+    assert found.max() >= 16
+    assert decode_image(model, prompts, rows=3, columns=2, pixels=64, codebook_size=16).max() < 16
 
 
 def test_a_prompt_that_does_not_fit_or_is_unknown_is_refused() -> None:
