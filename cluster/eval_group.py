@@ -13,6 +13,8 @@ from cluster.ranks import forget_failures, read_failures, recorded
 if TYPE_CHECKING:
     from eval.config import EvaluationConfig
 
+_REPLACEMENTS = 2  # of a worker that dies, for each evaluation
+
 Progress = Callable[[int, int], None]
 Results = Mapping[str, Any]
 
@@ -87,11 +89,15 @@ class EvaluationGroup:
         name = _log_name(job.step)
         self._logs.mkdir(parents=True, exist_ok=True)
         forget_failures(self._logs, name)
-        # Two threads: one evaluates, the other answers how far it is.
+        # Two threads: one evaluates, the other answers how far it is. A worker that dies is replaced and
+        # its evaluation begins again; an exception is not retried.
         actor: Any = ray.remote(_EvaluationWorker)
-        worker = actor.options(num_cpus=job.settings.workers, max_concurrency=2).remote(
-            self._evaluate, self._logs.resolve(), name, os.getcwd()
-        )
+        worker = actor.options(
+            num_cpus=job.settings.workers,
+            max_concurrency=2,
+            max_restarts=_REPLACEMENTS,
+            max_task_retries=_REPLACEMENTS,
+        ).remote(self._evaluate, self._logs.resolve(), name, os.getcwd())
         self._pending[job.step] = _Pending(worker, worker.evaluate.remote(job))
 
     def finished(self) -> list[Finished]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def evaluate_by_counting(job: EvaluationJob, progress: Progress) -> dict[str, An
     progress(1, 1)
     if job.step == BROKEN:
         raise InputError("there is nothing to see here")
+    killed = job.out.with_name("killed")
+    if job.step == LAST and not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)  # the worker is replaced
     results = {"step": job.step, "suite": "none", "tasks": [0], "episodes": 1, "successes": 1, "errors": 0}
     results |= {"success_rate": 1.0, "imagined": job.imagine, "pid": os.getpid()}
     job.out.mkdir(parents=True)
