@@ -29,7 +29,7 @@ from data.tokens.vocabulary import (
 )
 from pretrain.model.factory import LayerFactory
 
-TOKENS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 256  # a few tens of MB of logits, small enough to stay near the processor
 
 
 class LabelKind(IntEnum):
@@ -147,7 +147,7 @@ class _VocabularyStatistics(Function):
         mine = (local >= 0) & (local < rows)
         local = torch.where(mine, local, 0)
         largest = factory.max_over_ranks(logits.amax(dim=1))
-        exponentials = torch.exp(logits - largest[:, None])
+        exponentials = (logits - largest[:, None]).exp_()
         total = factory.sum_over_ranks(exponentials.sum(dim=1))
         label_logit = logits.gather(1, local[:, None]).squeeze(1)
         label_logit = factory.sum_over_ranks(torch.where(mine, label_logit, 0.0))
