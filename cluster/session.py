@@ -176,6 +176,7 @@ def _terminate_like_interrupt() -> Iterator[None]:
         return
 
     def unwind(number: int, frame: FrameType | None) -> None:
+        print("ended by SIGTERM; the same command goes on from what is already written", file=sys.stderr)
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, unwind)

@@ -58,10 +58,11 @@ def test_a_signal_ends_everything(number: signal.Signals, tmp_path: Path, short_
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 3
         process.send_signal(number)
-        process.communicate(timeout=30)
+        said = process.communicate(timeout=30)[0]
     finally:
         process.kill()
     assert process.returncode != 0
+    assert number == signal.SIGINT or "ended by SIGTERM" in said
     psutil.wait_procs(children, timeout=10)
     left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert left == []
