@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eval.config import EvaluationConfig
 
 _REPLACEMENTS = 2  # of a worker that dies, for each evaluation
+_LAST_ANSWER = 2.0  # seconds; a worker that has finished answers at once
 
 Progress = Callable[[int, int], None]
 Results = Mapping[str, Any]
@@ -135,6 +136,8 @@ class EvaluationGroup:
             finished = Finished(step, cast(Results, ray.get(pending.result)), None)
         except RayError as died:
             finished = Finished(step, None, self._explain(step, died))
+        if pending.asked is not None:  # else Ray complains of a question that died with its worker
+            ray.wait([pending.asked], timeout=_LAST_ANSWER)
         ray.kill(pending.worker)
         return finished
 

@@ -39,7 +39,7 @@ def videos(run: RunFolder) -> tuple[list[Video], int]:
         (evaluation, file)
         for evaluation in reversed(run.evaluations)
         for file in sorted(evaluation.folder.glob("*.mp4"))
-        if file.stem != _IMAGINE
+        if file.name in _videos_of(evaluation)
     ]
     shown: list[Video] = []
     room = _VIDEO_BYTES
@@ -89,10 +89,13 @@ def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Serie
     return Series(label, points, tone, dots=True)
 
 
+def _videos_of(evaluation: Evaluation) -> set[object]:
+    """Videos that the results name; an earlier evaluation may have left others in the folder."""
+    return {row.get("video") for row in rows(evaluation.results, "per_episode")}
+
+
 def _video_caption(evaluation: Evaluation, file: Path) -> str:
-    row = next((r for r in rows(evaluation.results, "per_episode") if r.get("video") == file.name), None)
-    if row is None:
-        return f"Step {evaluation.step}, {file.stem.replace('_', ' ')}"
+    row = next(r for r in rows(evaluation.results, "per_episode") if r.get("video") == file.name)
     if row.get("error"):
         outcome = "simulator error"
     else:

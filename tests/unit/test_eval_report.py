@@ -95,6 +95,7 @@ def write_run(run: Path) -> Path:
             )
         )
         (folder / "task_0_episode_0.mp4").write_bytes(b"not really a video")
+        (folder / "left_by_an_earlier_evaluation.mp4").write_bytes(b"an old video")
         Image.fromarray(np.full((8, 8, 3), step, np.uint8)).save(folder / "imagine.png")
         (folder / "imagine.json").write_text(
             json.dumps(
