@@ -11,6 +11,7 @@ import json
 import netrc
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,11 +164,13 @@ class WandbSink:
         id_file.parent.mkdir(parents=True, exist_ok=True)
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(4))
+        identity = id_file.read_text().strip()
+        _await_new_second(id_file.parent, identity)
         self._run = wandb.init(
             dir=str(folder),
             project=settings.project,
             name=name,
-            id=id_file.read_text().strip(),
+            id=identity,
             resume="allow",
             mode=_wandb_mode(settings.wandb),
             config=dict(config),
@@ -189,6 +192,15 @@ class WandbSink:
     def close(self) -> None:
         """Finish the run; its files are complete afterwards."""
         self._run.finish()
+
+
+def _await_new_second(folder: Path, identity: str) -> None:
+    """Wait, a second at most, until W&B's folder gets a name of its own.
+
+    W&B names it by run and second: a run that went on within the second would write over what it has.
+    """
+    while any(folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}")):
+        time.sleep(0.02)
 
 
 def _media(value: float | Path) -> Any:
