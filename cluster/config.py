@@ -54,7 +54,7 @@ class DemoStageConfig:
         resume_data: Data-parallel size of the second half of the training.
     """
 
-    episodes: int = 24
+    episodes: int = 30
     workers: int = 2
     resume_tensor: int = 1
     resume_data: int = 2
