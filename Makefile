@@ -12,8 +12,8 @@ export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 .PHONY: demo test setup renderer lint clean help
 
 help:
-	@echo "make demo   collect, train, evaluate and report on this machine (about 10 minutes)"
-	@echo "make test   every test (about 15 minutes)"
+	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
+	@echo "make test   every test (about 4 minutes)"
 	@echo "make lint   ruff, pyright and the import contracts"
 	@echo "make setup  only the virtual environment and the renderer"
 	@echo "make clean  remove .venv and caches; runs/ stays"
