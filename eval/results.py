@@ -125,7 +125,11 @@ def write_results(results: Results, folder: Path) -> Path:
 def results_table(results: Results) -> Table:
     """Success by task, with 95 % intervals, for the console."""
     content = results.to_json()
-    table = Table(title=f"{results.suite}: {results.policy}", title_justify="left")
+    table = Table(title=f"{results.suite}: {results.policy}", title_justify="left", caption_justify="left")
+    if results.standin_assets:
+        table.caption = (
+            "some meshes or textures are stand-ins: not comparable with published rates to the digit"
+        )
     for name, justify in (("task", "left"), ("success", "right"), ("95 %", "right"), ("errors", "right")):
         table.add_column(name, justify="left" if justify == "left" else "right")
     rows: Sequence[dict[str, Any]] = content["per_task"]

@@ -148,6 +148,14 @@ def test_page_shows_the_run(tmp_path: Path) -> None:
     assert [p.name for p in page.parent.glob("*.tmp")] == []
 
 
+def test_page_tells_that_assets_were_standins(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    assert "stand-in" not in Page(write_report(run).read_text()).text
+    for path in run.glob("eval/step_*/results.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"standin_assets": True}))
+    assert "assets are stand-ins" in Page(write_report(run).read_text()).text
+
+
 def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     found = Page(write_report(write_run(tmp_path / "demo")).read_text())
     assert "script" not in found.tags

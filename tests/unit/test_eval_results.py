@@ -59,6 +59,7 @@ def test_table_shows_counts_without_errors() -> None:
     text = console.export_text()
     assert "lift the fake cube" in text
     assert "1/1" in text
+    assert "stand-ins" in text
 
 
 class FakeSuite:
