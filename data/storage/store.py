@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -20,6 +19,7 @@ from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
 from data.errors import InputError
+from data.files import sync_folder, write_whole
 
 _OBJECT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 
@@ -119,17 +119,8 @@ class FileStore:
         path = self._path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as file:
-                temporary = Path(file.name)
-                try:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    temporary.chmod(0o644)
-                    temporary.replace(path)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            write_whole(path, content)
+            sync_folder(path.parent)
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be written ({error.strerror}); choose a writable place with free space"
@@ -201,14 +192,6 @@ def _check_range(where: str, length: int, offset: int, size: int) -> None:
             f"{where}: cut short: {length} bytes found, bytes {offset} to {offset + size} expected; "
             "copy or prepare it again"
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 import time
@@ -18,6 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from data.files import sync_folder
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.fragments import fragments, optimizer_step
 from pretrain.checkpoint.manifest import Manifest, StoredFile, committed, describe_file, step_folder
@@ -143,12 +143,12 @@ class CheckpointWriter:
     ) -> None:
         files = {name: file for part in described for name, file in part.items()}
         Manifest(empty.step, empty.optimizer_step, empty.metadata, writer.tensors, files).write(folder)
-        _sync_folder(folder)
+        sync_folder(folder)
         final = step_folder(self._root, empty.step)
         if final.exists():  # a run that went back to an older checkpoint comes by again
             shutil.rmtree(_set_aside(final))
         folder.rename(final)
-        _sync_folder(self._root)
+        sync_folder(self._root)
         for old in committed(self._root)[: -self._keep_last] if self._keep_last else []:
             shutil.rmtree(_set_aside(old))
 
@@ -171,12 +171,3 @@ def _set_aside(folder: Path) -> Path:
     aside = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
     folder.rename(aside)
     return aside
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

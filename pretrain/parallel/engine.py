@@ -115,7 +115,6 @@ class Engine:
         batches = [_on_device(batch, device) for batch in micro_batches]
         normaliser = self._normaliser(batches)
         totals = torch.zeros(1 + 3 * len(LabelKind), device=device)
-        self.deepspeed_engine.set_gradient_accumulation_boundary(False)
         self.module.train()
         for number, (inputs, labelled, labels) in enumerate(batches):
             self.deepspeed_engine.set_gradient_accumulation_boundary(number + 1 == len(batches))

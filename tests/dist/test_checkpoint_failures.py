@@ -97,7 +97,7 @@ def _commit_fails(root: Path, layout: case.Layout, error: Exception) -> str:
     def fail(*_: Any) -> None:
         raise error
 
-    save._sync_folder = fail
+    save.sync_folder = fail
     writer.save(1, {})
     try:
         writer.wait()
