@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from data.errors import InputError
 from pretrain.config import TrainingConfig
+from pretrain.model.attention.choose import BACKENDS
+from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
 from pretrain.optim import SCHEDULES
 from pretrain.telemetry.sinks import WANDB_MODES
 
@@ -37,10 +39,15 @@ def check_training(config: TrainingConfig) -> None:
     _check_least("loss.z_loss", config.loss.z_loss, 0)
     for name in ("vocabulary_size", "hidden_size", "ffn_size", "layers", "heads", "max_positions"):
         _check_least(f"model.{name}", getattr(config.model, name), 1)
+    _check_least("model.key_value_heads", config.model.key_value_heads, 1)
+    _check_least("model.recompute_layers", config.model.recompute_layers, 0)
     _check_below_one("model.dropout", config.model.dropout)
     for beta in config.optim.betas:
         _check_below_one("optim.betas", beta)
     _check_choice("trainer.precision", config.trainer.precision, PRECISIONS)
+    _check_choice("model.attention", config.model.attention, BACKENDS)
+    _check_choice("model.recompute", config.model.recompute, RECOMPUTE_POLICIES)
+    _check_choice("model.compile", config.model.compile, COMPILE_CHOICES)
     _check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     _check_choice("telemetry.wandb", config.telemetry.wandb, WANDB_MODES)
     _check_choice("parallel.zero_stage", config.parallel.zero_stage, (1, 2, 3))

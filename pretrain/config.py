@@ -52,19 +52,30 @@ class ParallelConfig:
         tensor: Tensor-parallel size (megatron).
         data: Data-parallel size.
         zero_stage: DeepSpeed ZeRO stage; 3 shards parameters, gradients and optimiser state.
+        sequence_parallel: Share out the tokens between tensor-parallel peers where layers are not shared
+            out (norms, dropout, residuals): less memory for the same communication.
     """
 
     tensor: int = 1
     data: int = 1
     zero_stage: int = 3
+    sequence_parallel: bool = False
 
 
 @dataclass
 class LossConfig:
-    """Weights of the loss (WorldVLA: image codes 0.04, z-loss 1e-5)."""
+    """Weights of the loss (WorldVLA: image codes 0.04, z-loss 1e-5).
+
+    Attributes:
+        image_weight: Of image codes; all other labels weigh 1.
+        z_loss: Of the mean squared log-sum-exp.
+        reference_compatible: Reproduce two quirks of the published code: the last image code weighs 1, and
+            each rank divides each micro-batch by its own sums, so that the gradient depends on the layout.
+    """
 
     image_weight: float = 0.04
     z_loss: float = 1e-5
+    reference_compatible: bool = False
 
 
 @dataclass
@@ -100,12 +111,15 @@ class CheckpointingConfig:
 
     Attributes:
         every: Steps between checkpoints; the last step always gets one.
+        start_from: Checkpoint whose weights a new run begins with, at step 0 and with fresh moments (made
+            by `worldvla convert import`, or of another run); null: random weights.
         resume: `auto` (newest committed checkpoint of the run folder, if any), `none`, or the path of
             one checkpoint.
         keep_last: Committed checkpoints to keep; null keeps all.
     """
 
     every: int = 1000
+    start_from: str | None = None
     resume: str = "auto"
     keep_last: int | None = None
 

@@ -39,6 +39,9 @@ _MAY_DIFFER = (
     "trainer.log_every",
     "trainer.micro_batch",
     "model.recompute",
+    "model.recompute_layers",
+    "model.attention",
+    "model.compile",
 )
 _PACKAGES = (
     "worldvla",

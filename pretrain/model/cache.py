@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.model.attention import AttentionMask
+from pretrain.model.attention.dense import DenseMask
 from pretrain.model.mask import visible
 
 
@@ -55,11 +55,11 @@ class DecodingCache:
         nothing = torch.empty(batch, 0, dtype=torch.int64, device=device)
         return cls([LayerCache(capacity) for _ in range(layers)], nothing, nothing)
 
-    def extend(self, segments: Tensor, blocks: Tensor) -> AttentionMask:
+    def extend(self, segments: Tensor, blocks: Tensor) -> DenseMask:
         """Note new tokens [B, Q] and return which of all tokens so far each of them sees."""
         first = self.segments.shape[1]
         self.segments = torch.cat([self.segments, segments], dim=1)
         self.blocks = torch.cat([self.blocks, blocks], dim=1)
         order = torch.arange(self.segments.shape[1], device=segments.device)
         seen = visible(segments, blocks, order[first:], self.segments, self.blocks, order)
-        return AttentionMask(seen.unsqueeze(1))
+        return DenseMask(seen.unsqueeze(1))

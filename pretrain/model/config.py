@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+RECOMPUTE_POLICIES = ("none", "selective", "full")
+COMPILE_CHOICES = ("auto", "on", "off")
+
 
 @dataclass
 class ModelConfig:
@@ -14,13 +17,23 @@ class ModelConfig:
         hidden_size: Width of the residual stream.
         ffn_size: Inner width of the SwiGLU feed-forward.
         layers: Transformer layers.
-        heads: Attention heads (multi-head: as many key/value heads).
+        heads: Attention heads.
+        key_value_heads: Heads of keys and values, each shared by `heads / key_value_heads` query heads
+            (Chameleon-34B has 8 of 64); null: as many as `heads`.
+        swin_norm: Normalise the output of each residual branch instead of its input (Chameleon-34B).
         max_positions: Longest sample in tokens.
         rope_theta: Base of the rotary embedding.
         norm_eps: Epsilon of RMSNorm and of the q/k LayerNorm.
         dropout: On each residual branch, in training.
         action_mask: Hide earlier action blocks from later ones; false is plain causal attention.
-        recompute: Recompute layer activations in the backward pass.
+        history_actions_visible: Let answer blocks see the action blocks before the last image; the
+            published mask hides those too.
+        attention: Backend of attention in training: `auto` (by hardware), `sdpa`, `flex`, `flash` or
+            `flash2`; see `pretrain.model.attention`. Changes the speed, not the result.
+        recompute: What the backward pass makes again instead of keeping it: `none`, `selective` (all but
+            the results of matrix products and attention) or `full` (whole layers).
+        recompute_layers: The policy applies to the first so many layers; null: to all.
+        compile: Compile the element-wise functions with torch.compile: `auto` (on a GPU), `on` or `off`.
     """
 
     vocabulary_size: int = 65_536
@@ -28,14 +41,25 @@ class ModelConfig:
     ffn_size: int = 11_008
     layers: int = 32
     heads: int = 32
+    key_value_heads: int | None = None
+    swin_norm: bool = False
     max_positions: int = 4096
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     dropout: float = 0.05
     action_mask: bool = True
-    recompute: bool = False
+    history_actions_visible: bool = False
+    attention: str = "auto"
+    recompute: str = "none"
+    recompute_layers: int | None = None
+    compile: str = "auto"
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.heads
+
+    @property
+    def shared_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.model.attention import AttentionMask, attention
+from pretrain.model.attention.call import AttentionMask, attention
 from pretrain.model.cache import LayerCache
 from pretrain.model.config import ModelConfig
 from pretrain.model.factory import LayerFactory

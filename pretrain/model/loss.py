@@ -42,10 +42,11 @@ class LabelKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """Weights of the loss."""
+    """Weights of the loss; see `pretrain.config.LossConfig`."""
 
     image_weight: float = 0.04
     z_loss: float = 1e-5
+    reference_compatible: bool = False
 
 
 @dataclass(frozen=True, slots=True)

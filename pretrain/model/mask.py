@@ -74,6 +74,20 @@ def visible(
     )
 
 
+def effective_blocks(blocks: Tensor, action_mask: bool, history_actions_visible: bool) -> Tensor:
+    """Block ids under the paper's ablations, for the same rule.
+
+    Args:
+        blocks: Block ids, any shape.
+        action_mask: False makes every token ordinary: plain causal attention within each sample.
+        history_actions_visible: True makes the blocks before the last image ordinary, so that answer
+            blocks see them.
+    """
+    if not action_mask:
+        return torch.zeros_like(blocks)
+    return blocks.clamp(min=0) if history_actions_visible else blocks
+
+
 def mask_vectors(tokens: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Segment and block ids, int32 [S] each, of one raw sample (ids [S], unpacked, without padding).
 

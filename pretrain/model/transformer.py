@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import InputError
-from pretrain.model.attention import AttentionMask
+from pretrain.model.attention.call import AttentionMask
 from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig
 from pretrain.model.factory import LayerFactory, shard_of
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
 from pretrain.model.loss import LossSettings, VocabularyHead
+from pretrain.model.mask import effective_blocks
 
 INITIAL_DEVIATION = 0.02
 
@@ -30,7 +31,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, factory) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self._rotary = RotaryTable(config)
-        self._recompute = config.recompute
+        self._recompute = config.recompute != "none"
 
     def forward(
         self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache | None = None
@@ -71,8 +72,7 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        segments: Tensor,
-        blocks: Tensor,
+        mask: AttentionMask,
         labelled: Tensor | None = None,
         labels: Tensor | None = None,
         normaliser: Tensor | None = None,
@@ -81,10 +81,9 @@ class Transformer(nn.Module):
         """Logits of packed sequences, or their loss.
 
         Args:
-            tokens: int64 [B, S], as in `data.contracts.PackedBatch`, like the next three.
-            positions: int64 [B, S].
-            segments: int64 [B, S].
-            blocks: int64 [B, S].
+            tokens: int64 [B, S], as in `data.contracts.PackedBatch`.
+            positions: int64 [B, S], of each token within its sample.
+            mask: Who sees whom, from `pretrain.model.attention.choose.packed_mask`.
             labelled: int64 [N], indices into the flattened B * S positions that have a label.
             labels: int64 [N], those labels.
             normaliser: fp32 [2], sum of the label weights and number of labels of the whole step.
@@ -94,7 +93,6 @@ class Transformer(nn.Module):
             Logits [B, S, V] (this rank's share of V), or with labels the pair (loss, sums) of
             `LossTerms`.
         """
-        mask = AttentionMask.packed(segments, blocks, self.config.action_mask)
         hidden = self.model(tokens, positions, mask)
         if labelled is None:
             return self.lm_head(hidden)
@@ -104,8 +102,7 @@ class Transformer(nn.Module):
         self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache
     ) -> Tensor:
         """Hidden states [B, Q, H] of new tokens [B, Q] that follow those in the cache."""
-        if not self.config.action_mask:
-            blocks = torch.zeros_like(blocks)
+        blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
         return self.model(tokens, positions, cache.extend(segments, blocks), cache)
 
 

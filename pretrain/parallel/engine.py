@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import deepspeed
@@ -23,6 +23,7 @@ from data.contracts import PackedBatch
 from data.errors import InputError
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.config import TrainingConfig
+from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LabelKind, LossSettings, label_weights
@@ -65,7 +66,7 @@ class Engine:
         self.groups = groups
         self.step_count = 0
         self._seed = config.trainer.seed
-        self._settings = LossSettings(config.loss.image_weight, config.loss.z_loss)
+        self._settings = LossSettings(**asdict(config.loss))
 
     @classmethod
     def build(cls, config: TrainingConfig, groups: ProcessGroups) -> Engine:
@@ -112,7 +113,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         device, data_size = self.groups.device, self.groups.mesh.data
-        batches = [_on_device(batch, device) for batch in micro_batches]
+        batches = [_on_device(batch, self.module.config, device) for batch in micro_batches]
         normaliser = self._normaliser(batches)
         totals = torch.zeros(1 + 3 * len(LabelKind), device=device)
         self.module.train()
@@ -227,16 +228,18 @@ def _skip_kernel_build() -> None:
     compatible["deepspeed_shm_comm"] = False
 
 
-def _on_device(batch: PackedBatch, device: torch.device) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
-    """Tensors of a micro-batch: model inputs, indices of labelled positions, labels.
+def _on_device(
+    batch: PackedBatch, model: ModelConfig, device: torch.device
+) -> tuple[tuple[Any, ...], Tensor, Tensor]:
+    """A micro-batch on the device: model inputs, indices of labelled positions, labels.
 
     The indices are found on the host, where the labels are: no waiting for the device.
     """
     flat = batch.labels.reshape(-1)
     labelled = np.flatnonzero(flat != IGNORED_LABEL)
-    arrays = (batch.tokens, batch.positions, batch.segments, batch.blocks)
 
     def move(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
 
-    return tuple(move(array) for array in arrays), move(labelled), move(flat[labelled])
+    mask = packed_mask(batch.segments, batch.blocks, model, device)
+    return (move(batch.tokens), move(batch.positions), mask), move(labelled), move(flat[labelled])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
+from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.loss import LossSettings
@@ -29,13 +31,15 @@ def test_loss_and_gradients_equal_those_of_the_cpu() -> None:
     host, device = models()
     tokens = torch.randint(0, SMALL.vocabulary_size, (2, 64), generator=torch.Generator().manual_seed(0))
     positions = torch.arange(64).expand(2, 64)
-    segments, blocks = torch.ones_like(tokens), torch.zeros_like(tokens)
+    segments, blocks = np.ones(tokens.shape, np.int32), np.zeros(tokens.shape, np.int32)
     labelled = torch.arange(100)
     labels = tokens.flatten()[1:101]
     normaliser = torch.tensor([100.0, 100.0])
-    arguments = [tokens, positions, segments, blocks, labelled, labels, normaliser]
-    expected, _ = host(*arguments, LossSettings())
-    found, _ = device(*(argument.cuda() for argument in arguments), LossSettings())
+    masks = [packed_mask(segments, blocks, SMALL, torch.device(name)) for name in ("cpu", "cuda")]
+    rest = (labelled, labels, normaliser)
+    expected, _ = host(tokens, positions, masks[0], *rest, LossSettings())
+    on_device = [argument.cuda() for argument in rest]
+    found, _ = device(tokens.cuda(), positions.cuda(), masks[1], *on_device, LossSettings())
     expected.backward()
     found.backward()
     torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)

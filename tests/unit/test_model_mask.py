@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.tokens.vocabulary import ACTION_END, ACTION_START, END_OF_TURN, IMAGE_END, IMAGE_START
-from pretrain.model.attention import AttentionMask
+from pretrain.model.attention.choose import packed_mask
+from pretrain.model.attention.dense import DenseMask
+from pretrain.model.config import ModelConfig
 from pretrain.model.mask import dense_mask, mask_from_tokens, mask_vectors
 
 TEXT, BIN = 20_000, 10_100
@@ -85,10 +87,24 @@ def test_mask_from_tokens_is_the_published_rule(tokens: list[int]) -> None:
     assert mask_from_tokens(tokens).tolist() == published_rule(tokens)
 
 
+def masked(segments: torch.Tensor, blocks: torch.Tensor, **options: bool) -> torch.Tensor:
+    config = ModelConfig(attention="sdpa", **options)  # type: ignore[arg-type]
+    mask = packed_mask(segments, blocks, config, torch.device("cpu"))
+    assert isinstance(mask, DenseMask)
+    return mask.dense
+
+
+def test_history_actions_can_be_made_visible() -> None:
+    segments, blocks = torch.ones(1, 4, dtype=torch.int64), torch.tensor([[-1, 0, 1, 2]])
+    assert drawing(masked(segments, blocks)[0, 0]) == ["x...", "xx..", ".xx.", ".x.x"]
+    visible = masked(segments, blocks, history_actions_visible=True)
+    assert drawing(visible[0, 0]) == ["x...", "xx..", "xxx.", "xx.x"]
+
+
 def test_packed_mask_and_the_ablation_without_it() -> None:
     segments, blocks = torch.tensor([[1, 1, 1, 2]]), torch.tensor([[0, 1, 2, 0]])
-    packed = AttentionMask.packed(segments, blocks).dense
+    packed = masked(segments, blocks)
     assert packed.shape == (1, 1, 4, 4)
     assert drawing(packed[0, 0]) == ["x...", "xx..", "x.x.", "...x"]
-    causal = AttentionMask.packed(segments, blocks, action_mask=False).dense
+    causal = masked(segments, blocks, action_mask=False)
     assert drawing(causal[0, 0]) == ["x...", "xx..", "xxx.", "...x"]

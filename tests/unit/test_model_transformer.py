@@ -22,6 +22,8 @@ from data.tokens.vocabulary import (
     IMAGE_START,
     grid_size_token,
 )
+from pretrain.model.attention.call import AttentionMask
+from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk, decode_image
 from pretrain.model.loss import LabelKind, LossSettings, label_kinds, label_weights
@@ -47,12 +49,11 @@ def small_model(**changes: object) -> Transformer:
     return model.eval()
 
 
-def whole(tokens: list[int]) -> tuple[torch.Tensor, ...]:
+def whole(tokens: list[int], config: ModelConfig = SMALL) -> tuple[torch.Tensor, torch.Tensor, AttentionMask]:
     """Model inputs of one unpacked sample."""
     segments, blocks = mask_vectors(tokens)
-    ids = torch.tensor([tokens])
-    positions = torch.arange(len(tokens))[None]
-    return ids, positions, torch.as_tensor(segments)[None].long(), torch.as_tensor(blocks)[None].long()
+    mask = packed_mask(segments[None], blocks[None], config, torch.device("cpu"))
+    return torch.tensor([tokens]), torch.arange(len(tokens))[None], mask
 
 
 def test_logits_equal_hugging_face_chameleon() -> None:
@@ -87,7 +88,8 @@ def test_logits_equal_hugging_face_chameleon() -> None:
     with torch.no_grad():
         # Without its last step, which hides image codes from the output: the world model needs them.
         expected = theirs.lm_head(theirs.model(input_ids=tokens).last_hidden_state)
-        found = ours(tokens, positions, torch.ones_like(tokens), torch.zeros_like(tokens))
+        mask = packed_mask(torch.ones_like(tokens), torch.zeros_like(tokens), SMALL, tokens.device)
+        found = ours(tokens, positions, mask)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -153,7 +155,7 @@ def greedy_without_cache(model: Transformer, prompt: list[int], chunk: int) -> l
         tokens.append(ACTION_START)
         for _ in range(7):
             with torch.no_grad():
-                logits = model(*whole(tokens))[0, -1, ACTION_BIN_START:ACTION_BIN_END]
+                logits = model(*whole(tokens, model.config))[0, -1, ACTION_BIN_START:ACTION_BIN_END]
             tokens.append(int(logits.argmax()) + ACTION_BIN_START)
         bins.append(tokens[-7:])
         tokens.append(ACTION_END)
@@ -187,7 +189,7 @@ def test_image_decoding_equals_decoding_without_cache() -> None:
         tokens = [*prompt, IMAGE_START, size, size]
         for number, code in enumerate(codes.reshape(-1)):
             with torch.no_grad():
-                logits = model(*whole(tokens))[0, -1, IMAGE_CODE_START:IMAGE_CODE_END]
+                logits = model(*whole(tokens, model.config))[0, -1, IMAGE_CODE_START:IMAGE_CODE_END]
             assert int(logits.argmax()) == code
             tokens.append(int(code) + IMAGE_CODE_START)
             if number % 2:

@@ -1,0 +1,1 @@
+"""One attention call over several backends, and the masks they are given."""
