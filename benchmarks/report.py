@@ -1,0 +1,232 @@
+"""What every benchmark shares: command line, timing, memory, the table and the JSON file.
+
+A result is only worth something with what it was measured on, so device, versions and commit go into
+the file. Ratios are taken within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+NOT_MEASURED = "not measured"
+_PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "flash-attn", "flash-attn-4", "triton")
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Command line with the options that all benchmarks have.
+
+    Args:
+        name: Module name, for the usage line.
+        description: The benchmark's docstring.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help="default: %(default)s")
+    parser.add_argument("--smoke", action="store_true", help="smallest sizes: seconds, shows that it runs")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Machine, versions and commit of a measurement."""
+    packages: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "commit": _commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the working tree, marked where files differ from it; None outside a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def seconds_of(function: Callable[[], object], device: str, repeats: int = 5, warmup: int = 2) -> float:
+    """Median seconds of a call, the device's work included.
+
+    Args:
+        function: What is timed.
+        device: `cpu` or `cuda`.
+        repeats: Timed calls.
+        warmup: Calls before them.
+    """
+    for _ in range(warmup):
+        function()
+    times: list[float] = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        function()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(function: Callable[[], object], device: str) -> int:
+    """Most bytes that a call holds at a time above what was held before it.
+
+    On a GPU torch's allocator counts; on the CPU every allocation that torch makes is recorded by its
+    profiler. What the call returns is still held when it ends.
+    """
+    if device == "cuda":
+        _wait(device)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        _wait(device)
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        result = function()
+    del result
+    held = peak = 0
+    # The profiler's own summaries keep totals alone; the peak needs each allocation and release.
+    recorded: Any = profile.profiler
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table.
+
+    Attributes:
+        key: Of the value in a row.
+        title: Above the column.
+        unit: Below the title; empty for none.
+        digits: After the decimal point.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    digits: int = 2
+
+
+class Report:
+    """Rows of measurements, the targets they are held against, and notes.
+
+    Args:
+        name: Of the benchmark.
+        title: Above the table.
+        columns: Of the table, in order.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, name: str, title: str, columns: Sequence[Column], device: str) -> None:
+        self._name, self._title, self._columns, self._device = name, title, columns, device
+        self.rows: list[dict[str, Any]] = []
+        self.targets: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    def add(self, **values: Any) -> None:
+        """One row; None is printed as "not measured".
+
+        Raises:
+            ValueError: A value has no column, or a column no value.
+        """
+        keys = {column.key for column in self._columns}
+        if set(values) != keys:
+            raise ValueError(f"row {sorted(values)}, expected {sorted(keys)}")
+        self.rows.append(values)
+
+    def note(self, text: str) -> None:
+        """A remark below the table."""
+        self.notes.append(text)
+
+    def target(self, text: str, met: bool | None, value: float | str | None) -> None:
+        """A target, whether it was met (None: not measured here) and the measured value."""
+        self.targets.append({"target": text, "met": met, "value": value})
+
+    def finish(self, out: Path | None, console: Console | None = None) -> None:
+        """Print the table and write the JSON file."""
+        self._print(console or Console())
+        if out is not None:
+            content = {
+                "name": self._name,
+                "title": self._title,
+                "units": {column.key: column.unit for column in self._columns},
+                "environment": environment(self._device),
+                "rows": self.rows,
+                "targets": self.targets,
+                "notes": self.notes,
+            }
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(content, indent=1) + "\n")
+
+    def _print(self, console: Console) -> None:
+        table = Table(title=self._title, title_justify="left")
+        for column in self._columns:
+            unit = f"\n[{column.unit}]" if column.unit else ""
+            table.add_column(f"{column.title}{unit}".replace("[", r"\["), justify="right")
+        for row in self.rows:
+            table.add_row(*(_cell(row[column.key], column.digits) for column in self._columns))
+        console.print(table)
+        for target in self.targets:
+            said = {True: "met", False: "missed", None: NOT_MEASURED}[target["met"]]
+            value = "" if target["value"] is None else f" ({_cell(target['value'], 2)})"
+            console.print(f"target: {target['target']}: {said}{value}", markup=False)
+        for note in self.notes:
+            console.print(f"note: {note}", markup=False)
+
+
+def _cell(value: Any, digits: int) -> str:
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:,.{digits}f}" if isinstance(value, float) else str(value)

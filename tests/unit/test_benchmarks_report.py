@@ -1,0 +1,62 @@
+"""The parts that all benchmarks share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks.report import Column, Report, peak_memory, seconds_of
+
+
+def test_the_table_shows_units_and_what_was_not_measured(tmp_path: Path) -> None:
+    columns = [Column("tokens", "tokens"), Column("time", "forward", "ms", digits=1)]
+    report = Report("attention", "Attention", columns, "cpu")
+    report.add(tokens=1024, time=12.34)
+    report.add(tokens=2048, time=None)
+    report.target("5 x dense", None, None)
+    report.target("0.9 x causal", False, 0.5)
+    report.note("two threads")
+    console = Console(width=100, record=True)
+    report.finish(tmp_path / "deep" / "out.json", console)
+    text = console.export_text()
+    for expected in (
+        "[ms]",
+        "12.3",
+        "not measured",
+        "5 x dense: not measured",
+        "missed (0.50)",
+        "two threads",
+    ):
+        assert expected in text
+    written = json.loads((tmp_path / "deep" / "out.json").read_text())
+    assert written["rows"][1] == {"tokens": 2048, "time": None}
+    assert written["units"] == {"tokens": "", "time": "ms"}
+    assert written["environment"]["packages"]["torch"] == torch.__version__
+    assert [target["met"] for target in written["targets"]] == [None, False]
+
+
+def test_a_row_must_fit_the_columns() -> None:
+    report = Report("x", "x", [Column("a", "a")], "cpu")
+    with pytest.raises(ValueError, match="expected"):
+        report.add(b=1)
+
+
+def test_peak_memory_counts_what_is_held_at_the_same_time() -> None:
+    def one_after_the_other() -> float:
+        return sum(float(torch.ones(1 << 20).sum()) for _ in range(4))
+
+    def together() -> torch.Tensor:
+        return torch.cat([torch.ones(1 << 20) for _ in range(4)])
+
+    assert 4 << 20 <= peak_memory(one_after_the_other, "cpu") < 6 << 20
+    assert 32 << 20 <= peak_memory(together, "cpu") < 34 << 20
+
+
+def test_seconds_are_of_one_call() -> None:
+    calls: list[int] = []
+    assert seconds_of(lambda: calls.append(1), "cpu", repeats=3, warmup=2) >= 0
+    assert len(calls) == 5
