@@ -53,17 +53,18 @@ def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray
     """Actions [N, 7] (any real dtype, robot units) -> ids int64 [N, 7] in [10006, 10261].
 
     Id 10261 stands for a normalised value of exactly 1 and decodes like 10260 (a quirk of the
-    published tokenizer that trained checkpoints know).
+    published tokenizer that trained checkpoints know). Values outside the ranges, infinite ones too, are
+    clipped, as the published formula does; sources refuse infinite actions before they come here.
 
     Raises:
-        InputError: Not [N, 7], or a value is NaN or infinite.
+        InputError: Not [N, 7], or a value is NaN.
     """
     values = np.asarray(actions, dtype=np.float64)
     _check_width("actions", values.shape)
-    if not np.isfinite(values).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+    if np.isnan(values).any():
+        row, column = (int(i) for i in np.argwhere(np.isnan(values))[0])
         raise InputError(
-            f"action {row} has {values[row, column]} in dimension {column}, expected a finite number; "
+            f"action {row} has {values[row, column]} in dimension {column}, expected a number; "
             "drop or repair the demonstration"
         )
     low, width = _low_and_width(ranges)
