@@ -1,4 +1,17 @@
-"""Chooses the attention backend and makes its mask."""
+"""Chooses the attention backend by hardware and makes its mask.
+
+| backend  | kernels                                       | compute capability | types            |
+|----------|-----------------------------------------------|--------------------|------------------|
+| `sdpa`   | torch's attention, dense mask: the reference  | any, and CPU       | any              |
+| `flex`   | FlexAttention, Triton                         | 8.0 and up         | fp32, bf16, fp16 |
+| `flash`  | FlexAttention, flash-attn-4                   | 9, 10, 11          | bf16, fp16       |
+| `flash2` | flash-attn 2 varlen, the mask split in passes | 8.0 and up         | bf16, fp16       |
+
+`auto` takes in bf16 and fp16 the first of `flash`, `flex` and `sdpa` that the hardware has, in other
+types `sdpa`. On an A100 `flex` goes before `flash2`: one kernel that skips hidden blocks needs neither
+copies of keys and values nor three outputs to merge, and torch brings it along. `flash2` is there to be
+asked for; `benchmarks/attention.py` compares them.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +19,29 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from data.errors import InputError
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.dense import DenseMask
+from pretrain.model.attention.hardware import (
+    FLASH_ATTENTION_2,
+    FLASH_ATTENTION_4,
+    TRITON,
+    Hardware,
+    detect,
+)
 from pretrain.model.config import ModelConfig
 from pretrain.model.mask import effective_blocks
 
 BACKENDS = ("auto", "sdpa", "flex", "flash", "flash2")
+HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
 def packed_mask(
-    segments: ArrayLike | Tensor, blocks: ArrayLike | Tensor, config: ModelConfig, device: torch.device
+    segments: ArrayLike | Tensor,
+    blocks: ArrayLike | Tensor,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> AttentionMask:
     """The mask of packed training sequences, made once a micro-batch.
 
@@ -24,8 +50,101 @@ def packed_mask(
         blocks: Block ids [B, S], on the host.
         config: Backend and ablations of the mask.
         device: Where attention is computed.
+        dtype: Of queries, keys and values.
+
+    Raises:
+        InputError: The backend asked for is not available here.
     """
+    check_backend(config, device, dtype)
     segments = torch.as_tensor(segments).to(device)
     blocks = torch.as_tensor(blocks).to(device)
     blocks = effective_blocks(blocks, config.action_mask, config.history_actions_visible)
     return DenseMask.packed(segments, blocks)
+
+
+def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that `config.attention` means here: `sdpa`, `flex`, `flash` or `flash2`.
+
+    Args:
+        config: Backend and head size.
+        device: Where attention is computed.
+        dtype: Of queries, keys and values.
+
+    Raises:
+        InputError: It is not available here; says what was found and what to do.
+    """
+    return resolve(config.attention, detect(device), dtype, config.head_size)
+
+
+def resolve(name: str, hardware: Hardware, dtype: torch.dtype, head_size: int) -> str:
+    """The rule itself, a pure function; see `check_backend`."""
+    if name not in BACKENDS:
+        raise InputError(
+            f"model.attention={name}, expected one of {', '.join(BACKENDS)}; correct the setting"
+        )
+    if name == "auto":
+        fast = ("flash", "flex") if dtype in HALF_TYPES else ()
+        return next((each for each in fast if obstacle(each, hardware, dtype, head_size) is None), "sdpa")
+    found = obstacle(name, hardware, dtype, head_size)
+    if found is not None:
+        raise InputError(f"model.attention={name}: {found}; or set model.attention=auto")
+    return name
+
+
+def obstacle(name: str, hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why a backend cannot run here and what would help, or None if it can.
+
+    Args:
+        name: `sdpa`, `flex`, `flash` or `flash2`.
+        hardware: Where it would run.
+        dtype: Of queries, keys and values.
+        head_size: D.
+    """
+    if name == "sdpa":
+        return None
+    if hardware.device != "cuda":
+        return f"needs a CUDA device, found {hardware.name}; use model.attention=sdpa here"
+    return {"flex": _flex, "flash": _flash, "flash2": _flash2}[name](hardware, dtype, head_size)
+
+
+def _flex(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
+    if hardware.capability < (8, 0):
+        return f"needs compute capability 8.0 or more, found {hardware.name}; use an A100 or later"
+    if TRITON not in hardware.packages:
+        return "needs the package triton, which is not installed; install a CUDA build of torch"
+    if dtype not in (*HALF_TYPES, torch.float32):
+        return f"takes bf16, fp16 and fp32, found {dtype}; change the precision"
+    if head_size < 16:  # tl.dot multiplies tiles of at least 16 x 16
+        return f"takes heads of at least 16, found a head size of {head_size}; use fewer or wider heads"
+    return None
+
+
+def _flash(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
+    # flash-attn-4 also compiles for 8.x and 12.x, but without block sparsity.
+    if hardware.capability[0] not in (9, 10, 11):
+        return f"needs compute capability 9, 10 or 11 (H100, H200, B200), found {hardware.name}; use one"
+    if FLASH_ATTENTION_4 not in hardware.packages:
+        return "needs the package flash-attn-4, which is not installed; `pip install 'worldvla[cuda]'`"
+    # Wider heads work on tiles of other sizes, which blocks of 128 keys do not fit.
+    return _half_types(dtype) or _head_size(head_size, most=128)
+
+
+def _flash2(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
+    if hardware.capability < (8, 0):
+        return f"needs compute capability 8.0 or more, found {hardware.name}; use an A100 or later"
+    found = hardware.packages.get(FLASH_ATTENTION_2)
+    if found is None:
+        return "needs the package flash-attn 2.7 or 2.8, which is not installed; install it"
+    if tuple(map(int, found.split(".")[:2])) not in ((2, 7), (2, 8)):
+        return f"needs the package flash-attn 2.7 or 2.8, found {found}; install one of them"
+    return _half_types(dtype) or _head_size(head_size, most=256)
+
+
+def _half_types(dtype: torch.dtype) -> str | None:
+    return None if dtype in HALF_TYPES else f"takes bf16 and fp16, found {dtype}; use trainer.precision=bf16"
+
+
+def _head_size(head_size: int, most: int) -> str | None:
+    if head_size % 8 or head_size > most:
+        return f"takes head sizes of up to {most} in steps of 8, found {head_size}; choose such a size"
+    return None
