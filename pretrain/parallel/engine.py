@@ -114,13 +114,13 @@ class Engine:
             group["lr"] = learning_rate
         device, data_size = self.groups.device, self.groups.mesh.data
         batches = [_on_device(batch, self.module.config, device) for batch in micro_batches]
-        normaliser = self._normaliser(batches)
+        normalisers = self._normalisers([labels for _, _, labels in batches])
         totals = torch.zeros(1 + 3 * len(LabelKind), device=device)
         self.module.train()
         for number, (inputs, labelled, labels) in enumerate(batches):
             self.deepspeed_engine.set_gradient_accumulation_boundary(number + 1 == len(batches))
             self._seed_dropout(number)
-            loss, sums = self.deepspeed_engine(*inputs, labelled, labels, normaliser, self._settings)
+            loss, sums = self.deepspeed_engine(*inputs, labelled, labels, normalisers[number], self._settings)
             # DeepSpeed averages over data-parallel ranks; parts of the normalised loss add up instead.
             self.deepspeed_engine.backward(loss * data_size, scale_wrt_gas=False)
             totals += torch.cat([loss.detach().reshape(1), sums.reshape(-1)])
@@ -134,13 +134,22 @@ class Engine:
             gradient_norm=torch.as_tensor(norm, dtype=torch.float32),
         )
 
-    def _normaliser(self, batches: Sequence[tuple[Any, Tensor, Tensor]]) -> Tensor:
-        """Sum of label weights and number of labels of the whole step, fp32 [2]."""
-        labels = torch.cat([labels for _, _, labels in batches])
-        weights = label_weights(labels, self._settings)
-        local = torch.stack([weights.sum(), torch.ones_like(weights).sum()])
-        dist.all_reduce(local, group=self.groups.data)
-        return local
+    def _normalisers(self, labels: Sequence[Tensor]) -> list[Tensor]:
+        """What each micro-batch divides by, fp32 [2]: sum of label weights and number of labels.
+
+        By default those of the whole step, so that the loss does not depend on the layout. The published
+        code takes each micro-batch's own, and averages over micro-batches and data-parallel ranks.
+
+        Args:
+            labels: Ids [N] of each micro-batch of this rank.
+        """
+        local = torch.stack([_weight_and_count(part, self._settings) for part in labels])
+        if self._settings.reference_compatible:
+            own = local.clamp_min(torch.finfo(torch.float32).tiny)  # without labels: 0 / tiny, not 0 / 0
+            return list(own * (len(labels) * self.groups.mesh.data))
+        step = local.sum(0)
+        dist.all_reduce(step, group=self.groups.data)
+        return [step] * len(labels)
 
     def _seed_dropout(self, micro_batch: int) -> None:
         """Dropout depends on (seed, step, micro-batch, data-parallel rank), not on what ran before.
@@ -150,6 +159,11 @@ class Engine:
         name = f"{self._seed}/{self.step_count}/{micro_batch}/{self.groups.data_rank}"
         digest = hashlib.sha256(name.encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+
+
+def _weight_and_count(labels: Tensor, settings: LossSettings) -> Tensor:
+    weights = label_weights(labels, settings)
+    return torch.stack([weights.sum(), torch.ones_like(weights).sum()])
 
 
 def check_settings(config: TrainingConfig) -> None:

@@ -2,113 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.errors import InputError
-from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
-from pretrain.model.config import ModelConfig
-from pretrain.model.loss import LossSettings, label_weights
-from pretrain.model.attention.choose import packed_mask
-from pretrain.model.transformer import Transformer, initialise
-from pretrain.optim import parameter_groups
+from pretrain.config import LossConfig
+from pretrain.model.transformer import Transformer
 from pretrain.parallel.engine import check_batch
 from pretrain.parallel.mesh import Mesh
+from tests.dist.engine_case import (
+    LEARNING_RATE,
+    LENGTH,
+    VOCABULARY,
+    Curve,
+    global_batch,
+    logits_and_labels,
+    parts,
+    settings,
+    train_partitioned,
+    train_plain,
+)
 from tests.dist.harness import RankFailedError, run_ranks
 
-STEPS = 10
-BATCH, LENGTH, VOCABULARY = 4, 32, 512
-LEARNING_RATE = 1e-3
+QUIRKS = LossConfig(image_weight=0.04, z_loss=0.01, reference_compatible=True)
 
 
-def settings(mesh: Mesh, stage: int = 3, precision: str = "fp32", **model: object) -> TrainingConfig:
-    return TrainingConfig(
-        trainer=TrainerConfig(global_batch=BATCH, precision=precision),
-        parallel=ParallelConfig(mesh.tensor, mesh.data, stage),
-        model=ModelConfig(
-            **{
-                "vocabulary_size": VOCABULARY,
-                "hidden_size": 64,
-                "ffn_size": 96,
-                "layers": 2,
-                "heads": 4,
-                "dropout": 0.0,
-                "max_positions": LENGTH,
-                **model,
-            }
-        ),
-        optim=OptimConfig(lr=LEARNING_RATE, gradient_clipping=0.5),
-    )
-
-
-def rows(batch: PackedBatch, start: int, end: int) -> PackedBatch:
-    return PackedBatch(*(getattr(batch, field.name)[start:end] for field in fields(batch)))
-
-
-def global_batch(step: int) -> PackedBatch:
-    """Random tokens; the sequences have different numbers of labels, so a mean of means would differ."""
-    random = np.random.default_rng(step % 5)
-    tokens = random.integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
-    labels = tokens[:, 1:].copy()
-    for row in range(BATCH):
-        labels[row, : 5 * row] = IGNORED_LABEL
-    segments = np.ones((BATCH, LENGTH), np.int32)
-    segments[:, LENGTH // 2 :] = 2
-    positions = np.tile(np.arange(LENGTH // 2, dtype=np.int32), (BATCH, 2))
-    blocks = np.zeros((BATCH, LENGTH), np.int32)
-    blocks[:, 4:8], blocks[:, 8:12] = 1, 2
-    return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks)
-
-
-def train_partitioned(
-    mesh: Mesh, stage: int, micro_batches: int, model: dict[str, object], precision: str = "fp32"
-) -> list[tuple[float, float]]:
-    from pretrain.parallel.engine import Engine
-    from pretrain.parallel.groups import ProcessGroups
-
-    groups = ProcessGroups.create(mesh)
-    engine = Engine.build(settings(mesh, stage, precision, **model), groups)
-    share = BATCH // mesh.data
-    curve = []
-    for step in range(STEPS):
-        first = groups.data_rank * share
-        mine = rows(global_batch(step), first, first + share)
-        size = share // micro_batches
-        parts = [rows(mine, i * size, (i + 1) * size) for i in range(micro_batches)]
-        result = engine.step(parts, LEARNING_RATE)
-        curve.append((float(result.loss), float(result.gradient_norm)))
-    return curve
+def weighted_sums(
+    model: Transformer, batch: PackedBatch, loss: LossConfig
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Summed w l, w, logsumexp^2 and number of labels, written out."""
+    logits, labels = logits_and_labels(model, batch)
+    weights = torch.where(labels >= 4, loss.image_weight, 1.0)  # ids from 4 on are image codes here
+    entropy = F.cross_entropy(logits, labels, reduction="none")
+    return (weights * entropy).sum(), weights.sum(), logits.logsumexp(1).square().sum(), len(labels)
 
 
 @pytest.fixture(scope="module")
-def plain_curve() -> list[tuple[float, float]]:
-    """Loss and gradient norm of one ordinary process with torch alone."""
-    config = settings(Mesh(1, 1))
-    model = Transformer(config.model)
-    initialise(model, config.trainer.seed)
-    groups = parameter_groups(model.named_parameters(), config.optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=config.optim.betas, eps=config.optim.eps)
-    curve = []
-    for step in range(STEPS):
-        batch = global_batch(step)
-        tokens, positions = (torch.as_tensor(a).long() for a in (batch.tokens, batch.positions))
-        mask = packed_mask(batch.segments, batch.blocks, config.model, tokens.device)
-        flat = torch.as_tensor(batch.labels).long().flatten()
-        labelled = (flat != IGNORED_LABEL).nonzero().squeeze(1)
-        labels, weights = flat[labelled], LossSettings(config.loss.image_weight, config.loss.z_loss)
-        normaliser = torch.stack([label_weights(labels, weights).sum(), torch.tensor(float(len(labels)))])
-        loss, _ = model(tokens, positions, mask, labelled, labels, normaliser, weights)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.gradient_clipping)
-        optimizer.step()
-        optimizer.zero_grad()
-        curve.append((loss.item(), norm.item()))
-    return curve
+def plain_curve() -> Curve:
+    """Of the default loss: a weighted mean over the whole global batch."""
+
+    def loss_of(model: Transformer, batch: PackedBatch) -> Tensor:
+        loss = LossConfig()
+        entropy, weight, squares, count = weighted_sums(model, batch, loss)
+        return entropy / weight + loss.z_loss * squares / count
+
+    return train_plain(loss_of)
+
+
+def published_curve(mesh: Mesh, micro_batches: int) -> Curve:
+    """Of the published rule: the mean over ranks and micro-batches of each one's own weighted mean."""
+
+    def loss_of(model: Transformer, batch: PackedBatch) -> Tensor:
+        means = []
+        for rank in range(mesh.data):
+            for part in parts(batch, mesh, micro_batches, rank):
+                entropy, weight, squares, count = weighted_sums(model, part, QUIRKS)
+                means.append(entropy / weight + QUIRKS.z_loss * squares / count)
+        return torch.stack(means).mean()
+
+    return train_plain(loss_of)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +83,7 @@ def plain_curve() -> list[tuple[float, float]]:
     ],
 )
 def test_every_layout_equals_one_plain_process(
-    plain_curve: list[tuple[float, float]], tensor: int, data: int, stage: int, micro_batches: int
+    plain_curve: Curve, tensor: int, data: int, stage: int, micro_batches: int
 ) -> None:
     mesh = Mesh(tensor, data)
     curves = run_ranks(train_partitioned, mesh.size, mesh, stage, micro_batches, {})
@@ -137,8 +95,21 @@ def test_every_layout_equals_one_plain_process(
     assert expected[-1, 0] < expected[0, 0]
 
 
+@pytest.mark.parametrize(("data", "micro_batches"), [(2, 1), (2, 2)])
+def test_the_published_normalisation_can_be_had(data: int, micro_batches: int) -> None:
+    mesh = Mesh(1, data)
+    found = np.array(run_ranks(train_partitioned, data, mesh, 3, micro_batches, {}, "fp32", QUIRKS)[0])
+    expected = np.array(published_curve(mesh, micro_batches))
+    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-6
+    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
+    ours = dataclasses.replace(QUIRKS, reference_compatible=False)
+    whole = np.array(run_ranks(train_partitioned, data, mesh, 3, micro_batches, {}, "fp32", ours)[0])
+    assert np.abs(found[:, 0] - whole[:, 0]).max() > 1e-4, "the normalisation makes no difference"
+    assert (np.abs(found[:, 1] - whole[:, 1]) / whole[:, 1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_stays_near_fp32(plain_curve: list[tuple[float, float]], stage: int) -> None:
+def test_bf16_stays_near_fp32(plain_curve: Curve, stage: int) -> None:
     curves = run_ranks(train_partitioned, 4, Mesh(2, 2), stage, 2, {}, "bf16")
     found, expected = np.array(curves[0]), np.array(plain_curve)
     assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-3
@@ -158,7 +129,7 @@ def kept_elements() -> dict[str, bool]:
 
     groups = ProcessGroups.create(Mesh(1, 2))
     engine = Engine.build(settings(groups.mesh), groups)
-    engine.step([rows(global_batch(0), 2 * groups.data_rank, 2 * groups.data_rank + 2)], LEARNING_RATE)
+    engine.step(parts(global_batch(0), groups.mesh, 1, groups.data_rank), LEARNING_RATE)
     kept: dict[str, set[bool]] = {"norm": set(), "matrix": set()}
     for name, parameter in engine.module.named_parameters():
         kept["norm" if "norm" in name else "matrix"].add(parameter.numel() > 0)

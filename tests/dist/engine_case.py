@@ -1,0 +1,124 @@
+"""A small model, its batches and its training, in one process and partitioned (for the engine's tests)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.contracts import PackedBatch
+from data.tokens.vocabulary import IGNORED_LABEL
+from pretrain.config import LossConfig, OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.model.attention.choose import packed_mask
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer, initialise
+from pretrain.optim import parameter_groups
+from pretrain.parallel.mesh import Mesh
+
+STEPS = 10
+BATCH, LENGTH, VOCABULARY = 4, 32, 512
+LEARNING_RATE = 1e-3
+
+Curve = list[tuple[float, float]]
+
+
+def settings(mesh: Mesh, stage: int = 3, precision: str = "fp32", **model: object) -> TrainingConfig:
+    return TrainingConfig(
+        trainer=TrainerConfig(global_batch=BATCH, precision=precision),
+        parallel=ParallelConfig(mesh.tensor, mesh.data, stage),
+        model=ModelConfig(
+            **{
+                "vocabulary_size": VOCABULARY,
+                "hidden_size": 64,
+                "ffn_size": 96,
+                "layers": 2,
+                "heads": 4,
+                "dropout": 0.0,
+                "max_positions": LENGTH,
+                **model,
+            }
+        ),
+        optim=OptimConfig(lr=LEARNING_RATE, gradient_clipping=0.5),
+    )
+
+
+def rows(batch: PackedBatch, start: int, end: int) -> PackedBatch:
+    return PackedBatch(*(getattr(batch, field.name)[start:end] for field in fields(batch)))
+
+
+def global_batch(step: int) -> PackedBatch:
+    """Random tokens; the sequences have different numbers of labels, so a mean of means would differ."""
+    random = np.random.default_rng(step % 5)
+    tokens = random.integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
+    labels = tokens[:, 1:].copy()
+    for row in range(BATCH):
+        labels[row, : 5 * row] = IGNORED_LABEL
+    segments = np.ones((BATCH, LENGTH), np.int32)
+    segments[:, LENGTH // 2 :] = 2
+    positions = np.tile(np.arange(LENGTH // 2, dtype=np.int32), (BATCH, 2))
+    blocks = np.zeros((BATCH, LENGTH), np.int32)
+    blocks[:, 4:8], blocks[:, 8:12] = 1, 2
+    return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks)
+
+
+def train_partitioned(
+    mesh: Mesh,
+    stage: int,
+    micro_batches: int,
+    model: dict[str, object],
+    precision: str = "fp32",
+    loss: LossConfig | None = None,
+) -> Curve:
+    """Every rank: losses and gradient norms of the engine."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(mesh)
+    config = replace(settings(mesh, stage, precision, **model), loss=loss or LossConfig())
+    engine = Engine.build(config, groups)
+    curve = []
+    for step in range(STEPS):
+        result = engine.step(parts(global_batch(step), mesh, micro_batches, groups.data_rank), LEARNING_RATE)
+        curve.append((float(result.loss), float(result.gradient_norm)))
+    return curve
+
+
+def parts(batch: PackedBatch, mesh: Mesh, micro_batches: int, data_rank: int) -> list[PackedBatch]:
+    """The micro-batches of one data-parallel rank."""
+    size = BATCH // mesh.data // micro_batches
+    first = data_rank * micro_batches
+    return [rows(batch, i * size, (i + 1) * size) for i in range(first, first + micro_batches)]
+
+
+def train_plain(loss_of: Callable[[Transformer, PackedBatch], Tensor]) -> Curve:
+    """Losses and gradient norms of one ordinary process with torch alone.
+
+    Args:
+        loss_of: Loss of a global batch.
+    """
+    config = settings(Mesh(1, 1))
+    model = Transformer(config.model)
+    initialise(model, config.trainer.seed)
+    groups = parameter_groups(model.named_parameters(), config.optim.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=config.optim.betas, eps=config.optim.eps)
+    curve = []
+    for step in range(STEPS):
+        loss = loss_of(model, global_batch(step))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append((loss.item(), norm.item()))
+    return curve
+
+
+def logits_and_labels(model: Transformer, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+    """Logits [N, V] and labels [N] of the labelled positions."""
+    tokens, positions = (torch.as_tensor(a).long() for a in (batch.tokens, batch.positions))
+    mask = packed_mask(batch.segments, batch.blocks, model.config, tokens.device)
+    labels = torch.as_tensor(batch.labels).long().flatten()
+    labelled = labels != IGNORED_LABEL
+    return model(tokens, positions, mask).flatten(0, 1)[labelled], labels[labelled]
