@@ -1,6 +1,6 @@
 """The parts of a Chameleon layer; names and numbers as in Hugging Face's Chameleon.
 
-Shapes: B batch, S tokens, H hidden, N heads of this rank, D head size.
+Shapes: B batch, S tokens, H hidden, N heads of this rank (of queries, or of keys and values), D head size.
 """
 
 from __future__ import annotations
@@ -79,18 +79,18 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention with normalised queries and keys."""
+    """Multi-head attention with normalised queries and keys; key/value heads may be shared."""
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.head_size = config.head_size
         self.q_proj = factory.column(hidden, hidden)
-        self.k_proj = factory.column(hidden, hidden)
-        self.v_proj = factory.column(hidden, hidden)
+        self.k_proj = factory.column(hidden, config.shared_heads * config.head_size)
+        self.v_proj = factory.column(hidden, config.shared_heads * config.head_size)
         self.o_proj = factory.row(hidden, hidden)
         self.q_norm = HeadNorm(factory, config.heads, config.head_size, config.norm_eps)
-        self.k_norm = HeadNorm(factory, config.heads, config.head_size, config.norm_eps)
+        self.k_norm = HeadNorm(factory, config.shared_heads, config.head_size, config.norm_eps)
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: LayerCache | None
@@ -122,7 +122,10 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each normalised before and dropped out after."""
+    """Attention and feed-forward on the residual stream.
+
+    Each branch is normalised before, or with swin norm after (Chameleon-34B), and dropped out at its end.
+    """
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
@@ -131,6 +134,7 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.dropout = config.dropout
+        self.swin_norm = config.swin_norm
 
     def forward(
         self,
@@ -140,6 +144,9 @@ class DecoderLayer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """[B, S, H] -> [B, S, H]."""
+        if self.swin_norm:
+            x = x + self._drop(self.input_layernorm(self.self_attn(x, rotary, mask, cache)))
+            return x + self._drop(self.post_attention_layernorm(self.mlp(x)))
         x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 

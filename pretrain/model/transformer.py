@@ -117,9 +117,14 @@ def check_divides(config: ModelConfig, tensor: int) -> None:
             f"model.hidden_size={config.hidden_size} over model.heads={config.heads}: expected an even whole "
             "head size; change one of them"
         )
-    for name in ("heads", "ffn_size", "vocabulary_size"):
+    if config.heads % config.shared_heads:
+        raise InputError(
+            f"model.heads={config.heads} does not divide by model.key_value_heads={config.shared_heads}: "
+            "expected as many query heads for each key/value head; change one of them"
+        )
+    for name in ("heads", "key_value_heads", "ffn_size", "vocabulary_size"):
         value = getattr(config, name)
-        if value % tensor:
+        if value is not None and value % tensor:
             raise InputError(
                 f"model.{name}={value} does not divide by parallel.tensor={tensor}; choose another "
                 "tensor-parallel size"
@@ -130,25 +135,58 @@ def check_divides(config: ModelConfig, tensor: int) -> None:
 def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> None:
     """Random initial weights that depend on seed and parameter name alone, not on the layout.
 
-    Matrices are normal with deviation 0.02 (projections back into the residual stream divided by
-    sqrt(2 * layers)), norms are one and zero. Each whole matrix is drawn and this rank's share kept.
-
     Args:
         model: Freshly built, not yet partitioned by ZeRO.
         seed: Of the draw.
         rank: Tensor-parallel rank.
         size: Tensor-parallel size.
     """
-    residual = INITIAL_DEVIATION / math.sqrt(2 * model.config.layers)
     for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-            continue
-        dimension = 1 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0
-        whole = list(parameter.shape)
-        whole[dimension] *= size
-        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        deviation = residual if dimension else INITIAL_DEVIATION
-        values = torch.empty(whole).normal_(0.0, deviation, generator=generator)
-        parameter.copy_(shard_of(values, dimension, rank, size))
+        shape, dimension = tuple(parameter.shape), sharded_dimension(name)
+        parameter.copy_(initial_values(name, shape, dimension, model.config, seed, rank, size))
+
+
+def sharded_dimension(name: str) -> int | None:
+    """Along which dimension tensor-parallel ranks share a parameter out; None: each holds it whole."""
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        return 1
+    whole = "norm" in name and "q_norm" not in name and "k_norm" not in name
+    return None if whole else 0
+
+
+def initial_values(
+    name: str,
+    shape: tuple[int, ...],
+    dimension: int | None,
+    config: ModelConfig,
+    seed: int,
+    rank: int,
+    size: int,
+) -> Tensor:
+    """This rank's share of the initial values of one parameter.
+
+    Matrices are normal with deviation 0.02 (projections back into the residual stream divided by
+    sqrt(2 * layers)), norms are one and zero. The whole matrix is drawn and the share kept.
+
+    Args:
+        name: Of the parameter in `Transformer`.
+        shape: Of the share.
+        dimension: As `sharded_dimension`.
+        config: Of the model.
+        seed: Of the draw.
+        rank: Tensor-parallel rank.
+        size: Tensor-parallel size.
+
+    Returns:
+        fp32 tensor on the CPU.
+    """
+    if "norm" in name:
+        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+    assert dimension is not None
+    whole = list(shape)
+    whole[dimension] *= size
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    deviation = INITIAL_DEVIATION / (math.sqrt(2 * config.layers) if dimension else 1.0)
+    values = torch.empty(whole).normal_(0.0, deviation, generator=generator)
+    return shard_of(values, dimension, rank, size)
