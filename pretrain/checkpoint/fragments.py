@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.boxes import Box, boxes_of_range
+from pretrain.checkpoint.manifest import MASTER
 
 if TYPE_CHECKING:  # importing it takes seconds, and reading bare weights does without
     from pretrain.parallel.engine import Engine
 
-MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATES = (MASTER, *MOMENTS)
 
@@ -56,15 +56,35 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
         count = states[MASTER].numel() if states else 0
         if not count:
             continue
-        part = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        shape, shift = list(part), [0] * len(part)
-        sharded = mesh.tensor > 1 and getattr(parameter, "tensor_model_parallel", False)
-        if sharded:
-            dimension = cast(Any, parameter).partition_dim
-            shape[dimension] *= mesh.tensor
+        part = _part(parameter)
+        shift, dimension = [0] * len(part), _sharded_dimension(parameter, mesh.tensor)
+        if dimension is not None:
             shift[dimension] = engine.groups.tensor_rank * part[dimension]
         boxes = tuple(box.shifted(shift) for box in boxes_of_range(part, start, start + count))
-        yield Fragment(name, tuple(shape), boxes, states, written=sharded or engine.groups.tensor_rank == 0)
+        written = dimension is not None or engine.groups.tensor_rank == 0
+        yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, states, written)
+
+
+def global_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Whole shape of every parameter, the same on every rank, by name."""
+    tensor = engine.groups.mesh.tensor
+    return {name: _global_shape(parameter, tensor) for name, parameter in engine.module.named_parameters()}
+
+
+def _part(parameter: Any) -> tuple[int, ...]:
+    """Shape of the tensor-parallel part, which ZeRO-3 hides."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _sharded_dimension(parameter: Any, tensor: int) -> int | None:
+    """Along which the parameter is shared out over tensor-parallel ranks."""
+    sharded = tensor > 1 and getattr(parameter, "tensor_model_parallel", False)
+    return parameter.partition_dim if sharded else None
+
+
+def _global_shape(parameter: Any, tensor: int) -> tuple[int, ...]:
+    dimension = _sharded_dimension(parameter, tensor)
+    return tuple(size * tensor if d == dimension else size for d, size in enumerate(_part(parameter)))
 
 
 def _held(parameter: Any, zero: Any, data_rank: int) -> tuple[int, dict[str, Tensor]]:

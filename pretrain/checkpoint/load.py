@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box, BoxedTensor
-from pretrain.checkpoint.fragments import MASTER, Fragment, finish_loading, fragments
-from pretrain.checkpoint.manifest import Manifest, damaged
+from pretrain.checkpoint.fragments import STATES, finish_loading, fragments, global_shapes
+from pretrain.checkpoint.manifest import MASTER, Manifest, damaged
 from pretrain.checkpoint.storage import SafetensorsReader, piece_key
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
 _LISTED = 5
+_DEFINING = ("swin_norm", "rope_theta", "norm_eps")  # change the function, not the shapes
 
 
 def load(path: Path, engine: Engine) -> Mapping[str, Any]:
@@ -36,28 +37,58 @@ def load(path: Path, engine: Engine) -> Mapping[str, Any]:
         The metadata given to `CheckpointWriter.save`.
 
     Raises:
-        InputError: No committed checkpoint there, a damaged file (named), or another network's.
+        InputError: No committed checkpoint there, weights without moments, a damaged file (named), or
+            another network's.
     """
     manifest = Manifest.read(path)
+    if manifest.only_weights:
+        raise InputError(
+            f"{path}: holds weights without AdamW's moments, so that no run can go on from it; begin one "
+            "with checkpointing.start_from"
+        )
+    _fill(path, manifest, engine, STATES)
+    finish_loading(engine, manifest.optimizer_step)
+    engine.step_count = manifest.step
+    return manifest.metadata
+
+
+def load_start(path: Path, engine: Engine) -> None:
+    """Begin a run with a checkpoint's weights, at step 0 and with fresh moments; every rank calls it.
+
+    The checkpoint is one of another run or one that `worldvla convert import` made; each rank reads only
+    what it holds, in any layout.
+
+    Args:
+        path: The checkpoint's folder.
+        engine: Freshly built; nothing of it is changed where an error is raised.
+
+    Raises:
+        InputError: No committed checkpoint there, a damaged file (named), or another network's: missing
+            and extra parameters, wrong shapes and settings are listed before any weight is read.
+    """
+    _fill(path, Manifest.read(path), engine, (MASTER,))
+    finish_loading(engine, 0)
+    engine.step_count = 0
+
+
+def _fill(path: Path, manifest: Manifest, engine: Engine, states: Sequence[str]) -> None:
+    """Check the checkpoint, then copy what this rank holds of `states` into the optimiser's memory."""
+    _check_network(path, manifest, engine)
     group: Any = dist.new_group(backend="gloo")
     _verify_together(path, manifest, group)
     held = list(fragments(engine))
-    _check_network(path, manifest, engine.module, held)
     flats: dict[str, Tensor] = {}
     wanted: dict[str, Tensor] = {}
     for fragment in held:
-        for state, values in fragment.states.items():
+        for state in states:
             name = f"{state}/{fragment.name}"
-            flats[name] = torch.empty(values.shape, dtype=torch.float32)
+            flats[name] = torch.empty(fragment.states[state].shape, dtype=torch.float32)
             wanted[name] = BoxedTensor(fragment.shape, fragment.boxes, flats[name])
     reader = SafetensorsReader(path, manifest)
     dcp_load(wanted, storage_reader=reader, planner=DefaultLoadPlanner(), process_group=group)
     for fragment in held:
-        for state, values in fragment.states.items():
-            values.copy_(flats[f"{state}/{fragment.name}"])
-    finish_loading(engine, manifest.optimizer_step)
-    engine.step_count = manifest.step
-    return manifest.metadata
+        for state in states:
+            fragment.states[state].copy_(flats[f"{state}/{fragment.name}"])
 
 
 def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -69,19 +100,18 @@ def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Te
     manifest = Manifest.read(path)
     if found := damaged(path, manifest.files):
         raise _damage(path, found)
-    prefix = f"{MASTER}/"
-    stored = {name: tensor for name, tensor in manifest.tensors.items() if name.startswith(prefix)}
-    weights = {name: torch.empty(tensor.shape, dtype=dtype) for name, tensor in stored.items()}
+    weights = {name: torch.empty(tensor.shape, dtype=dtype) for name, tensor in manifest.weights.items()}
     boxes: dict[str, list[tuple[str, Box]]] = defaultdict(list)  # by file: each is opened once
-    for name, tensor in stored.items():
+    for name, tensor in manifest.weights.items():
         for piece in tensor.pieces:
             boxes[piece.file].append((name, piece.box))
     for file_name, held in boxes.items():
         with safe_open(path / file_name, framework="pt") as file:
             for name, box in held:
                 where = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
-                weights[name][where] = file.get_tensor(piece_key(name, box.offset)).to(dtype)
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+                key = piece_key(f"{MASTER}/{name}", box.offset)
+                weights[name][where] = file.get_tensor(key)  # copying converts
+    return weights
 
 
 def load_metadata(path: Path) -> Mapping[str, Any]:
@@ -106,18 +136,24 @@ def _damage(path: Path, found: list[str]) -> InputError:
     return InputError(f"{path}: damaged: {'; '.join(found[:_LISTED])}; take another checkpoint")
 
 
-def _check_network(path: Path, manifest: Manifest, module: nn.Module, held: list[Fragment]) -> None:
-    """Compare names and shapes, before anything is read."""
-    names = {name for name, _ in module.named_parameters()}
-    prefix = f"{MASTER}/"
-    stored = {name.removeprefix(prefix) for name in manifest.tensors if name.startswith(prefix)}
-    wrong = [f"{name} is missing there" for name in sorted(names - stored)]
-    wrong += [f"{name} is not in this model" for name in sorted(stored - names)]
-    for fragment in held:
-        tensor = manifest.tensors.get(f"{prefix}{fragment.name}")
-        if tensor is not None and tensor.shape != fragment.shape:
-            wrong.append(f"{fragment.name} is {list(tensor.shape)} there, {list(fragment.shape)} here")
+def _check_network(path: Path, manifest: Manifest, engine: Engine) -> None:
+    """Compare names, shapes and what the numbers depend on besides, before anything is read."""
+    stored, here = manifest.weights, global_shapes(engine)
+    wrong = [f"{name} is missing there" for name in sorted(here.keys() - stored.keys())]
+    wrong += [f"{name} is not in this model" for name in sorted(stored.keys() - here.keys())]
+    wrong += [
+        f"{name} is {list(stored[name].shape)} there, {list(shape)} here"
+        for name, shape in here.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    made_with = manifest.metadata.get("config", {}).get("model", {})
+    wrong += [
+        f"model.{name} is {made_with[name]} there, {value} here"
+        for name, value in ((name, getattr(engine.module.config, name)) for name in _DEFINING)
+        if name in made_with and made_with[name] != value
+    ]
     if wrong:
+        more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise InputError(
-            f"{path}: another network: {'; '.join(wrong[:_LISTED])}; give the model.* it was made with"
+            f"{path}: another network: {'; '.join(wrong[:_LISTED])}{more}; give the model.* it was made with"
         )

@@ -22,7 +22,10 @@ from pretrain.checkpoint.boxes import Box
 
 MANIFEST = "manifest.json"
 READY = "READY"
+MASTER = "master"  # the fp32 weights that AdamW updates
 SCHEMA = 1
+FLOAT32 = "float32"
+DTYPES = (FLOAT32, "bfloat16", "float16")
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _RANK_FILE = re.compile(r"rank_\d{5,}\.safetensors")
 _BLOCK = 1 << 22
@@ -46,10 +49,17 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One float32 tensor: its global shape and its pieces."""
+    """One tensor: its global shape, its pieces and what they are stored as.
+
+    Attributes:
+        shape: Of the whole tensor.
+        pieces: Boxes that cover it.
+        dtype: Of `DTYPES`: imported weights stay what they were published as, a training writes float32.
+    """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    dtype: str = FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,21 @@ class Manifest:
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, StoredFile]
 
+    @property
+    def weights(self) -> dict[str, StoredTensor]:
+        """The weights by parameter name."""
+        prefix = f"{MASTER}/"
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+
+    @property
+    def only_weights(self) -> bool:
+        """Whether there are weights without moments, from which no run can be resumed."""
+        return all(name.startswith(f"{MASTER}/") for name in self.tensors)
+
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, then `READY`, both on the disk when this returns."""
         content = {
@@ -81,6 +106,7 @@ class Manifest:
             "tensors": {
                 name: {
                     "shape": tensor.shape,
+                    "dtype": tensor.dtype,
                     "pieces": [(piece.file, piece.box.offset, piece.box.shape) for piece in tensor.pieces],
                 }
                 for name, tensor in sorted(self.tensors.items())
@@ -120,10 +146,7 @@ class Manifest:
             files = {
                 name: StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in values["files"].items()
             }
-            tensors = {
-                name: StoredTensor(tuple(t["shape"]), tuple(_piece(*piece) for piece in t["pieces"]))
-                for name, t in values["tensors"].items()
-            }
+            tensors = {name: _tensor(**tensor) for name, tensor in values["tensors"].items()}
             manifest = cls(values["step"], values["optimizer_step"], values["metadata"], tensors, files)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a checkpoint's manifest ({error!r})") from error
@@ -131,6 +154,12 @@ class Manifest:
             if not _RANK_FILE.fullmatch(name) or name not in files:
                 raise InputError(f"{path}: names the file {name!r}, expected only its own rank files")
         return manifest
+
+
+def _tensor(shape: list[int], pieces: list[Any], dtype: str = FLOAT32) -> StoredTensor:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
+    return StoredTensor(tuple(map(int, shape)), tuple(_piece(*piece) for piece in pieces), dtype)
 
 
 def _piece(file: str, offset: list[int], shape: list[int]) -> Piece:

@@ -88,7 +88,8 @@ class SafetensorsWriter(StorageWriter):
                 )
                 for chunk in stored.chunks
             )
-            self.tensors[name] = StoredTensor(tuple(stored.size), pieces)
+            dtype = str(stored.properties.dtype).removeprefix("torch.")
+            self.tensors[name] = StoredTensor(tuple(stored.size), pieces, dtype)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -159,7 +160,7 @@ class SafetensorsReader(StorageReader):
 
 def _described(tensor: StoredTensor) -> TensorStorageMetadata:
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=torch.float32),
+        properties=TensorProperties(dtype=getattr(torch, tensor.dtype)),
         size=torch.Size(tensor.shape),
         chunks=[
             ChunkStorageMetadata(torch.Size(piece.box.offset), torch.Size(piece.box.shape))

@@ -1,0 +1,104 @@
+"""A new run begins with the weights of any checkpoint, in any layout, at step 0 and with fresh moments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.errors import InputError
+from pretrain.checkpoint import load as loading
+from pretrain.checkpoint.fragments import MOMENTS, fragments, optimizer_step
+from pretrain.checkpoint.load import load_start, load_weights
+from pretrain.checkpoint.manifest import latest
+from pretrain.checkpoint.save import CheckpointWriter
+from pretrain.config import TrainingConfig
+from tests.dist import checkpoint_case as case
+from tests.dist.harness import run_ranks
+
+READERS = [(2, 2, 3), (1, 2, 1), (1, 1, 2), (4, 1, 3)]
+
+
+def world(layout: case.Layout) -> int:
+    return layout[0] * layout[1]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training checkpoint of step 3 at TP2 x DP2."""
+    root = tmp_path_factory.mktemp("written")
+    run_ranks(case.train_and_save, 4, case.config((2, 2, 3)), root, [3], 3)
+    checkpoint = latest(root)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _start(checkpoint: Path, layout: case.Layout, root: Path) -> list[float]:
+    """Start from the checkpoint, save at once, train two steps; their losses."""
+    settings = case.config(layout)
+    settings.trainer.seed = 4  # other random weights than the checkpoint's began with
+    engine = case.build(settings)
+    load_start(checkpoint, engine)
+    assert (engine.step_count, optimizer_step(engine)) == (0, 0)
+    held = list(fragments(engine))
+    assert held
+    assert not any(fragment.states[moment].any() for fragment in held for moment in MOMENTS)
+    writer = CheckpointWriter(root, engine)
+    writer.save(0, {})
+    writer.wait()
+    return case.steps(engine, 2)
+
+
+def test_any_layout_starts_with_the_same_weights(written: Path, tmp_path: Path) -> None:
+    losses = {}
+    expected = load_weights(written)
+    for layout in READERS:
+        root = tmp_path / str(layout)
+        losses[layout] = run_ranks(_start, world(layout), written, layout, root)[0]
+        found = load_weights(root / "step_00000000")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), layout
+    first = losses[READERS[0]]
+    assert all(abs(a - b) < 1e-5 for other in losses.values() for a, b in zip(other, first, strict=True))
+
+
+def _refused(checkpoint: Path, settings: TrainingConfig, only_names: bool = True) -> str:
+    """The error of a start; with `only_names` nothing but the manifest may be read before it."""
+    engine = case.build(settings)
+    if only_names:
+        loading.damaged = lambda *_: pytest.fail("read before names and shapes were compared")
+    try:
+        load_start(checkpoint, engine)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def test_another_network_is_listed_before_anything_is_read(written: Path) -> None:
+    settings = case.config((2, 1, 3))
+    settings.model.layers = 1
+    settings.model.ffn_size = 48
+    messages = run_ranks(_refused, 2, written, settings)
+    assert len(set(messages)) == 1, "the same on every rank"
+    assert "model.layers.1.input_layernorm.weight is not in this model" in messages[0]
+    assert "more; give the model.*" in messages[0]
+
+
+def test_a_wrong_shape_is_named_with_both(written: Path) -> None:
+    settings = case.config((1, 2, 3))
+    settings.model.vocabulary_size += 8
+    messages = run_ranks(_refused, 2, written, settings)
+    assert len(set(messages)) == 1
+    assert "lm_head.weight is [264, 32] there, [272, 32] here" in messages[0]
+
+
+def test_a_damaged_file_is_named(written: Path, tmp_path: Path) -> None:
+    copy = tmp_path / written.name
+    copy.mkdir()
+    for file in written.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    broken = copy / "rank_00001.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1] + b"\xff")
+    (message,) = run_ranks(_refused, 1, copy, case.config((1, 1, 1)), False)
+    assert "damaged: rank_00001.safetensors differs from its checksum" in message
