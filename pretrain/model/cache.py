@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from pretrain.model.attention.call import AttentionMask
+from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.mask import visible
 
 
 class LayerCache:
-    """Keys and values of one layer, [B, N, K, D] each, in a buffer of fixed capacity."""
+    """Keys and values of one layer, [B, G, K, D] each, in a buffer of fixed capacity and their own dtype."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -35,31 +35,41 @@ class LayerCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
 
-@dataclass
 class DecodingCache:
     """What a decoding call needs to know of the tokens before it.
 
+    Args:
+        layers: Layers of the model.
+        batch: B, sequences.
+        capacity: Tokens of each that it can hold.
+        device: Where the model is.
+
     Attributes:
         layers: One cache a layer.
-        segments: Segment ids of the cached tokens [B, K]; 0 is padding and never seen.
-        blocks: Block ids of the cached tokens [B, K].
     """
 
-    layers: list[LayerCache]
-    segments: Tensor
-    blocks: Tensor
+    def __init__(self, layers: int, batch: int, capacity: int, device: torch.device) -> None:
+        self.layers = [LayerCache(capacity) for _ in range(layers)]
+        self._length = 0
+        self._order = torch.arange(capacity, device=device)
+        self._segments = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
+        self._blocks = torch.zeros_like(self._segments)
 
-    @classmethod
-    def empty(cls, layers: int, batch: int, capacity: int, device: torch.device) -> DecodingCache:
-        """A cache for `capacity` tokens of `batch` sequences."""
-        nothing = torch.empty(batch, 0, dtype=torch.int64, device=device)
-        return cls([LayerCache(capacity) for _ in range(layers)], nothing, nothing)
+    def extend(self, segments: Tensor, blocks: Tensor, causal: bool = False) -> AttentionMask:
+        """Note new tokens and return which of all tokens so far each of them sees.
 
-    def extend(self, segments: Tensor, blocks: Tensor) -> DenseMask:
-        """Note new tokens [B, Q] and return which of all tokens so far each of them sees."""
-        first = self.segments.shape[1]
-        self.segments = torch.cat([self.segments, segments], dim=1)
-        self.blocks = torch.cat([self.blocks, blocks], dim=1)
-        order = torch.arange(self.segments.shape[1], device=segments.device)
-        seen = visible(segments, blocks, order[first:], self.segments, self.blocks, order)
-        return DenseMask(seen.unsqueeze(1))
+        Args:
+            segments: Segment ids [B, Q]; 0 is padding, which no other token sees.
+            blocks: Block ids [B, Q].
+            causal: These are the first tokens and none is in an answer block, so no mask is made. (Padding
+                then sees tokens, but no token sees padding.)
+        """
+        new = slice(self._length, self._length + segments.shape[1])
+        self._length = new.stop
+        self._segments[:, new] = segments
+        self._blocks[:, new] = blocks
+        if causal:
+            return CausalMask()
+        keys = slice(self._length)
+        known = (self._segments[:, keys], self._blocks[:, keys], self._order[keys])
+        return DenseMask(visible(segments, blocks, self._order[new], *known).unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Greedy decoding of action chunks and of images, batched, with a cache of keys and values.
+"""Decoding of action chunks and of images, batched, with a cache of keys and values.
 
 An action chunk is decoded *in parallel*: under the action mask the K action blocks do not see one
 another, so all of them advance together. After the prompt is read, seven steps of K tokens give the
@@ -7,11 +7,17 @@ the result equals decoding the blocks one after the other.
 
 Structure tokens (starts, ends, grid size, line breaks) are known beforehand and forced; bins and codes
 are chosen among their own ids.
+
+The steps only queue work on the device; the host waits once, for the result. They are not captured as
+CUDA graphs, so on a GPU small models are bound by the launching of kernels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +26,7 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.tokens.vocabulary import (
+    ACTION_BIN_COUNT,
     ACTION_BIN_END,
     ACTION_BIN_START,
     ACTION_BLOCK_LENGTH,
@@ -30,53 +37,101 @@ from data.tokens.vocabulary import (
     IMAGE_CODE_START,
     IMAGE_NEW_LINE,
     IMAGE_START,
-    PADDING,
     grid_size_token,
 )
-from pretrain.model.cache import DecodingCache
-from pretrain.model.mask import mask_vectors
+from pretrain.model.reader import Reader
+from pretrain.model.sampling import GREEDY, Sampling
 from pretrain.model.transformer import Transformer
+
+Order = Literal["parallel", "block", "token"]
 
 
 @torch.inference_mode()
 def decode_action_chunk(
-    model: Transformer, prompts: Sequence[ArrayLike], chunk: int, parallel: bool = True
+    model: Transformer,
+    prompts: Sequence[ArrayLike],
+    chunk: int,
+    sampling: Sampling = GREEDY,
+    order: Order = "parallel",
 ) -> NDArray[np.int64]:
-    """Greedy action bins of the next `chunk` actions.
+    """Action bins of the next `chunk` actions.
 
     Args:
         model: Plain (not tensor-parallel) transformer, in evaluation mode.
         prompts: Token ids [S] of each of B action prompts (they may differ in length).
         chunk: K, actions to decode.
-        parallel: Decode all blocks at once; false decodes them in turn, with the same result. A model
-            without the action mask always decodes in turn, since its blocks see one another.
+        sampling: How bins are chosen.
+        order: `parallel` advances all blocks at once; `block` decodes one block after the other; `token`
+            reads every token of the answer on its own, structure tokens too, as plain autoregressive
+            generation does. All give the same bins. A model without the action mask decodes block after
+            block instead of in parallel, since its blocks see one another.
 
     Returns:
         Bin ids int64 [B, K, 7].
 
     Raises:
-        InputError: Prompt and answer are longer than the model's positions, or an id is unknown to it.
+        InputError: chunk < 1, an order that does not exist, or as `Reader` and `Sampling.noise`.
     """
-    reader = _Reader(model, prompts, answer=chunk * ACTION_BLOCK_LENGTH)
-    groups = [np.arange(chunk)] if parallel and model.config.action_mask else np.arange(chunk)[:, None]
-    decoded = [_decode_blocks(reader, torch.as_tensor(group, device=reader.device)) for group in groups]
-    return torch.cat(decoded, dim=1).cpu().numpy()
+    if chunk < 1:
+        raise InputError(f"chunk={chunk}: expected at least one action")
+    if order not in get_args(Order):
+        raise InputError(f"order={order}: expected one of {', '.join(get_args(Order))}")
+    blocks = np.arange(1, chunk + 1).repeat(ACTION_BLOCK_LENGTH)
+    reader = Reader(model, prompts, blocks, largest=ACTION_END)
+    noise = sampling.noise(reader.batch, (chunk, ACTION_DIM), ACTION_BIN_COUNT, reader.device)
+    independent = model.config.action_mask
+    together = chunk if order == "parallel" and independent else 1
+    start = torch.full((1, together), ACTION_START, device=reader.device)
+    end = torch.full((reader.batch, 1), ACTION_END, device=reader.device)
 
-
-def _decode_blocks(reader: _Reader, numbers: Tensor) -> Tensor:
-    """Bins [B, len(numbers), 7] of the answer blocks with these numbers, all advancing together."""
-    blocks = (reader.first_block + numbers).expand(reader.batch, -1)
-    begins = reader.lengths[:, None] + numbers * ACTION_BLOCK_LENGTH
-    token = torch.full_like(blocks, ACTION_START)
     bins: list[Tensor] = []
-    for place in range(ACTION_DIM):
-        hidden = reader.read(token, begins + place, blocks)
-        token = reader.choose(hidden, ACTION_BIN_START, ACTION_BIN_END)
-        bins.append(token)
-    if not reader.independent_blocks:  # later blocks see the rest of this one
-        for place, last in ((ACTION_DIM, token), (ACTION_DIM + 1, torch.full_like(token, ACTION_END))):
-            reader.read(last, begins + place, blocks)
-    return torch.stack(bins, dim=2)
+    for first in range(0, chunk, together):
+        group = slice(first, first + together)
+        place, after = first * ACTION_BLOCK_LENGTH, (first + together) * ACTION_BLOCK_LENGTH
+        if bins and order == "token":
+            reader.read(bins[-1], slice(place - 2, place - 1))
+            reader.read(end, slice(place - 1, place))
+        elif bins and not independent:  # the last bin and the end of the block before are seen from here
+            reader.read(torch.cat([bins[-1], end], dim=1), slice(place - 2, place))
+        token = start
+        for dimension in range(ACTION_DIM):
+            hidden = reader.read(token, slice(place + dimension, after, ACTION_BLOCK_LENGTH))
+            logits = reader.logits(hidden, ACTION_BIN_START, ACTION_BIN_END)
+            here = None if noise is None else noise[:, group, dimension]
+            token = sampling.choose(logits, here) + ACTION_BIN_START
+            bins.append(token)
+    decoded = torch.stack(bins).unflatten(0, (-1, ACTION_DIM))  # [groups, 7, B, together]
+    return decoded.permute(2, 0, 3, 1).reshape(reader.batch, chunk, ACTION_DIM).cpu().numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
+
+    Ids are chosen by u + scale * (c - u), where c are the logits after the prompts and u those after the
+    unconditional prompts; both answers hold the same tokens and are read in one batch.
+
+    Attributes:
+        scale: 1 is no guidance; more follows the condition more.
+        prompts: The unconditional prompt [S] of each prompt: the same without the condition.
+
+    Raises:
+        InputError: The scale is negative or not finite.
+    """
+
+    scale: float
+    prompts: Sequence[ArrayLike]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise InputError(
+                f"guidance scale {self.scale}: expected a finite number of at least 0; 1 is none"
+            )
+
+    def mix(self, logits: Tensor) -> Tensor:
+        """Logits [2 B, ...], conditional ones first -> [B, ...] in fp32."""
+        conditional, unconditional = logits.float().chunk(2)
+        return torch.lerp(unconditional, conditional, self.scale)
 
 
 @torch.inference_mode()
@@ -87,105 +142,52 @@ def decode_image(
     columns: int,
     pixels: int,
     codebook_size: int = IMAGE_CODE_COUNT,
+    sampling: Sampling = GREEDY,
+    guidance: Guidance | None = None,
 ) -> NDArray[np.uint16]:
-    """Greedy image codes of the next frame.
+    """Image codes of the next frame.
 
     Args:
-        model: Plain transformer, in evaluation mode.
-        prompts: Token ids [S] of each of B world prompts.
+        model: Plain (not tensor-parallel) transformer, in evaluation mode.
+        prompts: Token ids [S] of each of B world prompts (they may differ in length).
         rows: R, rows of image codes.
         columns: C, columns of image codes.
         pixels: Side of the image, which the grid tokens announce.
         codebook_size: Entries of the image tokenizer; only their ids are chosen among.
+        sampling: How codes are chosen.
+        guidance: Away from what unconditional prompts give; None or scale 1: without.
 
     Returns:
         Codes uint16 [B, R, C].
 
     Raises:
-        InputError: As `decode_action_chunk`.
+        InputError: Another number of unconditional prompts than of prompts, or as `decode_action_chunk`.
     """
-    reader = _Reader(model, prompts, answer=3 + rows * (columns + 1))
-    size = grid_size_token(pixels)
-    place = 0
-
-    def read(*tokens: int | Tensor) -> Tensor:
-        nonlocal place
-        columns_of_ids = [
-            torch.as_tensor(token, device=reader.device).expand(reader.batch) for token in tokens
-        ]
-        ids = torch.stack(columns_of_ids, dim=1)
-        positions = reader.lengths[:, None] + place + torch.arange(len(tokens), device=reader.device)
-        place += len(tokens)
-        return reader.read(ids, positions, torch.zeros_like(ids))[:, -1:]
+    if guidance is not None and len(guidance.prompts) != len(prompts):
+        raise InputError(
+            f"{len(guidance.prompts)} unconditional prompts for {len(prompts)} prompts: expected one for each"
+        )
+    if guidance is not None and guidance.scale == 1:
+        guidance = None
+    batch, side = len(prompts), grid_size_token(pixels)
+    both = prompts if guidance is None else [*prompts, *guidance.prompts]
+    blocks = np.zeros(3 + rows * (columns + 1), np.int64)
+    reader = Reader(model, both, blocks, largest=side)
+    noise = sampling.noise(batch, (rows * columns,), codebook_size, reader.device)
+    head = torch.tensor([[IMAGE_START, side, side]], device=reader.device)
+    new_line = torch.full((reader.batch, 1), IMAGE_NEW_LINE, device=reader.device)
 
     codes: list[Tensor] = []
-    hidden = read(IMAGE_START, size, size)
+    tokens, place = head, 0
     for number in range(rows * columns):
-        code = reader.choose(hidden, IMAGE_CODE_START, IMAGE_CODE_START + codebook_size)[:, 0]
-        codes.append(code - IMAGE_CODE_START)
-        if number + 1 < rows * columns:
-            ends_row = (number + 1) % columns == 0
-            hidden = read(code, IMAGE_NEW_LINE) if ends_row else read(code)
-    return torch.stack(codes, dim=1).reshape(-1, rows, columns).cpu().numpy().astype(np.uint16)
-
-
-class _Reader:
-    """A batch of prompts that has been read, and what is read after it.
-
-    Attributes:
-        device: Where the model is.
-        batch: B, prompts.
-        lengths: int64 [B], tokens of each prompt.
-        first_block: Block id of the first answer block.
-        independent_blocks: Whether the model's action blocks are hidden from one another.
-    """
-
-    def __init__(self, model: Transformer, prompts: Sequence[ArrayLike], answer: int) -> None:
-        """Read the prompts; `answer` is how many tokens may follow each."""
-        rows = [np.asarray(prompt, np.int64) for prompt in prompts]
-        self._check(model, rows, answer)
-        self._model = model
-        self.batch = len(rows)
-        self.independent_blocks = model.config.action_mask
-        self.device = model.lm_head.weight.device
-        self.lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        shape = (len(rows), int(self.lengths.max()))
-        tokens = np.full(shape, PADDING, np.int64)
-        segments, blocks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = row
-            segments[number, : len(row)], blocks[number, : len(row)] = mask_vectors(row)
-        self.first_block = int(blocks.max()) + 1
-        positions = torch.arange(shape[1], device=self.device).expand(shape)
-        self._cache = DecodingCache.empty(model.config.layers, self.batch, shape[1] + answer, self.device)
-        model.decode(
-            torch.as_tensor(tokens, device=self.device),
-            positions,
-            torch.as_tensor(segments, device=self.device),
-            torch.as_tensor(blocks, device=self.device),
-            self._cache,
-        )
-
-    def read(self, tokens: Tensor, positions: Tensor, blocks: Tensor) -> Tensor:
-        """Hidden states [B, Q, H] of new tokens [B, Q]."""
-        return self._model.decode(tokens, positions, torch.ones_like(tokens), blocks, self._cache)
-
-    def choose(self, hidden: Tensor, first: int, end: int) -> Tensor:
-        """The likeliest id in [first, end) after each hidden state: [B, Q, H] -> [B, Q]."""
-        logits = torch.nn.functional.linear(hidden, self._model.lm_head.weight[first:end])
-        return logits.argmax(dim=-1) + first
-
-    @staticmethod
-    def _check(model: Transformer, rows: list[NDArray[np.int64]], answer: int) -> None:
-        longest = max(len(row) for row in rows) + answer
-        if longest > model.config.max_positions:
-            raise InputError(
-                f"prompt and answer take {longest} positions, but model.max_positions is "
-                f"{model.config.max_positions}; shorten the history or the chunk"
-            )
-        largest = max(int(row.max()) for row in rows)
-        if largest >= model.config.vocabulary_size:
-            raise InputError(
-                f"token id {largest} in a prompt, but the model knows ids below "
-                f"{model.config.vocabulary_size}; use the tokenizer that it was trained with"
-            )
+        hidden = reader.read(tokens, slice(place, place + tokens.shape[1]))[:, -1]
+        place += tokens.shape[1]
+        logits = reader.logits(hidden, IMAGE_CODE_START, IMAGE_CODE_START + codebook_size)
+        if guidance is not None:
+            logits = guidance.mix(logits)
+        code = sampling.choose(logits, None if noise is None else noise[:, number])
+        codes.append(code)
+        tokens = (code + IMAGE_CODE_START).repeat(reader.batch // batch)[:, None]
+        if (number + 1) % columns == 0:
+            tokens = torch.cat([tokens, new_line], dim=1)
+    return torch.stack(codes, dim=1).reshape(batch, rows, columns).cpu().numpy().astype(np.uint16)

@@ -99,12 +99,20 @@ class SelfAttention(nn.Module):
         batch, length, _ = x.shape
         split = (batch, length, -1, self.head_size)
         query = rotate(self.q_norm(self.q_proj(x).view(split)), *rotary).transpose(1, 2)
-        key = rotate(self.k_norm(self.k_proj(x).view(split)), *rotary).transpose(1, 2)
-        value = self.v_proj(x).view(split).transpose(1, 2)
+        key, value = self._keys_and_values(x, rotary)
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = attention(query, key, value, mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def fill(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> None:
+        """Put keys and values of [B, S, H] into the cache, and no more."""
+        cache.append(*self._keys_and_values(x, rotary))
+
+    def _keys_and_values(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        split = (*x.shape[:2], -1, self.head_size)
+        key = rotate(self.k_norm(self.k_proj(x).view(split)), *rotary).transpose(1, 2)
+        return key, self.v_proj(x).view(split).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -149,6 +157,10 @@ class DecoderLayer(nn.Module):
             return x + self._drop(self.post_attention_layernorm(self.mlp(x)))
         x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+
+    def fill(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> None:
+        """Put keys and values of [B, S, H] into the cache, and no more: enough of a prompt's last layer."""
+        self.self_attn.fill(x if self.swin_norm else self.input_layernorm(x), rotary, cache)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -48,6 +48,16 @@ class Decoder(nn.Module):
                 x = layer(x, rotary, mask)
         return self.norm(x)
 
+    def fill(self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache) -> None:
+        """Read prompts [B, S] into the cache; nobody needs what the last layer makes of their tokens."""
+        x = self.embed_tokens(tokens)
+        rotary = self._rotary.at(positions)
+        for number, layer in enumerate(self.layers[:-1]):
+            x = layer(x, rotary, mask, cache.layers[number])
+        last = self.layers[-1]
+        assert isinstance(last, DecoderLayer)
+        last.fill(x, rotary, cache.layers[-1])
+
 
 class Transformer(nn.Module):
     """The whole network. Parameter names are those of Hugging Face's Chameleon.
@@ -97,6 +107,22 @@ class Transformer(nn.Module):
         if labelled is None:
             return self.lm_head(hidden)
         return self.lm_head(hidden.flatten(0, 1)[labelled], labels, normaliser, settings)
+
+    def prefill(self, tokens: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache) -> None:
+        """Read prompts into an empty cache.
+
+        Args:
+            tokens: int64 [B, S], one prompt a row, padded on the right.
+            segments: Segment ids [B, S], on the host: 1, and 0 for padding.
+            blocks: Block ids [B, S], on the host.
+            cache: Of the same batch.
+        """
+        blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
+        causal = not bool((blocks > 0).any())
+        device = self.lm_head.weight.device
+        mask = cache.extend(segments.to(device), blocks.to(device), causal)
+        positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
+        self.model.fill(tokens.to(device), positions, mask, cache)
 
     def decode(
         self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache

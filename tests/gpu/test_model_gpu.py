@@ -54,5 +54,5 @@ def test_action_chunks_are_decoded_where_the_model_is() -> None:
     prompts = [[0, 11_000, 11_001], [0, 11_002]]
     found = decode_action_chunk(device.eval(), prompts, 3)
     assert found.shape == (2, 3, 7)
-    assert (found == decode_action_chunk(device, prompts, 3, parallel=False)).all()
+    assert (found == decode_action_chunk(device, prompts, 3, order="token")).all()
     assert (found == decode_action_chunk(host.eval(), prompts, 3)).mean() > 0.9

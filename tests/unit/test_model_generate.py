@@ -82,8 +82,8 @@ def test_parallel_chunk_equals_decoding_token_by_token(action_mask: bool) -> Non
     prompts = [image_prompt(0, 5), image_prompt(1, 9), image_prompt(2, 7)]
     expected = [greedy_without_cache(model, prompt, 3) for prompt in prompts]
     assert len({tuple(block) for chunk in expected for block in chunk}) > 3
-    for parallel in (True, False):
-        assert decode_action_chunk(model, prompts, 3, parallel).tolist() == expected
+    for order in ("parallel", "block", "token"):
+        assert decode_action_chunk(model, prompts, 3, order=order).tolist() == expected
 
 
 def test_image_decoding_equals_decoding_without_cache() -> None:

@@ -39,7 +39,7 @@ def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() 
     tokens = random_tokens(config)
     positions = torch.arange(LENGTH).expand(tokens.shape)
     ones, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
-    cache = DecodingCache.empty(config.layers, len(tokens), LENGTH, tokens.device)
+    cache = DecodingCache(config.layers, len(tokens), LENGTH, tokens.device)
     parts = []
     with torch.no_grad():
         for start, end in ((0, 30), (30, 31), (31, LENGTH)):
