@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
+
+import torch
 
 from data.errors import InputError
 from pretrain.config import TrainingConfig
 from pretrain.model.attention.choose import BACKENDS
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
+from pretrain.model.transformer import check_divides
 from pretrain.optim import SCHEDULES
 from pretrain.telemetry.sinks import WANDB_MODES
 
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Refuse sizes below their least value and unknown choices.
+    """Refuse sizes below their least value, unknown choices and what does not fit the layout.
 
-    What depends on the data (sequence length, vocabulary) or on the layout (heads, stages) is checked
-    by the stream and by the engine.
+    What depends on the data (sequence length, vocabulary) is checked by the stream, what depends on the
+    hardware (attention) by the engine.
 
     Raises:
         InputError: Names the setting, what it is and what was expected.
@@ -51,10 +54,33 @@ def check_training(config: TrainingConfig) -> None:
     _check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     _check_choice("telemetry.wandb", config.telemetry.wandb, WANDB_MODES)
     _check_choice("parallel.zero_stage", config.parallel.zero_stage, (1, 2, 3))
+    _check_layout(config)
     if not config.run.name or config.run.name in (".", "..") or "/" in config.run.name:
         raise InputError(
             f"run.name={config.run.name!r}, expected the name of one folder; the folder "
             "that holds it is run.dir"
+        )
+
+
+def _check_layout(config: TrainingConfig) -> None:
+    trainer, parallel = config.trainer, config.parallel
+    check_divides(config.model, parallel.tensor)
+    if trainer.global_batch % parallel.data:
+        raise InputError(
+            f"trainer.global_batch={trainer.global_batch} does not divide by parallel.data={parallel.data}; "
+            "change one of them"
+        )
+    if not parallel.sequence_parallel:
+        return
+    if parallel.tensor == 1:
+        raise InputError(
+            "parallel.sequence_parallel=true, but parallel.tensor=1: the tokens are shared out over "
+            "tensor-parallel ranks; set it to false, or parallel.tensor to 2 or more"
+        )
+    if trainer.sequence_length % parallel.tensor:
+        raise InputError(
+            f"trainer.sequence_length={trainer.sequence_length} does not divide by parallel.tensor="
+            f"{parallel.tensor}, as parallel.sequence_parallel=true asks; change one of them"
         )
 
 
@@ -68,7 +94,7 @@ def _check_below_one(name: str, value: float) -> None:
         raise InputError(f"{name}={value}, expected at least 0 and below 1; correct the setting")
 
 
-def _check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+def _check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
         raise InputError(
             f"{name}={value}, expected one of {', '.join(map(str, choices))}; correct the setting"

@@ -36,8 +36,12 @@ class ProcessGroups:
         """
         if not dist.is_initialized():
             if torch.cuda.is_available():
-                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+                torch.cuda.set_device(device)
+                # Bound to its device, NCCL connects at once and splits groups off instead of starting anew.
+                dist.init_process_group("nccl", device_id=device)
+            else:
+                dist.init_process_group("gloo")
         mesh.check_world(dist.get_world_size())
         rank = dist.get_rank()
         if mesh.tensor == 1:

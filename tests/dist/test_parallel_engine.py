@@ -12,9 +12,10 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.errors import InputError
+from pretrain.checks import check_training
 from pretrain.config import LossConfig
 from pretrain.model.transformer import Transformer
-from pretrain.parallel.engine import check_batch
+from pretrain.parallel.batch import check_batch
 from pretrain.parallel.mesh import Mesh
 from tests.dist.engine_case import (
     LEARNING_RATE,
@@ -162,6 +163,19 @@ def test_wrong_world_size_and_indivisible_sizes_are_refused() -> None:
         run_ranks(train_partitioned, 1, Mesh(1, 2), 3, 1, {})
     with pytest.raises(RankFailedError, match=r"model\.heads=6 does not divide by parallel\.tensor=4"):
         run_ranks(train_partitioned, 4, Mesh(4, 1), 3, 1, {"heads": 6, "hidden_size": 96})
+
+
+def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
+    config = settings(Mesh(1, 1))
+    config.parallel.sequence_parallel = True
+    with pytest.raises(InputError, match=r"sequence_parallel=true, but parallel\.tensor=1"):
+        check_training(config)
+    config.parallel.tensor, config.trainer.sequence_length = 2, 33
+    with pytest.raises(InputError, match=r"sequence_length=33 does not divide by parallel\.tensor=2"):
+        check_training(config)
+    config.trainer.sequence_length, config.parallel.data = 32, 3
+    with pytest.raises(InputError, match=r"global_batch=4 does not divide by parallel\.data=3"):
+        check_training(config)
 
 
 def test_mesh_places_tensor_parallel_peers_side_by_side() -> None:

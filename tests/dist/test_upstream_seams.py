@@ -53,6 +53,54 @@ def test_deepspeed_still_builds_its_shared_memory_collectives_by_that_name() -> 
     assert "__compatible_ops__.get(builder.NAME" in inspect.getsource(backend.build_shm_op)
 
 
+def test_zero_init_takes_the_arguments_that_we_give() -> None:
+    import deepspeed
+
+    found = set(inspect.signature(deepspeed.zero.Init).parameters)
+    assert {"data_parallel_group", "config_dict_or_path", "mpu"} <= found
+    assert callable(deepspeed.init_distributed)
+
+
+def describe_partitions(precision: str) -> dict[str, Any]:
+    import torch
+    from torch import nn
+
+    from pretrain.parallel.groups import ProcessGroups
+    from pretrain.parallel.zero import build_module
+
+    plain = (torch.empty, nn.Linear.__init__)
+    config = TrainingConfig(
+        trainer=TrainerConfig(global_batch=2, precision=precision),
+        parallel=ParallelConfig(2, 2, 3),
+        model=SMALL,
+    )
+    module = build_module(config, ProcessGroups.create(Mesh(2, 2)))
+    head: Any = module.lm_head.weight
+    return {
+        "dtypes": {str(parameter.ds_tensor.dtype) for parameter in module.parameters()},  # pyright: ignore
+        "share": (tuple(head.ds_shape), head.ds_numel, head.ds_tensor.numel(), head.numel()),
+        "whole between": [name for name, p in module.named_parameters() if p.numel()],
+        "torch as before": plain == (torch.empty, nn.Linear.__init__),
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_zero_init_partitions_over_the_data_parallel_ranks(precision: str) -> None:
+    for found in run_ranks(describe_partitions, 4, precision):
+        # Given a dtype, it makes bfloat16 of float32.
+        assert found["dtypes"] == {"torch.float32" if precision == "fp32" else "torch.bfloat16"}
+        # Half of the rows by tensor parallelism; of those, half here. Without its group, a quarter.
+        assert found["share"] == ((32, 16), 512, 256, 0)
+        assert found["whole between"] == []
+        assert found["torch as before"]
+
+
+def test_nccl_is_bound_to_its_device() -> None:
+    from torch.distributed import init_process_group
+
+    assert "device_id" in inspect.signature(init_process_group).parameters
+
+
 def describe_engine(mesh: Mesh, stage: int) -> dict[str, Any]:
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups

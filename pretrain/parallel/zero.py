@@ -1,0 +1,130 @@
+"""The door to DeepSpeed in training: its settings, a model built in partitions, its engine.
+
+Combinations that DeepSpeed trains wrongly without an error cannot be asked for here: `zero.Init` over
+the whole world instead of the data-parallel group, `zero.Init` with a dtype (it takes float32 for
+bfloat16), ZeRO++ partitions across tensor-parallel peers, unmarked sharded parameters
+(`TensorParallelFactory` marks them).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+
+from pretrain.config import TrainingConfig
+from pretrain.model.factory import LayerFactory
+from pretrain.model.transformer import Transformer, initial_values, sharded_dimension
+from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
+
+
+def build_module(config: TrainingConfig, groups: ProcessGroups, draw: bool = True) -> Transformer:
+    """The network, partitioned over the data-parallel ranks as soon as each part is made (stage 3).
+
+    No rank ever holds more than its share and one whole matrix. Stages 1 and 2 keep whole weights on
+    every rank, as they are defined.
+
+    Args:
+        config: Of the training.
+        groups: This rank's groups.
+        draw: Whether to draw initial values; without, the weights are arbitrary, to be loaded.
+    """
+    if groups.device.type == "cpu":
+        _skip_kernel_build()
+    factory = _layer_factory(config, groups)
+    with _partitioning(config, groups):
+        module = Transformer(config.model, factory)
+    if draw:
+        _draw(module, config.trainer.seed, factory, groups.data_rank)
+    return module
+
+
+def start_engine(
+    module: Transformer, optimizer: torch.optim.Optimizer, config: TrainingConfig, groups: ProcessGroups
+) -> Any:
+    """DeepSpeed's engine around the network and its optimiser."""
+    engine, *_ = deepspeed.initialize(
+        model=module,
+        optimizer=optimizer,
+        config=deepspeed_settings(config, groups),
+        mpu=_model_parallel_unit(groups),
+    )
+    return engine
+
+
+def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
+    """DeepSpeed's JSON settings."""
+    share = config.trainer.global_batch // groups.mesh.data
+    return {
+        # Accumulation is told step by step (set_gradient_accumulation_boundary); DeepSpeed's own
+        # count is only checked for consistency.
+        "train_batch_size": share * groups.mesh.data,
+        "train_micro_batch_size_per_gpu": share,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.gradient_clipping,
+        "bf16": {"enabled": config.trainer.precision == "bf16"},
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": config.parallel.zero_stage,
+            "overlap_comm": groups.device.type == "cuda",
+            "contiguous_gradients": True,
+            "reduce_bucket_size": 200_000_000,
+            "stage3_prefetch_bucket_size": 100_000_000,
+            # Every matrix is partitioned; norms, the only parameters this small, stay whole.
+            "stage3_param_persistence_threshold": config.model.hidden_size,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+    }
+
+
+def _layer_factory(config: TrainingConfig, groups: ProcessGroups) -> LayerFactory:
+    if groups.mesh.tensor == 1:
+        return LayerFactory()
+    # Imported late: megatron takes seconds, and other layouts do without it.
+    from pretrain.parallel.tensor_parallel import TensorParallelFactory
+
+    return TensorParallelFactory(groups)
+
+
+def _partitioning(config: TrainingConfig, groups: ProcessGroups) -> AbstractContextManager[Any]:
+    """In which modules give up all but their share of each parameter when their constructor ends."""
+    if config.parallel.zero_stage != 3:
+        return nullcontext()
+    deepspeed.init_distributed()  # else its settings are read for a world of one rank
+    return deepspeed.zero.Init(
+        data_parallel_group=groups.data,
+        config_dict_or_path=deepspeed_settings(config, groups),
+        mpu=_model_parallel_unit(groups),
+    )
+
+
+def _model_parallel_unit(groups: ProcessGroups) -> ModelParallelUnit | None:
+    return ModelParallelUnit(groups) if groups.tensor is not None else None
+
+
+@torch.no_grad()
+def _draw(module: Transformer, seed: int, factory: LayerFactory, data_rank: int) -> None:
+    """Put the initial values where this rank holds them; one matrix is whole at a time."""
+    for name, parameter in module.named_parameters():
+        held: Any = getattr(parameter, "ds_tensor", None)
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        dimension = sharded_dimension(name)
+        values = initial_values(name, shape, dimension, module.config, seed, factory.rank, factory.size)
+        if held is None:
+            parameter.copy_(values)
+            continue
+        first = data_rank * held.numel()
+        share = values.flatten()[first : first + held.numel()]
+        held[: len(share)].copy_(share)
+        held[len(share) :].zero_()  # padding of the last ranks
+
+
+def _skip_kernel_build() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives, 90 s for tests on one machine."""
+    from deepspeed.ops import __compatible_ops__ as compatible
+
+    compatible["deepspeed_shm_comm"] = False
