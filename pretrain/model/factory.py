@@ -3,11 +3,14 @@
 The plain factory makes ordinary torch layers that hold whole matrices. The tensor-parallel one
 (`pretrain.parallel.tensor_parallel`) makes layers that hold this rank's share of the heads, of the
 feed-forward and of the vocabulary, with the same names and the same results.
+
+The residual stream is a flat list of tokens. Each rank holds all T of them or, in sequence parallel, its
+share; a branch takes them in with `enter`, works on all T with its share of the matrices between `column`
+and `row`, and comes back with its tokens.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
@@ -23,20 +26,32 @@ class LayerFactory:
     rank: int = 0
 
     def embedding(self, rows: int, width: int) -> nn.Module:
-        """Token ids [...] -> vectors [..., width]; rows are shared out over the ranks."""
+        """Token ids [T] -> vectors of this rank's tokens [T, width]; rows are shared out over the ranks."""
         return nn.Embedding(rows, width)
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
-        """Linear without bias whose outputs are shared out: [..., inputs] -> [..., outputs / size]."""
+        """Linear without bias whose outputs are shared out: [T, inputs] -> [T, outputs / size]."""
         return nn.Linear(inputs, outputs, bias=False)
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
-        """Linear without bias whose inputs are shared out: [..., inputs / size] -> [..., outputs]."""
+        """Linear without bias whose inputs are shared out: [T, inputs / size] -> this rank's [T, outputs]."""
         return nn.Linear(inputs, outputs, bias=False)
 
     def sharded_parameter(self, values: Tensor) -> nn.Parameter:
         """A parameter of which each rank holds its rows; `values` has the shape of the share."""
         return nn.Parameter(values)
+
+    def whole_parameter(self, parameter: Tensor) -> Tensor:
+        """A parameter that each rank holds whole, as it is used on this rank's tokens."""
+        return parameter
+
+    def enter(self, x: Tensor) -> Tensor:
+        """This rank's tokens -> all tokens [T, H], once before the column layers of a branch."""
+        return x
+
+    def all_tokens(self, x: Tensor) -> Tensor:
+        """This rank's tokens -> all tokens [T, H], before work that each rank does for all of them."""
+        return x
 
     def copy_to_ranks(self, values: Tensor) -> Tensor:
         """Identity whose gradient is summed over the ranks: put before work that is shared out."""
@@ -55,4 +70,4 @@ def shard_of(values: Tensor, dimension: int, rank: int, size: int) -> Tensor:
     """Share number `rank` of `size` equal shares of a tensor along a dimension."""
     if values.shape[dimension] % size:
         raise ValueError(f"dimension {dimension} of {tuple(values.shape)} does not divide by {size}")
-    return torch.chunk(values, size, dim=dimension)[rank]
+    return values.chunk(size, dim=dimension)[rank]

@@ -1,9 +1,14 @@
 """The parts of a Chameleon layer; names and numbers as in Hugging Face's Chameleon.
 
-Shapes: B batch, S tokens, H hidden, N heads of this rank (of queries, or of keys and values), D head size.
+Shapes: B batch, S tokens of a sequence, T = B * S tokens, R tokens of this rank's residual stream (T, or
+T / ranks in sequence parallel), H hidden, N heads of this rank (of queries, or of keys and values), D head
+size.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,35 +18,43 @@ from pretrain.model.attention.call import AttentionMask, attention
 from pretrain.model.cache import LayerCache
 from pretrain.model.config import ModelConfig
 from pretrain.model.factory import LayerFactory
+from pretrain.model.pointwise import compiled, rms_norm, swiglu, turn_heads
+from pretrain.model.recompute import element_wise, gathered
 
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, computed in fp32."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self._whole = factory.whole_parameter
+        self._norm = partial(compiled(rms_norm, config.compile), eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., H], same dtype."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        """[R, H] -> [R, H], same dtype."""
+        return element_wise(self._norm, x, self._whole(self.weight))
 
 
-class HeadNorm(nn.Module):
-    """LayerNorm over each head's features, with an affine map of its own per head (Chameleon's q/k norm)."""
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the T tokens are.
 
-    def __init__(self, factory: LayerFactory, heads: int, head_size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = factory.sharded_parameter(torch.ones(heads // factory.size, head_size))
-        self.bias = factory.sharded_parameter(torch.zeros(heads // factory.size, head_size))
-        self.eps = eps
+    Attributes:
+        batch: B.
+        length: S.
+        cosine: Of the rotary embedding [T, 1, D], in the network's dtype.
+        sine: Likewise.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, S, N, D] -> [B, S, N, D]."""
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+    batch: int
+    length: int
+    cosine: Tensor
+    sine: Tensor
+
+    def by_sequence(self, x: Tensor) -> Tensor:
+        """[T, N, D] -> [B, N, S, D], a view."""
+        return x.view(self.batch, self.length, *x.shape[1:]).transpose(1, 2)
 
 
 class RotaryTable:
@@ -56,12 +69,13 @@ class RotaryTable:
         self._length = config.max_positions
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, S, 1, D] for positions [B, S]."""
+    def at(self, positions: Tensor, dtype: torch.dtype) -> Places:
+        """The places of tokens at positions [B, S]."""
         if positions.device not in self._tables:
             self._tables[positions.device] = self._make(positions.device)
-        cosine, sine = self._tables[positions.device]
-        return cosine[positions].unsqueeze(2), sine[positions].unsqueeze(2)
+        cosine, sine = (table[positions.flatten()] for table in self._tables[positions.device])
+        batch, length = positions.shape
+        return Places(batch, length, cosine.to(dtype).unsqueeze(1), sine.to(dtype).unsqueeze(1))
 
     def _make(self, device: torch.device) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self._head_size, 2, dtype=torch.float32, device=device) / self._head_size
@@ -71,11 +85,18 @@ class RotaryTable:
         return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding of [B, S, N, D] in the half-split form of Hugging Face."""
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return x * cosine.to(x.dtype) + turned * sine.to(x.dtype)
+class HeadNorm(nn.Module):
+    """LayerNorm over each head's features, with an affine map of its own per head, and rotary embedding."""
+
+    def __init__(self, config: ModelConfig, factory: LayerFactory, heads: int) -> None:
+        super().__init__()
+        self.weight = factory.sharded_parameter(torch.ones(heads // factory.size, config.head_size))
+        self.bias = factory.sharded_parameter(torch.zeros(heads // factory.size, config.head_size))
+        self._turn = partial(compiled(turn_heads, config.compile), eps=config.norm_eps)
+
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        """[T, N, D] -> [T, N, D]."""
+        return element_wise(self._turn, x, self.weight, self.bias, places.cosine, places.sine)
 
 
 class SelfAttention(nn.Module):
@@ -89,30 +110,32 @@ class SelfAttention(nn.Module):
         self.k_proj = factory.column(hidden, config.shared_heads * config.head_size)
         self.v_proj = factory.column(hidden, config.shared_heads * config.head_size)
         self.o_proj = factory.row(hidden, hidden)
-        self.q_norm = HeadNorm(factory, config.heads, config.head_size, config.norm_eps)
-        self.k_norm = HeadNorm(factory, config.shared_heads, config.head_size, config.norm_eps)
+        self.q_norm = HeadNorm(config, factory, config.heads)
+        self.k_norm = HeadNorm(config, factory, config.shared_heads)
+        self._enter = factory.enter
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: AttentionMask, cache: LayerCache | None
-    ) -> Tensor:
-        """[B, S, H] -> [B, S, H]; with a cache, keys and values of earlier calls are seen too."""
-        batch, length, _ = x.shape
-        split = (batch, length, -1, self.head_size)
-        query = rotate(self.q_norm(self.q_proj(x).view(split)), *rotary).transpose(1, 2)
-        key, value = self._keys_and_values(x, rotary)
+    def forward(self, x: Tensor, places: Places, mask: AttentionMask, cache: LayerCache | None) -> Tensor:
+        """[R, H] -> [R, H]; with a cache, keys and values of earlier calls are seen too."""
+        x = gathered(self._enter, x)
+        query = self.q_norm(self._heads(self.q_proj(x)), places)
+        key, value = self._keys_and_values(x, places)
+        query = places.by_sequence(query)
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = attention(query, key, value, mask)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(mixed.transpose(1, 2).reshape(len(x), -1))
 
-    def fill(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> None:
-        """Put keys and values of [B, S, H] into the cache, and no more."""
-        cache.append(*self._keys_and_values(x, rotary))
+    def fill(self, x: Tensor, places: Places, cache: LayerCache) -> None:
+        """Put keys and values of [R, H] into the cache, and no more."""
+        cache.append(*self._keys_and_values(self._enter(x), places))
 
-    def _keys_and_values(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        split = (*x.shape[:2], -1, self.head_size)
-        key = rotate(self.k_norm(self.k_proj(x).view(split)), *rotary).transpose(1, 2)
-        return key, self.v_proj(x).view(split).transpose(1, 2)
+    def _keys_and_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """[T, H] -> [B, N, S, D] each."""
+        key = self.k_norm(self._heads(self.k_proj(x)), places)
+        return places.by_sequence(key), places.by_sequence(self._heads(self.v_proj(x)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1, self.head_size)
 
 
 class FeedForward(nn.Module):
@@ -123,10 +146,13 @@ class FeedForward(nn.Module):
         self.gate_proj = factory.column(config.hidden_size, config.ffn_size)
         self.up_proj = factory.column(config.hidden_size, config.ffn_size)
         self.down_proj = factory.row(config.ffn_size, config.hidden_size)
+        self._enter = factory.enter
+        self._swiglu = compiled(swiglu, config.compile)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, S, H] -> [B, S, H]."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        """[R, H] -> [R, H]."""
+        x = gathered(self._enter, x)
+        return self.down_proj(element_wise(self._swiglu, self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -139,28 +165,24 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = SelfAttention(config, factory)
         self.mlp = FeedForward(config, factory)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.input_layernorm = RMSNorm(config, factory)
+        self.post_attention_layernorm = RMSNorm(config, factory)
         self.dropout = config.dropout
         self.swin_norm = config.swin_norm
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        mask: AttentionMask,
-        cache: LayerCache | None = None,
+        self, x: Tensor, places: Places, mask: AttentionMask, cache: LayerCache | None = None
     ) -> Tensor:
-        """[B, S, H] -> [B, S, H]."""
+        """[R, H] -> [R, H]."""
         if self.swin_norm:
-            x = x + self._drop(self.input_layernorm(self.self_attn(x, rotary, mask, cache)))
+            x = x + self._drop(self.input_layernorm(self.self_attn(x, places, mask, cache)))
             return x + self._drop(self.post_attention_layernorm(self.mlp(x)))
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), places, mask, cache))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
-    def fill(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: LayerCache) -> None:
-        """Put keys and values of [B, S, H] into the cache, and no more: enough of a prompt's last layer."""
-        self.self_attn.fill(x if self.swin_norm else self.input_layernorm(x), rotary, cache)
+    def fill(self, x: Tensor, places: Places, cache: LayerCache) -> None:
+        """Put keys and values of [R, H] into the cache, and no more: enough of a prompt's last layer."""
+        self.self_attn.fill(x if self.swin_norm else self.input_layernorm(x), places, cache)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

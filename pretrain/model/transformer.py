@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from data.errors import InputError
 from pretrain.model.attention.call import AttentionMask
@@ -18,6 +17,7 @@ from pretrain.model.factory import LayerFactory, shard_of
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
 from pretrain.model.loss import LossSettings, VocabularyHead
 from pretrain.model.mask import effective_blocks
+from pretrain.model.recompute import run_layer
 
 INITIAL_DEVIATION = 0.02
 
@@ -29,34 +29,41 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = factory.embedding(config.vocabulary_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, factory) for _ in range(config.layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = RMSNorm(config, factory)
+        self._all_tokens = factory.all_tokens
         self._rotary = RotaryTable(config)
-        self._recompute = config.recompute != "none"
+        self._recompute = config.recompute
+        self._recompute_layers = config.layers if config.recompute_layers is None else config.recompute_layers
 
     def forward(
         self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache | None = None
     ) -> Tensor:
-        """Ids and positions [B, S] -> hidden states [B, S, H]."""
-        x = self.embed_tokens(tokens)
-        rotary = self._rotary.at(positions)
+        """Ids and positions [B, S] -> hidden states [B * S, H].
+
+        The residual stream is a flat list of tokens, of which each rank may hold a share (see `factory`).
+        """
+        x = self.embed_tokens(tokens.flatten())
+        places = self._rotary.at(positions, x.dtype)
         for number, layer in enumerate(self.layers):
             if cache is not None:
-                x = layer(x, rotary, mask, cache.layers[number])
-            elif self._recompute and self.training:
-                x = checkpoint(layer, x, rotary, mask, use_reentrant=False)
+                x = layer(x, places, mask, cache.layers[number])
             else:
-                x = layer(x, rotary, mask)
-        return self.norm(x)
+                x = run_layer(self._policy(number), layer, x, places, mask)
+        return self._all_tokens(self.norm(x))
 
     def fill(self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache) -> None:
         """Read prompts [B, S] into the cache; nobody needs what the last layer makes of their tokens."""
-        x = self.embed_tokens(tokens)
-        rotary = self._rotary.at(positions)
+        x = self.embed_tokens(tokens.flatten())
+        places = self._rotary.at(positions, x.dtype)
         for number, layer in enumerate(self.layers[:-1]):
-            x = layer(x, rotary, mask, cache.layers[number])
+            x = layer(x, places, mask, cache.layers[number])
         last = self.layers[-1]
         assert isinstance(last, DecoderLayer)
-        last.fill(x, rotary, cache.layers[-1])
+        last.fill(x, places, cache.layers[-1])
+
+    def _policy(self, number: int) -> str:
+        """What a layer keeps for its gradient, if there will be one."""
+        return self._recompute if self.training and number < self._recompute_layers else "none"
 
 
 class Transformer(nn.Module):
@@ -105,8 +112,8 @@ class Transformer(nn.Module):
         """
         hidden = self.model(tokens, positions, mask)
         if labelled is None:
-            return self.lm_head(hidden)
-        return self.lm_head(hidden.flatten(0, 1)[labelled], labels, normaliser, settings)
+            return self.lm_head(hidden.view(*tokens.shape, -1))
+        return self.lm_head(hidden[labelled], labels, normaliser, settings)
 
     def prefill(self, tokens: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache) -> None:
         """Read prompts into an empty cache.
@@ -122,14 +129,15 @@ class Transformer(nn.Module):
         device = self.lm_head.weight.device
         mask = cache.extend(segments.to(device), blocks.to(device), causal)
         positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
-        self.model.fill(tokens.to(device), positions, mask, cache)
+        self.model(tokens.to(device), positions, mask, cache)
 
     def decode(
         self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache
     ) -> Tensor:
         """Hidden states [B, Q, H] of new tokens [B, Q] that follow those in the cache."""
         blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
-        return self.model(tokens, positions, cache.extend(segments, blocks), cache)
+        hidden = self.model(tokens, positions, cache.extend(segments, blocks), cache)
+        return hidden.view(*tokens.shape, -1)
 
 
 def check_divides(config: ModelConfig, tensor: int) -> None:

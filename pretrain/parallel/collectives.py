@@ -1,0 +1,116 @@
+"""Communication between tensor-parallel ranks as functions with a gradient.
+
+As megatron-core's mappings of the same purpose, but on the tensor's own device (megatron's gathers want
+CUDA) and never in place (a caller may have kept the operand). T is the number of tokens, on dimension 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import Function
+
+
+def copy_to_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Identity; the gradient is summed over the ranks."""
+    return _CopyToRanks.apply(x, group)
+
+
+def sum_over_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sum over the ranks, on each of them; identity for the gradient."""
+    return _SumOverRanks.apply(x, group)
+
+
+def sum_and_share(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sum over the ranks of [T, ...], of which each rank gets its T / ranks; gathers the gradient."""
+    return _SumAndShare.apply(x, group)
+
+
+def gather_for_shares(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """All tokens from each rank's [T / ranks, ...], for work that is shared out.
+
+    Each rank has a part of every token's gradient: they are summed.
+    """
+    return _GatherForShares.apply(x, group)
+
+
+def gather_for_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """All tokens from each rank's [T / ranks, ...], for work that each rank does for all of them.
+
+    Each rank has the whole gradient of every token: it takes that of its own.
+    """
+    return _GatherForAll.apply(x, group)
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _share_of_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    share = x.new_empty(len(x) // group.size(), *x.shape[1:])
+    dist.reduce_scatter_tensor(share, x.contiguous(), group=group)
+    return share
+
+
+def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    whole = x.new_empty(len(x) * group.size(), *x.shape[1:])
+    dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
+    return whole
+
+
+class _CopyToRanks(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _sum(gradients[0], ctx.group), None
+
+
+class _SumOverRanks(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        return _sum(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0], None
+
+
+class _SumAndShare(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _share_of_sum(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _gather(gradients[0], ctx.group), None
+
+
+class _GatherForShares(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gather(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _share_of_sum(gradients[0], ctx.group), None
+
+
+class _GatherForAll(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gather(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].chunk(ctx.group.size())[ctx.group.rank()], None
