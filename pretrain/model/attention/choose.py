@@ -22,6 +22,7 @@ from torch import Tensor
 from data.errors import InputError
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.dense import DenseMask
+from pretrain.model.attention.flex import FLASH, FlexMask, flash_block
 from pretrain.model.attention.hardware import (
     FLASH_ATTENTION_2,
     FLASH_ATTENTION_4,
@@ -29,6 +30,7 @@ from pretrain.model.attention.hardware import (
     Hardware,
     detect,
 )
+from pretrain.model.attention.host import on_device
 from pretrain.model.config import ModelConfig
 from pretrain.model.mask import effective_blocks
 
@@ -55,11 +57,15 @@ def packed_mask(
     Raises:
         InputError: The backend asked for is not available here.
     """
-    check_backend(config, device, dtype)
-    segments = torch.as_tensor(segments).to(device)
-    blocks = torch.as_tensor(blocks).to(device)
+    backend = check_backend(config, device, dtype)
+    segments, blocks = torch.as_tensor(segments), torch.as_tensor(blocks)
     blocks = effective_blocks(blocks, config.action_mask, config.history_actions_visible)
-    return DenseMask.packed(segments, blocks)
+    if backend == "flex":
+        return FlexMask.packed(segments, blocks, device)
+    if backend == "flash":
+        block_size = flash_block(detect(device).capability)
+        return FlexMask.packed(segments, blocks, device, block_size, FLASH)
+    return DenseMask.packed(on_device(segments, device), on_device(blocks, device))
 
 
 def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
