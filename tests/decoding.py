@@ -1,0 +1,119 @@
+"""A small model, prompts, and decoding by reading the whole written sequence again for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.stream.sequence import action_prompt, world_prompt
+from data.tokens.image_block import image_block
+from data.tokens.vocabulary import (
+    ACTION_BIN_END,
+    ACTION_BIN_START,
+    ACTION_END,
+    ACTION_START,
+    IMAGE_CODE_START,
+    IMAGE_NEW_LINE,
+    IMAGE_START,
+    grid_size_token,
+)
+from pretrain.model.attention.choose import packed_mask
+from pretrain.model.config import ModelConfig
+from pretrain.model.mask import mask_vectors
+from pretrain.model.transformer import Transformer, initialise
+
+SMALL = ModelConfig(
+    vocabulary_size=16_384,
+    hidden_size=32,
+    ffn_size=48,
+    layers=2,
+    heads=4,
+    max_positions=256,
+    dropout=0.0,
+)
+BINS = slice(ACTION_BIN_START, ACTION_BIN_END)
+
+
+def small_model(scale: float = 20, **changes: object) -> Transformer:
+    model = Transformer(ModelConfig(**{**SMALL.__dict__, **changes}))
+    initialise(model, seed=3)
+    with torch.no_grad():  # far from uniform, so that choices are clear
+        model.lm_head.weight.mul_(scale)
+    return model.eval()
+
+
+def prompt_of(seed: int, text: int, images: int = 1) -> list[int]:
+    """Words, images and the end of the turn."""
+    random = np.random.default_rng(seed)
+    words = random.integers(11_000, 12_000, text)
+    codes = random.integers(0, 8192, (images, 2, 2))
+    return action_prompt(words, list(image_block(codes, 64))).tolist()
+
+
+def dream_prompt(seed: int, text: int) -> list[int]:
+    """Words, an image and an action."""
+    random = np.random.default_rng(seed)
+    words, codes = random.integers(11_000, 12_000, text), random.integers(0, 8192, (2, 2))
+    bins = random.integers(ACTION_BIN_START, ACTION_BIN_END, 7)
+    return world_prompt(words, image_block(codes, 64), bins).tolist()
+
+
+@torch.no_grad()
+def next_logits(model: Transformer, tokens: list[int], blocks: Any = None) -> Tensor:
+    """Logits [V] after a sequence that is read whole."""
+    segments, found = mask_vectors(tokens)
+    blocks = found if blocks is None else blocks
+    mask = packed_mask(segments[None], blocks[None], model.config, torch.device("cpu"))
+    return model(torch.tensor([tokens]), torch.arange(len(tokens))[None], mask)[0, -1]
+
+
+def naive_chunk(
+    model: Transformer, prompt: list[int], chunk: int, choose: Callable[[Tensor, int, int], int]
+) -> list[list[int]]:
+    """Action bins by reading the whole written sequence again for every token."""
+    tokens, bins = list(prompt), []
+    for block in range(chunk):
+        tokens.append(ACTION_START)
+        for dimension in range(7):
+            chosen = choose(next_logits(model, tokens)[BINS], block, dimension)
+            tokens.append(ACTION_BIN_START + chosen)
+        bins.append(tokens[-7:])
+        tokens.append(ACTION_END)
+    return bins
+
+
+def greedy(logits: Tensor, *_: int) -> int:
+    return int(logits.argmax())
+
+
+def naive_image(
+    model: Transformer,
+    prompt: list[int],
+    rows: int,
+    columns: int,
+    choose: Callable[[Tensor, int], int],
+    unconditional: list[int] | None = None,
+    scale: float = 1.0,
+) -> list[list[int]]:
+    """Image codes by reading the whole written sequence (two of them when guided) for every token."""
+    size = grid_size_token(64)
+    answer, codes = [IMAGE_START, size, size], []
+    for number in range(rows * columns):
+        logits = _code_logits(model, [*prompt, *answer])
+        if unconditional is not None:
+            without = _code_logits(model, [*unconditional, *answer])
+            logits = without + scale * (logits - without)
+        codes.append(choose(logits, number))
+        answer.append(IMAGE_CODE_START + codes[-1])
+        if (number + 1) % columns == 0:
+            answer.append(IMAGE_NEW_LINE)
+    return np.reshape(codes, (rows, columns)).tolist()
+
+
+def _code_logits(model: Transformer, tokens: list[int]) -> Tensor:
+    """Of the 8,192 codes after a world sample's tokens: plain causal, its actions precede an image."""
+    return next_logits(model, tokens, np.zeros(len(tokens), np.int32))[IMAGE_CODE_START:][:8192]
