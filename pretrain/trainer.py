@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +14,11 @@ from data.errors import InputError
 from data.stream.loader import TokenStream
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from pretrain.checkpoint.load import load, load_metadata
+from pretrain.checkpoint.load import load, load_metadata, load_start
 from pretrain.checkpoint.manifest import latest
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_training
-from pretrain.config import TrainingConfig
+from pretrain.config import CheckpointingConfig, TrainingConfig
 from pretrain.optim import learning_rate
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
@@ -30,6 +30,20 @@ from pretrain.telemetry.recorder import Recorder
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the first weights come from.
+
+    Attributes:
+        checkpoint: A committed checkpoint.
+        goes_on: Whether the run goes on from it, with its moments and its step; else a new run begins with
+            its weights.
+    """
+
+    checkpoint: Path
+    goes_on: bool
 
 
 def train(config: TrainingConfig) -> None:
@@ -46,12 +60,12 @@ def train(config: TrainingConfig) -> None:
     folder = RunFolder.of(config.run)
     with TokenStream(config.data, config.trainer, config.trainer.seed) as stream:
         check_model_fits(config, stream)
-        checkpoint = on_first_rank(lambda: prepare_folder(config, folder, stream))
-        engine = Engine.build(config, groups)
-        before = resume(checkpoint, engine, stream)
+        origin = on_first_rank(lambda: prepare_folder(config, folder, stream))
+        engine = Engine.build(config, groups, draw=origin is None)
+        before = take_weights(origin, engine, stream)
         writer = CheckpointWriter(folder.checkpoints, engine, config.checkpointing.keep_last)
         recorder = Recorder(config, folder, groups, engine.step_count, before["tokens"])
-        resumed_from = announce(recorder, checkpoint, before, config, engine.step_count)
+        resumed_from = announce(recorder, origin, before, config, engine.step_count)
         last = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
         while engine.step_count < last:
             start = time.perf_counter()
@@ -75,47 +89,52 @@ def metadata(config: TrainingConfig, stream: TokenStream, tokens: int) -> dict[s
     return {"config": to_mapping(config), "dataset": stream.index.fingerprint, "tokens": tokens}
 
 
-def resume(checkpoint: Path | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
-    """Load a checkpoint, if there is one, and return its metadata.
+def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
+    """Load what the run goes on from or begins with, if anything.
+
+    Returns:
+        Metadata of the checkpoint that it goes on from; those of a new run otherwise.
 
     Raises:
-        InputError: It is damaged, of another network, or was trained on other data.
+        InputError: It is damaged, of another network, or (to go on from) was trained on other data.
     """
-    if checkpoint is None:
+    if origin is None:
         return {"tokens": 0}
-    trained_on = load_metadata(checkpoint)["dataset"]
+    if not origin.goes_on:
+        load_start(origin.checkpoint, engine)
+        return {"tokens": 0}
+    trained_on = load_metadata(origin.checkpoint)["dataset"]
     if trained_on != stream.index.fingerprint:
         raise InputError(
-            f"{checkpoint}: was trained on the data set {trained_on[:12]}, data.url={stream.index.url} is "
-            f"{stream.index.fingerprint[:12]}; give the same data, or begin a run of another name"
+            f"{origin.checkpoint}: was trained on the data set {trained_on[:12]}, data.url="
+            f"{stream.index.url} is {stream.index.fingerprint[:12]}; give the same data, or begin a run of another name"
         )
-    return load(checkpoint, engine)
+    return load(origin.checkpoint, engine)
 
 
 def announce(
-    recorder: Recorder, checkpoint: Path | None, before: Mapping[str, Any], config: TrainingConfig, step: int
+    recorder: Recorder, origin: Origin | None, before: Mapping[str, Any], config: TrainingConfig, step: int
 ) -> str | None:
-    """Note in the metrics where and at which layouts the run goes on; the checkpoint, for the summary."""
-    if checkpoint is None:
+    """Note in the metrics what the run goes on from or begins with; the former, for the summary."""
+    if origin is None:
         return None
-    recorder.event(
-        "resumed",
-        step=step,
-        checkpoint=str(checkpoint),
-        parallel_before=before["config"]["parallel"],
-        parallel=asdict(config.parallel),
-    )
-    return str(checkpoint)
+    path, parallel = str(origin.checkpoint), asdict(config.parallel)
+    if not origin.goes_on:
+        recorder.event("started", step=step, checkpoint=path, parallel=parallel)
+        return None
+    layout = before["config"]["parallel"]
+    recorder.event("resumed", step=step, checkpoint=path, parallel_before=layout, parallel=parallel)
+    return path
 
 
-def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Path | None:
-    """Open the run folder, put the tokenizers into it, and choose the checkpoint to go on from.
+def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Origin | None:
+    """Open the run folder, put the tokenizers into it, and choose where the weights come from.
 
     Raises:
-        InputError: The folder cannot be used, or the image tokenizer is not the data set's.
+        InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
     """
     folder.open(config)
-    checkpoint = _choose_checkpoint(config.checkpointing.resume, folder)
+    origin = _choose_origin(config.checkpointing, folder)
     text = TextTokenizer.load(config.data.text_tokenizer)
     image = ImageTokenizer.load(config.data.image_tokenizer)
     expected = stream.index.image.tokenizer_sha256
@@ -132,7 +151,18 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
             f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
             "write to, or free space"
         ) from error
-    return checkpoint
+    return origin
+
+
+def _choose_origin(config: CheckpointingConfig, folder: RunFolder) -> Origin | None:
+    checkpoint = _choose_checkpoint(config.resume, folder)
+    if checkpoint is not None:
+        return Origin(checkpoint, goes_on=True)
+    if config.start_from is None:
+        return None
+    start = Path(config.start_from)
+    load_metadata(start)  # a wrong path is told before the model is built
+    return Origin(start, goes_on=False)
 
 
 def _choose_checkpoint(choice: str, folder: RunFolder) -> Path | None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import JsonlSink, read_metrics
 from tests.dist import training_case as case
 from tests.dist.harness import run_ranks
+from tests.dist.training_case import measured, train
 
 CURVE = ("loss", "loss_action", "loss_image", "gradient_norm")
 
@@ -24,16 +24,6 @@ CURVE = ("loss", "loss_action", "loss_image", "gradient_norm")
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return case.write_dataset(tmp_path_factory.mktemp("shards"))
-
-
-def train(config: TrainingConfig) -> RunFolder:
-    ranks = config.parallel.tensor * config.parallel.data
-    assert run_ranks(case.try_train, ranks, config) == [""] * ranks
-    return RunFolder.of(config.run)
-
-
-def measured(folder: RunFolder) -> list[dict[str, Any]]:
-    return [record for record in read_metrics(folder.metrics) if "event" not in record]
 
 
 @pytest.fixture(scope="module")

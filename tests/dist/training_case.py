@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,9 @@ from pretrain.config import (
     TrainingConfig,
 )
 from pretrain.model.config import ModelConfig
-from pretrain.trainer import train
+from pretrain.run_folder import RunFolder
+from pretrain.telemetry.sinks import read_metrics
+from tests.dist.harness import run_ranks
 
 LENGTHS = (12, 9, 10)
 
@@ -100,12 +103,26 @@ def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1))
 
 
 def try_train(config: TrainingConfig) -> str:
-    """Train; the message of the InputError, or nothing."""
+    """Train on this rank; the message of the InputError, or nothing."""
+    from pretrain.trainer import train
+
     try:
         train(config)
     except InputError as error:
         return str(error)
     return ""
+
+
+def train(config: TrainingConfig) -> RunFolder:
+    """Train on as many ranks as the layout asks for."""
+    ranks = config.parallel.tensor * config.parallel.data
+    assert run_ranks(try_train, ranks, config) == [""] * ranks
+    return RunFolder.of(config.run)
+
+
+def measured(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of the steps."""
+    return [record for record in read_metrics(folder.metrics) if "event" not in record]
 
 
 def run_main(arguments: list[str]) -> int:

@@ -1,0 +1,83 @@
+"""A new run that begins with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.stream.loader import TokenStream
+from data.tokens.vocabulary import IGNORED_LABEL
+from pretrain.checkpoint.load import load_weights
+from pretrain.config import TrainingConfig
+from pretrain.model.attention.choose import packed_mask
+from pretrain.model.loss import LossSettings, label_weights
+from pretrain.model.transformer import Transformer
+from pretrain.run_folder import RunFolder
+from pretrain.telemetry.sinks import read_metrics
+from tests.dist import training_case as case
+from tests.dist.harness import run_ranks
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return case.write_dataset(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def earlier(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of another run."""
+    config = case.settings(tmp_path_factory.mktemp("earlier"), url, (1, 1, 1))
+    config.trainer.stop_after = 2
+    return case.train(config).checkpoints / "step_00000002"
+
+
+def loss_of(checkpoint: Path, config: TrainingConfig) -> float:
+    """Loss of its weights on the first global batch, in one process."""
+    model = Transformer(config.model)
+    model.load_state_dict(load_weights(checkpoint))
+    with TokenStream(config.data, config.trainer, config.trainer.seed) as stream:
+        (batch,) = stream.micro_batches(0, 0, 1)
+    flat = torch.as_tensor(batch.labels).long().flatten()
+    labelled = (flat != IGNORED_LABEL).nonzero().squeeze(1)
+    labels, settings = flat[labelled], LossSettings(config.loss.image_weight, config.loss.z_loss)
+    normaliser = torch.stack([label_weights(labels, settings).sum(), torch.tensor(float(len(labels)))])
+    tokens, positions = (torch.as_tensor(a).long() for a in (batch.tokens, batch.positions))
+    mask = packed_mask(batch.segments, batch.blocks, config.model, torch.device("cpu"))
+    return model(tokens, positions, mask, labelled, labels, normaliser, settings)[0].item()
+
+
+def events(folder: RunFolder) -> list[tuple[str, int, str]]:
+    records = [record for record in read_metrics(folder.metrics) if "event" in record]
+    return [(record["event"], record["step"], record["checkpoint"]) for record in records]
+
+
+@pytest.mark.parametrize("layout", [(2, 1, 3), (1, 2, 1)])
+def test_a_new_run_begins_with_the_weights_of_another(
+    url: str, earlier: Path, tmp_path: Path, layout: tuple[int, int, int]
+) -> None:
+    config = case.settings(tmp_path, url, layout)
+    config.checkpointing.start_from, config.trainer.stop_after = str(earlier), 2
+    folder = case.train(config)
+    records = case.measured(folder)
+    assert records[0]["loss"] == pytest.approx(loss_of(earlier, config), abs=1e-5)
+    assert [record["step"] for record in records] == [1, 2]
+    assert records[0]["learning_rate"] == pytest.approx(0.01 / 3)
+    assert events(folder) == [("started", 0, str(earlier))]
+    assert folder.read_summary()["resumed_from"] is None
+
+    config.trainer.stop_after = 3  # a checkpoint of its own goes before
+    case.train(config)
+    own = str(folder.checkpoints / "step_00000002")
+    assert events(folder) == [("started", 0, str(earlier)), ("resumed", 2, own)]
+    assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
+
+
+def test_weights_that_cannot_be_used_are_refused(url: str, earlier: Path, tmp_path: Path) -> None:
+    config = case.settings(tmp_path, url)
+    config.checkpointing.start_from = str(tmp_path / "nowhere")
+    assert "nowhere: no committed checkpoint" in run_ranks(case.try_train, 1, config)[0]
+    config.checkpointing.start_from = str(earlier)
+    config.run.name, config.model.ffn_size = "wider", 64
+    assert "another network" in run_ranks(case.try_train, 1, config)[0]
