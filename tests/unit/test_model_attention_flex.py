@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -41,6 +41,7 @@ def spread(pairs: Tensor, block_mask: BlockMask, length: int) -> Tensor:
     return pairs.repeat_interleave(rows, 0).repeat_interleave(columns, 1)[:length, :length]
 
 
+@settings(deadline=None)
 @given(packings(), st.sampled_from(BLOCK_SIZES), st.booleans(), st.booleans())
 def test_no_visible_pair_is_skipped_and_no_hidden_pair_is_taken(
     packed: Packing, block_size: tuple[int, int], action_mask: bool, history: bool

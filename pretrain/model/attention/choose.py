@@ -31,6 +31,7 @@ from pretrain.model.attention.hardware import (
     detect,
 )
 from pretrain.model.attention.host import on_device
+from pretrain.model.attention.varlen import VarlenMask, flash_attention_2
 from pretrain.model.config import ModelConfig
 from pretrain.model.mask import effective_blocks
 
@@ -65,6 +66,8 @@ def packed_mask(
     if backend == "flash":
         block_size = flash_block(detect(device).capability)
         return FlexMask.packed(segments, blocks, device, block_size, FLASH)
+    if backend == "flash2":
+        return VarlenMask.packed(segments, blocks, device, flash_attention_2())
     return DenseMask.packed(on_device(segments, device), on_device(blocks, device))
 
 
