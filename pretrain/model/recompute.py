@@ -121,9 +121,12 @@ class _Recorder:
         self._results[_storage(result)] = (result, _Again(function, [self._kept(each) for each in inputs]))
 
     def _kept(self, tensor: Tensor) -> Tensor | _Saved:
-        # A parameter is kept as it is: ZeRO moves its values, and a detached one would hold them in memory.
         packed = self._pack(tensor)
-        return packed if isinstance(packed, (_Saved, nn.Parameter)) else packed.detach()
+        if isinstance(packed, _Saved):
+            return packed
+        # ZeRO may have taken a parameter's values away by then; those used here are a few vectors.
+        owner = packed if packed._base is None else packed._base
+        return packed.detach().clone() if isinstance(owner, nn.Parameter) else packed.detach()
 
     def _pack(self, tensor: Tensor) -> Tensor | _Saved:
         found = self._results.get(_storage(tensor))

@@ -87,7 +87,7 @@ def _layer_factory(config: TrainingConfig, groups: ProcessGroups) -> LayerFactor
     # Imported late: megatron takes seconds, and other layouts do without it.
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 
-    return TensorParallelFactory(groups)
+    return TensorParallelFactory(groups, config.parallel.sequence_parallel)
 
 
 def _partitioning(config: TrainingConfig, groups: ProcessGroups) -> AbstractContextManager[Any]:

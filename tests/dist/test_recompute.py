@@ -1,0 +1,82 @@
+"""Recompute policies and sequence parallel through the engine: same numbers, weights given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pretrain.parallel.mesh import Mesh
+from tests.dist.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
+from tests.dist.harness import run_ranks
+
+STEPS = 4
+MICRO_BATCHES = 2
+LARGE = {"heads": 8, "key_value_heads": 4, "swin_norm": True}
+
+
+def train(mesh: Mesh, sequence_parallel: bool, model: dict[str, Any]) -> tuple[Curve, list[str]]:
+    """Losses and gradient norms, and the matrices that are still whole after the backward pass."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(mesh)
+    config = settings(mesh, **model)
+    config.parallel.sequence_parallel = sequence_parallel
+    engine = Engine.build(config, groups)
+    whole: list[str] = []
+    finish = engine.deepspeed_engine.step
+
+    def step_after_a_look() -> None:
+        parameters = engine.module.named_parameters()
+        whole.extend(name for name, p in parameters if p.numel() > 0 and "norm" not in name)
+        finish()
+
+    engine.deepspeed_engine.step = step_after_a_look
+    curve = []
+    for step in range(STEPS):
+        batches = parts(global_batch(step), mesh, MICRO_BATCHES, groups.data_rank)
+        result = engine.step(batches, LEARNING_RATE)
+        curve.append((float(result.loss), float(result.gradient_norm)))
+    return curve, whole
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Curve]:
+    """One rank that keeps everything, of both kinds of network."""
+    return {
+        "7b": run_ranks(train, 1, Mesh(1, 1), False, {})[0][0],
+        "34b": run_ranks(train, 1, Mesh(1, 1), False, LARGE)[0][0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("mesh", "sequence_parallel", "network", "recompute"),
+    [
+        (Mesh(1, 2), False, "7b", "none"),
+        (Mesh(1, 2), False, "7b", "selective"),
+        (Mesh(1, 2), False, "7b", "full"),
+        (Mesh(2, 2), True, "7b", "none"),
+        (Mesh(2, 2), True, "34b", "selective"),
+        (Mesh(2, 2), True, "7b", "full"),
+    ],
+)
+def test_training_equals_one_rank_that_keeps_everything(
+    kept: dict[str, Curve], mesh: Mesh, sequence_parallel: bool, network: str, recompute: str
+) -> None:
+    model = {**(LARGE if network == "34b" else {}), "recompute": recompute}
+    results = run_ranks(train, mesh.size, mesh, sequence_parallel, model)
+    assert all(curve == results[0][0] for curve, _ in results), "ranks report different numbers"
+    np.testing.assert_allclose(np.array(results[0][0]), np.array(kept[network]), rtol=1e-4, atol=5e-6)
+    assert [whole for _, whole in results] == [[]] * mesh.size
+
+
+def test_dropout_is_the_same_when_made_again() -> None:
+    """Also with sequence parallel, where each rank drops its own tokens."""
+    curves = [
+        run_ranks(train, 2, Mesh(2, 1), True, {"dropout": 0.2, "recompute": policy})[0][0]
+        for policy in ("none", "selective", "full")
+    ]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
+    np.testing.assert_allclose(curves[2], curves[0], rtol=1e-5)
