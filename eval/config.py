@@ -80,10 +80,16 @@ class ImagineConfig:
         checkpoint: Checkpoint folder.
         episode: Key of the episode in the run's data; null: the first validation episode.
         frames: Frames to predict.
+        temperature: Of the image codes' choice; 0 takes the likeliest, as the published evaluation does.
+        guidance: Scale of classifier-free guidance towards the action; 1: none.
+        seed: Of the draws at a temperature above 0.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
 
     checkpoint: str = "???"
     episode: str | None = None
     frames: int = 8
+    temperature: float = 0.0
+    guidance: float = 1.0
+    seed: int = 0
     out: str | None = None

@@ -8,8 +8,9 @@ makes of the true codes: the scores judge the transformer, not the tokenizer.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from PIL import Image
 from data.contracts import Episode
 from data.errors import InputError
 from data.storage.index import DatasetIndex, EpisodeEntry, read_episode
-from data.stream.sequence import WORLD_TEXT, world_prompt
+from data.stream.sequence import WORLD_TEXT, action_prompt, world_prompt
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from eval.checkpoint_policy import CheckpointModel
 from eval.config import ImagineConfig
 from eval.video import write_video
-from pretrain.model.generate import decode_image
+from pretrain.model.generate import Guidance, decode_image
+from pretrain.model.sampling import GREEDY, Sampling
 
 STEM = "imagine"  # of the three files in the evaluation folder
 _FRAMES_PER_SECOND = 5
@@ -83,6 +85,8 @@ def imagine(config: ImagineConfig) -> Imagination:
     """
     if config.frames < 1:
         raise InputError(f"frames={config.frames}: expected at least 1")
+    sampling = Sampling(config.temperature, seed=config.seed)
+    guidance = Guidance(config.guidance, [])  # refused before anything is read
     checkpoint = Path(config.checkpoint)
     model = CheckpointModel(checkpoint)
     index = DatasetIndex.load(model.data.url)
@@ -97,7 +101,7 @@ def imagine(config: ImagineConfig) -> Imagination:
         raise InputError(f"episode {entry.key} has one frame, expected at least 2; choose another episode")
     count = min(config.frames, episode.length - 1)
     true_codes = episode.codes[model.data.camera][: count + 1].astype(np.int64)
-    codes = predict(model, index, episode, count)
+    codes = predict(model, index, episode, count, sampling, guidance.scale)
     truth, dream = model.image.decode(true_codes), model.image.decode(codes)
     scores = score(truth, dream, (codes == true_codes).mean(axis=(1, 2)))
     out = (
@@ -105,7 +109,14 @@ def imagine(config: ImagineConfig) -> Imagination:
         if config.out
         else checkpoint.resolve().parents[1] / "eval" / checkpoint.resolve().name
     )
-    return _write(out, checkpoint, entry, truth, dream, scores)
+    about = {
+        "checkpoint": checkpoint.name,
+        "instruction": entry.instruction,
+        "temperature": config.temperature,
+        "guidance": config.guidance,
+        "seed": config.seed,
+    }
+    return _write(out, about, entry, truth, dream, scores)
 
 
 def choose_episode(index: DatasetIndex, key: str | None) -> EpisodeEntry:
@@ -124,16 +135,43 @@ def choose_episode(index: DatasetIndex, key: str | None) -> EpisodeEntry:
     raise InputError(f"episode={key}: not in {index.url}; it holds {len(index.episodes)}: {known}, ...")
 
 
-def predict(model: CheckpointModel, index: DatasetIndex, episode: Episode, count: int) -> NDArray[np.int64]:
-    """Codes [count + 1, R, C]: the true first frame and `count` predictions, each from the one before."""
+def predict(
+    model: CheckpointModel,
+    index: DatasetIndex,
+    episode: Episode,
+    count: int,
+    sampling: Sampling = GREEDY,
+    scale: float = 1.0,
+) -> NDArray[np.int64]:
+    """Codes [count + 1, R, C]: the true first frame and `count` predictions, each from the one before.
+
+    Guidance is towards the action: the unconditional prompt is the same words and frame without the action
+    block, so what it predicts is a next frame whatever the robot does. (Training never drops actions, so
+    the network knows such prompts only as far as it generalises.)
+
+    Args:
+        model: Network, tokenizers and camera.
+        index: Of the data, for the ranges of actions.
+        episode: First frame and true actions.
+        count: Frames to predict.
+        sampling: How codes are chosen; every frame draws anew.
+        scale: Of classifier-free guidance; 1: none.
+    """
     image = model.image
     text = np.array(model.text.encode(WORLD_TEXT), np.int32)
     actions = encode(episode.actions[:count], index.action_ranges)
     frames = [episode.codes[model.data.camera][0].astype(np.int64)]
-    for action in actions:
-        prompt = world_prompt(text, image_block(frames[-1], image.pixels), action)
+    for step, action in enumerate(actions):
+        block = image_block(frames[-1], image.pixels)
         codes = decode_image(
-            model.network, [prompt], image.rows, image.columns, image.pixels, image.codebook_size
+            model.network,
+            [world_prompt(text, block, action)],
+            image.rows,
+            image.columns,
+            image.pixels,
+            image.codebook_size,
+            replace(sampling, environments=[step]),
+            Guidance(scale, [action_prompt(text, [block])]),
         )[0]
         frames.append(codes.astype(np.int64))
     return np.stack(frames)
@@ -161,7 +199,7 @@ def score(
 
 def _write(
     out: Path,
-    checkpoint: Path,
+    about: dict[str, Any],
     entry: EpisodeEntry,
     truth: NDArray[np.uint8],
     dream: NDArray[np.uint8],
@@ -177,7 +215,6 @@ def _write(
         video=out / f"{STEM}.mp4",
         scores=out / f"{STEM}.json",
     )
-    about = {"checkpoint": checkpoint.name, "instruction": entry.instruction}
     numbers = {key: value for key, value in asdict(done).items() if not isinstance(value, Path)}
     truth, dream = enlarge(truth), enlarge(dream)
     pair = np.concatenate([truth, dream], axis=2)

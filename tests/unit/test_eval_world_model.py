@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -23,10 +24,13 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block, image_block_length, image_codes
 from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.text import TextTokenizer
-from data.tokens.vocabulary import IMAGE_START
+from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from eval import world_model
 from eval.config import ImagineConfig
-from eval.world_model import choose_episode, imagine, score, tile
+from eval.world_model import choose_episode, imagine, predict, score, tile
+from pretrain.model.generate import Guidance
+from pretrain.model.sampling import Sampling
+from tests.decoding import small_model
 from tests.libero_layout import demonstration, write_file
 
 PIXELS = 64
@@ -60,15 +64,25 @@ def checkpoint(tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.Monkey
     monkeypatch.setattr(world_model, "CheckpointModel", lambda path: model)
     monkeypatch.setattr(world_model, "decode_image", add_one)
     PROMPTS.clear()
+    ASKED.clear()
     return tmp_path / "runs/demo/checkpoints/step_00000100"
 
 
 PROMPTS: list[list[int]] = []
+ASKED: list[tuple[Sampling, Guidance]] = []
 
 
 def add_one(
-    network: object, prompts: list[ArrayLike], rows: int, columns: int, pixels: int, codebook_size: int
+    network: object,
+    prompts: list[ArrayLike],
+    rows: int,
+    columns: int,
+    pixels: int,
+    codebook_size: int,
+    sampling: Sampling,
+    guidance: Guidance,
 ) -> NDArray[np.uint16]:
+    ASKED.append((sampling, guidance))
     assert (rows, columns, pixels) == (8, 8, PIXELS)
     assert codebook_size == CODEBOOK
     ids = np.asarray(prompts[0])
@@ -93,6 +107,45 @@ def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
         assert PROMPTS[step] == world_prompt(text, block, actions[step]).tolist()
         codes = np.where(codes + 1 < CODEBOOK, codes + 1, 0)
     assert len(PROMPTS) == len(done.frames) == 4
+
+
+def test_guidance_is_towards_the_action_and_every_frame_draws_anew(checkpoint: Path) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, temperature=0.5, guidance=2.0, seed=7))
+    for step, (sampling, guidance) in enumerate(ASKED):
+        assert sampling == Sampling(0.5, seed=7, environments=[step])
+        assert guidance.scale == 2.0
+        prompt = PROMPTS[step]
+        start = prompt.index(ACTION_START)
+        assert np.asarray(guidance.prompts[0]).tolist() == prompt[:start] + prompt[start + 9 :]
+    scores = json.loads(done.scores.read_text())
+    assert [scores[key] for key in ("temperature", "guidance", "seed")] == [0.5, 2.0, 7]
+
+
+def test_the_network_dreams_the_same_for_the_same_seed(
+    checkpoint: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
+    network = small_model(vocabulary_size=16_896, max_positions=512)
+    model: Any = SimpleNamespace(
+        data=DataConfig(url=index.url), network=network, text=TextTokenizer.load(), image=image
+    )
+    episode = read_episode(index, index.episodes[0])
+
+    def dream(seed: int, scale: float) -> list[Any]:
+        return predict(model, index, episode, 2, Sampling(1.0, seed=seed), scale).tolist()
+
+    first = dream(0, 3.0)
+    assert np.shape(first) == (3, 8, 8)
+    assert dream(0, 3.0) == first
+    assert dream(1, 3.0) != first
+    assert dream(0, 1.0) != first
+
+
+def test_frames_are_greedy_and_unguided_unless_asked_for(checkpoint: Path) -> None:
+    imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
+    sampling, guidance = ASKED[0]
+    assert (sampling.temperature, guidance.scale) == (0.0, 1.0)
 
 
 def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoint: Path) -> None:
@@ -124,6 +177,10 @@ def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None
 def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> None:
     with pytest.raises(InputError, match="frames=0"):
         imagine(ImagineConfig(checkpoint=str(checkpoint), frames=0))
+    with pytest.raises(InputError, match=r"temperature=-1\.0"):
+        imagine(ImagineConfig(checkpoint="nowhere", temperature=-1.0))
+    with pytest.raises(InputError, match="guidance scale nan"):
+        imagine(ImagineConfig(checkpoint="nowhere", guidance=float("nan")))
     with pytest.raises(InputError, match="episode=nothing: not in"):
         imagine(ImagineConfig(checkpoint=str(checkpoint), episode="nothing"))
     image._sha256 = "0" * 64
