@@ -23,6 +23,18 @@ A world sample (the action stands before the last image) is plain causal::
     tokens   t i  a  a j e
     blocks   0 0 -1 -1 0 0      every token sees all tokens before it
 
+An answer block (b) hides actions of the past (a) as well, unless `history_actions_visible` makes them
+ordinary::
+
+    tokens   t  a  a i b b e     t a a i b b e           with history_actions_visible
+    blocks   0 -1 -1 0 1 1 0   t x                     t x
+                               a x x                   a x x
+                               a x x x                 a x x x
+                               i x x x x               i x x x x
+                               b x . . x x             b x x x x x
+                               b x . . x x x           b x x x x x x
+                               e x x x x x x x         e x x x x x x x
+
 Source: the published WorldVLA code (arXiv 2506.21539), which builds the same as a dense B x S x S mask.
 """
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.stream.sequence import Sample, action_sample, world_sample
+from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_END, ACTION_START, END_OF_TURN, IMAGE_END, IMAGE_START
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.attention.dense import DenseMask
@@ -82,9 +86,44 @@ def published_rule(tokens: list[int]) -> list[list[bool]]:
     return mask
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([TEXT, IMAGE_START, IMAGE_END, ACTION_START, ACTION_END, BIN, END_OF_TURN])))
 def test_mask_from_tokens_is_the_published_rule(tokens: list[int]) -> None:
     assert mask_from_tokens(tokens).tolist() == published_rule(tokens)
+
+
+def raw_samples() -> dict[str, Sample]:
+    """WorldVLA's samples as the stream cuts them, at 32 px."""
+    text, bins = np.arange(20_000, 20_009), np.arange(10_006, 10_041).reshape(5, 7)
+    image = image_block(np.arange(4).reshape(2, 2), pixels=32)
+    return {
+        "action": action_sample(text, [image, image], bins),
+        "one frame": action_sample(text, [image], bins[:1]),
+        "no image": action_sample(text, [], bins),
+        "world": world_sample(text, image, bins[0], image),
+    }
+
+
+@pytest.mark.parametrize("kind", ["action", "one frame", "no image", "world"])
+def test_raw_samples_and_every_beginning_of_them_follow_the_published_rule(kind: str) -> None:
+    sample = raw_samples()[kind]
+    for length in range(1, len(sample) + 1):
+        tokens = sample.tokens[:length].tolist()
+        assert mask_from_tokens(tokens).tolist() == published_rule(tokens), length
+    # What training is given as vectors is what the raw token list says.
+    vectors = dense_mask(np.ones(len(sample), np.int32), sample.blocks)
+    assert torch.equal(vectors, mask_from_tokens(sample.tokens))
+
+
+def test_samples_without_actions_and_empty_ones_are_causal() -> None:
+    for tokens in ([], [TEXT], [TEXT] * 4, [IMAGE_START, IMAGE_END, END_OF_TURN]):
+        assert torch.equal(mask_from_tokens(tokens), torch.ones(len(tokens), len(tokens)).tril().bool())
+
+
+def test_the_last_token_sees_everything() -> None:
+    for sample in raw_samples().values():
+        assert sample.tokens[-1] == END_OF_TURN
+        assert mask_from_tokens(sample.tokens)[-1].all()
 
 
 def masked(segments: torch.Tensor, blocks: torch.Tensor, **options: bool) -> torch.Tensor:
@@ -99,6 +138,15 @@ def test_history_actions_can_be_made_visible() -> None:
     assert drawing(masked(segments, blocks)[0, 0]) == ["x...", "xx..", ".xx.", ".x.x"]
     visible = masked(segments, blocks, history_actions_visible=True)
     assert drawing(visible[0, 0]) == ["x...", "xx..", "xxx.", "xx.x"]
+
+
+def test_history_actions_are_drawn_as_in_the_docstring() -> None:
+    segments, blocks = torch.ones(1, 7, dtype=torch.int64), torch.tensor([[0, -1, -1, 0, 1, 1, 0]])
+    published = drawing(masked(segments, blocks)[0, 0])
+    assert published[4:] == ["x..xx..", "x..xxx.", "xxxxxxx"]
+    causal = ["x" * seen + "." * (7 - seen) for seen in range(1, 8)]
+    assert published[:4] == causal[:4]
+    assert drawing(masked(segments, blocks, history_actions_visible=True)[0, 0]) == causal
 
 
 def test_packed_mask_and_the_ablation_without_it() -> None:
