@@ -107,7 +107,8 @@ def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if trained_on != stream.index.fingerprint:
         raise InputError(
             f"{origin.checkpoint}: was trained on the data set {trained_on[:12]}, data.url="
-            f"{stream.index.url} is {stream.index.fingerprint[:12]}; give the same data, or begin a run of another name"
+            f"{stream.index.url} is {stream.index.fingerprint[:12]}; give the same data, or begin a run of "
+            "another name"
         )
     return load(origin.checkpoint, engine)
 

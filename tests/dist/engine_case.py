@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.config import LossConfig, OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
@@ -64,20 +64,13 @@ def global_batch(step: int) -> PackedBatch:
     return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks)
 
 
-def train_partitioned(
-    mesh: Mesh,
-    stage: int,
-    micro_batches: int,
-    model: dict[str, object],
-    precision: str = "fp32",
-    loss: LossConfig | None = None,
-) -> Curve:
+def train_partitioned(config: TrainingConfig, micro_batches: int = 1) -> Curve:
     """Every rank: losses and gradient norms of the engine."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
+    mesh = Mesh(config.parallel.tensor, config.parallel.data)
     groups = ProcessGroups.create(mesh)
-    config = replace(settings(mesh, stage, precision, **model), loss=loss or LossConfig())
     engine = Engine.build(config, groups)
     curve = []
     for step in range(STEPS):

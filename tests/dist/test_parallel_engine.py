@@ -13,7 +13,7 @@ from torch import Tensor
 from data.contracts import PackedBatch
 from data.errors import InputError
 from pretrain.checks import check_training
-from pretrain.config import LossConfig
+from pretrain.config import LossConfig, TrainingConfig
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.batch import check_batch
 from pretrain.parallel.mesh import Mesh
@@ -70,6 +70,11 @@ def published_curve(mesh: Mesh, micro_batches: int) -> Curve:
     return train_plain(loss_of)
 
 
+def assert_equal_curves(found: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-6
+    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
+
+
 @pytest.mark.parametrize(
     ("tensor", "data", "stage", "micro_batches"),
     [
@@ -87,31 +92,61 @@ def test_every_layout_equals_one_plain_process(
     plain_curve: Curve, tensor: int, data: int, stage: int, micro_batches: int
 ) -> None:
     mesh = Mesh(tensor, data)
-    curves = run_ranks(train_partitioned, mesh.size, mesh, stage, micro_batches, {})
+    curves = run_ranks(train_partitioned, mesh.size, settings(mesh, stage), micro_batches)
     assert all(curve == curves[0] for curve in curves), "ranks report different numbers"
     found, expected = np.array(curves[0]), np.array(plain_curve)
-
-    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-6
-    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
+    assert_equal_curves(found, expected)
     assert expected[-1, 0] < expected[0, 0]
+
+
+@pytest.mark.parametrize(("tensor", "data", "stage"), [(2, 2, 3), (4, 1, 3), (2, 1, 1)])
+def test_sequence_parallel_equals_one_plain_process(
+    plain_curve: Curve, tensor: int, data: int, stage: int
+) -> None:
+    config = shared_tokens(settings(Mesh(tensor, data), stage))
+    curves = run_ranks(train_partitioned, tensor * data, config)
+    assert all(curve == curves[0] for curve in curves), "ranks report different numbers"
+    assert_equal_curves(np.array(curves[0]), np.array(plain_curve))
+
+
+def shared_tokens(config: TrainingConfig) -> TrainingConfig:
+    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, sequence_parallel=True))
+
+
+def seed_of_dropout(config: TrainingConfig) -> int:
+    """Every rank: what its dropout was seeded with in the last micro-batch."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(Mesh(2, 2))
+    Engine.build(config, groups).step(parts(global_batch(0), groups.mesh, 1, groups.data_rank), 0.0)
+    return torch.initial_seed()
+
+
+def test_ranks_with_the_same_tokens_drop_the_same() -> None:
+    config = settings(Mesh(2, 2), dropout=0.1)
+    seeds = run_ranks(seed_of_dropout, 4, config)
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    assert len(set(run_ranks(seed_of_dropout, 4, shared_tokens(config)))) == 4
 
 
 @pytest.mark.parametrize(("data", "micro_batches"), [(2, 1), (2, 2)])
 def test_the_published_normalisation_can_be_had(data: int, micro_batches: int) -> None:
     mesh = Mesh(1, data)
-    found = np.array(run_ranks(train_partitioned, data, mesh, 3, micro_batches, {}, "fp32", QUIRKS)[0])
+    config = dataclasses.replace(settings(mesh), loss=QUIRKS)
+    found = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
     expected = np.array(published_curve(mesh, micro_batches))
-    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-6
-    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
+    assert_equal_curves(found, expected)
     ours = dataclasses.replace(QUIRKS, reference_compatible=False)
-    whole = np.array(run_ranks(train_partitioned, data, mesh, 3, micro_batches, {}, "fp32", ours)[0])
+    config = dataclasses.replace(config, loss=ours)
+    whole = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
     assert np.abs(found[:, 0] - whole[:, 0]).max() > 1e-4, "the normalisation makes no difference"
     assert (np.abs(found[:, 1] - whole[:, 1]) / whole[:, 1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_stays_near_fp32(plain_curve: Curve, stage: int) -> None:
-    curves = run_ranks(train_partitioned, 4, Mesh(2, 2), stage, 2, {}, "bf16")
+    curves = run_ranks(train_partitioned, 4, settings(Mesh(2, 2), stage, "bf16"), 2)
     found, expected = np.array(curves[0]), np.array(plain_curve)
     assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-3
     assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 0.03
@@ -149,20 +184,19 @@ def test_unknown_tokens_and_long_samples_are_refused() -> None:
 
 
 def test_recomputation_and_dropout_are_repeatable() -> None:
-    mesh = Mesh(2, 2)
-    model = {"dropout": 0.1}
-    first = run_ranks(train_partitioned, 4, mesh, 3, 1, model)[0]
-    again = run_ranks(train_partitioned, 4, mesh, 3, 1, model)[0]
-    recomputed = run_ranks(train_partitioned, 4, mesh, 3, 1, {**model, "recompute": "full"})[0]
+    config = settings(Mesh(2, 2), dropout=0.1)
+    first = run_ranks(train_partitioned, 4, config)[0]
+    again = run_ranks(train_partitioned, 4, config)[0]
+    recomputed = run_ranks(train_partitioned, 4, settings(Mesh(2, 2), dropout=0.1, recompute="full"))[0]
     assert first == again
     np.testing.assert_allclose(np.array(recomputed), np.array(first), rtol=1e-5)
 
 
 def test_wrong_world_size_and_indivisible_sizes_are_refused() -> None:
     with pytest.raises(RankFailedError, match="1 processes run, but"):
-        run_ranks(train_partitioned, 1, Mesh(1, 2), 3, 1, {})
+        run_ranks(train_partitioned, 1, settings(Mesh(1, 2)))
     with pytest.raises(RankFailedError, match=r"model\.heads=6 does not divide by parallel\.tensor=4"):
-        run_ranks(train_partitioned, 4, Mesh(4, 1), 3, 1, {"heads": 6, "hidden_size": 96})
+        run_ranks(train_partitioned, 4, settings(Mesh(4, 1), heads=6, hidden_size=96))
 
 
 def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
