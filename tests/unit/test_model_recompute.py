@@ -1,0 +1,120 @@
+"""Recompute policies: the same gradients, fewer bytes kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.model.attention.causal import CausalMask
+from pretrain.model.attention.choose import packed_mask
+from pretrain.model.config import ModelConfig
+from pretrain.model.loss import LossSettings
+from pretrain.model.recompute import element_wise, run_layer
+from pretrain.model.transformer import Transformer, initialise
+
+CONFIG = ModelConfig(
+    vocabulary_size=256, hidden_size=64, ffn_size=160, layers=3, heads=4, max_positions=128, dropout=0.0
+)
+LENGTH = 128
+
+
+def made(**changes: Any) -> Transformer:
+    model = Transformer(replace(CONFIG, **changes))
+    initialise(model, 0)
+    return model.train()
+
+
+def inputs(model: Transformer) -> tuple[Any, ...]:
+    tokens = torch.randint(0, 256, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    ones = torch.ones_like(tokens)
+    labelled = torch.arange(LENGTH)
+    normaliser = torch.full((2,), float(LENGTH))
+    mask = packed_mask(ones, ones * 0, model.config, tokens.device)
+    return tokens, labelled[None], mask, labelled, tokens[0], normaliser, LossSettings()
+
+
+def gradients(**changes: Any) -> dict[str, Tensor]:
+    model = made(**changes)
+    torch.manual_seed(7)
+    model(*inputs(model))[0].backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def bytes_kept(**changes: Any) -> int:
+    """What the network holds in memory between its forward and its backward pass."""
+    model = made(**changes)
+    tokens, positions, *_ = inputs(model)
+    model.model(tokens, positions, CausalMask())  # tables that are made once are not counted
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        hidden = model.model(tokens, positions, CausalMask())
+    recorded: Any = profile.profiler
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    assert hidden.requires_grad
+    return sum(event.nbytes() for event in events)
+
+
+@pytest.mark.parametrize("policy", ["selective", "full"])
+@pytest.mark.parametrize(
+    "network",
+    [{}, {"dropout": 0.2}, {"swin_norm": True, "key_value_heads": 2, "dropout": 0.2}],
+    ids=["7b", "dropout", "34b"],
+)
+def test_gradients_are_those_of_keeping_everything(policy: str, network: dict[str, Any]) -> None:
+    expected = gradients(**network)
+    found = gradients(**network, recompute=policy)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():  # sums over several uses may be added in another order
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-8, msg=name)
+    assert min(gradient.abs().max() for gradient in expected.values()) > 1e-5
+
+
+def test_each_policy_keeps_less() -> None:
+    """Bytes a layer, from networks of three layers and of one."""
+    none, selective, full = (
+        (bytes_kept(recompute=policy) - bytes_kept(recompute=policy, layers=1)) / 2
+        for policy in ("none", "selective", "full")
+    )
+    feature = 4 * LENGTH  # fp32, of all tokens
+    hidden = feature * CONFIG.hidden_size
+    vectors = 6 * 4 * CONFIG.hidden_size  # copies of norms' weights
+    # Inputs of both branches, q, k, v and the mixture with its log-sums; gate and up.
+    assert selective == 6 * hidden + feature * CONFIG.heads + 2 * feature * CONFIG.ffn_size + vectors
+    assert hidden <= full < 1.2 * hidden  # its input and the state of the random generator
+    assert none > 2 * selective
+
+
+def test_the_policy_applies_to_the_first_layers() -> None:
+    kept = [bytes_kept(recompute="full", recompute_layers=layers) for layers in (0, 1, 2, 3, None)]
+    assert kept[0] == bytes_kept()
+    assert kept[0] > kept[1] > kept[2] > kept[3] == kept[4]
+
+
+def test_a_model_that_is_evaluated_recomputes_nothing() -> None:
+    model = made(recompute="selective").eval()
+    expected = made().eval()(*inputs(model))
+    torch.testing.assert_close(model(*inputs(model)), expected, rtol=0, atol=0)
+
+
+def test_a_result_is_made_once_for_all_its_readers() -> None:
+    calls = 0
+
+    def squared(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x * x
+
+    weights = [torch.randn(4, 4, requires_grad=True) for _ in range(3)]
+
+    def layer(x: Tensor) -> Tensor:
+        made_again = element_wise(squared, x)
+        return torch.stack([made_again @ weight for weight in weights]).sum(0)
+
+    x = torch.randn(2, 4, requires_grad=True)
+    run_layer("selective", layer, x).sum().backward()
+    assert calls == 3, "forward; for the weights' gradients; for its own gradient"
+    torch.testing.assert_close(weights[2].grad, (x * x).sum(0, keepdim=True).T.expand(4, 4))
