@@ -109,6 +109,26 @@ COMMANDS = (
         examples=("worldvla report run=runs/mine",),
     ),
     Command(
+        "convert import",
+        "published weights (Chameleon, Lumina-mGPT, WorldVLA; vqgan.ckpt) into what a training starts from",
+        "cluster.config:ConvertImportConfig",
+        "cluster.conversion:convert_import",
+        examples=(
+            "worldvla convert import source=chameleon-7b out=weights/chameleon-7b",
+            "worldvla convert import source=tokenizer/vqgan.ckpt out=weights/image_tokenizer.safetensors",
+        ),
+    ),
+    Command(
+        "convert export",
+        "a checkpoint's weights as a folder that transformers loads",
+        "cluster.config:ConvertExportConfig",
+        "cluster.conversion:convert_export",
+        examples=(
+            "worldvla convert export checkpoint=runs/mine/checkpoints/step_00000400 out=exported",
+            "worldvla convert export checkpoint=weights/chameleon-7b out=exported dtype=float32",
+        ),
+    ),
+    Command(
         "inspect plan",
         "which windows each rank reads in a step",
         "cluster.config:InspectPlanConfig",

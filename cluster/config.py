@@ -83,6 +83,44 @@ class ReportConfig:
 
 
 @dataclass
+class ConvertImportConfig:
+    """`worldvla convert import`.
+
+    Attributes:
+        source: What it is decides what is made of it. A folder with config.json and safetensors files
+            (Chameleon, Lumina-mGPT, WorldVLA) becomes a checkpoint to start a training from; Chameleon's
+            vqgan.ckpt (vqgan.yaml beside it tells other sizes than Chameleon's) becomes an image tokenizer.
+        out: New checkpoint folder, or new image tokenizer file (*.safetensors).
+        shard_megabytes: Largest file of a checkpoint; a larger tensor gets a file of its own.
+    """
+
+    source: str = "???"
+    out: str = "???"
+    shard_megabytes: int = 2000
+
+
+@dataclass
+class ConvertExportConfig:
+    """`worldvla convert export`.
+
+    Attributes:
+        checkpoint: Folder of a checkpoint, of a training in any layout or imported.
+        out: New folder for config.json and safetensors files.
+        dtype: `float32`, `bfloat16` or `float16`; null: imported weights keep theirs, a training's become
+            bfloat16.
+        image_tokenizer: Image tokenizer file whose encoder goes along as `model.vqmodel.*` (only one that has
+            the network of Chameleon's vqgan.ckpt); null: without.
+        shard_megabytes: Largest weight file; a larger tensor gets a file of its own.
+    """
+
+    checkpoint: str = "???"
+    out: str = "???"
+    dtype: str | None = None
+    image_tokenizer: str | None = None
+    shard_megabytes: int = 5000
+
+
+@dataclass
 class InspectPlanConfig:
     """`worldvla inspect plan`: the order of the data as a pure function of seed and step.
 

@@ -90,14 +90,22 @@ def inspect_checkpoint(config: InspectCheckpointConfig, call: Invocation) -> Non
         "values": values,
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files.values()),
+        "only_weights": manifest.only_weights,
+        "dtypes": dict(Counter(tensor.dtype for tensor in manifest.tensors.values())),
+        "imported": manifest.metadata.get("imported"),
         "parallel": manifest.metadata.get("config", {}).get("parallel"),
         "verified": True,
     }
     if call.json:
         print(json.dumps(content, indent=2))
         return
-    call.console.print(f"  step {manifest.step}, saved at {content['parallel']}")
-    call.console.print(
-        f"  {content['tensors']} tensors of {values:,} values: weights and AdamW's two moments"
-    )
+    if imported := content["imported"]:
+        call.console.print(
+            f"  imported from {imported['source']}, fingerprint {imported['fingerprint'][:12]}"
+        )
+    else:
+        call.console.print(f"  step {manifest.step}, saved at {content['parallel']}")
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(content["dtypes"].items()))
+    what = "weights alone" if manifest.only_weights else "weights and AdamW's two moments"
+    call.console.print(f"  {content['tensors']} tensors ({kinds}) of {values:,} values: {what}")
     call.console.print(f"  {content['files']} files, {content['bytes']:,} bytes, every checksum is right")

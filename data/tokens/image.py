@@ -119,6 +119,12 @@ class ImageTokenizer:
         parts = [self._decode(codes[i : i + _FRAMES_AT_ONCE]) for i in starts]
         return np.concatenate(parts) if parts else np.empty((0, self.pixels, self.pixels, 3), np.uint8)
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The weights by name, in the precision that `save` writes."""
+        return {
+            key: value.to("cpu", self._dtype).contiguous() for key, value in self._model.state_dict().items()
+        }
+
     @property
     def config(self) -> ImageModelConfig:
         """Sizes of the network."""
@@ -167,10 +173,7 @@ class ImageTokenizer:
             return tensor_to_frames(self._model.decode(indices))
 
     def _serialised(self) -> bytes:
-        tensors = {
-            key: value.to("cpu", self._dtype).contiguous() for key, value in self._model.state_dict().items()
-        }
-        return save_tensors(tensors, {_METADATA_KEY: json.dumps(asdict(self.config), sort_keys=True)})
+        return save_tensors(self.tensors(), {_METADATA_KEY: json.dumps(asdict(self.config), sort_keys=True)})
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:

@@ -171,6 +171,11 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+def rank_file(rank: int) -> str:
+    """Name of the file that a rank writes: `rank_00003.safetensors`."""
+    return f"rank_{rank:05d}.safetensors"
+
+
 def committed(root: Path) -> list[Path]:
     """Committed checkpoints below `root`, the oldest first."""
     if not root.is_dir():

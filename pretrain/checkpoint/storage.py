@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.manifest import Manifest, Piece, StoredTensor
+from pretrain.checkpoint.manifest import Manifest, Piece, StoredTensor, rank_file
 
 
 def piece_key(name: str, offset: tuple[int, ...]) -> str:
@@ -45,7 +45,7 @@ class SafetensorsWriter(StorageWriter):
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.file = folder / f"rank_{rank:05d}.safetensors"
+        self.file = folder / rank_file(rank)
         self.tensors: dict[str, StoredTensor] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:

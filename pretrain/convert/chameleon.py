@@ -1,0 +1,196 @@
+"""Hugging Face's `config.json` of Chameleon and our settings of the same network.
+
+Parameter names are the same on both sides; the names that only theirs has (`model.vqmodel.*`, the image
+encoder) belong to the image tokenizer here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import InputError
+from data.tokens.image_model import ImageModelConfig
+from data.tokens.vocabulary import END_OF_TURN, IMAGE_CODE_COUNT, IMAGE_CODE_START
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer, check_divides
+
+VQ_PREFIX = "model.vqmodel."
+ROTARY_SUFFIX = "rotary_emb.inv_freq"  # old files keep this table, which follows from rope_theta
+VQ_GROUPS = 32
+HEAD_NORM_EPS = 1e-5
+
+_SIZES = {
+    "vocabulary_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "ffn_size": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "key_value_heads": "num_key_value_heads",
+    "max_positions": "max_position_embeddings",
+}
+_MOST, _MOST_OF_ANY = {"layers": 1000}, 1 << 20
+# ChameleonConfig's defaults: a config.json may leave out what equals them.
+_DEFAULTS = {
+    "vocab_size": 65_536,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "swin_norm": False,
+}
+# Other values than these make another network than Chameleon's.
+_FIXED = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "tie_word_embeddings": (False, None),
+    "rope_scaling": (None,),
+}
+# The first ids of Chameleon's text tokenizer; our samples do without </s> and end a turn by <reserved08706>.
+_BOS, _PAD, _EOS = 0, 1, 2
+_IMAGE_PLACEHOLDER = 8_711  # <reserved08707>, which transformers shows as <image>
+
+
+def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
+    """Our settings of the network that a `config.json` describes.
+
+    Args:
+        values: Its content.
+        where: The file, for errors.
+
+    Raises:
+        InputError: A size that is no positive integer, or a network that ours is not.
+    """
+    wrong = [
+        f"{key}={values[key]!r}, expected {allowed[0]!r}"
+        for key, allowed in _FIXED.items()
+        if values.get(key, allowed[0]) not in allowed
+    ]
+    found = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
+    if "num_key_value_heads" in values:  # null: as many as there are heads
+        found["num_key_value_heads"] = values["num_key_value_heads"] or found["num_attention_heads"]
+    sizes = {ours: found[theirs] for ours, theirs in _SIZES.items()}
+    wrong += [
+        f"{_SIZES[ours]}={value!r}, expected an integer from 1 to {_MOST.get(ours, _MOST_OF_ANY)}"
+        for ours, value in sizes.items()
+        if type(value) is not int or not 1 <= value <= _MOST.get(ours, _MOST_OF_ANY)
+    ]
+    theta, eps, swin = _theta(found, wrong), found["rms_norm_eps"], found["swin_norm"]
+    if not isinstance(swin, bool):
+        wrong.append(f"swin_norm={swin!r}, expected true or false")
+    if eps != HEAD_NORM_EPS:
+        wrong.append(f"rms_norm_eps={eps!r}, expected {HEAD_NORM_EPS} (Chameleon's q/k norm has no other)")
+    if not wrong and found.get("head_dim") not in (None, sizes["hidden_size"] // sizes["heads"]):
+        wrong.append(f"head_dim={found['head_dim']!r}, expected hidden_size / num_attention_heads")
+    if wrong:
+        raise InputError(f"{where}: not a Chameleon network of ours: {'; '.join(wrong)}")
+    if sizes["key_value_heads"] == sizes["heads"]:
+        sizes["key_value_heads"] = None
+    config = ModelConfig(**sizes, swin_norm=swin, rope_theta=theta, norm_eps=eps)
+    check_divides(config, 1)
+    return config
+
+
+def hugging_face_config(
+    config: ModelConfig, dtype: str, image: ImageModelConfig | None, architecture: str
+) -> dict[str, Any]:
+    """The content of `config.json` that transformers makes the same network of.
+
+    Args:
+        config: Of the network.
+        dtype: Of most weights, for example `bfloat16`.
+        image: Of the image encoder that goes along; None: Chameleon's sizes.
+        architecture: Class in transformers.
+    """
+    sizes = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
+    values: dict[str, Any] = {
+        "model_type": "chameleon",
+        "architectures": [architecture],
+        **sizes,
+        "num_key_value_heads": config.shared_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "swin_norm": config.swin_norm,
+        "tie_word_embeddings": False,
+        "bos_token_id": _BOS,
+        "pad_token_id": _PAD,
+        "eos_token_id": _EOS,
+        "torch_dtype": dtype,
+        "vocabulary_map": vocabulary_map(config.vocabulary_size, image.codebook_size if image else 0),
+    }
+    if image is not None:
+        values["vq_config"] = {
+            "resolution": image.pixels,
+            "num_embeddings": image.codebook_size,
+            "embed_dim": image.embedding_size,
+            "latent_channels": image.latent_channels,
+            "base_channels": image.base_channels,
+            "channel_multiplier": list(image.channel_multiplier),
+            "num_res_blocks": image.residual_blocks,
+            "attn_resolutions": list(image.attention_resolutions),
+            "double_latent": False,
+            "in_channels": 3,
+            "attn_type": "vanilla",
+        }
+    return values
+
+
+def generation_config(config: ModelConfig) -> dict[str, Any]:
+    """The content of `generation_config.json`: an answer ends with its end of turn."""
+    ends = [_EOS, END_OF_TURN] if config.vocabulary_size > END_OF_TURN else [_EOS]
+    return {"bos_token_id": _BOS, "pad_token_id": _PAD, "eos_token_id": ends}
+
+
+def vocabulary_map(size: int, codes: int) -> dict[str, int]:
+    """Names by which transformers knows the image's place and the image codes; those with ids below `size`.
+
+    Args:
+        size: Of the vocabulary.
+        codes: Image codes that get a name. transformers needs the names to encode images itself, and never
+            predicts a code that has one; so there are none without an image encoder.
+    """
+    names = {code_name(code): IMAGE_CODE_START + code for code in range(codes)}
+    names["<image>"] = _IMAGE_PLACEHOLDER
+    return {name: number for name, number in names.items() if number < size}
+
+
+def code_name(code: int) -> str:
+    """Chameleon's name of an image code, its digits as letters: 1023 -> `IMGIMGBACDZ`."""
+    return f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(code))}Z"
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of our network and its whole shape."""
+    with torch.device("meta"):
+        network = Transformer(config)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def _theta(values: Mapping[str, Any], wrong: list[str]) -> float:
+    """`rope_theta`, which newer files keep in `rope_parameters`; anything but plain RoPE is wrong."""
+    rope = values.get("rope_parameters", {})
+    if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+        wrong.append(f"rope_parameters={rope!r}, expected the rope_type 'default'")
+        return 0.0
+    theta = rope.get("rope_theta", values.get("rope_theta", 10_000.0))
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1.0 < theta < float("inf"):
+        wrong.append(f"rope_theta={theta!r}, expected a number above 1")
+        return 0.0
+    return float(theta)
+
+
+def other_codes(values: Mapping[str, Any]) -> int:
+    """Image codes that have another id in a `config.json` than `IMAGE_CODE_START` plus the code."""
+    names = values.get("vocabulary_map")
+    if not isinstance(names, dict):
+        return 0
+    ours = vocabulary_map(1 << 16, IMAGE_CODE_COUNT)
+    return sum(name.startswith("IMGIMG") and ours.get(name) != number for name, number in names.items())

@@ -1,0 +1,132 @@
+"""A folder of Hugging Face weights, looked through before a byte of a tensor is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import InputError
+from pretrain.convert.chameleon import ROTARY_SUFFIX, VQ_PREFIX, expected_shapes, model_config, other_codes
+from pretrain.convert.tensor_files import TensorFile, read_object
+from pretrain.model.config import ModelConfig
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Weights that fit their settings.
+
+    Attributes:
+        folder: Where they lie.
+        model: Our settings of the network.
+        tensors: The network's tensors, in the order of the files, each with the file that holds it.
+        left_out: Number of tensors that are not the network's, by what they are.
+        other_codes: Image codes whose ids in its vocabulary are not ours.
+    """
+
+    folder: Path
+    model: ModelConfig
+    tensors: Mapping[str, TensorFile]
+    left_out: Mapping[str, int]
+    other_codes: int
+
+
+def open_source(folder: Path) -> Source:
+    """Check a folder: `config.json`, the files and every name and shape.
+
+    Raises:
+        InputError: No such folder or not in safetensors, an index that names files elsewhere, or tensors
+            that are not those of the network in `config.json` (listed).
+    """
+    if not (folder / CONFIG).is_file():
+        raise InputError(
+            f"{folder}: no {CONFIG} there; expected a folder as transformers' save_pretrained writes it"
+        )
+    values = read_object(folder / CONFIG)
+    config = model_config(values, folder / CONFIG)
+    files = _files(folder)
+    found = {name: file for file in files.values() for name in file.entries}
+    vq = [name for name in found if name.startswith(VQ_PREFIX)]
+    rotary = [name for name in found if name.endswith(ROTARY_SUFFIX)]
+    for name in vq + rotary:
+        del found[name]
+    check_shapes(folder, config, {name: file.entries[name].shape for name, file in found.items()})
+    left_out = {"of the image encoder (vqmodel)": len(vq), "tables of the rotary embedding": len(rotary)}
+    left_out = {what: count for what, count in left_out.items() if count}
+    return Source(folder, config, found, left_out, other_codes(values))
+
+
+def check_shapes(where: Path, config: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare with the network of `config`.
+
+    Raises:
+        InputError: Names that are missing or too many, or other shapes: the first few and their number.
+    """
+    expected = expected_shapes(config)
+    wrong = [f"{name} is missing" for name in expected if name not in found]
+    wrong += [f"{name} is not a parameter of the network" for name in found if name not in expected]
+    wrong += [
+        f"{name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{where}: its weights are not those of the network that its settings describe, {len(wrong)} "
+            f"differences: {listed(wrong)}; expected settings and weights of one model, in the layout of "
+            "transformers' ChameleonForConditionalGeneration"
+        )
+
+
+def listed(lines: Iterable[str]) -> str:
+    """The first few lines and how many more there are."""
+    lines = list(lines)
+    more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return "; ".join(lines[:_LISTED]) + more
+
+
+def _files(folder: Path) -> dict[str, TensorFile]:
+    """The weight files by name; every tensor lies in exactly one."""
+    if (folder / INDEX).is_file():
+        return _indexed(folder)
+    if (folder / SINGLE).is_file():
+        return {SINGLE: TensorFile(folder / SINGLE)}
+    if pickles := sorted(path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}")):
+        raise InputError(
+            f"{folder}: weights as pickle ({listed(pickles)}), which can run any program when read; where "
+            "you trust them, load them with transformers and save_pretrained(..., safe_serialization=True)"
+        )
+    raise InputError(f"{folder}: neither {INDEX} nor {SINGLE} there; is the download complete?")
+
+
+def _indexed(folder: Path) -> dict[str, TensorFile]:
+    path = folder / INDEX
+    if (folder / SINGLE).is_file():
+        raise InputError(f"{folder}: both {INDEX} and {SINGLE} there; remove the one that is left over")
+    weights = read_object(path).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
+        raise InputError(f"{path}: no weight_map from tensor names to file names there; download it again")
+    names = sorted(set(weights.values()))
+    for name in names:
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(f"{path}: names the file {name!r}, expected *.safetensors in the same folder")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise InputError(f"{folder}: {listed(missing)} missing; is the download complete?")
+    files = {name: TensorFile(folder / name) for name in names}
+    where = Counter(name for file in files.values() for name in file.entries)
+    wrong = [f"{name} lies in {count} files" for name, count in where.items() if count > 1]
+    wrong += [
+        f"{name} is not in {file_name}"
+        for name, file_name in weights.items()
+        if name not in files[file_name].entries
+    ]
+    wrong += [f"{name} is not in the index" for name in where if name not in weights]
+    if wrong:
+        raise InputError(f"{path}: does not fit its files: {listed(wrong)}; download all of them again")
+    return files
