@@ -56,33 +56,24 @@ def gathered(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class _Again:
-    """How to make a result again; the value lives until everything that saved it has read it."""
+    """How to make a result again.
+
+    The value stays until autograd lets go of everything that saved the result: each node of the graph
+    does so when it is done.
+    """
 
     def __init__(self, function: Callable[..., Tensor], inputs: list[Tensor | _Saved]) -> None:
         self._function = function
         self._inputs = inputs
         self._value: Tensor | None = None
-        self._readers = self._left = 0
-
-    def saved(self, like: Tensor) -> _Saved:
-        """A place in the graph that will read this view of the result."""
-        self._readers += 1
-        self._left += 1
-        return _Saved(self, like)
 
     @torch.no_grad()
     def read(self) -> Tensor:
         """The result, made on the first call."""
-        value = self._value
-        if value is None:
-            value = self._function(
-                *(each.read() if isinstance(each, _Saved) else each for each in self._inputs)
-            )
-        self._value = value
-        self._left -= 1
-        if not self._left:
-            self._value, self._left = None, self._readers
-        return value
+        if self._value is None:
+            inputs = [each.read() if isinstance(each, _Saved) else each for each in self._inputs]
+            self._value = self._function(*inputs)
+        return self._value
 
 
 class _Saved:
@@ -130,10 +121,7 @@ class _Recorder:
 
     def _pack(self, tensor: Tensor) -> Tensor | _Saved:
         found = self._results.get(_storage(tensor))
-        if found is None:
-            return tensor
-        _, again = found
-        return again.saved(tensor)
+        return tensor if found is None else _Saved(found[1], tensor)
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)

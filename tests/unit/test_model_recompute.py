@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -118,3 +119,24 @@ def test_a_result_is_made_once_for_all_its_readers() -> None:
     run_layer("selective", layer, x).sum().backward()
     assert calls == 3, "forward; for the weights' gradients; for its own gradient"
     torch.testing.assert_close(weights[2].grad, (x * x).sum(0, keepdim=True).T.expand(4, 4))
+
+
+def test_a_result_is_let_go_when_its_readers_are_done() -> None:
+    made_again: list[weakref.ref[Tensor]] = []
+
+    def squared(x: Tensor) -> Tensor:
+        result = x * x
+        made_again.append(weakref.ref(result))
+        return result
+
+    alive: list[bool] = []
+    weights = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
+
+    def layer(x: Tensor) -> Tensor:
+        x.register_hook(lambda _: alive.append(made_again[1]() is not None))
+        again = element_wise(squared, x)
+        return again @ weights[0] + again @ weights[1]
+
+    x = torch.randn(2, 4, requires_grad=True)
+    run_layer("selective", layer, x * 1).sum().backward()
+    assert alive == [False]
