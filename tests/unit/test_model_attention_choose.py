@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import FlexKernelOptions
 
 from data.errors import InputError
+from pretrain.model.attention import choose, flex
 from pretrain.model.attention.choose import check_backend, packed_mask, resolve
+from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.hardware import Hardware, detect
+from pretrain.model.attention.varlen import VarlenMask
 from pretrain.model.config import ModelConfig
+from tests.packings import worldvla
+from tests.varlen_reference import PlainKernels
 
 ALL = {"triton": "3.7.0", "flash-attn": "2.8.3", "flash-attn-4": "4.0.0b36"}
 CPU = Hardware("cpu", packages=ALL)
@@ -89,6 +95,47 @@ def test_a_backend_that_cannot_run_here_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         resolve(name, hardware, dtype, head_size)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name", "block_size", "options"),
+    [
+        (gpu(8), "auto", (128, 128), flex.TRITON),
+        (gpu(9), "flex", (128, 128), flex.TRITON),
+        (gpu(9), "auto", (128, 128), flex.FLASH),
+        (gpu(10), "auto", (256, 128), flex.FLASH),
+    ],
+)
+def test_the_mask_is_that_of_the_chosen_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+    hardware: Hardware,
+    name: str,
+    block_size: tuple[int, int],
+    options: FlexKernelOptions,
+) -> None:
+    monkeypatch.setattr(choose, "detect", lambda device: hardware)
+    segments, blocks = worldvla(700)
+    made = packed_mask(segments, blocks, ModelConfig(attention=name), torch.device("cpu"), torch.bfloat16)
+    assert isinstance(made, flex.FlexMask)
+    assert block_size == made.block_mask.BLOCK_SIZE
+    assert made.options == options
+
+
+def test_the_ablations_reach_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "detect", lambda device: gpu(9))
+    monkeypatch.setattr(choose, "flash_attention_2", PlainKernels)
+    for name in ("sdpa", "flex", "flash", "flash2"):
+        config = ModelConfig(attention=name, action_mask=False)
+        made = packed_mask([[1] * 5], [[0, 1, 2, 2, 0]], config, torch.device("cpu"), torch.bfloat16)
+        if isinstance(made, VarlenMask):
+            assert made.within is None
+        elif isinstance(made, flex.FlexMask):
+            place, zero = torch.arange(5), torch.tensor(0)
+            seen = made.block_mask.mask_mod(zero, zero, place[:, None], place[None])
+            assert torch.equal(seen, torch.ones(5, 5).tril().bool())
+        else:
+            assert isinstance(made, DenseMask)
+            assert made.dense.sum() == 15
 
 
 def test_this_machine_is_asked_before_anything_is_made() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from data.stream.sequence import world_sample as real_world_sample
 from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.split_plan import Pass, split
-from pretrain.model.attention.varlen import VarlenMask
+from pretrain.model.attention.varlen import FlashAttention2, Stretches, VarlenMask
 from pretrain.model.mask import effective_blocks
 from tests.packings import Packing, action_sample, packing, packings, worldvla
 from tests.varlen_reference import PlainKernels
@@ -134,6 +136,89 @@ def test_three_calls_a_layer_for_any_number_of_samples() -> None:
     query = torch.randn(3, 2, 300, 8, requires_grad=True)
     attention(query, query, query, mask).sum().backward()
     assert kernels.calls == ["forward"] * 3 + ["backward"] * 3
+
+
+class Interface(types.ModuleType):
+    """`flash_attn.flash_attn_interface` with the parameters of version 2.8 and plain kernels behind them."""
+
+    def _flash_attn_varlen_forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float,
+        softmax_scale: float,
+        causal: bool,
+        window_size_left: int = -1,
+        window_size_right: int = -1,
+        softcap: float = 0.0,
+        alibi_slopes: Tensor | None = None,
+        return_softmax: bool = False,
+        block_table: Tensor | None = None,
+        leftpad_k: Tensor | None = None,
+        seqused_k: Tensor | None = None,
+        zero_tensors: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        stretches = self.stretches(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        assert (dropout_p, softmax_scale, window_size_left, window_size_right) == (0, 8**-0.5, -1, -1)
+        output, lse = PlainKernels().forward(q, k, v, stretches)
+        return output, lse, torch.empty(0), torch.empty(2)
+
+    def _flash_attn_varlen_backward(
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        softmax_lse: Tensor,
+        dq: Tensor,
+        dk: Tensor,
+        dv: Tensor,
+        cu_seqlens_q: Tensor,
+        cu_seqlens_k: Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        dropout_p: float,
+        softmax_scale: float,
+        causal: bool,
+        window_size_left: int,
+        window_size_right: int,
+        softcap: float,
+        alibi_slopes: Tensor | None,
+        deterministic: bool,
+        rng_state: Tensor | None = None,
+        zero_tensors: bool = False,
+    ) -> Tensor:
+        stretches = self.stretches(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        assert (dropout_p, softmax_scale, window_size_left, window_size_right) == (0, 8**-0.5, -1, -1)
+        assert all(tensor.is_contiguous() for tensor in (dout, q, k, v, out, softmax_lse))
+        found = PlainKernels().backward(dout, q, k, v, out, softmax_lse, stretches)
+        for place, gradient in zip((dq, dk, dv), found, strict=True):
+            place.copy_(gradient)
+        return torch.empty(0)
+
+    def stretches(self, *settings: object) -> Stretches:
+        starts = [setting for setting in settings if isinstance(setting, Tensor)]
+        assert [each.dtype for each in starts] == [torch.int32] * 2
+        tokens = [torch.arange(int(each[-1])) for each in starts]
+        return Stretches(*tokens, *settings)  # type: ignore[arg-type]
+
+
+def test_flash_attention_2_is_called_as_its_signature_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("flash_attn")
+    package.flash_attn_interface = Interface("flash_attn.flash_attn_interface")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    packed = real_packing()
+    tensors = [torch.randn(2, 330, 4, 8, dtype=torch.float64).transpose(1, 2) for _ in range(4)]
+    found = results(VarlenMask.packed(*packed, CPU, FlashAttention2()), tensors[:3], tensors[3])
+    expected = results(DenseMask.packed(*packed), tensors[:3], tensors[3])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_large_plan_is_made_without_a_loop_over_samples() -> None:

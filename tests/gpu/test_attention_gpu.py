@@ -1,0 +1,114 @@
+"""Each attention backend of this GPU against the reference, and masks made without waiting for the GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from pretrain.model.attention.call import AttentionMask, attention
+from pretrain.model.attention.choose import check_backend, obstacle, packed_mask
+from pretrain.model.attention.hardware import detect
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer, initialise
+from tests.packings import Packing, action_sample, packing, worldvla
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+BACKENDS = ("sdpa", "flex", "flash", "flash2")
+PACKINGS = {
+    "worldvla": worldvla(2048, 2),
+    "odd length, padding": packing([[action_sample(300, 5, 9, history=2)] * 2, [[0] * 77]], 777),
+    "long chunk": packing([[action_sample(90, 25, 9)] * 2], 650),
+    "shorter than a block": packing([[action_sample(20, 2, 9)]], 50),
+}
+
+
+def mask_of(backend: str, packed: Packing, head_size: int = 64) -> AttentionMask:
+    """The backend's mask on this GPU; skips the test where the backend cannot run."""
+    device = torch.device("cuda")
+    reason = obstacle(backend, detect(device), torch.bfloat16, head_size)
+    if reason is not None:
+        pytest.skip(f"{backend} {reason}")
+    config = ModelConfig(hidden_size=head_size, heads=1, attention=backend)
+    return packed_mask(*packed, config, device, torch.bfloat16)
+
+
+def results(mask: AttentionMask, tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Output and gradients of queries, keys and values, fp32."""
+    query, key, value, gradient = (tensor.detach().to(dtype) for tensor in tensors)
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    output = attention(query, key, value, mask)
+    return [found.float() for found in (output, *torch.autograd.grad(output, inputs, gradient))]
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize(("heads", "shared", "size"), [(4, 4, 64), (4, 2, 128)])
+@pytest.mark.parametrize("name", PACKINGS)
+def test_output_and_gradients_are_the_reference(
+    name: str, heads: int, shared: int, size: int, backend: str
+) -> None:
+    """As near to fp32 as the reference in bf16 is, within a factor of two."""
+    packed = PACKINGS[name]
+    mask, dense = mask_of(backend, packed, size), mask_of("sdpa", packed, size)
+    generator = torch.Generator("cuda").manual_seed(0)
+    batch, length = packed[0].shape
+    tensors = [
+        torch.randn(batch, length, n, size, device="cuda", generator=generator).bfloat16().transpose(1, 2)
+        for n in (heads, shared, shared, heads)
+    ]
+    exact = results(dense, tensors, torch.float32)
+    plain, found = results(dense, tensors, torch.bfloat16), results(mask, tensors, torch.bfloat16)
+    for what, ours, theirs, right in zip(("output", "dq", "dk", "dv"), found, plain, exact, strict=True):
+        bound = 2 * (theirs - right).abs().max() + 1e-3
+        assert (ours - right).abs().max() <= bound, what
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_is_made_without_waiting_for_the_gpu(backend: str) -> None:
+    mask_of(backend, PACKINGS["worldvla"])  # the first call may load code, which waits
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        mask_of(backend, PACKINGS["worldvla"])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_network_trains_alike_with_every_backend(recompute: str, backend: str) -> None:
+    packed = worldvla(512, 2, image=40)
+    tokens = torch.randint(0, 64, packed[0].shape, device="cuda")
+    positions = torch.arange(512, device="cuda").expand(2, 512)
+    gradients: list[Tensor] = []
+    for attended in ("sdpa", backend):
+        mask = mask_of(attended, packed)
+        config = ModelConfig(
+            vocabulary_size=64,
+            hidden_size=128,
+            ffn_size=128,
+            layers=2,
+            heads=2,
+            dropout=0.0,
+            recompute=recompute,
+        )
+        model = Transformer(config)
+        initialise(model, 0)
+        model.cuda().bfloat16().train()
+        model(tokens, positions, mask).float().logsumexp(-1).mean().backward()
+        each = [parameter.grad for parameter in model.parameters()]
+        gradients.append(torch.cat([gradient.float().flatten() for gradient in each if gradient is not None]))
+    difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert difference < 0.03
+
+
+def test_auto_is_a_fast_backend_where_there_is_one() -> None:
+    device = torch.device("cuda")
+    config = ModelConfig()
+    chosen = check_backend(config, device, torch.bfloat16)
+    assert obstacle(chosen, detect(device), torch.bfloat16, config.head_size) is None
+    if torch.cuda.get_device_capability() >= (8, 0):
+        assert chosen in ("flex", "flash")
+    assert check_backend(dataclasses.replace(config), device, torch.float32) == "sdpa"
