@@ -1,0 +1,219 @@
+"""Decoding: action chunks in parallel against one after the other, images with and without guidance.
+
+Every way of decoding reads the prompt (prefill) and keeps keys and values; that is timed too:
+
+    parallel  all K action blocks advance together: 7 reads of K tokens after the prompt
+    block     one block after the other, without reading structure tokens that no other block sees:
+              7 K reads of one token
+    token     every token of the answer is read on its own, as plain autoregressive generation with a
+              cache does: 9 K - 2 reads of one token
+    image     one image code a read
+    guided    the same with classifier-free guidance: prompts with and without the action in one batch
+
+The bins are the same in all three orders. The ways are timed in turn, round after round, and the median of
+each is taken, so that a busy machine slows all of them; a quick way is repeated within a round. Weights are
+random; the time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.report import Column, Report, arguments
+from data.stream.sequence import action_prompt, world_prompt
+from data.tokens.image_block import image_block
+from data.tokens.vocabulary import (
+    ACTION_BIN_END,
+    ACTION_BIN_START,
+    ACTION_BLOCK_LENGTH,
+    IMAGE_CODE_COUNT,
+    TEXT_START,
+)
+from pretrain.model.config import ModelConfig
+from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
+from pretrain.model.transformer import Transformer
+from pretrain.settings import from_mapping, read_yaml
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "model"
+_TARGET = 8.0
+_LEAST_SECONDS = 0.2  # of one way in one round
+_COLUMNS = (
+    Column("model", "model"),
+    Column("prompt", "prompt"),
+    Column("batch", "B"),
+    Column("answer", "answer"),
+    Column("way", "way"),
+    Column("milliseconds", "time", "ms", digits=1),
+    Column("tokens_per_second", "tokens", "1/s", digits=0),
+    Column("answers_per_second", "answers", "1/s", digits=1),
+    Column("times_the_first", "slower", "x"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = arguments("decode", __doc__)
+    names = sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
+    parser.add_argument("--models", nargs="+", choices=names, help="default: tiny, on a GPU 300m 1b 7b")
+    parser.add_argument("--chunks", nargs="+", type=int, help="K, actions in a chunk; default: 5 10 25")
+    parser.add_argument("--batches", nargs="+", type=int, help="environments; default: 1 8")
+    parser.add_argument("--rounds", type=int, help="timed runs of each way; default: 7")
+    options = parser.parse_args(argv)
+    smoke, device = options.smoke, options.device
+    models = options.models or (["tiny"] if smoke or device == "cpu" else ["300m", "1b", "7b"])
+    chunks = options.chunks or ([5] if smoke else [5, 10, 25])
+    batches = options.batches or ([1] if smoke else [1, 8])
+    rounds = options.rounds or (1 if smoke else 7)
+
+    kind = "bf16" if device == "cuda" else "fp32"
+    report = Report("decode", f"Decoding with a cache, {kind}", _COLUMNS, device)
+    for name in models:
+        model = random_model(name, device)
+        for pixels in (64,) if smoke else (64, 256):
+            for batch in batches:
+                for chunk in chunks:
+                    time_chunks(report, name, model, pixels, batch, chunk, rounds)
+                time_images(report, name, model, pixels, batch, min(rounds, 3))
+        del model
+    add_targets(report, device)
+    report.note("prompts: of 100 tokens one frame of 64 pixels, of 600 two frames of 256 pixels, as LIBERO's")
+    report.note("tokens: of the written answer, nine an action, or image codes; answers: chunks or images")
+    report.note("slower: than the first way of the same answer")
+    report.note("no CUDA graphs: on a GPU small models are bound by the launching of kernels")
+    report.finish(options.out)
+    return 0
+
+
+def random_model(name: str, device: str) -> Transformer:
+    """A model of `configs/model` with random weights: fp32, on a GPU bf16.
+
+    Its positions are enough for the longest case here, which only lengthens the rotary table.
+    """
+    config = from_mapping(f"model {name}", ModelConfig, read_yaml(_CONFIGS / f"{name}.yaml"))
+    config = replace(config, max_positions=max(config.max_positions, 2048))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+        with torch.device(device):
+            model = Transformer(config)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" not in parameter_name:
+                parameter.normal_(0.0, 0.02)
+    return model.eval().requires_grad_(False)
+
+
+def time_chunks(
+    report: Report, name: str, model: Transformer, pixels: int, batch: int, chunk: int, rounds: int
+) -> None:
+    """Rows of one chunk length: every order of decoding."""
+    prompts = [action_prompt_of(pixels, seed) for seed in range(batch)]
+    ways = {
+        order: partial(decode_action_chunk, model, prompts, chunk, order=order) for order in get_args(Order)
+    }
+    about = {"model": name, "prompt": len(prompts[0]), "batch": batch, "answer": f"K={chunk}"}
+    _add(report, about, ways, batch, chunk * ACTION_BLOCK_LENGTH, rounds)
+
+
+def time_images(report: Report, name: str, model: Transformer, pixels: int, batch: int, rounds: int) -> None:
+    """Rows of one image size: without and with guidance."""
+    side = _side(pixels)
+    prompts, without = zip(*(world_prompts_of(pixels, seed) for seed in range(batch)), strict=True)
+    decode = partial(decode_image, model, prompts, side, side, pixels)
+    ways = {"image": decode, "guided": partial(decode, guidance=Guidance(3.0, without))}
+    about = {"model": name, "prompt": len(prompts[0]), "batch": batch, "answer": f"{side}x{side}"}
+    _add(report, about, ways, batch, side * side, rounds)
+
+
+def action_prompt_of(pixels: int, seed: int) -> NDArray[np.int32]:
+    """A prompt of 100 tokens with one frame of 64 pixels, or of 600 with two of 256."""
+    frames, words = {64: (1, 22), 256: (2, 46)}[pixels]
+    random = np.random.default_rng(seed)
+    return action_prompt(_words(random, words), list(_frames(random, frames, pixels)))
+
+
+def world_prompts_of(pixels: int, seed: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """A world prompt of one frame and an action, and the same without the action."""
+    random = np.random.default_rng(seed)
+    words, frames = _words(random, 22), _frames(random, 1, pixels)
+    bins = random.integers(ACTION_BIN_START, ACTION_BIN_END, 7)
+    return world_prompt(words, frames[0], bins), action_prompt(words, list(frames))
+
+
+def _words(random: np.random.Generator, count: int) -> NDArray[np.int64]:
+    return random.integers(TEXT_START, TEXT_START + 512, count)  # ids that the smallest vocabulary has
+
+
+def _frames(random: np.random.Generator, count: int, pixels: int) -> NDArray[np.int64]:
+    side = _side(pixels)
+    return image_block(random.integers(0, IMAGE_CODE_COUNT, (count, side, side)), pixels)
+
+
+def _side(pixels: int) -> int:
+    """Codes along a side, as in the two image tokenizers: 8 of 64 pixels, 16 of 256."""
+    return 8 if pixels == 64 else 16
+
+
+def _add(
+    report: Report,
+    about: dict[str, object],
+    ways: Mapping[str, Callable[[], object]],
+    batch: int,
+    tokens: int,
+    rounds: int,
+) -> None:
+    """Time the ways in turn and add a row of each; `tokens` are those of one answer."""
+    for decode in ways.values():
+        decode()  # warms up
+    repeats = {way: math.ceil(_LEAST_SECONDS / _seconds(decode, 1)) for way, decode in ways.items()}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        for way, decode in ways.items():
+            times[way].append(_seconds(decode, repeats[way]))
+    seconds = {way: statistics.median(found) for way, found in times.items()}
+    for way, found in seconds.items():
+        report.add(
+            **about,
+            way=way,
+            milliseconds=1000 * found,
+            tokens_per_second=batch * tokens / found,
+            answers_per_second=batch / found,
+            times_the_first=found / next(iter(seconds.values())),
+        )
+
+
+def _seconds(decode: Callable[[], object], repeats: int) -> float:
+    """Mean seconds of a call; each ends with its result on the host, so the device is done."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        decode()
+    return (time.perf_counter() - start) / repeats
+
+
+def add_targets(report: Report, device: str) -> None:
+    """Parallel decoding against both sequential ones, on the CPU with the tiny model."""
+    wanted = {"model": "tiny", "batch": 1, "answer": "K=25", "prompt": 100}
+    for way, meaning in (("token", "token by token"), ("block", "block by block")):
+        rows = [row for row in report.rows if row["way"] == way and wanted.items() <= row.items()]
+        ratio = rows[0]["times_the_first"] if rows and device == "cpu" else None
+        met = None if ratio is None else ratio >= _TARGET
+        text = f"CPU, tiny, K = 25, batch 1, prompt of 100: at least 8 x as fast in parallel as {meaning}"
+        report.target(text, met, ratio)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
