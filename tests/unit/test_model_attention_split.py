@@ -210,9 +210,9 @@ class Interface(types.ModuleType):
 
 
 def test_flash_attention_2_is_called_as_its_signature_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = types.ModuleType("flash_attn")
-    package.flash_attn_interface = Interface("flash_attn.flash_attn_interface")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    name = "flash_attn.flash_attn_interface"
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, name, Interface(name))
     packed = real_packing()
     tensors = [torch.randn(2, 330, 4, 8, dtype=torch.float64).transpose(1, 2) for _ in range(4)]
     found = results(VarlenMask.packed(*packed, CPU, FlashAttention2()), tensors[:3], tensors[3])

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -87,11 +88,10 @@ class FlashAttention2:
     """The kernels of the package flash-attn 2.7 and 2.8."""
 
     def __init__(self) -> None:
-        # Imported when asked for: the package needs a GPU, and only this backend needs the package.
-        from flash_attn import flash_attn_interface  # pyright: ignore[reportMissingImports]
-
-        self._forward = flash_attn_interface._flash_attn_varlen_forward
-        self._backward = flash_attn_interface._flash_attn_varlen_backward
+        # An optional package that cannot be imported without a GPU.
+        interface = import_module("flash_attn.flash_attn_interface")
+        self._forward = interface._flash_attn_varlen_forward
+        self._backward = interface._flash_attn_varlen_backward
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, stretches: Stretches
