@@ -66,4 +66,4 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Sizes that change, as the number of tokens does in decoding, become symbols after their first change.
     """
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(function)

@@ -143,7 +143,7 @@ class _Remade(Function):
     def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         ctx.function = function
         ctx.save_for_backward(*inputs)
-        return function(*inputs)
+        return function(*(each.detach() for each in inputs))  # as when it is made again: one compilation
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -1,0 +1,28 @@
+"""Compiled functions on parameters that ZeRO-3 partitions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pretrain.parallel.mesh import Mesh
+from tests.dist.engine_case import Curve
+from tests.dist.harness import run_ranks
+from tests.dist.test_recompute import train
+
+
+def train_and_count(model: dict[str, object]) -> tuple[Curve, int]:
+    """Losses and gradient norms, and how many graphs were compiled."""
+    from torch._dynamo.utils import counters
+
+    curve, _ = train(Mesh(1, 2), False, model)
+    return curve, counters["stats"]["unique_graphs"]
+
+
+def test_training_is_the_same_and_no_layer_compiles_on_its_own() -> None:
+    model = {"dropout": 0.1, "layers": 4, "recompute": "selective"}
+    eager = run_ranks(train_and_count, 2, {**model, "compile": "off"})
+    compiled = run_ranks(train_and_count, 2, {**model, "compile": "on"}, timeout=200.0)
+    for (expected, none), (found, graphs) in zip(eager, compiled, strict=True):
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=1e-5)
+        assert none == 0
+        assert 3 <= graphs <= 8

@@ -1,0 +1,51 @@
+"""The element-wise functions against Hugging Face's modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretrain.model.config import ModelConfig
+from pretrain.model.layers import RotaryTable
+from pretrain.model.pointwise import compiled, rms_norm, swiglu, turn_heads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_rounds_as_hugging_face_does(dtype: torch.dtype) -> None:
+    from transformers.models.chameleon.modeling_chameleon import ChameleonRMSNorm
+
+    torch.manual_seed(0)
+    theirs = ChameleonRMSNorm(96, eps=1e-5)
+    with torch.no_grad():
+        theirs.weight.add_(torch.randn(96) * 0.3)
+    theirs = theirs.to(dtype)
+    x = (torch.randn(64, 96) * 5).to(dtype)
+    assert torch.equal(rms_norm(x, theirs.weight, 1e-5), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_turned_heads_equal_hugging_face(dtype: torch.dtype) -> None:
+    from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm, apply_rotary_pos_emb
+
+    torch.manual_seed(0)
+    config = ModelConfig(hidden_size=96, heads=6, max_positions=64)
+    norm = ChameleonLayerNorm((6, 16))
+    with torch.no_grad():
+        norm.weight.add_(torch.randn(6, 16) * 0.3)
+        norm.bias.add_(torch.randn(6, 16) * 0.3)
+    norm = norm.to(dtype)
+    x = torch.randn(40, 6, 16).to(dtype)
+    places = RotaryTable(config).at(torch.arange(5, 45)[None], dtype)
+    found = turn_heads(x, norm.weight, norm.bias, places.cosine, places.sine, 1e-5)
+    expected, _ = apply_rotary_pos_emb(norm(x), norm(x), places.cosine, places.sine, unsqueeze_dim=0)
+    assert torch.equal(found, expected[0])
+    assert places.by_sequence(found).shape == (1, 6, 40, 16)
+
+
+def test_swiglu() -> None:
+    gate, up = torch.randn(2, 3, 5)
+    torch.testing.assert_close(swiglu(gate, up), gate / (1 + torch.exp(-gate)) * up)
+
+
+def test_off_is_the_function_itself() -> None:
+    assert compiled(swiglu, "off") is swiglu
