@@ -129,7 +129,7 @@ class Transformer(nn.Module):
         device = self.lm_head.weight.device
         mask = cache.extend(segments.to(device), blocks.to(device), causal)
         positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
-        self.model(tokens.to(device), positions, mask, cache)
+        self.model.fill(tokens.to(device), positions, mask, cache)
 
     def decode(
         self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache

@@ -15,6 +15,7 @@ from data.errors import InputError
 from data.tokens.vocabulary import ACTION_START, END_OF_TURN
 from pretrain.model.cache import LayerCache
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
+from pretrain.model.layers import DecoderLayer
 from pretrain.model.sampling import Sampling
 from tests.decoding import (
     SMALL,
@@ -108,6 +109,16 @@ def test_parallel_decoding_reads_seven_times_whatever_the_chunk(monkeypatch: pyt
         sizes.clear()
         decode_action_chunk(model, [prompt_of(0, 3), prompt_of(1, 9)], 20, order=order)
         assert sizes == expected[order]
+
+
+def test_the_last_layer_works_for_answers_alone() -> None:
+    model = small_model()
+    last = model.model.layers[-1]
+    assert isinstance(last, DecoderLayer)
+    rows: list[int] = []
+    last.mlp.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].numel() // 32))
+    decode_action_chunk(model, [prompt_of(0, 9)], 3)
+    assert rows == [3] * 7
 
 
 class Asked(TorchDispatchMode):
