@@ -139,16 +139,17 @@ def _assembled(
     for piece in tensor.pieces:
         where = tuple(slice(o, o + n) for o, n in zip(piece.box.offset, piece.box.shape, strict=True))
         part = files[piece.file].tensor(piece_key(f"{MASTER}/{name}", piece.box.offset))
-        whole[where] = _cast(name, part, whole.dtype)
+        whole[where] = part  # copying converts
+        _check_range(name, part, whole[where])
     return tensor_blocks(whole)
 
 
-def _cast(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """To another dtype; float16 is the only one that may be too small for a weight."""
-    found = values.to(dtype)
-    if dtype == torch.float16 and not torch.equal(found.isfinite(), values.isfinite()):
-        raise InputError(f"{name}: has values beyond {torch.finfo(dtype).max}; export with dtype=bfloat16")
-    return found
+def _check_range(name: str, values: Tensor, converted: Tensor) -> None:
+    """Refuse weights that became infinite; float16 is the only dtype that may be too small for one."""
+    if converted.dtype == torch.float16 and not torch.equal(converted.isfinite(), values.isfinite()):
+        raise InputError(
+            f"{name}: has values beyond {torch.finfo(torch.float16).max:.0f}; export with dtype=bfloat16"
+        )
 
 
 def _encoder(path: Path, dtype: str | None) -> tuple[ImageModelConfig, list[Content]]:
@@ -168,7 +169,8 @@ def _encoder(path: Path, dtype: str | None) -> tuple[ImageModelConfig, list[Cont
     for name, tensor in tokenizer.tensors().items():
         if name.startswith(_VQ_PARTS):
             chosen = dtype or str(tensor.dtype).removeprefix("torch.")
-            values = _cast(name, tensor, getattr(torch, chosen))
+            values = tensor.to(getattr(torch, chosen))
+            _check_range(name, tensor, values)
             found.append(
                 Content(f"{VQ_PREFIX}{name}", chosen, tuple(tensor.shape), partial(tensor_blocks, values))
             )
