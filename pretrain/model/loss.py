@@ -5,8 +5,7 @@
 over the labelled positions i of the whole step: of all micro-batches and all data-parallel ranks, so the
 gradient does not depend on the layout. w is 1, and 0.04 for image codes (WorldVLA, arXiv 2506.21539).
 
-Logits are made for a few tokens at a time and made again in the backward pass; they never exist for the
-whole sequence.
+Logits never exist for the whole vocabulary at once: `pretrain.model.vocabulary`.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import Function
-from torch.utils.checkpoint import checkpoint
 
 from data.tokens.vocabulary import (
     ACTION_BIN_END,
@@ -28,8 +25,7 @@ from data.tokens.vocabulary import (
     IMAGE_CODE_START,
 )
 from pretrain.model.factory import LayerFactory
-
-TOKENS_AT_ONCE = 256  # a few tens of MB of logits, small enough to stay near the processor
+from pretrain.model.vocabulary import vocabulary_statistics
 
 
 class LabelKind(IntEnum):
@@ -42,7 +38,13 @@ class LabelKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LossSettings:
-    """Weights of the loss; see `pretrain.config.LossConfig`."""
+    """Weights of the loss; see `pretrain.config.LossConfig`.
+
+    Attributes:
+        image_weight: Of image codes; all other labels weigh 1.
+        z_loss: Of the mean squared log-sum-exp.
+        reference_compatible: The last image code weighs 1, as the published code's slice has it.
+    """
 
     image_weight: float = 0.04
     z_loss: float = 1e-5
@@ -73,7 +75,8 @@ def label_kinds(labels: Tensor) -> Tensor:
 
 def label_weights(labels: Tensor, settings: LossSettings) -> Tensor:
     """Weight of each label: ids [N] -> fp32 [N]."""
-    image = (labels >= IMAGE_CODE_START) & (labels < IMAGE_CODE_END)
+    end = IMAGE_CODE_END - 1 if settings.reference_compatible else IMAGE_CODE_END
+    image = (labels >= IMAGE_CODE_START) & (labels < end)
     return torch.where(image, settings.image_weight, 1.0)
 
 
@@ -112,53 +115,11 @@ class VocabularyHead(nn.Module):
         if normaliser is None or settings is None:
             raise ValueError("a loss needs labels, normaliser and settings")
         hidden = self._factory.copy_to_ranks(hidden)
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        sums = torch.zeros(len(LabelKind), 3, device=hidden.device)
-        for start in range(0, max(len(labels), 1), TOKENS_AT_ONCE):
-            part = slice(start, start + TOKENS_AT_ONCE)
-            terms = checkpoint(
-                self._chunk, hidden[part], labels[part], normaliser, settings, use_reentrant=False
-            )
-            assert isinstance(terms, tuple)
-            loss, sums = loss + terms[0], sums + terms[1]
-        return loss, sums
-
-    def _chunk(
-        self, hidden: Tensor, labels: Tensor, normaliser: Tensor, settings: LossSettings
-    ) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, self.weight).float()
-        log_sum, label_logit, largest = _VocabularyStatistics.apply(logits, labels, self._factory)
+        log_sum, label_logit, largest = vocabulary_statistics(hidden, self.weight, labels, self._factory)
         entropy = log_sum - label_logit
-        weights = label_weights(labels, settings)
-        loss = (weights * entropy).sum() / normaliser[0]
+        loss = (label_weights(labels, settings) * entropy).sum() / normaliser[0]
         loss = loss + settings.z_loss * log_sum.square().sum() / normaliser[1]
         right = (label_logit >= largest).float()
-        columns = torch.stack([entropy.detach(), torch.ones_like(entropy), right], dim=1)
+        columns = torch.stack([entropy, torch.ones_like(entropy), right], dim=1).detach()
         sums = torch.zeros(len(LabelKind), 3, device=hidden.device)
-        return loss, sums.index_add_(0, label_kinds(labels), columns.detach())
-
-
-class _VocabularyStatistics(Function):
-    """Log-sum-exp, label's logit and largest logit [N] of logits [N, V / ranks], over all ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, factory: LayerFactory) -> tuple[Tensor, ...]:
-        rows = logits.shape[1]
-        local = labels - factory.rank * rows
-        mine = (local >= 0) & (local < rows)
-        local = torch.where(mine, local, 0)
-        largest = factory.max_over_ranks(logits.amax(dim=1))
-        exponentials = (logits - largest[:, None]).exp_()
-        total = factory.sum_over_ranks(exponentials.sum(dim=1))
-        label_logit = logits.gather(1, local[:, None]).squeeze(1)
-        label_logit = factory.sum_over_ranks(torch.where(mine, label_logit, 0.0))
-        ctx.save_for_backward(exponentials.div_(total[:, None]), local, mine)
-        ctx.mark_non_differentiable(largest)
-        return total.log() + largest, label_logit, largest
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        probabilities, local, mine = ctx.saved_tensors
-        result = probabilities * gradients[0][:, None]
-        result.scatter_add_(1, local[:, None], torch.where(mine, gradients[1], 0.0)[:, None])
-        return result, None, None
+        return loss, sums.index_add_(0, label_kinds(labels), columns)

@@ -1,0 +1,155 @@
+"""The loss with its vocabulary shared out, and under ZeRO-3, against one plain process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.tokens.vocabulary import IGNORED_LABEL
+from pretrain.model import vocabulary
+from pretrain.model.factory import shard_of
+from pretrain.model.loss import LossSettings, VocabularyHead
+from pretrain.parallel.mesh import Mesh
+from tests.dist.engine_case import LEARNING_RATE, global_batch, rows, settings
+from tests.dist.harness import run_ranks
+from tests.loss_case import LossCase, naive_loss
+
+STRONG = LossSettings(image_weight=0.04, z_loss=1e-2)
+ROWS, WIDTH = 48, 8
+
+
+def shared_case(tokens: int) -> LossCase:
+    """Labels sit at the first and last id of every share at two and four ranks."""
+    case = LossCase.random(tokens, ROWS, WIDTH)
+    edges = torch.tensor([0, 11, 12, 23, 24, 35, 36, 47])
+    case.labels[: len(edges)] = edges[:tokens]
+    return case
+
+
+def shared_loss(mesh: Mesh, tokens: int, block: int) -> dict[str, Any]:
+    """Loss, sums and gradients on this rank, and how often it spoke with its peers on the way."""
+    from pretrain.parallel.groups import ProcessGroups
+    from pretrain.parallel.tensor_parallel import TensorParallelFactory
+
+    spoken: list[str] = []
+
+    class Counting(TensorParallelFactory):
+        def sum_over_ranks(self, values: Tensor) -> Tensor:
+            spoken.append("sum")
+            return super().sum_over_ranks(values)
+
+        def max_over_ranks(self, values: Tensor) -> Tensor:
+            spoken.append("max")
+            return super().max_over_ranks(values)
+
+    vocabulary.block_rows = lambda tokens, device: block
+    factory = Counting(ProcessGroups.create(mesh))
+    case = shared_case(tokens)
+    head = VocabularyHead(factory, ROWS, WIDTH)
+    with torch.no_grad():
+        head.weight.copy_(shard_of(case.weight, 0, factory.rank, factory.size))
+    hidden = case.hidden.requires_grad_()
+    loss, sums = head(hidden, case.labels, torch.tensor([5.0, 9.0]), STRONG)
+    loss.backward()
+    assert hidden.grad is not None
+    assert head.weight.grad is not None
+    return {
+        "loss": loss.item(),
+        "sums": sums.tolist(),
+        "hidden": hidden.grad.tolist(),
+        "weight": head.weight.grad.tolist(),
+        "spoken": spoken,
+    }
+
+
+@pytest.mark.parametrize(("ranks", "tokens", "block"), [(2, 13, 5), (4, 8, 5), (4, 1, 48), (2, 0, 5)])
+def test_a_vocabulary_shared_out_gives_the_same(ranks: int, tokens: int, block: int) -> None:
+    case = shared_case(tokens)
+    case.normaliser = lambda settings: torch.tensor([5.0, 9.0])  # pyright: ignore[reportAttributeAccessIssue]
+    loss, sums, hidden, weight = naive_loss(case, STRONG)
+    found = run_ranks(shared_loss, ranks, Mesh(ranks, 1), tokens, block)
+    for one in found:
+        assert one["loss"] == pytest.approx(loss.item(), abs=1e-6)
+        torch.testing.assert_close(torch.tensor(one["sums"]).double(), sums, atol=1e-5, rtol=0)
+        gradient = torch.tensor(one["hidden"]).reshape(tokens, WIDTH)
+        torch.testing.assert_close(gradient.double(), hidden, atol=1e-6, rtol=0)
+        assert one["spoken"] == ["max", "sum"], "collectives for every block, or in the backward pass"
+    whole = torch.cat([torch.tensor(one["weight"]) for one in found])
+    torch.testing.assert_close(whole.double(), weight, atol=1e-6, rtol=0)
+
+
+def weights_in_passes(mesh: Mesh, steps: int) -> dict[str, Any]:
+    """Train at stage 3 and look at the head's weight: between steps, forward and backward."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    seen: dict[str, list[Tensor]] = {"forward": [], "backward": []}
+    extend, gradient = vocabulary.extend_log_sum, vocabulary._VocabularyStatistics.backward
+
+    def forward_seen(logits: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        seen["forward"].append(engine.module.lm_head.weight.detach().clone())
+        return extend(logits, *rest)
+
+    def backward_seen(ctx: Any, log_sum_gradient: Tensor, label_gradient: Tensor, _: Tensor) -> Any:
+        seen["backward"].append(ctx.saved_tensors[1].detach().clone())
+        return gradient(ctx, log_sum_gradient, label_gradient, _)
+
+    vocabulary.extend_log_sum = forward_seen
+    vocabulary._VocabularyStatistics.backward = staticmethod(backward_seen)
+    groups = ProcessGroups.create(mesh)
+    engine = Engine.build(settings(mesh, stage=3), groups)
+    share = 4 // mesh.data
+    kept = []
+    for step in range(steps):
+        first = groups.data_rank * share
+        parts = [rows(global_batch(step), first + i, first + i + 1) for i in range(share)]
+        engine.step(parts, LEARNING_RATE)
+        kept.append(engine.module.lm_head.weight.numel())
+    same = [
+        torch.equal(forward, backward)
+        for forward, backward in zip(seen["forward"], seen["backward"], strict=True)
+    ]
+    return {
+        "between steps": kept,
+        "in backward": {tuple(weight.shape) for weight in seen["backward"]},
+        "same": same,
+        "changed": not torch.equal(seen["backward"][0], seen["backward"][-1]),
+    }
+
+
+@pytest.mark.parametrize("mesh", [Mesh(2, 2), Mesh(1, 2)])
+def test_zero_3_gives_the_backward_pass_the_whole_weight_again(mesh: Mesh) -> None:
+    steps = 3
+    for found in run_ranks(weights_in_passes, mesh.size, mesh, steps):
+        assert found["between steps"] == [0] * steps
+        assert found["in backward"] == {(512 // mesh.tensor, 64)}
+        assert found["same"] == [True] * (steps * 4 // mesh.data)
+        assert found["changed"]
+
+
+def losses_where_half_has_no_labels(mesh: Mesh) -> list[tuple[float, float]]:
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(mesh)
+    engine = Engine.build(settings(mesh, stage=3), groups)
+    share = 4 // mesh.data
+    curve = []
+    for step in range(3):
+        batch = global_batch(step)
+        batch.labels[2:] = IGNORED_LABEL
+        first = groups.data_rank * share
+        result = engine.step([rows(batch, first, first + share)], LEARNING_RATE)
+        curve.append((result.loss.item(), result.gradient_norm.item()))
+    return curve
+
+
+def test_a_rank_without_labels_takes_part() -> None:
+    expected = run_ranks(losses_where_half_has_no_labels, 1, Mesh(1, 1))[0]
+    for mesh in (Mesh(1, 2), Mesh(2, 2)):
+        for found in run_ranks(losses_where_half_has_no_labels, mesh.size, mesh):
+            torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=5e-6, rtol=1e-4)
+    assert expected[0] != expected[1]
