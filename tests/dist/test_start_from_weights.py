@@ -10,10 +10,16 @@ import torch
 from data.errors import InputError
 from pretrain.checkpoint import load as loading
 from pretrain.checkpoint.fragments import MOMENTS, fragments, optimizer_step
-from pretrain.checkpoint.load import load_start, load_weights
-from pretrain.checkpoint.manifest import latest
+from pretrain.checkpoint.load import load, load_start, load_weights
+from pretrain.checkpoint.manifest import Manifest, latest
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import TrainingConfig
+from pretrain.convert.exporting import export_weights
+from pretrain.convert.importing import import_weights
+from pretrain.model.attention.choose import packed_mask
+from pretrain.model.transformer import Transformer
+from pretrain.settings import to_mapping
+from tests import hugging_face
 from tests.dist import checkpoint_case as case
 from tests.dist.harness import run_ranks
 
@@ -61,6 +67,64 @@ def test_any_layout_starts_with_the_same_weights(written: Path, tmp_path: Path) 
         assert all(torch.equal(found[name], expected[name]) for name in expected), layout
     first = losses[READERS[0]]
     assert all(abs(a - b) < 1e-5 for other in losses.values() for a, b in zip(other, first, strict=True))
+
+
+def test_imported_weights_of_two_bytes_start_any_layout(tmp_path: Path) -> None:
+    settings = case.config((1, 1, 1))
+    hugging_face.save(tmp_path / "theirs", settings.model, dtype=torch.bfloat16)
+    import_weights(tmp_path / "theirs", tmp_path / "ours", 20_000, lambda *_: None)
+    assert {tensor.dtype for tensor in Manifest.read(tmp_path / "ours").tensors.values()} == {"bfloat16"}
+    theirs = hugging_face.network(hugging_face.tensors(tmp_path / "theirs"))
+    for layout in [(2, 2, 3), (1, 2, 1)]:
+        root = tmp_path / str(layout)
+        run_ranks(_start, world(layout), tmp_path / "ours", layout, root)
+        found = load_weights(root / "step_00000000")
+        assert found.keys() == theirs.keys()
+        assert all(torch.equal(found[name], theirs[name].float()) for name in theirs), layout
+    (message,) = run_ranks(_resume, 1, tmp_path / "ours")
+    assert "without AdamW's moments" in message
+    assert "checkpointing.start_from" in message
+
+
+def _resume(checkpoint: Path) -> str:
+    try:
+        load(checkpoint, case.build(case.config((1, 1, 1))))
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+def _train_and_save(root: Path) -> None:
+    settings = case.config((2, 2, 3))
+    engine = case.build(settings)
+    case.steps(engine, 3)
+    writer = CheckpointWriter(root, engine)
+    writer.save(3, {"config": to_mapping(settings)})
+    writer.wait()
+
+
+def test_a_training_of_four_ranks_is_exported_with_the_same_numbers(tmp_path: Path) -> None:
+    from transformers import ChameleonForConditionalGeneration
+
+    run_ranks(_train_and_save, 4, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "step_00000003"
+    pieces = Manifest.read(checkpoint).weights["model.layers.0.self_attn.q_proj.weight"].pieces
+    assert len({piece.file for piece in pieces}) == 4, "of every rank"
+    export_weights(checkpoint, tmp_path / "back", "float32", None, 30_000, lambda *_: None)
+    weights = load_weights(checkpoint)
+    assert hugging_face.bitwise(hugging_face.tensors(tmp_path / "back"), weights)
+    ours = Transformer(case.config((1, 1, 1)).model).eval()
+    ours.load_state_dict(weights)
+    theirs = ChameleonForConditionalGeneration.from_pretrained(tmp_path / "back")
+    tokens = torch.randint(10, 250, (2, case.LENGTH), generator=torch.Generator().manual_seed(5))
+    positions = torch.arange(case.LENGTH).expand(tokens.shape)
+    mask = packed_mask(torch.ones_like(tokens), torch.zeros_like(tokens), ours.config, tokens.device)
+    with torch.no_grad():
+        found, expected = theirs.eval()(input_ids=tokens).logits, ours(tokens, positions, mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    export_weights(checkpoint, tmp_path / "halves", None, None, 30_000, lambda *_: None)
+    halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    assert hugging_face.bitwise(hugging_face.tensors(tmp_path / "halves"), halves), "a training's default"
 
 
 def _refused(checkpoint: Path, settings: TrainingConfig, only_names: bool = True) -> str:
