@@ -64,7 +64,8 @@ class Work:
 
     def flops(self, model: ModelConfig) -> float:
         """Floating-point operations of forward and backward, by the formula of this module."""
-        layer = 4 * model.hidden_size**2 + 3 * model.hidden_size * model.ffn_size
+        keys = model.shared_heads * model.head_size
+        layer = model.hidden_size * (2 * model.hidden_size + 2 * keys + 3 * model.ffn_size)
         return (
             6.0 * model.layers * layer * self.tokens
             + 6.0 * model.vocabulary_size * model.hidden_size * self.labelled

@@ -56,6 +56,8 @@ def test_flops_of_a_long_run_of_tokens_are_six_per_parameter() -> None:
     assert Work(tokens=1).flops(model) == 6 * layers
     assert Work(labelled=1).flops(model) == 6 * 100 * 8
     assert Work(pairs=1).flops(model) == 12 * 2 * 8
+    model.key_value_heads = 1
+    assert Work(tokens=1).flops(model) == 6 * (layers - 2 * 2 * 8 * 4), "keys and values of one head of two"
 
 
 def test_peak_of_a_cpu_is_measured() -> None:

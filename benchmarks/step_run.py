@@ -1,0 +1,141 @@
+"""Trains some steps of one variant in a fresh process and measures them (for `benchmarks.step`)."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.packed import packed_batch
+from benchmarks.report import peak_memory
+from data.contracts import PackedBatch
+from pretrain.config import TrainingConfig
+from pretrain.model.attention.choose import check_backend
+from pretrain.telemetry.meters import Work, peak_flops
+
+_ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One variant.
+
+    Attributes:
+        model: Its name in `configs/model`.
+        all_layers: Layers of that model; `config.model.layers` may be fewer.
+        config: What the engine is built with.
+        micro_batches: In a step.
+        pixels: Side of the frames.
+        steps: Timed steps, after two that are not.
+        device: `cpu` or `cuda`.
+    """
+
+    model: str
+    all_layers: int
+    config: TrainingConfig
+    micro_batches: int
+    pixels: int
+    steps: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a variant took.
+
+    Attributes:
+        seconds: Of each timed step.
+        work: Of one step, over all ranks.
+        peak_flops: Of all ranks together, FLOP/s.
+        held: Bytes on this rank's GPU between steps; None on a CPU.
+        added: Most bytes that a step holds above those.
+        attention: The backend that was used.
+    """
+
+    seconds: list[float]
+    work: Work
+    peak_flops: float
+    held: int | None
+    added: int
+    attention: str
+
+
+def measure(case: Case) -> Measured | None:
+    """Train some steps in this process (a fresh one); None where the GPU's memory is not enough."""
+    if case.device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    os.environ.update({key: os.environ.get(key, value) for key, value in _ALONE.items()})
+    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
+    try:
+        return _train(case)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+def _train(case: Case) -> Measured:
+    # Imported late: DeepSpeed looks for GPUs when it is imported.
+    import torch.distributed as dist
+
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+    from pretrain.parallel.mesh import Mesh
+
+    parallel = case.config.parallel
+    groups = ProcessGroups.create(Mesh(parallel.tensor, parallel.data))
+    peak = _peak_of_all(groups.device, case.config.trainer.precision)
+    engine = Engine.build(case.config, groups)
+    batches = _batches(case, groups.data_rank)
+
+    def step() -> float:
+        return float(engine.step(batches, learning_rate=1e-6).loss)  # waits for the device
+
+    for _ in range(2):
+        step()
+    held = torch.cuda.memory_allocated() if case.device == "cuda" else None
+    seconds: list[float] = []
+    for _ in range(case.steps):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    dtype = torch.bfloat16 if case.config.trainer.precision == "bf16" else torch.float32
+    mine = sum((Work.of(batch) for batch in batches), Work())
+    result = Measured(
+        seconds=seconds,
+        work=sum([mine] * parallel.data, Work()),
+        # On a CPU other programs may have slowed down one of the probes.
+        peak_flops=max(peak, _peak_of_all(groups.device, case.config.trainer.precision)),
+        held=held,
+        added=peak_memory(step, case.device),
+        attention=check_backend(case.config.model, groups.device, dtype),
+    )
+    dist.destroy_process_group()
+    return result
+
+
+def _peak_of_all(device: torch.device, precision: str) -> float:
+    """FLOP/s of all ranks; those on one CPU share its cores, so all are measured at the same time."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    peak = torch.tensor(peak_flops(device, precision), device=device)
+    dist.all_reduce(peak)
+    return float(peak)
+
+
+def _batches(case: Case, data_rank: int) -> list[PackedBatch]:
+    trainer, first = case.config.trainer, 1000 * data_rank
+    assert trainer.micro_batch is not None
+    return [
+        packed_batch(trainer.micro_batch, trainer.sequence_length, case.pixels, seed)
+        for seed in range(first, first + case.micro_batches)
+    ]
