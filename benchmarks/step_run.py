@@ -16,7 +16,8 @@ from pretrain.config import TrainingConfig
 from pretrain.model.attention.choose import check_backend
 from pretrain.telemetry.meters import Work, peak_flops
 
-_ALONE = {
+# A world of one rank, as torchrun would set it.
+ALONE = {
     "RANK": "0",
     "LOCAL_RANK": "0",
     "WORLD_SIZE": "1",
@@ -73,7 +74,7 @@ def measure(case: Case) -> Measured | None:
     """Train some steps in this process (a fresh one); None where the GPU's memory is not enough."""
     if case.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    os.environ.update({key: os.environ.get(key, value) for key, value in _ALONE.items()})
+    os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
     # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     try:

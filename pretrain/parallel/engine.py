@@ -79,6 +79,7 @@ class Engine:
             lr=config.optim.lr,
             betas=config.optim.betas,
             eps=config.optim.eps,
+            # ZeRO gives it flat tensors, so that any fused kernel is bound by memory; this needs no build.
             fused=groups.device.type == "cuda",
         )
         return cls(module, optimizer, start_engine(module, optimizer, config, groups), config, groups)

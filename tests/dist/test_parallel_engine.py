@@ -212,6 +212,11 @@ def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
         check_training(config)
 
 
+def test_attention_that_cannot_run_here_is_refused_before_anything_is_built() -> None:
+    with pytest.raises(RankFailedError, match=r"model\.attention=flash: needs a CUDA device"):
+        run_ranks(train_partitioned, 1, settings(Mesh(1, 1), attention="flash"))
+
+
 def test_mesh_places_tensor_parallel_peers_side_by_side() -> None:
     mesh = Mesh(tensor=2, data=3)
     assert mesh.tensor_groups() == [[0, 1], [2, 3], [4, 5]]
