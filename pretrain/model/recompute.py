@@ -6,8 +6,8 @@
   made of them is made again when the backward pass asks for it, and so is a gathered sequence. Sums over
   ranks are not repeated.
 
-`selective` is not `torch.utils.checkpoint`'s policy of that name: that one replays every operation of the
-layer, ZeRO's own gathering of weights included, and finds other operations than it recorded.
+`selective` does not use `torch.utils.checkpoint`'s selective contexts: those send every operation of the
+layer through Python, in both passes, keep the parts of a sum over ranks too and communicate it again.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def element_wise(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     recorder = _recorder.get()
     if recorder is None or not torch.is_grad_enabled():
         return function(*inputs)
-    result = _Remade.apply(function, *inputs)
-    recorder.note(result, function, inputs)
+    again = recorder.again(function, inputs)
+    result = _Remade.apply(again, *inputs)
+    recorder.note(result, again)
     return result
 
 
@@ -51,29 +52,36 @@ def gathered(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     result = function(x)
     recorder = _recorder.get()
     if recorder is not None and _storage(result) != _storage(x):
-        recorder.note(result, function, (x,))
+        recorder.note(result, recorder.again(function, (x.detach(),)))
     return result
 
 
 class _Again:
-    """How to make a result again.
+    """How to make a result again; the value stays until the last node that needs it is done."""
 
-    The value stays until autograd lets go of everything that saved the result: each node of the graph
-    does so when it is done.
-    """
-
-    def __init__(self, function: Callable[..., Tensor], inputs: list[Tensor | _Saved]) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[..., Tensor], inputs: list[Tensor | _Saved], wanted: list[bool]
+    ) -> None:
+        self.function = function
         self._inputs = inputs
-        self._value: Tensor | None = None
+        self._wanted = wanted
+        self._made: tuple[list[Tensor], Tensor] | None = None
 
-    @torch.no_grad()
-    def read(self) -> Tensor:
-        """The result, made on the first call."""
-        if self._value is None:
-            inputs = [each.read() if isinstance(each, _Saved) else each for each in self._inputs]
-            self._value = self._function(*inputs)
-        return self._value
+    def inputs_and_result(self) -> tuple[list[Tensor], Tensor]:
+        """The result and the inputs that it has gradients for; made on the first call."""
+        if self._made is None:
+            if not self._inputs:
+                raise RuntimeError("a second backward pass through a layer under selective recompute")
+            kept = [each.read() if isinstance(each, _Saved) else each for each in self._inputs]
+            pairs = zip(kept, self._wanted, strict=True)
+            inputs = [each.detach().requires_grad_(want) for each, want in pairs]
+            with torch.enable_grad():
+                self._made = inputs, self.function(*inputs)
+        return self._made
+
+    def forget(self) -> None:
+        """Let go of everything: the graph itself lives until the backward pass is over."""
+        self._inputs, self._wanted, self._made = [], [], None
 
 
 class _Saved:
@@ -85,7 +93,8 @@ class _Saved:
 
     def read(self) -> Tensor:
         """The same numbers in the same layout."""
-        return self._again.read().as_strided(*self._geometry)
+        _, result = self._again.inputs_and_result()
+        return result.detach().as_strided(*self._geometry)
 
 
 class _Recorder:
@@ -107,9 +116,14 @@ class _Recorder:
         _recorder.reset(self._token)
         self._results.clear()
 
-    def note(self, result: Tensor, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def again(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Again:
+        """The way to call a function with these inputs once more."""
+        kept = [self._kept(each) for each in inputs]
+        return _Again(function, kept, [each.requires_grad for each in inputs])
+
+    def note(self, result: Tensor, again: _Again) -> None:
         """Remember how a tensor was made."""
-        self._results[_storage(result)] = (result, _Again(function, [self._kept(each) for each in inputs]))
+        self._results[_storage(result)] = (result, again)
 
     def _kept(self, tensor: Tensor) -> Tensor | _Saved:
         packed = self._pack(tensor)
@@ -140,19 +154,13 @@ class _Remade(Function):
     """Runs a function without keeping anything inside it; the backward pass runs it again."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        ctx.function = function
-        ctx.save_for_backward(*inputs)
-        return function(*(each.detach() for each in inputs))  # as when it is made again: one compilation
+    def forward(ctx: Any, again: _Again, *inputs: Tensor) -> Tensor:
+        ctx.again = again
+        return again.function(*(each.detach() for each in inputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        wanted = ctx.needs_input_grad[1:]
-        inputs = [
-            saved.detach().requires_grad_(want) for saved, want in zip(ctx.saved_tensors, wanted, strict=True)
-        ]
-        with torch.enable_grad():
-            result = ctx.function(*inputs)
-        needed = [each for each in inputs if each.requires_grad]
-        found = iter(torch.autograd.grad(result, needed, gradients))
-        return None, *(next(found) if want else None for want in wanted)
+        inputs, result = ctx.again.inputs_and_result()
+        ctx.again.forget()  # whoever saved the result came before
+        found = iter(torch.autograd.grad(result, [each for each in inputs if each.requires_grad], gradients))
+        return None, *(next(found) if each.requires_grad else None for each in inputs)

@@ -117,7 +117,7 @@ def test_a_result_is_made_once_for_all_its_readers() -> None:
 
     x = torch.randn(2, 4, requires_grad=True)
     run_layer("selective", layer, x).sum().backward()
-    assert calls == 3, "forward; for the weights' gradients; for its own gradient"
+    assert calls == 2, "forward; for the weights' gradients and for its own"
     torch.testing.assert_close(weights[2].grad, (x * x).sum(0, keepdim=True).T.expand(4, 4))
 
 
@@ -140,3 +140,11 @@ def test_a_result_is_let_go_when_its_readers_are_done() -> None:
     x = torch.randn(2, 4, requires_grad=True)
     run_layer("selective", layer, x * 1).sum().backward()
     assert alive == [False]
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    x = torch.randn(2, 4, requires_grad=True)
+    loss = run_layer("selective", lambda x: element_wise(torch.sin, x).square(), x * 1).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward pass"):
+        loss.backward()
