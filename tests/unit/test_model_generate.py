@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_START, END_OF_TURN
+from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from pretrain.model.cache import LayerCache
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
 from pretrain.model.layers import DecoderLayer
+from pretrain.model.reader import Reader
 from pretrain.model.sampling import Sampling
 from tests.decoding import (
     SMALL,
@@ -23,6 +24,7 @@ from tests.decoding import (
     greedy,
     naive_chunk,
     naive_image,
+    next_logits,
     prompt_of,
     small_model,
 )
@@ -44,6 +46,22 @@ def test_every_order_equals_reading_the_whole_sequence_for_every_token(changes: 
         assert decode_action_chunk(model, prompts, 3, order=order).tolist() == expected, order
 
 
+@pytest.mark.parametrize(("start", "block"), [(ACTION_START, 1), (IMAGE_START, 0)])
+def test_two_actions_after_the_last_image_are_read_as_in_training(start: int, block: int) -> None:
+    # Blocks before an image are plain causal; blocks before more actions count as answers, which hide. What
+    # one prompt action saw of the other reaches the answer over the end of the turn: in the third layer.
+    model = small_model(layers=4)
+    prompt = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]
+    assert prompt.count(ACTION_START) == 2
+    prompts = [prompt, prompt_of(1, 9)]
+    reader = Reader(model, prompts, np.array([block]), largest=start)
+    hidden = reader.read(torch.tensor([[start]]), slice(0, 1))
+    for row, tokens in enumerate([*each, start] for each in prompts):
+        blocks = None if block else np.zeros(len(tokens), np.int32)
+        found = reader.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
+        torch.testing.assert_close(found, next_logits(model, tokens, blocks), atol=1e-4, rtol=0)
+
+
 def test_an_answer_does_not_depend_on_its_companions() -> None:
     model = small_model()
     prompts = [prompt_of(0, 5), prompt_of(1, 40, images=3), prompt_of(2, 1)]
@@ -61,10 +79,7 @@ def test_an_answer_does_not_depend_on_its_companions() -> None:
 
 def test_image_decoding_equals_decoding_without_cache() -> None:
     model = small_model()
-    twice = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]  # two actions after the last image
-    assert twice.count(ACTION_START) == 2
-    assert twice[-1] == END_OF_TURN
-    prompts = [dream_prompt(3, 6), dream_prompt(4, 4), twice]
+    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
     expected = [naive_image(model, prompt, 3, 2, greedy) for prompt in prompts]
     assert decode_image(model, prompts, rows=3, columns=2, pixels=64).tolist() == expected
     assert np.max(expected) >= 16
