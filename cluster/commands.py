@@ -115,7 +115,8 @@ COMMANDS = (
         "cluster.conversion:convert_import",
         examples=(
             "worldvla convert import source=chameleon-7b out=weights/chameleon-7b",
-            "worldvla convert import source=tokenizer/vqgan.ckpt out=weights/image_tokenizer.safetensors",
+            "worldvla convert import source=tokenizer/vqgan.ckpt out=weights/image_256px.safetensors "
+            "pixels=256",
         ),
     ),
     Command(

@@ -92,11 +92,14 @@ class ConvertImportConfig:
             vqgan.ckpt (vqgan.yaml beside it tells other sizes than Chameleon's) becomes an image tokenizer.
         out: New checkpoint folder, or new image tokenizer file (*.safetensors).
         shard_megabytes: Largest file of a checkpoint; a larger tensor gets a file of its own.
+        pixels: Side of the frames that an image tokenizer is for (Chameleon's serves 256 as well as 512);
+            null: the side in vqgan.yaml, 512 without it.
     """
 
     source: str = "???"
     out: str = "???"
     shard_megabytes: int = 2000
+    pixels: int | None = None
 
 
 @dataclass

@@ -38,9 +38,11 @@ def convert_import(config: ConvertImportConfig, call: Invocation) -> None:
     """
     source, out = Path(config.source), Path(config.out)
     if source.is_dir():
+        if config.pixels is not None:
+            raise InputError(f"pixels={config.pixels}: belongs to image tokenizers, {source} is a folder")
         _import_weights(source, out, config.shard_megabytes, call)
     elif source.suffix in PICKLES and source.is_file():
-        _import_image_tokenizer(source, out, call)
+        _import_image_tokenizer(source, out, config.pixels, call)
     else:
         raise InputError(
             f"source={source}: expected a folder with config.json and safetensors files, or Chameleon's "
@@ -99,10 +101,10 @@ def _import_weights(source: Path, out: Path, megabytes: int, call: Invocation) -
     call.console.print(f"  train: checkpointing.start_from={out} {_overrides(done.model)}")
 
 
-def _import_image_tokenizer(source: Path, out: Path, call: Invocation) -> None:
+def _import_image_tokenizer(source: Path, out: Path, pixels: int | None, call: Invocation) -> None:
     from data.tokens.image_import import import_image_tokenizer
 
-    tokenizer, dropped = import_image_tokenizer(source, out)
+    tokenizer, dropped = import_image_tokenizer(source, out, pixels)
     config = tokenizer.config
     call.console.print(
         f"  {out}: {config.codebook_size} codes, {config.pixels} px as {tokenizer.rows} x "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -51,12 +52,14 @@ _FIXED = {
 }
 
 
-def import_image_tokenizer(source: Path, out: Path) -> tuple[ImageTokenizer, int]:
+def import_image_tokenizer(source: Path, out: Path, pixels: int | None = None) -> tuple[ImageTokenizer, int]:
     """Write the image tokenizer `out` of a `vqgan.ckpt`.
 
     Args:
         source: The file; only tensors are read of it, no program in it is run.
         out: New safetensors file; the weights keep their dtype.
+        pixels: Side of the frames it is for (the network is convolutional, and Chameleon's serves 256 as
+            well as 512 pixels); None: the side in `vqgan.yaml`.
 
     Returns:
         The tokenizer, and the number of tensors left out, those of the training loss.
@@ -67,6 +70,8 @@ def import_image_tokenizer(source: Path, out: Path) -> tuple[ImageTokenizer, int
     if out.suffix != ".safetensors" or out.exists():
         raise InputError(f"out={out}: expected the name of a new file *.safetensors")
     config = _config(source.with_suffix(SETTINGS_SUFFIX))
+    if pixels is not None:
+        config = _resized(config, pixels)
     tensors = _read(source)
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_PREFIX)}
     with torch.device("meta"):
@@ -143,6 +148,19 @@ def _config(path: Path) -> ImageModelConfig:
     if wrong:
         raise InputError(f"{path}: another network than Chameleon's: {'; '.join(wrong)}")
     return config
+
+
+def _resized(config: ImageModelConfig, pixels: int) -> ImageModelConfig:
+    """The same network for frames of another side."""
+    if config.attention_resolutions:
+        raise InputError(
+            f"pixels={pixels}: this network attends at the sides {list(config.attention_resolutions)}, which "
+            f"belong to frames of {config.pixels} pixels; leave pixels out"
+        )
+    try:
+        return replace(config, pixels=pixels)
+    except ValueError as error:
+        raise InputError(f"pixels={pixels}: {error}") from error
 
 
 def _integer(value: Any) -> int:

@@ -147,7 +147,8 @@ class Manifest:
                 name: StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in values["files"].items()
             }
             tensors = {name: _tensor(**tensor) for name, tensor in values["tensors"].items()}
-            manifest = cls(values["step"], values["optimizer_step"], values["metadata"], tensors, files)
+            metadata = dict(values["metadata"])
+            manifest = cls(values["step"], values["optimizer_step"], metadata, tensors, files)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a checkpoint's manifest ({error!r})") from error
         for name in {*files, *(piece.file for tensor in tensors.values() for piece in tensor.pieces)}:

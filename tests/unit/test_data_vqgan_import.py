@@ -181,6 +181,21 @@ def test_the_decoder_is_the_published_one(tmp_path: Path) -> None:
     assert np.abs(tokenizer.decode(codes.numpy()).astype(float) - shown).max() <= 1, "but for rounding"
 
 
+def test_the_same_network_serves_frames_of_another_side(tmp_path: Path) -> None:
+    config = replace(SMALL, attention_resolutions=())
+    source = write(tmp_path, {"state_dict": weights(config)}, config)
+    words = [f"source={source}", f"out={tmp_path}/64.safetensors", "pixels=64"]
+    assert main(["convert", "import", *words]) == 0
+    large, _ = import_image_tokenizer(source, tmp_path / "32.safetensors")
+    assert ImageTokenizer.load(tmp_path / "64.safetensors").encode(frames(64)).shape == (3, 16, 16)
+    assert large.encode(frames(32)).shape == (3, 8, 8)
+    with pytest.raises(InputError, match="pixels=33 is not a multiple"):
+        import_image_tokenizer(source, tmp_path / "33.safetensors", 33)
+    write(tmp_path, {"state_dict": weights()})
+    with pytest.raises(InputError, match=r"attends at the sides \[16\]"):
+        import_image_tokenizer(source, tmp_path / "64a.safetensors", 64)
+
+
 def test_without_vqgan_yaml_the_sizes_are_chameleons(tmp_path: Path) -> None:
     source = write(tmp_path, {"state_dict": weights()}, config=None)
     with pytest.raises(InputError, match=r"quantize\.embedding\.weight is \[64, 8\], expected \[8192, 256\]"):
