@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -22,6 +22,8 @@ from pretrain.model.mask import effective_blocks
 from tests.packings import Packing, action_sample, packing, packings, worldvla
 
 CPU = torch.device("cpu")
+# Blocks of tokens that hold parts of two answer blocks, or of one and ordinary tokens.
+STRADDLING = packing([[action_sample(7, 2, 10, end=9)]], 40)
 BLOCK_SIZES = [(1, 1), (4, 4), (16, 8), (8, 16), (128, 128), (256, 128)]
 
 
@@ -48,6 +50,8 @@ def spread(pairs: Tensor, block_mask: BlockMask, length: int) -> Tensor:
 
 @settings(deadline=None)
 @given(packings(), st.sampled_from(BLOCK_SIZES), st.booleans(), st.booleans(), st.booleans())
+@example(STRADDLING, (4, 4), True, False, False)
+@example(STRADDLING, (4, 4), True, False, True)
 def test_no_visible_pair_is_skipped_and_no_hidden_pair_is_taken(
     packed: Packing, block_size: tuple[int, int], action_mask: bool, history: bool, by_ids: bool
 ) -> None:

@@ -7,7 +7,7 @@ and what precedes it in its answer block. A query outside answer blocks sees all
     place     0 1 2 3 4 5 6
     start     0 0 0 0 0 0 0
     end       . . 2 2 2 2 .    . is the end of the sequence
-    own       0 0 2 2 4 4 0
+    own       0 0 2 2 4 4 6
 
 A kernel that asks key by key then reads vectors at the query alone, which it does once a row.
 
@@ -30,7 +30,7 @@ class Intervals:
     Attributes:
         start: Of its sample.
         end: Of the sample's ordinary beginning; T for a query outside answer blocks.
-        own: Where its answer block starts; its sample's start for a query outside answer blocks.
+        own: Where its answer block starts, or its run of tokens of another kind.
     """
 
     start: NDArray[np.int32]
@@ -62,7 +62,7 @@ def intervals(segments: ArrayLike, blocks: ArrayLike) -> Intervals | None:
     return Intervals(
         start.astype(np.int32),
         np.where(answer, end, len(block)).astype(np.int32),
-        np.where(answer, own, start).astype(np.int32),
+        own.astype(np.int32),
     )
 
 
