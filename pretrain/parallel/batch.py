@@ -13,6 +13,7 @@ from data.errors import InputError
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.choose import packed_mask
+from pretrain.model.attention.host import on_device
 from pretrain.model.config import ModelConfig
 
 
@@ -33,6 +34,30 @@ class MicroBatch:
     mask: AttentionMask
     labelled: Tensor
     labels: Tensor
+
+    @classmethod
+    def of(
+        cls, batch: PackedBatch, model: ModelConfig, device: torch.device, dtype: torch.dtype
+    ) -> MicroBatch:
+        """Move a micro-batch from the host to the device, without waiting for the device.
+
+        The indices of labels are found on the host, where the labels are.
+
+        Args:
+            batch: On the host.
+            model: Attention backend and ablations of the mask.
+            device: Where the model computes.
+            dtype: In which it computes.
+        """
+        flat = batch.labels.reshape(-1)
+        labelled = np.flatnonzero(flat != IGNORED_LABEL)
+        return cls(
+            tokens=on_device(batch.tokens.astype(np.int64), device),
+            positions=on_device(batch.positions.astype(np.int64), device),
+            mask=packed_mask(batch.segments, batch.blocks, model, device, dtype),
+            labelled=on_device(labelled, device),
+            labels=on_device(flat[labelled].astype(np.int64), device),
+        )
 
 
 def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
@@ -56,31 +81,3 @@ def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
             f"a sample of {longest} tokens, but model.max_positions is {model.max_positions}; "
             f"raise it to at least {longest}"
         )
-
-
-def on_device(batch: PackedBatch, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> MicroBatch:
-    """Move a micro-batch to the device.
-
-    The indices of labels are found on the host, where the labels are, and copies start from pinned
-    memory: nothing waits for the device.
-
-    Args:
-        batch: On the host.
-        model: Attention backend and ablations of the mask.
-        device: Where the model computes.
-        dtype: In which it computes.
-    """
-    flat = batch.labels.reshape(-1)
-    labelled = np.flatnonzero(flat != IGNORED_LABEL)
-
-    def move(array: np.ndarray) -> Tensor:
-        values = torch.from_numpy(array.astype(np.int64))
-        return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
-
-    return MicroBatch(
-        tokens=move(batch.tokens),
-        positions=move(batch.positions),
-        mask=packed_mask(batch.segments, batch.blocks, model, device, dtype),
-        labelled=move(labelled),
-        labels=move(flat[labelled]),
-    )

@@ -18,7 +18,7 @@ from pretrain.model.attention.choose import check_backend
 from pretrain.model.loss import LabelKind, LossSettings, label_weights
 from pretrain.model.transformer import Transformer
 from pretrain.optim import parameter_groups
-from pretrain.parallel.batch import check_batch, on_device
+from pretrain.parallel.batch import MicroBatch, check_batch
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.zero import build_module, start_engine
 
@@ -95,7 +95,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         device, data_size = self.groups.device, self.groups.mesh.data
-        batches = [on_device(batch, self.module.config, device, self._dtype) for batch in micro_batches]
+        batches = [MicroBatch.of(batch, self.module.config, device, self._dtype) for batch in micro_batches]
         normalisers = self._normalisers([batch.labels for batch in batches])
         totals = torch.zeros(1 + 3 * len(LabelKind), device=device)
         self.module.train()
