@@ -20,7 +20,9 @@ from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.split_plan import Pass, split
 from pretrain.model.attention.varlen import FlashAttention2, Stretches, VarlenMask
+from pretrain.model.config import ModelConfig
 from pretrain.model.mask import effective_blocks
+from pretrain.model.transformer import Transformer, initialise
 from tests.packings import Packing, action_sample, packing, packings, worldvla
 from tests.varlen_reference import PlainKernels
 
@@ -136,6 +138,25 @@ def test_three_calls_a_layer_for_any_number_of_samples() -> None:
     query = torch.randn(3, 2, 300, 8, requires_grad=True)
     attention(query, query, query, mask).sum().backward()
     assert kernels.calls == ["forward"] * 3 + ["backward"] * 3
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_network_has_the_same_gradients(recompute: str) -> None:
+    packed = worldvla(150, 2, image=20)
+    tokens = torch.randint(0, 64, packed[0].shape, generator=torch.Generator().manual_seed(0))
+    gradients: list[list[Tensor]] = []
+    for mask in (VarlenMask.packed(*packed, CPU, PlainKernels()), DenseMask.packed(*packed)):
+        config = ModelConfig(
+            64, 32, 32, layers=2, heads=4, key_value_heads=2, dropout=0.0, recompute=recompute
+        )
+        model = Transformer(config)
+        initialise(model, 0)
+        model(tokens, torch.arange(150).expand(2, 150), mask).logsumexp(-1).mean().backward()
+        each = [parameter.grad for parameter in model.parameters()]
+        gradients.append([gradient for gradient in each if gradient is not None])
+    assert len(gradients[0]) > 20
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 class Interface(types.ModuleType):

@@ -9,7 +9,8 @@ and what precedes it in its answer block. A query outside answer blocks sees all
     end       . . 2 2 2 2 .    . is the end of the sequence
     own       0 0 2 2 4 4 6
 
-A kernel that asks key by key then reads vectors at the query alone, which it does once a row.
+A kernel that asks key by key then reads vectors at the query alone, which it does once a row, and torch
+makes words of 32 keys from it where flash-attn-4 takes them (Blackwell).
 
 Masks that are not of this form (actions before the last image that an answer does not see, ordinary tokens
 between answer blocks) are told apart, exactly. On the host, in numpy.
