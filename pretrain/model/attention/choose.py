@@ -133,7 +133,7 @@ def _flash(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None
     if hardware.capability[0] not in (9, 10, 11):
         return f"needs compute capability 9, 10 or 11 (H100, H200, B200), found {hardware.name}; use one"
     if FLASH_ATTENTION_4 not in hardware.packages:
-        return "needs the package flash-attn-4, which is not installed; `pip install 'worldvla[cuda]'`"
+        return "needs the package flash-attn-4, which is not installed; `pip install -e '.[cuda]'`"
     # Wider heads work on tiles of other sizes, which blocks of 128 keys do not fit.
     return _half_types(dtype) or _head_size(head_size, most=128)
 
