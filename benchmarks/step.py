@@ -63,19 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = _COLUMNS if options.device == "cpu" else (*_COLUMNS[:-2], _HELD, *_COLUMNS[-2:])
     report = Report("step", _title(cases[0]), columns, options.device)
     first: dict[str, Measured] = {}
-    for case, measured in _measure_each(cases):
+    results = _measure_all(cases, options.rounds)
+    peak = max((measured.peak_flops for measured in results if measured is not None), default=0.0)
+    for case, measured in zip(cases, results, strict=True):
         if measured is None:
             report.note(f"{_variant(case, None)}: out of memory")
         elif case.model not in first:
             first[case.model] = measured
-        row = _row(case, measured, first.get(case.model))
+        row = _row(case, measured, first.get(case.model), peak)
         report.add(**{column.key: row.get(column.key) for column in columns})
     _add_target(report, options.device)
     report.note("variant: model, layers, attention, recompute; speed: against the model's first variant")
     report.note("tokens: without padding, over all ranks; spread: of the steps, as a share of the median")
-    report.note("held: on a GPU between steps; added: most that a step holds above it")
+    report.note("added: most that a step holds above what is held between steps")
     if options.device == "cpu":
-        report.note("MFU: of a matrix product's speed on this machine, measured beside each variant")
+        report.note("MFU: of a matrix product's speed on this machine, the fastest measured")
     if os.environ.get("RANK", "0") == "0":
         report.finish(options.out)
     return 0
@@ -91,15 +93,26 @@ def _title(case: Case) -> str:
     )
 
 
-def _measure_each(cases: Sequence[Case]) -> Iterator[tuple[Case, Measured | None]]:
-    """Under torchrun here; else each in a process of its own, so that none inherits another's memory."""
+def _measure_all(cases: Sequence[Case], rounds: int) -> list[Measured | None]:
+    """Under torchrun here; else each in a process of its own, so that none inherits another's memory.
+
+    The variants take turns, round after round, so that a busy machine slows all of them.
+    """
     if "RANK" in os.environ:
-        yield from ((case, measure(case)) for case in cases)
-        return
+        return [measure(case) for case in cases]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
-        for case in cases:
-            yield case, processes.submit(measure, case).result()
+        turns = [[processes.submit(measure, case) for case in cases] for _ in range(rounds)]
+        return [_joined([turn[number].result() for turn in turns]) for number in range(len(cases))]
+
+
+def _joined(turns: Sequence[Measured | None]) -> Measured | None:
+    done = [turn for turn in turns if turn is not None]
+    if len(done) < len(turns):
+        return None
+    seconds = [second for turn in done for second in turn.seconds]
+    # On a CPU other programs may have slowed down a probe of the peak: the highest is nearest.
+    return replace(done[0], seconds=seconds, peak_flops=max(turn.peak_flops for turn in done))
 
 
 def _cases(options: argparse.Namespace) -> Iterator[Case]:
@@ -157,7 +170,7 @@ def _ranks(case: Case) -> int:
     return case.config.parallel.tensor * case.config.parallel.data
 
 
-def _row(case: Case, measured: Measured | None, first: Measured | None) -> dict[str, Any]:
+def _row(case: Case, measured: Measured | None, first: Measured | None, peak: float) -> dict[str, Any]:
     if measured is None or first is None:
         return {"variant": _variant(case, None)}
     seconds = statistics.median(measured.seconds)
@@ -168,7 +181,7 @@ def _row(case: Case, measured: Measured | None, first: Measured | None) -> dict[
         "spread": 100 * (max(measured.seconds) - min(measured.seconds)) / seconds,
         "tokens_per_second": measured.work.tokens / seconds,
         "teraflops": flops / seconds / _ranks(case) / 1e12,
-        "mfu": 100 * flops / (seconds * measured.peak_flops),
+        "mfu": 100 * flops / (seconds * peak),
         "held": None if measured.held is None else measured.held / 1e9,
         "added": measured.added / 1e9,
         "relative": statistics.median(first.seconds) / seconds,
@@ -205,13 +218,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=1, help="sequences a rank trains on at a time")
     parser.add_argument("--micro-batches", type=int, default=1, help="accumulated in a step")
     parser.add_argument("--sequence-length", type=int, help="default: 2048, on a GPU 8192")
-    parser.add_argument("--steps", type=int, help="timed steps; default: 5, on a GPU 10")
+    parser.add_argument("--steps", type=int, help="timed steps in a round; default: 3, on a GPU 10")
+    parser.add_argument("--rounds", type=int, help="turns of each variant; default: 3, on a GPU 1")
     options = parser.parse_args(argv)
     gpu, world = options.device == "cuda", int(os.environ.get("WORLD_SIZE", "1"))
     options.pixels = 64 if options.smoke else 256
     options.models = options.models or (["1b", "7b"] if gpu and not options.smoke else ["tiny"])
     options.sequence_length = options.sequence_length or (512 if options.smoke else 8192 if gpu else 2048)
-    options.steps = options.steps or (2 if options.smoke else 10 if gpu else 5)
+    options.steps = options.steps or (2 if options.smoke else 10 if gpu else 3)
+    options.rounds = options.rounds or (1 if options.smoke or gpu else 3)
     if options.recompute is None:
         options.recompute = ["none", "full"] if options.smoke else list(RECOMPUTE_POLICIES)
         options.recompute = options.recompute[-1:] if world > 1 else options.recompute

@@ -36,7 +36,7 @@ class Case:
         config: What the engine is built with.
         micro_batches: In a step.
         pixels: Side of the frames.
-        steps: Timed steps, after two that are not.
+        steps: Timed steps of a turn, after two that are not.
         device: `cpu` or `cuda`.
     """
 
@@ -113,8 +113,7 @@ def _train(case: Case) -> Measured:
     result = Measured(
         seconds=seconds,
         work=sum([mine] * parallel.data, Work()),
-        # On a CPU other programs may have slowed down one of the probes.
-        peak_flops=max(peak, _peak_of_all(groups.device, case.config.trainer.precision)),
+        peak_flops=peak,
         held=held,
         added=peak_memory(step, case.device),
         attention=check_backend(case.config.model, groups.device, dtype),
