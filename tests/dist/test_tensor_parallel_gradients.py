@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import InputError
-from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.loss import LossSettings, label_weights
@@ -132,35 +131,6 @@ def test_norms_whose_gradient_is_not_summed_train_wrongly() -> None:
         assert largest_difference(found, gradients, norms=True) > 1e-3
     first, second = (found["model.norm.weight"] for _, found in ranks)
     assert not np.allclose(first, second)
-
-
-def bytes_kept(layers: int, sequence_parallel: bool) -> int:
-    """What one rank of the network holds between its forward and its backward pass."""
-    from pretrain.parallel.groups import ProcessGroups
-    from pretrain.parallel.tensor_parallel import TensorParallelFactory
-
-    config = replace(CONFIG, layers=layers, recompute="selective")
-    factory = TensorParallelFactory(ProcessGroups.create(Mesh(2, 1)), sequence_parallel)
-    model = prepared(Transformer(config, factory), factory.rank, factory.size)
-    tokens = torch.ones(BATCH, LENGTH, dtype=torch.int64)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    model.model(tokens, tokens, CausalMask())
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        hidden = model.model(tokens, tokens, CausalMask())
-    recorded: Any = profile.profiler
-    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
-    assert hidden.requires_grad
-    return sum(event.nbytes() for event in events)
-
-
-def test_sequence_parallel_halves_the_residual_stream_that_is_kept() -> None:
-    """Of each layer the inputs of its two branches, and no gathered sequence."""
-    plain, shared = (
-        (run_ranks(bytes_kept, 2, 3, share)[0] - run_ranks(bytes_kept, 2, 1, share)[0]) / 2
-        for share in (False, True)
-    )
-    stream = 4 * BATCH * LENGTH * CONFIG.hidden_size
-    assert plain - shared == pytest.approx(stream, rel=0.02)
 
 
 def test_tokens_that_do_not_divide_are_refused() -> None:
