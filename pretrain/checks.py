@@ -8,7 +8,7 @@ import torch
 
 from data.errors import InputError
 from pretrain.config import TrainingConfig
-from pretrain.model.attention.choose import BACKENDS
+from pretrain.model.attention.choose import BACKENDS, check_backend
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
 from pretrain.model.transformer import check_divides
 from pretrain.optim import SCHEDULES
@@ -21,7 +21,7 @@ def check_training(config: TrainingConfig) -> None:
     """Refuse sizes below their least value, unknown choices and what does not fit the layout.
 
     What depends on the data (sequence length, vocabulary) is checked by the stream, what depends on the
-    hardware (attention) by the engine.
+    hardware by `check_hardware`.
 
     Raises:
         InputError: Names the setting, what it is and what was expected.
@@ -60,6 +60,15 @@ def check_training(config: TrainingConfig) -> None:
             f"run.name={config.run.name!r}, expected the name of one folder; the folder "
             "that holds it is run.dir"
         )
+
+
+def check_hardware(config: TrainingConfig, device: torch.device) -> None:
+    """Refuse what this rank's device cannot do, before anything is built or written.
+
+    Raises:
+        InputError: Says what was found and what to do.
+    """
+    check_backend(config.model, device, PRECISIONS[config.trainer.precision])
 
 
 def _check_layout(config: TrainingConfig) -> None:

@@ -17,7 +17,7 @@ from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_metadata, load_start
 from pretrain.checkpoint.manifest import latest
 from pretrain.checkpoint.save import CheckpointWriter
-from pretrain.checks import check_training
+from pretrain.checks import check_hardware, check_training
 from pretrain.config import CheckpointingConfig, TrainingConfig
 from pretrain.optim import learning_rate
 from pretrain.parallel.engine import Engine
@@ -57,6 +57,7 @@ def train(config: TrainingConfig) -> None:
     """
     check_training(config)
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
+    check_hardware(config, groups.device)
     folder = RunFolder.of(config.run)
     with TokenStream(config.data, config.trainer, config.trainer.seed) as stream:
         check_model_fits(config, stream)

@@ -12,9 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.contracts import PackedBatch
-from pretrain.checks import PRECISIONS, check_training
+from pretrain.checks import PRECISIONS, check_hardware, check_training
 from pretrain.config import TrainingConfig
-from pretrain.model.attention.choose import check_backend
 from pretrain.model.loss import LabelKind, LossSettings, label_weights
 from pretrain.model.transformer import Transformer
 from pretrain.optim import parameter_groups
@@ -72,7 +71,7 @@ class Engine:
             InputError: Settings that do not fit the layout or the hardware.
         """
         check_training(config)
-        check_backend(config.model, groups.device, PRECISIONS[config.trainer.precision])
+        check_hardware(config, groups.device)
         module = build_module(config, groups, draw)
         optimizer = torch.optim.AdamW(
             parameter_groups(module.named_parameters(), config.optim.weight_decay),

@@ -87,6 +87,13 @@ def test_what_cannot_be_trained(
     assert expected in message(config)
 
 
+def test_attention_that_this_machine_lacks_leaves_no_folder(url: str, tmp_path: Path) -> None:
+    config = case.settings(tmp_path, url)
+    config.model.attention = "flash2"
+    assert "model.attention=flash2: needs a CUDA device" in message(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_tokenizers_that_cannot_be_written_are_told_on_every_rank(url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 1))
     (tmp_path / "run" / "tokenizers" / "image_tokenizer.safetensors").mkdir(parents=True)
