@@ -133,8 +133,11 @@ def _contents(checkpoint: Path, manifest: Manifest, dtype: str | None) -> list[C
 
 def _assembled(
     files: Mapping[str, TensorFile], name: str, tensor: StoredTensor, dtype: str
-) -> Iterator[memoryview]:
-    """A tensor of its pieces, in another dtype."""
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a tensor made of its pieces; copied from the file where it is one piece of that dtype."""
+    if len(tensor.pieces) == 1 and tensor.dtype == dtype:
+        (piece,) = tensor.pieces
+        return files[piece.file].blocks(piece_key(f"{MASTER}/{name}", piece.box.offset))
     whole = torch.empty(tensor.shape, dtype=getattr(torch, dtype))
     for piece in tensor.pieces:
         where = tuple(slice(o, o + n) for o, n in zip(piece.box.offset, piece.box.shape, strict=True))

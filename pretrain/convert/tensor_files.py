@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -152,10 +152,14 @@ def write_tensors(path: Path, contents: Sequence[Content], done: Callable[[int],
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for content in contents:
-            for block in content.blocks():
-                done(file.write(block))
+            _write_blocks(file, content, done)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_blocks(file: BinaryIO, content: Content, done: Callable[[int], None]) -> None:
+    for block in content.blocks():  # of a function's own: a last block would keep its whole tensor
+        done(file.write(block))
 
 
 def shards(contents: Iterable[Content], limit: int) -> list[list[Content]]:
