@@ -156,6 +156,11 @@ COMMANDS = (
 )
 
 
+def members(group: str) -> list[Command]:
+    """The commands of two words whose first is `group` (`inspect`, `convert`)."""
+    return [command for command in COMMANDS if command.name.startswith(f"{group} ")]
+
+
 def _load(where: str) -> Any:
     module, _, name = where.partition(":")
     return getattr(import_module(module), name)

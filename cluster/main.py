@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cluster.commands import COMMANDS, Command
+from cluster.commands import COMMANDS, Command, members
 from data.errors import InputError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -41,6 +41,11 @@ def _run(words: list[str]) -> int:
 
         print(overview())
         return 0 if wants_help else WRONG_INPUT
+    if wants_help and len(words) == 1 and members(words[0]):
+        from cluster.usage import overview
+
+        print(overview(words[0]))
+        return 0
     command, rest = _find(words)
     if wants_help:
         from cluster.usage import describe
@@ -87,10 +92,9 @@ def _find(words: list[str]) -> tuple[Command, list[str]]:
             return command, words[len(parts) :]
     import difflib
 
+    if found := members(words[0]):
+        raise InputError(f"worldvla {words[0]}: expected one of {', '.join(c.name for c in found)}")
     names = [command.name for command in COMMANDS]
-    members = [name for name in names if name.split()[0] == words[0]]
-    if members:
-        raise InputError(f"worldvla {words[0]}: expected one of {', '.join(members)}")
     near = difflib.get_close_matches(words[0], names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"unknown command {words[0]!r}{hint} (worldvla --help lists the commands)")

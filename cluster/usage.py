@@ -11,7 +11,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from cluster.commands import COMMANDS, Command
+from cluster.commands import COMMANDS, Command, members
 
 _WIDTH = 100
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -33,9 +33,12 @@ class Setting:
     text: str
 
 
-def overview() -> str:
-    """The text of `worldvla --help`."""
+def overview(group: str | None = None) -> str:
+    """The text of `worldvla --help`, or of `worldvla GROUP --help`."""
     width = max(len(command.name) for command in COMMANDS)
+    if group is not None:
+        named = [f"  {command.name:<{width}}  {command.summary}" for command in members(group)]
+        return "\n".join([f"usage: worldvla {group} COMMAND [key=value ...] [--help]", "", *named])
     lines = [
         "usage: worldvla COMMAND [key=value ...] [--help] [--debug] [--json]",
         "",

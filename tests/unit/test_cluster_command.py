@@ -30,6 +30,14 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(f"  {command.name} " in shown for command in COMMANDS)
 
 
+def test_a_group_of_commands_names_its_members(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "  convert import " in shown
+    assert "  convert export " in shown
+    assert "inspect" not in shown
+
+
 def test_no_command_at_all_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage: worldvla" in capsys.readouterr().out
