@@ -1,7 +1,7 @@
 """Statistics of the next-token distribution without its logits: log-sum-exp, label's logit, largest logit.
 
 The vocabulary is walked through a block of rows at a time, forward and backward, so that no more logits
-exist at once than `LOGIT_BYTES` holds. Only [N] vectors are kept; the backward pass makes each block's
+exist at once than `logit_bytes` allows. Only [N] vectors are kept; the backward pass makes each block's
 logits again. Blocks run over the vocabulary, not over the tokens: each block of the weight's gradient is
 then one matrix product over all tokens, rounded once and written once, instead of a sum of many rounded
 parts, and needs no second matrix. What adds up over blocks is the hidden states' gradient, in fp32: with
@@ -21,8 +21,9 @@ from torch.autograd.function import Function, once_differentiable
 
 from pretrain.model.factory import LayerFactory
 
-# Of one block in fp32: large matrix products on a GPU, logits that stay near the processor on a CPU.
-LOGIT_BYTES = {"cuda": 64 * 2**20, "cpu": 8 * 2**20}
+# Of one block in fp32: large matrix products on an accelerator, logits that stay in a CPU's caches.
+CPU_LOGIT_BYTES = 8 * 2**20
+ACCELERATOR_LOGIT_BYTES = 64 * 2**20
 
 
 def vocabulary_statistics(
@@ -48,8 +49,13 @@ def vocabulary_statistics(
 
 
 def block_rows(tokens: int, device: torch.device) -> int:
-    """Rows of the vocabulary in one block, so that its fp32 logits for all tokens fit `LOGIT_BYTES`."""
-    return max(1, LOGIT_BYTES[device.type] // (4 * max(1, tokens)))
+    """Rows of the vocabulary in one block, so that its fp32 logits for all tokens fit `logit_bytes`."""
+    return max(1, logit_bytes(device) // (4 * max(1, tokens)))
+
+
+def logit_bytes(device: torch.device) -> int:
+    """Most bytes of one block's logits in fp32."""
+    return CPU_LOGIT_BYTES if device.type == "cpu" else ACCELERATOR_LOGIT_BYTES
 
 
 class _VocabularyStatistics(Function):

@@ -15,7 +15,7 @@ from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_STAR
 from pretrain.model import vocabulary
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LabelKind, LossSettings, VocabularyHead, label_kinds, label_weights
-from pretrain.model.vocabulary import LOGIT_BYTES, block_rows, vocabulary_statistics
+from pretrain.model.vocabulary import block_rows, logit_bytes, vocabulary_statistics
 from tests.loss_case import LossCase, naive_loss
 
 CPU = torch.device("cpu")
@@ -167,11 +167,12 @@ def test_the_published_code_weighs_the_last_image_code_as_one() -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 300, 8192, 10**8])
-@pytest.mark.parametrize("device", sorted(LOGIT_BYTES))
-def test_a_block_of_logits_fits_its_bytes(tokens: int, device: str) -> None:
-    rows = block_rows(tokens, torch.device(device))
-    assert rows == 1 or 4 * rows * tokens <= LOGIT_BYTES[device]
-    assert 4 * (rows + 1) * max(tokens, 1) > LOGIT_BYTES[device], "smaller than it may be"
+@pytest.mark.parametrize("name", ["cpu", "cuda", "xpu"])
+def test_a_block_of_logits_fits_its_bytes(tokens: int, name: str) -> None:
+    device = torch.device(name)
+    rows = block_rows(tokens, device)
+    assert rows == 1 or 4 * rows * tokens <= logit_bytes(device)
+    assert 4 * (rows + 1) * max(tokens, 1) > logit_bytes(device), "smaller than it may be"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -191,7 +192,7 @@ def test_memory_is_that_of_the_gradients_and_one_block(dtype: torch.dtype) -> No
 
     step()  # what is made once is made
     gradients = (hidden.numel() * (4 + 2 * hidden.element_size())) + rows * width * hidden.element_size()
-    block = LOGIT_BYTES["cpu"] * 5 // 2  # logits, their exponentials and a cast of them
+    block = logit_bytes(CPU) * 5 // 2  # logits, their exponentials and a cast of them
     vectors = 64 * 8 * tokens
     found = peak_memory(step, "cpu")
     assert found <= gradients + block + vectors, f"{found / 2**20:.1f} MiB"
