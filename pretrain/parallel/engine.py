@@ -128,17 +128,17 @@ class Engine:
 
         By default those of the whole step, so that the loss does not depend on the layout. The published
         code takes each micro-batch's own, and averages over micro-batches and data-parallel ranks.
+        Where nothing weighs anything the sums are 0 as well; they are divided by 1 then.
 
         Args:
             labels: Ids [N] of each micro-batch of this rank.
         """
         local = torch.stack([_weight_and_count(part, self._settings) for part in labels])
         if self._settings.reference_compatible:
-            own = local.clamp_min(torch.finfo(torch.float32).tiny)  # without labels: 0 / tiny, not 0 / 0
-            return list(own * (len(labels) * self.groups.mesh.data))
+            return list(_not_zero(local) * (len(labels) * self.groups.mesh.data))
         step = local.sum(0)
         dist.all_reduce(step, group=self.groups.data)
-        return [step] * len(labels)
+        return [_not_zero(step)] * len(labels)
 
     def _seed_dropout(self, micro_batch: int) -> None:
         """Dropout depends on (seed, step, micro-batch, rank), not on what ran before.
@@ -156,3 +156,8 @@ class Engine:
 def _weight_and_count(labels: Tensor, settings: LossSettings) -> Tensor:
     weights = label_weights(labels, settings)
     return torch.stack([weights.sum(), torch.ones_like(weights).sum()])
+
+
+def _not_zero(divisors: Tensor) -> Tensor:
+    # Not a tiny number: what the gradient is divided by it overflows, and infinity x 0 is NaN.
+    return divisors.masked_fill(divisors == 0, 1.0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from data.tokens.vocabulary import IGNORED_LABEL
+from data.tokens.vocabulary import IGNORED_LABEL, IMAGE_CODE_START
+from pretrain.config import LossConfig
 from pretrain.model import vocabulary
 from pretrain.model.factory import shard_of
 from pretrain.model.loss import LossSettings, VocabularyHead
@@ -153,3 +155,33 @@ def test_a_rank_without_labels_takes_part() -> None:
         for found in run_ranks(losses_where_half_has_no_labels, mesh.size, mesh):
             torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=5e-6, rtol=1e-4)
     assert expected[0] != expected[1]
+
+
+def step_without_weight(mesh: Mesh, loss: LossConfig, labelled: bool) -> tuple[list[float], list[float]]:
+    """Loss and gradient norm of two steps; labels of the first weigh nothing, or are not there."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(mesh)
+    config = dataclasses.replace(settings(mesh, stage=3), loss=loss)
+    engine = Engine.build(config, groups)
+    share = 4 // mesh.data
+    found = []
+    for step in range(2):
+        batch = global_batch(step)
+        if step == 0:
+            batch.labels[:] = IMAGE_CODE_START if labelled else IGNORED_LABEL
+        first = groups.data_rank * share
+        result = engine.step([rows(batch, first, first + share)], LEARNING_RATE)
+        found.append([float(result.loss), float(result.gradient_norm)])
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("published", [True, False])
+def test_a_step_whose_labels_weigh_nothing_changes_nothing(published: bool, labelled: bool) -> None:
+    loss = LossConfig(image_weight=0.0, z_loss=0.0, reference_compatible=published)
+    for empty, following in run_ranks(step_without_weight, 4, Mesh(1, 4), loss, labelled):
+        assert empty == [0, 0]
+        assert following[1] > 0
+        assert torch.tensor(following).isfinite().all()
