@@ -65,6 +65,7 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optim.gradient_clipping,
         "bf16": {"enabled": config.trainer.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": _accumulation_dtype(config, share)},
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -79,6 +80,19 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
             "stage3_gather_16bit_weights_on_model_save": False,
         },
     }
+
+
+def _accumulation_dtype(config: TrainingConfig, share: int) -> str | None:
+    """In what gradients of micro-batches are added up; None: in the dtype of the parameters.
+
+    In bf16 late micro-batches would be rounded away against the sum of the early ones. fp32 takes two more
+    bytes for each parameter whose gradient this rank keeps, so only where there is something to add up.
+    Not at stage 1: DeepSpeed then takes another optimiser, which lays out its state in another way.
+    Data-parallel ranks still exchange bf16, half the bytes.
+    """
+    several = config.trainer.micro_batch is not None and config.trainer.micro_batch < share
+    bf16, partitioned = config.trainer.precision == "bf16", config.parallel.zero_stage > 1
+    return "fp32" if several and bf16 and partitioned else None
 
 
 def _layer_factory(config: TrainingConfig, groups: ProcessGroups) -> LayerFactory:

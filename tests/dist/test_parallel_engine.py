@@ -25,6 +25,7 @@ from tests.dist.engine_case import (
     global_batch,
     logits_and_labels,
     parts,
+    rows,
     settings,
     train_partitioned,
     train_plain,
@@ -151,6 +152,35 @@ def test_bf16_stays_near_fp32(plain_curve: Curve, stage: int) -> None:
     assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-3
     assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 0.03
     assert np.abs(found[:, 0] - expected[:, 0]).max() > 1e-6, "not in bf16 at all"
+
+
+def gradient_of_equal_micro_batches(mesh: Mesh, stage: int, count: int) -> list[np.ndarray]:
+    """This rank's share of a step's gradient, from AdamW's first moment after it.
+
+    Every weight is 1 and the counts are powers of 2, so that the parts are exact multiples of each other.
+    """
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    groups = ProcessGroups.create(mesh)
+    config = settings(mesh, stage, "bf16")
+    config.trainer.global_batch, config.trainer.micro_batch = count * mesh.data, 1
+    config.loss.image_weight, config.optim.gradient_clipping = 1.0, 1e6
+    engine = Engine.build(config, groups)
+    engine.step([rows(global_batch(0), 0, 1)] * count, 0.0)
+    return [state["exp_avg"].numpy() for state in engine.optimizer.state.values()]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bf16_gradients_of_micro_batches_add_up_in_fp32(stage: int) -> None:
+    mesh = Mesh(1, 2)
+    one = run_ranks(gradient_of_equal_micro_batches, 2, mesh, stage, 1)
+    sixteen = run_ranks(gradient_of_equal_micro_batches, 2, mesh, stage, 16)
+    for expected, found in zip(one, sixteen, strict=True):
+        for theirs, ours in zip(expected, found, strict=True):
+            assert theirs.any()
+            off = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            assert np.array_equal(ours, theirs), f"off by {off:.1e}"
 
 
 def test_stage_3_holds_no_whole_matrix() -> None:
