@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from unittest import mock
 
 import numpy as np
@@ -180,6 +181,16 @@ def test_compiled_attention_is_the_reference_and_compiles_once_for_all_masks(by_
             found = attention(query, key, value, FlexMask.packed(*packed, CPU, options={}))
         torch.testing.assert_close(found, attention(query, key, value, DenseMask.packed(*packed)))
         stance = "fail_on_recompile"
+
+
+def test_a_process_may_attend_more_lengths_than_torch_keeps_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(flex, "compiled_attention", cache(flex.compiled_attention.__wrapped__))
+    for length in range(40, 40 + torch._dynamo.config.recompile_limit + 2):  # type: ignore[attr-defined]
+        packed = worldvla(length, image=10)
+        query, key, value = heads(packed, query_heads=2, shared=2, size=8)
+        found = attention(query, key, value, FlexMask.packed(*packed, CPU, options={}))
+        torch.testing.assert_close(found, attention(query, key, value, DenseMask.packed(*packed)))
 
 
 def test_mask_costs_little_beside_a_dense_one() -> None:

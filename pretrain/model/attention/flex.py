@@ -24,6 +24,7 @@ from pretrain.model.attention.intervals import intervals
 TRITON_BLOCK = (128, 128)
 TRITON: FlexKernelOptions = {"BACKEND": "TRITON"}
 FLASH: FlexKernelOptions = {"BACKEND": "FLASH"}
+_MOST_VERSIONS = 64
 
 
 def flash_block(capability: tuple[int, int]) -> tuple[int, int]:
@@ -35,10 +36,17 @@ def flash_block(capability: tuple[int, int]) -> tuple[int, int]:
 def compiled_attention() -> Callable[..., Tensor]:
     """FlexAttention as one fused kernel; called uncompiled it would make the whole score matrix.
 
-    Compiled once for each shape: sequence lengths do not change in training, and flash-attn-4 takes no
-    symbolic sizes.
+    Compiled once for each shape, kind of mask and use (with gradients or without): a training needs a few,
+    and flash-attn-4 takes no symbolic sizes. Torch's own limit of 8 versions, beyond which the call fails,
+    is too low for a process that does several things: validation, benchmarks, tests.
     """
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return torch.compile(
+        flex_attention,
+        dynamic=False,
+        fullgraph=True,
+        recompile_limit=_MOST_VERSIONS,
+        isolate_recompiles=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
