@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,10 +62,9 @@ def dream_prompt(seed: int, text: int) -> list[int]:
 
 
 @torch.no_grad()
-def next_logits(model: Transformer, tokens: list[int], blocks: Any = None) -> Tensor:
+def next_logits(model: Transformer, tokens: list[int]) -> Tensor:
     """Logits [V] after a sequence that is read whole."""
-    segments, found = mask_vectors(tokens)
-    blocks = found if blocks is None else blocks
+    segments, blocks = mask_vectors(tokens)
     mask = packed_mask(segments[None], blocks[None], model.config, torch.device("cpu"))
     return model(torch.tensor([tokens]), torch.arange(len(tokens))[None], mask)[0, -1]
 
@@ -115,5 +113,5 @@ def naive_image(
 
 
 def _code_logits(model: Transformer, tokens: list[int]) -> Tensor:
-    """Of the 8,192 codes after a world sample's tokens: plain causal, its actions precede an image."""
-    return next_logits(model, tokens, np.zeros(len(tokens), np.int32))[IMAGE_CODE_START:][:8192]
+    """Of the 8,192 codes after a world sample's tokens, whose last image is not at its end."""
+    return next_logits(model, tokens)[IMAGE_CODE_START:][:8192]

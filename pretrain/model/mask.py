@@ -45,7 +45,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from data.tokens.vocabulary import ACTION_END, ACTION_START, IMAGE_END
+from data.tokens.vocabulary import ACTION_END, ACTION_START, IMAGE_END, IMAGE_START
 
 
 def dense_mask(segments: ArrayLike | Tensor, blocks: ArrayLike | Tensor) -> Tensor:
@@ -103,7 +103,8 @@ def effective_blocks(blocks: Tensor, action_mask: bool, history_actions_visible:
 def mask_vectors(tokens: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Segment and block ids, int32 [S] each, of one raw sample (ids [S], unpacked, without padding).
 
-    Without an image every action block counts as an answer.
+    Without an image every action block counts as an answer. In a sample that was cut off, an action block
+    or an image without its end reaches to the end of the sample; so the latter has no answer blocks.
     """
     ids = np.asarray(tokens)
     place = np.arange(len(ids))
@@ -111,10 +112,14 @@ def mask_vectors(tokens: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int32
     ends = np.where(ids == ACTION_END, place, -1)
     latest_end_before = np.maximum.accumulate(np.concatenate([[-1], ends[:-1]])) if len(ids) else ends
     inside = (latest_start >= 0) & (latest_start > latest_end_before)
-    image_ends = np.flatnonzero(ids == IMAGE_END)
-    last_image_end = int(image_ends[-1]) if len(image_ends) else -1
+    image_bounds = np.flatnonzero((ids == IMAGE_START) | (ids == IMAGE_END))
+    if not len(image_bounds):
+        images_end = 0
+    else:
+        last = image_bounds[-1]
+        images_end = last + 1 if ids[last] == IMAGE_END else len(ids)
     number = np.cumsum(ids == ACTION_START)
-    before = int(np.count_nonzero(ids[: last_image_end + 1] == ACTION_START))
+    before = np.count_nonzero(ids[:images_end] == ACTION_START)
     signed = np.where(number > before, number - before, -number)
     return np.ones(len(ids), np.int32), np.where(inside, signed, 0).astype(np.int32)
 

@@ -57,9 +57,8 @@ def test_two_actions_after_the_last_image_are_read_as_in_training(start: int, bl
     reader = Reader(model, prompts, np.array([block]), largest=start)
     hidden = reader.read(torch.tensor([[start]]), slice(0, 1))
     for row, tokens in enumerate([*each, start] for each in prompts):
-        blocks = None if block else np.zeros(len(tokens), np.int32)
         found = reader.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
-        torch.testing.assert_close(found, next_logits(model, tokens, blocks), atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, next_logits(model, tokens), atol=1e-4, rtol=0)
 
 
 def test_an_answer_does_not_depend_on_its_companions() -> None:

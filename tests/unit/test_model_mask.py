@@ -62,8 +62,13 @@ def test_vectors_of_a_world_sample_and_of_a_history_action() -> None:
 
 
 def published_rule(tokens: list[int]) -> list[list[bool]]:
-    """Causal; a block that starts after the last image hides all earlier blocks."""
-    last_image = max((i for i, t in enumerate(tokens) if t == IMAGE_END), default=-1)
+    """Causal; a block that starts after the last image hides all earlier blocks.
+
+    What starts and does not end, ends with the sample.
+    """
+    last_image = -1
+    for place, token in enumerate(tokens):
+        last_image = len(tokens) if token == IMAGE_START else place if token == IMAGE_END else last_image
     spans: list[range] = []
     start = None
     for place, token in enumerate(tokens):
@@ -90,6 +95,13 @@ def published_rule(tokens: list[int]) -> list[list[bool]]:
 @given(st.lists(st.sampled_from([TEXT, IMAGE_START, IMAGE_END, ACTION_START, ACTION_END, BIN, END_OF_TURN])))
 def test_mask_from_tokens_is_the_published_rule(tokens: list[int]) -> None:
     assert mask_from_tokens(tokens).tolist() == published_rule(tokens)
+
+
+def test_an_image_that_was_cut_off_is_the_last_image() -> None:
+    action = [ACTION_START, BIN, ACTION_END]
+    sample = [IMAGE_START, IMAGE_END, *action, *action, END_OF_TURN, IMAGE_START, TEXT]
+    assert mask_vectors(sample)[1].tolist() == [0, 0, -1, -1, -1, -2, -2, -2, 0, 0, 0]
+    assert torch.equal(mask_from_tokens(sample), torch.ones(11, 11).tril().bool())
 
 
 def raw_samples() -> dict[str, Sample]:
