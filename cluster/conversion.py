@@ -72,8 +72,8 @@ def convert_export(config: ConvertExportConfig, call: Invocation) -> None:
             _megabytes(board.bar("export, MB")),
         )
     call.console.print(
-        f"  {config.out}: {done.tensors} tensors ({_counted(done.dtypes)}), {done.bytes:,} bytes in "
-        f"{done.files} files"
+        f"  {config.out}: {done.tensors - done.image_tensors} tensors ({_counted(done.dtypes)}), "
+        f"{done.bytes:,} bytes in {done.files} files"
     )
     if done.image_tensors:
         call.console.print(f"  {done.image_tensors} more of the image encoder (vqmodel)")

@@ -14,11 +14,11 @@ from data.errors import InputError
 from data.stream.loader import TokenStream
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from pretrain.checkpoint.load import load, load_metadata, load_start
-from pretrain.checkpoint.manifest import latest
+from pretrain.checkpoint.load import check_network, load, load_metadata, load_start
+from pretrain.checkpoint.manifest import Manifest, latest
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware, check_training
-from pretrain.config import CheckpointingConfig, TrainingConfig
+from pretrain.config import TrainingConfig
 from pretrain.optim import learning_rate
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
@@ -135,8 +135,8 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     Raises:
         InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
     """
+    origin = _choose_origin(config, folder)
     folder.open(config)
-    origin = _choose_origin(config.checkpointing, folder)
     text = TextTokenizer.load(config.data.text_tokenizer)
     image = ImageTokenizer.load(config.data.image_tokenizer)
     expected = stream.index.image.tokenizer_sha256
@@ -156,14 +156,15 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     return origin
 
 
-def _choose_origin(config: CheckpointingConfig, folder: RunFolder) -> Origin | None:
-    checkpoint = _choose_checkpoint(config.resume, folder)
+def _choose_origin(config: TrainingConfig, folder: RunFolder) -> Origin | None:
+    """Nothing is written or built before weights that cannot be used are told."""
+    checkpoint = _choose_checkpoint(config.checkpointing.resume, folder)
     if checkpoint is not None:
         return Origin(checkpoint, goes_on=True)
-    if config.start_from is None:
+    if config.checkpointing.start_from is None:
         return None
-    start = Path(config.start_from)
-    load_metadata(start)  # a wrong path is told before the model is built
+    start = Path(config.checkpointing.start_from)
+    check_network(start, Manifest.read(start), config.model)
     return Origin(start, goes_on=False)
 
 

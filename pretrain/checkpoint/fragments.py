@@ -65,12 +65,6 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
         yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, states, written)
 
 
-def global_shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Whole shape of every parameter, the same on every rank, by name."""
-    tensor = engine.groups.mesh.tensor
-    return {name: _global_shape(parameter, tensor) for name, parameter in engine.module.named_parameters()}
-
-
 def _part(parameter: Any) -> tuple[int, ...]:
     """Shape of the tensor-parallel part, which ZeRO-3 hides."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

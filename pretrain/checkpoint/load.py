@@ -16,9 +16,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box, BoxedTensor
-from pretrain.checkpoint.fragments import STATES, finish_loading, fragments, global_shapes
+from pretrain.checkpoint.fragments import STATES, finish_loading, fragments
 from pretrain.checkpoint.manifest import MASTER, Manifest, damaged
 from pretrain.checkpoint.storage import SafetensorsReader, piece_key
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import expected_shapes
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
@@ -73,7 +75,7 @@ def load_start(path: Path, engine: Engine) -> None:
 
 def _fill(path: Path, manifest: Manifest, engine: Engine, states: Sequence[str]) -> None:
     """Check the checkpoint, then copy what this rank holds of `states` into the optimiser's memory."""
-    _check_network(path, manifest, engine)
+    check_network(path, manifest, engine.module.config)
     group: Any = dist.new_group(backend="gloo")
     _verify_together(path, manifest, group)
     held = list(fragments(engine))
@@ -136,9 +138,14 @@ def _damage(path: Path, found: list[str]) -> InputError:
     return InputError(f"{path}: damaged: {'; '.join(found[:_LISTED])}; take another checkpoint")
 
 
-def _check_network(path: Path, manifest: Manifest, engine: Engine) -> None:
-    """Compare names, shapes and what the numbers depend on besides, before anything is read."""
-    stored, here = manifest.weights, global_shapes(engine)
+def check_network(path: Path, manifest: Manifest, config: ModelConfig) -> None:
+    """Compare names, shapes and what the numbers depend on besides; no weight is read.
+
+    Raises:
+        InputError: The checkpoint is of another network: missing and extra parameters, wrong shapes and
+            settings are listed.
+    """
+    stored, here = manifest.weights, expected_shapes(config)
     wrong = [f"{name} is missing there" for name in sorted(here.keys() - stored.keys())]
     wrong += [f"{name} is not in this model" for name in sorted(stored.keys() - here.keys())]
     wrong += [
@@ -149,7 +156,7 @@ def _check_network(path: Path, manifest: Manifest, engine: Engine) -> None:
     made_with = manifest.metadata.get("config", {}).get("model", {})
     wrong += [
         f"model.{name} is {made_with[name]} there, {value} here"
-        for name, value in ((name, getattr(engine.module.config, name)) for name in _DEFINING)
+        for name, value in ((name, getattr(config, name)) for name in _DEFINING)
         if name in made_with and made_with[name] != value
     ]
     if wrong:

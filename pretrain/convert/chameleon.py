@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.errors import InputError
 from data.tokens.image_model import ImageModelConfig
 from data.tokens.vocabulary import END_OF_TURN, IMAGE_CODE_COUNT, IMAGE_CODE_START
 from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import Transformer, check_divides
+from pretrain.model.transformer import check_divides
 
 VQ_PREFIX = "model.vqmodel."
 ROTARY_SUFFIX = "rotary_emb.inv_freq"  # old files keep this table, which follows from rope_theta
@@ -73,6 +71,9 @@ def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
         for key, allowed in _FIXED.items()
         if values.get(key, allowed[0]) not in allowed
     ]
+    kind = values.get("model_type", "chameleon")
+    if not isinstance(kind, str) or "chameleon" not in kind:  # Lumina-mGPT's and WorldVLA's: chameleon_xllmx
+        wrong.append(f"model_type={kind!r}, expected 'chameleon'")
     found = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
     if "num_key_value_heads" in values:  # null: as many as there are heads
         found["num_key_value_heads"] = values["num_key_value_heads"] or found["num_attention_heads"]
@@ -165,13 +166,6 @@ def vocabulary_map(size: int, codes: int) -> dict[str, int]:
 def code_name(code: int) -> str:
     """Chameleon's name of an image code, its digits as letters: 1023 -> `IMGIMGBACDZ`."""
     return f"IMGIMG{''.join(chr(ord('A') + int(digit)) for digit in str(code))}Z"
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of our network and its whole shape."""
-    with torch.device("meta"):
-        network = Transformer(config)
-    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _theta(values: Mapping[str, Any], wrong: list[str]) -> float:

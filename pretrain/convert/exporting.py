@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -26,7 +27,7 @@ from pretrain.convert.chameleon import (
     generation_config,
     hugging_face_config,
 )
-from pretrain.convert.importing import Progress, new_folder
+from pretrain.convert.importing import Progress, check_new, new_folder
 from pretrain.convert.source import CONFIG, INDEX, SINGLE, check_shapes, listed
 from pretrain.convert.tensor_files import Content, TensorFile, shards, tensor_blocks, write_tensors
 from pretrain.model.config import ModelConfig
@@ -79,15 +80,16 @@ def export_weights(
         InputError: No checkpoint or a damaged one, a network or an image tokenizer that transformers does
             not have, or `out` cannot be written.
     """
+    check_new(out)
     manifest = Manifest.read(checkpoint)
     config = stored_model(checkpoint, manifest)
-    if found := damaged(checkpoint, manifest.files):
-        raise InputError(f"{checkpoint}: damaged: {listed(found)}; take another checkpoint")
     check_shapes(checkpoint, config, {name: tensor.shape for name, tensor in manifest.weights.items()})
-    contents = _contents(checkpoint, manifest, dtype)
     image, encoder = None, []
     if image_tokenizer is not None:
         image, encoder = _encoder(image_tokenizer, dtype)
+    if found := damaged(checkpoint, manifest.files):  # last: it reads all of them
+        raise InputError(f"{checkpoint}: damaged: {listed(found)}; take another checkpoint")
+    contents = _contents(checkpoint, manifest, dtype)
     exported = [*contents, *encoder]
     dtypes = Counter(content.dtype for content in contents)
     values = hugging_face_config(config, dtypes.most_common(1)[0][0], image, ARCHITECTURE)
@@ -125,10 +127,28 @@ def _contents(checkpoint: Path, manifest: Manifest, dtype: str | None) -> list[C
     files = {name: TensorFile(checkpoint / name) for name in manifest.files}
     found: list[Content] = []
     for name, tensor in sorted(manifest.weights.items()):
+        _check_pieces(checkpoint, files, name, tensor)
         chosen = dtype or (tensor.dtype if manifest.only_weights else _TRAINED_DTYPE)
         blocks = partial(_assembled, files, name, tensor, chosen)
         found.append(Content(name, chosen, tensor.shape, blocks))
     return found
+
+
+def _check_pieces(checkpoint: Path, files: Mapping[str, TensorFile], name: str, tensor: StoredTensor) -> None:
+    """Compare what the manifest says of a tensor with its files: nothing is exported that nobody wrote.
+
+    Raises:
+        InputError: A piece is not there or is another one, or the pieces do not make up the tensor.
+    """
+    for piece in tensor.pieces:
+        entry = files[piece.file].entries.get(piece_key(f"{MASTER}/{name}", piece.box.offset))
+        if entry is None or (entry.shape, entry.dtype) != (piece.box.shape, tensor.dtype):
+            raise InputError(
+                f"{checkpoint}: {piece.file} does not hold {name} as its manifest says; take another "
+                "checkpoint"
+            )
+    if sum(piece.box.size for piece in tensor.pieces) != math.prod(tensor.shape):
+        raise InputError(f"{checkpoint}: the pieces of {name} do not make it up; take another checkpoint")
 
 
 def _assembled(

@@ -30,7 +30,7 @@ from pretrain.checkpoint.manifest import (
 )
 from pretrain.checkpoint.storage import piece_key
 from pretrain.convert.source import open_source
-from pretrain.convert.tensor_files import Content, TensorFile, shards, write_tensors
+from pretrain.convert.tensor_files import Content, TensorFile, finite, shards, write_tensors
 from pretrain.model.config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -70,13 +70,13 @@ def import_weights(folder: Path, out: Path, shard_bytes: int, progress: Progress
 
     Raises:
         InputError: Weights that are not a network of ours (listed, before anything is written), or `out`
-            cannot be written.
+            cannot be written; or numbers that are not finite (found while they are copied).
     """
     source = open_source(folder)
     digests = {name: hashlib.sha256() for name in source.tensors}
     contents: list[Content] = []
     for name, file in source.tensors.items():
-        entry, blocks = file.entries[name], partial(_hashed, file, name, digests[name])
+        entry, blocks = file.entries[name], partial(_checked, file, name, digests[name])
         contents.append(Content(f"{MASTER}/{name}", entry.dtype, entry.shape, blocks))
     with new_folder(out, sum(content.bytes for content in contents)) as temporary:
         files, tensors = _write(temporary, shards(contents, shard_bytes), progress)
@@ -122,6 +122,20 @@ def _write(
     return files, tensors
 
 
+def check_new(out: Path) -> None:
+    """Check that nothing stands in the way of a new folder.
+
+    Raises:
+        InputError: There is something else than an empty folder.
+    """
+    try:
+        taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
+    except OSError as error:
+        raise InputError(f"out={out}: cannot be looked at ({error})") from error
+    if taken:
+        raise InputError(f"out={out}: exists and is not empty; name a new folder")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path, size: int) -> Iterator[Path]:
     """A folder to fill beside `out`, which takes its name at the end, or goes away after an error.
@@ -133,8 +147,7 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
     Raises:
         InputError: There is something, no room, or no permission.
     """
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise InputError(f"out={out}: exists and is not empty; name a new folder")
+    check_new(out)
     temporary = out.with_name(f".tmp-{out.name}-{uuid.uuid4().hex[:8]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +165,14 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _hashed(file: TensorFile, name: str, digest: hashlib._Hash) -> Iterator[bytes]:
+def _checked(file: TensorFile, name: str, digest: hashlib._Hash) -> Iterator[bytes]:
+    """The bytes of a tensor, counted into `digest`; a training could not begin with what is not finite."""
+    dtype = file.entries[name].dtype
     for block in file.blocks(name):
+        if not finite(block, dtype):
+            raise InputError(
+                f"{file.path}: {name} holds infinite values or NaN; download it again, or take weights from "
+                "before they diverged"
+            )
         digest.update(block)
         yield block

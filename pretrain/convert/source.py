@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
-from pretrain.convert.chameleon import ROTARY_SUFFIX, VQ_PREFIX, expected_shapes, model_config, other_codes
+from pretrain.convert.chameleon import ROTARY_SUFFIX, VQ_PREFIX, model_config, other_codes
 from pretrain.convert.tensor_files import TensorFile, read_object
 from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import expected_shapes
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -69,26 +70,29 @@ def check_shapes(where: Path, config: ModelConfig, found: Mapping[str, tuple[int
         InputError: Names that are missing or too many, or other shapes: the first few and their number.
     """
     expected = expected_shapes(config)
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not a parameter of the network" for name in found if name not in expected]
-    wrong += [
-        f"{name} is {list(found[name])}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    if wrong:
+    kinds = {
+        "missing": [name for name in expected if name not in found],
+        "not of the network": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {list(found[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    if any(kinds.values()):
+        wrong = "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
         raise InputError(
-            f"{where}: its weights are not those of the network that its settings describe, {len(wrong)} "
-            f"differences: {listed(wrong)}; expected settings and weights of one model, in the layout of "
-            "transformers' ChameleonForConditionalGeneration"
+            f"{where}: its tensors are not those of the network that its settings describe ({wrong}); "
+            "expected settings and weights of one model, in the layout of transformers' "
+            "ChameleonForConditionalGeneration"
         )
 
 
 def listed(lines: Iterable[str]) -> str:
-    """The first few lines and how many more there are."""
+    """The first few and how many more there are."""
     lines = list(lines)
-    more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    return "; ".join(lines[:_LISTED]) + more
+    more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return ", ".join(lines[:_LISTED]) + more
 
 
 def _files(folder: Path) -> dict[str, TensorFile]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -23,6 +24,7 @@ BLOCK = 1 << 22
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _NAMES = {code: name for name, code in _CODES.items()}
 _SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EXPONENTS = {"float32": 0x7F80_0000, "bfloat16": 0x7F80, "float16": 0x7C00}  # all ones: infinite or NaN
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class TensorFile:
         path: Of the file.
 
     Attributes:
+        path: Of the file.
         entries: Its tensors by name.
 
     Raises:
@@ -79,7 +82,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             with safe_open(path, framework="pt"):
                 pass  # the library checks lengths, gaps, overlaps and what the shapes make of them
@@ -100,15 +103,15 @@ class TensorFile:
         entry = self.entries[name]
         left = entry.bytes
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 file.seek(entry.start)
                 while left and (block := file.read(min(BLOCK, left))):
                     left -= len(block)
                     yield block
         except OSError as error:
-            raise InputError(f"{self._path}: cannot be read ({error})") from error
+            raise InputError(f"{self.path}: cannot be read ({error})") from error
         if left:
-            raise InputError(f"{self._path}: ends before {name} does; was it changed meanwhile?")
+            raise InputError(f"{self.path}: ends before {name} does; was it changed meanwhile?")
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in memory of its own."""
@@ -123,8 +126,8 @@ class TensorFile:
     def _entry(self, name: str, values: dict[str, Any], data: int) -> Entry:
         if values["dtype"] not in _NAMES:
             raise InputError(
-                f"{self._path}: {name} is of dtype {values['dtype']}, expected one of {', '.join(_NAMES)}; "
-                "convert quantised weights back first"
+                f"{self.path}: {name} is of dtype {values['dtype']}, expected one of {', '.join(_NAMES)}; "
+                "save it as one of these (quantised weights: convert them back first)"
             )
         begin, end = values["data_offsets"]
         return Entry(_NAMES[values["dtype"]], tuple(values["shape"]), data + begin, end - begin)
@@ -181,6 +184,13 @@ def bytes_of(dtype: str, shape: Sequence[int]) -> int:
     for side in shape:
         size *= side
     return size
+
+
+def finite(block: bytes, dtype: str) -> bool:
+    """Whether none of a block's numbers is infinite or NaN."""
+    exponent = _EXPONENTS[dtype]
+    words = np.frombuffer(block, f"<u{_SIZES[dtype]}")
+    return bool((words & words.dtype.type(exponent)).max() < exponent)
 
 
 def tensor_blocks(tensor: Tensor) -> Iterator[memoryview]:

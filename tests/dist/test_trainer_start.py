@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,15 @@ def test_a_new_run_begins_with_the_weights_of_another(
     assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
 
 
-def test_weights_that_cannot_be_used_are_refused(url: str, earlier: Path, tmp_path: Path) -> None:
+def test_weights_that_cannot_be_used_are_refused_before_a_run_folder_is_made(
+    url: str, earlier: Path, tmp_path: Path
+) -> None:
     config = case.settings(tmp_path, url)
     config.checkpointing.start_from = str(tmp_path / "nowhere")
     assert "nowhere: no committed checkpoint" in run_ranks(case.try_train, 1, config)[0]
     config.checkpointing.start_from = str(earlier)
-    config.run.name, config.model.ffn_size = "wider", 64
-    assert "another network" in run_ranks(case.try_train, 1, config)[0]
+    wider = replace(config, model=replace(config.model, ffn_size=64))
+    assert "another network" in run_ranks(case.try_train, 1, wider)[0]
+    assert not RunFolder.of(config.run).path.exists()
+    config.trainer.stop_after = 1
+    case.train(config)  # the name was not spent

@@ -16,9 +16,9 @@ from cluster.main import main
 from data.errors import InputError
 from pretrain.checkpoint.load import load_weights
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.convert.chameleon import code_name, expected_shapes, vocabulary_map
+from pretrain.convert.chameleon import code_name, vocabulary_map
 from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import Transformer
+from pretrain.model.transformer import Transformer, expected_shapes
 from tests import hugging_face
 from tests.chameleon import LENGTH, chameleon_logits, our_logits
 from tests.hugging_face import SMALL
@@ -198,9 +198,9 @@ def test_float16_that_is_too_small_is_refused(tmp_path: Path) -> None:
 PEAK = """
 import sys
 from pathlib import Path
-from pretrain.convert.chameleon import expected_shapes
 from pretrain.convert.{module} import {function}
 from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import expected_shapes
 
 def peak():
     status = Path("/proc/self/status").read_text()

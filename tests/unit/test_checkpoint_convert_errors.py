@@ -56,18 +56,34 @@ def test_missing_extra_and_misshapen_tensors_are_listed_with_their_number(folder
 
     edit_tensors(folder, change)
     message = refused(folder)
-    assert "7 differences" in message
-    assert "model.layers.1.mlp.gate_proj.weight is missing" in message
-    assert "and 2 more" in message
+    assert "3 missing: model.layers.1.mlp.gate_proj.weight, " in message
+    assert "3 not of the network: model.layers.1.moe." in message
+    assert "1 of another shape: model.norm.weight [31], expected [32]" in message
     edit_json(folder / "config.json", lambda values: values.update(num_hidden_layers=1))
-    assert "model.layers.1.input_layernorm.weight is not a parameter of the network" in refused(folder)
+    message = refused(folder)
+    assert "13 not of the network: model.layers.1." in message
+    assert " and 8 more; 1 of another shape" in message
 
 
 @pytest.mark.parametrize("shape", [(8,), (32,), (1, 8), (8, 4)], ids=str)
 def test_only_one_layout_of_the_head_norms_is_taken(shape: tuple[int, ...], folder: Path) -> None:
     name = "model.layers.0.self_attn.q_norm.weight"
     edit_tensors(folder, lambda found: found.update({name: torch.ones(shape)}))
-    assert f"{name} is {list(shape)}, expected [4, 8]" in refused(folder)
+    assert f"1 of another shape: {name} {list(shape)}, expected [4, 8]" in refused(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_numbers_that_are_not_finite_are_refused(dtype: torch.dtype, value: float, folder: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def change(found: dict[str, torch.Tensor]) -> None:
+        found[name] = torch.full_like(found[name], -torch.finfo(dtype).max, dtype=dtype)  # which is finite
+
+    edit_tensors(folder, change)
+    import_weights(folder, folder.parent / "finite", 1 << 20, lambda *_: None)
+    edit_tensors(folder, lambda found: found[name][-1, -1].fill_(value))
+    assert f"{name} holds infinite values or NaN" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +103,7 @@ def test_only_one_layout_of_the_head_norms_is_taken(shape: tuple[int, ...], fold
         ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta=nan, expected a number above 1"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling="),
         ({"swin_norm": "yes"}, "swin_norm='yes', expected true or false"),
+        ({"model_type": "llama"}, "model_type='llama', expected 'chameleon'"),
         ({"head_dim": 16}, "head_dim=16, expected hidden_size / num_attention_heads"),
     ],
 )
@@ -276,7 +293,40 @@ def test_a_checkpoint_without_settings_or_of_other_settings_is_not_exported(fold
 
     assert "no settings of the model" in rewritten()
     assert "transformers' Chameleon has 1e-05" in rewritten(norm_eps=1e-6)
-    assert "model.layers.2.self_attn.q_proj.weight is missing" in rewritten(layers=3)
+    assert "13 missing: model.layers.2.self_attn.q_proj.weight, " in rewritten(layers=3)
+
+
+def test_pieces_that_do_not_make_up_a_tensor_are_not_exported(folder: Path) -> None:
+    ours, back = folder.parent / "ours", folder.parent / "back"
+    import_weights(folder, ours, 1 << 20, lambda *_: None)
+    manifest, name = Manifest.read(ours), "master/model.norm.weight"
+    file = manifest.tensors[name].pieces[0].file
+
+    def exported(dtype: str, *boxes: Box) -> str:
+        tensor = StoredTensor((32,), tuple(Piece(file, box) for box in boxes), dtype)
+        tensors = {**manifest.tensors, name: tensor}
+        Manifest(0, 0, manifest.metadata, tensors, manifest.files).write(ours)
+        with pytest.raises(InputError) as caught:
+            export_weights(ours, back, None, None, 1 << 20, lambda *_: None)
+        return str(caught.value)
+
+    told = f"{file} does not hold model.norm.weight as its manifest says"
+    assert told in exported("bfloat16", Box((0,), (32,)))
+    assert told in exported("float32", Box((0,), (16,)))
+    assert told in exported("float32", Box((0,), (32,)), Box((16,), (16,)))
+    assert "the pieces of model.norm.weight do not make it up" in exported("float32")
+
+
+def test_what_is_in_the_way_of_an_export_is_told_before_files_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = folder.parent / "ours"
+    import_weights(folder, ours, 1 << 20, lambda *_: None)
+    monkeypatch.setattr("pretrain.convert.exporting.damaged", lambda *_: pytest.fail("read all of it"))
+    with pytest.raises(InputError, match="exists and is not empty"):
+        export_weights(ours, folder, None, None, 1 << 20, lambda *_: None)
+    with pytest.raises(InputError, match="cannot read the image tokenizer"):
+        export_weights(ours, folder.parent / "back", None, folder / "no.safetensors", 1, lambda *_: None)
 
 
 def test_a_dtype_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
