@@ -142,10 +142,11 @@ def _flash2(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | Non
     if hardware.capability < (8, 0):
         return f"needs compute capability 8.0 or more, found {hardware.name}; use an A100 or later"
     found = hardware.packages.get(FLASH_ATTENTION_2)
+    install = "`pip install hatchling editables wheel` and `pip install --no-build-isolation -e '.[flash2]'` build it"
     if found is None:
-        return "needs the package flash-attn 2.7 or 2.8, which is not installed; install it"
-    if tuple(map(int, found.split(".")[:2])) not in ((2, 7), (2, 8)):
-        return f"needs the package flash-attn 2.7 or 2.8, found {found}; install one of them"
+        return f"needs the package flash-attn 2.7 or 2.8, which is not installed; {install}"
+    if not found.startswith(("2.7.", "2.8.")):
+        return f"needs the package flash-attn 2.7 or 2.8, found {found}; {install}"
     return _half_types(dtype) or _head_size(head_size, most=256)
 
 

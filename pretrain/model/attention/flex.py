@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def compiled_attention() -> Callable[..., Tensor]:
     and flash-attn-4 takes no symbolic sizes. Torch's own limit of 8 versions, beyond which the call fails,
     is too low for a process that does several things: validation, benchmarks, tests.
     """
-    return torch.compile(
+    compiler: Any = torch.compile  # its overloads do not name all settings
+    return compiler(
         flex_attention,
         dynamic=False,
         fullgraph=True,
