@@ -165,7 +165,6 @@ def check_divides(config: ModelConfig, tensor: int) -> None:
             )
 
 
-@torch.no_grad()
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of the network and its whole shape."""
     with torch.device("meta"):
@@ -173,6 +172,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
+@torch.no_grad()
 def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> None:
     """Random initial weights that depend on seed and parameter name alone, not on the layout.
 

@@ -142,7 +142,8 @@ def _flash2(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | Non
     if hardware.capability < (8, 0):
         return f"needs compute capability 8.0 or more, found {hardware.name}; use an A100 or later"
     found = hardware.packages.get(FLASH_ATTENTION_2)
-    install = "`pip install hatchling editables wheel` and `pip install --no-build-isolation -e '.[flash2]'` build it"
+    tools, package = "hatchling editables wheel", "--no-build-isolation -e '.[flash2]'"
+    install = f"`pip install {tools}` and `pip install {package}` build it"
     if found is None:
         return f"needs the package flash-attn 2.7 or 2.8, which is not installed; {install}"
     if not found.startswith(("2.7.", "2.8.")):
