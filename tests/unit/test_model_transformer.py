@@ -32,6 +32,24 @@ def test_logits_equal_hugging_face_chameleon(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(found, chameleon_logits(theirs, tokens), atol=1e-5, rtol=0)
 
 
+def test_bf16_rounds_where_hugging_face_does() -> None:
+    """Both round after the same operations, so they are nearer to each other than either to fp32."""
+    config = replace(TINY, heads=8, key_value_heads=2, swin_norm=True, hidden_size=128, ffn_size=352)
+    theirs = chameleon(config)
+    tokens = random_tokens(config)
+    exact = chameleon_logits(theirs, tokens)
+    ours = Transformer(config).eval()
+    load_share(ours, dict(theirs.state_dict()))
+    frequencies = theirs.model.rotary_emb.inv_freq.clone()
+    theirs.bfloat16()
+    theirs.model.rotary_emb.inv_freq = frequencies  # `from_pretrained` leaves them in fp32
+    expected = chameleon_logits(theirs, tokens).float()
+    found = our_logits(ours.bfloat16(), tokens).float()
+    rounding = (expected - exact).norm()
+    assert 0 < rounding < 0.02 * exact.norm()
+    assert (found - expected).norm() < 0.1 * rounding
+
+
 def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() -> None:
     config = replace(TINY, heads=8, key_value_heads=2, swin_norm=True)
     model = Transformer(config).eval()
