@@ -82,6 +82,8 @@ def import_image_tokenizer(source: Path, out: Path, pixels: int | None = None) -
         raise InputError(f"{source}: {different[0]} is {kept[different[0]].dtype}, others are {dtype}")
     if dtype not in _FLOATS:
         raise InputError(f"{source}: weights of {dtype}, expected floats of 16 or 32 bits")
+    if broken := sorted(name for name, tensor in kept.items() if not tensor.isfinite().all()):
+        raise InputError(f"{source}: {broken[0]} holds infinite values or NaN; download it again")
     model.load_state_dict(kept, assign=True)
     tokenizer = ImageTokenizer(model, dtype)
     try:

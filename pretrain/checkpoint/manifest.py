@@ -124,10 +124,10 @@ class Manifest:
             InputError: No committed checkpoint there, or its manifest was changed.
         """
         if not (folder / READY).is_file():
-            raise InputError(
-                f"{folder}: no committed checkpoint (no {READY} there); name a folder "
-                "step_... below a run's checkpoints/"
-            )
+            way = "name a folder step_... below a run's checkpoints/, or what convert import made"
+            if (folder / "config.json").is_file():
+                way = f"Hugging Face weights are taken in first: worldvla convert import source={folder} out=..."
+            raise InputError(f"{folder}: no committed checkpoint (no {READY} there); {way}")
         path = folder / MANIFEST
         try:
             content = path.read_bytes()

@@ -153,7 +153,9 @@ def new_folder(out: Path, size: int) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < size:
-            raise InputError(f"out={out}: needs {size:,} bytes, {free:,} are free there; make room")
+            old = [f"remove {path}" for path in sorted(out.parent.glob(f".tmp-{out.name}-*"))]
+            way = " and ".join(old) or "make room"
+            raise InputError(f"out={out}: needs {size:,} bytes, {free:,} are free there; {way}")
         temporary.mkdir()
         yield temporary
         sync_folder(temporary)

@@ -236,6 +236,9 @@ def test_a_full_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatc
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("pretrain.convert.importing.shutil.disk_usage", lambda _: usage)
     assert "1,000 are free there; make room" in refused(folder)
+    killed = folder.parent / ".tmp-ours-0123abcd"
+    killed.mkdir()
+    assert f"1,000 are free there; remove {killed}" in refused(folder)
 
 
 def _no_space(_: int) -> None:
@@ -327,6 +330,11 @@ def test_what_is_in_the_way_of_an_export_is_told_before_files_are_read(
         export_weights(ours, folder, None, None, 1 << 20, lambda *_: None)
     with pytest.raises(InputError, match="cannot read the image tokenizer"):
         export_weights(ours, folder.parent / "back", None, folder / "no.safetensors", 1, lambda *_: None)
+
+
+def test_weights_that_were_not_imported_are_told_the_way(folder: Path) -> None:
+    with pytest.raises(InputError, match=f"taken in first: worldvla convert import source={folder} out="):
+        Manifest.read(folder)
 
 
 def test_a_dtype_that_no_reader_knows_is_refused(tmp_path: Path) -> None:

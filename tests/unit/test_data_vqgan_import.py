@@ -226,8 +226,12 @@ class Callback:
             {"state_dict": weights() | {"encoder.conv_in.bias": torch.ones(32).half()}},
             r"encoder.conv_in.bias is torch.float16, others are torch.float32",
         ),
+        (
+            {"state_dict": weights() | {"encoder.conv_in.bias": torch.full((32,), torch.nan)}},
+            r"encoder.conv_in.bias holds infinite values or NaN",
+        ),
     ],
-    ids=["objects", "list", "text", "empty", "extra", "shape", "mixed"],
+    ids=["objects", "list", "text", "empty", "extra", "shape", "mixed", "nan"],
 )
 def test_other_files_are_refused(content: dict[str, Any], expected: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=expected):
