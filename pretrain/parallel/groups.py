@@ -34,14 +34,15 @@ class ProcessGroups:
         Raises:
             InputError: Another number of processes runs than the mesh needs.
         """
+        device = None
+        if torch.cuda.is_available():
+            # Also where others have joined the world already: Ray Train does, shows each rank all GPUs of
+            # the node, and leaves them all on the first.
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
         if not dist.is_initialized():
-            if torch.cuda.is_available():
-                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-                torch.cuda.set_device(device)
-                # Bound to its device, NCCL connects at once and splits groups off instead of starting anew.
-                dist.init_process_group("nccl", device_id=device)
-            else:
-                dist.init_process_group("gloo")
+            # Bound to its device, NCCL connects at once and splits groups off instead of starting anew.
+            dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
         mesh.check_world(dist.get_world_size())
         rank = dist.get_rank()
         if mesh.tensor == 1:

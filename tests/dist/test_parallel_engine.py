@@ -256,6 +256,24 @@ def test_mesh_places_tensor_parallel_peers_side_by_side() -> None:
         mesh.check_world(4)
 
 
+def device_of_a_rank_that_has_joined() -> torch.device:
+    """Where a rank of a world that exists computes, on a machine that says it has GPUs."""
+    import torch.distributed as dist
+
+    from pretrain.parallel.groups import ProcessGroups
+
+    dist.init_process_group("gloo")
+    chosen = [torch.device("cuda", 0)]
+    torch.cuda.is_available = lambda: True
+    torch.cuda.set_device = chosen.append
+    torch.cuda.current_device = lambda: chosen[-1].index
+    return ProcessGroups.create(Mesh(1, 2)).device
+
+
+def test_each_rank_takes_its_own_gpu_in_a_world_that_exists() -> None:
+    assert [str(device) for device in run_ranks(device_of_a_rank_that_has_joined, 2)] == ["cuda:0", "cuda:1"]
+
+
 def test_harness_names_the_rank_that_failed() -> None:
     with pytest.raises(RankFailedError, match="rank 1 failed"):
         run_ranks(_fails_on_one, 2)
