@@ -44,6 +44,8 @@ def check_training(config: TrainingConfig) -> None:
         _check_least(f"model.{name}", getattr(config.model, name), 1)
     _check_least("model.key_value_heads", config.model.key_value_heads, 1)
     _check_least("model.recompute_layers", config.model.recompute_layers, 0)
+    _check_least("model.rope_theta", config.model.rope_theta, 1)
+    _check_least("model.norm_eps", config.model.norm_eps, 0)
     _check_below_one("model.dropout", config.model.dropout)
     for beta in config.optim.betas:
         _check_below_one("optim.betas", beta)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.config import DemoConfig, RootConfig
 from data.errors import InputError
@@ -10,6 +11,7 @@ from eval.config import CollectConfig
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.main import TorchrunConfig
+from pretrain.model.transformer import Transformer
 from pretrain.settings import CONFIG_FOLDER, compose, from_mapping, to_mapping
 
 GIVEN = ["run.name=x", "data.url=d"]
@@ -42,6 +44,19 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
     overrides = [f"{choice.parent}={choice.name}", *GIVEN]
     for schema in (RootConfig, DemoConfig, TorchrunConfig):
         check_training(compose("train", schema, "train", overrides))
+
+
+@pytest.mark.parametrize("model", [path.name for path in CHOICES if path.parent.name == "model"])
+def test_every_model_has_its_size_and_can_be_shared_out(model: str) -> None:
+    millions = {"tiny": 6.68, "300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3}[model]
+    for size in (1, 2, 4) if model == "tiny" else (1, 2, 4, 8):
+        shared = "true" if size > 1 else "false"
+        layout = [f"parallel.tensor={size}", "parallel.data=8", f"parallel.sequence_parallel={shared}"]
+        check_training(train(f"model={model}", *layout))
+    with torch.device("meta"):
+        network = Transformer(train(f"model={model}").model)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +129,8 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
         ("optim.betas=[0.9,1.0]", r"optim.betas=1.0, expected at least 0 and below 1"),
         ("optim.eps=-1", "optim.eps=-1.0, expected 0 or more"),
         ("optim.weight_decay=-1", "optim.weight_decay=-1.0, expected 0 or more"),
+        ("model.norm_eps=nan", "model.norm_eps=nan, expected 0 or more"),
+        ("model.rope_theta=0", "model.rope_theta=0.0, expected 1 or more"),
         ("loss.image_weight=nan", "loss.image_weight=nan, expected 0 or more"),
         ("loss.z_loss=-1", "loss.z_loss=-1.0, expected 0 or more"),
     ],
