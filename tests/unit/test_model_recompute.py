@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -75,6 +76,46 @@ def test_gradients_are_those_of_keeping_everything(policy: str, network: dict[st
     for name, gradient in expected.items():  # sums over several uses may be added in another order
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-8, msg=name)
     assert min(gradient.abs().max() for gradient in expected.values()) > 1e-5
+
+
+def test_a_backward_pass_in_another_thread_has_the_same_gradients() -> None:
+    """Where a GPU's runs; meanwhile this one may be in the next forward pass."""
+    changes = {"dropout": 0.2, "recompute": "selective"}
+    expected = gradients(**changes)
+    model = made(**changes)
+    torch.manual_seed(7)
+    loss, _ = model(*inputs(model))
+
+    def meanwhile(x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as other:
+            other.submit(loss.backward).result()
+        return x * 1
+
+    run_layer("selective", meanwhile, torch.ones(2, requires_grad=True))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_layer_that_fails_leaves_nothing_behind() -> None:
+    class LayerError(Exception):
+        pass
+
+    def failing(x: Tensor) -> Tensor:
+        element_wise(torch.sin, x)
+        raise LayerError
+
+    with pytest.raises(LayerError):
+        run_layer("selective", failing, torch.ones(2, requires_grad=True))
+    calls = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(None)
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    element_wise(counted, x).square().sum().backward()
+    assert len(calls) == 1, "outside of a layer nothing is made again"
 
 
 def test_each_policy_keeps_less() -> None:
