@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.layouts import LAYOUTS, packed, visible_pairs
+from benchmarks.packed import LAYOUTS, packed_row, visible_pairs
 from benchmarks.report import Column, Report, arguments, peak_memory, seconds_of
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.causal import CausalMask
@@ -194,7 +194,7 @@ def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measure
 
 
 def _add_rows(report: Report, shape: Shape, layout: str, best: _Best) -> None:
-    segments, blocks = packed(layout, shape.tokens)
+    segments, blocks = packed_row(layout, shape.tokens)
     measured = _measure(shape, segments, blocks)
     causal = min(both for name, (_, both) in measured.seconds.items() if name.startswith("causal"))
     dense = measured.seconds["sdpa"][1]
@@ -257,7 +257,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--head-size", type=int, help="default 128, on the CPU 32")
     options = parser.parse_args(argv)
     gpu = options.device == "cuda" and not options.smoke
-    sizes = (1024, 2048, 4096, 8192, 16_384) if gpu else (1024,) if options.smoke else (1024, 2048)
+    sizes = (1024, 2048, 4096, 8192, 16_384) if gpu else (2048,) if options.smoke else (1024, 2048)
     options.tokens = options.tokens or sizes
     options.heads = options.heads or (32 if gpu else 2 if options.smoke else 4)
     options.key_value_heads = options.key_value_heads or options.heads

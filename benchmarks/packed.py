@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.config import MixtureConfig
 from data.contracts import PackedBatch
 from data.stream.packing import pack, sample_layout
-from data.stream.sequence import Sample, action_sample, world_sample
+from data.stream.sequence import Sample, action_sample, action_sample_length, world_sample
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM, IMAGE_CODE_COUNT, TEXT_START
 
 HISTORY, CHUNK = 2, 5  # M and K of WorldVLA
+LAYOUTS = ("packed", "one")
 WORDS = 20  # ids of an instruction
 SIDES = {64: 8, 256: 16}  # pixels -> codes, as in the two image tokenizers
 
@@ -35,6 +37,39 @@ def packed_batch(sequences: int, length: int, pixels: int = 256, seed: int = 0) 
     return pack(rows, length)
 
 
+def packed_row(layout: str, tokens: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Segment and block ids [1, tokens] of one sequence of any length.
+
+    Args:
+        layout: `packed`: an action sample, a world sample and so on while they fit, and padding; `one`: one
+            action sample that fills the sequence, nearly all of it words.
+        tokens: Length of the sequence.
+    """
+    random = np.random.default_rng(0)
+    if layout == "one":
+        words = _words(random, tokens - action_sample_length(0, 0, 0, CHUNK))
+        row = [action_sample(words, [], _bins(random, CHUNK))]
+    else:
+        row, samples = [], (_action(random, 256), _world(random, 256))
+        while sum(map(len, row)) + len(samples[len(row) % 2]) <= tokens:
+            row.append(samples[len(row) % 2])
+    batch = pack([row], tokens)
+    return batch.segments, batch.blocks
+
+
+def visible_pairs(segments: NDArray[np.int32], blocks: NDArray[np.int32]) -> int:
+    """How many pairs of tokens the mask of [1, S] shows, counted without making it."""
+    count = 0
+    for segment in np.unique(segments):
+        block = blocks[segments == segment]
+        ordinary = np.cumsum(block == 0)
+        answers = block[block > 0]
+        lengths = np.unique(answers, return_counts=True)[1]
+        count += int((np.flatnonzero(block <= 0) + 1).sum() + ordinary[block > 0].sum())
+        count += int((lengths * (lengths + 1) // 2).sum())
+    return count
+
+
 def _action(random: np.random.Generator, pixels: int) -> Sample:
     return action_sample(_words(random), list(_frames(random, HISTORY, pixels)), _bins(random, CHUNK))
 
@@ -44,8 +79,8 @@ def _world(random: np.random.Generator, pixels: int) -> Sample:
     return world_sample(_words(random), now, _bins(random, 1)[0], following)
 
 
-def _words(random: np.random.Generator) -> np.ndarray:
-    return random.integers(TEXT_START, TEXT_START + 512, WORDS)  # ids that the smallest vocabulary has
+def _words(random: np.random.Generator, count: int = WORDS) -> np.ndarray:
+    return random.integers(TEXT_START, TEXT_START + 512, count)  # ids that the smallest vocabulary has
 
 
 def _frames(random: np.random.Generator, count: int, pixels: int) -> np.ndarray:

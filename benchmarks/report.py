@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 NOT_MEASURED = "not measured"
+_WIDE = 200
 _PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers", "flash-attn", "flash-attn-4", "triton")
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -196,7 +198,8 @@ class Report:
 
     def finish(self, out: Path | None, console: Console | None = None) -> None:
         """Print the table and write the JSON file."""
-        self._print(console or Console())
+        # A file or a pipe has no width to keep to: columns there are as wide as what they hold.
+        self._print(console or Console(width=None if sys.stdout.isatty() else _WIDE))
         if out is not None:
             content = {
                 "name": self._name,

@@ -9,25 +9,25 @@ import numpy as np
 import pytest
 
 from benchmarks.attention import main
-from benchmarks.layouts import LAYOUTS, packed, visible_pairs
+from benchmarks.packed import LAYOUTS, packed_row, visible_pairs
 from pretrain.model.mask import dense_mask
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("tokens", [700, 2048])
 def test_pairs_are_those_of_the_mask(layout: str, tokens: int) -> None:
-    segments, blocks = packed(layout, tokens)
+    segments, blocks = packed_row(layout, tokens)
     assert segments.shape == (1, tokens)
     assert visible_pairs(segments, blocks) == int(dense_mask(segments[0], blocks[0]).sum())
 
 
 def test_layouts_hold_what_they_say() -> None:
-    segments, blocks = packed("packed", 4096)
+    segments, blocks = packed_row("packed", 4096)
     numbers, lengths = np.unique(segments, return_counts=True)
     assert numbers.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert [int(blocks[segments == number].max()) for number in numbers[1:]] == [5, 0] * 3
-    assert set(lengths[1:].tolist()) == {614, 584}  # two frames and five actions; two frames and one
-    segments, blocks = packed("one", 2048)
+    assert set(lengths[1:].tolist()) == {620, 584}  # two frames and five actions; two frames and one
+    segments, blocks = packed_row("one", 2048)
     assert (segments == 1).all()
     assert np.count_nonzero(blocks > 0) == 45
 

@@ -39,6 +39,16 @@ def test_the_table_shows_units_and_what_was_not_measured(tmp_path: Path) -> None
     assert [target["met"] for target in written["targets"]] == [None, False]
 
 
+def test_a_wide_table_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"column number {number}" for number in range(10)]
+    report = Report("x", "x", [Column(name, name) for name in names], "cpu")
+    report.add(**dict.fromkeys(names))
+    report.finish(None)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(name in line for name in names) for line in lines)
+    assert any(line.count("not measured") == 10 for line in lines)
+
+
 def test_a_row_must_fit_the_columns() -> None:
     report = Report("x", "x", [Column("a", "a")], "cpu")
     with pytest.raises(ValueError, match="expected"):
