@@ -126,7 +126,7 @@ class Manifest:
         if not (folder / READY).is_file():
             way = "name a folder step_... below a run's checkpoints/, or what convert import made"
             if (folder / "config.json").is_file():
-                way = f"Hugging Face weights are taken in first: worldvla convert import source={folder} out=..."
+                way = f"Hugging Face weights come in by: worldvla convert import source={folder} out=..."
             raise InputError(f"{folder}: no committed checkpoint (no {READY} there); {way}")
         path = folder / MANIFEST
         try:

@@ -333,7 +333,7 @@ def test_what_is_in_the_way_of_an_export_is_told_before_files_are_read(
 
 
 def test_weights_that_were_not_imported_are_told_the_way(folder: Path) -> None:
-    with pytest.raises(InputError, match=f"taken in first: worldvla convert import source={folder} out="):
+    with pytest.raises(InputError, match=f"come in by: worldvla convert import source={folder} out="):
         Manifest.read(folder)
 
 
