@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -38,6 +39,8 @@ def check_training(config: TrainingConfig) -> None:
     _check_least("optim.gradient_clipping", config.optim.gradient_clipping, 0)
     _check_least("optim.weight_decay", config.optim.weight_decay, 0)
     _check_least("optim.eps", config.optim.eps, 0)
+    _check_share("optim.decay_fraction", config.optim.decay_fraction)
+    _check_share("optim.min_lr_ratio", config.optim.min_lr_ratio)
     _check_least("loss.image_weight", config.loss.image_weight, 0)
     _check_least("loss.z_loss", config.loss.z_loss, 0)
     for name in ("vocabulary_size", "hidden_size", "ffn_size", "layers", "heads", "max_positions"):
@@ -96,8 +99,13 @@ def _check_layout(config: TrainingConfig) -> None:
 
 
 def _check_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and not value >= least:  # NaN is refused as well
-        raise InputError(f"{name}={value}, expected {least} or more; correct the setting")
+    if value is not None and not least <= value < math.inf:  # NaN is refused as well
+        raise InputError(f"{name}={value}, expected {least} or more, and finite; correct the setting")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InputError(f"{name}={value}, expected 0 to 1; correct the setting")
 
 
 def _check_below_one(name: str, value: float) -> None:

@@ -91,7 +91,7 @@ class OptimConfig:
         betas: AdamW moment decays.
         eps: AdamW epsilon.
         weight_decay: On matrices; none on norms and biases.
-        gradient_clipping: Largest global gradient norm.
+        gradient_clipping: Largest global gradient norm; 0: not limited.
     """
 
     lr: float = 5e-6
