@@ -60,7 +60,7 @@ class _Again:
     """How to make a result again; the value stays until the last node that needs it is done."""
 
     def __init__(
-        self, function: Callable[..., Tensor], inputs: list[Tensor | _Saved], wanted: list[bool]
+        self, function: Callable[..., Tensor], inputs: list[_Kept | _Saved], wanted: list[bool]
     ) -> None:
         self.function = function
         self._inputs = inputs
@@ -72,9 +72,8 @@ class _Again:
         if self._made is None:
             if not self._inputs:
                 raise RuntimeError("a second backward pass through a layer under selective recompute")
-            kept = [each.read() if isinstance(each, _Saved) else each for each in self._inputs]
-            pairs = zip(kept, self._wanted, strict=True)
-            inputs = [each.detach().requires_grad_(want) for each, want in pairs]
+            pairs = zip(self._inputs, self._wanted, strict=True)
+            inputs = [each.read().detach().requires_grad_(want) for each, want in pairs]
             with torch.enable_grad():
                 self._made = inputs, self.function(*inputs)
         return self._made
@@ -82,6 +81,22 @@ class _Again:
     def forget(self) -> None:
         """Let go of everything: the graph itself lives until the backward pass is over."""
         self._inputs, self._wanted, self._made = [], [], None
+
+
+class _Kept:
+    """A tensor that is kept. Under hooks torch does not check that nobody changes it meanwhile: this does."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._version = tensor._version
+
+    def read(self) -> Tensor:
+        """The tensor."""
+        if self._tensor._version != self._version:
+            raise RuntimeError(
+                f"a tensor {tuple(self._tensor.shape)} that the backward pass needs was modified in place"
+            )
+        return self._tensor
 
 
 class _Saved:
@@ -125,24 +140,21 @@ class _Recorder:
         """Remember how a tensor was made."""
         self._results[_storage(result)] = (result, again)
 
-    def _kept(self, tensor: Tensor) -> Tensor | _Saved:
-        packed = self._pack(tensor)
-        if isinstance(packed, _Saved):
-            return packed
+    def _kept(self, tensor: Tensor) -> _Kept | _Saved:
         # ZeRO may have taken a parameter's values away by then; those used here are a few vectors.
-        owner = packed if packed._base is None else packed._base
-        return packed.detach().clone() if isinstance(owner, nn.Parameter) else packed.detach()
+        owner = tensor if tensor._base is None else tensor._base
+        return self._pack(tensor.detach().clone() if isinstance(owner, nn.Parameter) else tensor.detach())
 
-    def _pack(self, tensor: Tensor) -> Tensor | _Saved:
+    def _pack(self, tensor: Tensor) -> _Kept | _Saved:
         found = self._results.get(_storage(tensor))
-        return tensor if found is None else _Saved(found[1], tensor)
+        return _Kept(tensor) if found is None else _Saved(found[1], tensor)
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 
 
-def _unpack(packed: Tensor | _Saved) -> Tensor:
-    return packed.read() if isinstance(packed, _Saved) else packed
+def _unpack(packed: _Kept | _Saved) -> Tensor:
+    return packed.read()
 
 
 def _storage(tensor: Tensor) -> int:
@@ -160,6 +172,8 @@ class _Remade(Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no gradients of gradients under selective recompute")
         inputs, result = ctx.again.inputs_and_result()
         ctx.again.forget()  # whoever saved the result came before
         found = iter(torch.autograd.grad(result, [each for each in inputs if each.requires_grad], gradients))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -225,4 +226,26 @@ def test_a_second_backward_pass_is_refused() -> None:
     loss = run_layer("selective", lambda x: element_wise(torch.sin, x).square(), x * 1).sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="second backward pass"):
+        loss.backward()
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    x = torch.randn(4, requires_grad=True)
+    result = run_layer("selective", lambda x: element_wise(torch.sin, x) * 2, x * 1).sum()
+    with pytest.raises(RuntimeError, match="no gradients of gradients"):
+        torch.autograd.grad(result, x, create_graph=True)
+
+
+@pytest.mark.parametrize("reader", [torch.sin, lambda x: element_wise(torch.sin, x)])
+def test_a_kept_tensor_that_is_changed_in_place_is_refused(reader: Callable[[Tensor], Tensor]) -> None:
+    def layer(x: Tensor) -> Tensor:
+        x = x * 1
+        result = reader(x) * 2
+        x.mul_(3)
+        return result
+
+    loss = run_layer("selective", layer, torch.ones(2, requires_grad=True)).sum()
+    with pytest.raises(
+        RuntimeError, match=r"tensor \(2,\) that the backward pass needs was modified in place"
+    ):
         loss.backward()
