@@ -25,6 +25,7 @@ from cluster.topology import Placement, place
 from cluster.train_group import Train, run_train_group
 from data.errors import InputError
 from pretrain.checkpoint.manifest import step_folder
+from pretrain.checkpoint.origin import choose_origin
 from pretrain.checks import check_training
 from pretrain.run_folder import RunFolder
 from pretrain.settings import to_mapping
@@ -59,6 +60,7 @@ def supervise(
     check_training(config)
     placement = plan_run(config)
     folder = RunFolder.of(config.run)
+    choose_origin(config.checkpointing, config.model, folder.checkpoints)  # the ranks do it again, later
     folder.open(config)
     with (
         _alone_in(folder),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -14,8 +13,8 @@ from data.errors import InputError
 from data.stream.loader import TokenStream
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from pretrain.checkpoint.load import check_network, load, load_metadata, load_start
-from pretrain.checkpoint.manifest import Manifest, latest
+from pretrain.checkpoint.load import load, load_metadata, load_start
+from pretrain.checkpoint.origin import Origin, choose_origin
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
@@ -30,20 +29,6 @@ from pretrain.telemetry.recorder import Recorder
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the first weights come from.
-
-    Attributes:
-        checkpoint: A committed checkpoint.
-        goes_on: Whether the run goes on from it, with its moments and its step; else a new run begins with
-            its weights.
-    """
-
-    checkpoint: Path
-    goes_on: bool
 
 
 def train(config: TrainingConfig) -> None:
@@ -104,8 +89,8 @@ def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if not origin.goes_on:
         load_start(origin.checkpoint, engine)
         return {"tokens": 0}
-    trained_on = load_metadata(origin.checkpoint)["dataset"]
-    if trained_on != stream.index.fingerprint:
+    trained_on = load_metadata(origin.checkpoint).get("dataset")  # none: weights alone, which `load` refuses
+    if trained_on not in (None, stream.index.fingerprint):
         raise InputError(
             f"{origin.checkpoint}: was trained on the data set {trained_on[:12]}, data.url="
             f"{stream.index.url} is {stream.index.fingerprint[:12]}; give the same data, or begin a run of "
@@ -135,7 +120,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     Raises:
         InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
     """
-    origin = _choose_origin(config, folder)
+    origin = choose_origin(config.checkpointing, config.model, folder.checkpoints)
     folder.open(config)
     text = TextTokenizer.load(config.data.text_tokenizer)
     image = ImageTokenizer.load(config.data.image_tokenizer)
@@ -154,32 +139,6 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
             "write to, or free space"
         ) from error
     return origin
-
-
-def _choose_origin(config: TrainingConfig, folder: RunFolder) -> Origin | None:
-    """Nothing is written or built before weights that cannot be used are told."""
-    checkpoint = _choose_checkpoint(config.checkpointing.resume, folder)
-    if checkpoint is not None:
-        return Origin(checkpoint, goes_on=True)
-    if config.checkpointing.start_from is None:
-        return None
-    start = Path(config.checkpointing.start_from)
-    check_network(start, Manifest.read(start), config.model)
-    return Origin(start, goes_on=False)
-
-
-def _choose_checkpoint(choice: str, folder: RunFolder) -> Path | None:
-    newest = latest(folder.checkpoints)
-    if choice == "auto":
-        return newest
-    if choice != "none":
-        return Path(choice)
-    if newest is not None:
-        raise InputError(
-            f"checkpointing.resume=none, but {newest} is there; choose another run.name to begin anew, "
-            "or resume=auto to go on"
-        )
-    return None
 
 
 def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:

@@ -12,6 +12,8 @@ from data.stream.loader import TokenStream
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.checkpoint.load import load_weights
 from pretrain.config import TrainingConfig
+from pretrain.convert.exporting import export_weights
+from pretrain.convert.importing import import_weights
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.loss import LossSettings, label_weights
 from pretrain.model.transformer import Transformer
@@ -87,3 +89,12 @@ def test_weights_that_cannot_be_used_are_refused_before_a_run_folder_is_made(
     assert not RunFolder.of(config.run).path.exists()
     config.trainer.stop_after = 1
     case.train(config)  # the name was not spent
+
+
+def test_going_on_from_weights_alone_is_refused(url: str, earlier: Path, tmp_path: Path) -> None:
+    config = case.settings(tmp_path, url, (1, 1, 1))
+    export_weights(earlier, tmp_path / "exported", "float32", None, 10**9, lambda done, total: None)
+    import_weights(tmp_path / "exported", tmp_path / "alone", 10**9, lambda done, total: None)
+    config.checkpointing.resume = str(tmp_path / "alone")
+    (message,) = run_ranks(case.try_train, 1, config)
+    assert "start_from" in message
