@@ -43,14 +43,19 @@ def main(arguments: list[str]) -> int:
         config = _settings(arguments)
     except InputError as error:
         if rank == 0:  # the same on every rank
-            print(f"error: {error}", file=sys.stderr)
+            _tell(f"error: {error}")
         return 2
     try:
         _run(config)
     except InputError as error:  # perhaps this rank's alone: a shard that only it reads
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr)
+        _tell(f"error{f' on rank {rank}' if rank else ''}: {error}")
         return 2
     return 0
+
+
+def _tell(line: str) -> None:
+    """One write, so that the lines of several ranks do not mix."""
+    sys.stderr.write(f"{line}\n")
 
 
 def _settings(arguments: list[str]) -> TrainingConfig:

@@ -24,7 +24,7 @@ from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
 from pretrain.run_folder import RunFolder
 from pretrain.settings import to_mapping
-from pretrain.telemetry.recorder import Recorder
+from pretrain.telemetry.recorder import Recorder, check_finite
 
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 
@@ -39,6 +39,7 @@ def train(config: TrainingConfig) -> None:
     Raises:
         InputError: Settings, data, run folder or checkpoint that this run cannot use.
         CheckpointError: A checkpoint could not be written.
+        DivergedError: Loss or gradient norm is no longer finite.
     """
     check_training(config)
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
@@ -62,6 +63,7 @@ def train(config: TrainingConfig) -> None:
             step = engine.step_count
             recorder.record(step, result, rate)
             if step % config.checkpointing.every == 0 or step == last:
+                check_finite(step, result)
                 writer.save(step, metadata(config, stream, recorder.total_tokens()))
                 recorder.saved(writer.stall)
                 recorder.summarise(step, resumed_from)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _KINDS = ("action", "image", "structure")  # the rows of `LossTerms.sums`
 _LOSSES = ("loss", "loss_action", "loss_image")
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient norm is no longer a finite number."""
 
 
 class Recorder:
@@ -80,12 +85,16 @@ class Recorder:
         return self._tokens
 
     def record(self, step: int, result: StepResult, learning_rate: float) -> None:
-        """Write the line of a step, if one is due; every rank calls it."""
+        """Write the line of a step, if one is due; every rank calls it.
+
+        Raises:
+            DivergedError: As `check_finite`.
+        """
         trainer = self._config.trainer
         if step % trainer.log_every and step != trainer.steps and step != trainer.stop_after:
             return
         self._add_up()
-        loss = float(result.loss)  # waits for the device: what follows is timed right
+        loss, norm = check_finite(step, result)  # waits for the device: what follows is timed right
         seconds, waited = self._watch.read()
         steps, work = step - self._step, self._line
         flops = work.flops(self._config.model)
@@ -97,7 +106,7 @@ class Recorder:
                     "step": step,
                     "loss": loss,
                     **_by_kind(result.sums.tolist()),
-                    "gradient_norm": float(result.gradient_norm),
+                    "gradient_norm": norm,
                     "learning_rate": learning_rate,
                     "tokens": self._tokens,
                     "tokens_per_second": work.tokens / seconds,
@@ -149,6 +158,22 @@ class Recorder:
         self._work = Work()
         self._line = self._line + work
         self._tokens += work.tokens
+
+
+def check_finite(step: int, result: StepResult) -> tuple[float, float]:
+    """Loss and gradient norm of a step as numbers; waits for the device.
+
+    Raises:
+        DivergedError: One is not finite; they are the same on every rank, so every rank raises it.
+    """
+    loss, norm = float(result.loss), float(result.gradient_norm)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise DivergedError(
+            f"step {step}: loss {loss}, gradient norm {norm}: the training diverged and ends here, without "
+            "a checkpoint of this step; begin another run.name with a smaller optim.lr and "
+            "checkpointing.start_from=the newest checkpoint"
+        )
+    return loss, norm
 
 
 def _by_kind(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:

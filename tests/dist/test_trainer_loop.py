@@ -11,11 +11,12 @@ import pytest
 
 from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
+from pretrain.checkpoint.manifest import latest
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import JsonlSink, read_metrics
 from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
+from tests.dist.harness import RankFailedError, run_ranks
 from tests.dist.training_case import measured, train
 
 CURVE = ("loss", "loss_action", "loss_image", "gradient_norm")
@@ -157,3 +158,12 @@ def test_torchrun_names_a_misspelt_key_in_one_line(capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err.splitlines()[-1] == (
         "error: pretrain.main: unknown setting 'trainer.stepz'; did you mean 'trainer.steps'?"
     )
+
+
+def test_a_training_that_diverged_ends_without_a_checkpoint(url: str, tmp_path: Path) -> None:
+    config = case.settings(tmp_path, url, (1, 2, 3))
+    config.optim.lr, config.optim.gradient_clipping = 1e30, 0.0
+    config.trainer.log_every = 100  # the check before a checkpoint does not wait for a line
+    with pytest.raises(RankFailedError, match=r"step 2: loss (nan|inf), gradient norm .* diverged"):
+        train(config)
+    assert latest(tmp_path / "run" / "checkpoints") is None
