@@ -153,6 +153,18 @@ COMMANDS = (
         examples=("worldvla inspect checkpoint path=runs/mine/checkpoints/step_00000400",),
         json=True,
     ),
+    Command(
+        "inspect memory",
+        "which layouts of a training fit the GPUs, with estimated memory, communication and step time",
+        "cluster.config:InspectMemoryConfig",
+        "cluster.memory_report:inspect_memory",
+        config_name="inspect_memory",
+        examples=(
+            "worldvla inspect memory model=7b gpus=64 gpu_memory=80GB",
+            "worldvla inspect memory model=34b gpus=16 gpu=H200 gpu_memory=141GB --json",
+        ),
+        json=True,
+    ),
 )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from eval.config import EvaluationConfig
 from pretrain.config import TrainingConfig
+from pretrain.model.config import ModelConfig
 
 
 @dataclass
@@ -168,3 +169,34 @@ class InspectCheckpointConfig:
     """
 
     path: str = "???"
+
+
+@dataclass
+class InspectMemoryConfig:
+    """`worldvla inspect memory`: layouts that fit, at ZeRO stage 3 in bf16 without offload.
+
+    Attributes:
+        model: The network, `model=7b` or single sizes; its recompute policy is not read, all are tried.
+        gpus: Number of GPUs.
+        gpu_memory: Of one: `80GB`, `79.6GiB`, or a number of GB.
+        reserve: Share of it kept for the driver, communication and fragments of the allocator.
+        sequence_length: `trainer.sequence_length`.
+        micro_batches: Values of `trainer.micro_batch` to try.
+        global_batch: `trainer.global_batch`; null: four sequences for each GPU.
+        gpu: Name in the table of data sheets (H100, H200, A100, B200, L40S, H100 PCIe, H100 NVL).
+        efficiency: Share of the GPU's peak that the step time is estimated with.
+        node_gpus: GPUs of one node; tensor parallelism stays inside.
+        show: Layouts to print; `--json` has all.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    gpus: int = 8
+    gpu_memory: str = "80GB"
+    reserve: float = 0.1
+    sequence_length: int = 4096
+    micro_batches: list[int] = field(default_factory=lambda: [1, 2, 4])
+    global_batch: int | None = None
+    gpu: str = "H100"
+    efficiency: float = 0.45
+    node_gpus: int = 8
+    show: int = 12

@@ -72,7 +72,7 @@ def describe(command: Command) -> str:
         lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
     if command.config_name:
         lines += ["", "groups of settings (files in configs/):"]
-        lines += [f"  {group}={'|'.join(names)}" for group, names in _groups()]
+        lines += [f"  {group}={'|'.join(names)}" for group, names in _groups(command.config_name)]
     lines += ["", "settings:"]
     for setting in settings(_defaults(command)):
         head = f"  {setting.key}={setting.default}"
@@ -147,8 +147,10 @@ def _other_class(text: str) -> str:
     return found.group(1) if found else ""
 
 
-def _groups() -> Iterator[tuple[str, list[str]]]:
+def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:
+    """The groups that a primary file names, and their choices."""
+    primary = (_CONFIGS / f"{config_name}.yaml").read_text()
     for folder in sorted(path for path in _CONFIGS.iterdir() if path.is_dir()):
         names = sorted(path.stem for path in folder.glob("*.yaml"))
-        if names:
+        if names and f"- {folder.name}:" in primary:
             yield folder.name, names

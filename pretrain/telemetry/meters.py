@@ -83,11 +83,18 @@ def peak_flops(device: torch.device, precision: str) -> float:
         precision: `bf16` or `fp32`.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, bf16, fp32 in _PEAKS_TFLOPS:
-            if part in name:
-                return 1e12 * (bf16 if precision == "bf16" else fp32)
+        known = known_peak(torch.cuda.get_device_name(device), precision)
+        if known is not None:
+            return known
     return _measured_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def known_peak(name: str, precision: str) -> float | None:
+    """Peak FLOP/s of a GPU by its name, from the data sheets; None for one that is not listed."""
+    for part, bf16, fp32 in _PEAKS_TFLOPS:
+        if part in name:
+            return 1e12 * (bf16 if precision == "bf16" else fp32)
+    return None
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,0 +1,134 @@
+"""`worldvla inspect memory`: layouts that fit the GPUs, with what each is estimated to need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from rich.table import Table
+
+from cluster.config import InspectMemoryConfig
+from cluster.invocation import Invocation
+from data.errors import InputError
+from pretrain.planner.layouts import Plan, Wanted, feasible, machine, parse_bytes
+from pretrain.planner.memory import parameters
+
+ESTIMATE = "estimate, not measured"
+
+
+def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
+    """`worldvla inspect memory`.
+
+    Raises:
+        InputError: A setting that cannot be, or no layout fits.
+    """
+    if config.show < 1:
+        raise InputError(f"show={config.show}, expected 1 or more; correct the setting")
+    wanted = Wanted(
+        model=config.model,
+        gpus=config.gpus,
+        gpu_memory=parse_bytes("gpu_memory", config.gpu_memory),
+        reserve=config.reserve,
+        sequence_length=config.sequence_length,
+        micro_batches=config.micro_batches,
+        global_batch=config.global_batch,
+        machine=machine(config.gpu, config.efficiency, config.node_gpus),
+    )
+    plans = feasible(wanted)
+    if call.json:
+        print(json.dumps(_content(config, wanted, plans), indent=2))
+        return
+    shown = plans[: config.show]
+    call.console.print(_table(wanted, shown, len(plans)))
+    call.console.print(
+        "  ZeRO stage 3, bf16 with fp32 master weights, no offload, sequence parallel where tensor > 1; "
+        f"{wanted.step_sequences} sequences of {wanted.sequence_length} tokens a step"
+    )
+    gpu = wanted.machine
+    call.console.print(
+        "  total: the peak; the optimiser's update takes the place of activations, loss and layer where "
+        "it is larger"
+    )
+    call.console.print(
+        f"  step time: {ESTIMATE}: {config.gpu} at {100 * config.efficiency:.4g} % of "
+        f"{gpu.peak / 1e12:.4g} TFLOP/s, {gpu.node_bandwidth / 1e9:.4g} GB/s inside a node, "
+        f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes"
+    )
+    call.console.print(f"  take the first: {_settings(plans[0])}")
+
+
+def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
+    values = sum(parameters(wanted.model))
+    table = Table(
+        title=f"{values / 1e9:.3g} B parameters on {wanted.gpus} GPUs of {wanted.gpu_memory / 1e9:.4g} GB: "
+        f"{len(plans)} of {found} layouts that fit, memory a GPU in GB"
+    )
+    for name in ("tensor", "data", "micro-\nbatch"):
+        table.add_column(name, justify="right")
+    table.add_column("recompute")
+    for name in ("total", "weights", "gradi-\nents", "opti-\nmiser", "activa-\ntions"):
+        table.add_column(name, justify="right")
+    for name in (
+        "loss or\nlayer",
+        "ZeRO\nbuffers",
+        "sent a\nstep GB",
+        "step s\n(estimate)",
+        "MFU %\n(estimate)",
+    ):
+        table.add_column(name, justify="right")
+    for plan in plans:
+        layout, need, step = plan.layout, plan.memory, plan.speed
+        sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
+        sizes += (max(need.loss, need.layer), need.buffers, step.partition_bytes + step.tensor_bytes)
+        table.add_row(
+            str(layout.tensor),
+            str(layout.data),
+            str(layout.micro_batch),
+            layout.recompute,
+            *(f"{size / 1e9:.1f}" for size in sizes),
+            f"{step.seconds:.3g}",
+            f"{100 * step.utilisation:.0f}",
+        )
+    return table
+
+
+def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> dict[str, object]:
+    rows = [
+        {
+            **asdict(plan.layout),
+            "zero_stage": 3,
+            "sequence_parallel": plan.layout.tensor > 1,
+            "offload": False,
+            "memory_bytes": {
+                **{name: round(value) for name, value in asdict(plan.memory).items()},
+                "total": round(plan.memory.total),
+            },
+            "sent_bytes_per_step": {
+                "zero": round(plan.speed.partition_bytes),
+                "tensor": round(plan.speed.tensor_bytes),
+            },
+            "step_seconds": plan.speed.seconds,
+            "mfu": plan.speed.utilisation,
+        }
+        for plan in plans
+    ]
+    return {
+        "parameters": sum(parameters(wanted.model)),
+        "gpus": wanted.gpus,
+        "gpu_memory_bytes": round(wanted.gpu_memory),
+        "usable_bytes": round(wanted.usable),
+        "sequence_length": wanted.sequence_length,
+        "global_batch": wanted.step_sequences,
+        "gpu": config.gpu,
+        "machine": asdict(wanted.machine),
+        "basis": ESTIMATE,
+        "layouts": rows,
+    }
+
+
+def _settings(plan: Plan) -> str:
+    """A layout as it is written on the command line of `worldvla train`."""
+    layout = plan.layout
+    text = f"parallel.tensor={layout.tensor} parallel.data={layout.data} parallel.zero_stage=3 "
+    text += "parallel.sequence_parallel=true " if layout.tensor > 1 else ""
+    return f"{text}trainer.micro_batch={layout.micro_batch} model.recompute={layout.recompute}"

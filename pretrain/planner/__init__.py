@@ -1,0 +1,1 @@
+"""What a training needs of its GPUs, estimated before it runs."""

@@ -1,0 +1,51 @@
+"""The planner's bytes of weights, gradients and optimiser against those of the engine at ZeRO-3."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pretrain.parallel.mesh import Mesh
+from pretrain.planner.memory import REDUCE_BUCKET, Layout, memory
+from tests.dist.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch, parts, settings
+from tests.dist.harness import run_ranks
+
+RANKS = 2
+
+
+def measure(micro_batches: int) -> tuple[int, int]:
+    """Bytes that live after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+
+    mesh = Mesh(1, RANKS)
+    config = settings(mesh, 3, "bf16", hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
+    config.trainer.micro_batch = BATCH // RANKS // micro_batches
+    groups = ProcessGroups.create(mesh)
+    before = set(_storages())
+    engine = Engine.build(config, groups)
+    engine.step(parts(global_batch(0), mesh, micro_batches, groups.data_rank), LEARNING_RATE)
+    gc.collect()
+    held = [size for place, size in _storages().items() if place not in before]
+    buckets = sum(size for size in held if size >= REDUCE_BUCKET)
+    return sum(held) - buckets, buckets
+
+
+def _storages() -> dict[int, int]:
+    found = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    found += [each.grad for each in found if each.grad is not None]
+    storages = [each.untyped_storage() for each in found]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_state_of_the_engine(micro_batches: int) -> None:
+    config = settings(Mesh(1, RANKS), hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
+    layout = Layout(1, RANKS, BATCH // RANKS // micro_batches, "none", accumulates=micro_batches > 1)
+    expected = memory(replace(config.model), layout, LENGTH)
+    for held, buckets in run_ranks(measure, RANKS, micro_batches):
+        assert expected.state == pytest.approx(held, rel=0.15)
+        assert buckets == 2 * REDUCE_BUCKET, "one bucket of bf16"
