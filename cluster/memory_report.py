@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from rich import box
 from rich.table import Table
 
 from cluster.config import InspectMemoryConfig
@@ -14,6 +15,7 @@ from pretrain.planner.layouts import Plan, Wanted, feasible, machine, parse_byte
 from pretrain.planner.memory import parameters
 
 ESTIMATE = "estimate, not measured"
+_WIDTH = 120
 
 
 def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
@@ -39,6 +41,8 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
         print(json.dumps(_content(config, wanted, plans), indent=2))
         return
     shown = plans[: config.show]
+    # A narrow terminal, or none, must not cost digits.
+    call.console.width = max(call.console.width, _WIDTH)
     call.console.print(_table(wanted, shown, len(plans)))
     call.console.print(
         "  ZeRO stage 3, bf16 with fp32 master weights, no offload, sequence parallel where tensor > 1; "
@@ -54,28 +58,24 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
         f"{gpu.peak / 1e12:.4g} TFLOP/s, {gpu.node_bandwidth / 1e9:.4g} GB/s inside a node, "
         f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes"
     )
-    call.console.print(f"  take the first: {_settings(plans[0])}")
+    call.console.print(f"  take the first: {_settings(wanted, plans[0])}")
 
 
 def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
     values = sum(parameters(wanted.model))
     table = Table(
         title=f"{values / 1e9:.3g} B parameters on {wanted.gpus} GPUs of {wanted.gpu_memory / 1e9:.4g} GB: "
-        f"{len(plans)} of {found} layouts that fit, memory a GPU in GB"
+        f"{len(plans)} of {found} layouts that fit, memory a GPU in GB",
+        box=box.SIMPLE_HEAD,
+        padding=0,
     )
     for name in ("tensor", "data", "micro-\nbatch"):
-        table.add_column(name, justify="right")
-    table.add_column("recompute")
-    for name in ("total", "weights", "gradi-\nents", "opti-\nmiser", "activa-\ntions"):
-        table.add_column(name, justify="right")
-    for name in (
-        "loss or\nlayer",
-        "ZeRO\nbuffers",
-        "sent a\nstep GB",
-        "step s\n(estimate)",
-        "MFU %\n(estimate)",
-    ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("recompute", no_wrap=True)
+    for name in ("total", "weights", "gradi-\nents", "opti-\nmiser", "activa-\ntions", "loss or\nlayer"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("ZeRO\nbuffers", "GB sent\na step", "s a step\n(estimate)", "MFU %\n(estimate)"):
+        table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
         layout, need, step = plan.layout, plan.memory, plan.speed
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
@@ -126,9 +126,17 @@ def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> 
     }
 
 
-def _settings(plan: Plan) -> str:
+def _settings(wanted: Wanted, plan: Plan) -> str:
     """A layout as it is written on the command line of `worldvla train`."""
     layout = plan.layout
-    text = f"parallel.tensor={layout.tensor} parallel.data={layout.data} parallel.zero_stage=3 "
-    text += "parallel.sequence_parallel=true " if layout.tensor > 1 else ""
-    return f"{text}trainer.micro_batch={layout.micro_batch} model.recompute={layout.recompute}"
+    words = [f"parallel.tensor={layout.tensor}", f"parallel.data={layout.data}", "parallel.zero_stage=3"]
+    if layout.tensor > 1:
+        words.append("parallel.sequence_parallel=true")
+    words += [
+        f"trainer.global_batch={wanted.step_sequences}",
+        f"trainer.micro_batch={layout.micro_batch}",
+        f"trainer.sequence_length={wanted.sequence_length}",
+        "trainer.precision=bf16",
+        f"model.recompute={layout.recompute}",
+    ]
+    return " ".join(words)

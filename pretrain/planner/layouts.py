@@ -88,7 +88,7 @@ def all_plans(wanted: Wanted) -> list[Plan]:
         share, rest = divmod(wanted.step_sequences, data)
         if rest or (tensor > 1 and wanted.sequence_length % tensor):
             continue
-        for micro_batch in wanted.micro_batches:
+        for micro_batch in sorted(set(wanted.micro_batches)):
             if share == 0 or share % micro_batch:
                 continue
             for policy in RECOMPUTE_POLICIES:

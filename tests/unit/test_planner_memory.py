@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.report import peak_memory
 from pretrain.model.attention.causal import CausalMask
 from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
+from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings
-from pretrain.model.transformer import Transformer, expected_shapes
+from pretrain.model.transformer import Decoder, Transformer, expected_shapes
 from pretrain.model.vocabulary import CPU_LOGIT_BYTES
 from pretrain.planner.memory import (
     Kernels,
@@ -91,6 +92,56 @@ def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: str) -> No
 
 def _forget(parameter: nn.Parameter) -> None:
     parameter.grad = None
+
+
+class _Half(nn.Module):
+    """Of what a layer makes of all tokens, the first half: this rank's."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self.weight = whole.weight
+        self._whole = [whole]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._whole[0](x)[: len(x) // 2].clone()
+
+
+class OneOfTwoRanks(LayerFactory):
+    """The shapes of one of two tensor- and sequence-parallel ranks, without the other."""
+
+    size = 2
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return _Half(super().embedding(rows, width))
+
+    def column(self, inputs: int, outputs: int) -> nn.Module:
+        return super().column(inputs, outputs // 2)
+
+    def row(self, inputs: int, outputs: int) -> nn.Module:
+        return _Half(super().row(inputs // 2, outputs))
+
+    def enter(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+    def all_tokens(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+
+@POLICIES
+@pytest.mark.parametrize("model", [SMALL, replace(SWIN, max_positions=256)], ids=["plain", "34b"])
+def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> None:
+    tokens, found = 256, []
+    for layers in (1, 3):
+        decoder = Transformer(replace(model, layers=layers, recompute=policy), OneOfTwoRanks()).train().model
+        places = torch.arange(tokens)[None]
+
+        def run(decoder: Decoder = decoder, places: Tensor = places) -> Tensor:
+            return decoder(places, places, CausalMask())
+
+        run()
+        found.append(held_bytes(run))
+    measured = (found[1] - found[0]) / 2
+    assert kept_by_layer(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
 
 
 @POLICIES
