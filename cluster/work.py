@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from cluster.eval_group import EvaluationJob, Progress
@@ -13,10 +12,11 @@ if TYPE_CHECKING:
 
 def train_rank(config: TrainingConfig) -> None:
     """Train as one rank of the process group that exists."""
+    from pretrain.upstream import silence_known_warnings
+
+    silence_known_warnings()
     from pretrain.trainer import train
 
-    # DeepSpeed still calls collectives by names that torch renamed: a warning for each place and rank.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     train(config)
 
 

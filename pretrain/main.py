@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
+from pretrain.upstream import silence_known_warnings
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NOT_HERE = ("eval", "cluster")
@@ -68,11 +68,10 @@ def _settings(arguments: list[str]) -> TrainingConfig:
 def _run(config: TrainingConfig) -> None:
     import torch.distributed as dist
 
+    silence_known_warnings()
     from pretrain.trainer import train  # seconds of import: only after the settings are known to be right
 
     display = Display(config) if int(os.environ.get("RANK", "0")) == 0 else None
-    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     try:
         train(config)
     finally:
