@@ -9,7 +9,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 
-.PHONY: demo test setup renderer lint clean help
+.PHONY: demo test setup renderer compiler lint clean help
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
@@ -21,7 +21,7 @@ help:
 demo: setup
 	@$(BIN)/worldvla demo
 
-test: setup
+test: setup compiler
 	@$(BIN)/python -m pytest tests
 
 lint: setup
@@ -54,6 +54,14 @@ renderer:
 	  else \
 	    echo "error: the software renderer is missing; run: sudo apt-get install -y libosmesa6"; exit 2; \
 	  fi; \
+	fi
+
+# The tests of torch.compile write C++; where they cannot, they are skipped and say so.
+compiler:
+	@if ! command -v g++ >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "[setup] g++ and Python's headers, for the tests of torch.compile"; \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ libc6-dev python3-dev >/dev/null; } \
+	  || exit 2; \
 	fi
 
 clean:

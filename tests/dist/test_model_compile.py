@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pretrain.parallel.mesh import Mesh
+from tests.compiling import needs_compiler
 from tests.dist.engine_case import Curve
 from tests.dist.harness import run_ranks
 from tests.dist.test_recompute import train
@@ -18,6 +19,7 @@ def train_and_count(model: dict[str, object]) -> tuple[Curve, int]:
     return curve, counters["stats"]["unique_graphs"]
 
 
+@needs_compiler
 def test_training_is_the_same_and_no_layer_compiles_on_its_own() -> None:
     model = {"dropout": 0.1, "layers": 4, "recompute": "selective"}
     eager = run_ranks(train_and_count, 2, {**model, "compile": "off"})

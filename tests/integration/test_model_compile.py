@@ -13,6 +13,7 @@ from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig
 from pretrain.model.pointwise import compiled
 from pretrain.model.transformer import Transformer, initialise
+from tests.compiling import needs_compiler
 from tests.unit.test_model_recompute import gradients
 
 SMALL = ModelConfig(
@@ -32,6 +33,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@needs_compiler
 @pytest.mark.parametrize(("policy", "most"), [("none", 3), ("selective", 7)])
 def test_compiled_gradients_equal_eager_ones(policy: str, most: int) -> None:
     expected = gradients(dropout=0.1, recompute=policy)
@@ -55,6 +57,7 @@ def decoded(model: Transformer, prompt: int, steps: int) -> list[Tensor]:
     return found
 
 
+@needs_compiler
 def test_decoding_is_not_compiled_again_for_each_length() -> None:
     eager, model = (Transformer(ModelConfig(**{**SMALL.__dict__, "compile": c})) for c in ("off", "on"))
     initialise(eager, 0)

@@ -20,6 +20,7 @@ from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.flex import FlexMask, flash_block
 from pretrain.model.attention.intervals import intervals
 from pretrain.model.mask import effective_blocks
+from tests.compiling import needs_compiler
 from tests.packings import Packing, action_sample, packing, packings, worldvla
 
 CPU = torch.device("cpu")
@@ -170,6 +171,7 @@ def test_rows_attended_as_one_are_the_reference(packed: Packing, query_heads: in
     torch.testing.assert_close(found, expected)
 
 
+@needs_compiler
 @pytest.mark.parametrize("by_ids", [False, True])
 def test_compiled_attention_is_the_reference_and_compiles_once_for_all_masks(by_ids: bool) -> None:
     """The compiled kernel of the CPU skips empty blocks, so a block named wrongly shows."""

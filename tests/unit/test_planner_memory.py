@@ -28,6 +28,7 @@ from pretrain.planner.memory import (
     memory,
     parameters,
 )
+from tests.compiling import needs_compiler
 
 CPU = Kernels(value_bytes=4, compiled=False, dropout_bytes=4, logit_bytes=CPU_LOGIT_BYTES)
 SMALL = ModelConfig(
@@ -144,6 +145,7 @@ def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> N
     assert kept_by_layer(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
 
 
+@needs_compiler
 @POLICIES
 def test_kept_activations_of_compiled_functions(policy: str) -> None:
     """As on a GPU, but in fp32 and with the CPU's dropout."""
