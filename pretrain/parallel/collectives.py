@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import Function
+from torch.autograd.function import Function, once_differentiable
 
 
 def copy_to_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -45,7 +46,7 @@ def gather_for_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    total = x.clone()
+    total = x.clone(memory_format=torch.contiguous_format)  # collectives take no strides
     dist.all_reduce(total, group=group)
     return total
 
@@ -69,6 +70,7 @@ class _CopyToRanks(Function):
         return x.view_as(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return _sum(gradients[0], ctx.group), None
 
@@ -79,6 +81,7 @@ class _SumOverRanks(Function):
         return _sum(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return gradients[0], None
 
@@ -90,6 +93,7 @@ class _SumAndShare(Function):
         return _share_of_sum(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return _gather(gradients[0], ctx.group), None
 
@@ -101,6 +105,7 @@ class _GatherForShares(Function):
         return _gather(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return _share_of_sum(gradients[0], ctx.group), None
 
@@ -112,5 +117,6 @@ class _GatherForAll(Function):
         return _gather(x, group)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return gradients[0].chunk(ctx.group.size())[ctx.group.rank()], None

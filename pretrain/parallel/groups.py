@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from data.errors import InputError
 from pretrain.parallel.mesh import Mesh
 
 
@@ -32,7 +33,8 @@ class ProcessGroups:
         """Join the world (if not yet joined; environment as torchrun sets it) and make the groups.
 
         Raises:
-            InputError: Another number of processes runs than the mesh needs.
+            InputError: Another number of processes runs than the mesh needs, or megatron's groups are of
+                another layout.
         """
         device = None
         if torch.cuda.is_available():
@@ -58,6 +60,11 @@ class ProcessGroups:
         data = parallel_state.get_data_parallel_group()
         assert isinstance(tensor, dist.ProcessGroup)
         assert isinstance(data, dist.ProcessGroup)
+        if dist.get_world_size(tensor) != mesh.tensor:
+            raise InputError(
+                f"parallel.tensor={mesh.tensor}, but this process already has megatron groups of "
+                f"{dist.get_world_size(tensor)}; start a new process for another layout"
+            )
         return cls(mesh, rank, tensor, data)
 
     @property

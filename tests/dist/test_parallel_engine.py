@@ -16,6 +16,7 @@ from pretrain.checks import check_training
 from pretrain.config import LossConfig, TrainingConfig
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.batch import check_batch
+from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
 from tests.dist.engine_case import (
     LEARNING_RATE,
@@ -245,6 +246,17 @@ def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
 def test_attention_that_cannot_run_here_is_refused_before_anything_is_built() -> None:
     with pytest.raises(RankFailedError, match=r"model\.attention=flash: needs a CUDA device"):
         run_ranks(train_partitioned, 1, settings(Mesh(1, 1), attention="flash"))
+
+
+def _two_layouts() -> tuple[int, ...]:
+    ProcessGroups.create(Mesh(2, 2))
+    ProcessGroups.create(Mesh(4, 1))
+    return ()
+
+
+def test_a_second_layout_in_the_same_processes_is_refused() -> None:
+    with pytest.raises(RankFailedError, match=r"parallel\.tensor=4, but .* megatron groups of 2"):
+        run_ranks(_two_layouts, 4)
 
 
 def test_mesh_places_tensor_parallel_peers_side_by_side() -> None:
