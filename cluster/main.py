@@ -5,6 +5,7 @@ Nothing heavy is imported here: `worldvla --help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,7 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if _is_read():  # another pipe broke
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails at the exit either
+        return 0
     except InputError as error:
         if debug:
             raise
@@ -30,6 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("interrupted; the same command goes on from what is already written", file=sys.stderr)
         return INTERRUPTED
+
+
+def _is_read() -> bool:
+    """Whether somebody reads what is printed; `head`, for example, goes when it has seen enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _run(words: list[str]) -> int:
