@@ -6,6 +6,7 @@ Nothing heavy is imported here: `worldvla --help` answers at once.
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -42,11 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_read() -> bool:
     """Whether somebody reads what is printed; `head`, for example, goes when it has seen enough."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return False
-    return True
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def _run(words: list[str]) -> int:
