@@ -39,6 +39,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_least("optim.gradient_clipping", config.optim.gradient_clipping, 0)
     _check_least("optim.weight_decay", config.optim.weight_decay, 0)
     _check_least("optim.eps", config.optim.eps, 0)
+    _check_share("optim.warmup_fraction", config.optim.warmup_fraction)
     _check_share("optim.decay_fraction", config.optim.decay_fraction)
     _check_share("optim.min_lr_ratio", config.optim.min_lr_ratio)
     _check_least("loss.image_weight", config.loss.image_weight, 0)
@@ -103,8 +104,8 @@ def _check_least(name: str, value: float | None, least: int) -> None:
         raise InputError(f"{name}={value}, expected {least} or more, and finite; correct the setting")
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
+def _check_share(name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
         raise InputError(f"{name}={value}, expected 0 to 1; correct the setting")
 
 

@@ -86,6 +86,7 @@ class OptimConfig:
         lr: Peak learning rate.
         schedule: `constant`, `cosine` (to `min_lr_ratio`) or `wsd` (warm-up, stable, decay).
         warmup_steps: Linear warm-up from zero.
+        warmup_fraction: The same as a share of the schedule's steps, instead of `warmup_steps`; null: not.
         decay_fraction: Last share of the steps in which `wsd` decays linearly.
         min_lr_ratio: Final learning rate of cosine and wsd as a share of the peak.
         betas: AdamW moment decays.
@@ -97,6 +98,7 @@ class OptimConfig:
     lr: float = 5e-6
     schedule: str = "constant"
     warmup_steps: int = 0
+    warmup_fraction: float | None = None
     decay_fraction: float = 0.2
     min_lr_ratio: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)

@@ -17,7 +17,7 @@ SCHEDULES = ("constant", "cosine", "wsd")
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     r"""Learning rate of update number `step` (from 0) of a schedule of `steps` updates.
 
-    The warm-up rises linearly and reaches the peak with update number `warmup_steps`; cosine and wsd
+    The warm-up rises linearly and reaches the peak with update number `warmup_updates`; cosine and wsd
     reach `min_lr_ratio` of the peak with the last update::
 
         constant  /------------    cosine  /--.__     wsd  /--------\
@@ -30,17 +30,25 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
         raise InputError(
             f"optim.schedule={config.schedule!r}, expected one of {', '.join(SCHEDULES)}; correct the setting"
         )
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / (config.warmup_steps + 1)
-    return config.lr * _decay(config, step, steps)
+    warmup = warmup_updates(config, steps)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    return config.lr * _decay(config, step, steps, warmup)
 
 
-def _decay(config: OptimConfig, step: int, steps: int) -> float:
+def warmup_updates(config: OptimConfig, steps: int) -> int:
+    """Updates of the warm-up in a schedule of `steps` updates."""
+    if config.warmup_fraction is None:
+        return config.warmup_steps
+    return round(config.warmup_fraction * steps)
+
+
+def _decay(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
     """Share of the peak, after the warm-up."""
     last = steps - 1
     if config.schedule == "constant":
         return 1.0
-    start = config.warmup_steps
+    start = warmup
     if config.schedule == "wsd":
         start = max(start, last - round(config.decay_fraction * steps))
     progress = min(1.0, max(0.0, (step - start) / max(1, last - start)))

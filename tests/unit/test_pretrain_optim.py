@@ -24,6 +24,12 @@ def test_warm_up_rises_linearly_to_the_peak() -> None:
     assert found[-1] == 2.0
 
 
+def test_warm_up_may_be_a_share_of_the_schedule() -> None:
+    for schedule in ("constant", "cosine", "wsd"):
+        assert rates(schedule=schedule, warmup_fraction=0.1) == rates(schedule=schedule, warmup_steps=10)
+    assert rates(schedule="constant", warmup_steps=50, warmup_fraction=0.0)[0] == 2.0
+
+
 def test_cosine_falls_from_the_peak_to_the_floor() -> None:
     found = rates(schedule="cosine", warmup_steps=10, min_lr_ratio=0.1)
     assert found[10] == 2.0

@@ -123,6 +123,7 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
         ("optim.lr=nan", "optim.lr=nan"),
         ("optim.lr=inf", "optim.lr=inf, expected 0 or more, and finite"),
         ("optim.decay_fraction=1.5", "optim.decay_fraction=1.5, expected 0 to 1"),
+        ("optim.warmup_fraction=-0.1", "optim.warmup_fraction=-0.1, expected 0 to 1"),
         ("optim.min_lr_ratio=-0.1", "optim.min_lr_ratio=-0.1, expected 0 to 1"),
         ("parallel.zero_stage=4", "expected one of 1, 2, 3"),
         ("run.name=../x", "expected the name of one folder"),
