@@ -63,3 +63,9 @@ class ModelConfig:
     def shared_heads(self) -> int:
         """Heads of keys and values."""
         return self.heads if self.key_value_heads is None else self.key_value_heads
+
+    @property
+    def layer_matrices(self) -> int:
+        """Values in the matrices of one layer: queries and output, keys and values, feed-forward."""
+        keys = self.shared_heads * self.head_size
+        return self.hidden_size * (2 * self.hidden_size + 2 * keys + 3 * self.ffn_size)

@@ -6,6 +6,7 @@ CUDA) and never in place (a caller may have kept the operand). T is the number o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,20 +14,22 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
+Step = Callable[[Tensor, dist.ProcessGroup], Tensor]
+
 
 def copy_to_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Identity; the gradient is summed over the ranks."""
-    return _CopyToRanks.apply(x, group)
+    return _Communication.apply(x, group, _same, _sum)
 
 
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum over the ranks, on each of them; identity for the gradient."""
-    return _SumOverRanks.apply(x, group)
+    return _Communication.apply(x, group, _sum, _same)
 
 
 def sum_and_share(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Sum over the ranks of [T, ...], of which each rank gets its T / ranks; gathers the gradient."""
-    return _SumAndShare.apply(x, group)
+    return _Communication.apply(x, group, _share_of_sum, _gather)
 
 
 def gather_for_shares(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -34,7 +37,7 @@ def gather_for_shares(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
     Each rank has a part of every token's gradient: they are summed.
     """
-    return _GatherForShares.apply(x, group)
+    return _Communication.apply(x, group, _gather, _share_of_sum)
 
 
 def gather_for_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -42,7 +45,25 @@ def gather_for_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
     Each rank has the whole gradient of every token: it takes that of its own.
     """
-    return _GatherForAll.apply(x, group)
+    return _Communication.apply(x, group, _gather, _own_share)
+
+
+class _Communication(Function):
+    """One step for the values and another for their gradient, over the same ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, values: Step, gradient: Step) -> Tensor:
+        ctx.group, ctx.gradient = group, gradient
+        return values(x, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return ctx.gradient(gradients[0], ctx.group), None, None, None
+
+
+def _same(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return x.view_as(x)
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -63,60 +84,5 @@ def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return whole
 
 
-class _CopyToRanks(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _sum(gradients[0], ctx.group), None
-
-
-class _SumOverRanks(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return _sum(x, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0], None
-
-
-class _SumAndShare(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _share_of_sum(x, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _gather(gradients[0], ctx.group), None
-
-
-class _GatherForShares(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gather(x, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _share_of_sum(gradients[0], ctx.group), None
-
-
-class _GatherForAll(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _gather(x, group)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return gradients[0].chunk(ctx.group.size())[ctx.group.rank()], None
+def _own_share(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return x.chunk(group.size())[group.rank()]

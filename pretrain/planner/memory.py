@@ -123,8 +123,7 @@ def memory(model: ModelConfig, layout: Layout, sequence_length: int) -> Memory:
 def parameters(model: ModelConfig, tensor: int = 1) -> tuple[int, int]:
     """Values of one tensor-parallel rank: in matrices, and in norms (ZeRO keeps those whole)."""
     hidden, keys = model.hidden_size, model.shared_heads * model.head_size
-    layer = hidden * (2 * hidden + 2 * keys + 3 * model.ffn_size)
-    matrices = (model.layers * layer + 2 * model.vocabulary_size * hidden) // tensor
+    matrices = (model.layers * model.layer_matrices + 2 * model.vocabulary_size * hidden) // tensor
     per_head = 2 * (hidden + keys) // tensor
     return matrices, model.layers * (2 * hidden + per_head) + hidden
 

@@ -64,10 +64,8 @@ class Work:
 
     def flops(self, model: ModelConfig) -> float:
         """Floating-point operations of forward and backward, by the formula of this module."""
-        keys = model.shared_heads * model.head_size
-        layer = model.hidden_size * (2 * model.hidden_size + 2 * keys + 3 * model.ffn_size)
         return (
-            6.0 * model.layers * layer * self.tokens
+            6.0 * model.layers * model.layer_matrices * self.tokens
             + 6.0 * model.vocabulary_size * model.hidden_size * self.labelled
             + 12.0 * model.layers * model.hidden_size * self.pairs
         )
