@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -41,12 +40,10 @@ from data.tokens.vocabulary import (
     IMAGE_CODE_COUNT,
     TEXT_START,
 )
-from pretrain.model.config import ModelConfig
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
 from pretrain.model.transformer import Transformer
-from pretrain.settings import from_mapping, read_yaml
+from pretrain.settings import named_models
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "model"
 _TARGET = 8.0
 _LEAST_SECONDS = 0.2  # of one way in one round
 _COLUMNS = (
@@ -65,8 +62,9 @@ _COLUMNS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = arguments("decode", __doc__)
-    names = sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
-    parser.add_argument("--models", nargs="+", choices=names, help="default: tiny, on a GPU 300m 1b 7b")
+    parser.add_argument(
+        "--models", nargs="+", choices=named_models(), help="default: tiny, on a GPU 300m 1b 7b"
+    )
     parser.add_argument("--chunks", nargs="+", type=int, help="K, actions in a chunk; default: 5 10 25")
     parser.add_argument("--batches", nargs="+", type=int, help="environments; default: 1 8")
     parser.add_argument("--rounds", type=int, help="timed runs of each way; default: 7")
@@ -101,7 +99,7 @@ def random_model(name: str, device: str) -> Transformer:
 
     Its positions are enough for the longest case here, which only lengthens the rotary table.
     """
-    config = from_mapping(f"model {name}", ModelConfig, read_yaml(_CONFIGS / f"{name}.yaml"))
+    config = named_models()[name]
     config = replace(config, max_positions=max(config.max_positions, 2048))
     before = torch.get_default_dtype()
     try:

@@ -27,7 +27,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,9 +36,8 @@ from benchmarks.step_run import Case, Measured, measure
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.model.attention.choose import BACKENDS
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES, ModelConfig
-from pretrain.settings import from_mapping, read_yaml
+from pretrain.settings import named_models
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "model"
 _STATE_BYTES = 16  # a parameter: weight and gradient in bf16, master and two moments in fp32
 _STATE_SHARE = 0.6  # of a GPU's memory, when layers are left out
 _TARGET = 0.5
@@ -125,7 +123,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     )
     parallel = ParallelConfig(options.tensor, options.data, options.zero_stage, options.sequence_parallel)
     for name in options.models:
-        whole = from_mapping(f"model {name}", ModelConfig, read_yaml(_CONFIGS / f"{name}.yaml"))
+        whole = named_models()[name]
         layers = options.layers or _layers_that_fit(whole, options.device, ranks)
         for attention, compiled, recompute in itertools.product(
             options.attention, options.compile, options.recompute
@@ -203,9 +201,12 @@ def _precision(device: str) -> str:
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments("step", __doc__)
-    names = sorted(path.stem for path in _CONFIGS.glob("*.yaml"))
     parser.add_argument(
-        "--models", "--model", nargs="+", choices=names, help="default: tiny, on a GPU 1b and 7b"
+        "--models",
+        "--model",
+        nargs="+",
+        choices=list(named_models()),
+        help="default: tiny, on a GPU 1b and 7b",
     )
     parser.add_argument("--layers", type=int, help="train so many of the model's layers")
     parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel ranks; needs torchrun")

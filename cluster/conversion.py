@@ -118,17 +118,15 @@ def _import_image_tokenizer(source: Path, out: Path, pixels: int | None, call: I
 
 def _overrides(model: ModelConfig) -> str:
     """The settings of the network on the command line: the nearest `model=`, and what differs from it."""
-    from pretrain.model.config import ModelConfig
-    from pretrain.settings import CONFIG_FOLDER, read_yaml
+    from pretrain.settings import named_models
 
     found: list[list[str]] = []
-    for path in sorted((CONFIG_FOLDER / "model").glob("*.yaml")):
-        named = ModelConfig(**read_yaml(path))
+    for model_name, named in named_models().items():
         changed = {
             name: getattr(model, name) for name in NETWORK if getattr(model, name) != getattr(named, name)
         }
         words = [f"model.{name}={_written(value)}" for name, value in changed.items()]
-        found.append([f"model={path.stem}", *words])
+        found.append([f"model={model_name}", *words])
     return " ".join(min(found, key=len))
 
 

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data.errors import InputError
+from pretrain.model.config import ModelConfig
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
@@ -74,6 +75,12 @@ def to_mapping(settings: object) -> dict[str, Any]:
 def to_yaml(settings: object) -> str:
     """Typed settings as YAML, every value written out."""
     return OmegaConf.to_yaml(OmegaConf.structured(settings))
+
+
+def named_models() -> dict[str, ModelConfig]:
+    """The networks of `configs/model` by their names, in order of these."""
+    files = sorted((CONFIG_FOLDER / "model").glob("*.yaml"))
+    return {path.stem: from_mapping(f"model {path.stem}", ModelConfig, read_yaml(path)) for path in files}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
