@@ -9,11 +9,11 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 
-.PHONY: demo test setup renderer compiler lint clean help
+.PHONY: demo test setup renderer compiler slurm lint clean help
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
-	@echo "make test   every test (about 6 minutes)"
+	@echo "make test   every test (about 37 minutes)"
 	@echo "make lint   ruff, pyright and the import contracts"
 	@echo "make setup  only the virtual environment and the renderer"
 	@echo "make clean  remove .venv and caches; runs/ stays"
@@ -21,8 +21,10 @@ help:
 demo: setup
 	@$(BIN)/worldvla demo
 
-test: setup compiler
-	@$(BIN)/python -m pytest tests
+# In two processes: the ranks of tests/dist are forked from one that has started neither Ray nor a simulator.
+test: setup compiler slurm
+	@$(BIN)/python -m pytest tests/dist
+	@$(BIN)/python -m pytest tests --ignore=tests/dist
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
@@ -62,6 +64,14 @@ compiler:
 	  echo "[setup] g++ and Python's headers, for the tests of torch.compile"; \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends g++ libc6-dev python3-dev >/dev/null; } \
 	  || exit 2; \
+	fi
+
+# The tests of jobs start a Slurm of virtual nodes; where they cannot, they are skipped and say so.
+slurm:
+	@if ! PATH="$$PATH:/usr/sbin" command -v slurmctld >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  echo "[setup] slurmctld, slurmd, slurm-client and munge, for the tests of jobs"; \
+	  { apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; } || exit 2; \
 	fi
 
 clean:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import MixtureConfig
 from data.contracts import PackedBatch
-from data.stream.packing import pack, sample_layout
-from data.stream.sequence import Sample, action_sample, action_sample_length, world_sample
+from data.stream.packing import fit, pack
+from data.stream.sequence import Sample, SampleForm, action_sample, world_sample
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM, IMAGE_CODE_COUNT, TEXT_START
 
@@ -28,12 +27,13 @@ def packed_batch(sequences: int, length: int, pixels: int = 256, seed: int = 0) 
         seed: Of the content; the layout does not depend on it.
     """
     random = np.random.default_rng(seed)
-    action, world = _action(random, pixels), _world(random, pixels)
-    layout = sample_layout(MixtureConfig(), len(action), len(world), sequences, length)
-    rows = [
-        [_action(random, pixels) for _ in range(actions)] + [_world(random, pixels) for _ in range(worlds)]
-        for actions, worlds in layout.T
-    ]
+    lengths = np.array([len(_action(random, pixels)), len(_world(random, pixels))], np.int64)
+    pairs = sequences * length // int(lengths.sum())
+    while (places := fit(np.repeat(lengths, pairs), sequences, length)) is None:
+        pairs -= 1
+    rows: list[list[Sample]] = [[] for _ in range(sequences)]
+    for number, place in enumerate(places.tolist()):
+        rows[place].append(_action(random, pixels) if number < pairs else _world(random, pixels))
     return pack(rows, length)
 
 
@@ -47,7 +47,7 @@ def packed_row(layout: str, tokens: int) -> tuple[NDArray[np.int32], NDArray[np.
     """
     random = np.random.default_rng(0)
     if layout == "one":
-        words = _words(random, tokens - action_sample_length(0, 0, 0, CHUNK))
+        words = _words(random, tokens - SampleForm(0, chunk=CHUNK).action_length(0, 0))
         row = [action_sample(words, [], _bins(random, CHUNK))]
     else:
         row, samples = [], (_action(random, 256), _world(random, 256))

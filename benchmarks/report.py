@@ -169,10 +169,14 @@ class Report:
         title: Above the table.
         columns: Of the table, in order.
         device: `cpu` or `cuda`.
+        hidden: Keys of columns that stand in the JSON file alone.
     """
 
-    def __init__(self, name: str, title: str, columns: Sequence[Column], device: str) -> None:
+    def __init__(
+        self, name: str, title: str, columns: Sequence[Column], device: str, hidden: Sequence[str] = ()
+    ) -> None:
         self._name, self._title, self._columns, self._device = name, title, columns, device
+        self._shown = [column for column in columns if column.key not in hidden]
         self.rows: list[dict[str, Any]] = []
         self.targets: list[dict[str, Any]] = []
         self.notes: list[str] = []
@@ -215,11 +219,11 @@ class Report:
 
     def _print(self, console: Console) -> None:
         table = Table(title=self._title, title_justify="left")
-        for column in self._columns:
+        for column in self._shown:
             unit = f"\n[{column.unit}]" if column.unit else ""
             table.add_column(f"{column.title}{unit}".replace("[", r"\["), justify="right")
         for row in self.rows:
-            table.add_row(*(_cell(row[column.key], column.digits) for column in self._columns))
+            table.add_row(*(_cell(row[column.key], column.digits) for column in self._shown))
         console.print(table)
         for target in self.targets:
             said = {True: "met", False: "missed", None: NOT_MEASURED}[target["met"]]

@@ -121,7 +121,12 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
         sequence_length=options.sequence_length,
         precision=_precision(options.device),
     )
-    parallel = ParallelConfig(options.tensor, options.data, options.zero_stage, options.sequence_parallel)
+    parallel = ParallelConfig(
+        tensor=options.tensor,
+        data=options.data,
+        zero_stage=options.zero_stage,
+        sequence_parallel=options.sequence_parallel,
+    )
     for name in options.models:
         whole = named_models()[name]
         layers = options.layers or _layers_that_fit(whole, options.device, ranks)

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Collection
 from pathlib import Path
 
-from pretrain.checkpoint.manifest import committed
+from pretrain.checkpoint.place import CheckpointPlace
 
 _FOLDER = re.compile(r"^step_(\d{8})$")
+_SECONDS_BETWEEN_REQUESTS = 10.0
 RESULTS = "results.json"
 
 
-def committed_steps(checkpoints: Path) -> list[int]:
-    """Steps of the checkpoints that are complete, ascending."""
-    return [int(path.name.removeprefix("step_")) for path in committed(checkpoints)]
+class CheckpointWatch:
+    """Looks for checkpoints that are complete: at a folder each time, at an object store now and then.
+
+    Args:
+        place: Where the run's checkpoints lie.
+    """
+
+    def __init__(self, place: CheckpointPlace) -> None:
+        self._place = place
+        self._seen: list[int] = []
+        self._due = 0.0
+
+    def steps(self, now: bool = False) -> list[int]:
+        """Steps of the checkpoints that are complete, ascending.
+
+        Args:
+            now: Look in any case.
+
+        Raises:
+            InputError: The place cannot be listed.
+        """
+        if now or not self._place.remote or time.monotonic() >= self._due:
+            self._seen = self._place.steps()
+            self._due = time.monotonic() + _SECONDS_BETWEEN_REQUESTS
+        return self._seen
 
 
 def evaluated_steps(evaluations: Path) -> set[int]:

@@ -21,6 +21,7 @@ class Command:
         examples: Command lines worth copying.
         json: Whether `--json` is understood.
         preset: Settings that the command begins with.
+        dry_run: Whether `--dry-run` is understood.
     """
 
     name: str
@@ -31,6 +32,13 @@ class Command:
     examples: tuple[str, ...] = ()
     json: bool = False
     preset: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What it understands besides `--debug` and `--help`."""
+        understood = {"--json": self.json, "--dry-run": self.dry_run}
+        return tuple(option for option, wanted in understood.items() if wanted)
 
     def load_schema(self) -> type:
         """Import the class of its settings."""
@@ -68,9 +76,13 @@ COMMANDS = (
     Command(
         "prepare",
         "turn demonstrations into token shards with an index",
-        "data.config:PrepareConfig",
+        "cluster.config:PrepareCommandConfig",
         "cluster.stages:run_prepare",
-        examples=("worldvla prepare source=demos out=shards",),
+        examples=(
+            "worldvla prepare source=demos out=shards",
+            "worldvla prepare source=libero_lerobot out=s3://bucket/libero resolution=256 workers=8 "
+            "gpus_per_worker=0.5 image_tokenizer=image_256px.safetensors",
+        ),
     ),
     Command(
         "train",
@@ -82,6 +94,20 @@ COMMANDS = (
             "worldvla train experiment=demo data.url=shards run.name=mine",
             "worldvla train experiment=demo data.url=shards run.name=mine optim.lr=1e-4 model=tiny",
         ),
+    ),
+    Command(
+        "submit",
+        "train as a Slurm job that goes back into the queue and on by itself",
+        "cluster.slurm_config:SubmitConfig",
+        "cluster.submit:submit",
+        config_name="train",
+        examples=(
+            "worldvla submit experiment=worldvla_libero_goal_256 nodes=8",
+            "worldvla submit experiment=worldvla_libero_goal_256 nodes=2 cluster=a100_80gb "
+            "slurm.partition=gpu slurm.time=24:00:00 --dry-run",
+        ),
+        json=True,
+        dry_run=True,
     ),
     Command(
         "eval",
@@ -99,14 +125,21 @@ COMMANDS = (
         "roll a checkpoint's world model out along a recorded episode, beside the truth",
         "eval.config:ImagineConfig",
         "cluster.stages:run_imagine",
-        examples=("worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=8",),
+        examples=(
+            "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=8",
+            "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=50 episodes=16",
+        ),
+        json=True,
     ),
     Command(
         "report",
-        "write a run's report.html: one self-contained page",
+        "write a run's report.html, or one page that compares runs: self-contained",
         "cluster.config:ReportConfig",
         "cluster.stages:run_report",
-        examples=("worldvla report run=runs/mine",),
+        examples=(
+            "worldvla report run=runs/mine",
+            "worldvla report runs=[runs/mine,runs/other] out=comparison.html",
+        ),
     ),
     Command(
         "convert import",
@@ -120,6 +153,16 @@ COMMANDS = (
         ),
     ),
     Command(
+        "convert samples",
+        "published WorldVLA samples (pickled token lists, nothing in them is trusted) into token shards",
+        "data.config:ConvertSamplesConfig",
+        "cluster.conversion:convert_samples",
+        examples=(
+            "worldvla convert samples source=libero_object_tokens out=shards suite=libero_object "
+            "image_tokenizer=image_256px.safetensors text_tokenizer=tokenizer.json",
+        ),
+    ),
+    Command(
         "convert export",
         "a checkpoint's weights as a folder that transformers loads",
         "cluster.config:ConvertExportConfig",
@@ -128,6 +171,14 @@ COMMANDS = (
             "worldvla convert export checkpoint=runs/mine/checkpoints/step_00000400 out=exported",
             "worldvla convert export checkpoint=weights/chameleon-7b out=exported dtype=float32",
         ),
+    ),
+    Command(
+        "doctor",
+        "examine this machine or allocation: packages, GPUs, network, storage, renderer, Slurm",
+        "cluster.config:DoctorConfig",
+        "cluster.doctor:doctor",
+        examples=("worldvla doctor", "worldvla doctor url=s3://bucket/shards folder=/shared/runs --json"),
+        json=True,
     ),
     Command(
         "inspect plan",
@@ -139,19 +190,39 @@ COMMANDS = (
     ),
     Command(
         "inspect data",
-        "what a data set holds: episodes, steps, tasks, splits, image codes",
+        "what a data set holds: counts, lengths, actions, frames as a picture; every checksum verified",
         "cluster.config:InspectDataConfig",
-        "cluster.inspection:inspect_data",
-        examples=("worldvla inspect data url=shards",),
+        "cluster.data_report:inspect_data",
+        examples=(
+            "worldvla inspect data url=shards",
+            "worldvla inspect data url=s3://bucket/libero image_tokenizer=image_256px.safetensors --json",
+        ),
         json=True,
     ),
     Command(
         "inspect checkpoint",
-        "what a checkpoint holds, every file verified against its checksum",
+        "checkpoints of a run, of a folder or of an object store, every file verified against its checksum",
         "cluster.config:InspectCheckpointConfig",
-        "cluster.inspection:inspect_checkpoint",
-        examples=("worldvla inspect checkpoint path=runs/mine/checkpoints/step_00000400",),
+        "cluster.checkpoint_report:inspect_checkpoint",
+        examples=(
+            "worldvla inspect checkpoint path=runs/mine",
+            "worldvla inspect checkpoint path=s3://bucket/mine/step_00000400 --json",
+        ),
         json=True,
+    ),
+    Command(
+        "inspect cluster",
+        "which node runs which ranks, and where evaluations find room",
+        "cluster.config:InspectClusterConfig",
+        "cluster.cluster_report:inspect_cluster",
+        config_name="train",
+        examples=(
+            "worldvla inspect cluster experiment=worldvla_libero_goal_256 nodes=8 parallel.tensor=2 "
+            "parallel.data=32",
+            "worldvla inspect cluster experiment=demo nodes=2 cpus_per_node=8 --json",
+        ),
+        json=True,
+        preset=("run.name=plan", "data.url=''"),
     ),
     Command(
         "inspect memory",

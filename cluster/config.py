@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from data.config import PrepareConfig
 from eval.config import EvaluationConfig
 from pretrain.config import TrainingConfig
 from pretrain.model.config import ModelConfig
@@ -21,6 +22,17 @@ class ClusterConfig:
         gpus_per_rank: GPUs that one training process takes (0 or 1); null: 1 where there is a GPU, else 0.
         object_store_megabytes: Shared memory of the private Ray.
         start_timeout: Seconds within which the training processes must have started.
+        least_data: Smallest `parallel.data` to go on with where nodes are lost, with the same global batch;
+            the run grows again when they come back. Null: it waits for them, and ends with exit code 85.
+        node_timeout: Seconds in which lost nodes may come back before that.
+        restarts: Times in a row that a training which failed is started again from its newest checkpoint;
+            counted anew when a later checkpoint has been committed. 0: never.
+        restart_delay: Seconds before the first of them, doubled before each further one (300 at most).
+        gpus_per_node: GPUs of one node, for plans and jobs.
+        gpu: The GPUs' name in the planner's table (`H100`); null: unknown.
+        gpu_memory: Memory of one GPU (`80GB`); null: unknown.
+        network: Between the nodes: `infiniband`, `efa` (AWS) or `tcp`; decides which variables NCCL gets in a
+            Slurm job.
     """
 
     address: str | None = None
@@ -29,6 +41,31 @@ class ClusterConfig:
     gpus_per_rank: int | None = None
     object_store_megabytes: int = 100
     start_timeout: int = 180
+    least_data: int | None = None
+    node_timeout: float = 60.0
+    restarts: int = 5
+    restart_delay: float = 5.0
+    gpus_per_node: int = 8
+    gpu: str | None = None
+    gpu_memory: str | None = None
+    network: str = "infiniband"
+
+
+@dataclass
+class PrepareCommandConfig(PrepareConfig):
+    """`worldvla prepare`.
+
+    Attributes:
+        workers: Processes that encode; with 1 the command itself does, without Ray. Each makes one shard at a
+            time: `shard_megabytes` small enough for several a worker keeps all of them busy.
+        gpus_per_worker: GPUs of each process, a share below 1 puts several on one GPU; 0: CPUs.
+        address: Existing Ray cluster (`auto` or `host:port`) whose machines the processes take; null starts a
+            private one on this machine.
+    """
+
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    address: str | None = None
 
 
 @dataclass
@@ -73,14 +110,50 @@ class DemoConfig(RootConfig):
 
 
 @dataclass
-class ReportConfig:
-    """`worldvla report`.
+class InspectClusterConfig(RootConfig):
+    """`worldvla inspect cluster`: the settings of `worldvla train`, and the nodes.
 
     Attributes:
-        run: The run's folder.
+        nodes: Nodes with `cluster.gpus_per_node` GPUs each (none where `cluster.gpus_per_rank` is 0).
+        cpus_per_node: Logical CPUs of each node.
+        cpu_nodes: Further nodes without GPUs.
     """
 
-    run: str = "???"
+    nodes: int = 1
+    cpus_per_node: int = 96
+    cpu_nodes: int = 0
+
+
+@dataclass
+class DoctorConfig:
+    """`worldvla doctor`: is this machine, or this Slurm allocation, fit for a run?
+
+    Attributes:
+        folder: Where runs are kept; on a cluster a folder that all nodes share.
+        url: Data set to try to read; null: none.
+        all_reduce: Measure an all-reduce between the nodes of the allocation, or on this machine.
+        render: Draw a frame.
+    """
+
+    folder: str = "runs"
+    url: str | None = None
+    all_reduce: bool = True
+    render: bool = True
+
+
+@dataclass
+class ReportConfig:
+    """`worldvla report`: one run, or several beside each other.
+
+    Attributes:
+        run: The run's folder; the page is `report.html` in it.
+        runs: Two to four run folders to compare, instead of `run`.
+        out: Page of a comparison.
+    """
+
+    run: str | None = None
+    runs: list[str] | None = None
+    out: str = "comparison.html"
 
 
 @dataclass
@@ -155,9 +228,18 @@ class InspectDataConfig:
 
     Attributes:
         url: Folder or object-store prefix with `index.json`.
+        verify: Read every episode: its checksum is compared and its actions are counted.
+        sheet: PNG that receives decoded frames of some episodes; null: none.
+        image_tokenizer: The VQ-GAN weights that the frames were encoded with; null takes the small one that
+            ships.
+        episodes: How many episodes the picture shows, evenly spread over the data set.
     """
 
     url: str = "???"
+    verify: bool = True
+    sheet: str | None = "contact_sheet.png"
+    image_tokenizer: str | None = None
+    episodes: int = 6
 
 
 @dataclass
@@ -165,15 +247,17 @@ class InspectCheckpointConfig:
     """`worldvla inspect checkpoint`.
 
     Attributes:
-        path: Checkpoint folder.
+        path: A run's folder, a folder or URL of checkpoints, or one checkpoint.
+        verify: Read every file and compare its checksum; false: list alone.
     """
 
     path: str = "???"
+    verify: bool = True
 
 
 @dataclass
 class InspectMemoryConfig:
-    """`worldvla inspect memory`: layouts that fit, at ZeRO stage 3 in bf16 without offload.
+    """`worldvla inspect memory`: layouts that fit, at ZeRO stage 3 in bf16.
 
     Attributes:
         model: The network, `model=7b` or single sizes; its recompute policy is not read, all are tried.
@@ -186,6 +270,9 @@ class InspectMemoryConfig:
         gpu: Name in the table of data sheets (H100, H200, A100, B200, L40S, H100 PCIe, H100 NVL).
         efficiency: Share of the GPU's peak that the step time is estimated with.
         node_gpus: GPUs of one node; tensor parallelism stays inside.
+        offloads: Values of `parallel.offload` to try.
+        host_memory: Host memory of a node, as `gpu_memory`; null: as much as is needed.
+        optimizer: `optim.name`: `adamw` or `lion`.
         show: Layouts to print; `--json` has all.
     """
 
@@ -199,4 +286,7 @@ class InspectMemoryConfig:
     gpu: str = "H100"
     efficiency: float = 0.45
     node_gpus: int = 8
+    offloads: list[str] = field(default_factory=lambda: ["none", "optimizer", "all"])
+    host_memory: str | None = None
+    optimizer: str = "adamw"
     show: int = 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from time import monotonic
 from types import TracebackType
 
@@ -17,11 +18,38 @@ from rich.progress import (
 )
 
 _SECONDS_BETWEEN_LINES = 10.0
+_PACE_SECONDS = 30.0
 
 
 def make_console(stderr: bool = False) -> Console:
     """The console of a command; `stderr` keeps standard output free for `--json`."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+class Pace:
+    """Speed over the last half minute, and the time that is left at it, as a note beside a bar.
+
+    Args:
+        unit: What is counted.
+    """
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, done: int, total: int) -> str:
+        """Take down how far the work is, and say it: `episodes, 3.1/s, 2 min left`."""
+        now = monotonic()
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > _PACE_SECONDS and len(self._seen) > 2:
+            self._seen.popleft()
+        before, advanced = self._seen[0][0], done - self._seen[0][1]
+        if advanced <= 0 or now == before:
+            return self._unit
+        rate = advanced / (now - before)
+        left = (total - done) / rate
+        clock = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+        return f"{self._unit}, {rate:.1f}/s, {clock} left"
 
 
 class Bar:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cluster.config import ConvertExportConfig, ConvertImportConfig
 from cluster.console import Bar, Board
 from cluster.invocation import Invocation
+from data.config import ConvertSamplesConfig
 from data.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,12 +51,36 @@ def convert_import(config: ConvertImportConfig, call: Invocation) -> None:
         )
 
 
+def convert_samples(config: ConvertSamplesConfig, call: Invocation) -> None:
+    """`worldvla convert samples`: published token samples as episode shards.
+
+    Raises:
+        InputError: A file is no sample, or does not fit the tokenizers.
+    """
+    from data import published
+    from data.tokens.image import ImageTokenizer
+    from data.tokens.text import TextTokenizer
+
+    text = TextTokenizer.load(config.text_tokenizer)
+    image = ImageTokenizer.load(config.image_tokenizer, pixels=config.pixels)
+    with Board(call.console) as board:
+        bar = board.bar("read samples")
+        index = published.convert_samples(
+            config, text, image, lambda done, total: bar.update(done, total, note="files, each twice")
+        )
+    steps = int(index.episodes.lengths.sum())
+    call.console.print(
+        f"  {config.out}: {len(index.episodes)} episodes, {steps} steps; without states, which samples lack"
+    )
+
+
 def convert_export(config: ConvertExportConfig, call: Invocation) -> None:
     """`worldvla convert export`: a checkpoint as a folder that transformers loads.
 
     Raises:
         InputError: No checkpoint there, or settings that do not fit it.
     """
+    from pretrain.checkpoint.fetch import local_checkpoint
     from pretrain.checkpoint.manifest import DTYPES
     from pretrain.convert.exporting import export_weights
 
@@ -64,7 +89,7 @@ def convert_export(config: ConvertExportConfig, call: Invocation) -> None:
     image = Path(config.image_tokenizer) if config.image_tokenizer else None
     with Board(call.console) as board:
         done = export_weights(
-            Path(config.checkpoint),
+            local_checkpoint(config.checkpoint),
             Path(config.out),
             config.dtype,
             image,

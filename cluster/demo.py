@@ -13,18 +13,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.checkpoint_watch import committed_steps
-from cluster.config import DemoConfig
+from cluster.config import DemoConfig, PrepareCommandConfig
 from cluster.invocation import Invocation
 from cluster.learned import print_learned
 from cluster.stages import run_collect, run_prepare, tokenizer_quality
 from cluster.supervisor import plan_run, supervise
 from cluster.work import evaluate_checkpoint, train_rank
-from data.config import PrepareConfig
 from data.errors import InputError
 from data.storage.index import INDEX_FILE
 from eval.config import CollectConfig
 from eval.report import write_report
+from pretrain.checkpoint.place import place_of
 from pretrain.config import ParallelConfig
 from pretrain.run_folder import RunFolder, write_atomically
 
@@ -91,9 +90,9 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, call: Invocation
     return True
 
 
-def _prepare(data: Path, fresh: bool, stages: _Stages, call: Invocation) -> PrepareConfig:
+def _prepare(data: Path, fresh: bool, stages: _Stages, call: Invocation) -> PrepareCommandConfig:
     stages.begin("prepare", "frames become codes of the image tokenizer, episodes become shards")
-    settings = PrepareConfig(source=str(data / "demonstrations"), out=str(data / "shards"))
+    settings = PrepareCommandConfig(source=str(data / "demonstrations"), out=str(data / "shards"))
     if (data / "shards" / INDEX_FILE).exists() and not fresh:
         call.console.print(f"  {settings.out}: already there")
     else:
@@ -105,7 +104,7 @@ def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocat
     """Both halves of the training, and the evaluations that are still open when it has ended."""
     half = config.trainer.steps // 2
     stages.begin("train", f"steps 1 to {half} at {_layout(config.parallel)}")
-    if max(committed_steps(folder.checkpoints), default=0) >= half:
+    if (place_of(config.checkpointing, folder).latest() or 0) >= half:
         call.console.print("  already there")
     else:
         stopped = replace(config, trainer=replace(config.trainer, stop_after=half))
@@ -116,7 +115,7 @@ def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocat
     )
 
     def trained() -> None:
-        stages.begin("evaluate", "each checkpoint's policy acts in the simulator, the last one also imagines")
+        stages.begin("evaluate", "each checkpoint's policy acts in the simulator, its world model imagines")
 
     supervise(replace(config, parallel=other), call.console, train_rank, evaluate_checkpoint, trained)
 

@@ -1,4 +1,8 @@
-"""Evaluations beside the training: one Ray actor for each committed checkpoint, on CPUs of its own."""
+"""Evaluations beside the training: for each committed checkpoint an actor in a placement group of its own.
+
+The actor runs the simulators and the policy server as processes of its machine; the group reserves their CPUs
+and, for the policy, a share of a GPU, so that the training loses none.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ class EvaluationJob:
 
     Attributes:
         step: Of the checkpoint.
-        checkpoint: Its folder.
+        checkpoint: Its folder or URL.
         out: Folder for the results.
         settings: Suite, tasks, episodes.
         imagine: Also make a world-model rollout.
     """
 
     step: int
-    checkpoint: Path
+    checkpoint: str
     out: Path
     settings: EvaluationConfig
     imagine: bool
@@ -51,15 +55,18 @@ class Finished:
         step: Of the checkpoint.
         results: Content of its `results.json`; None when it failed.
         error: What went wrong and where the whole story is, in one line; None when nothing did.
+        cancelled: It was given up for a newer checkpoint.
     """
 
     step: int
     results: Results | None
     error: str | None
+    cancelled: bool = False
 
 
 @dataclass(slots=True)
 class _Pending:
+    group: Any
     worker: Any
     result: Any
     asked: Any = None
@@ -77,6 +84,7 @@ class EvaluationGroup:
     def __init__(self, logs: Path, evaluate: Evaluate) -> None:
         self._logs, self._evaluate = logs, evaluate
         self._pending: dict[int, _Pending] = {}
+        self._cancelled: list[Finished] = []
 
     @property
     def pending(self) -> list[int]:
@@ -84,28 +92,45 @@ class EvaluationGroup:
         return sorted(self._pending)
 
     def submit(self, job: EvaluationJob) -> None:
-        """Queue the evaluation of one checkpoint; it begins when its `workers` CPUs are free."""
-        import ray
+        """Queue the evaluation of one checkpoint; it begins when its CPUs and its share of a GPU are free.
 
+        Where `eval.stale` is `cancel`, those of older checkpoints that have not ended are given up. Their
+        finished episodes stay in their folders.
+        """
+        import ray
+        from ray.util import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if job.settings.stale == "cancel":
+            for step in [step for step in self.pending if step < job.step]:
+                self._end(self._pending.pop(step))
+                self._cancelled.append(Finished(step, None, None, cancelled=True))
         name = _log_name(job.step)
         self._logs.mkdir(parents=True, exist_ok=True)
         forget_failures(self._logs, name)
+        resources: dict[str, float] = {"CPU": job.settings.workers}
+        if job.settings.gpus:
+            resources["GPU"] = job.settings.gpus
+        group = placement_group([resources], strategy="STRICT_PACK", name=name)
         # Two threads: one evaluates, the other answers how far it is. A worker that dies is replaced and
-        # its evaluation begins again; an exception is not retried.
+        # its evaluation goes on with the episodes that are left; an exception is not retried.
         actor: Any = ray.remote(_EvaluationWorker)
         worker = actor.options(
             num_cpus=job.settings.workers,
+            num_gpus=job.settings.gpus,
             max_concurrency=2,
             max_restarts=_REPLACEMENTS,
             max_task_retries=_REPLACEMENTS,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         ).remote(self._evaluate, self._logs.resolve(), name, os.getcwd())
-        self._pending[job.step] = _Pending(worker, worker.evaluate.remote(job))
+        self._pending[job.step] = _Pending(group, worker, worker.evaluate.remote(job))
 
     def finished(self) -> list[Finished]:
-        """Evaluations that have ended since the last call."""
+        """Evaluations that have ended, or were given up, since the last call."""
         import ray
 
-        return [
+        cancelled, self._cancelled = self._cancelled, []
+        return cancelled + [
             self._collect(step)
             for step in self.pending
             if ray.wait([self._pending[step].result], timeout=0)[0]
@@ -138,8 +163,17 @@ class EvaluationGroup:
             finished = Finished(step, None, self._explain(step, died))
         if pending.asked is not None:  # else Ray complains of a question that died with its worker
             ray.wait([pending.asked], timeout=_LAST_ANSWER)
-        ray.kill(pending.worker)
+        self._end(pending)
         return finished
+
+    @staticmethod
+    def _end(pending: _Pending) -> None:
+        """End the actor, whose processes end with it, and free what its group reserved."""
+        import ray
+        from ray.util import remove_placement_group
+
+        ray.kill(pending.worker)
+        remove_placement_group(pending.group)
 
     def _explain(self, step: int, died: Exception) -> str:
         failures = read_failures(self._logs, _log_name(step))

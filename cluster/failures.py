@@ -8,3 +8,18 @@ class CommandFailedError(Exception):
 
     The command line prints it as one line and exits with code 1.
     """
+
+
+class TrainingFailedError(CommandFailedError):
+    """A rank of the training failed, or Ray did.
+
+    Args:
+        message: Cause and log file.
+        kind: Class of the exception in the rank; None where a process ended without one.
+        headline: Class and first line of the exception, the same each time that it fails in the same way.
+    """
+
+    def __init__(self, message: str, kind: str | None = None, headline: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.headline = headline

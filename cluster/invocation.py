@@ -15,8 +15,10 @@ class Invocation:
         console: Where progress and results are shown.
         json: Print one JSON object on standard output (the console then writes to standard error).
         overrides: The `key=value` words of the command line.
+        dry_run: Show what would be done, and do nothing.
     """
 
     console: Console
     json: bool = False
     overrides: tuple[str, ...] = ()
+    dry_run: bool = False

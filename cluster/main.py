@@ -68,19 +68,20 @@ def _run(words: list[str]) -> int:
 
         print(describe(command))
         return 0
-    unknown = flags - ({"--debug", "--json"} if command.json else {"--debug"})
+    unknown = flags - {"--debug", *command.options}
     if unknown:
         raise InputError(f"worldvla {command.name}: unknown option {sorted(unknown)[0]}; see --help")
     for word in rest:
         if "=" not in word:
             raise InputError(f"worldvla {command.name}: {word!r}: settings are written key=value; see --help")
-    return _carry_out(command, rest, json="--json" in flags, debug="--debug" in flags)
+    return _carry_out(command, rest, flags)
 
 
-def _carry_out(command: Command, overrides: list[str], json: bool, debug: bool) -> int:
+def _carry_out(command: Command, overrides: list[str], flags: set[str]) -> int:
     from cluster.console import make_console
     from cluster.failures import CommandFailedError
     from cluster.invocation import Invocation
+    from pretrain.endings import REQUEUE, PreemptedError
     from pretrain.settings import compose
 
     settings = compose(
@@ -89,14 +90,18 @@ def _carry_out(command: Command, overrides: list[str], json: bool, debug: bool) 
         command.config_name,
         [*command.preset, *overrides],
     )
-    invocation = Invocation(make_console(stderr=json), json, tuple(overrides))
+    json = "--json" in flags
+    invocation = Invocation(make_console(stderr=json), json, tuple(overrides), "--dry-run" in flags)
     try:
         command.load_function()(settings, invocation)
     except CommandFailedError as error:
-        if debug:
+        if "--debug" in flags:
             raise
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    except PreemptedError as error:
+        print(error, file=sys.stderr)
+        return REQUEUE
     return 0
 
 

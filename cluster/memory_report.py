@@ -11,11 +11,12 @@ from rich.table import Table
 from cluster.config import InspectMemoryConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
-from pretrain.planner.layouts import Plan, Wanted, feasible, machine, parse_bytes
+from data.sizes import parse_bytes
+from pretrain.planner.layouts import Plan, Wanted, feasible, machine
 from pretrain.planner.memory import parameters
 
 ESTIMATE = "estimate, not measured"
-_WIDTH = 120
+_WIDTH = 130
 
 
 def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
@@ -35,6 +36,9 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
         micro_batches=config.micro_batches,
         global_batch=config.global_batch,
         machine=machine(config.gpu, config.efficiency, config.node_gpus),
+        offloads=config.offloads,
+        host_memory=_host_memory(config),
+        optimizer=config.optimizer,
     )
     plans = feasible(wanted)
     if call.json:
@@ -45,7 +49,7 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
     call.console.width = max(call.console.width, _WIDTH)
     call.console.print(_table(wanted, shown, len(plans)))
     call.console.print(
-        "  ZeRO stage 3, bf16 with fp32 master weights, no offload, sequence parallel where tensor > 1; "
+        "  ZeRO stage 3, bf16 with fp32 master weights, sequence parallel where tensor > 1; "
         f"{wanted.step_sequences} sequences of {wanted.sequence_length} tokens a step"
     )
     gpu = wanted.machine
@@ -56,9 +60,17 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
     call.console.print(
         f"  step time: {ESTIMATE}: {config.gpu} at {100 * config.efficiency:.4g} % of "
         f"{gpu.peak / 1e12:.4g} TFLOP/s, {gpu.node_bandwidth / 1e9:.4g} GB/s inside a node, "
-        f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes"
+        f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes, {gpu.host_bandwidth / 1e9:.4g} GB/s to the "
+        f"host, whose memory moves {gpu.host_memory_bandwidth / 1e9:.4g} GB/s for each GPU"
     )
     call.console.print(f"  take the first: {_settings(wanted, plans[0])}")
+
+
+def _host_memory(config: InspectMemoryConfig) -> float | None:
+    """Bytes for each GPU of a node that are asked for."""
+    if config.host_memory is None:
+        return None
+    return parse_bytes("host_memory", config.host_memory) / max(1, min(config.node_gpus, config.gpus))
 
 
 def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
@@ -72,19 +84,28 @@ def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
     for name in ("tensor", "data", "micro-\nbatch"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("recompute", no_wrap=True)
+    table.add_column("offload", no_wrap=True)
     for name in ("total", "weights", "gradi-\nents", "opti-\nmiser", "activa-\ntions", "loss or\nlayer"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("ZeRO\nbuffers", "GB sent\na step", "s a step\n(estimate)", "MFU %\n(estimate)"):
+    for name in (
+        "ZeRO\nbuffers",
+        "in host\nmemory",
+        "GB sent\na step",
+        "s a step\n(estimate)",
+        "MFU %\n(estimate)",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
         layout, need, step = plan.layout, plan.memory, plan.speed
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
-        sizes += (max(need.loss, need.layer), need.buffers, step.partition_bytes + step.tensor_bytes)
+        sizes += (max(need.loss, need.layer), need.buffers, need.host)
+        sizes += (step.partition_bytes + step.tensor_bytes,)
         table.add_row(
             str(layout.tensor),
             str(layout.data),
             str(layout.micro_batch),
             layout.recompute,
+            layout.offload,
             *(f"{size / 1e9:.1f}" for size in sizes),
             f"{step.seconds:.3g}",
             f"{100 * step.utilisation:.0f}",
@@ -98,7 +119,6 @@ def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> 
             **asdict(plan.layout),
             "zero_stage": 3,
             "sequence_parallel": plan.layout.tensor > 1,
-            "offload": False,
             "memory_bytes": {
                 **{name: round(value) for name, value in asdict(plan.memory).items()},
                 "total": round(plan.memory.total),
@@ -106,6 +126,7 @@ def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> 
             "sent_bytes_per_step": {
                 "zero": round(plan.speed.partition_bytes),
                 "tensor": round(plan.speed.tensor_bytes),
+                "host": round(plan.speed.host_bytes),
             },
             "step_seconds": plan.speed.seconds,
             "mfu": plan.speed.utilisation,
@@ -117,6 +138,7 @@ def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> 
         "gpus": wanted.gpus,
         "gpu_memory_bytes": round(wanted.gpu_memory),
         "usable_bytes": round(wanted.usable),
+        "host_memory_bytes": None if wanted.host_memory is None else round(wanted.host_memory),
         "sequence_length": wanted.sequence_length,
         "global_batch": wanted.step_sequences,
         "gpu": config.gpu,
@@ -139,4 +161,8 @@ def _settings(wanted: Wanted, plan: Plan) -> str:
         "trainer.precision=bf16",
         f"model.recompute={layout.recompute}",
     ]
+    if layout.optimizer != "adamw":
+        words.append(f"optim.name={layout.optimizer}")
+    if layout.offload != "none":
+        words.append(f"parallel.offload={layout.offload}")
     return " ".join(words)

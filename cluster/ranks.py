@@ -52,9 +52,14 @@ def recorded(logs: Path, name: str) -> Iterator[None]:
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        failure = Failure(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
-        (logs / f"{name}.failure.json").write_text(json.dumps(asdict(failure)))
+        note_failure(logs, name, error)
         raise
+
+
+def note_failure(logs: Path, name: str, error: BaseException) -> None:
+    """Write an exception down as this process's `Failure`."""
+    failure = Failure(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
+    (logs / f"{name}.failure.json").write_text(json.dumps(asdict(failure)))
 
 
 def _redirect_output(path: Path) -> None:

@@ -14,6 +14,7 @@ Environment of a private session:
 | RAY_CHDIR_TO_TRIAL_DIR | 0 | relative paths mean the same in every process |
 | TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S | 5 | peers of a failed rank hang in their collective |
 | OMP_NUM_THREADS | 1 | several ranks share the cores |
+| TORCH_NCCL_ENABLE_TIMING | 1 | a rank's own time of a step is known (pretrain.telemetry.waits) |
 | DS_ACCELERATOR, CUDA_VISIBLE_DEVICES | cpu, "" (runs on CPUs) | DeepSpeed does not look for CUDA |
 | TORCHDYNAMO_DISABLE | 1 (runs on CPUs) | a second less to import per rank |
 """
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from cluster.assignment import Node
 from cluster.config import ClusterConfig
 from cluster.topology import Placement, check_fits
 from data.errors import InputError
@@ -59,10 +61,22 @@ class Session:
     Attributes:
         folder: Private temporary folder; it goes with the session.
         placement: The resources that the session was opened for.
+        several_nodes: Whether it is of an existing cluster, whose nodes may come and go.
     """
 
     folder: Path
     placement: Placement
+    several_nodes: bool = False
+
+    def nodes(self) -> list[Node]:
+        """The machines that Ray has now, by Ray's id of the node."""
+        import ray
+
+        return [
+            Node(node["NodeID"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
 
 
 @contextmanager
@@ -84,7 +98,7 @@ def open_session(cluster: ClusterConfig, placement: Placement) -> Iterator[Sessi
         try:
             _connect(cluster, placement, folder)
             with _terminate_like_interrupt():  # after Ray, which sets a handler of its own
-                yield Session(folder, placement)
+                yield Session(folder, placement, several_nodes=cluster.address is not None)
         finally:
             ray.shutdown()
 
@@ -97,6 +111,7 @@ def worker_environment(placement: Placement) -> dict[str, str]:
         if name in os.environ
     }
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
+    environment["TORCH_NCCL_ENABLE_TIMING"] = os.environ.get("TORCH_NCCL_ENABLE_TIMING", "1")
     if placement.gpus_per_rank == 0:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
     return environment

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.config import ReportConfig, RootConfig
-from cluster.console import Board
+from cluster.config import PrepareCommandConfig, ReportConfig, RootConfig
+from cluster.console import Board, Pace
 from cluster.invocation import Invocation
 from data.config import PrepareConfig
 from data.errors import InputError
@@ -45,18 +47,25 @@ def run_vq(config: VqConfig, call: Invocation) -> None:
     call.console.print(f"  {report.codes_used} of {config.codebook_size} codes used, sha256 {report.sha256}")
 
 
-def run_prepare(config: PrepareConfig, call: Invocation) -> None:
+def run_prepare(config: PrepareCommandConfig, call: Invocation) -> None:
     """`worldvla prepare`."""
+    from cluster.prepare_group import check_workers, run_on_ray
+    from cluster.work import make_preparer
     from data.prepare import prepare
-    from data.tokens.image import ImageTokenizer
 
-    tokenizer = ImageTokenizer.load(config.image_tokenizer)
+    check_workers(config)
+    several = config.workers > 1
+    preparer = make_preparer(replace(config, gpus_per_worker=0.0) if several else config)
     with Board(call.console) as board:
-        bar = board.bar("prepare")
-        bar.update(0, note="reading demonstrations")
-        index = prepare(config, tokenizer, lambda done, total: bar.update(done, total, note="episodes"))
-    steps = sum(entry.length for entry in index.episodes)
-    shards = len({entry.shard for entry in index.episodes})
+        bar, pace = board.bar("prepare"), Pace("episodes")
+        bar.update(0, note="listing demonstrations")
+        index = prepare(
+            preparer,
+            lambda done, total: bar.update(done, total, note=pace.note(done, total)),
+            partial(run_on_ray, config, make_preparer) if several else None,
+        )
+    steps = int(index.episodes.lengths.sum())
+    shards = len(index.episodes.shards)
     call.console.print(
         f"  {config.out}: {len(index.episodes)} episodes, {steps} steps in {shards} shards; "
         f"{index.image.rows} x {index.image.columns} codes a frame"
@@ -71,7 +80,7 @@ def tokenizer_quality(config: PrepareConfig) -> str:
     from data.reconstruction import reconstruction_psnr
     from data.tokens.image import ImageTokenizer
 
-    found = reconstruction_psnr(config.source, ImageTokenizer.load(config.image_tokenizer))
+    found = reconstruction_psnr(config, ImageTokenizer.load(config.image_tokenizer))
     return ", ".join(f"{camera} PSNR {psnr:.1f} dB" for camera, psnr in found.items())
 
 
@@ -79,10 +88,10 @@ def run_train(config: RootConfig, call: Invocation) -> None:
     """`worldvla train`."""
     from cluster.supervisor import supervise
     from cluster.work import evaluate_checkpoint, train_rank
-    from data.storage.index import DatasetIndex
+    from data.stream.sources import open_sources
     from eval.report import write_report
 
-    DatasetIndex.load(config.data.url)  # a wrong url is told now and not when all ranks have started
+    open_sources(config.data)  # a wrong url is told now and not when all ranks have started
     folder = supervise(config, call.console, train_rank, evaluate_checkpoint)
     page = write_report(folder.path)
     call.console.print(f"  run folder {folder.path}, report {page}")
@@ -96,7 +105,7 @@ def run_eval(config: EvalCommandConfig, call: Invocation) -> None:
     with Board(call.console) as board:
         bar = board.bar(f"evaluate {config.suite}")
         bar.update(0, note="opening the simulator")
-        results = evaluate_command(config, lambda done, wanted: bar.update(done, wanted, note="episodes"))
+        results = evaluate_command(config, lambda t: bar.update(t.done, t.wanted, note=str(t)))
     if call.json:
         print(json.dumps(results.to_json(), indent=2))
     else:
@@ -106,17 +115,32 @@ def run_eval(config: EvalCommandConfig, call: Invocation) -> None:
 def run_imagine(config: ImagineConfig, call: Invocation) -> None:
     """`worldvla imagine`."""
     from eval.world_model import imagine
+    from eval.world_table import scores_table
 
     call.console.print(f"  imagining {config.frames} frames")
     result = imagine(config)
+    if call.json:
+        print(result.scores.read_text(encoding="utf-8"), end="")
+        return
+    first = result.rollouts[0]
     scores = f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f} over {len(result.frames)} frames"
-    call.console.print(f"  {result.picture}: {scores} of {result.episode} ({result.split})")
+    count = f"of {len(result.rollouts)} episodes, the first {first.episode} ({first.split})"
+    call.console.print(f"  {result.picture}: {scores} {count}")
+    call.console.print(scores_table(result))
 
 
 def run_report(config: ReportConfig, call: Invocation) -> None:
     """`worldvla report`."""
-    from eval.report import write_report
+    if (config.run is None) == (config.runs is None):
+        raise InputError("report: give one of run=FOLDER and runs=[FOLDER,FOLDER]")
+    for folder in [config.run] if config.runs is None else config.runs:
+        if not Path(folder or "").is_dir():
+            raise InputError(f"run={folder}: no such folder; name a run's folder (runs/<name>)")
+    if config.runs is not None:
+        from eval.comparison import write_comparison
 
-    if not Path(config.run).is_dir():
-        raise InputError(f"run={config.run}: no such folder; name a run's folder (runs/<name>)")
-    call.console.print(f"  {write_report(Path(config.run))}")
+        call.console.print(f"  {write_comparison(config.runs, config.out)}")
+    elif config.run is not None:
+        from eval.report import write_report
+
+        call.console.print(f"  {write_report(Path(config.run))}")

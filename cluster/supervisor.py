@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
@@ -15,21 +14,28 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.checkpoint_watch import RESULTS, committed_steps, due_steps, evaluated_steps
+from cluster.checkpoint_watch import RESULTS, CheckpointWatch, due_steps, evaluated_steps
 from cluster.config import RootConfig
 from cluster.console import Bar, Board
 from cluster.eval_group import Evaluate, EvaluationGroup, EvaluationJob, Finished
 from cluster.failures import CommandFailedError
 from cluster.session import Session, open_session
 from cluster.topology import Placement, place
-from cluster.train_group import Train, run_train_group
+from cluster.train_group import Train
+from cluster.training import Training
+from cluster.wish_to_end import WishToEnd, signals_passed_on
 from data.errors import InputError
-from pretrain.checkpoint.manifest import step_folder
+from pretrain.checkpoint.load import load_metadata
 from pretrain.checkpoint.origin import choose_origin
+from pretrain.checkpoint.place import place_of
 from pretrain.checks import check_training
-from pretrain.run_folder import RunFolder
+from pretrain.endings import PreemptedError
+from pretrain.run_folder import RunFolder, wandb_run_of
 from pretrain.settings import to_mapping
-from pretrain.telemetry.sinks import MetricsTail, WandbSink
+from pretrain.telemetry.console import describe, describe_event
+from pretrain.telemetry.events import EventLog
+from pretrain.telemetry.sinks import MetricsTail
+from pretrain.telemetry.wandb_sink import WandbSink
 
 _SECONDS_BETWEEN_LOOKS = 0.25
 _SUMMARY_KEYS = ("step", "suite", "tasks", "episodes", "successes", "errors", "success_rate")
@@ -44,7 +50,8 @@ def supervise(
 ) -> RunFolder:
     """Train to the end (or to `trainer.stop_after`), evaluating checkpoints beside it; return the run folder.
 
-    Training never waits for an evaluation; the command ends when the last evaluation has.
+    Training never waits for an evaluation; the command ends when the last evaluation has. A training that
+    fails is started again from its newest checkpoint, while `cluster.restarts` allows.
 
     Args:
         config: The run.
@@ -55,20 +62,26 @@ def supervise(
 
     Raises:
         InputError: The settings, the run folder or the machine do not allow the run.
+        PreemptedError: It was asked to end by SIGTERM or SIGUSR1, and has; the same command goes on.
         CommandFailedError: A rank or an evaluation failed.
     """
     check_training(config)
     placement = plan_run(config)
+    config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
-    choose_origin(config.checkpointing, config.model, folder.checkpoints)  # the ranks do it again, later
+    # The ranks do it again, later.
+    origin = choose_origin(config.checkpointing, config.model, place_of(config.checkpointing, folder))
     folder.open(config)
+    before = load_metadata(origin.checkpoint) if origin is not None and origin.goes_on else {}
+    folder.wandb_run(wandb_run_of(before, config.run.name))
     with (
         _alone_in(folder),
         closing(WandbSink(folder.path, config.run.name, config.telemetry, to_mapping(config))) as wandb,
         open_session(config.cluster, placement) as session,
         Board(console) as board,
+        signals_passed_on(folder.stop_request) as wish,  # after the session, which sets a handler of its own
     ):
-        _Supervisor(config, folder, board, wandb, evaluate).run(session, train, trained)
+        _Supervisor(config, folder, board, wandb, evaluate).run(session, train, wish, trained)
     return folder
 
 
@@ -123,34 +136,46 @@ class _Supervisor:
         self._logs = folder.path / "logs"
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
-        self._begun = evaluated_steps(folder.path / "eval")
-        self._done_before = max(committed_steps(folder.checkpoints), default=0)
+        self._begun = evaluated_steps(folder.evaluations)
+        self._place = place_of(config.checkpointing, folder)
+        self._watch = CheckpointWatch(self._place)
+        self._done_before = max(self._watch.steps(), default=0)
         self._train_bar = board.bar("train", last_step(config), self._done_before)
         self._eval_bars: dict[int, Bar] = {}
         self._failures: list[Finished] = []
+        self._events = EventLog(folder.events)
 
-    def run(self, session: Session, train: Train, trained: Callable[[], None]) -> None:
+    def run(self, session: Session, train: Train, wish: WishToEnd, trained: Callable[[], None]) -> None:
         """Until the training and every evaluation have ended."""
         self._train_bar.update(self._done_before, note=f"starting {session.placement.ranks} processes")
-        training = _in_background(lambda: run_train_group(self._config, session, self._logs, train))
-        while not training.done():
-            wait([training], _SECONDS_BETWEEN_LOOKS)
-            self._look()
-        training.result()  # raises what the training raised
-        self._look()
+        training = Training(self._config, session, self._folder, train, wish, self._place)
+        trained_out = _in_background(training.run)
+        while not trained_out.done():
+            wait([trained_out], _SECONDS_BETWEEN_LOOKS)
+            self._look(training)
+            training.grow()
+        self._look(training)
+        if trained_out.exception() is not None:
+            self._name_pending()
+        trained_out.result()  # raises what the training raised
+        self._look(now=True)
         trained()
         while self._evaluations.pending:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            if wish.wait(_SECONDS_BETWEEN_LOOKS):
+                self._name_pending()
+                raise PreemptedError("ended as asked; the training had ended, its evaluations had not")
             self._look()
         if self._failures:
             first = self._failures[0]
             raise CommandFailedError(f"the evaluation of step {first.step} failed: {first.error}")
 
-    def _look(self) -> None:
-        """Take in what has happened since the last look."""
+    def _look(self, training: Training | None = None, now: bool = False) -> None:
+        """Take in what has happened since the last look; `now`: also of an object store."""
         for record in self._tail.new():
             self._show(record)
-        for step in self._due():
+        for event in training.events() if training is not None else ():
+            self._note(event)
+        for step in self._due(now):
             self._begin_evaluation(step)
         for step, (done, wanted) in self._evaluations.progress().items():
             self._eval_bars[step].update(done, wanted or None)
@@ -159,13 +184,23 @@ class _Supervisor:
 
     def _show(self, record: dict[str, Any]) -> None:
         self._wandb.write(record)
-        if event := record.get("event"):
-            self._board.console.print(f"  {event} at step {record.get('step', 0)}{_layouts(record)}")
+        if "event" in record:
+            self._board.console.print(f"  {describe_event(record)}", markup=False)
         else:
-            self._train_bar.update(record["step"], note=_brief(record))
+            self._train_bar.update(record["step"], note=describe(record))
 
-    def _due(self) -> list[int]:
-        committed = committed_steps(self._folder.checkpoints)
+    def _note(self, event: dict[str, Any]) -> None:
+        """Tell everybody of an event that is not the trainer's own."""
+        self._events.write(event)
+        self._show(event)
+
+    def _name_pending(self) -> None:
+        if pending := self._evaluations.pending:
+            steps = ", ".join(map(str, pending))
+            self._board.console.print(f"  evaluations that did not end: steps {steps}; resuming does them")
+
+    def _due(self, now: bool) -> list[int]:
+        committed = self._watch.steps(now)
         return due_steps(committed, self._config.eval.every, self._config.trainer.steps, self._begun)
 
     def _begin_evaluation(self, step: int) -> None:
@@ -175,29 +210,39 @@ class _Supervisor:
         self._evaluations.submit(
             EvaluationJob(
                 step,
-                step_folder(self._folder.checkpoints, step),
+                self._place.where(step),
                 self._folder.evaluation(step),
                 self._config.eval,
-                imagine=step == self._config.trainer.steps,
+                imagine=self._config.eval.imagine_frames > 0,
             )
         )
 
     def _end_evaluation(self, finished: Finished) -> None:
+        if finished.cancelled:
+            self._board.console.print(f"  evaluation of step {finished.step} given up for a newer checkpoint")
+            self._events.write({"event": "evaluation_given_up", "step": finished.step})
+            return
         if finished.results is None:
-            if not step_folder(self._folder.checkpoints, finished.step).exists():
+            if finished.step not in self._watch.steps(now=True):
                 kept = f"checkpointing.keep_last={self._config.checkpointing.keep_last}"
                 why = (
                     f"its checkpoint was removed before it was read ({kept}); keep more, or raise eval.every"
                 )
                 finished = replace(finished, error=why)
             self._failures.append(finished)
+            self._events.write({"event": "evaluation_failed", "step": finished.step, "error": finished.error})
             self._board.console.print(f"  evaluation of step {finished.step} failed: {finished.error}")
             return
         results = finished.results
         episodes = int(results["episodes"])
         self._eval_bars[finished.step].update(episodes, episodes, note=outcome(results))
         record_evaluations(self._folder)
+        self._events.write({"event": "evaluated", "step": finished.step, **_told(results)})
         self._wandb.log(finished.step, _wandb_values(results, self._folder.evaluation(finished.step)))
+
+
+def _told(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: results.get(key) for key in ("suite", "episodes", "successes", "errors")}
 
 
 def outcome(results: Mapping[str, Any]) -> str:
@@ -219,27 +264,9 @@ def _wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Pa
         for key in ("success_rate", "episodes", "errors")
         if results[key] is not None  # no rate where every episode ended in an error
     }
+    values |= {f"world_model/{name}": value for name, value in results.get("world_model", {}).items()}
     values |= {f"eval/{path.stem}": path for path in sorted(out.glob("*.mp4"))}
     return values | {f"eval/{path.stem}": path for path in sorted(out.glob("*.png"))}
-
-
-def _layouts(record: Mapping[str, Any]) -> str:
-    """How the ranks were and are laid out, where a record tells."""
-    named = [
-        f"tensor {layout['tensor']} x data {layout['data']}"
-        for layout in (record.get("parallel_before"), record.get("parallel"))
-        if layout
-    ]
-    if len(set(named)) < 2:
-        return f" at {named[0]}" if named else ""
-    return f": saved at {named[0]}, going on at {named[1]}"
-
-
-def _brief(record: Mapping[str, Any]) -> str:
-    """A step in few words: they share the line with the progress bar."""
-    losses = {"loss": "loss", "action": "loss_action", "image": "loss_image"}
-    found = [f"{name} {record[key]:.3f}" for name, key in losses.items() if record.get(key) is not None]
-    return f"{' '.join(found)}, {record['tokens_per_second']:,.0f} tokens/s"
 
 
 def _in_background(body: Callable[[], None]) -> Future[None]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cluster.config import RootConfig
 from data.errors import InputError
+from eval.config import STALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +19,14 @@ class Placement:
         cpus_per_rank: Logical CPUs of each.
         gpus_per_rank: GPUs of each, 0 or 1.
         evaluation_cpus: Logical CPUs kept for evaluations beside the training.
+        evaluation_gpus: GPUs kept for their policies; whole ones, which evaluations may share.
     """
 
     ranks: int
     cpus_per_rank: int
     gpus_per_rank: int
     evaluation_cpus: int
+    evaluation_gpus: int = 0
 
     @property
     def cpus(self) -> int:
@@ -31,8 +35,8 @@ class Placement:
 
     @property
     def gpus(self) -> int:
-        """GPUs of the training."""
-        return self.ranks * self.gpus_per_rank
+        """GPUs of training and evaluation together."""
+        return self.ranks * self.gpus_per_rank + self.evaluation_gpus
 
     @property
     def rank_resources(self) -> dict[str, float]:
@@ -53,6 +57,23 @@ def place(config: RootConfig, gpus_found: int) -> Placement:
     Raises:
         InputError: A size is not positive, or `cluster.cpus` is too small for the run.
     """
+    placement = resources_of(config, gpus_found)
+    if config.cluster.address is None:
+        cpus = placement.cpus if config.cluster.cpus is None else config.cluster.cpus
+        check_fits(placement, cpus=cpus, gpus=gpus_found, source="cluster.cpus")
+    return placement
+
+
+def resources_of(config: RootConfig, gpus_found: int) -> Placement:
+    """What a run takes, wherever it runs.
+
+    Args:
+        config: The run's settings.
+        gpus_found: GPUs of a machine, used where `cluster.gpus_per_rank` is null.
+
+    Raises:
+        InputError: A size is not positive.
+    """
     for name, value in (
         ("parallel.tensor", config.parallel.tensor),
         ("parallel.data", config.parallel.data),
@@ -61,19 +82,32 @@ def place(config: RootConfig, gpus_found: int) -> Placement:
     ):
         if value < 1:
             raise InputError(f"{name}={value}, expected 1 or more")
+    if config.cluster.least_data is not None and not 1 <= config.cluster.least_data <= config.parallel.data:
+        raise InputError(
+            f"cluster.least_data={config.cluster.least_data}, expected 1 to parallel.data="
+            f"{config.parallel.data}, or null"
+        )
+    for name, value in (
+        ("cluster.restarts", config.cluster.restarts),
+        ("cluster.restart_delay", config.cluster.restart_delay),
+        ("cluster.node_timeout", config.cluster.node_timeout),
+    ):
+        if value < 0:
+            raise InputError(f"{name}={value}, expected 0 or more")
+    if config.eval.gpus < 0 or (config.eval.gpus > 1 and config.eval.gpus % 1):
+        raise InputError(f"eval.gpus={config.eval.gpus}, expected a share below 1 or a whole number")
+    if config.eval.stale not in STALE:
+        raise InputError(f"eval.stale={config.eval.stale}, expected one of {', '.join(STALE)}")
     wanted = config.cluster.gpus_per_rank
     if wanted is not None and wanted not in (0, 1):
         raise InputError(f"cluster.gpus_per_rank={wanted}, expected 0, 1 or null (1 where there is a GPU)")
-    placement = Placement(
+    return Placement(
         ranks=config.parallel.tensor * config.parallel.data,
         cpus_per_rank=config.cluster.cpus_per_rank,
         gpus_per_rank=min(1, gpus_found) if wanted is None else wanted,
         evaluation_cpus=config.eval.workers if config.eval.every > 0 else 0,
+        evaluation_gpus=math.ceil(config.eval.gpus) if config.eval.every > 0 else 0,
     )
-    if config.cluster.address is None:
-        cpus = placement.cpus if config.cluster.cpus is None else config.cluster.cpus
-        check_fits(placement, cpus=cpus, gpus=gpus_found, source="cluster.cpus")
-    return placement
 
 
 def check_fits(placement: Placement, cpus: float, gpus: float, source: str) -> None:
@@ -97,7 +131,9 @@ def check_fits(placement: Placement, cpus: float, gpus: float, source: str) -> N
             "offer more, or lower parallel.tensor, parallel.data or eval.workers"
         )
     if placement.gpus > gpus:
+        evaluation = f" + {placement.evaluation_gpus} for evaluation" if placement.evaluation_gpus else ""
         raise InputError(
             f"{gpus:g} GPUs found, the run needs {placement.gpus} ({placement.ranks} training processes, "
-            "one each); lower parallel.tensor or parallel.data, or train on CPUs with cluster.gpus_per_rank=0"
+            f"one each{evaluation}); lower parallel.tensor or parallel.data, or train on CPUs with "
+            "cluster.gpus_per_rank=0"
         )

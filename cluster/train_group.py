@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.failures import CommandFailedError
-from cluster.ranks import forget_failures, read_failures, recorded
+from cluster.failures import TrainingFailedError
+from cluster.ranks import forget_failures, note_failure, read_failures, recorded
 from cluster.session import Session
+from cluster.topology import Placement
 from data.errors import InputError
+from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.endings import PreemptedError
 
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
 
 Train = Callable[["TrainingConfig"], None]
 
+_LISTED = 3
+_NODE_LABEL = "ray.io/node-id"
+
 # Errors of ranks whose peer has gone: they follow from the first failure and do not explain it.
 _FOLLOW_ON = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
 
 
-def run_train_group(config: TrainingConfig, session: Session, logs: Path, train: Train) -> None:
+def run_train_group(
+    config: TrainingConfig,
+    session: Session,
+    logs: Path,
+    train: Train,
+    placement: Placement | None = None,
+    nodes: Sequence[str] | None = None,
+) -> None:
     """Run `train(config)` in `parallel.tensor * parallel.data` processes; return when all have ended.
 
     Every process is in a torch process group (gloo, or NCCL with GPUs) with `RANK`, `LOCAL_RANK` and
@@ -33,17 +46,20 @@ def run_train_group(config: TrainingConfig, session: Session, logs: Path, train:
         session: The open Ray session.
         logs: Folder that receives the ranks' logs; seen by all machines of the run.
         train: The training function, importable under its name.
+        placement: The resources; None: those that the session was opened for.
+        nodes: Ray's id of the node of each rank, those of one node together; None: as Ray finds room.
 
     Raises:
-        InputError: Raised in a rank: the same message.
-        CommandFailedError: Any other failure of a rank, or of Ray itself.
+        InputError: Raised in a rank: the same message; a `DamagedCheckpointError` stays one.
+        PreemptedError: The ranks were asked to end, and have.
+        TrainingFailedError: Any other failure of a rank, or of Ray itself.
     """
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logs.mkdir(parents=True, exist_ok=True)
     forget_failures(logs, "rank_*")
-    placement = session.placement
+    placement = placement or session.placement
     trainer = TorchTrainer(
         _rank_main,
         train_loop_config={"train": train, "config": config, "logs": logs.resolve(), "cwd": os.getcwd()},
@@ -52,6 +68,8 @@ def run_train_group(config: TrainingConfig, session: Session, logs: Path, train:
             num_workers=placement.ranks,
             use_gpu=placement.gpus_per_rank > 0,
             resources_per_worker=placement.rank_resources,
+            # One selector a rank; Ray numbers the ranks node by node in this order.
+            label_selector=None if nodes is None else [{_NODE_LABEL: node} for node in nodes],
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{time.time_ns()}",
@@ -61,26 +79,44 @@ def run_train_group(config: TrainingConfig, session: Session, logs: Path, train:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _explain(logs, str(error)) from error
+        raise _explain(logs, str(error), placement.ranks) from error
+    for ended in read_failures(logs, "rank_*"):
+        raise PreemptedError(ended.message)
 
 
-def _explain(logs: Path, reason: str) -> InputError | CommandFailedError:
+def rank_name(rank: int) -> str:
+    """Name of a rank's log: `rank_00`."""
+    return f"rank_{rank:02d}"
+
+
+def _explain(logs: Path, reason: str, ranks: int) -> InputError | TrainingFailedError:
     """Turn what the ranks wrote down (or Ray's own words) into one error."""
-    failures = read_failures(logs, "rank_*")
+    # A rank that was asked to end and has is no cause.
+    failures = [each for each in read_failures(logs, "rank_*") if each.kind != PreemptedError.__name__]
     mistakes = [failure for failure in failures if failure.user_mistake]
     if mistakes:
-        return InputError(mistakes[0].message)
-    if not failures:
-        report = logs / "ray.log"
-        report.write_text(reason + "\n")
-        return CommandFailedError(
-            "a training process ended without a word of its own (killed, or out of memory); "
-            f"see {report} and {logs}/rank_*.log"
+        damaged = mistakes[0].kind == DamagedCheckpointError.__name__
+        return (DamagedCheckpointError if damaged else InputError)(mistakes[0].message)
+    causes = [each for each in failures if not any(mark in each.message for mark in _FOLLOW_ON)]
+    if causes:
+        first = causes[0]
+        message = f"{first.name} failed: {first.headline}; its traceback is in {logs / first.name}.log"
+        return TrainingFailedError(message, first.kind, first.headline)
+    report = logs / "ray.log"
+    report.write_text(reason + "\n")
+    spoke = {each.name for each in failures}
+    silent = [name for name in map(rank_name, range(ranks)) if name not in spoke]
+    who = ", ".join(silent[:_LISTED]) + (
+        f" and {len(silent) - _LISTED} more" if len(silent) > _LISTED else ""
+    )
+    if failures and silent:
+        return TrainingFailedError(
+            f"{who} ended without a word (killed, or out of memory) and the others lost the connection; "
+            f"see {report} and the logs beside it"
         )
-    causes = [f for f in failures if not any(mark in f.message for mark in _FOLLOW_ON)] or failures
-    first = causes[0]
-    return CommandFailedError(
-        f"{first.name} failed: {first.headline}; its traceback is in {logs / first.name}.log"
+    return TrainingFailedError(
+        "a training process ended without a word of its own (killed, or out of memory); "
+        f"see {report} and {logs}/rank_*.log"
     )
 
 
@@ -88,5 +124,9 @@ def _rank_main(task: dict[str, Any]) -> None:
     """Body of one training process."""
     if os.path.isdir(task["cwd"]):  # relative paths of the settings; other machines may not have it
         os.chdir(task["cwd"])
-    with recorded(task["logs"], f"rank_{int(os.environ['RANK']):02d}"):
-        task["train"](task["config"])
+    name = rank_name(int(os.environ["RANK"]))
+    with recorded(task["logs"], name):
+        try:
+            task["train"](task["config"])
+        except PreemptedError as error:  # all ranks end so; a failure of one would have Ray end the others
+            note_failure(task["logs"], name, error)

@@ -53,7 +53,8 @@ def overview(group: str | None = None) -> str:
         "",
         "options:",
         "  --debug   tracebacks instead of one-line errors",
-        "  --json    machine-readable output (eval, inspect)",
+        "  --json    machine-readable output (eval, inspect, submit)",
+        "  --dry-run show what would be done, and do nothing (submit)",
         "",
         "exit codes: 0 done, 1 failed, 2 wrong input or settings, 130 interrupted",
     ]
@@ -62,7 +63,7 @@ def overview(group: str | None = None) -> str:
 
 def describe(command: Command) -> str:
     """The text of `worldvla COMMAND --help`."""
-    option = " [--json]" if command.json else ""
+    option = "".join(f" [{name}]" for name in command.options)
     lines = [
         f"usage: worldvla {command.name} [key=value ...]{option} [--debug]",
         "",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from cluster.eval_group import EvaluationJob, Progress
 
 if TYPE_CHECKING:
+    from cluster.config import PrepareCommandConfig
+    from data.prepare import Preparer
     from pretrain.config import TrainingConfig
 
 
@@ -20,31 +22,59 @@ def train_rank(config: TrainingConfig) -> None:
     train(config)
 
 
+def make_preparer(config: PrepareCommandConfig) -> Preparer:
+    """What this process needs to prepare data; computes on the GPU that it was given, if any."""
+    from data.prepare import Preparer
+    from data.tokens.image import ImageTokenizer
+
+    device = "cuda" if config.gpus_per_worker > 0 else "cpu"
+    tokenizer = ImageTokenizer.load(config.image_tokenizer, device=device)
+    if not config.replay:
+        return Preparer(config, tokenizer)
+    from eval.replay import replay_demonstration
+
+    return Preparer(config, tokenizer, replay_demonstration)
+
+
 def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
     """Run the checkpoint's policy on the suite and, where asked for, a world-model rollout.
 
     Returns:
-        The content of `results.json`.
+        The content of `results.json`, and under `world_model` the scores of the rollouts.
 
     Raises:
         InputError: The checkpoint or the simulator cannot be used.
     """
-    from eval.suite import PolicyName, evaluate
+    from eval.policy_source import PolicyName
+    from eval.suite import Resources, evaluate
+    from pretrain.checkpoint.fetch import local_checkpoint
 
+    checkpoint = str(local_checkpoint(job.checkpoint, run=job.out.parents[1]))
     results = evaluate(
-        PolicyName(str(job.checkpoint)),
+        PolicyName(checkpoint),
         job.settings.suite,
         tasks=job.settings.tasks,
         episodes=job.settings.episodes,
         out=job.out,
         step=job.step,
         horizon=job.settings.horizon,
-        workers=job.settings.workers,
-        progress=progress,
+        resources=Resources(job.settings.workers),
+        progress=lambda tally: progress(tally.done, tally.wanted),
     )
+    content = results.to_json()
     if job.imagine:
         from eval.config import ImagineConfig
         from eval.world_model import imagine
 
-        imagine(ImagineConfig(checkpoint=str(job.checkpoint), out=str(job.out)))
-    return results.to_json()
+        dream = imagine(
+            ImagineConfig(
+                checkpoint=checkpoint,
+                out=str(job.out),
+                episodes=job.settings.imagine_episodes,
+                frames=job.settings.imagine_frames,
+                lpips_weights=job.settings.lpips_weights,
+                fvd_network=job.settings.fvd_network,
+            )
+        )
+        content["world_model"] = dream.summary()
+    return content

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.storage.retries import RETRY_SECONDS
+from data.tokens.state import STATE_MAX, STATE_MIN
+
 
 @dataclass
 class MixtureConfig:
@@ -14,45 +18,187 @@ class MixtureConfig:
 
 
 @dataclass
-class DataConfig:
-    """Where the shards are and how samples are cut from episodes.
+class MixtureSource:
+    """One of several data sets that are trained on together.
 
     Attributes:
-        url: Folder or object-store prefix that holds `index.json` and the shards.
+        url: Folder or object-store prefix that holds its index and shards.
+        weight: Its share of every step's samples, relative to the other weights.
+    """
+
+    url: str = "???"
+    weight: float = 1.0
+
+
+@dataclass
+class StateRangesConfig:
+    """Ranges that the eight numbers of a state are quantised over; values outside are clipped.
+
+    Attributes:
+        minimum, maximum: Position (3, metres), axis-angle (3, radians), fingers (2, metres). The defaults
+            are RynnVLA-002's for LIBERO.
+    """
+
+    minimum: list[float] = field(default_factory=lambda: list(STATE_MIN))
+    maximum: list[float] = field(default_factory=lambda: list(STATE_MAX))
+
+
+@dataclass
+class CacheConfig:
+    """Episodes on the local disk, shared by all processes of a node.
+
+    Attributes:
+        dir: Its folder; null: no cache.
+        size: Most bytes in it, such as `200GB`; those used longest ago go first.
+    """
+
+    dir: str | None = None
+    size: str = "100GB"
+
+
+@dataclass
+class DataConfig:
+    """Where the shards are and how samples are cut from episodes; nothing here needs another `prepare`.
+
+    Attributes:
+        url: Folder or object-store prefix that holds the index and the shards.
+        sources: Several data sets instead of one, each with its weight.
         history: M, frames an action sample sees (t-M+1 .. t; fewer at an episode's start).
         chunk: K, actions an action sample predicts; only windows with all K are used.
-        camera: Camera whose frames are used.
+        predicted_frames: P, frames a world sample predicts (t+1 .. t+P) from frame t and the actions between.
+        cameras: Cameras whose frames are used, in this order at every time step (RynnVLA-002: agent, then
+            wrist); world samples predict all of them.
+        state: Whether the robot's state at time t stands before an action sample's frames.
+        state_ranges: How states are quantised.
         mixture: Shares of action and world samples.
         text_tokenizer: Path of a Chameleon `tokenizer.json`; null takes the small one that ships.
         image_tokenizer: The VQ-GAN weights that the shards were prepared with; null takes the ones that
             ship. Kept beside the checkpoints, so that a policy can see.
+        memory_megabytes: Tokenised episodes that one process keeps in memory; those read first go first.
+        prefetch: Steps prepared ahead of the one that trains.
+        readers: Episodes fetched at the same time.
+        cache: Episodes on the local disk.
+        retry_seconds: How long a request to an object store that does not serve is tried again.
+        skip_bad_episodes: Episodes of a split that may be missing or damaged; their samples become padding.
     """
 
-    url: str = "???"
+    url: str = field(default="???", metadata={"or": "sources"})
+    sources: list[MixtureSource] = field(default_factory=list[MixtureSource])
     history: int = 2
     chunk: int = 5
-    camera: str = "agent"
+    predicted_frames: int = 1
+    cameras: list[str] = field(default_factory=lambda: [AGENT_CAMERA])
+    state: bool = False
+    state_ranges: StateRangesConfig = field(default_factory=StateRangesConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     text_tokenizer: str | None = None
     image_tokenizer: str | None = None
+    memory_megabytes: int = 512
+    prefetch: int = 1
+    readers: int = 8
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    retry_seconds: float = RETRY_SECONDS
+    skip_bad_episodes: int = 0
 
 
 @dataclass
-class PrepareConfig:
+class CameraNames:
+    """What a data set calls the cameras that are taken; `{agent: observation.images.image}` takes one.
+
+    Attributes:
+        agent: The third-person camera; null with `wrist` null, too: the usual names of the format.
+        wrist: The camera on the wrist.
+    """
+
+    agent: str | None = None
+    wrist: str | None = None
+
+    def chosen(self) -> dict[str, str]:
+        """Our camera -> its name; empty: the usual names."""
+        names = {AGENT_CAMERA: self.agent, WRIST_CAMERA: self.wrist}
+        return {camera: name for camera, name in names.items() if name is not None}
+
+
+@dataclass
+class SourceConfig:
+    """Where demonstrations are, and which of their parts mean what.
+
+    Attributes:
+        source: Folder (or file) of demonstrations.
+        cameras: Cameras that are taken.
+        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0) or
+            `rlds` (TFRecord files of TensorFlow Datasets); null: told from the folder's files.
+        action: Name of the actions (7 numbers: delta pose 6, gripper); null: the usual name.
+        state: Names of the numbers that together are the state (position 3, axis-angle 3, fingers 2), in
+            this order; null: the usual name; `[]`: none, zeros stand for it.
+        instruction: Name of the instruction in each step (RLDS only); null: the usual name.
+        rotate: Turn frames by 180 degrees; null: what the format says (LIBERO's HDF5 files) or no.
+        fit: What is done to frames that are not square: `crop` (their middle), `pad` (black), `stretch`, or
+            `refuse`.
+    """
+
+    source: str = "???"
+    format: str | None = None
+    cameras: CameraNames = field(default_factory=CameraNames)
+    action: str | None = None
+    state: list[str] | None = None
+    instruction: str | None = None
+    rotate: bool | None = None
+    fit: str = "refuse"
+
+
+@dataclass
+class PrepareConfig(SourceConfig):
     """Settings of `worldvla prepare`.
 
     Attributes:
-        source: Folder of LIBERO-layout HDF5 files.
         out: Folder or URL that receives shards and index.
         resolution: Side in pixels that frames are resized to.
         image_tokenizer: VQ-GAN weights (safetensors); null takes the small one that ships.
-        shard_megabytes: Size at which a new shard is begun.
+        shard_megabytes: Largest shard (before compression); a shard is also what a worker makes at a time and
+            what is kept when a preparation is interrupted.
+        compression: Of the members of each episode: `none` or `zstd`.
         batch_size: Frames encoded at once.
+        replay: Act each demonstration out again in its simulator, take the frames and states from there and
+            keep only those that succeed (LIBERO's own and collected ones).
+        ranges: Ranges over which actions become tokens: `worldvla`, `rynnvla`, or those of this data set's
+            training actions: `extremes` (minimum and maximum) or `quantiles` (1 % and 99 %).
+        action_minimum, action_maximum: Ranges spelled out, 7 numbers each; they win over `ranges`.
+    """
+
+    out: str = "???"
+    resolution: int = 64
+    image_tokenizer: str | None = None
+    shard_megabytes: float = 64.0
+    compression: str = "none"
+    batch_size: int = 64
+    replay: bool = False
+    ranges: str = "worldvla"
+    action_minimum: list[float] | None = None
+    action_maximum: list[float] | None = None
+
+
+@dataclass
+class ConvertSamplesConfig:
+    """`worldvla convert samples`.
+
+    Attributes:
+        source: Folder with the published samples (`*.pkl`, action and world samples of the same
+            demonstrations); names are numbered in the order of time.
+        out: Folder or URL that receives shards and index.
+        suite: Name of the task suite that they are of.
+        image_tokenizer: The VQ-GAN weights that they were made with (safetensors).
+        pixels: Side of their frames; null: as the image tokenizer's file says.
+        text_tokenizer: The `tokenizer.json` that they were made with (Chameleon's).
+        ranges: Ranges over which their actions became tokens: `worldvla` or `rynnvla`.
+        shard_megabytes: Largest shard.
     """
 
     source: str = "???"
     out: str = "???"
-    resolution: int = 64
+    suite: str = "???"
     image_tokenizer: str | None = None
-    shard_megabytes: int = 64
-    batch_size: int = 64
+    pixels: int | None = None
+    text_tokenizer: str | None = None
+    ranges: str = "worldvla"
+    shard_megabytes: float = 64.0

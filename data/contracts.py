@@ -76,9 +76,10 @@ class PackedBatch:
             ``labels[s] == tokens[s + 1]`` inside an answer), `IGNORED_LABEL` elsewhere.
         positions: Position of the token within its own sample, from 0 (rotary embedding).
         segments: 0 for padding, else the number of the sample within the sequence, from 1.
-        blocks: Action block id within the sample: 0 for ordinary tokens; j > 0 for the j-th answer
-            block (starts after the sample's last image); negative for blocks before it. A token of
-            block j > 0 does not see any other action block (see `pretrain.model.mask`).
+        blocks: Action block id within the sample: 0 for ordinary tokens (text, images, state, end of
+            turn); j > 0 for the j-th answer block (starts after the sample's last image); -j for the j-th
+            block before it. A token of block j > 0 does not see any other action block (see
+            `pretrain.model.mask`).
     """
 
     tokens: NDArray[np.int32]
@@ -86,3 +87,14 @@ class PackedBatch:
     positions: NDArray[np.int32]
     segments: NDArray[np.int32]
     blocks: NDArray[np.int32]
+
+    def rows(self, first: int, last: int) -> PackedBatch:
+        """Sequences `first` to `last` (exclusive, cut at B); views, nothing is copied."""
+        part = slice(first, last)
+        return PackedBatch(
+            self.tokens[part],
+            self.labels[part],
+            self.positions[part],
+            self.segments[part],
+            self.blocks[part],
+        )

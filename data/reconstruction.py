@@ -9,8 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.frames import resize_frames
-from data.sources.libero_hdf5 import DemonstrationReference, list_demonstrations, read_demonstration
+from data.config import SourceConfig
+from data.frames import resize_frames, square_frames
+from data.sources.interface import DemonstrationReference
+from data.sources.registry import open_source
 
 _MOST_DEMONSTRATIONS = 10
 
@@ -32,11 +34,11 @@ class FrameCodec(Protocol):
         ...
 
 
-def reconstruction_psnr(source: str, tokenizer: FrameCodec, frames: int = 16) -> dict[str, float]:
+def reconstruction_psnr(config: SourceConfig, tokenizer: FrameCodec, frames: int = 16) -> dict[str, float]:
     """PSNR in dB by camera, over frames that no policy is trained on.
 
     Args:
-        source: Folder of LIBERO-layout HDF5 files.
+        config: Where the demonstrations are.
         tokenizer: Encodes and decodes.
         frames: Taken of each task's last demonstration (the one that the split keeps for validation),
             evenly spaced.
@@ -45,17 +47,18 @@ def reconstruction_psnr(source: str, tokenizer: FrameCodec, frames: int = 16) ->
         InputError: A demonstration is not valid.
     """
     squared: dict[str, list[float]] = {}
-    for reference in _last_of_each_file(list_demonstrations(source))[:_MOST_DEMONSTRATIONS]:
-        for camera, recorded in read_demonstration(reference).frames.items():
+    source = open_source(config)
+    for reference in _last_of_each_task(source.references())[:_MOST_DEMONSTRATIONS]:
+        for camera, recorded in source.read(reference).frames.items():
             chosen = np.linspace(0, len(recorded) - 1, min(frames, len(recorded))).astype(np.int64)
-            true = resize_frames(recorded[chosen], tokenizer.pixels)
+            true = resize_frames(square_frames(recorded[chosen], config.fit), tokenizer.pixels)
             error = tokenizer.decode(tokenizer.encode(true)).astype(np.float64) - true
             squared.setdefault(camera, []).append(float(np.square(error).mean()))
     return {camera: _psnr(sum(errors) / len(errors)) for camera, errors in sorted(squared.items())}
 
 
-def _last_of_each_file(references: Sequence[DemonstrationReference]) -> list[DemonstrationReference]:
-    return list({reference.path: reference for reference in references}.values())
+def _last_of_each_task(references: Sequence[DemonstrationReference]) -> list[DemonstrationReference]:
+    return list({(reference.suite, reference.task): reference for reference in references}.values())
 
 
 def _psnr(squared_error: float) -> float:

@@ -23,7 +23,7 @@ class Series:
     Attributes:
         label: Name in the legend.
         points: (x, y), ascending in x; points that are not finite are left out.
-        tone: Colour number, 1 to 4.
+        tone: Colour number, 1 to 5.
         dots: Mark every point (few, measured one by one) instead of thinning a dense curve.
         intervals: For each point of `points`, the lower and upper end of its error bar.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+STALE = ("queue", "cancel")
 
 
 @dataclass
@@ -15,7 +17,14 @@ class EvaluationConfig:
         tasks: Task numbers within the suite; null: all.
         episodes: Episodes per task.
         horizon: Longest episode in simulator steps; null takes the suite's own.
-        workers: Simulator workers.
+        workers: Simulator workers, one CPU each.
+        gpus: GPUs for the policy, apart from the training's; a share (0.5) lets evaluations share one. 0: the
+            policy runs on the CPUs.
+        stale: Evaluations of older checkpoints that have not ended when a newer one is due: `queue` (all are
+            done) or `cancel` (they are given up).
+        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none.
+        imagine_episodes: Held-out episodes that are rolled out.
+        lpips_weights, fvd_network: As in `ImagineConfig`.
     """
 
     every: int = 0
@@ -24,6 +33,35 @@ class EvaluationConfig:
     episodes: int = 4
     horizon: int | None = None
     workers: int = 1
+    gpus: float = 0.0
+    stale: str = "queue"
+    imagine_frames: int = 8
+    imagine_episodes: int = 1
+    lpips_weights: str | None = None
+    fvd_network: str | None = None
+
+
+@dataclass
+class ExportedConfig:
+    """What a folder of exported weights (config.json and safetensors files) does not say itself.
+
+    Attributes:
+        image_tokenizer: File of the image tokenizer that the weights were trained with.
+        text_tokenizer: File of the text tokenizer; null: `tokenizer.json` beside the weights.
+        action_ranges: `action_ranges.json` of the run that it was trained in; null: WorldVLA's ranges.
+        pixels: Side of the frames; null: as the image tokenizer's file says.
+        history: M, frames that the policy sees.
+        chunk: K, actions in a chunk.
+        camera: Camera that the policy sees.
+    """
+
+    image_tokenizer: str | None = None
+    text_tokenizer: str | None = None
+    action_ranges: str | None = None
+    pixels: int | None = None
+    history: int = 2
+    chunk: int = 5
+    camera: str = "agent"
 
 
 @dataclass
@@ -31,11 +69,19 @@ class EvalCommandConfig:
     """`worldvla eval`: a policy on a suite. One of `checkpoint` and `policy` is given.
 
     Attributes:
-        checkpoint: Checkpoint folder (`runs/<name>/checkpoints/step_00000100`).
+        checkpoint: Checkpoint folder (`runs/<name>/checkpoints/step_00000100`), URL of one in an object store
+            (its weights are fetched to `fetched/` of its run's folder), or a folder of exported weights.
         policy: `expert` for the scripted expert.
         out: Folder for `results.json` and the videos; null: beside the checkpoint's run.
         suite, tasks, episodes, horizon, workers: As in `EvaluationConfig`.
-        seed: Base seed of the environments.
+        seed: First initial state; those of evaluation are 0 to 49.
+        policy_servers: Processes that run the checkpoint's policy for all workers.
+        batch: Most observations that one of them decides on at once.
+        retries: Further tries of an episode that the simulator broke off.
+        step_seconds: A simulator that takes longer for one step or frame is killed and replaced.
+        videos: Episodes of each task that are filmed, the first ones.
+        resume: Go on with the finished episodes that `out` holds; false: run all anew.
+        exported: What exported weights do not say themselves.
     """
 
     checkpoint: str | None = None
@@ -47,6 +93,13 @@ class EvalCommandConfig:
     workers: int = 1
     out: str | None = None
     seed: int = 0
+    policy_servers: int = 1
+    batch: int = 8
+    retries: int = 2
+    step_seconds: float = 60.0
+    videos: int = 4
+    resume: bool = True
+    exported: ExportedConfig = field(default_factory=ExportedConfig)
 
 
 @dataclass
@@ -74,12 +127,16 @@ class CollectConfig:
 
 @dataclass
 class ImagineConfig:
-    """`worldvla imagine`: a world-model rollout beside the truth.
+    """`worldvla imagine`: world-model rollouts beside the truth.
 
     Attributes:
-        checkpoint: Checkpoint folder.
-        episode: Key of the episode in the run's data; null: the first validation episode.
-        frames: Frames to predict.
+        checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
+        episode: Key of an episode in the run's data; null: the first held-out ones.
+        episodes: Held-out episodes to roll out; FVD needs many.
+        frames: Frames to predict of each; WorldVLA's scores are over 10 and 50.
+        batch: Episodes that are dreamt side by side.
+        lpips_weights: AlexNet's weights as torchvision publishes them; null: LPIPS is not computed.
+        fvd_network: I3D as TorchScript (`i3d_torchscript.pt`); null: FVD is not computed.
         temperature: Of the image codes' choice; 0 takes the likeliest, as the published evaluation does.
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Of the draws at a temperature above 0.
@@ -88,7 +145,11 @@ class ImagineConfig:
 
     checkpoint: str = "???"
     episode: str | None = None
+    episodes: int = 1
     frames: int = 8
+    batch: int = 16
+    lpips_weights: str | None = None
+    fvd_network: str | None = None
     temperature: float = 0.0
     guidance: float = 1.0
     seed: int = 0

@@ -12,6 +12,7 @@ import jinja2
 
 from data.errors import InputError
 from eval import report_media as media
+from eval import report_training as training
 from eval import report_view as view
 from eval.run_folder import RunFolder, mapping, read_run
 
@@ -25,18 +26,26 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: The folder is no run folder, a file in it is damaged, or it cannot be written.
     """
     run = read_run(Path(run_dir))
-    page = run.path / REPORT_NAME
+    return write_page(run.path / REPORT_NAME, render(run))
+
+
+def write_page(page: Path, text: str) -> Path:
+    """Write a page, whole or not at all, and return its path.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     partial = page.with_suffix(".html.tmp")
     try:
-        partial.write_text(render(run), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(page)
     except OSError as error:
         raise InputError(f"{page}: cannot write the report ({error.strerror}); free the folder") from error
     return page
 
 
-def render(run: RunFolder) -> str:
-    """The page as text."""
+def template(name: str) -> jinja2.Template:
+    """A template of this package; it escapes whatever is put into it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("eval"),
         autoescape=True,
@@ -44,16 +53,24 @@ def render(run: RunFolder) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template(name)
+
+
+def render(run: RunFolder) -> str:
+    """The page as text."""
     videos, left_out = media.videos(run)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         run={"name": run.name, "lead": view.lead(run)},
         figures=view.figures(run),
-        charts=view.learning_charts(run),
-        history=[view.event_sentence(event) for event in run.events],
+        charts=training.learning_charts(run),
+        history=training.history(run),
+        speed=training.speed_charts(run),
+        stragglers=training.straggler_rows(run),
         success=view.success_chart(run),
         evaluations=[view.evaluation_row(evaluation) for evaluation in run.evaluations],
         evaluation_notes=view.evaluation_notes(run),
         tasks=view.task_rows(run),
+        failures=view.failure_rows(run),
         videos=videos,
         videos_left_out=left_out,
         imagined=media.imagined(run),

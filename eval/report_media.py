@@ -34,11 +34,14 @@ class Imagined:
 
 
 def videos(run: RunFolder) -> tuple[list[Video], int]:
-    """Rollout videos, newest step first, as many as a page can carry; and how many were left out."""
+    """Rollout videos, as many as a page can carry, and how many were left out.
+
+    The newest step comes first, and of a step the first failing episode of each task.
+    """
     files = [
         (evaluation, file)
         for evaluation in reversed(run.evaluations)
-        for file in sorted(evaluation.folder.glob("*.mp4"))
+        for file in _ordered(evaluation, sorted(evaluation.folder.glob("*.mp4")))
         if file.name in _videos_of(evaluation)
     ]
     shown: list[Video] = []
@@ -66,6 +69,13 @@ def imagined(run: RunFolder) -> Imagined | None:
     for key, unit in (("psnr", " dB"), ("ssim", "")):
         if (value := number(results, key)) is not None:
             caption.append(f"{key.upper()} {format_number(value)}{unit} over {len(frames)} frames")
+    for horizon in rows(results, "horizons"):
+        found = [
+            f"{key.upper()} {format_number(value)}"
+            for key in ("fvd", "psnr", "ssim", "lpips")
+            if (value := number(horizon, key)) is not None
+        ]
+        caption.append(f"over the first {number(horizon, 'frames') or 0:.0f} frames {', '.join(found)}")
     return Imagined(
         picture=_data_url(picture, "image/png"),
         caption=", ".join(caption),
@@ -87,6 +97,16 @@ def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Serie
         (float(i), v) for i, frame in enumerate(frames, start=1) if (v := number(frame, key)) is not None
     ]
     return Series(label, points, tone, dots=True)
+
+
+def _ordered(evaluation: Evaluation, files: Sequence[Path]) -> list[Path]:
+    """First failures first."""
+    first: dict[object, object] = {}
+    for row in rows(evaluation.results, "per_episode"):
+        if not row.get("success") and row.get("video"):
+            first.setdefault(row.get("task"), row.get("video"))
+    failing = set(first.values())
+    return sorted(files, key=lambda file: (file.name not in failing, file.name))
 
 
 def _videos_of(evaluation: Evaluation) -> set[object]:

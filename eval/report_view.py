@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.charts import Chart, Mark, Series, format_number, line_chart
+from eval.charts import Chart, Series, format_number, line_chart
+from eval.published import published_rates
+from eval.report_training import layout
 from eval.run_folder import Evaluation, Json, RunFolder, mapping, number, rows
+
+_MOST_FAILURES = 12
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,20 @@ class TaskRow:
 
     task: str
     successes: str
+    interval: str
+    steps: str
     episodes: str
     errors: int
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """An episode of the last evaluation that was not solved."""
+
+    task: str
+    initial_state: str
+    outcome: str
+    video: str
 
 
 def lead(run: RunFolder) -> str:
@@ -50,9 +66,9 @@ def lead(run: RunFolder) -> str:
     tokens = number(run.summary, "tokens") or number(last, "tokens")
     if tokens:
         parts.append(f"{format_number(tokens)} tokens")
-    layout = mapping(run.summary, "parallel")
-    if layout:
-        parts.append(f"last on {_layout(layout)}")
+    parallel = mapping(run.summary, "parallel")
+    if parallel:
+        parts.append(f"last on {layout(parallel)}")
     return ", ".join(parts) + "."
 
 
@@ -76,53 +92,6 @@ def figures(run: RunFolder) -> list[Figure]:
     if mfu is not None:
         shown.append(Figure("Model FLOPs utilisation", f"{100 * mfu:.1f}", "%", "of the devices' peak"))
     return shown
-
-
-def learning_charts(run: RunFolder) -> list[Chart]:
-    """Curves over steps, with every resume marked."""
-    placed = [(number(event, "step"), _event_label(event)) for event in run.events]
-    marks = [Mark(step, label) for step, label in placed if step is not None]
-    percent = 100.0
-    charts = [
-        line_chart(
-            "Loss of actions", "nats a token", [_curve(run, "loss_action", "cross-entropy", 1)], marks=marks
-        ),
-        line_chart(
-            "Loss of images", "nats a token", [_curve(run, "loss_image", "cross-entropy", 2)], marks=marks
-        ),
-        line_chart(
-            "Token accuracy",
-            "%",
-            [
-                _curve(run, "accuracy_action", "actions", 1, percent),
-                _curve(run, "accuracy_image", "images", 2, percent),
-            ],
-            marks=marks,
-            y_range=(0.0, 100.0),
-        ),
-        line_chart(
-            "Gradient norm", "before clipping", [_curve(run, "gradient_norm", "global", 3)], marks=marks
-        ),
-        line_chart("Learning rate", "", [_curve(run, "learning_rate", "peak group", 4)], marks=marks),
-        line_chart(
-            "Time of a step",
-            "s",
-            [_curve(run, "step_time", "whole step", 1), _curve(run, "data_wait", "waiting for data", 2)],
-            marks=marks,
-        ),
-    ]
-    return [chart for chart in charts if chart is not None]
-
-
-def event_sentence(event: Json) -> str:
-    """What happened, in a sentence."""
-    step = number(event, "step")
-    at = f" at step {_whole(step)}" if step is not None else ""
-    before, after = mapping(event, "parallel_before"), mapping(event, "parallel")
-    text = f"{str(event.get('event', 'event')).capitalize()}{at}"
-    if before and after and before != after:
-        return f"{text}: {_layout(before)} before, {_layout(after)} after."
-    return f"{text} on {_layout(after)}." if after else f"{text}."
 
 
 def success_chart(run: RunFolder) -> Chart | None:
@@ -158,6 +127,10 @@ def evaluation_notes(run: RunFolder) -> list[str]:
         )
     if any((number(e.results, "errors") or 0) > 0 for e in run.evaluations):
         notes.append("Episodes that ended in a simulator error are counted as errors, not as failures.")
+    for suite in sorted({_suite(e) for e in run.evaluations}):
+        if rates := published_rates(suite):
+            listed = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in rates.items())
+            notes.append(f"Published on {suite}: {listed}.")
     return notes
 
 
@@ -173,6 +146,8 @@ def task_rows(run: RunFolder) -> list[TaskRow]:
         TaskRow(
             task=str(row.get("instruction") or row.get("task", "")),
             successes=_whole(number(row, "successes")),
+            interval=interval_text(row),
+            steps=_whole(steps) if (steps := number(row, "mean_steps_to_success")) is not None else "-",
             episodes=_whole(number(row, "episodes")),
             errors=int(number(row, "errors") or 0),
         )
@@ -180,21 +155,40 @@ def task_rows(run: RunFolder) -> list[TaskRow]:
     ]
 
 
-def _curve(run: RunFolder, key: str, label: str, tone: int, factor: float = 1.0) -> Series:
-    values = [(float(line["step"]), number(line, key)) for line in run.steps]
-    return Series(label, [(step, factor * value) for step, value in values if value is not None], tone)
+def failure_rows(run: RunFolder) -> list[FailureRow]:
+    """The first failing episodes of the last evaluated step, errors among them: at most one a task."""
+    if not run.evaluations:
+        return []
+    found: dict[tuple[str, float | None], FailureRow] = {}
+    for evaluation in run.evaluations:
+        if evaluation.step != run.evaluations[-1].step:
+            continue
+        names = {
+            number(row, "number"): str(row.get("instruction", ""))
+            for row in rows(evaluation.results, "per_task")
+        }
+        for row in rows(evaluation.results, "per_episode"):
+            task = number(row, "task")
+            if row.get("success") or (_suite(evaluation), task) in found:
+                continue
+            error = row.get("error")
+            steps = _whole(number(row, "steps"))
+            found[_suite(evaluation), task] = FailureRow(
+                task=names.get(task) or f"task {_whole(task)}",
+                initial_state=_whole(number(row, "initial_state")),
+                outcome=f"error: {error}" if error else f"not solved in {steps} steps",
+                video=str(row.get("video") or "not filmed"),
+            )
+    return list(found.values())[:_MOST_FAILURES]
 
 
-def _event_label(event: Json) -> str:
-    layout = mapping(event, "parallel")
-    text = str(event.get("event", "event"))
-    return f"{text}, {_layout(layout)}" if layout else text
-
-
-def _layout(parallel: Json) -> str:
-    tensor, data = (_whole(number(parallel, key)) for key in ("tensor", "data"))
-    stage = number(parallel, "zero_stage")
-    return f"TP {tensor} x DP {data}" + (f", ZeRO-{_whole(stage)}" if stage is not None else "")
+def interval_text(results: Json) -> str:
+    """The 95 % interval of a success rate in results or one of their rows."""
+    ends = results.get("wilson_95")
+    if not isinstance(ends, list) or len(ends) != 2:
+        return "-"
+    low, high = (number({"end": end}, "end") for end in ends)
+    return "-" if low is None or high is None else f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
 def _suite(evaluation: Evaluation) -> str:

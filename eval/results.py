@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
+from eval.published import published_rates
 from eval.rollout import EpisodeResult
 from eval.simulator.interface import TaskInfo
 
@@ -28,9 +30,9 @@ class Results:
         policy: What acted: the checkpoint's folder, or `expert`.
         tasks: The tasks that were run.
         episodes: One result an episode, tasks and initial states ascending.
-        videos: Video file of each episode, or None; as many as `episodes`.
         versions: Versions of the simulator's packages.
         standin_assets: Whether some visual assets were stand-ins.
+        horizon: Longest episode in steps; None: the suite's own.
     """
 
     suite: str
@@ -38,9 +40,9 @@ class Results:
     policy: str
     tasks: tuple[TaskInfo, ...]
     episodes: tuple[EpisodeResult, ...]
-    videos: tuple[str | None, ...]
     versions: dict[str, str]
     standin_assets: bool
+    horizon: int | None = None
 
     @property
     def successes(self) -> int:
@@ -75,31 +77,37 @@ class Results:
             "wilson_95": wilson(self.successes, counted),
             "steps_per_second": steps / seconds if seconds else None,
             "per_task": [self._task_row(task) for task in self.tasks],
-            "per_episode": [
-                _episode_row(episode, video)
-                for episode, video in zip(self.episodes, self.videos, strict=True)
-            ],
+            "mean_steps_to_success": _mean_steps(self.episodes),
+            "per_episode": [_episode_row(episode) for episode in self.episodes],
+            "horizon": self.horizon or (self.tasks[0].horizon if self.tasks else None),
             "seeds": sorted({episode.initial_state for episode in self.episodes}),
             "versions": self.versions,
             "standin_assets": self.standin_assets,
+            "published": published_rates(self.suite),
         }
 
     def _task_row(self, task: TaskInfo) -> dict[str, Any]:
         episodes = [episode for episode in self.episodes if episode.task == task.number]
         errors = sum(episode.error is not None for episode in episodes)
-        solved = [episode.steps for episode in episodes if episode.success]
+        solved = sum(episode.success for episode in episodes)
         counted = len(episodes) - errors
         return {
             "number": task.number,
             "task": task.name,
             "instruction": task.instruction,
             "episodes": len(episodes),
-            "successes": len(solved),
+            "successes": solved,
             "errors": errors,
-            "success_rate": len(solved) / counted if counted else None,
-            "wilson_95": wilson(len(solved), counted),
-            "mean_steps_to_success": sum(solved) / len(solved) if solved else None,
+            "success_rate": solved / counted if counted else None,
+            "wilson_95": wilson(solved, counted),
+            "mean_steps_to_success": _mean_steps(episodes),
         }
+
+
+def _mean_steps(episodes: Sequence[EpisodeResult]) -> float | None:
+    """Steps that the solved episodes took, on average."""
+    solved = [episode.steps for episode in episodes if episode.success]
+    return sum(solved) / len(solved) if solved else None
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -123,37 +131,61 @@ def write_results(results: Results, folder: Path) -> Path:
 
 
 def results_table(results: Results) -> Table:
-    """Success by task, with 95 % intervals, for the console."""
+    """Success by task with 95 % intervals, and what others published, for the console."""
     content = results.to_json()
     table = Table(title=f"{results.suite}: {results.policy}", title_justify="left", caption_justify="left")
-    if results.standin_assets:
-        table.caption = (
-            "some meshes or textures are stand-ins: not comparable with published rates to the digit"
-        )
-    for name, justify in (("task", "left"), ("success", "right"), ("95 %", "right"), ("errors", "right")):
-        table.add_column(name, justify="left" if justify == "left" else "right")
+    table.caption = _caption(results)
+    table.add_column("task")
+    for name in ("success", "rate", "95 %", "steps to success", "errors"):
+        table.add_column(name, justify="right")
     rows: Sequence[dict[str, Any]] = content["per_task"]
     for row in rows:
         table.add_row(row["instruction"], *_cells(row))
     if len(rows) > 1:
         table.add_section()
         table.add_row("all", *_cells(content))
+    if content["published"]:
+        table.add_section()
+        for model, rate in content["published"].items():
+            table.add_row(f"[dim]published: {model}", "", f"[dim]{100 * rate:.1f} %", "", "", "")
     return table
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
+def _caption(results: Results) -> str | None:
+    """What a reader must know before comparing the numbers."""
+    notes = []
+    if results.standin_assets:
+        notes.append("some assets are stand-ins: not comparable with published rates to the digit")
+    if results.errors:
+        first = next(episode for episode in results.episodes if episode.error is not None)
+        notes.append(
+            f"{results.errors} episodes ended in an error and count neither way, first task {first.task}, "
+            f"initial state {first.initial_state}: {first.error}"
+        )
+    return escape("; ".join(notes)) or None
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     low, high = row["wilson_95"]
-    success = f"{row['successes']}/{row['episodes'] - row['errors']}"
-    return success, f"{100 * low:.0f}-{100 * high:.0f} %", str(row["errors"])
+    rate, steps = row["success_rate"], row["mean_steps_to_success"]
+    return (
+        f"{row['successes']}/{row['episodes'] - row['errors']}",
+        "-" if rate is None else f"{100 * rate:.1f} %",
+        f"{100 * low:.0f}-{100 * high:.0f} %",
+        "-" if steps is None else f"{steps:.0f}",
+        str(row["errors"]),
+    )
 
 
-def _episode_row(episode: EpisodeResult, video: str | None) -> dict[str, Any]:
+def _episode_row(episode: EpisodeResult) -> dict[str, Any]:
     return {
         "task": episode.task,
         "initial_state": episode.initial_state,
         "success": episode.success,
         "steps": episode.steps,
         "error": episode.error,
+        "attempts": episode.attempts,
         "seconds": round(episode.seconds, 3),
-        "video": video,
+        "actions_sha256": episode.actions_sha256,
+        "video": episode.video,
     }

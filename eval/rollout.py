@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +34,10 @@ class EpisodeResult:
             success nor a failure of the policy.
         seconds: Wall time.
         frames: Frames of the video, uint8 [192, 192, 3] each; empty where none was wanted.
+        video: Name of the video's file; None where it was not written.
+        attempts: Tries that it took; more than one where a simulator broke down.
+        actions_sha256: Of all actions that were executed, little-endian float64: equal where two episodes
+            were the same to the last bit.
     """
 
     task: int
@@ -41,10 +47,22 @@ class EpisodeResult:
     error: str | None
     seconds: float
     frames: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+    video: str | None = None
+    attempts: int = 1
+    actions_sha256: str = ""
+
+
+def _nothing() -> None:
+    """A heart that nobody listens to."""
 
 
 def run_episode(
-    simulator: Simulator, policy: Policy, initial_state: int, horizon: int | None = None, video: bool = False
+    simulator: Simulator,
+    policy: Policy,
+    initial_state: int,
+    horizon: int | None = None,
+    video: bool = False,
+    beat: Callable[[], None] = _nothing,
 ) -> EpisodeResult:
     """Run one episode until success or the horizon, executing each chunk open loop.
 
@@ -54,6 +72,7 @@ def run_episode(
         initial_state: Where it starts.
         horizon: Longest episode in steps; None takes the suite's.
         video: Keep every second frame of the agent camera.
+        beat: Called before every step and every frame, so that a simulator that hangs is noticed.
 
     Raises:
         InputError: The policy's chunk does not fit into the horizon.
@@ -65,7 +84,7 @@ def run_episode(
             "raise horizon"
         )
     started = time.monotonic()
-    episode = _Episode(simulator, policy, horizon, video)
+    episode = _Episode(simulator, policy, horizon, video, beat)
     error = None
     try:
         simulator.reset(initial_state)
@@ -81,18 +100,23 @@ def run_episode(
         error=error,
         seconds=time.monotonic() - started,
         frames=episode.video_frames,
+        actions_sha256=episode.actions.hexdigest(),
     )
 
 
 class _Episode:
     """An episode in progress."""
 
-    def __init__(self, simulator: Simulator, policy: Policy, horizon: int, video: bool) -> None:
+    def __init__(
+        self, simulator: Simulator, policy: Policy, horizon: int, video: bool, beat: Callable[[], None]
+    ) -> None:
         self._simulator, self._policy, self._horizon, self._video = simulator, policy, horizon, video
+        self._beat = beat
         self._seen: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
         self.video_frames: list[NDArray[np.uint8]] = []
         self.steps = 0
         self.success = False
+        self.actions = hashlib.sha256()
 
     def run(self) -> None:
         """Act until success or the horizon."""
@@ -106,7 +130,9 @@ class _Episode:
                 if position > 0 and position > self._policy.chunk - self._policy.history:
                     self._look()
                 self._film()
+                self._beat()
                 self._simulator.step(action)
+                self.actions.update(np.asarray(action, "<f8").tobytes())
                 self.steps += 1
                 self.success = self._simulator.success
                 if self.success:
@@ -116,10 +142,12 @@ class _Episode:
     def _look(self) -> None:
         """Draw a frame that the policy will see."""
         if self._policy.history > 0:
+            self._beat()
             self._seen.append(self._simulator.render(self._policy.camera, self._policy.pixels))
 
     def _film(self, last: bool = False) -> None:
         if self._video and (last or self.steps % VIDEO_STRIDE == 0):
+            self._beat()
             self.video_frames.append(self._simulator.render(AGENT_CAMERA, VIDEO_PIXELS))
 
     def _observation(self) -> Observation:

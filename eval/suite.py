@@ -2,72 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig
+from eval.journal import Journal
 from eval.output import writable_folder
-from eval.policy import ExpertPolicy, Policy
+from eval.policy_source import named_policy
+from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
+from eval.pool.pool import Pool
 from eval.results import Results, write_results
-from eval.rollout import VIDEO_STRIDE, EpisodeResult, run_episode
-from eval.simulator.interface import EVALUATION_STATES, TaskInfo
-from eval.simulator.registry import open_suite, select_tasks
-from eval.video import write_video
-from eval.workers import Executor, Workers, kept_simulator
-
-Progress = Callable[[int, int], None]
-"""Called with (episodes done, episodes in all)."""
-
-EXPERT = "expert"
-VIDEOS_PER_TASK = 4
-_CONTROL_FREQUENCY = 20  # steps a second of simulated time
+from eval.rollout import EpisodeResult
+from eval.simulator.interface import EVALUATION_STATES, Suite
+from eval.simulator.registry import open_suite as open_registered
+from eval.simulator.registry import select_tasks
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyName:
-    """Names a policy so that another process can load it: `expert`, or a checkpoint's folder."""
+class Tally:
+    """How far an evaluation is.
 
-    name: str
+    Attributes:
+        done: Episodes with a result.
+        wanted: Episodes in all.
+        successes: Solved ones among those done.
+        errors: Those among them that the simulator broke off.
+    """
 
-    def load(self) -> Policy:
-        """Load the policy.
+    done: int
+    wanted: int
+    successes: int
+    errors: int
 
-        Raises:
-            InputError: The checkpoint cannot be used.
-        """
-        if self.name == EXPERT:
-            return ExpertPolicy()
-        from eval.checkpoint_policy import CheckpointPolicy  # imports torch
-
-        return CheckpointPolicy(Path(self.name))
+    def __str__(self) -> str:
+        counted = self.done - self.errors
+        text = f"success {self.successes}/{counted}"
+        text += f" ({self.successes / counted:.0%})" if counted else ""
+        return f"{text}, {self.errors} errors" if self.errors else text
 
 
-def evaluate_command(config: EvalCommandConfig, progress: Progress | None = None) -> Results:
-    """`worldvla eval`: run the named policy and write `results.json` and the videos.
+Progress = Callable[[Tally], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What an evaluation may take.
+
+    Attributes:
+        workers: Simulator processes.
+        policy_servers: Processes that run the policy.
+        batch: Most observations that one of them is given at once.
+        retries: Further tries of an episode that the simulator broke off.
+        limits: Seconds after which a process that does not get on is replaced.
+    """
+
+    workers: int = 1
+    policy_servers: int = 1
+    batch: int = 8
+    retries: int = 2
+    limits: TimeLimits = field(default_factory=TimeLimits)
+
+
+def evaluate_command(
+    config: EvalCommandConfig, progress: Progress | None = None, open_suite: OpenSuite = open_registered
+) -> Results:
+    """`worldvla eval`: run the named policy and write `results.json` and the videos; see `evaluate`.
 
     Raises:
         InputError: Bad settings, missing simulator parts, unusable checkpoint.
     """
-    name, step, out = _named(config)
+    policy, step, out = named_policy(config)
     return evaluate(
-        name,
+        policy,
         config.suite,
         tasks=config.tasks,
         episodes=config.episodes,
         out=out,
         step=step,
         horizon=config.horizon,
-        workers=config.workers,
+        resources=Resources(
+            config.workers,
+            config.policy_servers,
+            config.batch,
+            config.retries,
+            TimeLimits(step=config.step_seconds),
+        ),
         first_state=config.seed,
+        videos=config.videos,
+        resume=config.resume,
+        open_suite=open_suite,
         progress=progress,
     )
 
 
 def evaluate(
-    policy: PolicyName,
+    policy: PolicySource,
     suite: str,
     *,
     tasks: list[int] | None,
@@ -75,12 +106,17 @@ def evaluate(
     out: Path,
     step: int | None = None,
     horizon: int | None = None,
-    workers: int = 1,
+    resources: Resources | None = None,
     first_state: int = 0,
-    executor: Executor | None = None,
+    videos: int = 4,
+    resume: bool = True,
+    open_suite: OpenSuite = open_registered,
     progress: Progress | None = None,
 ) -> Results:
     """Run a policy on a suite and write `results.json` and the videos into `out`.
+
+    Episodes that `out` already holds of the same policy, suite, horizon and versions are not run again,
+    except those that ended in an error.
 
     Args:
         policy: What acts.
@@ -90,101 +126,108 @@ def evaluate(
         out: Folder for results and videos.
         step: Optimiser step of the checkpoint, for the results.
         horizon: Longest episode; None takes the suite's.
-        workers: Simulator processes; 1 runs everything in this process.
+        resources: Processes and their limits; None: the smallest.
         first_state: First initial state.
-        executor: Runs the episodes elsewhere (a cluster's workers); None: `workers` local processes.
+        videos: Episodes of each task that are filmed, the first ones.
+        resume: Go on with the episodes that are there.
+        open_suite: Opens the suite, in any process.
         progress: Is told of each finished episode.
 
     Raises:
         InputError: Bad settings, missing simulator parts, unusable checkpoint.
+        PolicyFailedError: The policy raised an exception.
     """
+    resources = resources or Resources()
     opened = open_suite(suite)
     numbers = select_tasks(opened, tasks)
-    _check(episodes, workers, first_state, horizon)
-    units = [
-        (policy, suite, number, first_state + i, horizon, i < VIDEOS_PER_TASK)
+    _check(episodes, resources, first_state, horizon, videos)
+    journal = Journal(writable_folder(out), _identity(policy, opened, horizon), resume)
+    known = journal.done()
+    specs = [
+        EpisodeSpec(
+            suite,
+            number,
+            first_state + i,
+            horizon or opened.tasks[number].horizon,
+            out if i < videos else None,
+        )
         for number in numbers
         for i in range(episodes)
     ]
-    writable_folder(out)
-    results: list[EpisodeResult] = []
-    videos: list[str | None] = []
-    with nullcontext(executor) if executor is not None else Workers(workers) as pool:
-        for done, result in enumerate(pool.map(run_unit, units), start=1):
-            videos.append(_write_video(out, opened.tasks[result.task], result))
-            result.frames.clear()
-            results.append(result)
-            if progress is not None:
-                progress(done, len(units))
+    found = {key: known[key] for spec in specs if (key := (spec.task, spec.initial_state)) in known}
+    missing = [spec for spec in specs if (spec.task, spec.initial_state) not in found]
+    _tell(progress, found, len(specs))
+    for result in _run(policy, missing, resources, open_suite):
+        journal.add(result)
+        found[result.task, result.initial_state] = result
+        _tell(progress, found, len(specs))
     outcome = Results(
         suite=suite,
         step=step,
         policy=policy.name,
         tasks=tuple(opened.tasks[number] for number in numbers),
-        episodes=tuple(results),
-        videos=tuple(videos),
+        episodes=tuple(found[key] for key in sorted(found)),
         versions=opened.versions(),
         standin_assets=opened.standin_assets,
+        horizon=horizon,
     )
     write_results(outcome, out)
     return outcome
 
 
-_loaded: dict[PolicyName, Policy] = {}
+def _run(
+    policy: PolicySource, specs: list[EpisodeSpec], resources: Resources, open_suite: OpenSuite
+) -> Iterator[EpisodeResult]:
+    if not specs:
+        return
+    with Pool(
+        policy,
+        resources.workers,
+        resources.policy_servers,
+        resources.batch,
+        resources.retries,
+        resources.limits,
+        open_suite,
+    ) as pool:
+        yield from pool.run(specs)
 
 
-def run_unit(
-    policy: PolicyName, suite: str, task: int, initial_state: int, horizon: int | None, video: bool
-) -> EpisodeResult:
-    """One episode in this process, whose policy and simulator are kept for the next one."""
-    if policy not in _loaded:
-        _loaded.clear()
-        _loaded[policy] = policy.load()
-    return run_episode(kept_simulator(suite, task), _loaded[policy], initial_state, horizon, video)
+def _identity(policy: PolicySource, suite: Suite, horizon: int | None) -> dict[str, object]:
+    """All that the outcome of an episode depends on."""
+    return {
+        "policy": policy.identity(),
+        "suite": suite.name,
+        "horizon": horizon,
+        "versions": suite.versions(),
+        "standin_assets": suite.standin_assets,
+    }
 
 
-def _named(config: EvalCommandConfig) -> tuple[PolicyName, int | None, Path]:
-    """Policy, step of its checkpoint and folder for the results."""
-    if (config.checkpoint is None) == (config.policy is None):
-        raise InputError("eval: give one of checkpoint=FOLDER and policy=expert")
-    if config.checkpoint is None:
-        if config.policy != EXPERT:
-            raise InputError(f"policy={config.policy}: expected {EXPERT}; or give checkpoint=FOLDER")
-        if config.out is None:
-            raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
-        return PolicyName(EXPERT), None, Path(config.out)
-    checkpoint = Path(config.checkpoint)
-    if not checkpoint.is_dir():
-        raise InputError(
-            f"checkpoint={checkpoint}: no such folder; expected runs/<name>/checkpoints/step_..."
-        )
-    step = step_of(checkpoint)
-    beside = checkpoint.resolve().parent.parent / "eval" / checkpoint.resolve().name
-    return PolicyName(str(checkpoint)), step, Path(config.out) if config.out else beside
+def _tell(progress: Progress | None, found: dict[tuple[int, int], EpisodeResult], wanted: int) -> None:
+    if progress is not None:
+        successes = sum(result.success for result in found.values())
+        errors = sum(result.error is not None for result in found.values())
+        progress(Tally(len(found), wanted, successes, errors))
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """Step in a checkpoint's name (`step_00000100`); None for another name."""
-    prefix, _, digits = checkpoint.resolve().name.partition("_")
-    return int(digits) if prefix == "step" and digits.isdecimal() else None
-
-
-def _check(episodes: int, workers: int, first_state: int, horizon: int | None) -> None:
-    for name, value in (("episodes", episodes), ("workers", workers), ("horizon", horizon)):
+def _check(episodes: int, resources: Resources, first_state: int, horizon: int | None, videos: int) -> None:
+    at_least_one = {
+        "episodes": episodes,
+        "horizon": horizon,
+        "workers": resources.workers,
+        "policy_servers": resources.policy_servers,
+        "batch": resources.batch,
+    }
+    for name, value in at_least_one.items():
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: expected at least 1")
+    for name, value in {"retries": resources.retries, "videos": videos}.items():
+        if value < 0:
+            raise InputError(f"{name}={value}: expected at least 0")
+    if resources.limits.step <= 0:
+        raise InputError(f"step_seconds={resources.limits.step}: expected more than 0")
     if first_state < 0 or first_state + episodes > EVALUATION_STATES:
         raise InputError(
             f"episodes={episodes} from seed={first_state}: evaluation has initial states 0 to "
             f"{EVALUATION_STATES - 1}; ask for fewer episodes"
         )
-
-
-def _write_video(out: Path, task: TaskInfo, result: EpisodeResult) -> str | None:
-    """Write the episode's video, if it was filmed, and return its file name."""
-    if not result.frames:
-        return None
-    outcome = "error" if result.error is not None else "success" if result.success else "failure"
-    name = f"{task.name}_state_{result.initial_state:02d}_{outcome}.mp4"
-    write_video(out / name, result.frames, _CONTROL_FREQUENCY // VIDEO_STRIDE)
-    return name

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from data.errors import InputError
+from eval.pool.child import end_with_parent
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
 
@@ -37,14 +34,6 @@ def close_simulators() -> None:
     _kept.clear()
 
 
-class Executor(Protocol):
-    """Calls a function on many arguments, somewhere, and gives the results in order."""
-
-    def map(self, function: Callable[..., R], arguments: Iterable[tuple]) -> Iterator[R]:
-        """Results in the order of `arguments`."""
-        ...
-
-
 class Workers:
     """Calls a function on many arguments, `count` at a time, and gives the results in order.
 
@@ -60,7 +49,7 @@ class Workers:
         if self._count > 1:
             # spawn: a rendering context does not survive a fork
             self._pool = ProcessPoolExecutor(
-                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
             )
         return self
 
@@ -96,18 +85,3 @@ class Workers:
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _end_with_parent() -> None:
-    """Let this process end, without a word, as soon as its parent has: a pool's processes wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C reaches all; the parent speaks for all
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

@@ -8,13 +8,15 @@ from collections.abc import Collection
 import torch
 
 from data.errors import InputError
-from pretrain.config import TrainingConfig
+from pretrain.config import GuardConfig, TrainingConfig
 from pretrain.model.attention.choose import BACKENDS, check_backend
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
 from pretrain.model.transformer import check_divides
-from pretrain.optim import SCHEDULES
-from pretrain.telemetry.sinks import WANDB_MODES
+from pretrain.optim import OPTIMIZERS, SCHEDULES
+from pretrain.telemetry.profile import check_profile_steps
+from pretrain.telemetry.wandb_sink import WANDB_MODES
 
+OFFLOAD_STAGES = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -34,6 +36,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_least("parallel.data", config.parallel.data, 1)
     _check_least("checkpointing.every", config.checkpointing.every, 1)
     _check_least("checkpointing.keep_last", config.checkpointing.keep_last, 1)
+    _check_guard(config.guard)
     _check_least("optim.lr", config.optim.lr, 0)
     _check_least("optim.warmup_steps", config.optim.warmup_steps, 0)
     _check_least("optim.gradient_clipping", config.optim.gradient_clipping, 0)
@@ -59,8 +62,19 @@ def check_training(config: TrainingConfig) -> None:
     _check_choice("model.compile", config.model.compile, COMPILE_CHOICES)
     _check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
     _check_choice("telemetry.wandb", config.telemetry.wandb, WANDB_MODES)
-    _check_choice("parallel.zero_stage", config.parallel.zero_stage, (1, 2, 3))
+    check_profile_steps(config.telemetry.profile_steps)
+    _check_choice("parallel.zero_stage", config.parallel.zero_stage, (0, 1, 2, 3))
+    _check_choice("parallel.offload", config.parallel.offload, OFFLOAD_STAGES)
+    _check_least("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
+    if config.optim.name == "muon":
+        raise InputError(
+            f"optim.name=muon, expected one of {', '.join(OPTIMIZERS)}: Muon needs whole matrices, which "
+            "ZeRO and tensor parallelism cut, and DeepSpeed's changes its momentum before a bad step is known"
+            "; set it to one of them"
+        )
+    _check_choice("optim.name", config.optim.name, OPTIMIZERS)
     _check_layout(config)
+    _check_zero(config)
     if not config.run.name or config.run.name in (".", "..") or "/" in config.run.name:
         raise InputError(
             f"run.name={config.run.name!r}, expected the name of one folder; the folder "
@@ -75,6 +89,14 @@ def check_hardware(config: TrainingConfig, device: torch.device) -> None:
         InputError: Says what was found and what to do.
     """
     check_backend(config.model, device, PRECISIONS[config.trainer.precision])
+
+
+def _check_guard(guard: GuardConfig) -> None:
+    _check_least("guard.spike", guard.spike, 1)
+    _check_least("guard.memory", guard.memory, 2)
+    _check_least("guard.bad_steps", guard.bad_steps, 1)
+    _check_least("guard.rollbacks", guard.rollbacks, 0)
+    _check_least("guard.step_timeout", guard.step_timeout, 0)
 
 
 def _check_layout(config: TrainingConfig) -> None:
@@ -96,6 +118,29 @@ def _check_layout(config: TrainingConfig) -> None:
         raise InputError(
             f"trainer.sequence_length={trainer.sequence_length} does not divide by parallel.tensor="
             f"{parallel.tensor}, as parallel.sequence_parallel=true asks; change one of them"
+        )
+
+
+def _check_zero(config: TrainingConfig) -> None:
+    parallel = config.parallel
+    stages, stage, size = OFFLOAD_STAGES[parallel.offload], parallel.zero_stage, parallel.hpz_partition_size
+    if stage not in stages:
+        raise InputError(
+            f"parallel.offload={parallel.offload}, but parallel.zero_stage={stage}: expected one of "
+            f"{', '.join(map(str, stages))}; change one of them"
+        )
+    if size == 1:
+        return
+    if stage != 3 or parallel.tensor > 1:
+        raise InputError(
+            f"parallel.hpz_partition_size={size}, but parallel.zero_stage={stage} and parallel.tensor="
+            f"{parallel.tensor}: it needs stage 3 and tensor 1 (its groups of neighbouring ranks would mix "
+            "tensor-parallel shares without an error); set it to 1"
+        )
+    if parallel.data % size:
+        raise InputError(
+            f"parallel.hpz_partition_size={size} does not divide parallel.data={parallel.data}; change one "
+            "of them"
         )
 
 

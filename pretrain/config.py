@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data.config import DataConfig
+from data.config import DataConfig, SourceConfig
 from pretrain.model.config import ModelConfig
 
 
@@ -51,15 +51,24 @@ class ParallelConfig:
     Attributes:
         tensor: Tensor-parallel size (megatron).
         data: Data-parallel size.
-        zero_stage: DeepSpeed ZeRO stage; 3 shards parameters, gradients and optimiser state.
+        zero_stage: DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 also gradients, 3 also
+            parameters.
+        offload: What lies in host memory: `none`, `optimizer` (fp32 weights and moments, stages 1 to 3) or
+            `all` (parameters too, stage 3).
+        hpz_partition_size: Ranks of one node that hold a second copy of the parameters, so that the backward
+            pass gathers within the node (ZeRO++ hpZ, stage 3, `tensor` 1); 1: none.
         sequence_parallel: Share out the tokens between tensor-parallel peers where layers are not shared
             out (norms, dropout, residuals): less memory for the same communication.
+        bind_cpus: Keep each rank on the CPUs beside its GPU (`pretrain.parallel.affinity`).
     """
 
     tensor: int = 1
     data: int = 1
     zero_stage: int = 3
+    offload: str = "none"
+    hpz_partition_size: int = 1
     sequence_parallel: bool = False
+    bind_cpus: bool = True
 
 
 @dataclass
@@ -80,21 +89,24 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule.
+    """The optimiser and its schedule.
 
     Attributes:
+        name: `adamw` or `lion` (one moment instead of two; takes a third to a tenth of AdamW's `lr`, and
+            `weight_decay` as many times larger).
         lr: Peak learning rate.
         schedule: `constant`, `cosine` (to `min_lr_ratio`) or `wsd` (warm-up, stable, decay).
         warmup_steps: Linear warm-up from zero.
         warmup_fraction: The same as a share of the schedule's steps, instead of `warmup_steps`; null: not.
         decay_fraction: Last share of the steps in which `wsd` decays linearly.
         min_lr_ratio: Final learning rate of cosine and wsd as a share of the peak.
-        betas: AdamW moment decays.
+        betas: Decays of the moments; Lion's authors take (0.9, 0.99).
         eps: AdamW epsilon.
         weight_decay: On matrices; none on norms and biases.
         gradient_clipping: Largest global gradient norm; 0: not limited.
     """
 
+    name: str = "adamw"
     lr: float = 5e-6
     schedule: str = "constant"
     warmup_steps: int = 0
@@ -117,13 +129,66 @@ class CheckpointingConfig:
             by `worldvla convert import`, or of another run); null: random weights.
         resume: `auto` (newest committed checkpoint of the run folder, if any), `none`, or the path of
             one checkpoint.
-        keep_last: Committed checkpoints to keep; null keeps all.
+        url: Folder or object-store prefix (`s3://bucket/prefix`) for the checkpoints; null: `checkpoints/` of
+            the run folder.
+        keep_last: Newest committed checkpoints to keep; null keeps all.
+        keep_every: Checkpoints of multiples of this step are kept as well; null: not.
+        keep_best: Checkpoints with the highest success rates in their evaluations that are kept as well.
+        await_evaluation: Checkpoints of multiples of this step are kept until their evaluation has left
+            results; 0: none is waited for. `worldvla train` sets it to `eval.every`.
+        attempts: Tries to write a checkpoint before the training ends with an error; an older checkpoint is
+            not touched by a failure.
+        retry_seconds: Wait before the second try, doubled before each further one.
     """
 
     every: int = 1000
     start_from: str | None = None
     resume: str = "auto"
+    url: str | None = None
     keep_last: int | None = None
+    keep_every: int | None = None
+    keep_best: int = 0
+    await_evaluation: int = 0
+    attempts: int = 3
+    retry_seconds: float = 5.0
+
+
+@dataclass
+class GuardConfig:
+    """What is done about bad steps.
+
+    Attributes:
+        spike: A loss this many standard deviations above the mean of the recent ones is a spike; null: no
+            loss is. A loss or gradient norm that is not finite always is a bad step.
+        memory: Steps over which the recent losses are remembered (the decay of their averages); no loss is
+            a spike before that many.
+        bad_steps: Bad steps in a row after which the run goes back to its newest checkpoint and leaves out
+            the batches that led there. Each of them before is left out alone: no weight changes.
+        rollbacks: Times that a run may go back before it ends with an error.
+        step_timeout: Seconds without a finished step after which the stacks of every rank are written to its
+            log and the process ends, so that a supervisor restarts it; 0: never.
+    """
+
+    spike: float | None = None
+    memory: int = 100
+    bad_steps: int = 5
+    rollbacks: int = 2
+    step_timeout: float = 1800.0
+
+
+@dataclass
+class ValidationConfig:
+    """Loss on episodes that are not trained on.
+
+    Attributes:
+        every: Steps between validations; 0: none.
+        batches: Global batches of each split; the same ones every time.
+        splits: Splits of the data set; one without episodes is left out with a line that says so.
+    """
+
+    every: int = 0
+    batches: int = 8
+    splits: list[str] = field(default_factory=lambda: ["val_ind", "val_ood"])
 
 
 @dataclass
@@ -133,10 +198,15 @@ class TelemetryConfig:
     Attributes:
         wandb: `auto` (online when a key is found, else offline), `online`, `offline`, `disabled`.
         project: W&B project.
+        profile: Write a torch profiler trace of some steps of rank 0 to `profile/` of the run folder
+            (`profile=true` on the command line is short for it).
+        profile_steps: Steps to trace, counted from the start of the process (the first is 1).
     """
 
     wandb: str = "auto"
     project: str = "worldvla"
+    profile: bool = False
+    profile_steps: list[int] = field(default_factory=lambda: [4, 5])
 
 
 @dataclass
@@ -151,15 +221,16 @@ class TrainingConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
 
 @dataclass
-class VqConfig:
+class VqConfig(SourceConfig):
     """Settings of `worldvla vq`.
 
     Attributes:
-        source: Folder of LIBERO-layout HDF5 files.
         out: Safetensors file to write.
         steps: Optimiser steps.
         batch_size: Frames a step.
@@ -180,7 +251,6 @@ class VqConfig:
         norm_groups: Groups of the group normalisation.
     """
 
-    source: str = "???"
     out: str = "???"
     steps: int = 2000
     batch_size: int = 16

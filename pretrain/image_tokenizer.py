@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import InputError
-from data.frames import resize_frames
-from data.sources.libero_hdf5 import read_demonstrations
+from data.frames import resize_frames, square_frames
+from data.sources.registry import read_demonstrations
 from data.tokens.image import ImageTokenizer, frames_to_tensor
 from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
@@ -101,11 +101,12 @@ def train_image_tokenizer(config: VqConfig, progress: Progress | None = None) ->
 def read_frames(config: VqConfig) -> list[FrameSet]:
     """Frames of every task and camera below `config.source`, some demonstrations of each held out."""
     taken: dict[tuple[str, str, str], list[NDArray[np.uint8]]] = {}
-    for demonstration in read_demonstrations(config.source):
+    for demonstration in read_demonstrations(config):
         for camera, frames in demonstration.frames.items():
             chosen = np.unique(np.linspace(0, len(frames) - 1, config.frames).round().astype(int))
             key = (demonstration.suite, demonstration.task, camera)
-            taken.setdefault(key, []).append(resize_frames(frames[chosen], config.pixels))
+            square = square_frames(frames[chosen], config.fit)
+            taken.setdefault(key, []).append(resize_frames(square, config.pixels))
     sets: list[FrameSet] = []
     for (suite, task, camera), episodes in sorted(taken.items()):
         if len(episodes) < 2:

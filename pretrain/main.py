@@ -1,7 +1,9 @@
 """`torchrun --nproc-per-node 4 -m pretrain.main experiment=...`: the trainer without Ray.
 
 The same settings as `worldvla train`, the same losses. Nothing is evaluated: run `worldvla eval` on the
-checkpoints. Exit code 2 and one line for what the user can mend.
+checkpoints. Exit codes of a rank, each with one line: 2 for what the user can mend, 1 where the training
+diverged, 85 where it was asked to end (SIGTERM, SIGUSR1) and wrote a checkpoint, 86 where a step hung.
+torchrun itself ends with 1 whatever the code is, and names it in its last lines.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from data.errors import InputError
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
+from pretrain.endings import REQUEUE, DivergedError, PreemptedError
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
 from pretrain.upstream import silence_known_warnings
@@ -50,6 +53,14 @@ def main(arguments: list[str]) -> int:
     except InputError as error:  # perhaps this rank's alone: a shard that only it reads
         _tell(f"error{f' on rank {rank}' if rank else ''}: {error}")
         return 2
+    except DivergedError as error:  # the same on every rank
+        if rank == 0:
+            _tell(f"error: {error}")
+        return 1
+    except PreemptedError as error:
+        if rank == 0:
+            _tell(str(error))
+        return REQUEUE
     return 0
 
 
@@ -69,8 +80,11 @@ def _run(config: TrainingConfig) -> None:
     import torch.distributed as dist
 
     silence_known_warnings()
+    os.environ.setdefault("TORCH_NCCL_ENABLE_TIMING", "1")  # for pretrain.telemetry.waits, before any group
     from pretrain.trainer import train  # seconds of import: only after the settings are known to be right
 
+    if int(os.environ.get("RANK", "0")) == 0:
+        RunFolder.of(config.run).stop_request.unlink(missing_ok=True)  # of an earlier start
     display = Display(config) if int(os.environ.get("RANK", "0")) == 0 else None
     try:
         train(config)
@@ -85,7 +99,8 @@ class Display:
 
     def __init__(self, config: TrainingConfig) -> None:
         """Begin to follow the run of these settings."""
-        from pretrain.telemetry.sinks import ConsoleSink, MetricsTail, Sink
+        from pretrain.telemetry.console import ConsoleSink
+        from pretrain.telemetry.sinks import MetricsTail, Sink
 
         self._config = config
         self._folder = RunFolder.of(config.run)
@@ -101,7 +116,7 @@ class Display:
         self._thread.join()
 
     def _follow(self) -> None:
-        from pretrain.telemetry.sinks import WandbSink
+        from pretrain.telemetry.wandb_sink import WandbSink
 
         wandb_due = True
         while True:

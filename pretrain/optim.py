@@ -1,4 +1,4 @@
-"""Learning-rate schedules and AdamW's parameter groups."""
+"""Learning-rate schedules and the optimisers with their groups of parameters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from data.errors import InputError
 from pretrain.config import OptimConfig
 
 SCHEDULES = ("constant", "cosine", "wsd")
+OPTIMIZERS = ("adamw", "lion")
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -56,10 +58,40 @@ def _decay(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
     return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * fall
 
 
+def build_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, decay_all: bool = False
+) -> torch.optim.Optimizer:
+    """The optimiser of `config.name`. It leaves an update out where its attribute `found_inf` is 1.
+
+    Args:
+        parameters: `module.named_parameters()`.
+        config: Its settings; the learning rate is given anew at each step.
+        decay_all: See `parameter_groups`.
+    """
+    groups = parameter_groups(parameters, config.weight_decay, decay_all)
+    if config.name == "lion":
+        from pretrain.lion import GatedLion  # late: its package takes seconds
+
+        # Parameter by parameter, so that what it computes with is not there for all of them at a time.
+        return GatedLion(groups, lr=config.lr, betas=config.betas, foreach=False)
+    # One kernel a tensor that needs no build, and that reads the flag on the device.
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Names of the tensors that an optimiser of `build_optimizer` keeps of every weight."""
+    return ("exp_avg", "exp_avg_sq") if counts_updates(optimizer) else ("exp_avg",)
+
+
+def counts_updates(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it keeps a count of updates, `step`: AdamW does, for its bias correction; Lion does not."""
+    return isinstance(optimizer, torch.optim.AdamW)
+
+
 def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+    parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decay_all: bool = False
 ) -> list[dict[str, Any]]:
-    """AdamW groups: weight decay on matrices, none on norms and biases.
+    """Groups of the optimiser: weight decay on matrices, none on norms and biases.
 
     The names decide, not the shapes: the q/k norms are matrices [heads, head size], and ZeRO-3 leaves a
     parameter without its shape.
@@ -67,7 +99,10 @@ def parameter_groups(
     Args:
         parameters: `module.named_parameters()`.
         weight_decay: Of the matrices.
+        decay_all: Decay norms and biases too, as the published code does.
     """
+    if decay_all:
+        return [{"params": [parameter for _, parameter in parameters], "weight_decay": weight_decay}]
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in parameters:

@@ -3,9 +3,11 @@
 runs/<name>/
   config.yaml       settings of the newest start
   metrics.jsonl     one JSON object a logged step
+  events.jsonl      what happened, with the time of day: starts, failures, restarts
   summary.json      what came out of it
   checkpoints/      step_00000100/ ...
   tokenizers/       the text and image tokenizer, so that a checkpoint can be used alone
+  action_ranges.json  what the data set's actions were quantised over
   eval/  report.html  wandb/
 """
 
@@ -14,6 +16,8 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +35,16 @@ _MAY_DIFFER = (
     "run.",
     "parallel.",
     "checkpointing.",
+    "data.cache.",
+    "data.retry_seconds",
+    "data.memory_megabytes",
+    "data.prefetch",
+    "data.readers",
     "eval.",
     "cluster.",
     "telemetry.",
+    "validation.",
+    "guard.step_timeout",
     "demo.",
     "trainer.stop_after",
     "trainer.log_every",
@@ -56,6 +67,7 @@ _PACKAGES = (
     "hf-libero",
 )
 _DIFFERENCES_SHOWN = 3
+_WANDB_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def events(self) -> Path:
+        """One JSON object an event, from the first start on."""
+        return self.path / "events.jsonl"
+
+    @property
     def summary(self) -> Path:
         """What came out of the run."""
         return self.path / "summary.json"
@@ -99,13 +116,40 @@ class RunFolder:
         return self.path / "tokenizers"
 
     @property
+    def action_ranges(self) -> Path:
+        """Ranges over which the actions of the data set became tokens: `minimum` and `maximum`, 7 numbers."""
+        return self.path / "action_ranges.json"
+
+    @property
     def report(self) -> Path:
         """The self-contained page."""
         return self.path / "report.html"
 
+    def wandb_run(self, known: str | None = None) -> str:
+        """Id of this run in Weights & Biases, the same at every start; made at the first.
+
+        Args:
+            known: Id to take where the folder has none yet, from a checkpoint that the run goes on from.
+        """
+        file = self.path / "wandb" / "run_id"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, known or secrets.token_hex(4))
+        return file.read_text(encoding="utf-8").strip()
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of the evaluations."""
+        return self.path / "eval"
+
+    @property
+    def stop_request(self) -> Path:
+        """File that asks a training to end with a checkpoint."""
+        return self.path / ".stop"
+
     def evaluation(self, step: int) -> Path:
         """Folder of the evaluation of the checkpoint of a step."""
-        return self.path / "eval" / f"step_{step:08d}"
+        return self.evaluations / f"step_{step:08d}"
 
     def open(self, config: TrainingConfig) -> None:
         """Make the folder for this run, or check that it already is this run's; write `config.yaml`.
@@ -167,6 +211,19 @@ class RunFolder:
             summary = {**self.read_summary(), **parts}
             write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
         return summary
+
+
+def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
+    """Id in Weights & Biases that a checkpoint's metadata give; None if it is another run's, or odd.
+
+    Args:
+        metadata: Of a checkpoint.
+        name: `run.name` of the run that goes on from it.
+    """
+    identity = metadata.get("wandb_run")
+    same = metadata.get("config", {}).get("run", {}).get("name") == name
+    # It becomes part of file names: a checkpoint may come from elsewhere.
+    return identity if same and isinstance(identity, str) and _WANDB_RUN.fullmatch(identity) else None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -26,6 +26,7 @@ from pretrain.model.config import ModelConfig
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
+_SHORT = {"profile": "telemetry.profile"}  # words of the command line for a key that has another place
 _FULL_KEY = re.compile(r"^\s*full_key: (.+)$", re.MULTILINE)
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
         InputError: Unknown key or group file, wrong type, malformed override, or a value that must be
             given and was not.
     """
+    overrides = [_written_out(override, schema) for override in overrides]
     for override in overrides:
         if override.startswith(("+", "~")):
             raise InputError(
@@ -52,7 +54,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
     ConfigStore.instance().store(_SCHEMA, schema)
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            composed = hydra_compose(config_name or _SCHEMA, list(overrides))
+            composed = hydra_compose(config_name or _SCHEMA, overrides)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise _explain(schema_name, schema, error) from error
     return _typed(schema_name, schema, composed)
@@ -119,6 +121,14 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def _written_out(override: str, schema: type) -> str:
+    """An override with its key in full: `profile=true` is `telemetry.profile=true` where there is one."""
+    key, separator, value = override.partition("=")
+    if key not in _SHORT or _SHORT[key] not in keys(schema):
+        return override
+    return f"{_SHORT[key]}{separator}{value}"
+
+
 def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
     unknown = set(composed) - {field.name for field in fields(cast(Any, schema))}
     if unknown:
@@ -126,6 +136,7 @@ def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
         raise InputError(f"{schema_name}: unknown setting {key!r}{nearest(key, list(keys(schema)))}")
     try:
         OmegaConf.resolve(composed)
+        _leave_out_alternatives(schema, composed)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             listed = " ".join(f"{key}=..." for key in missing)
@@ -135,6 +146,17 @@ def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
         raise _explain(schema_name, schema, error) from error
     _tuples(schema_name, settings)
     return cast(T, settings)
+
+
+def _leave_out_alternatives(schema: type, composed: Any) -> None:
+    """Make empty what need not be given: a field with metadata `{"or": other}` whose `other` is given."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        inner, other = hints[field.name], field.metadata.get("or")
+        if isinstance(inner, type) and is_dataclass(inner):
+            _leave_out_alternatives(inner, composed[field.name])
+        elif other is not None and OmegaConf.is_missing(composed, field.name) and composed[other]:
+            composed[field.name] = ""
 
 
 def _tuples(schema_name: str, settings: Any, prefix: str = "") -> None:

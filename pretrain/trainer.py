@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
 
-import torch.distributed as dist
-
-from data.errors import InputError
+from data.contracts import PackedBatch
 from data.stream.loader import TokenStream
-from data.tokens.image import ImageTokenizer
-from data.tokens.text import TextTokenizer
-from pretrain.checkpoint.load import load, load_metadata, load_start
-from pretrain.checkpoint.origin import Origin, choose_origin
+from pretrain.checkpoint.place import place_of
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
+from pretrain.endings import PreemptedError
+from pretrain.guard import GuardState, StepGuard
 from pretrain.optim import learning_rate
+from pretrain.out_of_memory import explained_out_of_memory
+from pretrain.parallel.affinity import bind_near_gpu
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
-from pretrain.run_folder import RunFolder
+from pretrain.preemption import Preemption
+from pretrain.rollback import go_back, tell, too_many
+from pretrain.run_folder import RunFolder, wandb_run_of
 from pretrain.settings import to_mapping
-from pretrain.telemetry.recorder import Recorder, check_finite
-
-IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
-
-T = TypeVar("T")
+from pretrain.start import announce, check_model_fits, on_first_rank, prepare_folder, take_weights
+from pretrain.telemetry.profile import phase
+from pretrain.telemetry.recorder import Recorder
+from pretrain.validation import Validation
+from pretrain.watchdog import Watchdog
 
 
 def train(config: TrainingConfig) -> None:
@@ -39,137 +40,129 @@ def train(config: TrainingConfig) -> None:
     Raises:
         InputError: Settings, data, run folder or checkpoint that this run cannot use.
         CheckpointError: A checkpoint could not be written.
-        DivergedError: Loss or gradient norm is no longer finite.
+        DivergedError: Too many bad steps, and going back did not help.
+        PreemptedError: It was asked to end, and the checkpoint is written.
     """
     check_training(config)
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
     check_hardware(config, groups.device)
+    if config.parallel.bind_cpus and (said := bind_near_gpu(groups.device)):
+        print(f"rank {groups.rank} {said}", flush=True)
     folder = RunFolder.of(config.run)
-    with TokenStream(config.data, config.trainer, config.trainer.seed) as stream:
+    with (
+        explained_out_of_memory(config, groups.device),
+        TokenStream(config.data, config.trainer, config.trainer.seed) as stream,
+        Validation(config, groups) as validation,
+        Preemption(folder.stop_request if groups.rank == 0 else None) as preemption,
+    ):
         check_model_fits(config, stream)
         origin = on_first_rank(lambda: prepare_folder(config, folder, stream))
         engine = Engine.build(config, groups, draw=origin is None)
         before = take_weights(origin, engine, stream)
-        writer = CheckpointWriter(folder.checkpoints, engine, config.checkpointing.keep_last)
-        recorder = Recorder(config, folder, groups, engine.step_count, before["tokens"])
-        resumed_from = announce(recorder, origin, before, config, engine.step_count)
-        last = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
-        while engine.step_count < last:
-            start = time.perf_counter()
-            batches = stream.micro_batches(engine.step_count, groups.data_rank, groups.mesh.data)
-            recorder.fed(batches, seconds=time.perf_counter() - start)
-            rate = learning_rate(config.optim, engine.step_count, config.trainer.steps)
-            result = engine.step(batches, rate)
-            step = engine.step_count
-            recorder.record(step, result, rate)
-            if step % config.checkpointing.every == 0 or step == last:
-                check_finite(step, result)
-                writer.save(step, metadata(config, stream, recorder.total_tokens()))
-                recorder.saved(writer.stall)
-                recorder.summarise(step, resumed_from)
-        writer.wait()
-        recorder.summarise(engine.step_count, resumed_from)
-        recorder.close()
+        with closing(Recorder(config, folder, engine, before["tokens"])) as recorder:
+            loop = _Loop(config, folder, engine, stream, recorder, before)
+            loop.resumed_from = announce(recorder, origin, before, config, engine.step_count)
+            with Watchdog(config.guard.step_timeout, groups.rank) as watchdog:
+                while loop.goes_on:
+                    loop.step(preemption, validation)
+                    watchdog.step_finished()
+            loop.finish()
+    if loop.preempted:
+        raise PreemptedError(f"ended as asked, with a checkpoint of step {engine.step_count}")
 
 
-def metadata(config: TrainingConfig, stream: TokenStream, tokens: int) -> dict[str, Any]:
+class _Loop:
+    """The steps of a training that is set up, each with what belongs to it: guard, validation, checkpoint."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: RunFolder,
+        engine: Engine,
+        stream: TokenStream,
+        recorder: Recorder,
+        before: Mapping[str, Any],
+    ) -> None:
+        self._config, self._folder, self._engine = config, folder, engine
+        self._stream, self._recorder = stream, recorder
+        self._guard = StepGuard(config.guard, engine.groups.device, GuardState.of(before))
+        settings = config.checkpointing
+        self._writer = CheckpointWriter(
+            place_of(settings, folder), engine, settings, folder.evaluations, recorder.event
+        )
+        known = wandb_run_of(before, config.run.name)
+        self._wandb_run = on_first_rank(lambda: folder.wandb_run(known))
+        self._last = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
+        self._stop = False
+        self.resumed_from: str | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is another step to do."""
+        return self._engine.step_count < self._last and not self._stop
+
+    @property
+    def preempted(self) -> bool:
+        """Whether it was asked to end before the last step."""
+        return self._stop and self._engine.step_count < self._last
+
+    def step(self, preemption: Preemption, validation: Validation) -> None:
+        """One optimiser step."""
+        engine, guard, recorder = self._engine, self._guard, self._recorder
+        recorder.begin()
+        batches = self._next_batches()
+        rate = learning_rate(self._config.optim, engine.step_count, self._config.trainer.steps)
+        result = engine.step(batches, rate, guard.judge)
+        step = engine.step_count
+        guard.note(step, result, preemption.asked())
+        recorder.record(step, result, rate)
+        due = step % self._config.checkpointing.every == 0 or step == self._last
+        findings = guard.findings(everything=due)
+        tell(findings, recorder)
+        if too_many(findings, self._config):
+            go_back(self._config, self._folder, engine, guard, self._writer, recorder)
+        elif validation.due(step):
+            recorder.validate(step, validation)
+        self._stop = any(finding.stop for finding in findings)
+        if self._stop or engine.step_count == self._last or (due and not findings[-1].skipped):
+            self._save()
+        recorder.end()
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint and write the summary."""
+        self._writer.wait()
+        if self.preempted:
+            self._recorder.event("preempted", step=self._engine.step_count)
+        self._summarise()
+
+    def _next_batches(self) -> list[PackedBatch]:
+        start = time.perf_counter()
+        with phase("data"):
+            position, groups = self._engine.step_count + self._guard.offset, self._engine.groups
+            batches = self._stream.micro_batches(position, groups.data_rank, groups.mesh.data)
+        self._recorder.fed(batches, seconds=time.perf_counter() - start)
+        return batches
+
+    def _save(self) -> None:
+        with phase("checkpoint"):
+            tokens = self._recorder.total_tokens()
+            content = metadata(self._config, self._stream, self._guard.state(), tokens, self._wandb_run)
+            self._writer.save(self._engine.step_count, content)
+        self._recorder.saved(self._writer.stall)
+        self._summarise()
+
+    def _summarise(self) -> None:
+        self._recorder.summarise(self._engine.step_count, self.resumed_from, self._writer.committed)
+
+
+def metadata(
+    config: TrainingConfig, stream: TokenStream, guard: GuardState, tokens: int, wandb_run: str
+) -> dict[str, Any]:
     """What a checkpoint holds besides weights and moments; the order of the data needs no more."""
-    return {"config": to_mapping(config), "dataset": stream.index.fingerprint, "tokens": tokens}
-
-
-def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
-    """Load what the run goes on from or begins with, if anything.
-
-    Returns:
-        Metadata of the checkpoint that it goes on from; those of a new run otherwise.
-
-    Raises:
-        InputError: It is damaged, of another network, or (to go on from) was trained on other data.
-    """
-    if origin is None:
-        return {"tokens": 0}
-    if not origin.goes_on:
-        load_start(origin.checkpoint, engine)
-        return {"tokens": 0}
-    trained_on = load_metadata(origin.checkpoint).get("dataset")  # none: weights alone, which `load` refuses
-    if trained_on not in (None, stream.index.fingerprint):
-        raise InputError(
-            f"{origin.checkpoint}: was trained on the data set {trained_on[:12]}, data.url="
-            f"{stream.index.url} is {stream.index.fingerprint[:12]}; give the same data, or begin a run of "
-            "another name"
-        )
-    return load(origin.checkpoint, engine)
-
-
-def announce(
-    recorder: Recorder, origin: Origin | None, before: Mapping[str, Any], config: TrainingConfig, step: int
-) -> str | None:
-    """Note in the metrics what the run goes on from or begins with; the former, for the summary."""
-    if origin is None:
-        return None
-    path, parallel = str(origin.checkpoint), asdict(config.parallel)
-    if not origin.goes_on:
-        recorder.event("started", step=step, checkpoint=path, parallel=parallel)
-        return None
-    layout = before["config"]["parallel"]
-    recorder.event("resumed", step=step, checkpoint=path, parallel_before=layout, parallel=parallel)
-    return path
-
-
-def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Origin | None:
-    """Open the run folder, put the tokenizers into it, and choose where the weights come from.
-
-    Raises:
-        InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
-    """
-    origin = choose_origin(config.checkpointing, config.model, folder.checkpoints)
-    folder.open(config)
-    text = TextTokenizer.load(config.data.text_tokenizer)
-    image = ImageTokenizer.load(config.data.image_tokenizer)
-    expected = stream.index.image.tokenizer_sha256
-    if image.sha256 != expected:
-        raise InputError(
-            f"data.image_tokenizer={config.data.image_tokenizer or 'null (the one that ships)'} has checksum "
-            f"{image.sha256[:12]}, the data set was prepared with {expected[:12]}; give that tokenizer"
-        )
-    try:
-        text.save(folder.tokenizers)
-        image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
-    except OSError as error:
-        raise InputError(
-            f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
-            "write to, or free space"
-        ) from error
-    return origin
-
-
-def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
-    """Check that the network is large enough for the samples.
-
-    Raises:
-        InputError: Its vocabulary or its positions are too few.
-    """
-    if stream.vocabulary_size > config.model.vocabulary_size:
-        raise InputError(
-            f"model.vocabulary_size={config.model.vocabulary_size}, but the tokenizer has ids up to "
-            f"{stream.vocabulary_size - 1}; set at least {stream.vocabulary_size}"
-        )
-    if stream.longest_sample > config.model.max_positions:
-        raise InputError(
-            f"model.max_positions={config.model.max_positions}, but samples have up to "
-            f"{stream.longest_sample} tokens; raise it, or lower data.history or data.chunk"
-        )
-
-
-def on_first_rank(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone; every rank gets its result or its InputError."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except InputError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, 0)
-    if outcome[1] is not None:
-        raise InputError(outcome[1])
-    return outcome[0]
+    return {
+        "config": to_mapping(config),
+        "dataset": stream.fingerprint,
+        "tokens": tokens,
+        "guard": guard.stored(),
+        "wandb_run": wandb_run,
+    }

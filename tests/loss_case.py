@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.tokens.action import ActionRanges, decode
+from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_START, ACTION_DIM
 from pretrain.model.loss import LabelKind, LossSettings, label_kinds, label_weights
 
 
@@ -45,8 +47,26 @@ def naive_loss(case: LossCase, settings: LossSettings) -> tuple[Tensor, Tensor, 
     loss = (label_weights(case.labels, settings).double() * entropy).sum() / normaliser[0]
     loss = loss + settings.z_loss * logits.logsumexp(dim=1).square().sum() / normaliser[1]
     gradients = torch.autograd.grad(loss, (hidden, weight))
-    sums = torch.zeros(len(LabelKind), 3, dtype=torch.float64)
+    sums = torch.zeros(len(LabelKind), 4, dtype=torch.float64)
     right = logits.argmax(dim=1) == case.labels
+    distances = naive_distances(logits, case.labels)
     for number, kind in enumerate(label_kinds(case.labels).tolist()):
-        sums[kind] += torch.stack([entropy[number].detach(), torch.tensor(1.0), right[number]])
+        row = [entropy[number].detach(), torch.tensor(1.0), right[number], torch.tensor(distances[number])]
+        sums[kind] += torch.stack(row)
     return loss.detach(), sums, gradients[0], gradients[1]
+
+
+def naive_distances(logits: Tensor, labels: Tensor) -> list[float]:
+    """|decoded - decoded label| with the robot's decoder, of a range from -1 to 1; 0 for other labels."""
+    unit = ActionRanges((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
+
+    def decoded(bin_id: int) -> float:
+        return float(decode([[bin_id] * ACTION_DIM], unit)[0, 0])
+
+    end = ACTION_BIN_START + ACTION_BIN_COUNT
+    found = [0.0] * len(labels)
+    for number, label in enumerate(labels.tolist()):
+        if ACTION_BIN_START <= label < end:
+            bins = logits.detach()[number, ACTION_BIN_START:end]
+            found[number] = abs(decoded(ACTION_BIN_START + int(bins.argmax())) - decoded(label))
+    return found

@@ -14,95 +14,170 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import cast
 
-import h5py  # pyright: ignore[reportMissingTypeStubs]
 import numpy as np
 from numpy.typing import NDArray
 
+from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Demonstration
 from data.errors import InputError
+from data.sources.hdf5 import (
+    Node,
+    attribute,
+    child_dataset,
+    child_group,
+    opened,
+    read_frames,
+    read_numbers,
+)
+from data.sources.interface import DemonstrationReference
 from data.tokens.vocabulary import ACTION_DIM
 
-_Node = Any  # h5py's groups and data sets, whose type stubs leave most members unknown
 _CAMERAS = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
+_LIBERO = "libero_"  # begins the names of its suites
 _SUFFIXES = (".hdf5", ".h5")
 
 
+class LiberoSource:
+    """Reads the HDF5 files of a folder, or one file.
+
+    Args:
+        config: `cameras` maps to names below `obs`; `rotate` false takes frames as they are stored. The
+            layout fixes the names of everything else.
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._source = Path(config.source)
+        self._cameras = config.cameras.chosen()
+        self._rotate = config.rotate
+        for name, value in (("action", config.action), ("state", config.state)):
+            if value is not None:
+                raise InputError(f"{name}={value}: LIBERO's layout fixes this name; leave the setting out")
+
+    def references(self) -> list[DemonstrationReference]:
+        """Every demonstration, by file name, then by number.
+
+        Raises:
+            InputError: Nothing there, no HDF5, no demonstration in a file, or one without steps.
+        """
+        found: list[DemonstrationReference] = []
+        for path in _files(self._source):
+            with opened(path) as file:
+                found += self._list_file(path, file)
+        return found
+
+    def read(self, reference: DemonstrationReference) -> Demonstration:
+        """Read and check one demonstration; frames come out upright.
+
+        Raises:
+            InputError: A part is missing, of the wrong shape, of another length than the actions, or not
+                finite.
+        """
+        where = f"{reference.path}: {reference.item}"
+        with opened(reference.path) as file:
+            data = child_group(file, "data", str(reference.path))
+            convention = attribute(data, "macros_image_convention") or "opengl"
+            demo = child_group(data, reference.item, where)
+            actions = read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
+            views = child_group(demo, "obs", where)
+            steps = len(actions)
+            end_effector = read_numbers(views, "ee_states", 6, where, "position 3 + axis-angle 3", steps)
+            gripper = read_numbers(views, "gripper_states", 2, where, "finger positions", steps)
+            frames: dict[str, NDArray[np.uint8]] = {}
+            for camera, name in self._cameras_of(views).items():
+                stored = read_frames(views, name, where, steps)
+                frames[camera] = stored if self._rotate is False else _upright(stored, convention, where)
+        return Demonstration(
+            key=reference.key,
+            suite=reference.suite,
+            task=reference.task,
+            instruction=reference.instruction,
+            frames=frames,
+            actions=actions,
+            states=np.concatenate([end_effector, gripper], axis=1),
+        )
+
+    def _cameras_of(self, views: Node) -> Mapping[str, str]:
+        """Our name -> theirs. A wrist camera may be absent unless it is asked for."""
+        if self._cameras:
+            return self._cameras
+        return {camera: name for camera, name in _CAMERAS.items() if camera == AGENT_CAMERA or name in views}
+
+    def _list_file(self, path: Path, file: Node) -> list[DemonstrationReference]:
+        data = child_group(file, "data", str(path))
+        names = [name for name in cast("list[str]", list(data)) if re.fullmatch(r"demo_\d{1,9}", name)]
+        if not names:
+            raise InputError(f"{path}: group `data` holds no demo_0, demo_1, ...; expected LIBERO's layout")
+        task = path.stem.removesuffix("_demo")
+        suite = _suite(path, data)
+        instruction = _instruction(path, data)
+        problem = PurePosixPath(attribute(data, "bddl_file_name") or "")
+        if suite.startswith(_LIBERO) and problem.stem == task:
+            instruction = libero_language(task)
+        references: list[DemonstrationReference] = []
+        for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
+            where = f"{path}: {name}"
+            demo = child_group(data, name, where)
+            length = int(child_dataset(demo, "actions", where).shape[0])
+            if not length:
+                raise InputError(f"{where}: no time steps, expected at least one; delete this demonstration")
+            views = child_group(demo, "obs", where)
+            cameras = self._cameras_of(views)
+            for stored in cameras.values():  # told now and not after hours of encoding
+                child_dataset(views, stored, where)
+            references.append(
+                DemonstrationReference(
+                    path, name, f"{task}/{name}", suite, task, instruction, length, tuple(sorted(cameras))
+                )
+            )
+        return references
+
+
 @dataclass(frozen=True, slots=True)
-class DemonstrationReference:
-    """Where one demonstration lies, known without reading its frames.
+class Motion:
+    """What acts a demonstration out again.
 
     Attributes:
-        path: The HDF5 file.
-        group: Its name below `data` (``demo_3``).
-        key, suite, task, instruction: As in `data.contracts.Demonstration`.
-        length: Time steps T.
+        actions: float64 [T, 7].
+        first_physics: Time, positions and velocities of the physics before the first action, float64 [D], as
+            robomimic stores them (`states[0]`).
+        initial_state: Number of the simulator's initial state; 0 where the file tells none.
     """
 
-    path: Path
-    group: str
-    key: str
-    suite: str
-    task: str
-    instruction: str
-    length: int
+    actions: NDArray[np.float64]
+    first_physics: NDArray[np.float64]
+    initial_state: int
 
 
-def list_demonstrations(source: str | Path) -> list[DemonstrationReference]:
-    """Every demonstration of a file or of the files in a folder, by file name, then by number.
+def read_motion(reference: DemonstrationReference) -> Motion:
+    """Read a demonstration without its frames.
 
     Raises:
-        InputError: Nothing there, no HDF5, no demonstration in a file, or one without steps.
+        InputError: Its file does not hold the physical states, or they are broken.
     """
-    found: list[DemonstrationReference] = []
-    for path in _files(Path(source)):
-        with _opened(path) as file:
-            found += _list_file(path, file)
-    return found
-
-
-def read_demonstrations(source: str | Path) -> Iterator[Demonstration]:
-    """The demonstrations of `list_demonstrations`, in its order, one at a time."""
-    for reference in list_demonstrations(source):
-        yield read_demonstration(reference)
-
-
-def read_demonstration(reference: DemonstrationReference) -> Demonstration:
-    """Read and check one demonstration; frames come out upright.
-
-    Raises:
-        InputError: A part is missing, of the wrong shape, of another length than the actions, or not
-            finite.
-    """
-    where = f"{reference.path}: {reference.group}"
-    with _opened(reference.path) as file:
-        data = _group(file, "data", str(reference.path))
-        convention = _attribute(data, "macros_image_convention") or "opengl"
-        demo = _group(data, reference.group, where)
-        actions = _numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
-        views = _group(demo, "obs", where)
-        steps = len(actions)
-        end_effector = _numbers(views, "ee_states", 6, where, "position 3 + axis-angle 3", steps)
-        gripper = _numbers(views, "gripper_states", 2, where, "finger positions", steps)
-        frames = {
-            camera: _upright(_frames(views, name, where, steps), convention, where)
-            for camera, name in _CAMERAS.items()
-            if camera == AGENT_CAMERA or name in views
-        }
-    return Demonstration(
-        key=reference.key,
-        suite=reference.suite,
-        task=reference.task,
-        instruction=reference.instruction,
-        frames=frames,
-        actions=actions,
-        states=np.concatenate([end_effector, gripper], axis=1),
-    )
+    where = f"{reference.path}: {reference.item}"
+    with opened(reference.path) as file:
+        demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
+        read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
+        states = child_dataset(demo, "states", where)
+        if len(states.shape) != 2 or not states.shape[0] or states.dtype.kind != "f":
+            raise InputError(
+                f"{where}: states are {states.dtype} {states.shape}, expected the simulator's [T, D]; "
+                "prepare with replay=false"
+            )
+        first = np.asarray(states[0], np.float64)
+        if not np.isfinite(first).all():
+            raise InputError(f"{where}: states[0] is not finite; delete this demonstration")
+        number = attribute(demo, "initial_state_number") or "0"
+        return Motion(
+            actions=np.asarray(demo["actions"][()], np.float64),
+            first_physics=first,
+            initial_state=int(number) if number.isdecimal() else 0,
+        )
 
 
 def _files(source: Path) -> list[Path]:
@@ -122,46 +197,23 @@ def _files(source: Path) -> list[Path]:
     return paths
 
 
-@contextmanager
-def _opened(path: Path) -> Generator[_Node, None, None]:
-    """Open a file; whatever HDF5 cannot read in it, then or later, is the file's fault."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, TypeError) as error:  # h5py: cut short, broken, a type numpy lacks
-        raise InputError(
-            f"{path}: not a readable HDF5 file ({error}); copy it again or collect it again"
-        ) from error
-
-
-def _list_file(path: Path, file: _Node) -> list[DemonstrationReference]:
-    data = _group(file, "data", str(path))
-    names = [name for name in cast("list[str]", list(data)) if re.fullmatch(r"demo_\d{1,9}", name)]
-    if not names:
-        raise InputError(f"{path}: group `data` holds no demo_0, demo_1, ...; expected LIBERO's layout")
-    task = path.stem.removesuffix("_demo")
-    suite = _suite(path, data)
-    instruction = _instruction(path, data)
-    references: list[DemonstrationReference] = []
-    for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
-        where = f"{path}: {name}"
-        length = int(_dataset(_group(data, name, where), "actions", where).shape[0])
-        if not length:
-            raise InputError(f"{where}: no time steps, expected at least one; delete this demonstration")
-        references.append(
-            DemonstrationReference(path, name, f"{task}/{name}", suite, task, instruction, length)
-        )
-    return references
-
-
-def _suite(path: Path, data: _Node) -> str:
+def _suite(path: Path, data: Node) -> str:
     """Our own attribute, else the folder of the BDDL file (``.../libero_object/<task>.bddl``)."""
-    bddl = _attribute(data, "bddl_file_name") or ""
-    return _attribute(data, "suite") or PurePosixPath(bddl).parent.name or path.absolute().parent.name
+    bddl = attribute(data, "bddl_file_name") or ""
+    return attribute(data, "suite") or PurePosixPath(bddl).parent.name or path.absolute().parent.name
 
 
-def _instruction(path: Path, data: _Node) -> str:
-    text = _attribute(data, "problem_info")
+def libero_language(task: str) -> str:
+    """What LIBERO tells the robot in a task: its name, without the scene that LIBERO-10 and 90 begin with.
+
+    The `problem_info` of LIBERO's files says it in other words for many tasks ("pick the akita black bowl"
+    for "pick up the black bowl"); evaluations, LIBERO's own too, speak the words of the name.
+    """
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ").lower()
+
+
+def _instruction(path: Path, data: Node) -> str:
+    text = attribute(data, "problem_info")
     try:
         found: object = json.loads(text or "")
     except ValueError:
@@ -177,78 +229,6 @@ def _instruction(path: Path, data: _Node) -> str:
             "language_instruction; add it"
         )
     return cleaned
-
-
-def _attribute(group: _Node, name: str) -> str | None:
-    value: object = group.attrs.get(name)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return None if value is None else str(value)
-
-
-def _child(parent: _Node, name: str, kind: type[object], where: str) -> _Node:
-    """A group or data set that lies in this very file (a link could name any file of the machine)."""
-    link: object = parent.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink) or not isinstance(value := parent.get(name), kind):
-        raise InputError(
-            f"{where}: no {kind.__name__.lower()} `{name}`, expected LIBERO's layout (data/demo_i/actions, "
-            "data/demo_i/obs/...); export the demonstration again"
-        )
-    return value
-
-
-def _group(parent: _Node, name: str, where: str) -> _Node:
-    return _child(parent, name, h5py.Group, where)
-
-
-def _dataset(group: _Node, name: str, where: str) -> _Node:
-    dataset = _child(group, name, h5py.Dataset, where)
-    if not dataset.shape or dataset.external or dataset.is_virtual:
-        raise InputError(f"{where}: `{name}` is no array stored in this file; export the demonstration again")
-    return dataset
-
-
-def _numbers(
-    group: _Node, name: str, width: int, where: str, meaning: str, steps: int | None = None
-) -> NDArray[np.float32]:
-    """A [T, width] table of finite numbers as float32."""
-    dataset = _dataset(group, name, where)
-    shape = tuple(int(side) for side in dataset.shape)
-    if len(shape) != 2 or shape[1] != width or dataset.dtype.kind not in "fiu":
-        raise InputError(
-            f"{where}: {name} are {dataset.dtype} {shape}, expected numbers [T, {width}] ({meaning}); "
-            "export the demonstration again"
-        )
-    _check_steps(name, shape[0], steps, where)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite below
-        values = np.asarray(dataset[()], dtype=np.float32)
-    if not np.isfinite(values).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise InputError(
-            f"{where}: {name}[{row}, {column}] is {values[row, column]}, expected a finite number; "
-            "delete or repair this demonstration"
-        )
-    return values
-
-
-def _frames(group: _Node, name: str, where: str, steps: int) -> NDArray[np.uint8]:
-    dataset = _dataset(group, name, where)
-    shape = tuple(int(side) for side in dataset.shape)
-    if len(shape) != 4 or shape[3] != 3 or dataset.dtype != np.uint8 or 0 in shape[1:3]:
-        raise InputError(
-            f"{where}: {name} is {dataset.dtype} {shape}, expected uint8 [T, height, width, 3]; "
-            "export the demonstration again"
-        )
-    _check_steps(name, shape[0], steps, where)
-    return np.asarray(dataset[()], dtype=np.uint8)
-
-
-def _check_steps(name: str, found: int, steps: int | None, where: str) -> None:
-    if steps is not None and found != steps:
-        raise InputError(
-            f"{where}: {name} has {found} time steps but actions has {steps}; expected equal lengths, "
-            "delete or export this demonstration again"
-        )
 
 
 def _upright(frames: NDArray[np.uint8], convention: str, where: str) -> NDArray[np.uint8]:

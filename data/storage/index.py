@@ -1,7 +1,8 @@
 """The index of a data set: what is in which shard, and how it was made.
 
-`index.json` is written last and as a whole, so a data set without it is not there yet. Everything in it
-is checked on reading; an episode is checked against its checksum whenever it is fetched.
+`index.json` is written last and as a whole, so a data set without it is not there yet. It names the file
+with the columns of the episodes (`data.storage.table`) and its checksum. Everything in both is checked on
+reading; an episode is checked against its checksum whenever it is fetched.
 """
 
 from __future__ import annotations
@@ -15,15 +16,30 @@ from functools import cached_property
 from data.contracts import Episode
 from data.errors import InputError
 from data.stats import Statistics
+from data.storage.cache import EpisodeCache
+from data.storage.mapped import map_object
 from data.storage.records import Record
-from data.storage.shards import check_key, decode_episode
+from data.storage.retries import RETRY_SECONDS
+from data.storage.shards import COMPRESSIONS, decode_episode, expand_episode
 from data.storage.store import Store, open_store
+from data.storage.table import SPLITS, EpisodeEntry, EpisodeTable, Task
 from data.tokens.action import ActionRanges
+from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 INDEX_FILE = "index.json"
-SCHEMA = 1
-SPLITS = ("train", "val_ind", "val_ood")
-_LARGEST_EPISODE = 1 << 32  # bytes
+SCHEMA = 3
+_PLAIN_SCHEMA = 2  # of data sets without compression, which older programs read, too
+_MEMBER_OVERHEAD = 256  # bytes of a member's npy header, or of the names in the JSON, at most
+__all__ = [
+    "INDEX_FILE",
+    "SCHEMA",
+    "SPLITS",
+    "DatasetIndex",
+    "EpisodeEntry",
+    "EpisodeTable",
+    "ImageFormat",
+    "read_episode",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +60,6 @@ class ImageFormat:
     tokenizer_sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class EpisodeEntry:
-    """One episode: bytes [offset, offset + size) of `shard` are its members.
-
-    Attributes:
-        key: Unique within the data set.
-        shard: Object name below the data set's URL.
-        offset, size: Byte range, multiples of 512.
-        sha256: Of that range.
-        length: Time steps T.
-        suite, task, instruction: As in `data.contracts.Episode`.
-        split: One of `SPLITS`.
-    """
-
-    key: str
-    shard: str
-    offset: int
-    size: int
-    sha256: str
-    length: int
-    suite: str
-    task: str
-    instruction: str
-    split: str
-
-
 @dataclass(frozen=True)
 class DatasetIndex:
     """Everything about a data set but its frames.
@@ -80,15 +70,21 @@ class DatasetIndex:
         action_ranges: Ranges that actions are quantised over.
         statistics: `actions` and `states` of the training split.
         episodes: In the order of the shards.
-        url: Where it was loaded from; not part of its identity.
+        compression: Of the members of its episodes, one of `data.storage.shards.COMPRESSIONS`.
+        url: Where it was loaded from; not part of its identity, as what follows.
+        retry_seconds: How long requests there are tried again.
+        cache: Where its episodes are kept once they are read; None: nowhere.
     """
 
     image: ImageFormat
     cameras: tuple[str, ...]
     action_ranges: ActionRanges
     statistics: Mapping[str, Statistics]
-    episodes: tuple[EpisodeEntry, ...]
+    episodes: EpisodeTable
+    compression: str = COMPRESSIONS[0]
     url: str = field(default="", compare=False)
+    retry_seconds: float = field(default=RETRY_SECONDS, compare=False)
+    cache: EpisodeCache | None = field(default=None, compare=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,11 +95,11 @@ class DatasetIndex:
     @cached_property
     def store(self) -> Store:
         """The place the data set was loaded from."""
-        return open_store(self.url)
+        return open_store(self.url, self.retry_seconds)
 
-    def split(self, name: str) -> tuple[EpisodeEntry, ...]:
+    def split(self, name: str) -> EpisodeTable:
         """The episodes of one of `SPLITS`."""
-        return tuple(entry for entry in self.episodes if entry.split == name)
+        return self.episodes.split(name)
 
     def to_json(self) -> bytes:
         """The content of `index.json`."""
@@ -111,25 +107,33 @@ class DatasetIndex:
         return (json.dumps(content, indent=1) + "\n").encode()
 
     def save(self, url: str) -> None:
-        """Write `index.json` below `url`, as a whole."""
-        open_store(url).write(INDEX_FILE, self.to_json())
+        """Write the columns of the episodes below `url`, then `index.json`, each as a whole."""
+        store = open_store(url)
+        store.write(self.episodes.file, self.episodes.to_bytes())
+        store.write(INDEX_FILE, self.to_json())
 
     @classmethod
-    def load(cls, url: str) -> DatasetIndex:
+    def load(
+        cls, url: str, retry_seconds: float = RETRY_SECONDS, cache: EpisodeCache | None = None
+    ) -> DatasetIndex:
         """Read and check `index.json` below `url`.
+
+        Args:
+            url: Folder or object-store prefix.
+            retry_seconds: How long requests there are tried again, now and later.
+            cache: Where its episodes will be kept.
 
         Raises:
             InputError: There is none, another schema wrote it, or something in it does not hold.
         """
-        store = open_store(url)
+        store = open_store(url, retry_seconds)
         if not store.exists(INDEX_FILE):
             raise InputError(f"{store.url}: no {INDEX_FILE} there; make the data set with `worldvla prepare`")
         where = f"{store.url}/{INDEX_FILE}"
         record = Record.parse(store.read(INDEX_FILE), where)
-        if record.integer("schema") != SCHEMA:
-            raise InputError(
-                f"{where}: schema {record.integer('schema')}, this program reads {SCHEMA}; prepare it again"
-            )
+        schema = record.integer("schema")
+        if schema not in (_PLAIN_SCHEMA, SCHEMA):
+            raise InputError(f"{where}: schema {schema}, this program reads {SCHEMA}; prepare it again")
         index = cls(
             image=_read_image(record.record("image")),
             cameras=tuple(record.texts("cameras")),
@@ -138,11 +142,12 @@ class DatasetIndex:
                 maximum=record.record("action_ranges").numbers("maximum"),
             ),
             statistics=_read_statistics(record.record("statistics")),
-            episodes=tuple(_read_entry(item) for item in record.records("episodes")),
+            episodes=_read_episodes(store, record),
+            compression=record.text("compression", COMPRESSIONS) if schema == SCHEMA else COMPRESSIONS[0],
             url=url,
+            retry_seconds=retry_seconds,
+            cache=cache,
         )
-        if len({entry.key for entry in index.episodes}) != len(index.episodes):
-            raise InputError(f"{where}: an episode key comes twice; prepare the data set again")
         if index.fingerprint != record.text("fingerprint"):
             raise InputError(
                 f"{where}: fingerprint {record.text('fingerprint')[:12]} but the content gives "
@@ -151,30 +156,32 @@ class DatasetIndex:
         return index
 
     def _content(self) -> dict[str, object]:
+        plain = self.compression == COMPRESSIONS[0]
         return {
-            "schema": SCHEMA,
+            "schema": _PLAIN_SCHEMA if plain else SCHEMA,
+            **({} if plain else {"compression": self.compression}),
             "image": asdict(self.image),
             "cameras": list(self.cameras),
             "action_ranges": asdict(self.action_ranges),
             "statistics": {name: asdict(value) for name, value in sorted(self.statistics.items())},
-            "episodes": [asdict(entry) for entry in self.episodes],
+            "episodes": {"file": self.episodes.file, "sha256": self.episodes.sha256},
+            "shards": list(self.episodes.shards),
+            "tasks": [asdict(task) for task in self.episodes.tasks],
         }
 
 
 def read_episode(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
-    """Fetch one episode with one range request and check it.
+    """Take one episode from the cache, or fetch it with one range request, and check it.
 
     Raises:
         InputError: Missing, cut short, changed, or not what the index says; the message names shard,
             episode and offset.
     """
     try:
-        content = index.store.read_range(entry.shard, entry.offset, entry.size)
-        found = hashlib.sha256(content).hexdigest()
-        if found != entry.sha256:
-            raise InputError(
-                f"sha256 {found[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
-            )
+        if index.cache is None:
+            content = _fetch(index, entry)
+        else:
+            content = index.cache.get(entry.sha256, lambda: _fetch(index, entry))
         episode = decode_episode(content)
         _check_episode(index, entry, episode)
     except InputError as error:
@@ -182,6 +189,26 @@ def read_episode(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
             f"{index.url}: shard {entry.shard}, episode {entry.key}, offset {entry.offset}: {error}"
         ) from error
     return episode
+
+
+def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> bytes:
+    """The members of an episode, verified and without compression."""
+    content = index.store.read_range(entry.shard, entry.offset, entry.size)
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry.sha256:
+        raise InputError(
+            f"sha256 {found[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
+        )
+    if index.compression == COMPRESSIONS[0]:
+        return content
+    return expand_episode(content, _most_bytes(index, entry))
+
+
+def _most_bytes(index: DatasetIndex, entry: EpisodeEntry) -> int:
+    """Bytes that the members of an episode of this length have at most."""
+    step = 2 * len(index.cameras) * index.image.rows * index.image.columns + 4 * (ACTION_DIM + STATE_DIM)
+    texts = 12 * (len(entry.suite) + len(entry.task) + len(entry.instruction))  # JSON may escape each letter
+    return entry.length * step + texts + (len(index.cameras) + 3) * _MEMBER_OVERHEAD
 
 
 def _check_episode(index: DatasetIndex, entry: EpisodeEntry, episode: Episode) -> None:
@@ -220,16 +247,21 @@ def _read_statistics(record: Record) -> dict[str, Statistics]:
     }
 
 
-def _read_entry(record: Record) -> EpisodeEntry:
-    return EpisodeEntry(
-        key=check_key(record.text("key")),
-        shard=record.text("shard"),
-        offset=record.integer("offset"),
-        size=record.integer("size", 1, _LARGEST_EPISODE),
-        sha256=record.text("sha256"),
-        length=record.integer("length", 1),
-        suite=record.text("suite"),
-        task=record.text("task"),
-        instruction=record.text("instruction"),
-        split=record.text("split", SPLITS),
-    )
+def _read_episodes(store: Store, record: Record) -> EpisodeTable:
+    part = record.record("episodes")
+    name = part.text("file")
+    content = map_object(store, name)
+    where = f"{store.url}/{name}"
+    found = hashlib.sha256(content).hexdigest()
+    if found != part.text("sha256"):
+        raise InputError(
+            f"{where}: sha256 {found[:12]}, expected {part.text('sha256')[:12]}; copy the file or prepare "
+            "the data set again"
+        )
+    tasks = [
+        Task(suite=task.text("suite"), task=task.text("task"), instruction=task.text("instruction"))
+        for task in record.records("tasks")
+    ]
+    table = EpisodeTable.parse(content, where, record.texts("shards"), tasks)
+    table.sha256 = found
+    return table

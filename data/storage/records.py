@@ -46,6 +46,13 @@ class Record:
             raise self._wrong(name, f"an integer from {low} to {high}")
         return value
 
+    def number(self, name: str, above: float = -_LARGEST) -> float:
+        """A finite number larger than `above`."""
+        value = self._fields.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value <= _LARGEST:
+            raise self._wrong(name, "a finite number" if above == -_LARGEST else f"a number above {above:g}")
+        return float(value)
+
     def numbers(self, name: str) -> tuple[float, ...]:
         """A list of finite numbers."""
         values = self._list(name)
@@ -67,6 +74,15 @@ class Record:
     def records(self, name: str) -> list[Record]:
         """A list of nested objects."""
         return [self._of(value, f"{self._where}: {name}[{i}]") for i, value in enumerate(self._list(name))]
+
+    def members(self, name: str) -> dict[str, Record]:
+        """A nested object whose every member is an object."""
+        fields = self.record(name)._fields
+        return {key: self._of(value, f"{self._where}: {name}: {key[:80]}") for key, value in fields.items()}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the object has a field of this name."""
+        return name in self._fields
 
     @classmethod
     def _of(cls, value: object, where: str) -> Record:

@@ -7,6 +7,8 @@ An episode is a run of neighbouring members, so one range request fetches it::
     <key>.states.npy            float32 [T, 8]
     <key>.json                  suite, task, instruction
 
+With compression `zstd` each `.npy` member is one zstd frame and named `.npy.zst`.
+
 The bytes depend on the episodes alone (no times, no owners), and a shard is named after its content, so
 writing a data set again never changes a shard that an older index points to.
 """
@@ -24,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
 from data.contracts import Episode
@@ -43,6 +46,9 @@ _NPY_HEADER = re.compile(
 )
 _LONGEST_KEY = 150  # ustar keeps 155 bytes of folders and 100 of the last part with its suffix
 _LONGEST_LAST_PART = 40
+_ZSTD_LEVEL = 3
+_ZSTD_SUFFIX = ".zst"
+COMPRESSIONS = ("none", "zstd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +80,26 @@ def check_key(key: str) -> str:
 class ShardWriter:
     """Gathers episodes in memory and writes a shard whenever the next would exceed `limit` bytes."""
 
-    def __init__(self, store: Store, limit: int) -> None:
-        """Write to `store`; a single episode larger than `limit` gets a shard of its own."""
+    def __init__(
+        self, store: Store, limit: int | None, first: int = 0, compression: str = COMPRESSIONS[0]
+    ) -> None:
+        """Write to `store`; a single episode larger than `limit` gets a shard of its own.
+
+        Without a limit there is one shard; `first` is the number that the first one gets. `compression` is
+        one of `COMPRESSIONS`.
+        """
         self._store = store
+        self._compression = compression
         self._limit = limit
         self._pending: list[bytes] = []
         self._locations: list[Location] = []
-        self._shards = 0
+        self._shards = first
 
     def add(self, episode: Episode) -> None:
         """Append an episode to the shard that is being gathered."""
-        block = encode_episode(episode)
-        if self._pending and sum(map(len, self._pending)) + len(block) > self._limit:
+        block = encode_episode(episode, self._compression)
+        too_much = self._limit is not None and sum(map(len, self._pending)) + len(block) > self._limit
+        if self._pending and too_much:
             self._flush()
         self._pending.append(block)
 
@@ -108,22 +122,49 @@ class ShardWriter:
         self._pending = []
 
 
-def encode_episode(episode: Episode) -> bytes:
-    """The members of one episode, without the end-of-archive marker.
+def encode_episode(episode: Episode, compression: str = COMPRESSIONS[0]) -> bytes:
+    """The members of one episode, without the end-of-archive marker; one of `COMPRESSIONS`.
 
     Raises:
         InputError: The key or a camera's name cannot name a member.
     """
     key = check_key(episode.key)
     parts: list[bytes] = []
+    arrays: dict[str, NDArray[Any]] = {}
     for camera in sorted(episode.codes):
         if not _CAMERA.fullmatch(camera):
             raise InputError(f"camera name {camera[:80]!r} is not made of lower-case letters, digits and _")
-        parts += _member(f"{key}.codes.{camera}.npy", _npy(episode.codes[camera].astype("<u2")))
-    parts += _member(f"{key}.actions.npy", _npy(episode.actions.astype("<f4")))
-    parts += _member(f"{key}.states.npy", _npy(episode.states.astype("<f4")))
+        arrays[f"codes.{camera}"] = episode.codes[camera].astype("<u2")
+    arrays["actions"] = episode.actions.astype("<f4")
+    arrays["states"] = episode.states.astype("<f4")
+    for name, array in arrays.items():
+        payload = _npy(array)
+        if compression == "zstd":
+            frame = zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(payload)
+            parts += _member(f"{key}.{name}.npy{_ZSTD_SUFFIX}", frame)
+        else:
+            parts += _member(f"{key}.{name}.npy", payload)
     meta = {"suite": episode.suite, "task": episode.task, "instruction": episode.instruction}
     parts += _member(f"{key}.json", json.dumps(meta, sort_keys=True).encode())
+    return b"".join(parts)
+
+
+def expand_episode(content: bytes, most: int) -> bytes:
+    """The members of one episode as they would be without compression.
+
+    Args:
+        content: Members of an episode with compression `zstd`.
+        most: Bytes that all members together may have.
+
+    Raises:
+        InputError: A member is no zstd frame, or there would be more.
+    """
+    parts: list[bytes] = []
+    for name, payload in _members(content):
+        if name.endswith(_ZSTD_SUFFIX):
+            name, payload = name.removesuffix(_ZSTD_SUFFIX), _decompress(name, payload, most)
+        most -= len(payload)
+        parts += _member(name, payload)
     return b"".join(parts)
 
 
@@ -180,6 +221,17 @@ def _members(content: bytes) -> Iterator[tuple[str, bytes]]:
             raise InputError(f"member {info.name[:200]!r} is no plain file that fits into its episode")
         yield info.name, content[offset : offset + info.size]
         offset += info.size + -info.size % _BLOCK
+
+
+def _decompress(name: str, frame: bytes, most: int) -> bytes:
+    """The content of a zstd frame that says how much it is; what it says is checked before it is believed."""
+    try:
+        size = zstandard.frame_content_size(frame)
+        if 0 <= size <= most:
+            return zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise InputError(f"member {name[:200]!r} is no zstd frame ({error})") from error
+    raise InputError(f"member {name[:200]!r} would expand to {size} bytes, expected at most {most}")
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
 from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.contracts import PackedBatch
 from data.errors import InputError
-from data.storage.index import DatasetIndex, EpisodeEntry
-from data.stream.episodes import EpisodeCache, split_entries
-from data.stream.packing import pack, sample_layout
-from data.stream.plan import Kind, Plan
-from data.stream.sequence import (
-    WORLD_TEXT,
-    Sample,
-    action_sample,
-    action_sample_length,
-    action_text,
-    world_sample,
-    world_sample_length,
-)
-from data.tokens.image_block import image_block, image_block_length
+from data.stream.assembly import Assembler
+from data.stream.layout import SourceWindows
+from data.stream.memory import EpisodeMemory
+from data.stream.plan import Plan
+from data.stream.prompts import WORLD, PromptTexts
+from data.stream.sequence import SampleForm
+from data.stream.sources import Source, combined_fingerprint, image_format, open_sources
+from data.stream.windows import WindowTable
+from data.tokens.image_block import image_block_length
 from data.tokens.text import TextTokenizer
 
 
@@ -51,70 +43,59 @@ class BatchShape(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PromptTexts:
-    """Token ids of the prompts' words, each distinct instruction encoded once, int32.
-
-    Attributes:
-        actions: Instruction -> ids of `action_text(instruction)`.
-        world: Ids of `WORLD_TEXT`.
-        vocabulary_size: One more than the largest id that a sample can hold.
-    """
-
-    actions: Mapping[str, NDArray[np.int32]]
-    world: NDArray[np.int32]
-    vocabulary_size: int
-
-    @classmethod
-    def encode(cls, tokenizer: TextTokenizer, entries: Sequence[EpisodeEntry]) -> Self:
-        """Encode the prompts of all `entries`."""
-        return cls(
-            actions={
-                instruction: np.array(tokenizer.encode(action_text(instruction)), np.int32)
-                for instruction in {entry.instruction for entry in entries}
-            },
-            world=np.array(tokenizer.encode(WORLD_TEXT), np.int32),
-            vocabulary_size=tokenizer.size,
-        )
-
-
 class TokenStream:
     """Packed batches of one split; the same for the same step, whatever was asked before.
 
-    One thread prepares the next step while the current one trains; use as a context manager, or call
+    One thread prepares the next steps while the current one trains; use as a context manager, or call
     `close`, to end it.
 
     Args:
-        config: Where the data set is and how samples are cut.
+        config: Where the data sets are and how samples are cut.
         trainer: Shape of the batches.
         seed: Of the order.
         split: One of `data.storage.index.SPLITS`.
+
+    Attributes:
+        plan: The order.
+        fingerprint: Checksum of the data sets that are trained on together.
+        image: How their frames became codes.
+        place: Their URLs, for messages.
+        action_ranges: Ranges over which the actions of the first data set became tokens.
+        vocabulary_size: One more than the largest possible token id: what the model's vocabulary must hold.
 
     Raises:
         InputError: No data set there, a setting that it cannot serve, or sequences too short for it.
     """
 
     def __init__(self, config: DataConfig, trainer: BatchShape, seed: int, split: str = "train") -> None:
-        _check_settings(config, trainer)
-        self.index = DatasetIndex.load(config.url)
-        self._episodes = EpisodeCache(self.index, split, config.camera)
-        tokenizer = TextTokenizer.load(config.text_tokenizer)
-        self._texts = PromptTexts.encode(tokenizer, self._episodes.entries)
-        self.plan = _make_plan(self.index, self._episodes.entries, self._texts, config, trainer, seed)
-        self._config = config
-        self._trainer = trainer
+        self.plan, sources, texts, form = _open(config, trainer, seed, split)
+        self.fingerprint, self.image = combined_fingerprint(sources), image_format(sources)
+        self.action_ranges = sources[0].index.action_ranges
+        self.place = ", ".join(source.index.url for source in sources)
+        self.vocabulary_size = texts.vocabulary_size
+        self._memory = EpisodeMemory(sources, form, config)
+        self._assembler = Assembler(form, texts, self._memory, trainer.sequence_length)
+        self._micro_batch, self._prefetch = trainer.micro_batch, config.prefetch
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-stream")
         self._ahead: dict[tuple[int, int, int], Future[list[PackedBatch]]] = {}
 
     @property
     def longest_sample(self) -> int:
         """Tokens of the longest possible sample: what the model's `max_positions` must reach."""
-        return max(_longest_samples(self.index, self._texts, self._config))
+        return self.plan.longest_sample
 
     @property
-    def vocabulary_size(self) -> int:
-        """One more than the largest possible token id: what the model's vocabulary must hold."""
-        return self._texts.vocabulary_size
+    def skipped_episodes(self) -> int:
+        """Bad episodes that this rank has left out so far."""
+        return len(self._memory.skipped)
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each data set's windows have been trained on before `step`, over all ranks.
+
+        Returns:
+            `{"<last part of the URL>/action": 1.25, "<last part of the URL>/world": 0.98, ...}`.
+        """
+        return self.plan.epochs(step)
 
     def micro_batches(self, step: int, data_rank: int, data_size: int) -> list[PackedBatch]:
         """What data-parallel rank `data_rank` of `data_size` trains on in optimiser step `step` (from 0).
@@ -128,17 +109,18 @@ class TokenStream:
         Raises:
             InputError: The global batch does not divide by the ranks, or a shard is missing or broken.
         """
-        wanted = (step, data_rank, data_size)
-        following = (step + 1, data_rank, data_size)
-        batches = self._ahead.pop(wanted, None) or self._worker.submit(self._assemble, *wanted)
-        for other in self._ahead.values():  # of a step that is not the next after all
-            other.cancel()
-        self._ahead = {following: self._worker.submit(self._assemble, *following)}
-        return batches.result()
+        wanted = [(step + ahead, data_rank, data_size) for ahead in range(self._prefetch + 1)]
+        for other in self._ahead.keys() - set(wanted):  # of steps that do not come next after all
+            self._ahead.pop(other).cancel()
+        for one in wanted:
+            if one not in self._ahead:
+                self._ahead[one] = self._worker.submit(self._assemble, *one)
+        return self._ahead.pop(wanted[0]).result()
 
     def close(self) -> None:
-        """End the thread; a batch in preparation is finished and dropped."""
+        """End the threads; a batch in preparation is finished and dropped."""
         self._worker.shutdown(cancel_futures=True)
+        self._memory.close()
 
     def __enter__(self) -> Self:
         return self
@@ -150,32 +132,9 @@ class TokenStream:
 
     def _assemble(self, step: int, data_rank: int, data_size: int) -> list[PackedBatch]:
         first, last = self.plan.share(data_rank, data_size)
-        planned = self.plan.step(step, first, last)
-        windows = zip(
-            planned.sequences.tolist(),
-            planned.kinds.tolist(),
-            planned.episodes.tolist(),
-            planned.times.tolist(),
-            strict=True,
-        )
-        rows = [
-            [self._sample(kind, episode, time) for _, kind, episode, time in row]
-            for _, row in groupby(windows, key=lambda window: window[0])
-        ]
-        size = self._trainer.micro_batch or len(rows)
-        length = self._trainer.sequence_length
-        return [pack(rows[i : i + size], length) for i in range(0, len(rows), size)]
-
-    def _sample(self, kind: int, number: int, time: int) -> Sample:
-        episode = self._episodes[number]
-        pixels = self.index.image.pixels
-        if kind == Kind.WORLD:
-            now, following = image_block(episode.codes[time : time + 2], pixels)
-            return world_sample(self._texts.world, now, episode.action_ids[time], following)
-        frames = episode.codes[max(0, time - self._config.history + 1) : time + 1]
-        actions = episode.action_ids[time : time + self._config.chunk]
-        text = self._texts.actions[self._episodes.entries[number].instruction]
-        return action_sample(text, list(image_block(frames, pixels)), actions)
+        whole = self._assembler.assemble(self.plan.step(step, first, last), first, last)
+        size = self._micro_batch or last - first
+        return [whole.rows(i, i + size) for i in range(0, last - first, size)]
 
 
 def plan_ids(
@@ -183,49 +142,90 @@ def plan_ids(
 ) -> dict[str, list[list[int]]]:
     """Which windows each data-parallel rank gets in a step: `{"ranks": [[ids of rank 0], ...]}`.
 
-    Joined over the ranks the ids are the same for any number of them. Ids are unique over both kinds:
-    action windows first, then world windows, each episode by episode (see `plan.PlannedWindows`).
+    Joined over the ranks the ids are the same for any number of them; what they mean: `plan.Plan.ids`.
 
     Raises:
         InputError: As `TokenStream`, or the global batch does not divide by `ranks`.
     """
-    _check_settings(config, trainer)
-    index = DatasetIndex.load(config.url)
-    entries = split_entries(index, split)
-    texts = PromptTexts.encode(TextTokenizer.load(config.text_tokenizer), entries)
-    plan = _make_plan(index, entries, texts, config, trainer, seed)
+    return {"ranks": ids_of_ranks(make_plan(config, trainer, seed, split), step, ranks)}
+
+
+def ids_of_ranks(plan: Plan, step: int, ranks: int) -> list[list[int]]:
+    """The ids of each rank's windows in a step, see `plan.Plan.ids`.
+
+    Raises:
+        InputError: The global batch does not divide by `ranks`.
+    """
     shares = [plan.share(rank, ranks) for rank in range(max(ranks, 1))]
-    return {"ranks": [plan.step(step, *share).ids.tolist() for share in shares]}
+    return [plan.ids(plan.step(step, *share)).tolist() for share in shares]
 
 
-def _make_plan(
-    index: DatasetIndex,
-    entries: Sequence[EpisodeEntry],
-    texts: PromptTexts,
-    config: DataConfig,
-    trainer: BatchShape,
-    seed: int,
-) -> Plan:
-    action, world = _longest_samples(index, texts, config)
-    layout = sample_layout(config.mixture, action, world, trainer.global_batch, trainer.sequence_length)
-    lengths = np.array([entry.length for entry in entries], np.int64)
-    return Plan(lengths, config.chunk, layout, seed, index.fingerprint)
+def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str = "train") -> Plan:
+    """The order alone, without reading an episode.
+
+    Raises:
+        InputError: As `TokenStream`.
+    """
+    return _open(config, trainer, seed, split)[0]
 
 
-def _longest_samples(index: DatasetIndex, texts: PromptTexts, config: DataConfig) -> tuple[int, int]:
-    """Tokens of the longest action and the longest world sample."""
-    image = image_block_length(index.image.rows, index.image.columns)
-    text = max(len(ids) for ids in texts.actions.values())
-    return (
-        action_sample_length(text, image, config.history, config.chunk),
-        world_sample_length(len(texts.world), image),
+def source_windows(sources: Sequence[Source], texts: PromptTexts, form: SampleForm) -> list[SourceWindows]:
+    """The windows of each data set."""
+    lengths = texts.lengths.astype(np.uint16) if texts.lengths.max() < 1 << 16 else texts.lengths
+    return [
+        SourceWindows(
+            name=source.name,
+            weight=source.weight,
+            tables=(
+                WindowTable(
+                    source.steps, form.chunk - 1, form.history, lengths[of_episodes], form.action_length
+                ),
+                WindowTable(
+                    source.steps,
+                    form.predicted,
+                    1,
+                    np.broadcast_to(texts.lengths[WORLD], len(source.steps)),
+                    lambda words, frames: form.world_length(words),
+                ),
+            ),
+        )
+        for source, of_episodes in zip(sources, texts.of_episodes, strict=True)
+    ]
+
+
+def _open(
+    config: DataConfig, trainer: BatchShape, seed: int, split: str
+) -> tuple[Plan, tuple[Source, ...], PromptTexts, SampleForm]:
+    _check_settings(config, trainer)
+    sources = open_sources(config, split)
+    texts = PromptTexts.encode(TextTokenizer.load(config.text_tokenizer), sources)
+    image = image_format(sources)
+    form = SampleForm(
+        image=image_block_length(image.rows, image.columns),
+        views=len(config.cameras),
+        history=config.history,
+        chunk=config.chunk,
+        predicted=config.predicted_frames,
+        state=config.state,
     )
+    plan = Plan(
+        source_windows(sources, texts, form),
+        config.mixture,
+        trainer.global_batch,
+        trainer.sequence_length,
+        seed,
+        combined_fingerprint(sources),
+    )
+    return plan, sources, texts, form
 
 
 def _check_settings(config: DataConfig, trainer: BatchShape) -> None:
     settings = {
         "data.history": config.history,
         "data.chunk": config.chunk,
+        "data.predicted_frames": config.predicted_frames,
+        "data.memory_megabytes": config.memory_megabytes,
+        "data.readers": config.readers,
         "trainer.global_batch": trainer.global_batch,
         "trainer.micro_batch": trainer.micro_batch,
         "trainer.sequence_length": trainer.sequence_length,
@@ -233,3 +233,10 @@ def _check_settings(config: DataConfig, trainer: BatchShape) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
+    for name, value in (
+        ("prefetch", config.prefetch),
+        ("retry_seconds", config.retry_seconds),
+        ("skip_bad_episodes", config.skip_bad_episodes),
+    ):
+        if not value >= 0:
+            raise InputError(f"data.{name} is {value}, expected at least 0")

@@ -1,16 +1,14 @@
-"""Several samples in each sequence: how many of which kind, and how they lie in the arrays."""
+"""Several samples in each sequence: which go together, and how they lie in the arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import MixtureConfig
 from data.contracts import PackedBatch
-from data.errors import InputError
 from data.stream.sequence import Sample
 from data.tokens.vocabulary import IGNORED_LABEL, PADDING
 
@@ -44,88 +42,75 @@ def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
     return PackedBatch(tokens, labels, positions, segments, blocks)
 
 
-def sample_layout(
-    mixture: MixtureConfig, longest_action: int, longest_world: int, sequences: int, sequence_length: int
-) -> NDArray[np.int64]:
-    """How many samples of each kind each sequence of a step holds: the same at every step.
+def fit(lengths: NDArray[np.int64], sequences: int, sequence_length: int) -> NDArray[np.int64] | None:
+    """Into which sequence each sample goes, int64 [N]; None if no way was found to fit them all.
 
-    Planned for the longest samples, so that any samples fit, and as full as the mixture allows while
-    it is exact within the step (weights 1 : 1 give as many action as world samples).
+    Two ways are tried. *Even*: every sequence holds as many samples as every other or one more, the short
+    ones where there is one more, and long beside short. *Best fit decreasing*: each sample, from the
+    longest on, where it leaves the least room. The first is nearly perfect for samples of similar length,
+    the second for different ones. Nothing is ever cut.
 
     Args:
-        mixture: Weights of the kinds.
-        longest_action: Tokens of the longest action sample of the dataset.
-        longest_world: Tokens of the longest world sample.
-        sequences: G, sequences in a step, over all ranks.
+        lengths: int64 [N], the most tokens that each sample may have.
+        sequences: G.
         sequence_length: S, tokens of a sequence.
-
-    Returns:
-        int64 [2, G]: action samples and world samples of each sequence.
-
-    Raises:
-        InputError: A sample is longer than a sequence, or the step is too small for the mixture.
     """
-    action_share = _action_share(mixture)
-    _check_fits("action", longest_action, sequence_length, action_share > 0)
-    _check_fits("world", longest_world, sequence_length, action_share < 1)
-    mean_length = action_share * longest_action + (1 - action_share) * longest_world
-    most = int(sequences * sequence_length / mean_length)
-    exact = action_share.limit_denominator(max(most, 1))
-    if (exact == 0) != (action_share == 0) or (exact == 1) != (action_share == 1):
-        raise _too_small(mixture, sequences, sequence_length, longest_action, longest_world)
-    best: NDArray[np.int64] | None = None
-    fits, fails = 0, most // exact.denominator + 1  # in groups of the smallest exact mixture
-    while fails - fits > 1:
-        groups = (fits + fails) // 2
-        actions = groups * exact.numerator
-        worlds = groups * exact.denominator - actions
-        layout = _spread(actions, worlds, longest_action, longest_world, sequences, sequence_length)
-        fits, fails = (fits, groups) if layout is None else (groups, fails)
-        best = best if layout is None else layout
-    if best is None or not best.sum(axis=0).all():
-        raise _too_small(mixture, sequences, sequence_length, longest_action, longest_world)
-    return best
-
-
-def _spread(
-    actions: int, worlds: int, longest_action: int, longest_world: int, sequences: int, sequence_length: int
-) -> NDArray[np.int64] | None:
-    """Action samples evenly over the sequences, world samples where room is left; None if they do not fit."""
-    edges = np.arange(sequences + 1, dtype=np.int64)
-    actions_of = np.diff(edges * actions // sequences)
-    room_of = (sequence_length - actions_of * longest_action) // longest_world
-    room = int(room_of.sum())
-    if room_of.min() < 0 or worlds > room:
+    if int(lengths.sum()) > sequences * sequence_length or int(lengths.max(initial=0)) > sequence_length:
         return None
-    filled = np.concatenate([[0], np.cumsum(room_of)]) * worlds // max(room, 1)
-    return np.stack([actions_of, np.diff(filled)])
+    order = np.argsort(-lengths, kind="stable")
+    found = _even(lengths, order, sequences, sequence_length)
+    return _best_fit(lengths, order, sequences, sequence_length) if found is None else found
 
 
-def _action_share(mixture: MixtureConfig) -> Fraction:
-    weights = (mixture.action, mixture.world)
-    if not all(np.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:
-        raise InputError(
-            f"mixture weights are action={mixture.action} world={mixture.world}, expected finite numbers "
-            "of at least 0, one of them above 0"
-        )
-    # 0.3 : 0.7 is meant as 3 : 7, not as the neighbouring binary fractions.
-    action, world = (Fraction(w).limit_denominator(1_000_000) for w in weights)
-    return action / (action + world) if action + world else Fraction(1, 2)
+def _even(
+    lengths: NDArray[np.int64], order: NDArray[np.int64], sequences: int, sequence_length: int
+) -> NDArray[np.int64] | None:
+    each, more = divmod(len(lengths), sequences)
+    first = len(lengths) - more * (each + 1)  # from here on: the short samples
+    found = np.empty_like(order)
+    found[order[:first]] = more + _back_and_forth(first, sequences - more)
+    found[order[first:]] = _back_and_forth(len(lengths) - first, more)
+    sums = np.bincount(found, weights=lengths, minlength=sequences)
+    return found if sums.max(initial=0) <= sequence_length else None
 
 
-def _check_fits(kind: str, longest: int, sequence_length: int, used: bool) -> None:
-    if used and longest > sequence_length:
-        raise InputError(
-            f"the longest {kind} sample has {longest} tokens, but trainer.sequence_length is "
-            f"{sequence_length}; raise it to at least {longest}"
-        )
+def _back_and_forth(count: int, width: int) -> NDArray[np.int64]:
+    """0 1 2, 2 1 0, 0 1 2, ...: the columns that dealing out from left to right and back goes through."""
+    row, column = np.divmod(np.arange(count, dtype=np.int64), max(width, 1))
+    return np.where(row % 2, width - 1 - column, column)
 
 
-def _too_small(
-    mixture: MixtureConfig, sequences: int, sequence_length: int, longest_action: int, longest_world: int
-) -> InputError:
-    return InputError(
-        f"{sequences} sequences of {sequence_length} tokens cannot hold samples of up to {longest_action} "
-        f"(action) and {longest_world} (world) tokens at {mixture.action} : {mixture.world} with no "
-        "sequence empty; raise trainer.sequence_length, or choose another trainer.global_batch"
-    )
+def _best_fit(
+    lengths: NDArray[np.int64], order: NDArray[np.int64], sequences: int, sequence_length: int
+) -> NDArray[np.int64] | None:
+    """Samples of one length at once, so that the time depends on how many lengths there are."""
+    found = np.empty_like(order)
+    room = {sequence_length: np.arange(sequences, dtype=np.int64)}  # tokens left -> sequences
+    edges = [0, *(np.flatnonzero(np.diff(lengths[order])) + 1).tolist(), len(order)]
+    for begin, end in pairwise(edges):
+        waiting = order[begin:end]
+        if not len(waiting):
+            continue
+        length = int(lengths[waiting[0]])
+        for left in sorted(tokens for tokens in room if tokens >= length):
+            each = left // length
+            which = room.pop(left)
+            used = -(-len(waiting) // each)
+            taken = np.repeat(which[:used], each)[: len(waiting)]
+            found[waiting[: len(taken)]] = taken
+            counts = np.bincount(np.searchsorted(which[:used], taken), minlength=0)
+            for many in set(counts.tolist()):
+                _add(room, left - many * length, which[: len(counts)][counts == many])
+            _add(room, left, which[used:])
+            waiting = waiting[len(taken) :]
+            if not len(waiting):
+                break
+        if len(waiting):
+            return None
+    return found
+
+
+def _add(room: dict[int, NDArray[np.int64]], left: int, sequences: NDArray[np.int64]) -> None:
+    if len(sequences):
+        held = room.get(left, np.empty(0, np.int64))
+        room[left] = np.sort(np.concatenate([held, sequences]))

@@ -15,48 +15,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 8
+_SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
+_FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 
 
-def permute(positions: NDArray[np.int64], size: int, key: str) -> NDArray[np.int64]:
-    """Where each position goes in the shuffle of 0 .. `size` - 1 that `key` names.
+def round_keys(name: str) -> NDArray[np.uint64]:
+    """The keys of a shuffle, uint64 [8]: those of another name give another order."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8 * _ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+def permute(
+    positions: NDArray[np.int64],
+    sizes: int | NDArray[np.int64],
+    keys: NDArray[np.uint64],
+    tweaks: NDArray[np.uint64] | None = None,
+) -> NDArray[np.int64]:
+    """Where each position goes in its shuffle of 0 .. size - 1. Positions of several shuffles go together.
 
     The same on every machine and release of numpy. Time and memory grow with `len(positions)` only.
 
     Args:
-        positions: int64 [N], in [0, `size`).
-        size: How many numbers are shuffled.
-        key: Any text; another text gives another order.
+        positions: int64 [N], in [0, size).
+        sizes: How many numbers are shuffled: one number, or int64 [N], one for each position.
+        keys: Of the shuffle (`round_keys`), uint64 [8] or, one for each position, [8, N].
+        tweaks: uint64 [N], numbers that name an order too, one for each position; None: 0.
 
     Returns:
-        int64 [N], in [0, `size`): a bijection of the positions.
+        int64 [N], in [0, size): a bijection of the positions.
     """
-    if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < size:
-        raise ValueError(f"positions {positions.min()} to {positions.max()} lie outside 0 to {size - 1}")
-    rows = np.uint64(isqrt(max(size - 1, 0)) + 1)
-    columns = np.uint64(-(-size // int(rows)))
-    digest = hashlib.blake2b(key.encode(), digest_size=8 * _ROUNDS).digest()
-    round_keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-    result = _shuffle_grid(positions.astype(np.uint64), rows, columns, round_keys)
-    outside = np.flatnonzero(result >= np.uint64(size))
+    if bool(np.any((positions < 0) | (positions >= sizes))):
+        raise ValueError(f"positions {positions.min()} to {positions.max()} lie outside their shuffle")
+    size = np.broadcast_to(np.asarray(sizes, np.uint64), positions.shape)
+    rows, columns = _grid(size)
+    keys = np.broadcast_to(keys.T, (len(positions), _ROUNDS)).T
+    keys = keys if tweaks is None else keys ^ tweaks
+    result = _shuffle_grid(positions.astype(np.uint64), rows, columns, keys)
+    outside = np.flatnonzero(result >= size)
     while len(outside):
-        result[outside] = _shuffle_grid(result[outside], rows, columns, round_keys)
-        outside = outside[result[outside] >= np.uint64(size)]
+        result[outside] = _shuffle_grid(result[outside], rows[outside], columns[outside], keys[:, outside])
+        outside = outside[result[outside] >= size[outside]]
     return result.astype(np.int64)
 
 
+def _grid(sizes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Rows and columns of the grid of each size: floor of the root of size - 1, plus 1; then what is needed.
+
+    There are few different sizes, and whole numbers are exact where floats are not.
+    """
+    distinct, of = np.unique(sizes, return_inverse=True)
+    rows = [isqrt(max(size - 1, 0)) + 1 for size in distinct.tolist()]
+    columns = [-(-size // row) for size, row in zip(distinct.tolist(), rows, strict=True)]
+    return np.array(rows, np.uint64)[of], np.array(columns, np.uint64)[of]
+
+
 def _shuffle_grid(
-    numbers: NDArray[np.uint64], rows: np.uint64, columns: np.uint64, round_keys: NDArray[np.uint64]
+    numbers: NDArray[np.uint64],
+    rows: NDArray[np.uint64],
+    columns: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
     """Bijection of 0 .. rows * columns - 1: row and column in turn are shifted by a hash of the other."""
     row, column = numbers // columns, numbers % columns
     for i in range(0, _ROUNDS, 2):
-        row = (row + _mix(column + round_keys[i]) % rows) % rows
-        column = (column + _mix(row + round_keys[i + 1]) % columns) % columns
+        row = (row + mix(column + keys[i]) % rows) % rows
+        column = (column + mix(row + keys[i + 1]) % columns) % columns
     return row * columns + column
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014); uint64 arithmetic wraps."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> _SHIFTS[0])) * _FACTORS[0]
+    x = (x ^ (x >> _SHIFTS[1])) * _FACTORS[1]
+    return x ^ (x >> _SHIFTS[2])

@@ -1,65 +1,32 @@
 """Which windows every sequence of every step holds: a pure function, with nothing stored.
 
-Each kind of sample is an endless stream of its own: all windows of the dataset in a shuffled order,
-then all again in another order, and so on. A step takes the next n of each kind (n is fixed), so
-
-    position = step * n + i        epoch, rest = divmod(position, windows of the kind)
-    window   = shuffle(dataset, seed, kind, epoch)(rest)
-
-Every window comes exactly once an epoch, any step is found without looking at those before it, and
-the number of ranks does not enter: sequences are numbered over the whole step, and a rank takes its
-share of them. Cost and memory: the windows asked for, and one number an episode.
+Each kind of sample of each data set is an endless stream of its own (`slots`), of which every step takes
+the same number; where in the step's sequences they lie is the same for all steps (`layout`). So any step
+is found without looking at those before it, and the number of ranks does not enter: sequences are
+numbered over the whole step, and a rank takes its share of them. Cost: the windows asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.permutation import permute
+from data.stream.layout import KINDS, SourceWindows, plan_layout
+from data.stream.slots import SlotStreams
 
 
 class Kind(IntEnum):
-    """The two kinds of sample; the value is the row in layouts and the order within a sequence."""
+    """The two kinds of sample; the value is the column in layouts and the order within a sequence."""
 
     ACTION = 0
     WORLD = 1
-
-
-@dataclass(frozen=True, slots=True)
-class WindowTable:
-    """The windows of one kind over all episodes, numbered episode by episode.
-
-    Attributes:
-        ends: int64 [E]: number of windows in the episodes up to and with this one.
-    """
-
-    ends: NDArray[np.int64]
-
-    @classmethod
-    def of_actions(cls, lengths: NDArray[np.int64], chunk: int) -> WindowTable:
-        """Windows at time t with all `chunk` actions t .. t + chunk - 1."""
-        return cls(np.cumsum(np.maximum(lengths - chunk + 1, 0), dtype=np.int64))
-
-    @classmethod
-    def of_worlds(cls, lengths: NDArray[np.int64]) -> WindowTable:
-        """Windows at time t with a frame at t + 1."""
-        return cls(np.cumsum(np.maximum(lengths - 1, 0), dtype=np.int64))
-
-    @property
-    def count(self) -> int:
-        """Windows of all episodes."""
-        return int(self.ends[-1]) if len(self.ends) else 0
-
-    def locate(self, windows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Window numbers -> episode and time step of each, both int64."""
-        episodes = np.searchsorted(self.ends, windows, side="right").astype(np.int64)
-        begins = np.where(episodes > 0, self.ends[episodes - 1], 0)
-        return episodes, windows - begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,58 +34,71 @@ class PlannedWindows:
     """Windows in the order of their sequences; every array is int64 [N].
 
     Attributes:
-        ids: Unique over both kinds: action windows first, then world windows.
         sequences: Number of the sequence within the global batch.
         kinds: `Kind` of the sample.
-        episodes: Number of the episode within its split.
+        sources: Number of the data set.
+        episodes: Number of the episode within its data set's split.
         times: Time step t of the window.
     """
 
-    ids: NDArray[np.int64]
     sequences: NDArray[np.int64]
     kinds: NDArray[np.int64]
+    sources: NDArray[np.int64]
     episodes: NDArray[np.int64]
     times: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.sequences)
+
 
 class Plan:
-    """The order of one dataset split for one seed.
+    """The order of one split of one or several data sets for one seed.
 
     Args:
-        lengths: int64 [E], time steps of each episode.
-        chunk: K, actions an action window needs.
-        layout: int64 [2, G], action and world samples of each sequence, from `packing.sample_layout`.
+        sources: The data sets.
+        mixture: Weights of the kinds of sample.
+        sequences: G, sequences in a step, over all ranks.
+        sequence_length: S, tokens of a sequence.
         seed: Names the order; another seed, another order.
-        fingerprint: Of the dataset, so that changed data is not taken for the same order.
+        fingerprint: Of the data, so that changed data is not taken for the same order.
 
     Raises:
-        InputError: The mixture asks for a kind of which the episodes hold no window.
+        InputError: A kind is asked for of which a data set holds no window, or as `layout.plan_layout`.
     """
 
     def __init__(
-        self, lengths: NDArray[np.int64], chunk: int, layout: NDArray[np.int64], seed: int, fingerprint: str
+        self,
+        sources: Sequence[SourceWindows],
+        mixture: MixtureConfig,
+        sequences: int,
+        sequence_length: int,
+        seed: int,
+        fingerprint: str,
     ) -> None:
-        self.windows = (WindowTable.of_actions(lengths, chunk), WindowTable.of_worlds(lengths))
-        self.layout = layout
-        self._key = f"{fingerprint}/{seed}"
-        self._sequence_ends = np.concatenate([np.zeros((2, 1), np.int64), np.cumsum(layout, axis=1)], axis=1)
-        longest = int(lengths.max()) if len(lengths) else 0
-        for kind, needed in ((Kind.ACTION, chunk), (Kind.WORLD, 2)):
-            if self.samples_per_step(kind) and not self.windows[kind].count:
-                raise InputError(
-                    f"no {kind.name.lower()} window in {len(lengths)} episodes of at most {longest} steps, "
-                    f"expected an episode of at least {needed}; prepare longer episodes or change "
-                    "data.chunk or data.mixture"
-                )
+        _check_windows(sources, mixture)
+        self.sources, self.mixture = tuple(sources), mixture
+        self.global_batch, self.sequence_length = sequences, sequence_length
+        self.layout = plan_layout(sources, mixture, sequences, sequence_length)
+        tables = [table for source in sources for table in source.tables]
+        names = [
+            f"{fingerprint}/{seed}/{number}/{kind.name}" for number in range(len(sources)) for kind in Kind
+        ]
+        self._streams = SlotStreams(
+            [table.count for table in tables], self.layout.counts.reshape(-1).tolist(), names
+        )
+        counts = self.layout.counts.reshape(-1)
+        streams = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        slots = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
+        # Within a sequence: actions, then worlds, each data set by data set.
+        order = np.lexsort((slots, streams // KINDS, streams % KINDS, self.layout.sequences))
+        self._streams_of, self._slots = streams[order], slots[order]
+        sizes = np.bincount(self.layout.sequences, minlength=sequences)
+        self._begins = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
-    @property
-    def global_batch(self) -> int:
-        """G, sequences in a step over all ranks."""
-        return self.layout.shape[1]
-
-    def samples_per_step(self, kind: Kind) -> int:
-        """Samples of a kind in every step, over all ranks."""
-        return int(self._sequence_ends[kind, -1])
+    def samples_per_step(self, kind: Kind, source: int | None = None) -> int:
+        """Samples of a kind in every step, over all ranks; of one data set or of all."""
+        column = self.layout.counts[:, kind]
+        return int(column.sum() if source is None else column[source])
 
     def share(self, rank: int, ranks: int) -> tuple[int, int]:
         """First and last (exclusive) sequence of data-parallel rank `rank` of `ranks`.
@@ -141,28 +121,62 @@ class Plan:
         if step < 0:
             raise InputError(f"step is {step}, expected 0 or more")
         last = self.global_batch if last is None else last
-        table = np.concatenate([self._of_kind(kind, step, first, last) for kind in Kind], axis=1)
-        order = np.argsort(table[1], kind="stable")  # within a sequence: actions, then worlds
-        return PlannedWindows(*table[:, order])
+        part = slice(int(self._begins[first]), int(self._begins[last]))
+        streams, slots = self._streams_of[part], self._slots[part]
+        drawn = self._streams.at(step, streams, slots)
+        episodes, times = np.empty_like(slots), np.empty_like(slots)
+        for number in range(KINDS * len(self.sources)):
+            of = np.flatnonzero(streams == number)
+            if len(of):
+                table = self.sources[number // KINDS].tables[number % KINDS]
+                episodes[of], times[of] = table.locate(drawn[of])
+        sizes = np.diff(self._begins[first : last + 1])
+        sequences = np.repeat(np.arange(first, last, dtype=np.int64), sizes)
+        return PlannedWindows(sequences, streams % KINDS, streams // KINDS, episodes, times)
 
-    def _of_kind(self, kind: Kind, step: int, first: int, last: int) -> NDArray[np.int64]:
-        """The windows of one kind, int64 [5, N], rows in the order of `PlannedWindows`."""
-        ends = self._sequence_ends[kind]
-        start, stop = int(ends[first]), int(ends[last])
-        windows = self._stream(kind, step * self.samples_per_step(kind) + start, stop - start)
-        episodes, times = self.windows[kind].locate(windows)
-        ids = windows + (self.windows[Kind.ACTION].count if kind == Kind.WORLD else 0)
-        sequences = np.repeat(np.arange(first, last, dtype=np.int64), self.layout[kind, first:last])
-        return np.stack([ids, sequences, np.full(len(windows), kind, np.int64), episodes, times])
+    def ids(self, windows: PlannedWindows) -> NDArray[np.int64]:
+        """An id for each window, int64 [N], unique over data sets and kinds.
 
-    def _stream(self, kind: Kind, position: int, count: int) -> NDArray[np.int64]:
-        """Windows at `position` .. `position + count - 1` of the kind's endless stream."""
-        size = self.windows[kind].count
-        parts: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        while count:
-            epoch, rest = divmod(position, size)
-            taken = min(count, size - rest)
-            key = f"{self._key}/{kind.name}/{epoch}"
-            parts.append(permute(np.arange(rest, rest + taken, dtype=np.int64), size, key))
-            position, count = position + taken, count - taken
-        return np.concatenate(parts)
+        Data set by data set, first its action windows, then its world windows, each episode by episode.
+        """
+        ids = np.empty_like(windows.times)
+        for number in range(KINDS * len(self.sources)):
+            source, kind = divmod(number, KINDS)
+            of = np.flatnonzero((windows.sources == source) & (windows.kinds == kind))
+            table = self.sources[source].tables[kind]
+            ids[of] = self._id_begins[number] + table.ids(windows.episodes[of], windows.times[of])
+        return ids
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each data set's windows have been taken before `step`: `{"<name>/action": 1.25, ...}`."""
+        return {
+            f"{self.sources[number // KINDS].name}/{Kind(number % KINDS).name.lower()}": epochs
+            for number, epochs in enumerate(self._streams.epochs(step))
+            if self._streams.slots[number]
+        }
+
+    @property
+    def padding(self) -> float:
+        """Mean share of a step's tokens that are padding, over an epoch."""
+        return self.layout.padding(self.sources, self.global_batch * self.sequence_length)
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest possible sample."""
+        return max(table.longest for source in self.sources for table in source.tables)
+
+    @cached_property
+    def _id_begins(self) -> list[int]:
+        counts = [table.count for source in self.sources for table in source.tables]
+        return np.concatenate([[0], np.cumsum(counts)]).tolist()
+
+
+def _check_windows(sources: Sequence[SourceWindows], mixture: MixtureConfig) -> None:
+    for source in sources:
+        for kind, table, weight in zip(Kind, source.tables, (mixture.action, mixture.world), strict=True):
+            if weight > 0 and not table.count:
+                raise InputError(
+                    f"{source.name}: no {kind.name.lower()} window in {table.episodes} episodes of at most "
+                    f"{table.most_steps} steps, expected an episode of at least {table.needed}; prepare "
+                    "longer episodes or change data.chunk, data.predicted_frames or data.mixture"
+                )

@@ -18,7 +18,11 @@ ACTION_MIN: tuple[float, ...] = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375,
 ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
 
 _EPSILON = 1e-8  # of the published formula: keeps a dimension of zero width finite
+BIN_WIDTH = 2.0 / (ACTION_BIN_COUNT - 1)
+"""Of one bin in normalised units, in which every dimension reaches from -1 to 1."""
+
 _EDGES = np.linspace(-1.0, 1.0, ACTION_BIN_COUNT)
+_NEXT_EDGES = np.append(_EDGES[1:], np.inf)
 _CENTERS = (_EDGES[:-1] + _EDGES[1:]) / 2.0
 
 
@@ -48,6 +52,15 @@ class ActionRanges:
 
 DEFAULT_RANGES = ActionRanges()
 
+NAMED_RANGES = {
+    "worldvla": DEFAULT_RANGES,
+    "rynnvla": ActionRanges(
+        minimum=(-0.9375, -0.9375, -0.9375, -0.24214286, -0.375, -0.36428571, -1.0),
+        maximum=(0.9375, 0.9375, 0.9375, 0.34821429, 0.375, 0.375, 1.0),
+    ),
+}
+"""Published ranges: WorldVLA's and those of RynnVLA-002."""
+
 
 def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.int64]:
     """Actions [N, 7] (any real dtype, robot units) -> ids int64 [N, 7] in [10006, 10261].
@@ -67,9 +80,24 @@ def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray
             f"action {row} has {values[row, column]} in dimension {column}, expected a number; "
             "drop or repair the demonstration"
         )
-    low, width = _low_and_width(ranges)
+    return quantise(values, ranges.minimum, ranges.maximum) + ACTION_BIN_START
+
+
+def quantise(
+    values: NDArray[np.float64], minimum: tuple[float, ...], maximum: tuple[float, ...]
+) -> NDArray[np.int64]:
+    """Bin numbers int64 [N, D] in [0, 255] of numbers [N, D] over the ranges of the D dimensions.
+
+    Number 255 stands for the maximum (nearly) exactly; what lies outside is clipped.
+    """
+    low = np.asarray(minimum, np.float64)
+    width = np.asarray(maximum, np.float64) - low + _EPSILON
     normalised = np.clip(2.0 * (values - low) / width - 1.0, -1.0, 1.0)
-    return (np.digitize(normalised, _EDGES) + (ACTION_BIN_START - 1)).astype(np.int64)
+    # The bin is guessed and put right by one: as `np.digitize` for any value, in a fifth of its time.
+    bins = ((normalised + 1.0) / BIN_WIDTH).astype(np.int64)
+    bins += normalised >= _NEXT_EDGES[bins]
+    bins -= normalised < _EDGES[bins]
+    return bins
 
 
 def decode(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:

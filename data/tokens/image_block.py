@@ -32,6 +32,18 @@ def image_block_length(rows: int, columns: int) -> int:
 def image_block(codes: ArrayLike, pixels: int) -> NDArray[np.int64]:
     """Codes [..., R, C] of frames `pixels` high -> ids int64 [..., `image_block_length(R, C)`].
 
+    As `write_image_blocks`, into a new array.
+    """
+    grid = np.asarray(codes)
+    size = image_block_length(*grid.shape[-2:]) if grid.ndim >= 2 else 0
+    block = np.empty((*grid.shape[:-2], size), np.int64)
+    write_image_blocks(grid, pixels, block)
+    return block
+
+
+def write_image_blocks(codes: ArrayLike, pixels: int, block: NDArray[np.int64] | NDArray[np.uint16]) -> None:
+    """Codes [..., R, C] of frames `pixels` high -> ids in `block` [..., `image_block_length(R, C)`].
+
     Leading dimensions are frames; each becomes one block. The width in pixels follows from the shape
     of the grid (codes are square).
 
@@ -47,17 +59,13 @@ def image_block(codes: ArrayLike, pixels: int) -> NDArray[np.int64]:
             "the vocabulary holds no more"
         )
     rows, columns = grid.shape[-2:]
-    block = np.empty((*grid.shape[:-2], image_block_length(rows, columns)), np.int64)
     block[..., 0] = IMAGE_START
     block[..., 1] = _grid_token(pixels)
     block[..., 2] = _grid_token(pixels * columns // rows)
     block[..., -1] = IMAGE_END
-    lines = block[..., _HEAD:-1].reshape(*grid.shape[:-1], columns + 1)  # a copy if not contiguous
-    lines[..., :columns] = grid
-    lines[..., :columns] += IMAGE_CODE_START
+    lines = block[..., _HEAD:-1].reshape(*grid.shape[:-1], columns + 1, copy=False)
+    np.add(grid, IMAGE_CODE_START, out=lines[..., :columns], dtype=block.dtype, casting="unsafe")
     lines[..., columns] = IMAGE_NEW_LINE
-    block[..., _HEAD:-1] = lines.reshape(*grid.shape[:-2], -1)
-    return block
 
 
 def image_codes(ids: ArrayLike) -> NDArray[np.int64]:

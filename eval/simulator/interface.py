@@ -19,6 +19,7 @@ COLLECTION_STATES = 1000
 SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 ACTION_SIZE = 7
+ACTION_LIMIT = 1.0  # of every dimension; the controllers cut what is beyond
 
 
 class SimulatorError(Exception):

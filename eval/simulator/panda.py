@@ -92,6 +92,8 @@ class PandaSimulator(abc.ABC):
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
         """The view [pixels, pixels, 3], rotated by 180 degrees from how MuJoCo draws it."""
         self._refresh()
+        # robosuite draws into whichever context is current: after another simulator's life, not this one's.
+        self._environment.sim._render_context_offscreen.gl_ctx.make_current()
         raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
         return np.ascontiguousarray(raw[::-1, ::-1])
 

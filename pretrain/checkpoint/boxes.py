@@ -69,6 +69,30 @@ def _within(shape: Sequence[int], row: int, start: int, stop: int) -> list[Box]:
     return [Box((row, *box.offset), (1, *box.shape)) for box in boxes_of_range(shape[1:], start, stop)]
 
 
+def boxes_of_part(
+    part: Sequence[int], dimension: int | None, tensor_rank: int, start: int, stop: int
+) -> tuple[Box, ...]:
+    """The flat range [start, stop) of a tensor-parallel part, as boxes of the global tensor.
+
+    Args:
+        part: Shape of the part.
+        dimension: Along which the tensor is shared out over tensor-parallel ranks; None: it is not.
+        tensor_rank: Whose part it is.
+        start: First element of the part, in row-major order.
+        stop: Last element, exclusive.
+    """
+    shift = [0] * len(part)
+    if dimension is not None:
+        shift[dimension] = tensor_rank * part[dimension]
+    return tuple(box.shifted(shift) for box in boxes_of_range(part, start, stop))
+
+
+def even_share(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """First and last (exclusive) of `size` elements that ZeRO-3 gives a rank; the last is padded."""
+    each = -(-size // ranks)
+    return min(rank * each, size), min((rank + 1) * each, size)
+
+
 class BoxedTensor(torch.Tensor):
     """A rank's boxes of one global tensor, as torch.distributed.checkpoint asks for them.
 
@@ -90,6 +114,11 @@ class BoxedTensor(torch.Tensor):
         parts = flat.split([box.size for box in boxes])
         tensor._pieces = [(box, part.view(box.shape)) for box, part in zip(boxes, parts, strict=True)]
         return tensor
+
+    @property
+    def boxes(self) -> list[Box]:
+        """This rank's part."""
+        return [box for box, _ in self._pieces]
 
     def __init__(self, *args: Any) -> None:
         pass  # torch.Tensor's own takes none of the arguments of __new__

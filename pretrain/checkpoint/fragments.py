@@ -1,7 +1,8 @@
-"""Which part of every parameter and of its Adam moments this rank holds, for every ZeRO stage.
+"""Which part of every parameter and of its moments this rank holds, for every ZeRO stage.
 
 | stage | fp32 master and moments lie in | a rank holds |
 |---|---|---|
+| 0 | one tensor a parameter | every parameter |
 | 1, 2 | one flat tensor a parameter group, cut evenly over the ranks | any range of some parameters |
 | 3 | one flat tensor a sub-group | an even range of every parameter, padded at the end |
 
@@ -17,14 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.boxes import Box, boxes_of_range
+from pretrain.checkpoint.boxes import Box, boxes_of_part
 from pretrain.checkpoint.manifest import MASTER
+from pretrain.optim import counts_updates, moments_of
 
 if TYPE_CHECKING:  # importing it takes seconds, and reading bare weights does without
     from pretrain.parallel.engine import Engine
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-STATES = (MASTER, *MOMENTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Fragment:
         boxes: The part, as boxes of the global parameter.
         states: Master weights and moments of the part, flat fp32 [n], in the order of the boxes. They are
             the optimiser's own memory: copying into them changes the training.
-        written: Whether this rank writes it (of ranks that hold the same, the first does).
+        written: Whether this rank writes it (of ranks that hold the same, one does).
     """
 
     name: str
@@ -47,22 +46,32 @@ class Fragment:
     written: bool
 
 
+def moments(engine: Engine) -> tuple[str, ...]:
+    """Names of the moments that the engine's optimiser keeps of every weight."""
+    return moments_of(engine.deepspeed_engine.optimizer.optimizer)
+
+
+def states(engine: Engine) -> tuple[str, ...]:
+    """Names of all that is kept of every weight: its master, then the moments."""
+    return (MASTER, *moments(engine))
+
+
 def fragments(engine: Engine) -> Iterator[Fragment]:
     """This rank's part of every parameter; parameters of which it holds nothing are left out."""
     zero, mesh = engine.deepspeed_engine.optimizer, engine.groups.mesh
-    _make_moments(zero)
-    for name, parameter in engine.module.named_parameters():
-        start, states = _held(parameter, zero, engine.groups.data_rank)
-        count = states[MASTER].numel() if states else 0
+    keys = _make_moments(zero)
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        start, held = _held(parameter, zero, keys, engine.groups.data_rank)
+        count = held[MASTER].numel() if held else 0
         if not count:
             continue
         part = _part(parameter)
-        shift, dimension = [0] * len(part), _sharded_dimension(parameter, mesh.tensor)
-        if dimension is not None:
-            shift[dimension] = engine.groups.tensor_rank * part[dimension]
-        boxes = tuple(box.shifted(shift) for box in boxes_of_range(part, start, start + count))
+        dimension = _sharded_dimension(parameter, mesh.tensor)
+        boxes = boxes_of_part(part, dimension, engine.groups.tensor_rank, start, start + count)
         written = dimension is not None or engine.groups.tensor_rank == 0
-        yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, states, written)
+        if _is_replicated(zero):  # the data-parallel ranks take turns
+            written = written and number % mesh.data == engine.groups.data_rank
+        yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, held, written)
 
 
 def _part(parameter: Any) -> tuple[int, ...]:
@@ -81,73 +90,95 @@ def _global_shape(parameter: Any, tensor: int) -> tuple[int, ...]:
     return tuple(size * tensor if d == dimension else size for d, size in enumerate(_part(parameter)))
 
 
-def _held(parameter: Any, zero: Any, data_rank: int) -> tuple[int, dict[str, Tensor]]:
+def _held(parameter: Any, zero: Any, keys: tuple[str, ...], data_rank: int) -> tuple[int, dict[str, Tensor]]:
     """Where in the flat (tensor-parallel) parameter the rank's part begins, and the part's states."""
     if hasattr(parameter, "ds_tensor"):
-        return _held_stage_3(parameter, data_rank)
+        return _held_stage_3(parameter, keys, data_rank)
+    if _is_replicated(zero):
+        master = zero.masters[parameter]
+        whole = {MASTER: master.data, **{key: zero.optimizer.state[master][key] for key in keys}}
+        return 0, {key: value.view(-1) for key, value in whole.items()}
     mapping = parameter._hp_mapping
     if mapping is None:
         return 0, {}
-    flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
+    flat = _flat_masters(zero)[mapping.param_group_index]
     where = mapping.hp_fragment_address
-    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in MOMENTS}}
+    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in keys}}
     views = {key: value.narrow(0, where.start, where.numel) for key, value in flats.items()}
     return mapping.lp_fragment_address.start, views
 
 
-def _held_stage_3(parameter: Any, data_rank: int) -> tuple[int, dict[str, Tensor]]:
+def _held_stage_3(parameter: Any, keys: tuple[str, ...], data_rank: int) -> tuple[int, dict[str, Tensor]]:
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
     each = parameter.ds_tensor.ds_numel
     start = min(data_rank * each, parameter.ds_numel)
     count = min(each, parameter.ds_numel - start)
     states = {MASTER: cast(Tensor, safe_get_local_fp32_param(parameter))}
-    states |= {key: cast(Tensor, safe_get_local_optimizer_state(parameter, key)) for key in MOMENTS}
+    states |= {key: cast(Tensor, safe_get_local_optimizer_state(parameter, key)) for key in keys}
     return start, {key: value.data[:count] for key, value in states.items()}
 
 
+def _is_replicated(zero: Any) -> bool:
+    """Whether it is stage 0's `pretrain.parallel.replicated.ReplicatedOptimizer`."""
+    return hasattr(zero, "masters")
+
+
 def _flat_masters(zero: Any) -> list[Tensor]:
-    """The flat tensors that AdamW itself updates."""
-    stage_3 = hasattr(zero, "fp32_partitioned_groups_flat")
-    return list(zero.fp32_partitioned_groups_flat if stage_3 else zero.single_partition_of_fp32_groups)
+    """The tensors that the optimiser itself updates."""
+    if _is_replicated(zero):
+        return list(zero.masters.values())
+    for name in (
+        "fp32_partitioned_groups_flat",  # stage 3
+        "single_partition_of_fp32_groups",  # stages 1 and 2
+        "fp32_groups_flat_partition",  # stage 1 that adds bf16 gradients up in fp32
+    ):
+        if hasattr(zero, name):
+            return list(getattr(zero, name))
+    raise TypeError(f"{type(zero).__name__} keeps its masters elsewhere")
 
 
-def _make_moments(zero: Any) -> None:
-    """Make AdamW's moments, which it would make itself at the first step."""
-    for flat in _flat_masters(zero):
-        state = zero.optimizer.state[flat]
-        for key in MOMENTS:
+def _make_moments(zero: Any) -> tuple[str, ...]:
+    """Make the moments, which the optimiser would make itself at the first step; their names."""
+    keys = moments_of(zero.optimizer)
+    for master in _flat_masters(zero):
+        state = zero.optimizer.state[master]
+        for key in keys:
             if key not in state:
-                state[key] = torch.zeros_like(flat.data)
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(zero, flat))
-
-
-def _step_device(zero: Any, flat: Tensor) -> torch.device:
-    """Where AdamW keeps its count: with the weights if fused, else on the host."""
-    return flat.device if zero.optimizer.defaults.get("fused") else torch.device("cpu")
+                state[key] = torch.zeros_like(master.data)
+        if counts_updates(zero.optimizer) and "step" not in state:
+            # The fused kernel wants its count with the weights.
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+    return keys
 
 
 def optimizer_step(engine: Engine) -> int:
-    """Updates that AdamW has counted, for its bias correction."""
+    """Updates that AdamW has counted, for its bias correction; 0 of an optimiser that does not count."""
     zero = engine.deepspeed_engine.optimizer
     _make_moments(zero)
-    return max(int(zero.optimizer.state[flat]["step"]) for flat in _flat_masters(zero))
+    if not counts_updates(zero.optimizer):
+        return 0
+    return max(int(zero.optimizer.state[master]["step"]) for master in _flat_masters(zero))
 
 
 def finish_loading(engine: Engine, count: int) -> None:
-    """Let the working weights follow the masters, and AdamW count on from `count`.
+    """Let the working weights follow the masters, and the optimiser (if it counts) count on from `count`.
 
     Every rank calls it, after the fragments' states were filled.
     """
     zero = engine.deepspeed_engine.optimizer
-    for flat in _flat_masters(zero):
-        zero.optimizer.state[flat]["step"].fill_(count)
+    if counts_updates(zero.optimizer):
+        for master in _flat_masters(zero):
+            zero.optimizer.state[master]["step"].fill_(count)
+    if _is_replicated(zero):
+        zero.follow_masters()
+        return
     if not hasattr(zero, "fp32_partitioned_groups_flat"):
         zero.update_lp_params()
         return
     from deepspeed.utils import safe_get_local_fp32_param
 
+    zero.invalidate_secondary_tensor()  # hpZ's second copy is of the weights before
     zero.checkpoint_event_prologue()  # small parameters that are kept whole are cut first
     for parameter in engine.module.parameters():
         cast(Any, parameter).ds_tensor.data.copy_(safe_get_local_fp32_param(parameter))

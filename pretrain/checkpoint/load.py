@@ -1,24 +1,27 @@
-"""Loads checkpoints: into an engine of any layout, or the bare weights into one process."""
+"""Loads checkpoints into an engine of any layout; bare weights are loaded by `weights.py`."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from data.errors import InputError
-from pretrain.checkpoint.boxes import Box, BoxedTensor
-from pretrain.checkpoint.fragments import STATES, finish_loading, fragments
-from pretrain.checkpoint.manifest import MASTER, Manifest, damaged
-from pretrain.checkpoint.storage import SafetensorsReader, piece_key
+from data.storage.store import Store
+from pretrain.checkpoint.boxes import BoxedTensor
+from pretrain.checkpoint.fragments import finish_loading, fragments
+from pretrain.checkpoint.fragments import states as optimizer_states
+from pretrain.checkpoint.manifest import MASTER, DamagedCheckpointError, Manifest, read_manifest
+from pretrain.checkpoint.pieces import PieceTable
+from pretrain.checkpoint.place import open_checkpoint
+from pretrain.checkpoint.storage import SafetensorsReader
+from pretrain.checkpoint.verification import damaged
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 
@@ -29,11 +32,15 @@ _LISTED = 5
 _DEFINING = ("swin_norm", "rope_theta", "norm_eps")  # change the function, not the shapes
 
 
-def load(path: Path, engine: Engine) -> Mapping[str, Any]:
+def load(where: str | Path, engine: Engine) -> Mapping[str, Any]:
     """Continue from a checkpoint, whatever layout wrote it; every rank calls it.
 
-    Each rank reads only what it holds. The files' checksums are verified first, shared out over the
-    ranks.
+    Each rank reads only what it holds. Every file that is needed is verified: by a rank that wants the most
+    of it while it reads it, else by one of the ranks.
+
+    Args:
+        where: The checkpoint's folder or URL.
+        engine: What goes on from it.
 
     Returns:
         The metadata given to `CheckpointWriter.save`.
@@ -42,103 +49,126 @@ def load(path: Path, engine: Engine) -> Mapping[str, Any]:
         InputError: No committed checkpoint there, weights without moments, a damaged file (named), or
             another network's.
     """
-    manifest = Manifest.read(path)
+    loading = _Loading(where)
+    manifest = loading.manifest
     if manifest.only_weights:
         raise InputError(
-            f"{path}: holds weights without AdamW's moments, so that no run can go on from it; begin one "
+            f"{where}: holds weights without moments, so that no run can go on from it; begin one "
             "with checkpointing.start_from"
         )
-    _fill(path, manifest, engine, STATES)
+    loading.fill(engine, None)
     finish_loading(engine, manifest.optimizer_step)
     engine.step_count = manifest.step
     return manifest.metadata
 
 
-def load_start(path: Path, engine: Engine) -> None:
+def load_start(where: str | Path, engine: Engine) -> None:
     """Begin a run with a checkpoint's weights, at step 0 and with fresh moments; every rank calls it.
 
     The checkpoint is one of another run or one that `worldvla convert import` made; each rank reads only
     what it holds, in any layout.
 
     Args:
-        path: The checkpoint's folder.
+        where: The checkpoint's folder or URL.
         engine: Freshly built; nothing of it is changed where an error is raised.
 
     Raises:
         InputError: No committed checkpoint there, a damaged file (named), or another network's: missing
             and extra parameters, wrong shapes and settings are listed before any weight is read.
     """
-    _fill(path, Manifest.read(path), engine, (MASTER,))
+    _Loading(where).fill(engine, (MASTER,))
     finish_loading(engine, 0)
     engine.step_count = 0
 
 
-def _fill(path: Path, manifest: Manifest, engine: Engine, states: Sequence[str]) -> None:
-    """Check the checkpoint, then copy what this rank holds of `states` into the optimiser's memory."""
-    check_network(path, manifest, engine.module.config)
-    group: Any = dist.new_group(backend="gloo")
-    _verify_together(path, manifest, group)
-    held = list(fragments(engine))
-    flats: dict[str, Tensor] = {}
-    wanted: dict[str, Tensor] = {}
-    for fragment in held:
-        for state in states:
-            name = f"{state}/{fragment.name}"
-            flats[name] = torch.empty(fragment.states[state].shape, dtype=torch.float32)
-            wanted[name] = BoxedTensor(fragment.shape, fragment.boxes, flats[name])
-    reader = SafetensorsReader(path, manifest)
-    dcp_load(wanted, storage_reader=reader, planner=DefaultLoadPlanner(), process_group=group)
-    for fragment in held:
-        for state in states:
-            fragment.states[state].copy_(flats[f"{state}/{fragment.name}"])
-
-
-def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """The weights alone, whole and by their global names, in one process without process groups.
-
-    Raises:
-        InputError: No committed checkpoint there, or a damaged file (named).
-    """
-    manifest = Manifest.read(path)
-    if found := damaged(path, manifest.files):
-        raise _damage(path, found)
-    weights = {name: torch.empty(tensor.shape, dtype=dtype) for name, tensor in manifest.weights.items()}
-    boxes: dict[str, list[tuple[str, Box]]] = defaultdict(list)  # by file: each is opened once
-    for name, tensor in manifest.weights.items():
-        for piece in tensor.pieces:
-            boxes[piece.file].append((name, piece.box))
-    for file_name, held in boxes.items():
-        with safe_open(path / file_name, framework="pt") as file:
-            for name, box in held:
-                where = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
-                key = piece_key(f"{MASTER}/{name}", box.offset)
-                weights[name][where] = file.get_tensor(key)  # copying converts
-    return weights
-
-
-def load_metadata(path: Path) -> Mapping[str, Any]:
+def load_metadata(where: str | Path) -> Mapping[str, Any]:
     """The metadata given to `CheckpointWriter.save`.
 
     Raises:
         InputError: No committed checkpoint there.
     """
-    return Manifest.read(path).metadata
+    return Manifest.read(open_checkpoint(where)).metadata
 
 
-def _verify_together(path: Path, manifest: Manifest, group: Any) -> None:
-    names = sorted(manifest.files)[dist.get_rank() :: dist.get_world_size()]
-    mine = damaged(path, {name: manifest.files[name] for name in names})
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, mine, group=group)
-    if found := [line for part in everybody for line in part]:
-        raise _damage(path, found)
+class _Loading:
+    """A checkpoint that all ranks load: rank 0 reads manifest and table of pieces and shares them.
+
+    Raises:
+        InputError: No committed checkpoint there.
+    """
+
+    def __init__(self, where: str | Path) -> None:
+        self._store: Store = open_checkpoint(where)
+        self._group: Any = dist.new_group(backend="gloo")
+        content: list[Any] = [b"", b"", None]
+        if dist.get_rank() == 0:
+            try:
+                content[0] = read_manifest(self._store)
+                content[1] = Manifest.parse(self._store.url, content[0]).read_pieces(self._store)
+            except InputError as error:
+                content[2] = str(error)
+        dist.broadcast_object_list(content, 0, group=self._group)
+        if content[2] is not None:
+            raise InputError(content[2])
+        self.manifest = Manifest.parse(self._store.url, content[0])
+        self._pieces: bytes = content[1]
+
+    def fill(self, engine: Engine, states: Collection[str] | None) -> None:
+        """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified."""
+        check_network(self._store.url, self.manifest, engine.module.config)
+        table = self.manifest.table(self._store.url, self._pieces)
+        other = {name.partition("/")[0] for name in self.manifest.tensors} - set(optimizer_states(engine))
+        if states is None and other:
+            raise InputError(
+                f"{self._store.url}: holds {', '.join(sorted(other))}, which this optimiser has not; resume "
+                "with the optimiser that it was saved with, or begin a run with checkpointing.start_from"
+            )
+        flats: dict[str, Tensor] = {}
+        wanted: dict[str, BoxedTensor] = {}
+        targets: dict[str, Tensor] = {}
+        for fragment in fragments(engine):
+            for state, target in fragment.states.items():
+                name = f"{state}/{fragment.name}"
+                if states is None or state in states:
+                    flats[name] = torch.empty(target.shape, dtype=torch.float32)
+                    wanted[name] = BoxedTensor(fragment.shape, fragment.boxes, flats[name])
+                    targets[name] = target
+        self._read(table, wanted)
+        for name, target in targets.items():
+            target.copy_(flats[name])
+
+    def _read(self, table: PieceTable, wanted: Mapping[str, BoxedTensor]) -> None:
+        missing = sorted(name for name in wanted if name not in self.manifest.tensors)
+        there = {name: tensor for name, tensor in wanted.items() if name in self.manifest.tensors}
+        reader = SafetensorsReader(self._store, self.manifest, table, there)
+        if there and not missing:
+            dcp_load(dict(there), storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
+        everybody: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, (reader.touched, reader.whole, missing), group=self._group)
+        if lacking := sorted({name for _, _, names in everybody for name in names}):
+            raise InputError(
+                f"{self._store.url}: does not hold {', '.join(lacking[:_LISTED])}; resume with the optimiser "
+                "that it was saved with, or begin a run with checkpointing.start_from"
+            )
+        needed = {name for touched, _, _ in everybody for name in touched}
+        self._verify(needed - {name for _, whole, _ in everybody for name in whole}, reader.wrong)
+
+    def _verify(self, files: Collection[str], wrong: Sequence[str]) -> None:
+        """Verify files that were read whole by nobody; every rank learns what is wrong with any."""
+        mine = sorted(files)[dist.get_rank() :: dist.get_world_size()]
+        found = [*wrong, *damaged(self._store, {name: self.manifest.files[name] for name in mine})]
+        everybody: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everybody, found, group=self._group)
+        if lines := sorted({line for part in everybody for line in part}):
+            raise damage(self._store.url, lines)
 
 
-def _damage(path: Path, found: list[str]) -> InputError:
-    return InputError(f"{path}: damaged: {'; '.join(found[:_LISTED])}; take another checkpoint")
+def damage(where: str, found: list[str]) -> DamagedCheckpointError:
+    """The error about damaged files."""
+    return DamagedCheckpointError(f"{where}: damaged: {'; '.join(found[:_LISTED])}; take another checkpoint")
 
 
-def check_network(path: Path, manifest: Manifest, config: ModelConfig) -> None:
+def check_network(where: str | Path, manifest: Manifest, config: ModelConfig) -> None:
     """Compare names, shapes and what the numbers depend on besides; no weight is read.
 
     Raises:
@@ -162,5 +192,5 @@ def check_network(path: Path, manifest: Manifest, config: ModelConfig) -> None:
     if wrong:
         more = f" and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise InputError(
-            f"{path}: another network: {'; '.join(wrong[:_LISTED])}{more}; give the model.* it was made with"
+            f"{where}: another network: {'; '.join(wrong[:_LISTED])}{more}; give the model.* it was made with"
         )

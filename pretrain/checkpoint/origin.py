@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.errors import InputError
 from pretrain.checkpoint.load import check_network
-from pretrain.checkpoint.manifest import Manifest, latest
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.place import CheckpointPlace, open_checkpoint
 from pretrain.config import CheckpointingConfig
 from pretrain.model.config import ModelConfig
 
@@ -17,39 +17,41 @@ class Origin:
     """Where the first weights come from.
 
     Attributes:
-        checkpoint: A committed checkpoint.
+        checkpoint: Folder or URL of a committed checkpoint.
         goes_on: Whether the run goes on from it, with its moments and its step; else a new run begins with
             its weights.
     """
 
-    checkpoint: Path
+    checkpoint: str
     goes_on: bool
 
 
-def choose_origin(settings: CheckpointingConfig, model: ModelConfig, checkpoints: Path) -> Origin | None:
+def choose_origin(
+    settings: CheckpointingConfig, model: ModelConfig, checkpoints: CheckpointPlace
+) -> Origin | None:
     """The checkpoint that a run goes on from, or begins with; None: random weights.
 
     Args:
         settings: What was asked for.
         model: The run's network.
-        checkpoints: Folder of the run's own checkpoints.
+        checkpoints: Where the run's own checkpoints lie.
 
     Raises:
         InputError: `start_from` is no checkpoint or of another network, or a new run was asked for where
             one is already.
     """
-    newest = latest(checkpoints)
+    step = checkpoints.latest()
+    newest = None if step is None else checkpoints.where(step)
     if settings.resume == "none" and newest is not None:
         raise InputError(
             f"checkpointing.resume=none, but {newest} is there; choose another run.name to begin anew, "
             "or resume=auto to go on"
         )
     if settings.resume not in ("auto", "none"):
-        return Origin(Path(settings.resume), goes_on=True)
+        return Origin(settings.resume, goes_on=True)
     if newest is not None:
         return Origin(newest, goes_on=True)
     if settings.start_from is None:
         return None
-    start = Path(settings.start_from)
-    check_network(start, Manifest.read(start), model)
-    return Origin(start, goes_on=False)
+    check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), model)
+    return Origin(settings.start_from, goes_on=False)

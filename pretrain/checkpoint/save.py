@@ -2,66 +2,97 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from data.files import sync_folder
+from data.errors import InputError
+from pretrain.checkpoint.attempt import RefusedError, Shard, commit, write_shard
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.fragments import fragments, optimizer_step
-from pretrain.checkpoint.manifest import Manifest, StoredFile, committed, describe_file, step_folder
-from pretrain.checkpoint.storage import SafetensorsWriter
+from pretrain.checkpoint.place import CheckpointPlace, UnsureError
+from pretrain.checkpoint.retention import evaluated, superfluous
+from pretrain.config import CheckpointingConfig
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
-_TEMPORARY = ".tmp-"
+Report = Callable[..., None]
+"""Takes the name of an event and its details; called from the thread that writes, on rank 0."""
+
+_PATIENCE = timedelta(hours=2)  # for a rank whose storage is slow
 
 
 class CheckpointError(RuntimeError):
     """A save failed on some rank; older checkpoints are untouched."""
 
 
-class CheckpointWriter:
-    """Writes checkpoints of one engine below a folder; made and used by all ranks alike.
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """What a save needs to know beside the tensors."""
 
-    A checkpoint appears under its name in one rename, with everything on the disk before. A save that
-    was cut short leaves a `.tmp-*` folder, which the next writer removes.
+    step: int
+    optimizer_step: int
+    metadata: Mapping[str, Any]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one engine to one place; made and used by all ranks alike.
+
+    A checkpoint is one from the moment in which its READY marker is written, with everything durable before.
+    What saves left that were cut short goes when the writer is made. A save that fails is tried again in the
+    background; only when all attempts have failed do all ranks get the error, at the next call.
 
     Args:
-        root: The run's `checkpoints/`.
+        place: Where to; a path or URL serves as well.
         engine: What is saved.
-        keep_last: Committed checkpoints to keep; None keeps all.
+        settings: Attempts, waits between them, and which checkpoints are kept.
+        evaluations: The run's `eval/`, for `keep_best` and `await_evaluation`.
+        report: Told what goes wrong as `checkpoint_failed` and `checkpoint_not_removed`.
 
     Attributes:
         stall: Seconds for which the last `save` held up the training.
+        committed: Steps of the checkpoints that are there, as last seen (rank 0; empty on others).
+
+    Raises:
+        InputError: The place cannot be listed, or not be cleaned of what saves left that were cut short.
     """
 
-    def __init__(self, root: Path, engine: Engine, keep_last: int | None = None) -> None:
-        self._root = root
+    def __init__(
+        self,
+        place: CheckpointPlace | Path | str,
+        engine: Engine,
+        settings: CheckpointingConfig | None = None,
+        evaluations: Path | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self._place = place if isinstance(place, CheckpointPlace) else CheckpointPlace(place)
         self._engine = engine
-        self._keep_last = keep_last
-        self._group: Any = dist.new_group(backend="gloo")  # the thread's own: training uses others meanwhile
+        self._settings = settings or CheckpointingConfig()
+        self._evaluations = evaluations
+        self._report = report
+        # The thread's own group: training uses others meanwhile.
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         self._staging: dict[str, Tensor] = {}
         self._stage()  # takes the host memory now, not in the middle of the training
         self.stall = 0.0
-        if dist.get_rank() == 0:
-            root.mkdir(parents=True, exist_ok=True)
-            for torn in root.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(torn)
+        self.committed: list[int] = []
+        if problem := self._first(self._clean)[0]:
+            raise InputError(
+                f"{self._place.url}: cannot be used for checkpoints ({problem}); set checkpointing.url to a "
+                "place that you may write to"
+            )
 
     def save(self, step: int, metadata: Mapping[str, Any]) -> None:
         """Begin a checkpoint; returns as soon as the state is copied.
@@ -73,21 +104,15 @@ class CheckpointWriter:
         Raises:
             CheckpointError: The save before this one failed.
         """
-        self.wait()
         start = time.perf_counter()
-        tensors = self._stage()
-        count = optimizer_step(self._engine)
-        nonce = [uuid.uuid4().hex[:8]]
-        dist.broadcast_object_list(nonce, 0, group=self._group)
-        folder = self._root / f"{_TEMPORARY}{step_folder(self._root, step).name}-{nonce[0]}"
-        empty = Manifest(step, count, dict(metadata), {}, {})
+        self.wait()
+        shard = self._stage()
+        save = _Save(step, optimizer_step(self._engine), dict(metadata))
         # True until the thread says otherwise, so that one that dies cannot pass for a success.
         self._failure = CheckpointError(
             f"checkpoint of step {step} was not written: its thread died, see the traceback above"
         )
-        self._thread = threading.Thread(
-            target=self._run, args=(folder, tensors, empty), name="checkpoint", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(shard, save), name="checkpoint", daemon=True)
         self._thread.start()
         self.stall = time.perf_counter() - start
 
@@ -104,9 +129,9 @@ class CheckpointWriter:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _stage(self) -> dict[str, Tensor]:
+    def _stage(self) -> Shard:
         """Copy this rank's part to host memory that is kept for the next save."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, BoxedTensor] = {}
         for fragment in fragments(self._engine):
             if not fragment.written:
                 continue
@@ -114,60 +139,98 @@ class CheckpointWriter:
                 name = f"{state}/{fragment.name}"
                 if name not in self._staging:
                     self._staging[name] = torch.empty(
-                        values.shape, dtype=torch.float32, pin_memory=values.is_cuda
+                        values.shape, dtype=torch.float32, pin_memory=torch.cuda.is_available()
                     )
                 self._staging[name].copy_(values, non_blocking=True)
                 tensors[name] = BoxedTensor(fragment.shape, fragment.boxes, self._staging[name])
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
-        return tensors
+        return Shard(tensors, self._engine.module.config)
 
-    def _run(self, folder: Path, tensors: dict[str, Tensor], empty: Manifest) -> None:
+    def _run(self, shard: Shard, save: _Save) -> None:
+        """The thread: attempts until one succeeds or all have failed, the same on every rank."""
+        settings, wait = self._settings, self._settings.retry_seconds
+        problem = ""
+        for number in range(1, max(1, settings.attempts) + 1):
+            if number > 1:
+                time.sleep(wait)
+                wait *= 2
+            try:
+                problem = self._attempt(shard, save)
+            except RuntimeError as error:  # a rank is gone: nobody can agree on anything any more
+                self._failure = CheckpointError(f"checkpoint of step {save.step} was not written: {error}")
+                self._failure.__cause__ = error
+                return
+            if not problem:
+                self._failure = None
+                return
+            again = wait if number < settings.attempts else None
+            self._tell("checkpoint_failed", save.step, attempt=number, error=problem, retry_seconds=again)
+        tries = f" in {settings.attempts} attempts" if settings.attempts > 1 else ""
+        self._failure = CheckpointError(f"checkpoint of step {save.step} was not written{tries}: {problem}")
+
+    def _attempt(self, shard: Shard, save: _Save) -> str:
+        """Write and commit once; every rank gets to know what went wrong, empty: nothing."""
+        name = [uuid.uuid4().hex[:8]]
+        dist.broadcast_object_list(name, 0, group=self._group)
+        written = write_shard(self._place, save.step, dist.get_rank(), name[0], shard)
+        first = dist.get_rank() == 0
+        parts: list[Any] | None = [None] * dist.get_world_size() if first else None
+        dist.gather_object(written, parts, 0, group=self._group)
+
+        def work() -> None:
+            metadata = dict(save.metadata)
+            commit(self._place, save.step, save.optimizer_step, metadata, name[0], parts or [], shard.shapes)
+
+        problem, sure = self._first(work)
+        if not problem:
+            self._retain(save.step, name[0])
+        elif sure:
+            self._clear(save.step, name[0], written.begun)
+        return problem
+
+    def _first(self, work: Callable[[], None]) -> tuple[str, bool]:
+        """Do something on rank 0; every rank gets what the storage said, and whether that is for sure.
+
+        Empty: nothing went wrong.
+        """
+        outcome: list[Any] = ["", True]
+        if dist.get_rank() == 0:
+            try:
+                work()
+            except RefusedError as error:
+                outcome[0] = str(error)
+            except (OSError, InputError) as error:
+                outcome = [f"rank 0: {error}", not isinstance(error, UnsureError)]
+        dist.broadcast_object_list(outcome, 0, group=self._group)
+        return outcome[0], outcome[1]
+
+    def _clean(self) -> None:
+        torn = self._place.clean()
+        self.committed = self._place.steps()
+        if torn and self._report is not None:
+            self._report("checkpoint_cleaned", step=self._engine.step_count, removed=torn)
+
+    def _clear(self, step: int, attempt: str, names: list[str]) -> None:
+        """Remove what a failed attempt left, as far as the storage allows."""
         try:
-            self._write(folder, tensors, empty)
-            self._failure = None
-        except (OSError, RuntimeError, CheckpointException) as error:
-            self._failure = CheckpointError(f"checkpoint of step {empty.step} was not written: {error}")
-            self._failure.__cause__ = error
+            self._place.abandon(step, attempt, names)
+        except OSError as error:  # the next start cleans up
+            self._tell("checkpoint_not_removed", step, error=str(error))
 
-    def _write(self, folder: Path, tensors: dict[str, Tensor], empty: Manifest) -> None:
-        rank = dist.get_rank()
-        self._together(lambda: folder.mkdir() if rank == 0 else None)
-        writer = SafetensorsWriter(folder, rank)
-        dcp_save(tensors, storage_writer=writer, planner=DefaultSavePlanner(), process_group=self._group)
-        described = self._together(lambda: {writer.file.name: describe_file(writer.file)})
-        self._together(lambda: self._commit(folder, writer, described, empty) if rank == 0 else None)
-
-    def _commit(
-        self, folder: Path, writer: SafetensorsWriter, described: list[dict[str, StoredFile]], empty: Manifest
-    ) -> None:
-        files = {name: file for part in described for name, file in part.items()}
-        Manifest(empty.step, empty.optimizer_step, empty.metadata, writer.tensors, files).write(folder)
-        sync_folder(folder)
-        final = step_folder(self._root, empty.step)
-        if final.exists():  # a run that went back to an older checkpoint comes by again
-            shutil.rmtree(_set_aside(final))
-        folder.rename(final)
-        sync_folder(self._root)
-        for old in committed(self._root)[: -self._keep_last] if self._keep_last else []:
-            shutil.rmtree(_set_aside(old))
-
-    def _together(self, work: Any) -> list[Any]:
-        """Do something on every rank, and raise on all of them where one failed."""
+    def _retain(self, step: int, attempt: str) -> None:
+        """Remove what is superfluous (rank 0); what cannot be removed now is tried after the next save."""
+        if dist.get_rank() != 0:
+            return
         try:
-            mine: tuple[Any, str] = (work(), "")
-        except OSError as error:
-            mine = (None, f"rank {dist.get_rank()}: {error}")
-        everybody: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everybody, mine, group=self._group)
-        failures = [failure for _, failure in everybody if failure]
-        if failures:
-            raise RuntimeError("; ".join(failures))
-        return [result for result, _ in everybody]
+            self._place.tidy(step, attempt)
+            self.committed = self._place.steps()
+            for old in superfluous(self.committed, self._settings, evaluated(self._evaluations)):
+                self._place.remove(old)
+                self.committed = [kept for kept in self.committed if kept != old]
+        except (OSError, InputError) as error:
+            self._tell("checkpoint_not_removed", step, error=str(error))
 
-
-def _set_aside(folder: Path) -> Path:
-    """Take a checkpoint's name away at once, so that nobody finds it half removed."""
-    aside = folder.with_name(f"{_TEMPORARY}old-{folder.name}")
-    folder.rename(aside)
-    return aside
+    def _tell(self, event: str, step: int | None, **details: Any) -> None:
+        if self._report is not None and dist.get_rank() == 0:
+            self._report(event, step=step, **details)

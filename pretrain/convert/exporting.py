@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,15 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
+from data.storage.store import Store
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_model import ImageModelConfig
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
-from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor, damaged, write_durably
+from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor, write_durably
+from pretrain.checkpoint.pieces import Piece
+from pretrain.checkpoint.place import open_checkpoint
 from pretrain.checkpoint.storage import piece_key
+from pretrain.checkpoint.verification import damaged
 from pretrain.convert.chameleon import (
     HEAD_NORM_EPS,
     VQ_GROUPS,
@@ -81,15 +84,16 @@ def export_weights(
             not have, or `out` cannot be written.
     """
     check_new(out)
-    manifest = Manifest.read(checkpoint)
+    store = open_checkpoint(checkpoint)
+    manifest = Manifest.read(store)
     config = stored_model(checkpoint, manifest)
     check_shapes(checkpoint, config, {name: tensor.shape for name, tensor in manifest.weights.items()})
     image, encoder = None, []
     if image_tokenizer is not None:
         image, encoder = _encoder(image_tokenizer, dtype)
-    if found := damaged(checkpoint, manifest.files):  # last: it reads all of them
+    if found := damaged(store, manifest.files):  # last: it reads all of them
         raise InputError(f"{checkpoint}: damaged: {listed(found)}; take another checkpoint")
-    contents = _contents(checkpoint, manifest, dtype)
+    contents = _contents(checkpoint, store, manifest, dtype)
     exported = [*contents, *encoder]
     dtypes = Counter(content.dtype for content in contents)
     values = hugging_face_config(config, dtypes.most_common(1)[0][0], image, ARCHITECTURE)
@@ -122,46 +126,54 @@ def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
     return config
 
 
-def _contents(checkpoint: Path, manifest: Manifest, dtype: str | None) -> list[Content]:
+def _contents(checkpoint: Path, store: Store, manifest: Manifest, dtype: str | None) -> list[Content]:
     """The network's tensors, each made of its pieces when it is written."""
-    files = {name: TensorFile(checkpoint / name) for name in manifest.files}
+    table = manifest.table(store.url, manifest.read_pieces(store))
+    pieces = {name: manifest.pieces(table, name) for name in manifest.weights}
+    writers = sorted({piece.writer for found in pieces.values() for piece in found})
+    files = {writer: TensorFile(checkpoint / manifest.file_of(writer, MASTER)) for writer in writers}
     found: list[Content] = []
     for name, tensor in sorted(manifest.weights.items()):
-        _check_pieces(checkpoint, files, name, tensor)
+        _check_pieces(checkpoint, files, name, tensor, pieces[name])
         chosen = dtype or (tensor.dtype if manifest.only_weights else _TRAINED_DTYPE)
-        blocks = partial(_assembled, files, name, tensor, chosen)
+        blocks = partial(_assembled, files, name, tensor, pieces[name], chosen)
         found.append(Content(name, chosen, tensor.shape, blocks))
     return found
 
 
-def _check_pieces(checkpoint: Path, files: Mapping[str, TensorFile], name: str, tensor: StoredTensor) -> None:
+def _check_pieces(
+    checkpoint: Path,
+    files: Mapping[int, TensorFile],
+    name: str,
+    tensor: StoredTensor,
+    pieces: Sequence[Piece],
+) -> None:
     """Compare what the manifest says of a tensor with its files: nothing is exported that nobody wrote.
 
     Raises:
-        InputError: A piece is not there or is another one, or the pieces do not make up the tensor.
+        InputError: A piece is not there or is another one.
     """
-    for piece in tensor.pieces:
-        entry = files[piece.file].entries.get(piece_key(f"{MASTER}/{name}", piece.box.offset))
+    for piece in pieces:
+        file = files[piece.writer]
+        entry = file.entries.get(piece_key(f"{MASTER}/{name}", piece.box.offset))
         if entry is None or (entry.shape, entry.dtype) != (piece.box.shape, tensor.dtype):
             raise InputError(
-                f"{checkpoint}: {piece.file} does not hold {name} as its manifest says; take another "
+                f"{checkpoint}: {file.path.name} does not hold {name} as its manifest says; take another "
                 "checkpoint"
             )
-    if sum(piece.box.size for piece in tensor.pieces) != math.prod(tensor.shape):
-        raise InputError(f"{checkpoint}: the pieces of {name} do not make it up; take another checkpoint")
 
 
 def _assembled(
-    files: Mapping[str, TensorFile], name: str, tensor: StoredTensor, dtype: str
+    files: Mapping[int, TensorFile], name: str, tensor: StoredTensor, pieces: Sequence[Piece], dtype: str
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor made of its pieces; copied from the file where it is one piece of that dtype."""
-    if len(tensor.pieces) == 1 and tensor.dtype == dtype:
-        (piece,) = tensor.pieces
-        return files[piece.file].blocks(piece_key(f"{MASTER}/{name}", piece.box.offset))
+    if len(pieces) == 1 and tensor.dtype == dtype:
+        (piece,) = pieces
+        return files[piece.writer].blocks(piece_key(f"{MASTER}/{name}", piece.box.offset))
     whole = torch.empty(tensor.shape, dtype=getattr(torch, dtype))
-    for piece in tensor.pieces:
+    for piece in pieces:
         where = tuple(slice(o, o + n) for o, n in zip(piece.box.offset, piece.box.shape, strict=True))
-        part = files[piece.file].tensor(piece_key(f"{MASTER}/{name}", piece.box.offset))
+        part = files[piece.writer].tensor(piece_key(f"{MASTER}/{name}", piece.box.offset))
         whole[where] = part  # copying converts
         _check_range(name, part, whole[where])
     return tensor_blocks(whole)

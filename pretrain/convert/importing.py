@@ -22,13 +22,15 @@ from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.manifest import (
     MASTER,
     Manifest,
-    Piece,
     StoredFile,
     StoredTensor,
-    describe_file,
-    rank_file,
+    pieces_file,
+    state_file,
+    write_durably,
 )
+from pretrain.checkpoint.pieces import PieceTable
 from pretrain.checkpoint.storage import piece_key
+from pretrain.checkpoint.verification import describe, describe_file
 from pretrain.convert.source import open_source
 from pretrain.convert.tensor_files import Content, TensorFile, finite, shards, write_tensors
 from pretrain.model.config import ModelConfig
@@ -103,6 +105,7 @@ def _write(
     total = sum(content.bytes for part in parts for content in part)
     files: dict[str, StoredFile] = {}
     tensors: dict[str, StoredTensor] = {}
+    boxes: dict[str, tuple[int, Box]] = {}
     written = 0
 
     def count(length: int) -> None:
@@ -111,15 +114,18 @@ def _write(
         progress(written, total)
 
     for number, part in enumerate(parts):
-        path = folder / rank_file(number)
+        path = folder / state_file(number, MASTER)
         origins = [tuple(0 for _ in content.shape) for content in part]
         keyed = [replace(c, name=piece_key(c.name, o)) for c, o in zip(part, origins, strict=True)]
         write_tensors(path, keyed, count)
         files[path.name] = describe_file(path)
         for content, origin in zip(part, origins, strict=True):
-            piece = Piece(path.name, Box(origin, content.shape))
-            tensors[content.name] = StoredTensor(content.shape, (piece,), content.dtype)
-    return files, tensors
+            tensors[content.name] = StoredTensor(content.shape, content.dtype)
+            boxes[content.name] = (number, Box(origin, content.shape))
+    rows = [(number, *boxes[name]) for number, name in enumerate(sorted(boxes))]
+    pieces = PieceTable.of(rows, max((len(tensor.shape) for tensor in tensors.values()), default=1)).encode()
+    write_durably(folder / pieces_file(), pieces)
+    return files | {pieces_file(): describe(pieces)}, tensors
 
 
 def check_new(out: Path) -> None:

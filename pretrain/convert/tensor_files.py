@@ -142,6 +142,16 @@ def write_tensors(path: Path, contents: Sequence[Content], done: Callable[[int],
         contents: Its tensors, in the order of the file; wide dtypes first keep all aligned.
         done: Told the number of bytes after each block.
     """
+    with path.open("wb") as file:
+        file.write(header_of(contents))
+        for content in contents:
+            _write_blocks(file, content, done)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def header_of(contents: Sequence[Content]) -> bytes:
+    """The bytes of a file before its data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for content in contents:
@@ -153,12 +163,42 @@ def write_tensors(path: Path, contents: Sequence[Content], done: Callable[[int],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for content in contents:
-            _write_blocks(file, content, done)
-        file.flush()
-        os.fsync(file.fileno())
+    return len(text).to_bytes(8, "little") + text
+
+
+def parse_header(where: str, text: bytes, size: int) -> dict[str, Entry]:
+    """The tensors of a file by name, in the order of the file.
+
+    Args:
+        where: For messages.
+        text: The header without its length.
+        size: Bytes of the whole file.
+
+    Raises:
+        InputError: The header is none, or does not tell of every byte of the file once.
+    """
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+        header.pop("__metadata__", None)
+        entries = {
+            name: Entry(
+                _NAMES[values["dtype"]],
+                tuple(map(int, values["shape"])),
+                8 + len(text) + int(values["data_offsets"][0]),
+                int(values["data_offsets"][1]) - int(values["data_offsets"][0]),
+            )
+            for name, values in header.items()
+        }
+        place = 8 + len(text)
+        for entry in sorted(entries.values(), key=lambda entry: entry.start):
+            if entry.start != place or entry.bytes != bytes_of(entry.dtype, entry.shape):
+                raise ValueError(f"a gap or an overlap at byte {place}")
+            place += entry.bytes
+        if place != size:
+            raise ValueError(f"tells of {place} bytes, the file has {size}")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise InputError(f"{where}: not a complete safetensors file ({error!r})") from error
+    return dict(sorted(entries.items(), key=lambda item: item[1].start))
 
 
 def _write_blocks(file: BinaryIO, content: Content, done: Callable[[int], None]) -> None:

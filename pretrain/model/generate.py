@@ -53,6 +53,7 @@ def decode_action_chunk(
     chunk: int,
     sampling: Sampling = GREEDY,
     order: Order = "parallel",
+    width: int = 0,
 ) -> NDArray[np.int64]:
     """Action bins of the next `chunk` actions.
 
@@ -65,6 +66,7 @@ def decode_action_chunk(
             reads every token of the answer on its own, structure tokens too, as plain autoregressive
             generation does. All give the same bins. A model without the action mask decodes block after
             block instead of in parallel, since its blocks see one another.
+        width: As in `Reader`.
 
     Returns:
         Bin ids int64 [B, K, 7].
@@ -77,7 +79,7 @@ def decode_action_chunk(
     if order not in get_args(Order):
         raise InputError(f"order={order}: expected one of {', '.join(get_args(Order))}")
     blocks = np.arange(1, chunk + 1).repeat(ACTION_BLOCK_LENGTH)
-    reader = Reader(model, prompts, blocks, largest=ACTION_END)
+    reader = Reader(model, prompts, blocks, largest=ACTION_END, width=width)
     noise = sampling.noise(reader.batch, (chunk, ACTION_DIM), ACTION_BIN_COUNT, reader.device)
     independent = model.config.action_mask
     together = chunk if order == "parallel" and independent else 1

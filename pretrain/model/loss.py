@@ -10,6 +10,7 @@ Logits never exist for the whole vocabulary at once: `pretrain.model.vocabulary`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -18,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.tokens.action import BIN_WIDTH
 from data.tokens.vocabulary import (
+    ACTION_BIN_COUNT,
     ACTION_BIN_END,
     ACTION_BIN_START,
     IMAGE_CODE_END,
@@ -34,6 +37,23 @@ class LabelKind(IntEnum):
     ACTION = 0
     IMAGE = 1
     STRUCTURE = 2
+
+
+class Total(IntEnum):
+    """What is summed over the labels of a kind; the column in `LossTerms.sums`."""
+
+    CROSS_ENTROPY = 0
+    """In nats."""
+    LABELS = 1
+    """Their number."""
+    RIGHT = 2
+    """Number predicted right."""
+    ACTION_L1 = 3
+    """|decoded prediction - decoded label| in normalised units (-1 to 1), teacher forced; the prediction is
+    the likeliest of the 256 action bins. 0 for other kinds."""
+
+
+SUMS_SHAPE = (len(LabelKind), len(Total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +77,29 @@ class LossTerms:
 
     Attributes:
         loss: Scalar fp32: this micro-batch's part of the step's loss (parts add up).
-        sums: fp32 [3, 3], no gradient. Rows: `LabelKind`. Columns: summed cross entropy in nats,
-            number of labels, number predicted right.
+        sums: fp32 [3, 4], no gradient. Rows: `LabelKind`. Columns: `Total`.
     """
 
     loss: Tensor
     sums: Tensor
+
+
+def means(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:
+    """Means over labels: `loss_<kind>`, `accuracy_<kind>` and `action_l1`; None where there was no label.
+
+    Args:
+        sums: `LossTerms.sums` as numbers, of any number of batches.
+    """
+    found: dict[str, float | None] = {}
+    for kind in LabelKind:
+        row, name = sums[kind], kind.name.lower()
+        labels = row[Total.LABELS]
+        found[f"loss_{name}"] = row[Total.CROSS_ENTROPY] / labels if labels else None
+        found[f"accuracy_{name}"] = row[Total.RIGHT] / labels if labels else None
+    actions = sums[LabelKind.ACTION]
+    labels = actions[Total.LABELS]
+    found["action_l1"] = actions[Total.ACTION_L1] / labels if labels else None
+    return found
 
 
 def label_kinds(labels: Tensor) -> Tensor:
@@ -78,6 +115,23 @@ def label_weights(labels: Tensor, settings: LossSettings) -> Tensor:
     end = IMAGE_CODE_END - 1 if settings.reference_compatible else IMAGE_CODE_END
     image = (labels >= IMAGE_CODE_START) & (labels < end)
     return torch.where(image, settings.image_weight, 1.0)
+
+
+def action_distances(predicted: Tensor, labels: Tensor) -> Tensor:
+    """|decoded prediction - decoded label| of action bins in normalised units; 0 for other labels.
+
+    A bin decodes to its middle and the last bin like the one before it (`data.tokens.action.decode`).
+
+    Args:
+        predicted: int64 [N], ids of action bins where the label is one.
+        labels: int64 [N].
+
+    Returns:
+        fp32 [N].
+    """
+    bins = torch.stack([predicted, labels]).sub_(ACTION_BIN_START).clamp_(max=ACTION_BIN_COUNT - 2)
+    distances = (bins[0] - bins[1]).abs_() * BIN_WIDTH
+    return torch.where(label_kinds(labels) == LabelKind.ACTION, distances, 0.0)
 
 
 class VocabularyHead(nn.Module):
@@ -115,11 +169,14 @@ class VocabularyHead(nn.Module):
         if normaliser is None or settings is None:
             raise ValueError("a loss needs labels, normaliser and settings")
         hidden = self._factory.copy_to_ranks(hidden)
-        log_sum, label_logit, largest = vocabulary_statistics(hidden, self.weight, labels, self._factory)
+        log_sum, label_logit, largest, action = vocabulary_statistics(
+            hidden, self.weight, labels, self._factory, range(ACTION_BIN_START, ACTION_BIN_END)
+        )
         entropy = log_sum - label_logit
         loss = (label_weights(labels, settings) * entropy).sum() / normaliser[0]
         loss = loss + settings.z_loss * log_sum.square().sum() / normaliser[1]
         right = (label_logit >= largest).float()
-        columns = torch.stack([entropy, torch.ones_like(entropy), right], dim=1).detach()
-        sums = torch.zeros(len(LabelKind), 3, device=hidden.device)
+        distances = action_distances(action, labels)
+        columns = torch.stack([entropy, torch.ones_like(entropy), right, distances], dim=1).detach()
+        sums = torch.zeros(SUMS_SHAPE, device=hidden.device)
         return loss, sums.index_add_(0, label_kinds(labels), columns)

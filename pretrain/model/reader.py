@@ -29,6 +29,7 @@ class Reader:
         blocks: Of every token of the written answer, int64 [A]: number of its action block from 1 on, or 0.
             Without action blocks the answer is an image, so the prompt's actions stand before the last one.
         largest: Largest token id of the answers.
+        width: Tokens that the prompts are padded to, at least; 0: to the longest.
 
     Attributes:
         device: Where the model is.
@@ -40,14 +41,19 @@ class Reader:
     """
 
     def __init__(
-        self, model: Transformer, prompts: Sequence[ArrayLike], blocks: NDArray[np.int64], largest: int
+        self,
+        model: Transformer,
+        prompts: Sequence[ArrayLike],
+        blocks: NDArray[np.int64],
+        largest: int,
+        width: int = 0,
     ) -> None:
         rows = _checked(model, prompts, len(blocks), largest)
         lengths = [len(row) for row in rows]
         self._model = model
         self.batch = len(rows)
         self.device = model.lm_head.weight.device
-        shape = (len(rows), max(lengths))
+        shape = (len(rows), max(width, *lengths))
         tokens = np.full(shape, PADDING, np.int64)
         segments, prompt_blocks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for number, row in enumerate(rows):

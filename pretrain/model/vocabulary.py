@@ -1,4 +1,4 @@
-"""Statistics of the next-token distribution without its logits: log-sum-exp, label's logit, largest logit.
+"""Statistics of the next-token distribution without its logits: log-sum-exp, label's logit, likeliest ids.
 
 The vocabulary is walked through a block of rows at a time, forward and backward, so that no more logits
 exist at once than `logit_bytes` allows. Only [N] vectors are kept; the backward pass makes each block's
@@ -25,11 +25,14 @@ from pretrain.model.factory import LayerFactory
 CPU_LOGIT_BYTES = 8 * 2**20
 ACCELERATOR_LOGIT_BYTES = 64 * 2**20
 
+_INT32_MAX = 2**31 - 1
+_OFFSETS = 2**24  # places that fit into a key beside the 32 bits of a number
+
 
 def vocabulary_statistics(
-    hidden: Tensor, weight: Tensor, labels: Tensor, factory: LayerFactory
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp, label's logit and largest logit of each token over the whole vocabulary.
+    hidden: Tensor, weight: Tensor, labels: Tensor, factory: LayerFactory, among: range
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-sum-exp, label's logit and largest logit of each token over the whole vocabulary; a choice of ids.
 
     Logits are rounded to the dtype of hidden states and weight, as a plain linear layer gives them;
     everything after that is fp32. Two collectives over the factory's ranks in the forward pass, none in
@@ -41,11 +44,13 @@ def vocabulary_statistics(
         weight: [V, H], this rank's rows, in the dtype of `hidden`.
         labels: int64 [N], ids in the whole vocabulary.
         factory: Knows the ranks that share the vocabulary.
+        among: Consecutive ids of which the likeliest is sought, at most 2**24.
 
     Returns:
-        Three fp32 [N]. The last has no gradient.
+        Three fp32 [N] (the last has no gradient), and int64 [N]: the id in `among` with the largest
+        logit, the first of several that are equal. Arbitrary where the vocabulary has no such id.
     """
-    return _VocabularyStatistics.apply(hidden, weight, labels, factory)  # pyright: ignore[reportReturnType]
+    return _VocabularyStatistics.apply(hidden, weight, labels, factory, among)  # pyright: ignore[reportReturnType]
 
 
 def block_rows(tokens: int, device: torch.device) -> int:
@@ -61,10 +66,12 @@ def logit_bytes(device: torch.device) -> int:
 class _VocabularyStatistics(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, factory: LayerFactory
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        local = labels - factory.rank * len(weight)
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, factory: LayerFactory, among: range
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first = factory.rank * len(weight)
+        local = labels - first
         largest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
+        best = order_key(largest, torch.zeros_like(labels))
         total, label_logit = torch.zeros_like(largest), torch.zeros_like(largest)
         rows = block_rows(len(hidden), hidden.device)
         for start in range(0, len(weight), rows):
@@ -72,19 +79,21 @@ class _VocabularyStatistics(Function):
             largest, total = extend_log_sum(logits, largest, total)
             mine, column = label_columns(local, start, logits.shape[1])
             label_logit = torch.where(mine, _pick(logits, column).float(), label_logit)
-        everywhere = factory.max_over_ranks(largest.clone())
+            best = extend_choice(logits, first + start, among, best)
+        keys = factory.max_over_ranks(torch.stack([order_key(largest, torch.zeros_like(labels)), best]))
+        everywhere, choice = key_value(keys[0]), among.start + key_offset(keys[1])
         sums = factory.sum_over_ranks(torch.stack([total * (largest - everywhere).exp(), label_logit]))
         log_sum, label_logit = sums[0].log() + everywhere, sums[1].clone()
         # The weight itself, not a copy: ZeRO empties it between the passes and fills it again.
         ctx.save_for_backward(hidden, weight, local, log_sum, label_logit)
-        ctx.mark_non_differentiable(everywhere)
-        return log_sum, label_logit, everywhere
+        ctx.mark_non_differentiable(everywhere, choice)
+        return log_sum, label_logit, everywhere, choice
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, log_sum_gradient: Tensor, label_gradient: Tensor, _: Tensor
-    ) -> tuple[Tensor, Tensor, None, None]:
+        ctx: Any, log_sum_gradient: Tensor, label_gradient: Tensor, *_: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None]:
         hidden, weight, local, log_sum, label_logit = ctx.saved_tensors
         at_label = (label_logit - log_sum).exp_() * log_sum_gradient + label_gradient
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32)
@@ -99,7 +108,7 @@ class _VocabularyStatistics(Function):
             logits.scatter_(1, column[:, None], values[:, None])
             torch.mm(logits.t(), hidden, out=weight_gradient[start : start + rows])
             _add_product(hidden_gradient, logits, block)
-        return hidden_gradient.to(hidden.dtype), weight_gradient, None, None
+        return hidden_gradient.to(hidden.dtype), weight_gradient, None, None, None
 
 
 def extend_log_sum(logits: Tensor, largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,6 +124,51 @@ def extend_log_sum(logits: Tensor, largest: Tensor, total: Tensor) -> tuple[Tens
     """
     new = torch.maximum(largest, logits.amax(dim=1).float())
     return new, total * (largest - new).exp() + torch.sub(logits, new[:, None]).exp_().sum(dim=1)
+
+
+def extend_choice(logits: Tensor, start: int, among: range, best: Tensor) -> Tensor:
+    """Take one more block into the running choice of an id.
+
+    Args:
+        logits: [N, rows] of the block.
+        start: Id of its first row.
+        among: Ids to choose from.
+        best: int64 [N], `order_key` of the largest logit so far and its id, counted from `among.start`.
+
+    Returns:
+        The new `best`.
+    """
+    low, high = max(start, among.start), min(start + logits.shape[1], among.stop)
+    if low >= high:
+        return best
+    values, columns = logits[:, low - start : high - start].max(dim=1)
+    return torch.maximum(best, order_key(values.float(), columns + (low - among.start)))
+
+
+def order_key(values: Tensor, offsets: Tensor) -> Tensor:
+    """One int64 for a number and its place: the largest key is the largest number, the first of equal ones.
+
+    So one maximum, over blocks or over ranks, finds both.
+
+    Args:
+        values: fp32 [N].
+        offsets: int64 [N], from 0 to below 2**24.
+    """
+    bits = (values + 0.0).view(torch.int32)  # + 0: minus zero is equal to zero
+    # As integers the bits of negative numbers ascend the wrong way round.
+    rising = (bits ^ ((bits >> 31) & _INT32_MAX)).long()
+    return rising * _OFFSETS + (_OFFSETS - 1 - offsets)
+
+
+def key_value(keys: Tensor) -> Tensor:
+    """The numbers of `order_key`, fp32 [N]."""
+    rising = torch.div(keys, _OFFSETS, rounding_mode="floor").int()
+    return (rising ^ ((rising >> 31) & _INT32_MAX)).view(torch.float32)
+
+
+def key_offset(keys: Tensor) -> Tensor:
+    """The places of `order_key`, int64 [N]."""
+    return _OFFSETS - 1 - keys.remainder(_OFFSETS)
 
 
 def gradient_of_logits(logits: Tensor, log_sum: Tensor, log_sum_gradient: Tensor) -> None:

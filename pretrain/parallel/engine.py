@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +15,14 @@ from torch import Tensor
 from data.contracts import PackedBatch
 from pretrain.checks import PRECISIONS, check_hardware, check_training
 from pretrain.config import TrainingConfig
-from pretrain.model.loss import LabelKind, LossSettings, label_weights
+from pretrain.model.loss import SUMS_SHAPE, LossSettings, label_weights
 from pretrain.model.transformer import Transformer
-from pretrain.optim import parameter_groups
+from pretrain.optim import build_optimizer
 from pretrain.parallel.batch import MicroBatch, check_batch
+from pretrain.parallel.gate import Judge, UpdateGate
 from pretrain.parallel.groups import ProcessGroups
-from pretrain.parallel.zero import build_module, start_engine
+from pretrain.parallel.zero import build_module, gradient_norm_of, start_engine
+from pretrain.telemetry.profile import phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +31,28 @@ class StepResult:
 
     Attributes:
         loss: Scalar fp32, loss of the whole global batch.
-        sums: fp32 [3, 3] over the global batch, as `pretrain.model.loss.LossTerms`.
-        gradient_norm: Global norm before clipping.
+        sums: fp32 [3, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
+        gradient_norm: Scalar fp32, global norm before clipping; infinite where it is not finite.
+        skipped: Scalar bool, whether the update was left out: nothing but the count of steps has changed.
     """
 
     loss: Tensor
     sums: Tensor
     gradient_norm: Tensor
+    skipped: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What forward passes over one global batch gave; the same on every rank.
+
+    Attributes:
+        loss: Scalar fp32, loss of the whole global batch as in training.
+        sums: fp32 [3, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
+    """
+
+    loss: Tensor
+    sums: Tensor
 
 
 class Engine:
@@ -53,6 +71,8 @@ class Engine:
         self.deepspeed_engine = deepspeed_engine
         self.groups = groups
         self.step_count = 0
+        self.gradient_clipping = config.optim.gradient_clipping
+        self._gate = UpdateGate(optimizer, gradient_norm_of(deepspeed_engine), groups.device)
         self._seed = config.trainer.seed
         self._settings = LossSettings(**asdict(config.loss))
         self._dtype = PRECISIONS[config.trainer.precision]
@@ -73,35 +93,83 @@ class Engine:
         check_training(config)
         check_hardware(config, groups.device)
         module = build_module(config, groups, draw)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(module.named_parameters(), config.optim.weight_decay),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
-            # ZeRO gives it flat tensors, so that any fused kernel is bound by memory; this needs no build.
-            fused=groups.device.type == "cuda",
-        )
+        published = config.loss.reference_compatible
+        optimizer = build_optimizer(module.named_parameters(), config.optim, decay_all=published)
         return cls(module, optimizer, start_engine(module, optimizer, config, groups), config, groups)
 
-    def step(self, micro_batches: Sequence[PackedBatch], learning_rate: float) -> StepResult:
+    def step(
+        self, micro_batches: Sequence[PackedBatch], learning_rate: float, judge: Judge | None = None
+    ) -> StepResult:
         """One optimiser step over this rank's micro-batches of a global batch.
+
+        An update whose loss or gradient norm is not finite is left out: weights, moments and the optimiser's
+        own count stay what they were on all ranks, bit for bit; `step_count` counts on.
+
+        Args:
+            micro_batches: Of this rank.
+            learning_rate: Of this step.
+            judge: Leaves out more. Called once, after the last backward pass and before any weight changes,
+                with the loss of the whole global batch and the gradient norm before clipping (scalars fp32 on
+                the device); gives a scalar bool on the device, True for an update to leave out. It is to
+                decide the same on every rank; one that says True decides for all.
 
         Raises:
             InputError: A token id or a position that the model does not have.
         """
-        for batch in micro_batches:
-            check_batch(batch, self.module.config)
+        batches = self._on_device(micro_batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        device, data_size = self.groups.device, self.groups.mesh.data
-        batches = [MicroBatch.of(batch, self.module.config, device, self._dtype) for batch in micro_batches]
         normalisers = self._normalisers([batch.labels for batch in batches])
-        totals = torch.zeros(1 + 3 * len(LabelKind), device=device)
+        totals = torch.zeros(1 + math.prod(SUMS_SHAPE), device=self.groups.device)
         self.module.train()
         for number, (batch, normaliser) in enumerate(zip(batches, normalisers, strict=True)):
             self.deepspeed_engine.set_gradient_accumulation_boundary(number + 1 == len(batches))
             self._seed_dropout(number)
-            loss, sums = self.deepspeed_engine(
+            loss, sums = self._forward(batch, normaliser)
+            # DeepSpeed averages over data-parallel ranks; parts of the normalised loss add up instead.
+            with phase("backward"):
+                self.deepspeed_engine.backward(loss * self.groups.mesh.data, scale_wrt_gas=False)
+            totals += torch.cat([loss.detach().reshape(1), sums.reshape(-1)])
+        dist.all_reduce(totals, group=self.groups.data)
+        with phase("optimizer"):
+            self._gate.begin(totals[0], judge)
+            self.deepspeed_engine.step()
+            norm, skipped = self._gate.end()
+        self.step_count += 1
+        sums = totals[1:].reshape(SUMS_SHAPE)
+        return StepResult(loss=totals[0], sums=sums, gradient_norm=norm, skipped=skipped)
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[PackedBatch]) -> Evaluation:
+        """Forward passes alone over this rank's micro-batches of a global batch, without dropout.
+
+        Every rank calls it. Weights, optimiser, step count and random numbers stay as they are.
+
+        Raises:
+            InputError: A token id or a position that the model does not have.
+        """
+        batches = self._on_device(micro_batches)
+        normalisers = self._normalisers([batch.labels for batch in batches])
+        totals = torch.zeros(1 + math.prod(SUMS_SHAPE), device=self.groups.device)
+        training = self.module.training
+        self.module.eval()
+        for batch, normaliser in zip(batches, normalisers, strict=True):
+            loss, sums = self._forward(batch, normaliser)
+            totals += torch.cat([loss.reshape(1), sums.reshape(-1)])
+        self.module.train(training)
+        dist.all_reduce(totals, group=self.groups.data)
+        return Evaluation(loss=totals[0], sums=totals[1:].reshape(SUMS_SHAPE))
+
+    def _on_device(self, micro_batches: Sequence[PackedBatch]) -> list[MicroBatch]:
+        for batch in micro_batches:
+            check_batch(batch, self.module.config)
+        model, device = self.module.config, self.groups.device
+        return [MicroBatch.of(batch, model, device, self._dtype) for batch in micro_batches]
+
+    def _forward(self, batch: MicroBatch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and sums of a micro-batch, as `pretrain.model.loss.LossTerms`."""
+        with phase("forward"):
+            return self.deepspeed_engine(
                 batch.tokens,
                 batch.positions,
                 batch.mask,
@@ -110,18 +178,6 @@ class Engine:
                 normaliser,
                 self._settings,
             )
-            # DeepSpeed averages over data-parallel ranks; parts of the normalised loss add up instead.
-            self.deepspeed_engine.backward(loss * data_size, scale_wrt_gas=False)
-            totals += torch.cat([loss.detach().reshape(1), sums.reshape(-1)])
-        self.deepspeed_engine.step()
-        self.step_count += 1
-        dist.all_reduce(totals, group=self.groups.data)
-        norm = self.deepspeed_engine.get_global_grad_norm()
-        return StepResult(
-            loss=totals[0],
-            sums=totals[1:].reshape(len(LabelKind), 3),
-            gradient_norm=torch.as_tensor(norm, dtype=torch.float32),
-        )
 
     def _normalisers(self, labels: Sequence[Tensor]) -> list[Tensor]:
         """What each micro-batch divides by, fp32 [2]: sum of label weights and number of labels.

@@ -8,16 +8,20 @@ bfloat16), ZeRO++ partitions across tensor-parallel peers, unmarked sharded para
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
+from torch import Tensor
 
+from pretrain.checks import PRECISIONS
 from pretrain.config import TrainingConfig
 from pretrain.model.factory import LayerFactory
 from pretrain.model.transformer import Transformer, initial_values, sharded_dimension
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
+from pretrain.parallel.replicated import ReplicatedOptimizer
 
 
 def build_module(config: TrainingConfig, groups: ProcessGroups, draw: bool = True) -> Transformer:
@@ -45,13 +49,26 @@ def start_engine(
     module: Transformer, optimizer: torch.optim.Optimizer, config: TrainingConfig, groups: ProcessGroups
 ) -> Any:
     """DeepSpeed's engine around the network and its optimiser."""
+    given: Any = optimizer
+    if config.parallel.zero_stage == 0:
+        module.to(PRECISIONS[config.trainer.precision])
+        # A function of the parameters: DeepSpeed takes no other type of optimiser as it is.
+        given = lambda _: ReplicatedOptimizer(optimizer, config.optim.gradient_clipping, groups)  # noqa: E731
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=optimizer,
+        optimizer=given,
         config=deepspeed_settings(config, groups),
         mpu=_model_parallel_unit(groups),
     )
     return engine
+
+
+def gradient_norm_of(engine: Any) -> Callable[[], Tensor | float]:
+    """Gives the global norm of the gradient before clipping, as soon as DeepSpeed's step knows it.
+
+    The engine itself only passes it on when the step is over.
+    """
+    return lambda: engine.optimizer._global_grad_norm
 
 
 def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
@@ -63,8 +80,9 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
         "train_batch_size": share * groups.mesh.data,
         "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optim.gradient_clipping,
-        "bf16": {"enabled": config.trainer.precision == "bf16"},
+        # At stage 0 masters and clipping are `ReplicatedOptimizer`'s.
+        "gradient_clipping": config.optim.gradient_clipping if config.parallel.zero_stage else 0.0,
+        "bf16": {"enabled": config.trainer.precision == "bf16" and config.parallel.zero_stage > 0},
         "data_types": {"grad_accum_dtype": _accumulation_dtype(config, share)},
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
@@ -78,8 +96,17 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
             # Every matrix is partitioned; norms, the only parameters this small, stay whole.
             "stage3_param_persistence_threshold": config.model.hidden_size,
             "stage3_gather_16bit_weights_on_model_save": False,
+            "zero_hpz_partition_size": config.parallel.hpz_partition_size,
+            **_offloading(config, groups),
         },
     }
+
+
+def _offloading(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
+    """Where DeepSpeed keeps what `parallel.offload` names; the optimiser then updates on the host."""
+    host = {"device": "cpu", "pin_memory": groups.device.type == "cuda"}
+    names = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+    return {name: host for name in names[config.parallel.offload]}
 
 
 def _accumulation_dtype(config: TrainingConfig, share: int) -> str | None:
@@ -87,11 +114,11 @@ def _accumulation_dtype(config: TrainingConfig, share: int) -> str | None:
 
     In bf16 late micro-batches would be rounded away against the sum of the early ones. fp32 takes two more
     bytes for each parameter whose gradient this rank keeps, so only where there is something to add up.
-    Not at stage 1: DeepSpeed then takes another optimiser, which lays out its state in another way.
-    Data-parallel ranks still exchange bf16, half the bytes.
+    Data-parallel ranks still exchange bf16 at stages 2 and 3, half the bytes; at stage 1 fp32. Stage 0 adds
+    up in fp32 by itself.
     """
     several = config.trainer.micro_batch is not None and config.trainer.micro_batch < share
-    bf16, partitioned = config.trainer.precision == "bf16", config.parallel.zero_stage > 1
+    bf16, partitioned = config.trainer.precision == "bf16", config.parallel.zero_stage > 0
     return "fp32" if several and bf16 and partitioned else None
 
 
@@ -135,6 +162,7 @@ def _draw(module: Transformer, seed: int, factory: LayerFactory, data_rank: int)
         share = values.flatten()[first : first + held.numel()]
         held[: len(share)].copy_(share)
         held[len(share) :].zero_()  # padding of the last ranks
+        cast(Any, parameter).ds_secondary_tensor = None  # hpZ's second copy: of what was there before
 
 
 def _skip_kernel_build() -> None:

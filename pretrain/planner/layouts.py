@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from data.errors import InputError
 from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
 from pretrain.model.transformer import check_divides
-from pretrain.planner.memory import Layout, Memory, memory
+from pretrain.optim import OPTIMIZERS
+from pretrain.planner.memory import OFFLOADS, Layout, Memory, memory
 from pretrain.planner.speed import BANDWIDTHS, Machine, Speed, speed
 from pretrain.telemetry.meters import known_peak
 
-_UNITS = {"": 1e9, "GB": 1e9, "GIB": 2.0**30, "TB": 1e12, "TIB": 2.0**40, "MB": 1e6, "MIB": 2.0**20}
 _MOST_GPUS = 65_536
 
 
@@ -30,6 +30,9 @@ class Wanted:
         micro_batches: Sequences a rank may process at a time.
         global_batch: Sequences in an optimiser step; None: four for each GPU.
         machine: How fast the GPUs are.
+        offloads: What may lie in host memory, values of `OFFLOADS`.
+        host_memory: Bytes of host memory for each GPU; None: as much as is needed.
+        optimizer: As `optim.name`.
     """
 
     model: ModelConfig
@@ -40,6 +43,13 @@ class Wanted:
     micro_batches: Sequence[int]
     global_batch: int | None
     machine: Machine
+    offloads: Sequence[str] = OFFLOADS
+    host_memory: float | None = None
+    optimizer: str = "adamw"
+
+    def holds(self, need: Memory) -> bool:
+        """Whether GPU and host have the memory."""
+        return need.total <= self.usable and (self.host_memory is None or need.host <= self.host_memory)
 
     @property
     def usable(self) -> float:
@@ -74,7 +84,7 @@ def feasible(wanted: Wanted) -> list[Plan]:
             f"no layout shares {wanted.step_sequences} sequences a step (global_batch) out over "
             f"gpus={wanted.gpus} in micro-batches of {_listed(wanted.micro_batches)}; change one of them"
         )
-    fitting = [plan for plan in plans if plan.memory.total <= wanted.usable]
+    fitting = [plan for plan in plans if wanted.holds(plan.memory)]
     if not fitting:
         raise InputError(_nothing_fits(wanted, plans))
     return sorted(fitting, key=lambda plan: (plan.speed.seconds, plan.memory.total))
@@ -91,27 +101,14 @@ def all_plans(wanted: Wanted) -> list[Plan]:
         for micro_batch in sorted(set(wanted.micro_batches)):
             if share == 0 or share % micro_batch:
                 continue
-            for policy in RECOMPUTE_POLICIES:
-                layout = Layout(tensor, data, micro_batch, policy, accumulates=share > micro_batch)
+            for policy, offload in product(RECOMPUTE_POLICIES, wanted.offloads):
+                layout = Layout(
+                    tensor, data, micro_batch, policy, share > micro_batch, offload, wanted.optimizer
+                )
                 need = memory(wanted.model, layout, wanted.sequence_length)
                 step = speed(wanted.model, layout, wanted.sequence_length, share, wanted.machine)
                 plans.append(Plan(layout, need, step))
     return plans
-
-
-def parse_bytes(name: str, text: str) -> float:
-    """Bytes of `80GB`, `79.6GiB` or `80` (GB).
-
-    Raises:
-        InputError: Not a size above zero.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(found.group(2).upper()) if found else None
-    if found is None or unit is None or float(found.group(1)) <= 0:
-        raise InputError(
-            f"{name}={text}: expected a size such as 80GB, 79.6GiB or 80 (GB); correct the setting"
-        )
-    return float(found.group(1)) * unit
 
 
 def machine(gpu: str, efficiency: float, node_gpus: int) -> Machine:
@@ -121,9 +118,9 @@ def machine(gpu: str, efficiency: float, node_gpus: int) -> Machine:
         InputError: A GPU that is not listed.
     """
     peak = known_peak(gpu, "bf16")
-    for part, node, network in BANDWIDTHS:
+    for part, node, network, host in BANDWIDTHS:
         if part in gpu and peak is not None:
-            return Machine(peak, efficiency, node_gpus, node, network)
+            return Machine(peak, efficiency, node_gpus, node, network, host)
     names = ", ".join(part for part, *_ in BANDWIDTHS)
     raise InputError(f"gpu={gpu}: not in the table of data sheets; expected one of {names}")
 
@@ -164,6 +161,14 @@ def _check(wanted: Wanted) -> None:
     for name, value in least.items():
         if value < 1:
             raise InputError(f"{name}={value}, expected 1 or more; correct the setting")
+    unknown = [value for value in wanted.offloads if value not in OFFLOADS]
+    if unknown or not wanted.offloads:
+        found = unknown[0] if unknown else "[]"
+        raise InputError(f"offloads={found}, expected some of {', '.join(OFFLOADS)}; correct the setting")
+    if wanted.optimizer not in OPTIMIZERS:
+        raise InputError(
+            f"optimizer={wanted.optimizer}, expected one of {', '.join(OPTIMIZERS)}; correct the setting"
+        )
     if not 0 <= wanted.reserve < 1:
         raise InputError(f"reserve={wanted.reserve}, expected at least 0 and below 1; correct the setting")
     if not 0 < wanted.machine.efficiency <= 1:
@@ -171,7 +176,20 @@ def _check(wanted: Wanted) -> None:
 
 
 def _nothing_fits(wanted: Wanted, plans: list[Plan]) -> str:
-    best = min(plans, key=lambda plan: plan.memory.total)
+    if not any(plan.memory.total <= wanted.usable for plan in plans):
+        return _no_gpu_fits(wanted, plans)
+    best = min(
+        (plan for plan in plans if plan.memory.total <= wanted.usable), key=lambda plan: plan.memory.host
+    )
+    return (
+        f"nothing fits a host memory of {(wanted.host_memory or 0) / 1e9:.4g} GB a GPU: the least need is "
+        f"{best.memory.host / 1e9:.1f} GB (offload {best.layout.offload}), and without offloading gpus="
+        f"{wanted.gpus} of {wanted.gpu_memory / 1e9:.4g} GB are too few; take more GPUs or more host memory"
+    )
+
+
+def _no_gpu_fits(wanted: Wanted, plans: list[Plan]) -> str:
+    best = min(plans, key=lambda plan: (plan.memory.total, plan.memory.host))
     layout, need = best.layout, best.memory
     enough = fewest_gpus(wanted)
     advice = f"take gpus={enough}" if enough else "take a shorter sequence_length or a smaller model"
@@ -179,7 +197,8 @@ def _nothing_fits(wanted: Wanted, plans: list[Plan]) -> str:
     return (
         f"nothing fits gpus={wanted.gpus} of {wanted.gpu_memory / 1e9:.4g} GB ({wanted.usable / 1e9:.4g} GB "
         f"without the reserve): the least need is {need.total / 1e9:.1f} GB a GPU (tensor {layout.tensor}, "
-        f"data {layout.data}, micro-batch {layout.micro_batch}, recompute {layout.recompute}), "
+        f"data {layout.data}, micro-batch {layout.micro_batch}, recompute {layout.recompute}, offload "
+        f"{layout.offload}), "
         f"{need.state / 1e9:.1f} GB of it weights, gradients and optimiser; {advice}, or GPUs of "
         f"{more / 1e9:.0f} GB"
     )
@@ -191,7 +210,7 @@ def fewest_gpus(wanted: Wanted) -> int | None:
     while gpus < _MOST_GPUS:
         gpus *= 2
         larger = replace(wanted, gpus=gpus)
-        if any(plan.memory.total <= wanted.usable for plan in all_plans(larger)):
+        if any(wanted.holds(plan.memory) for plan in all_plans(larger)):
             return gpus
     return None
 

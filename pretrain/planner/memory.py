@@ -1,4 +1,4 @@
-"""Bytes that one GPU needs for a training in a layout, by formula.
+"""Bytes that one GPU, and the host for it, needs for a training in a layout, by formula.
 
 Everything here follows the code that runs: what each recompute policy keeps (`pretrain.model.recompute`),
 what the loss holds (`pretrain.model.vocabulary`), what DeepSpeed partitions and buffers under the
@@ -11,6 +11,12 @@ feed-forward, V vocabulary; all but R, T and H are divided by `tensor` as well. 
     selective  2 R H + (2 H + 2 K + 2 F) T     residual stream; q, k, v, mixture; gate, up (swin norm: 4 R H)
     none       2 R H + 2 T H + (3 H + 3 K + 3 F) T   also inputs of the branches, turned q and k, SwiGLU
     none, not compiled: + 2 R H + (H + K + F) T      also norms before their weights, SiLU
+
+What is offloaded lies in host memory, P a rank's share of the parameters:
+
+    optimizer  master weights and moments 12 P (Lion 8 P), gradients 2 P (accumulated: 4 P), once more in
+               fp32 4 P
+    all        also the weights 2 P; what a layer needs is gathered on the GPU as ever
 """
 
 from __future__ import annotations
@@ -23,11 +29,14 @@ from pretrain.model.vocabulary import ACCELERATOR_LOGIT_BYTES
 REDUCE_BUCKET = 200_000_000  # gradients; DeepSpeed allocates all of it at the start
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time
 STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters updated at a time
+STATE_BYTES = {"adamw": 12, "lion": 8}  # a parameter: master weight and moments, fp32
+STEP_BYTES = {"adamw": 4, "lion": 12}  # fp32 gradient while it is updated; Lion: its direction, once scaled
+OFFLOADS = ("none", "optimizer", "all")  # values of `parallel.offload`
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to train; ZeRO stage 3, nothing offloaded, sequence parallel where `tensor` > 1.
+    """One way to train; ZeRO stage 3, sequence parallel where `tensor` > 1.
 
     Attributes:
         tensor: Tensor-parallel size.
@@ -35,6 +44,8 @@ class Layout:
         micro_batch: Sequences that one rank processes at a time.
         recompute: Policy as `ModelConfig.recompute`, for all layers.
         accumulates: Whether gradients of several micro-batches are added up, which takes fp32.
+        offload: What lies in host memory, one of `OFFLOADS`, as `parallel.offload`.
+        optimizer: As `optim.name`.
     """
 
     tensor: int
@@ -42,6 +53,8 @@ class Layout:
     micro_batch: int
     recompute: str
     accumulates: bool = False
+    offload: str = "none"
+    optimizer: str = "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +79,18 @@ GPU = Kernels()
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes on one GPU.
+    """Bytes on one GPU, and in host memory for it.
 
     Attributes:
         weights: This rank's share, and the norms that stay whole.
         gradients: This rank's share.
-        optimiser: Master weights and both moments, fp32.
+        optimiser: Master weights and moments, fp32.
         activations: Kept between the forward and the backward pass.
         loss: While the loss has its gradient.
         layer: While one layer has its gradient: what is made again, and the gradients within.
-        update: fp32 gradients while the optimiser steps.
+        update: fp32 gradients while the optimiser steps, and what it computes with.
         buffers: ZeRO's: gathered parameters, gradients on their way.
+        host: What is offloaded, in host memory.
     """
 
     weights: float
@@ -87,36 +101,42 @@ class Memory:
     layer: float
     update: float
     buffers: float
+    host: float = 0.0
 
     @property
     def state(self) -> float:
-        """What is held all the time, without buffers."""
+        """What is held on the GPU all the time, without buffers."""
         return self.weights + self.gradients + self.optimiser
 
     @property
     def total(self) -> float:
-        """The peak: loss, layers and update come one after the other."""
+        """The peak on the GPU: loss, layers and update come one after the other."""
         passes = self.activations + max(self.loss, self.layer)
         return self.state + self.buffers + max(passes, self.update)
 
 
 def memory(model: ModelConfig, layout: Layout, sequence_length: int) -> Memory:
-    """Of one GPU, in bf16 with fp32 master weights."""
+    """Of one GPU and its share of the host, in bf16 with fp32 master weights."""
     tokens = layout.micro_batch * sequence_length
     matrices, vectors = parameters(model, layout.tensor)
     share = (matrices + vectors) / layout.data
     largest = model.vocabulary_size * model.hidden_size / layout.tensor
     live = min(matrices, LIVE_PARAMETERS + largest)
     flattened = max(largest, min(matrices, REDUCE_BUCKET))
+    gradients = (4 if layout.accumulates else 2) * share
+    weights_there, state_there = layout.offload == "all", layout.offload != "none"
+    state = STATE_BYTES[layout.optimizer]
+    held_weights = 2 * matrices / layout.data
     return Memory(
-        weights=2 * (matrices / layout.data + vectors),
-        gradients=(4 if layout.accumulates else 2) * share,
-        optimiser=12 * share,
+        weights=2 * vectors + (0 if weights_there else held_weights),
+        gradients=0 if state_there else gradients,
+        optimiser=0 if state_there else state * share,
         activations=kept(model, layout.recompute, tokens, layout.tensor),
         loss=loss_bytes(model, tokens, layout.tensor),
         layer=layer_bytes(model, layout.recompute, tokens, layout.tensor),
-        update=4 * min(share, STEP_GROUP),
+        update=0 if state_there else STEP_BYTES[layout.optimizer] * min(share, STEP_GROUP),
         buffers=2 * (live + REDUCE_BUCKET + flattened),
+        host=(held_weights if weights_there else 0) + ((state + 4) * share + gradients if state_there else 0),
     )
 
 

@@ -122,6 +122,10 @@ class Stopwatch:
         """Count seconds of waiting for data."""
         self._waited += seconds
 
+    def paused(self, seconds: float) -> None:
+        """Leave out seconds that were no training."""
+        self._start += seconds
+
     def read(self) -> tuple[float, float]:
         """Seconds since the last reading and those of them spent waiting; starts anew."""
         now = time.perf_counter()

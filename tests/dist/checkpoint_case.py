@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.checkpoint.load import load
+from pretrain.checkpoint.load import load, load_metadata
+from pretrain.checkpoint.place import CheckpointPlace, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
@@ -55,6 +58,23 @@ def batch(step: int, data_rank: int, data_size: int) -> PackedBatch:
     return PackedBatch(tokens[rows], labels[rows], positions[rows], ones[rows], zeros[rows])
 
 
+def latest(root: Path) -> Path | None:
+    """The newest committed checkpoint below a folder."""
+    step = CheckpointPlace(root).latest()
+    return None if step is None else step_folder(root, step)
+
+
+def file(checkpoint: Path, writer: int, kind: str = "") -> Path:
+    """A file that a rank wrote."""
+    (found,) = checkpoint.glob(f"rank_{writer:05d}{kind}-*.safetensors")
+    return found
+
+
+def metadata(checkpoint: Path) -> Mapping[str, Any]:
+    """What the trainer stored beside the tensors."""
+    return load_metadata(checkpoint)
+
+
 def build(settings: TrainingConfig) -> Engine:
     mesh = Mesh(settings.parallel.tensor, settings.parallel.data)
     return Engine.build(settings, ProcessGroups.create(mesh))
@@ -84,13 +104,26 @@ def train_and_save(settings: TrainingConfig, root: Path, save_at: list[int], las
     return losses
 
 
-def resume(settings: TrainingConfig, checkpoint: Path, last: int, root: Path | None = None) -> list[float]:
-    """Load into a fresh engine, save again at once if `root` is given, and train on; the losses."""
+def resume(settings: TrainingConfig, checkpoint: Path, last: int) -> list[float]:
+    """Load into a fresh engine and train on; the losses."""
+    return resume_each(settings, {"only": checkpoint}, last)["only"]
+
+
+def resume_each(
+    settings: TrainingConfig, checkpoints: Mapping[str, Path], last: int, root: Path | None = None
+) -> dict[str, list[float]]:
+    """Load one checkpoint after the other into one engine and train on from it each time; the losses.
+
+    With `root` what was loaded is saved again at once, in a folder of the checkpoint's name in `checkpoints`.
+    """
     engine = build(settings)
-    metadata = load(checkpoint, engine)
-    assert metadata == {"rank": 0, "tokens": 10 * engine.step_count}
-    if root is not None:
-        writer = CheckpointWriter(root, engine)
-        writer.save(engine.step_count, metadata)
-        writer.wait()
-    return steps(engine, last)
+    losses: dict[str, list[float]] = {}
+    for name, checkpoint in checkpoints.items():
+        metadata = load(checkpoint, engine)
+        assert metadata == {"rank": 0, "tokens": 10 * engine.step_count}
+        if root is not None:
+            writer = CheckpointWriter(root / name, engine)
+            writer.save(engine.step_count, metadata)
+            writer.wait()
+        losses[name] = steps(engine, last)
+    return losses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,17 +87,23 @@ def parts(batch: PackedBatch, mesh: Mesh, micro_batches: int, data_rank: int) ->
     return [rows(batch, i * size, (i + 1) * size) for i in range(first, first + micro_batches)]
 
 
-def train_plain(loss_of: Callable[[Transformer, PackedBatch], Tensor]) -> Curve:
+def train_plain(
+    loss_of: Callable[[Transformer, PackedBatch], Tensor],
+    decay_all: bool = False,
+    build: Callable[[list[dict[str, Any]], OptimConfig], torch.optim.Optimizer] | None = None,
+) -> Curve:
     """Losses and gradient norms of one ordinary process with torch alone.
 
     Args:
         loss_of: Loss of a global batch.
+        decay_all: Decay norms and biases too.
+        build: Makes the optimiser of parameter groups; None: torch's AdamW.
     """
     config = settings(Mesh(1, 1))
     model = Transformer(config.model)
     initialise(model, config.trainer.seed)
-    groups = parameter_groups(model.named_parameters(), config.optim.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=config.optim.betas, eps=config.optim.eps)
+    groups = parameter_groups(model.named_parameters(), config.optim.weight_decay, decay_all)
+    optimizer = (build or _adamw)(groups, config.optim)
     curve = []
     for step in range(STEPS):
         loss = loss_of(model, global_batch(step))
@@ -106,6 +113,10 @@ def train_plain(loss_of: Callable[[Transformer, PackedBatch], Tensor]) -> Curve:
         optimizer.zero_grad()
         curve.append((loss.item(), norm.item()))
     return curve
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def logits_and_labels(model: Transformer, batch: PackedBatch) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ starts in a fraction of a second. A failing rank ends all of them and its traceb
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import random
@@ -23,7 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 warnings.filterwarnings("ignore")
 
-import deepspeed  # noqa: E402, F401 - preloaded for the ranks
+import deepspeed  # noqa: E402 - preloaded for the ranks
+import deepspeed.runtime.zero.muon.original_muon  # noqa: E402, F401 - every engine imports it late
 import megatron.core.parallel_state  # noqa: E402, F401 - preloaded for the ranks
 import torch  # noqa: E402
 
@@ -44,7 +46,7 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         RankFailedError: A rank raised, died or did not finish in `timeout` seconds.
     """
     context = multiprocessing.get_context("fork")
-    port = _free_port()
+    port = free_port()
     processes, pipes = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
@@ -96,6 +98,7 @@ def _rank_main(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+    gc.freeze()  # else each collection goes through all that was preloaded, and copies it page by page
     try:
         sender.send((True, function(*args)))
     except BaseException:  # the parent re-raises it, whatever it is
@@ -106,7 +109,7 @@ def _rank_main(
         os._exit(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port to listen on, below those that the kernel gives to outgoing connections.
 
     Such a one could be taken between this look and the first rank's use of it.

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.tokens.vocabulary import IGNORED_LABEL, IMAGE_CODE_START
+from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, IGNORED_LABEL, IMAGE_CODE_START
 from pretrain.config import LossConfig
 from pretrain.model import vocabulary
 from pretrain.model.factory import shard_of
-from pretrain.model.loss import LossSettings, VocabularyHead
+from pretrain.model.loss import LabelKind, LossSettings, Total, VocabularyHead
 from pretrain.parallel.mesh import Mesh
 from tests.dist.engine_case import LEARNING_RATE, global_batch, rows, settings
 from tests.dist.harness import run_ranks
@@ -23,15 +23,22 @@ STRONG = LossSettings(image_weight=0.04, z_loss=1e-2)
 ROWS, WIDTH = 48, 8
 
 
-def shared_case(tokens: int) -> LossCase:
-    """Labels sit at the first and last id of every share at two and four ranks."""
-    case = LossCase.random(tokens, ROWS, WIDTH)
-    edges = torch.tensor([0, 11, 12, 23, 24, 35, 36, 47])
+def shared_case(tokens: int, rows: int = ROWS) -> LossCase:
+    """Labels sit at the first and last id of every share at two and four ranks, and in the action bins.
+
+    Bins are equal in pairs: where a rank's share ends between them, two ranks have the likeliest one.
+    """
+    case = LossCase.random(tokens, rows, WIDTH)
+    case.weight[10_200:10_260] = case.weight[10_050:10_110]
+    quarter = rows // 4
+    edges = torch.tensor([end for i in range(4) for end in (i * quarter, (i + 1) * quarter - 1)])
     case.labels[: len(edges)] = edges[:tokens]
+    if rows > ACTION_BIN_END:
+        case.labels[len(edges) :] = torch.arange(ACTION_BIN_START, ACTION_BIN_END, 9)[: tokens - len(edges)]
     return case
 
 
-def shared_loss(mesh: Mesh, tokens: int, block: int) -> dict[str, Any]:
+def shared_loss(mesh: Mesh, tokens: int, block: int, rows: int) -> dict[str, Any]:
     """Loss, sums and gradients on this rank, and how often it spoke with its peers on the way."""
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
@@ -49,8 +56,8 @@ def shared_loss(mesh: Mesh, tokens: int, block: int) -> dict[str, Any]:
 
     vocabulary.block_rows = lambda tokens, device: block
     factory = Counting(ProcessGroups.create(mesh))
-    case = shared_case(tokens)
-    head = VocabularyHead(factory, ROWS, WIDTH)
+    case = shared_case(tokens, rows)
+    head = VocabularyHead(factory, rows, WIDTH)
     with torch.no_grad():
         head.weight.copy_(shard_of(case.weight, 0, factory.rank, factory.size))
     hidden = case.hidden.requires_grad_()
@@ -67,20 +74,31 @@ def shared_loss(mesh: Mesh, tokens: int, block: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("ranks", "tokens", "block"), [(2, 13, 5), (4, 8, 5), (4, 1, 48), (2, 0, 5)])
-def test_a_vocabulary_shared_out_gives_the_same(ranks: int, tokens: int, block: int) -> None:
-    case = shared_case(tokens)
+@pytest.mark.parametrize(
+    ("ranks", "tokens", "block", "rows"),
+    [
+        (2, 13, 5, ROWS),
+        (4, 8, 5, ROWS),
+        (4, 1, 48, ROWS),
+        (2, 0, 5, ROWS),
+        (2, 37, 600, 20_272),  # the second rank's share begins at 10,136, between the action bins
+        (4, 37, 600, 13_516),  # and the fourth's at 10,137
+    ],
+)
+def test_a_vocabulary_shared_out_gives_the_same(ranks: int, tokens: int, block: int, rows: int) -> None:
+    case = shared_case(tokens, rows)
     case.normaliser = lambda settings: torch.tensor([5.0, 9.0])  # pyright: ignore[reportAttributeAccessIssue]
     loss, sums, hidden, weight = naive_loss(case, STRONG)
-    found = run_ranks(shared_loss, ranks, Mesh(ranks, 1), tokens, block)
+    found = run_ranks(shared_loss, ranks, Mesh(ranks, 1), tokens, block, rows)
     for one in found:
-        assert one["loss"] == pytest.approx(loss.item(), abs=1e-6)
-        torch.testing.assert_close(torch.tensor(one["sums"]).double(), sums, atol=1e-5, rtol=0)
+        assert one["loss"] == pytest.approx(loss.item(), abs=1e-6, rel=3e-7)
+        torch.testing.assert_close(torch.tensor(one["sums"]).double(), sums, atol=1e-5, rtol=1e-6)
         gradient = torch.tensor(one["hidden"]).reshape(tokens, WIDTH)
-        torch.testing.assert_close(gradient.double(), hidden, atol=1e-6, rtol=0)
+        torch.testing.assert_close(gradient.double(), hidden, atol=1e-6, rtol=1e-5)
+        assert (rows == ROWS) == (float(sums[LabelKind.ACTION, Total.ACTION_L1]) == 0)
         assert one["spoken"] == ["max", "sum"], "collectives for every block, or in the backward pass"
     whole = torch.cat([torch.tensor(one["weight"]) for one in found])
-    torch.testing.assert_close(whole.double(), weight, atol=1e-6, rtol=0)
+    torch.testing.assert_close(whole.double(), weight, atol=1e-6, rtol=1e-5)
 
 
 def weights_in_passes(mesh: Mesh, steps: int) -> dict[str, Any]:
@@ -95,9 +113,9 @@ def weights_in_passes(mesh: Mesh, steps: int) -> dict[str, Any]:
         seen["forward"].append(engine.module.lm_head.weight.detach().clone())
         return extend(logits, *rest)
 
-    def backward_seen(ctx: Any, log_sum_gradient: Tensor, label_gradient: Tensor, _: Tensor) -> Any:
+    def backward_seen(ctx: Any, log_sum_gradient: Tensor, label_gradient: Tensor, *_: Tensor) -> Any:
         seen["backward"].append(ctx.saved_tensors[1].detach().clone())
-        return gradient(ctx, log_sum_gradient, label_gradient, _)
+        return gradient(ctx, log_sum_gradient, label_gradient, *_)
 
     vocabulary.extend_log_sum = forward_seen
     vocabulary._VocabularyStatistics.backward = staticmethod(backward_seen)

@@ -49,6 +49,8 @@ def held_masters(config: TrainingConfig) -> Held:
 @pytest.mark.parametrize(
     ("tensor", "data", "stage", "precision"),
     [
+        (1, 2, 0, "bf16"),
+        (2, 1, 0, "fp32"),
         (1, 2, 1, "fp32"),
         (1, 2, 1, "bf16"),
         (1, 2, 3, "fp32"),

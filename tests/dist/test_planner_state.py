@@ -16,13 +16,14 @@ from tests.dist.harness import run_ranks
 RANKS = 2
 
 
-def measure(micro_batches: int) -> tuple[int, int]:
+def measure(micro_batches: int, optimizer: str) -> tuple[int, int]:
     """Bytes that live after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
     mesh = Mesh(1, RANKS)
     config = settings(mesh, 3, "bf16", hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
+    config.optim.name = optimizer
     config.trainer.micro_batch = BATCH // RANKS // micro_batches
     groups = ProcessGroups.create(mesh)
     before = set(_storages())
@@ -41,11 +42,13 @@ def _storages() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_state_of_the_engine(micro_batches: int) -> None:
+@pytest.mark.parametrize(("micro_batches", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "lion")])
+def test_state_of_the_engine(micro_batches: int, optimizer: str) -> None:
     config = settings(Mesh(1, RANKS), hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
-    layout = Layout(1, RANKS, BATCH // RANKS // micro_batches, "none", accumulates=micro_batches > 1)
+    layout = Layout(
+        1, RANKS, BATCH // RANKS // micro_batches, "none", accumulates=micro_batches > 1, optimizer=optimizer
+    )
     expected = memory(replace(config.model), layout, LENGTH)
-    for held, buckets in run_ranks(measure, RANKS, micro_batches):
+    for held, buckets in run_ranks(measure, RANKS, micro_batches, optimizer):
         assert expected.state == pytest.approx(held, rel=0.15)
         assert buckets == 2 * REDUCE_BUCKET, "one bucket of bf16"

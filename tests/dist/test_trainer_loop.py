@@ -11,7 +11,7 @@ import pytest
 
 from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.manifest import latest
+from pretrain.checkpoint.place import CheckpointPlace
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import JsonlSink, read_metrics
@@ -112,13 +112,10 @@ def test_rarer_lines_leave_the_token_count_right(whole: RunFolder, url: str, tmp
 
 def test_torchrun_gives_the_same_run(whole: RunFolder, url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 3))
-    overrides = [
-        f"{section}.{key}={'null' if value is None else value}"
-        for section, values in dataclasses.asdict(config).items()
-        for key, value in values.items()
-        if not isinstance(value, dict | tuple)
+    assert run_ranks(case.run_main, 2, [*case.overrides(config), "eval.every=3", "cluster.address=null"]) == [
+        0,
+        0,
     ]
-    assert run_ranks(case.run_main, 2, [*overrides, "eval.every=3", "cluster.address=null"]) == [0, 0]
     folder = RunFolder(tmp_path / "run")
     losses = [record["loss"] for record in measured(folder)]
     assert losses == pytest.approx([record["loss"] for record in measured(whole)], abs=1e-5)
@@ -160,10 +157,10 @@ def test_torchrun_names_a_misspelt_key_in_one_line(capfd: pytest.CaptureFixture[
     )
 
 
-def test_a_training_that_diverged_ends_without_a_checkpoint(url: str, tmp_path: Path) -> None:
+def test_a_training_that_diverged_before_its_first_checkpoint_ends(url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 3))
     config.optim.lr, config.optim.gradient_clipping = 1e30, 0.0
-    config.trainer.log_every = 100  # the check before a checkpoint does not wait for a line
-    with pytest.raises(RankFailedError, match=r"step 2: loss (nan|inf), gradient norm .* diverged"):
+    config.checkpointing.every, config.guard.bad_steps = 100, 3
+    with pytest.raises(RankFailedError, match=r"DivergedError: step 5: 3 steps in a row .* no checkpoint"):
         train(config)
-    assert latest(tmp_path / "run" / "checkpoints") is None
+    assert CheckpointPlace(tmp_path / "run" / "checkpoints").steps() == []

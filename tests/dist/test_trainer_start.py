@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
 from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.checkpoint.load import load_weights
+from pretrain.checkpoint.weights import load_weights
 from pretrain.config import TrainingConfig
 from pretrain.convert.exporting import export_weights
 from pretrain.convert.importing import import_weights
@@ -34,6 +36,12 @@ def earlier(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = case.settings(tmp_path_factory.mktemp("earlier"), url, (1, 1, 1))
     config.trainer.stop_after = 2
     return case.train(config).checkpoints / "step_00000002"
+
+
+def test_a_run_keeps_the_action_ranges_of_its_data(earlier: Path, url: str) -> None:
+    kept = json.loads((earlier.parents[1] / "action_ranges.json").read_text())
+    ranges = DatasetIndex.load(url).action_ranges
+    assert kept == {"minimum": list(ranges.minimum), "maximum": list(ranges.maximum)}
 
 
 def loss_of(checkpoint: Path, config: TrainingConfig) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -157,3 +157,81 @@ def test_stage_1_maps_as_checkpoints_expect() -> None:
         assert found["flat stage 1, 2"]
         assert found["partitioned"] == []
         assert "lm_head.weight" in found["mapped"]
+
+
+def describe_step(stage: int, precision: str) -> dict[str, Any]:
+    """What stands where the engine and its checkpoints look for it, in a step over two micro-batches."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+    from tests.dist.engine_case import global_batch, parts, settings
+
+    config = settings(Mesh(1, 2), stage, precision)
+    config.trainer.micro_batch = 1
+    groups = ProcessGroups.create(Mesh(1, 2))
+    engine = Engine.build(config, groups)
+    zero, norms, averaged = engine.deepspeed_engine.optimizer, [], []
+    engine.optimizer.register_step_pre_hook(lambda *_: norms.append(float(zero._global_grad_norm)))
+    if stage == 0:
+        gradients = zero.get_grads_for_reduction
+        zero.get_grads_for_reduction = lambda: averaged.append(True) or gradients()
+    result = engine.step(parts(global_batch(0), groups.mesh, 2, groups.data_rank), 1e-3)
+    return {
+        "norms": set(norms),
+        "norm": float(result.gradient_norm),
+        "optimizer": type(zero).__name__,
+        "averaged": len(averaged),
+        "flat fp32 of bf16": bool(getattr(zero, "fp32_groups_flat_partition", None)),
+        "second copies": [hasattr(p, "ds_secondary_tensor") for p in engine.module.parameters()],
+        "forgets second copies": callable(getattr(zero, "invalidate_secondary_tensor", None)),
+    }
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_norm_is_known_when_the_optimiser_is_called(stage: int) -> None:
+    for found in run_ranks(describe_step, 2, stage, "bf16"):
+        assert list(found["norms"]) == [pytest.approx(found["norm"], rel=1e-6)]
+        # Given as a function, the optimiser is taken as it is, and its gradients are averaged once a step.
+        assert (found["optimizer"] == "ReplicatedOptimizer") == (stage == 0)
+        assert found["averaged"] == (stage == 0)
+        # Stage 1 that adds bf16 up in fp32 is another class, with its masters under another name.
+        assert found["flat fp32 of bf16"] == (stage == 1)
+        assert set(found["second copies"]) == {stage == 3}
+        assert found["forgets second copies"] == (stage == 3)
+
+
+def second_copies_after_forgetting() -> list[tuple[bool, bool]]:
+    """Of every parameter: whether there is a second copy after a pass, and after it is forgotten."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+    from tests.dist.engine_case import global_batch, parts, settings
+
+    config = settings(Mesh(1, 2))
+    config.parallel.hpz_partition_size = 2
+    groups = ProcessGroups.create(Mesh(1, 2))
+    engine = Engine.build(config, groups)
+    engine.evaluate(parts(global_batch(0), groups.mesh, 1, groups.data_rank))
+    copied = [cast(Any, p).ds_secondary_tensor is not None for p in engine.module.parameters()]
+    engine.deepspeed_engine.optimizer.invalidate_secondary_tensor()
+    left = [cast(Any, p).ds_secondary_tensor is not None for p in engine.module.parameters()]
+    return list(zip(copied, left, strict=True))
+
+
+def test_second_copies_are_made_and_forgotten() -> None:
+    for found in run_ranks(second_copies_after_forgetting, 2):
+        assert set(found) == {(True, False)}
+
+
+def test_the_fused_optimiser_reads_the_flag() -> None:
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer: Any = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    optimizer.step()
+    held = [weight.detach().clone(), *(value.clone() for value in optimizer.state[weight].values())]
+    for flag in (1.0, 0.0):
+        optimizer.found_inf = torch.tensor(flag)
+        optimizer.step()
+        now = [weight.detach(), *optimizer.state[weight].values()]
+        same = [torch.equal(old, new) for old, new in zip(held, now, strict=True)]
+        assert same == [flag == 1.0] * 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from data.config import DataConfig
 from data.contracts import Episode
 from data.errors import InputError
 from data.stats import summarise
-from data.storage.index import DatasetIndex, EpisodeEntry, ImageFormat
+from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import ActionRanges
@@ -53,28 +54,14 @@ def write_dataset(folder: Path, seed: int = 0) -> str:
     ]
     for episode in episodes:
         writer.add(episode)
-    entries = tuple(
-        EpisodeEntry(
-            key=e.key,
-            shard=at.shard,
-            offset=at.offset,
-            size=at.size,
-            sha256=at.sha256,
-            length=e.length,
-            suite=e.suite,
-            task=e.task,
-            instruction=e.instruction,
-            split="train",
-        )
-        for e, at in zip(episodes, writer.close(), strict=True)
-    )
+    entries = tuple(EpisodeEntry.of(e, at, "train") for e, at in zip(episodes, writer.close(), strict=True))
     statistics = {name: summarise([getattr(e, name) for e in episodes]) for name in ("actions", "states")}
     DatasetIndex(
         image=ImageFormat(32, 2, 2, 512, ImageTokenizer.load().sha256),
         cameras=("agent",),
         action_ranges=ActionRanges(),
         statistics=statistics,
-        episodes=entries,
+        episodes=EpisodeTable.of(entries),
     ).save(str(folder))
     return str(folder)
 
@@ -123,6 +110,16 @@ def train(config: TrainingConfig) -> RunFolder:
 def measured(folder: RunFolder) -> list[dict[str, Any]]:
     """The lines of the steps."""
     return [record for record in read_metrics(folder.metrics) if "event" not in record]
+
+
+def overrides(config: TrainingConfig) -> list[str]:
+    """The settings as words of a command line."""
+    return [
+        f"{section}.{key}={'null' if value is None else value}"
+        for section, values in dataclasses.asdict(config).items()
+        for key, value in values.items()
+        if not isinstance(value, dict | tuple)
+    ]
 
 
 def run_main(arguments: list[str]) -> int:

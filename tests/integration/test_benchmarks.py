@@ -10,8 +10,20 @@ import pytest
 
 pytestmark = pytest.mark.integration
 
+BENCHMARKS = (
+    "attention",
+    "loss",
+    "decode",
+    "step",
+    "evaluation",
+    "beside",
+    "scale",
+    "checkpoint",
+    "stream",
+)
 
-@pytest.mark.parametrize("name", ["attention", "loss", "decode", "step"])
+
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     program = importlib.import_module(f"benchmarks.{name}")
     assert program.main(["--smoke", "--device", "cpu", "--out", str(tmp_path / "out.json")]) == 0

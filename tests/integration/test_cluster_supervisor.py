@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from cluster.eval_group import EvaluationJob, Progress
 from cluster.failures import CommandFailedError
 from cluster.supervisor import supervise
 from data.errors import InputError
+from data.storage.store import open_store
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
+from tests.object_server import BUCKET, object_server
 
 LAST, BROKEN = 3, 2
 
@@ -42,6 +46,7 @@ def evaluate_by_counting(job: EvaluationJob, progress: Progress) -> dict[str, An
         raise InputError("there is nothing to see here")
     killed = job.out.with_name("killed")
     if job.step == LAST and not killed.exists():
+        killed.parent.mkdir(exist_ok=True)
         killed.touch()
         os.kill(os.getpid(), signal.SIGKILL)  # the worker is replaced
     results = {"step": job.step, "suite": "none", "tasks": [0], "episodes": 1, "successes": 1, "errors": 0}
@@ -63,6 +68,35 @@ def config(tmp_path: Path) -> RootConfig:
     return config
 
 
+def train_and_commit_to_store(config: TrainingConfig) -> None:
+    assert config.checkpointing.url is not None
+    for step in range(1, LAST + 1):
+        open_store(config.checkpointing.url).write(f"step_{step:08d}/READY", b"%d" % step)
+
+
+def evaluate_by_reading(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    progress(1, 1)
+    ready = open_store(job.checkpoint).read("READY").decode()
+    results = {"step": job.step, "suite": "none", "tasks": [0], "episodes": 1, "successes": 1, "errors": 0}
+    job.out.mkdir(parents=True)
+    (job.out / "results.json").write_text(json.dumps(results | {"success_rate": 1.0, "read": ready}))
+    return results | {"success_rate": 1.0}
+
+
+def test_checkpoints_in_an_object_store_are_evaluated_beside_the_training(
+    config: RootConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_server(monkeypatch):
+        config.checkpointing.url = f"s3://{BUCKET}/r"
+        supervise(config, Console(file=io.StringIO()), train_and_commit_to_store, evaluate_by_reading)
+    folder = RunFolder.of(config.run)
+    found = {
+        step: json.loads((folder.evaluation(step) / "results.json").read_text())["read"]
+        for step in range(1, LAST + 1)
+    }
+    assert found == {1: "1", 2: "2", 3: "3"}
+
+
 def test_checkpoints_are_evaluated_beside_the_training_and_failures_told_at_the_end(
     config: RootConfig,
 ) -> None:
@@ -72,7 +106,7 @@ def test_checkpoints_are_evaluated_beside_the_training_and_failures_told_at_the_
 
     folder = RunFolder.of(config.run)
     results = {step: json.loads((folder.evaluation(step) / "results.json").read_text()) for step in (1, LAST)}
-    assert [results[step]["imagined"] for step in (1, LAST)] == [False, True]
+    assert [results[step]["imagined"] for step in (1, LAST)] == [True, True]
     assert os.getpid() not in {result["pid"] for result in results.values()}
     summary = folder.read_summary()
     assert [entry["step"] for entry in summary["evaluations"]] == [1, LAST]
@@ -81,6 +115,40 @@ def test_checkpoints_are_evaluated_beside_the_training_and_failures_told_at_the_
     assert "nothing to see" in (folder.path / "logs" / "eval_00000002.log").read_text()
     assert f"train {LAST}/{LAST}" in shown.getvalue()
     assert "evaluate step 3 1/1 1 of 1 episodes succeeded" in shown.getvalue()
+
+
+def evaluate_only_the_last(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    if job.step < LAST:
+        threading.Event().wait()
+    return evaluate_by_counting(job, progress)
+
+
+def test_evaluations_of_older_checkpoints_are_given_up_where_asked_for(config: RootConfig) -> None:
+    config.eval.stale, config.eval.imagine_frames = "cancel", 0
+    shown = io.StringIO()
+    folder = supervise(config, Console(file=shown), train_and_commit, evaluate_only_the_last)
+    assert [entry["step"] for entry in folder.read_summary()["evaluations"]] == [LAST]
+    for step in (1, 2):
+        assert f"evaluation of step {step} given up for a newer checkpoint" in shown.getvalue()
+    assert json.loads((folder.evaluation(LAST) / "results.json").read_text())["imagined"] is False
+
+
+def train_and_fail(config: TrainingConfig) -> None:
+    folder = RunFolder.of(config.run)
+    train_and_commit(config)
+    deadline = time.monotonic() + 60
+    while not (folder.path / "logs" / "eval_00000001.log").exists():  # the supervisor has seen it
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    raise InputError("the data ended")
+
+
+def test_a_training_that_fails_says_which_evaluations_did_not_end(config: RootConfig) -> None:
+    config.eval.every = 1
+    shown = io.StringIO()
+    with pytest.raises(InputError, match="the data ended"):
+        supervise(config, Console(file=shown), train_and_fail, evaluate_only_the_last)
+    assert "evaluations that did not end: steps 1, 2, 3; resuming does them" in shown.getvalue()
 
 
 def too_late(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
@@ -109,6 +177,25 @@ def test_a_run_in_a_relative_folder_whose_episodes_all_end_in_errors_still_ends_
     config.run.dir, config.eval.every = "some runs", LAST
     folder = supervise(config, Console(file=io.StringIO()), train_and_commit, all_errors)
     assert [entry["errors"] for entry in folder.read_summary()["evaluations"]] == [1]
+
+
+def train_one_step(config: TrainingConfig) -> None:
+    folder = RunFolder.of(config.run)
+    step = len(list(folder.checkpoints.iterdir())) + 1
+    with folder.metrics.open("a") as metrics:
+        metrics.write(json.dumps({"step": step, "loss": 1.0, "tokens_per_second": 1.0, "mfu": 0.1}) + "\n")
+    (folder.checkpoints / f"step_{step:08d}").mkdir()
+
+
+def test_a_restart_is_the_same_wandb_run(config: RootConfig) -> None:
+    config.eval.every = 0
+    found = []
+    for _ in range(2):
+        folder = supervise(config, Console(file=io.StringIO()), train_one_step, evaluate_by_counting)
+        found.append((folder.path / "wandb" / "run_id").read_text())
+    assert found[0] == found[1]
+    assert len(list(folder.path.glob(f"wandb/offline-run-*-{found[0]}/run-{found[0]}.wandb"))) == 2
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step_00000001", "step_00000002"]
 
 
 def test_two_commands_in_one_run_folder_are_refused(config: RootConfig) -> None:

@@ -15,12 +15,16 @@ import h5py
 import numpy as np
 import pytest
 
+from data.config import SourceConfig
 from data.frames import moving_steps
-from data.sources.libero_hdf5 import read_demonstrations
+from data.sources.libero_hdf5 import libero_language
+from data.sources.registry import read_demonstrations
+from data.tokens.action import ActionRanges, decode, encode
 from eval.collect import collect
 from eval.config import CollectConfig, EvalCommandConfig
 from eval.recording import replay
 from eval.simulator.interface import Simulator
+from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.registry import open_suite
 from eval.suite import evaluate_command
 
@@ -87,7 +91,7 @@ def test_an_initial_state_is_the_same_episode_whatever_ran_before(simulator: Sim
 
 
 def test_recorded_demonstration_is_read_back_and_replays(simulator: Simulator, demonstrations: Path) -> None:
-    demonstration = next(read_demonstrations(demonstrations))
+    demonstration = next(read_demonstrations(SourceConfig(str(demonstrations))))
     assert demonstration.suite == SUITE
     steps = len(demonstration.actions)
     assert 80 < steps < 280
@@ -99,7 +103,10 @@ def test_recorded_demonstration_is_read_back_and_replays(simulator: Simulator, d
         first, number = data["demo_0/states"][0], int(data["demo_0"].attrs["initial_state_number"])
         actions = data["demo_0/actions"][:]
     assert number >= 1000
-    assert replay(simulator, actions[moving_steps(actions)], first, number)
+    moving = actions[moving_steps(actions)]
+    assert replay(simulator, moving, first, number)
+    ranges = ActionRanges(tuple(moving.min(axis=0)), tuple(moving.max(axis=0)))
+    assert replay(simulator, decode(encode(moving, ranges), ranges), first, number)
 
 
 def test_expert_solves_the_task_in_an_evaluation(tmp_path: Path) -> None:
@@ -109,3 +116,12 @@ def test_expert_solves_the_task_in_an_evaluation(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["versions"]["hf-libero"] == "0.1.4"
     assert isinstance(content["standin_assets"], bool)
+
+
+@pytest.mark.parametrize("name", LIBERO_SUITES)
+def test_training_and_evaluation_speak_the_same_words(name: str) -> None:
+    suite = open_suite(name)
+    assert len(suite.tasks) == (90 if name == "libero_90" else 10)
+    for task in suite.tasks:
+        assert libero_language(task.name) == task.instruction
+        assert task.horizon == LIBERO_SUITES[name]

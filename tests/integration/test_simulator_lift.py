@@ -12,13 +12,15 @@ import h5py
 import numpy as np
 import pytest
 
+from data.config import SourceConfig
 from data.frames import moving_steps
-from data.sources.libero_hdf5 import read_demonstrations
+from data.sources.registry import open_source, read_demonstrations
 from data.tokens.action import decode, encode
 from eval.collect import collect
 from eval.config import CollectConfig, EvalCommandConfig
 from eval.expert import demonstrate
 from eval.recording import replay
+from eval.replay import replay_demonstration
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
 from eval.suite import evaluate_command
@@ -78,10 +80,23 @@ def test_drawing_does_not_change_the_physics_and_shows_gripper_and_cube(simulato
     assert view[: PIXELS // 3].std() > 30  # the robot is above it
 
 
+def test_each_of_two_simulators_in_a_process_draws_its_own_view(simulator: Simulator) -> None:
+    simulator.reset(3)
+    alone = simulator.render("agent", PIXELS)
+    other = open_suite("robosuite_lift").open(0)
+    other.reset(4)
+    view = other.render("agent", PIXELS)
+    np.testing.assert_array_equal(simulator.render("agent", PIXELS), alone)
+    np.testing.assert_array_equal(other.render("agent", PIXELS), view)
+    assert not np.array_equal(view, alone)
+    other.close()
+    np.testing.assert_array_equal(simulator.render("agent", PIXELS), alone)
+
+
 def test_demonstrations_are_read_back_and_replay_through_the_action_tokens(
     simulator: Simulator, demonstrations: Path
 ) -> None:
-    read = list(read_demonstrations(demonstrations))
+    read = list(read_demonstrations(SourceConfig(str(demonstrations))))
     assert [demonstration.instruction for demonstration in read] == ["lift the red cube"] * 2
     with h5(demonstrations / "lift_the_red_cube_demo.hdf5") as file:
         for number, demonstration in enumerate(read):
@@ -95,6 +110,21 @@ def test_demonstrations_are_read_back_and_replay_through_the_action_tokens(
             first, number = stored["states"][0], int(stored.attrs["initial_state_number"])
             assert replay(simulator, seen_by_a_policy, first, number)
             assert not replay(simulator, -seen_by_a_policy, first, number)
+
+
+def test_a_demonstration_acted_out_again_is_the_recorded_one(
+    demonstrations: Path, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
+) -> None:
+    monkeypatch.setattr("eval.replay.kept_simulator", lambda suite, task: simulator)
+    source = open_source(SourceConfig(str(demonstrations)))
+    reference = source.references()[0]
+    recorded, again = source.read(reference), replay_demonstration(reference, PIXELS)
+    assert again is not None
+    kept = moving_steps(recorded.actions)
+    assert np.array_equal(again.actions, recorded.actions[kept])
+    assert np.abs(again.states[:, :3] - recorded.states[kept, :3]).max() < 0.02, "metres"
+    difference = again.frames["agent"].astype(int) - recorded.frames["agent"][kept]
+    assert np.abs(difference).mean() < 5, "the ten settling steps come first, so not to the bit"
 
 
 def test_the_same_settings_collect_the_same_demonstrations_with_two_workers(

@@ -14,8 +14,9 @@ import torch
 
 from cluster.main import main
 from data.errors import InputError
-from pretrain.checkpoint.load import load_weights
 from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.place import open_checkpoint
+from pretrain.checkpoint.weights import load_weights
 from pretrain.convert.chameleon import code_name, vocabulary_map
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, expected_shapes
@@ -65,7 +66,7 @@ def test_logits_are_the_same_on_both_sides(changes: dict[str, Any], tmp_path: Pa
     config = replace(SMALL, **changes)
     theirs = hugging_face.save(tmp_path / "theirs", config)
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours")
-    made = Manifest.read(tmp_path / "ours").metadata["config"]["model"]
+    made = Manifest.read(open_checkpoint(tmp_path / "ours")).metadata["config"]["model"]
     ours = Transformer(replace(ModelConfig(**made), dropout=0.0)).eval()
     ours.load_state_dict(load_weights(tmp_path / "ours"), strict=True)
     expected = chameleon_logits(theirs, tokens())
@@ -86,7 +87,7 @@ def test_settings_survive_the_way(tmp_path: Path) -> None:
     )
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours")
     convert("export", f"checkpoint={tmp_path}/ours", f"out={tmp_path}/back", "dtype=float16")
-    made = ModelConfig(**Manifest.read(tmp_path / "ours").metadata["config"]["model"])
+    made = ModelConfig(**Manifest.read(open_checkpoint(tmp_path / "ours")).metadata["config"]["model"])
     assert replace(made, dropout=0.0) == replace(SMALL, rope_theta=5000.0)
     back, _ = load_back(tmp_path / "back")
     assert back.dtype == torch.float16
@@ -101,7 +102,7 @@ def test_files_are_bounded_and_indexed(size: int, tmp_path: Path) -> None:
 
     hugging_face.save(tmp_path / "theirs")
     done = import_weights(tmp_path / "theirs", tmp_path / "ours", size, lambda *_: None)
-    manifest = Manifest.read(tmp_path / "ours")
+    manifest = Manifest.read(open_checkpoint(tmp_path / "ours"))
     largest = max(tensor.numel() * 4 for tensor in load_weights(tmp_path / "ours").values())
     header = 4096
     assert len(manifest.files) > 8

@@ -15,7 +15,10 @@ import torch
 from cluster.main import main
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.manifest import Manifest, Piece, StoredTensor, describe_file
+from pretrain.checkpoint.manifest import Manifest, StoredTensor, pieces_file
+from pretrain.checkpoint.pieces import PieceTable
+from pretrain.checkpoint.place import open_checkpoint
+from pretrain.checkpoint.verification import describe, describe_file
 from pretrain.convert.exporting import export_weights
 from pretrain.convert.importing import import_weights
 from tests import hugging_face
@@ -284,7 +287,7 @@ def test_a_damaged_checkpoint_is_not_exported(folder: Path) -> None:
 def test_a_checkpoint_without_settings_or_of_other_settings_is_not_exported(folder: Path) -> None:
     ours, back = folder.parent / "ours", folder.parent / "back"
     import_weights(folder, ours, 1 << 20, lambda *_: None)
-    manifest = Manifest.read(ours)
+    manifest = Manifest.read(open_checkpoint(ours))
 
     def rewritten(**changes: Any) -> str:
         model = manifest.metadata["config"]["model"] | changes
@@ -300,24 +303,35 @@ def test_a_checkpoint_without_settings_or_of_other_settings_is_not_exported(fold
 
 
 def test_pieces_that_do_not_make_up_a_tensor_are_not_exported(folder: Path) -> None:
-    ours, back = folder.parent / "ours", folder.parent / "back"
+    ours = folder.parent / "ours"
     import_weights(folder, ours, 1 << 20, lambda *_: None)
-    manifest, name = Manifest.read(ours), "master/model.norm.weight"
-    file = manifest.tensors[name].pieces[0].file
+    store = open_checkpoint(ours)
+    manifest, name = Manifest.read(store), "model.norm.weight"
+    table = manifest.table(store.url, manifest.read_pieces(store))
+    others = [
+        (number, piece.writer, piece.box)
+        for other, number in manifest.parameters.items()
+        for piece in manifest.pieces(table, other)
+        if other != name
+    ]
 
     def exported(dtype: str, *boxes: Box) -> str:
-        tensor = StoredTensor((32,), tuple(Piece(file, box) for box in boxes), dtype)
-        tensors = {**manifest.tensors, name: tensor}
-        Manifest(0, 0, manifest.metadata, tensors, manifest.files).write(ours)
+        rows = [*others, *((manifest.parameters[name], 0, box) for box in boxes)]
+        pieces = PieceTable.of(rows, 2).encode()
+        (ours / pieces_file()).write_bytes(pieces)
+        tensors = {**manifest.tensors, f"master/{name}": StoredTensor((32,), dtype)}
+        files = {**manifest.files, pieces_file(): describe(pieces)}
+        Manifest(0, 0, manifest.metadata, tensors, files).write(ours)
         with pytest.raises(InputError) as caught:
-            export_weights(ours, back, None, None, 1 << 20, lambda *_: None)
+            export_weights(ours, folder.parent / "back", None, None, 1 << 20, lambda *_: None)
         return str(caught.value)
 
-    told = f"{file} does not hold model.norm.weight as its manifest says"
+    told = "rank_00000.safetensors does not hold model.norm.weight as its manifest says"
     assert told in exported("bfloat16", Box((0,), (32,)))
-    assert told in exported("float32", Box((0,), (16,)))
-    assert told in exported("float32", Box((0,), (32,)), Box((16,), (16,)))
-    assert "the pieces of model.norm.weight do not make it up" in exported("float32")
+    assert told in exported("float32", Box((0,), (16,)), Box((16,), (16,)))
+    wrong = "the pieces of model.norm.weight do not make it up"
+    assert wrong in exported("float32", Box((0,), (32,)), Box((16,), (16,)))
+    assert wrong in exported("float32")
 
 
 def test_what_is_in_the_way_of_an_export_is_told_before_files_are_read(
@@ -334,13 +348,13 @@ def test_what_is_in_the_way_of_an_export_is_told_before_files_are_read(
 
 def test_weights_that_were_not_imported_are_told_the_way(folder: Path) -> None:
     with pytest.raises(InputError, match=f"come in by: worldvla convert import source={folder} out="):
-        Manifest.read(folder)
+        Manifest.read(open_checkpoint(folder))
 
 
 def test_a_dtype_that_no_reader_knows_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "rank_00000.safetensors"
     file.write_bytes(b"x")
-    tensor = StoredTensor((1,), (Piece(file.name, Box((0,), (1,))),), "float8")
+    tensor = StoredTensor((1,), "float8")
     Manifest(0, 0, {}, {"master/a": tensor}, {file.name: describe_file(file)}).write(tmp_path)
     with pytest.raises(InputError, match="float8"):
-        Manifest.read(tmp_path)
+        Manifest.read(open_checkpoint(tmp_path))

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.checkpoint_watch import committed_steps, due_steps, evaluated_steps
-from pretrain.checkpoint.manifest import step_folder
+from cluster.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
+from pretrain.checkpoint.place import CheckpointPlace, step_folder
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
+    watch = CheckpointWatch(CheckpointPlace(tmp_path))
     for step in (100, 20):
         step_folder(tmp_path, step).mkdir()
         (step_folder(tmp_path, step) / "READY").touch()
@@ -14,8 +15,10 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     for name in ("step_00000400.tmp-1", "step_5"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "READY").touch()
-    assert committed_steps(tmp_path) == [20, 100]
-    assert committed_steps(tmp_path / "missing") == []
+    assert watch.steps() == [20, 100]
+    (step_folder(tmp_path, 300) / "READY").touch()
+    assert watch.steps() == [20, 100, 300]
+    assert CheckpointWatch(CheckpointPlace(tmp_path / "missing")).steps() == []
 
 
 def test_evaluated_steps_are_those_with_results(tmp_path: Path) -> None:

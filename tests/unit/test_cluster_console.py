@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from cluster import console
-from cluster.console import Board
+from cluster.console import Board, Pace
 
 
 def test_without_a_terminal_a_bar_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +39,18 @@ def test_a_total_may_come_later() -> None:
         bar.update(0, note="reading")
         bar.update(5, 5)
     assert shown.getvalue().splitlines() == ["  prepare 0 reading", "  prepare 5/5"]
+
+
+def test_pace_is_that_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 10.0, 20.0, 45.0, 50.0])
+    monkeypatch.setattr(console, "monotonic", lambda: next(clock))
+    pace = Pace("episodes")
+    notes = [pace.note(done, 400) for done in (0, 200, 200, 220, 245, 250)]
+    assert notes == [
+        "episodes",  # nothing to compare with
+        "episodes, 200.0/s, 1 s left",
+        "episodes, 20.0/s, 10 s left",
+        "episodes, 11.0/s, 16 s left",
+        "episodes, 1.0/s, 3 min left",  # since second 20: the 200 that were there already are forgotten
+        "episodes, 1.0/s, 2 min left",
+    ]

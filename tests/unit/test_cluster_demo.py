@@ -16,7 +16,7 @@ from cluster.invocation import Invocation
 from data.config import PrepareConfig
 from data.errors import InputError
 from eval.config import CollectConfig
-from pretrain.checkpoint.manifest import step_folder
+from pretrain.checkpoint.place import step_folder
 from pretrain.run_folder import RunFolder
 
 

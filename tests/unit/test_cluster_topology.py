@@ -59,3 +59,17 @@ def test_sizes_below_one_are_refused(key: str) -> None:
     setattr(getattr(config, section), name, 0)
     with pytest.raises(InputError, match=f"{key}=0, expected 1 or more"):
         place(config, gpus_found=0)
+
+
+def test_the_policy_of_evaluations_has_gpus_of_its_own() -> None:
+    config = RootConfig()
+    config.eval.every, config.eval.gpus = 10, 0.5
+    config.cluster.gpus_per_rank = 1
+    assert place(config, gpus_found=2).gpus == 2
+    with pytest.raises(InputError, match=r"1 GPUs found, the run needs 2 .*one each \+ 1 for evaluation"):
+        place(config, gpus_found=1)
+    for name, value in (("gpus", 1.5), ("gpus", -0.5), ("stale", "drop")):
+        wrong = RootConfig()
+        setattr(wrong.eval, name, value)
+        with pytest.raises(InputError, match=f"eval.{name}={value}"):
+            place(wrong, gpus_found=4)

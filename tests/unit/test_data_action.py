@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from data.tokens.action import ACTION_MAX, ACTION_MIN, ActionRanges, decode, encode
+from data.tokens.action import ACTION_MAX, ACTION_MIN, ActionRanges, decode, encode, quantise
 
 EDGES = list(np.linspace(-1, 1, 256))
 
@@ -46,6 +46,17 @@ def test_limits_take_the_first_and_the_last_bins() -> None:
     beyond = np.array([ACTION_MAX]) + 1
     assert encode(beyond).tolist() == [[10_261] * 7]
     assert np.array_equal(decode(np.full((1, 7), 10_261)), decode(np.full((1, 7), 10_260)))
+
+
+def test_bins_at_their_very_edges_are_those_of_digitize() -> None:
+    edges = np.linspace(-1.0, 1.0, 256)
+    near = np.concatenate([edges, np.nextafter(edges, -2), np.nextafter(edges, 2), edges + 1e-6])
+    low, high = np.float64(-0.75), np.float64(0.5)
+    values = (near + 1.0) / 2.0 * (high - low + 1e-8) + low
+    normalised = np.clip(2.0 * (values - low) / (high - low + 1e-8) - 1.0, -1.0, 1.0)
+    found = quantise(values[:, None], (float(low),), (float(high),))[:, 0]
+    assert np.array_equal(found, np.digitize(normalised, edges) - 1)
+    assert set(found.tolist()) == set(range(256))
 
 
 def test_a_decoded_action_encodes_to_the_same_id() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data import prepare as prepare_module
+from data.assembly import assign_splits
 from data.config import PrepareConfig
 from data.errors import InputError
-from data.frames import moving_steps, resize_frames
-from data.prepare import assign_splits, prepare
+from data.frames import moving_steps, resize_frames, square_frames
+from data.prepare import FrameEncoder, Preparer
 from data.stats import summarise
 from data.storage.index import DatasetIndex, read_episode
 from tests.libero_layout import demonstration, write_file
@@ -31,6 +34,12 @@ class MeanTokenizer:
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
         assert len(frames) <= 4
         return frames[..., 0].reshape(-1, 8, 8, 8, 8).mean(axis=(2, 4)).astype(np.uint16)
+
+
+def prepare(
+    config: PrepareConfig, tokenizer: FrameEncoder, progress: Callable[[int, int], None] | None = None
+) -> DatasetIndex:
+    return prepare_module.prepare(Preparer(config, tokenizer), progress)
 
 
 def settings(tmp_path: Path, **changes: object) -> PrepareConfig:
@@ -109,7 +118,7 @@ def test_statistics_of_nothing_are_refused() -> None:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_same_data_gives_the_same_bytes_again(tmp_path: Path) -> None:
@@ -179,3 +188,20 @@ def test_frames_are_resized_only_when_needed() -> None:
     assert np.all(small == 77)
     with pytest.raises(InputError, match="square"):
         resize_frames(frames[:, :100], 64)
+
+
+def test_frames_become_square_as_asked() -> None:
+    frames = np.random.default_rng(0).integers(1, 256, (2, 4, 8, 3), dtype=np.uint8)
+    assert np.array_equal(square_frames(frames, "crop"), frames[:, :, 2:6])
+    assert np.array_equal(square_frames(frames.swapaxes(1, 2), "crop"), frames[:, :, 2:6].swapaxes(1, 2))
+    padded = square_frames(frames, "pad")
+    assert padded.shape == (2, 8, 8, 3)
+    assert np.array_equal(padded[:, 2:6], frames)
+    assert not padded[:, [0, 1, 6, 7]].any()
+    assert square_frames(np.full_like(frames, 9), "stretch").shape == (2, 4, 4, 3)
+    square = frames[:, :, :4]
+    assert square_frames(square, "refuse") is square
+    with pytest.raises(InputError, match=r"4 x 8, expected square ones; say what to do with fit=crop"):
+        square_frames(frames, "refuse")
+    with pytest.raises(InputError, match="fit=zoom: expected one of refuse, crop, pad, stretch"):
+        square_frames(frames, "zoom")

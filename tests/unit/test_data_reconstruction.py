@@ -8,9 +8,10 @@ import pytest
 from numpy.typing import NDArray
 
 from data import reconstruction
+from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.reconstruction import reconstruction_psnr
-from data.sources.libero_hdf5 import DemonstrationReference
+from data.sources.interface import DemonstrationReference
 
 
 class OffBy:
@@ -33,27 +34,30 @@ class OffBy:
 @pytest.fixture(autouse=True)
 def demonstrations(monkeypatch: pytest.MonkeyPatch) -> None:
     references = [
-        DemonstrationReference(Path(name), group, f"{name}/{group}", "suite", name, "do it", 50)
+        DemonstrationReference(Path(name), group, f"{name}/{group}", "suite", name, "do it", 50, ("agent",))
         for name in ("a", "b")
         for group in ("demo_0", "demo_1")
     ]
 
-    def read(reference: DemonstrationReference) -> Demonstration:
-        assert reference.group == "demo_1", "only the last demonstration of a file is held out"
-        frames = np.full((50, 4, 4, 3), 100, np.uint8)
-        actions, states = np.zeros((50, 7), np.float32), np.zeros((50, 8), np.float32)
-        return Demonstration(reference.key, "suite", "a", "do it", {"agent": frames}, actions, states)
+    class Recorded:
+        def references(self) -> list[DemonstrationReference]:
+            return references
 
-    monkeypatch.setattr(reconstruction, "list_demonstrations", lambda source: references)
-    monkeypatch.setattr(reconstruction, "read_demonstration", read)
+        def read(self, reference: DemonstrationReference) -> Demonstration:
+            assert reference.item == "demo_1", "only the last demonstration of a task is held out"
+            frames = np.full((50, 4, 4, 3), 100, np.uint8)
+            actions, states = np.zeros((50, 7), np.float32), np.zeros((50, 8), np.float32)
+            return Demonstration(reference.key, "suite", "a", "do it", {"agent": frames}, actions, states)
+
+    monkeypatch.setattr(reconstruction, "open_source", lambda config: Recorded())
 
 
 def test_psnr_of_a_constant_error() -> None:
     codec = OffBy(5)
-    found = reconstruction_psnr("unused", codec, frames=8)
+    found = reconstruction_psnr(SourceConfig("unused"), codec, frames=8)
     assert found == {"agent": pytest.approx(20 * math.log10(255 / 5))}
     assert codec.seen == 16
 
 
 def test_psnr_of_no_error_is_infinite() -> None:
-    assert reconstruction_psnr("unused", OffBy(0)) == {"agent": math.inf}
+    assert reconstruction_psnr(SourceConfig("unused"), OffBy(0)) == {"agent": math.inf}

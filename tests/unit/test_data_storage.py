@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,65 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
-from data.contracts import Episode
 from data.errors import InputError
-from data.stats import summarise
-from data.storage.index import DatasetIndex, EpisodeEntry, ImageFormat, read_episode
-from data.storage.shards import ShardWriter, check_key, decode_episode, encode_episode
-from data.storage.store import FileStore, ObjectStore, open_store
-from data.tokens.action import ActionRanges
-
-
-def episode(number: int, steps: int = 5) -> Episode:
-    random = np.random.default_rng(number)
-    return Episode(
-        key=f"lift/demo_{number}",
-        suite="robosuite_lift",
-        task="lift",
-        instruction="lift the cube",
-        codes={
-            camera: random.integers(0, 512, (steps, 8, 8), dtype=np.uint16) for camera in ("wrist", "agent")
-        },
-        actions=random.normal(size=(steps, 7)).astype(np.float32),
-        states=random.normal(size=(steps, 8)).astype(np.float32),
-    )
-
-
-def equal(a: Episode, b: Episode) -> bool:
-    same = (a.key, a.suite, a.task, a.instruction) == (b.key, b.suite, b.task, b.instruction)
-    arrays = [(a.actions, b.actions), (a.states, b.states), *((a.codes[c], b.codes[c]) for c in a.codes)]
-    return same and set(a.codes) == set(b.codes) and all(np.array_equal(x, y) for x, y in arrays)
-
-
-def write_dataset(folder: Path, count: int = 3, limit: int = 1 << 20) -> DatasetIndex:
-    episodes = [episode(i, steps=4 + i) for i in range(count)]
-    writer = ShardWriter(open_store(str(folder)), limit)
-    for item in episodes:
-        writer.add(item)
-    entries = [
-        EpisodeEntry(
-            **dataclasses.asdict(location),
-            key=item.key,
-            length=item.length,
-            suite=item.suite,
-            task=item.task,
-            instruction=item.instruction,
-            split="train" if i else "val_ind",
-        )
-        for i, (item, location) in enumerate(zip(episodes, writer.close(), strict=True))
-    ]
-    index = DatasetIndex(
-        image=ImageFormat(pixels=64, rows=8, columns=8, codebook_size=512, tokenizer_sha256="0" * 64),
-        cameras=("agent", "wrist"),
-        action_ranges=ActionRanges(),
-        statistics={
-            "actions": summarise([item.actions for item in episodes]),
-            "states": summarise([item.states for item in episodes]),
-        },
-        episodes=tuple(entries),
-    )
-    index.save(str(folder))
-    return DatasetIndex.load(str(folder))
+from data.storage.index import DatasetIndex, read_episode
+from data.storage.objects import ObjectStore
+from data.storage.shards import check_key, decode_episode, encode_episode
+from data.storage.store import FileStore, open_store
+from tests.shards_case import episode, equal, write_dataset
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -161,45 +107,6 @@ def test_an_episode_that_is_not_what_the_index_says_is_refused(tmp_path: Path) -
     other = dataclasses.replace(index, cameras=("agent",))
     with pytest.raises(InputError, match="cameras"):
         read_episode(other, index.episodes[0])
-
-
-def damaged_index(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
-    def apply(content: bytes) -> bytes:
-        value = json.loads(content)
-        change(value)
-        return json.dumps(value).encode()
-
-    return apply
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda content: content[:100], "not valid JSON"),
-        (lambda content: b"[]", "expected a JSON object"),
-        (lambda content: b"[" * 100_000, "not valid JSON"),
-        (damaged_index(lambda v: v.update(schema=9)), "schema 9"),
-        (damaged_index(lambda v: v["image"].pop("rows")), "rows is nothing"),
-        (damaged_index(lambda v: v["episodes"][0].update(length="5")), "expected an integer"),
-        (damaged_index(lambda v: v["episodes"][0].update(size=1 << 60)), "expected an integer"),
-        (damaged_index(lambda v: v["episodes"][0].update(split="test")), "one of train"),
-        (damaged_index(lambda v: v["episodes"][0].update(key="../../etc/passwd")), "cannot name"),
-        (damaged_index(lambda v: v["episodes"][0].update(key="lift/demo_1")), "comes twice"),
-        (damaged_index(lambda v: v["episodes"][0].update(length=7)), "fingerprint"),
-        (damaged_index(lambda v: v["action_ranges"].update(minimum=[10**400] * 7)), "finite numbers"),
-    ],
-)
-def test_a_broken_index_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes], reason: str) -> None:
-    write_dataset(tmp_path)
-    path = tmp_path / "index.json"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(InputError, match=reason):
-        DatasetIndex.load(str(tmp_path))
-
-
-def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="worldvla prepare"):
-        DatasetIndex.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["../other/shard.tar", "/etc/passwd", "a/../b", "", ".hidden", "a\x00b"])

@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from data.config import SourceConfig
 from data.errors import InputError
-from data.sources.libero_hdf5 import read_demonstrations
+from data.sources.registry import read_demonstrations
 from eval import collect as collect_module
 from eval.collect import collect
 from eval.config import CollectConfig
@@ -70,7 +71,7 @@ def test_collected_files_are_read_back_upright_and_only_successes_are_kept(tmp_p
         assert dones[-1] == 1
         assert dones.sum() == 1
         assert file["data/demo_0/robot_states"].shape == (len(dones), 9)
-    demonstrations = list(read_demonstrations(tmp_path))
+    demonstrations = list(read_demonstrations(SourceConfig(str(tmp_path))))
     assert [d.key for d in demonstrations] == ["fake_lift/demo_0", "fake_lift/demo_1"]
     assert demonstrations[0].instruction == "lift the fake cube"
     assert demonstrations[0].suite == "fake"
@@ -87,7 +88,8 @@ def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator)
     with opened(tmp_path / "fake_lift_demo.hdf5") as file:
         stored = file["data/demo_0/obs/agentview_rgb"][0]
     np.testing.assert_array_equal(stored, picture[::-1, ::-1])
-    np.testing.assert_array_equal(next(read_demonstrations(tmp_path)).frames["agent"][0], picture)
+    demonstration = next(read_demonstrations(SourceConfig(str(tmp_path))))
+    np.testing.assert_array_equal(demonstration.frames["agent"][0], picture)
 
 
 @pytest.mark.parametrize(

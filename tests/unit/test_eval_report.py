@@ -12,9 +12,13 @@ import pytest
 from PIL import Image
 
 from data.errors import InputError
-from eval.charts import Mark, Series, format_number, line_chart, nice_ticks, thin
+from eval.comparison import comparison_charts, task_comparison, write_comparison
 from eval.report import write_report
+from eval.report_media import videos
+from eval.report_training import history, learning_charts, speed_charts
+from eval.report_view import failure_rows
 from eval.run_folder import read_run
+from pretrain.telemetry.norms import GROUPS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
@@ -37,8 +41,35 @@ def metrics_line(step: int) -> str:
             "mfu": 0.31,
             "step_time": 1.1,
             "data_wait": 0.01,
+            "accuracy_structure": 1 - 0.2 * fall,
+            "action_l1": 0.5 * fall,
+            "checkpoint_stall": 0.3 if step % 60 == 1 else 0.0,
+            "peer_wait": 0.2,
+            "rank_time/p50": 0.9,
+            "rank_time/p90": 0.95,
+            "rank_time/max": 1.0,
+            "rank_time/slowest_host": HOSTILE,
+            "memory/device_reserved": 61.5,
+            "memory/device_allocated": 55.0,
+            "memory/host_resident": 9.0,
+        }
+        | {
+            f"{kind}_norm/{group}": number + 1 + fall
+            for kind in ("gradient", "parameter")
+            for number, group in enumerate(GROUPS)
         }
     )
+
+
+def validation_line(step: int) -> str:
+    """Both splits at a step; the unseen tasks have no images."""
+    fall = float(np.exp(-step / 50))
+    values = {"loss": 3 * fall + 1.2, "loss_action": 5 * fall + 0.6, "loss_image": 6 * fall + 1.6}
+    values |= {"loss_structure": fall, "action_l1": 0.6 * fall}
+    line = {"event": "validation", "step": step, "seconds": 2.0}
+    line |= {f"val_ind/{name}": value for name, value in values.items()}
+    line |= {f"val_ood/{name}": value + 0.5 for name, value in values.items()}
+    return json.dumps(line | {"val_ood/loss_image": None})
 
 
 def write_run(run: Path) -> Path:
@@ -50,6 +81,19 @@ def write_run(run: Path) -> Path:
         json.dumps({"event": "resumed", "step": 60, "parallel": {"tensor": 1, "data": 2, "zero_stage": 3}})
     )
     lines += [metrics_line(step) for step in range(61, 121)]
+    lines += [validation_line(step) for step in range(20, 121, 20)]
+    lines.append(
+        json.dumps(
+            {
+                "event": "straggler",
+                "step": 90,
+                "rank": 7,
+                "host": HOSTILE,
+                "seconds_above_median": 0.35,
+                "data_wait": None,
+            }
+        )
+    )
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (run / "summary.json").write_text(
         json.dumps(
@@ -133,7 +177,7 @@ def test_page_shows_the_run(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "demo"))
     assert page == tmp_path / "demo/report.html"
     found = Page(page.read_text())
-    assert found.tags.count("svg") == 8  # six curves, success, PSNR by frame
+    assert found.tags.count("svg") == 17  # nine of learning, six of speed, success, PSNR by frame
     assert found.tags.count("video") == 2
     assert found.tags.count("img") == 1
     for text in (
@@ -143,9 +187,37 @@ def test_page_shows_the_run(tmp_path: Path) -> None:
         "PSNR 24.5 dB",
         "step_00000120",
         "2.13.0",
+        "new episodes",
+        "new tasks",
+        "feed-forward",
+        "rank 7",
+        "0.35 s",
+        "not measured",
+        "GPU reserved",
     ):
         assert text in found.text
     assert [p.name for p in page.parent.glob("*.tmp")] == []
+
+
+def test_held_out_splits_are_drawn_beside_the_training(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "demo"))
+    charts = learning_charts(run)
+    lines = {chart.title: [line.label for line in chart.lines] for chart in charts}
+    assert lines["Loss of actions"] == ["training", "new episodes", "new tasks"]
+    assert lines["Loss of images"] == ["training", "new episodes"], "what has no label has no curve"
+    assert all(len(chart.marks) == 1 for chart in charts), "only the resume is marked"
+    assert [len(chart.lines) for chart in charts if chart.unit == "by group"] == [5, 5]
+    assert history(run) == ["Resumed at step 60 on TP 1 x DP 2, ZeRO-3."]
+
+
+def test_speed_shows_only_what_was_measured(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "demo"))
+    charts = {chart.title: chart for chart in speed_charts(run)}
+    assert len(charts["Stall by checkpoints"].lines[0].dots) == 2
+    assert [line.label for line in charts["Own time of the ranks"].lines] == ["median", "90 %", "slowest"]
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "tokens_per_second": 5, "mfu": 0.1}\n')
+    titles = [chart.title for chart in speed_charts(read_run(run.path))]
+    assert titles == ["Throughput", "Model FLOPs utilisation"]
 
 
 def test_page_tells_that_assets_were_standins(tmp_path: Path) -> None:
@@ -212,49 +284,71 @@ def test_damage_is_named(tmp_path: Path) -> None:
         write_report(run)
 
 
-def test_chart_places_points_inside_its_frame() -> None:
-    chart = line_chart(
-        "Loss", "nats", [Series("a", [(0, 1.0), (50, 3.0), (100, float("nan"))])], marks=[Mark(25, "resumed")]
-    )
-    assert chart is not None
-    xs, ys = zip(*(map(float, p.split()) for p in chart.lines[0].path[1:].split("L")), strict=True)
-    assert (min(xs), max(xs)) == (chart.left, chart.right)
-    assert chart.top <= min(ys) < max(ys) <= chart.bottom
-    assert ys[0] > ys[1]  # larger values are higher up
-    assert chart.marks[0].position == pytest.approx((chart.left + chart.right) / 2)
-    assert chart.lines[0].last == "3"
+def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval/step_00000120/results.json"
+    results = json.loads(path.read_text())
+    failing = {"task": 0, "initial_state": 1, "success": False, "steps": 120, "error": None}
+    results["per_episode"] += [
+        {**failing, "video": "z_failure.mp4"},
+        {**failing, "initial_state": 2, "video": "a_failure.mp4"},
+        {**failing, "task": 1, "error": HOSTILE, "video": None},
+    ]
+    results["per_task"][1]["number"] = 1
+    path.write_text(json.dumps(results))
+    for name in ("z_failure.mp4", "a_failure.mp4"):
+        (path.parent / name).write_bytes(b"a video")
+    rows = failure_rows(read_run(run))
+    assert [(row.task, row.initial_state, row.outcome, row.video) for row in rows] == [
+        ("task 0", "1", "not solved in 120 steps", "z_failure.mp4"),
+        ("lift the cube", "1", f"error: {HOSTILE}", "not filmed"),
+    ]
+    captions = [video.caption for video in videos(read_run(run))[0]]
+    assert captions[:2] == [
+        "Step 120, task 0, state 1: not solved in 120 steps",
+        "Step 120, task 0, state 2: not solved in 120 steps",
+    ]
+    text = write_report(run).read_text()
+    assert "z_failure.mp4" in text
+    assert "<script>alert" not in text
 
 
-def test_chart_of_nothing_is_none() -> None:
-    assert line_chart("Loss", "", [Series("a", []), Series("b", [(0.0, float("inf"))])]) is None
+def test_published_rates_stand_in_the_notes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval/step_00000120/results.json"
+    path.write_text(path.read_text().replace("robosuite_lift", "libero_10"))
+    assert "Published on libero_10: WorldVLA 256 px 59.0 %" in write_report(run).read_text()
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 17), (1e-6, 2e-6), (5, 5), (0, 0), (1e9, 3e9)])
-def test_ticks_are_round_and_cover_the_range(low: float, high: float) -> None:
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low
-    assert ticks[-1] >= high
-    assert 2 <= len(ticks) <= 12
+def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two" / "<b>two")
+    page = write_comparison([one, two], tmp_path / "page.html")
+    text = page.read_text()
+    parsed = Page(text)
+    assert "script" not in parsed.tags
+    assert "<b>two" not in text
+    charts = comparison_charts([read_run(one), read_run(two)], ["one", "two"])
+    assert [chart.title for chart in charts] == [
+        "Success on robosuite_lift",
+        "Loss of actions",
+        "Loss of images",
+    ]
+    assert [len(line.bars) for line in charts[0].lines] == [2, 2]
+    (row,) = [row for row in task_comparison([read_run(one), read_run(two)]) if row.task == "lift the cube"]
+    assert row.cells == ("0/2 (-)", "0/2 (-)")
 
 
-def test_thinned_curve_keeps_its_mean() -> None:
-    points = [(float(i), float(i % 7)) for i in range(1000)]
-    thinned = thin(points, 100)
-    assert len(thinned) == 100
-    assert np.mean(thinned, axis=0) == pytest.approx(np.mean(points, axis=0))
+def test_a_comparison_needs_several_runs_and_a_place(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match="found 1, expected 2 to 4"):
+        write_comparison([run], tmp_path / "page.html")
+    with pytest.raises(InputError, match="is no folder"):
+        write_comparison([run, run], tmp_path / "nowhere" / "page.html")
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (0.25, "0.25"),
-        (2e-5, "2e-05"),
-        (1500, "1500"),
-        (12_000, "12k"),
-        (3.14e6, "3.14M"),
-        (-2, "-2"),
-    ],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert format_number(value) == text
+def test_scores_over_the_published_numbers_of_frames_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval/step_00000120/imagine.json"
+    horizon = {"frames": 10, "psnr": 29.5, "ssim": 0.9, "lpips": None, "fvd": 255.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"horizons": [horizon]}))
+    assert "over the first 10 frames FVD 255, PSNR 29.5, SSIM 0.9" in write_report(run).read_text()

@@ -7,18 +7,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data.errors import InputError
-from eval import suite as suite_module
-from eval.config import EvalCommandConfig
 from eval.results import Results, results_table, wilson, write_results
 from eval.rollout import EpisodeResult
-from eval.suite import PolicyName, evaluate, evaluate_command, step_of
 from eval.video import write_video
-from tests.fake_simulator import TASK, FakeSimulator
+from tests.fake_simulator import TASK
 
 
-def results(*episodes: EpisodeResult) -> Results:
-    return Results("fake", 100, "expert", (TASK,), episodes, (None,) * len(episodes), {"mujoco": "3"}, True)
+def results(*episodes: EpisodeResult, suite: str = "fake") -> Results:
+    return Results(suite, 100, "expert", (TASK,), episodes, {"mujoco": "3"}, True)
 
 
 def episode(state: int, success: bool, error: str | None = None) -> EpisodeResult:
@@ -62,80 +58,15 @@ def test_table_shows_counts_without_errors() -> None:
     assert "stand-ins" in text
 
 
-class FakeSuite:
-    name, tasks, standin_assets = "fake", (TASK,), False
-
-    def versions(self) -> dict[str, str]:
-        return {}
-
-    def open(self, task: int) -> FakeSimulator:
-        return FakeSimulator()
-
-
-@pytest.fixture
-def _fake_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_module, "open_suite", lambda name: FakeSuite())
-    monkeypatch.setattr(suite_module, "kept_simulator", lambda name, task: FakeSimulator())
-
-
-@pytest.mark.usefixtures("_fake_suite")
-def test_evaluation_writes_results_and_videos(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    found = evaluate(
-        PolicyName("expert"),
-        "fake",
-        tasks=None,
-        episodes=3,
-        out=tmp_path,
-        progress=lambda *done: told.append(done),
-    )
-    assert found.success_rate == 1.0
-    assert told == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(file.name for file in tmp_path.glob("*.mp4")) == [
-        f"fake_lift_state_0{state}_success.mp4" for state in range(3)
-    ]
-    assert json.loads((tmp_path / "results.json").read_text())["per_episode"][2]["initial_state"] == 2
-
-
-@pytest.mark.usefixtures("_fake_suite")
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "give one of"),
-        ({"policy": "expert", "checkpoint": "x", "out": "o"}, "give one of"),
-        ({"policy": "random", "out": "o"}, "expected expert"),
-        ({"policy": "expert"}, "add out="),
-        ({"checkpoint": "/nowhere/step_1"}, "no such folder"),
-        ({"policy": "expert", "out": "o", "episodes": 0}, "episodes=0"),
-        ({"policy": "expert", "out": "o", "seed": 47}, "initial states 0 to 49"),
-        ({"policy": "expert", "out": "o", "tasks": [1]}, "task 1 does not exist"),
-        ({"policy": "expert", "out": "o", "tasks": []}, "selects nothing"),
-    ],
-)
-def test_wrong_settings_are_explained(options: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        evaluate_command(EvalCommandConfig(**options))
-
-
-@pytest.mark.usefixtures("_fake_suite")
-@pytest.mark.parametrize("out", ["/proc/nowhere", "/proc"])
-def test_unwritable_folder_is_told_before_the_first_episode(out: str) -> None:
-    told: list[tuple[int, int]] = []
-    with pytest.raises(InputError, match=f"out={out}: cannot write into this folder"):
-        evaluate(
-            PolicyName("expert"),
-            "fake",
-            tasks=None,
-            episodes=1,
-            out=Path(out),
-            progress=lambda *done: told.append(done),
-        )
-    assert told == []
-
-
-def test_step_is_read_off_a_checkpoint_s_name() -> None:
-    assert step_of(Path("runs/a/checkpoints/step_00000100")) == 100
-    assert step_of(Path("runs/a/checkpoints/best")) is None
+def test_published_rates_stand_beside_ours() -> None:
+    found = results(episode(0, True), suite="libero_goal")
+    assert found.to_json()["published"]["WorldVLA 512 px"] == 0.834
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_table(found))
+    text = console.export_text()
+    assert "published: RynnVLA-002 discrete" in text
+    assert "94.6 %" in text
+    assert results(episode(0, True), suite="libero_90").to_json()["published"] == {}
 
 
 def test_video_holds_its_frames(tmp_path: Path) -> None:

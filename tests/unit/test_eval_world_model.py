@@ -16,7 +16,7 @@ from PIL import Image
 
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
-from data.prepare import prepare
+from data.prepare import Preparer, prepare
 from data.storage.index import DatasetIndex, read_episode
 from data.stream.sequence import WORLD_TEXT, world_prompt
 from data.tokens.action import encode
@@ -27,7 +27,9 @@ from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from eval import world_model
 from eval.config import ImagineConfig
-from eval.world_model import choose_episode, imagine, predict, score, tile
+from eval.contact_sheet import evenly, tile
+from eval.video_scores import score
+from eval.world_model import choose_episodes, imagine, predict
 from pretrain.model.generate import Guidance
 from pretrain.model.sampling import Sampling
 from tests.decoding import small_model
@@ -59,9 +61,9 @@ def checkpoint(tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.Monkey
         suite="robosuite_lift",
     )
     url = str(tmp_path / "data")
-    prepare(PrepareConfig(source=str(tmp_path / "demos"), out=url, resolution=PIXELS), image)
+    prepare(Preparer(PrepareConfig(source=str(tmp_path / "demos"), out=url, resolution=PIXELS), image))
     model = SimpleNamespace(data=DataConfig(url=url), network=None, text=TextTokenizer.load(), image=image)
-    monkeypatch.setattr(world_model, "CheckpointModel", lambda path: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path: model)
     monkeypatch.setattr(world_model, "decode_image", add_one)
     PROMPTS.clear()
     ASKED.clear()
@@ -85,11 +87,14 @@ def add_one(
     ASKED.append((sampling, guidance))
     assert (rows, columns, pixels) == (8, 8, PIXELS)
     assert codebook_size == CODEBOOK
-    ids = np.asarray(prompts[0])
-    PROMPTS.append(ids.tolist())
-    start = int(np.flatnonzero(ids == IMAGE_START)[0])
-    codes = image_codes(ids[start : start + image_block_length(8, 8)])
-    return np.where(codes[None] + 1 < codebook_size, codes[None] + 1, 0).astype(np.uint16)
+    dreamt = []
+    for prompt in prompts:
+        ids = np.asarray(prompt)
+        PROMPTS.append(ids.tolist())
+        start = int(np.flatnonzero(ids == IMAGE_START)[0])
+        codes = image_codes(ids[start : start + image_block_length(8, 8)])
+        dreamt.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
+    return np.array(dreamt, np.uint16)
 
 
 def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
@@ -97,7 +102,7 @@ def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
 ) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=4))
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
-    entry = next(e for e in index.episodes if e.key == done.episode)
+    entry = next(e for e in index.episodes if e.key == done.rollouts[0].episode)
     episode = read_episode(index, entry)
     actions = encode(episode.actions, index.action_ranges)
     text = np.array(TextTokenizer.load().encode(WORLD_TEXT), np.int32)
@@ -133,7 +138,7 @@ def test_the_network_dreams_the_same_for_the_same_seed(
     episode = read_episode(index, index.episodes[0])
 
     def dream(seed: int, scale: float) -> list[Any]:
-        return predict(model, index, episode, 2, Sampling(1.0, seed=seed), scale).tolist()
+        return predict(model, index, [episode], 2, Sampling(1.0, seed=seed), scale)[0].tolist()
 
     first = dream(0, 3.0)
     assert np.shape(first) == (3, 8, 8)
@@ -150,7 +155,7 @@ def test_frames_are_greedy_and_unguided_unless_asked_for(checkpoint: Path) -> No
 
 def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoint: Path) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
-    assert done.split == "val_ind"
+    assert done.rollouts[0].split == "val_ind"
     folder = checkpoint.parents[1] / "eval/step_00000100"
     assert [done.picture, done.video, done.scores] == [
         folder / name for name in ("imagine.png", "imagine.mp4", "imagine.json")
@@ -171,7 +176,8 @@ def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None
         ImagineConfig(checkpoint=str(checkpoint), frames=99, episode="lift/demo_0", out=str(tmp_path / "o"))
     )
     assert len(done.frames) == 6
-    assert (done.episode, done.split) == ("lift/demo_0", "train")
+    first = done.rollouts[0]
+    assert (first.episode, first.split) == ("lift/demo_0", "train")
 
 
 def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> None:
@@ -193,7 +199,7 @@ def test_without_held_out_episodes_the_last_one_is_taken(tmp_path: Path, image: 
         tmp_path / "demos/lift_demo.hdf5", [demonstration(steps=4, seed=s) for s in range(2)], suite="s"
     )
     config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "data"), resolution=PIXELS)
-    assert choose_episode(prepare(config, image), None).key == "lift/demo_1"
+    assert choose_episodes(prepare(Preparer(config, image)), None)[0].key == "lift/demo_1"
 
 
 def test_scores_are_the_definitions() -> None:
@@ -209,6 +215,46 @@ def test_scores_are_the_definitions() -> None:
     assert noisy.held_psnr == pytest.approx(10 * np.log10(255**2 / held), abs=1e-3)
     assert 0.5 < noisy.ssim < 1
     assert noisy.code_accuracy == 0.5
+
+
+def test_episodes_dreamt_side_by_side_are_those_dreamt_alone(
+    checkpoint: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
+    network = small_model(vocabulary_size=16_896, max_positions=512)
+    model: Any = SimpleNamespace(
+        data=DataConfig(url=index.url), network=network, text=TextTokenizer.load(), image=image
+    )
+    episodes = [read_episode(index, entry) for entry in index.episodes[:3]]
+    sampling = Sampling(1.0, seed=0)
+    together = predict(model, index, episodes, 3, sampling)
+    for number, episode in enumerate(episodes):
+        alone = predict(model, index, [episode], 3, sampling, first=number)[0]
+        np.testing.assert_array_equal(together[number], alone)
+
+
+def test_several_episodes_are_scored_and_what_is_missing_is_said(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = DatasetIndex.load(str(checkpoint.parents[3] / "data")).episodes[:3]
+    monkeypatch.setattr(world_model, "choose_episodes", lambda index, key, count: several[:count])
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, episodes=9, batch=2))
+    assert [rollout.episode for rollout in done.rollouts] == [entry.key for entry in several]
+    content = json.loads(done.scores.read_text())
+    assert content["not_computed"] == {
+        "lpips": "lpips_weights is not set",
+        "fvd": "fvd_network is not set",
+    }
+    assert content["lpips"] is None
+    assert content["psnr"] == pytest.approx(np.mean([r["mean"]["psnr"] for r in content["rollouts"]]))
+    assert content["horizons"] == []  # none is ten frames long
+
+
+def test_a_sheet_shows_at_most_twelve_frames() -> None:
+    assert evenly(4).tolist() == [0, 1, 2, 3]
+    shown = evenly(51)
+    assert (len(shown), shown[0], shown[-1]) == (12, 0, 50)
 
 
 def test_tiles_lie_in_order() -> None:

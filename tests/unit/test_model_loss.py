@@ -14,8 +14,23 @@ from torch import Tensor
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_START
 from pretrain.model import vocabulary
 from pretrain.model.factory import LayerFactory
-from pretrain.model.loss import LabelKind, LossSettings, VocabularyHead, label_kinds, label_weights
-from pretrain.model.vocabulary import block_rows, logit_bytes, vocabulary_statistics
+from pretrain.model.loss import (
+    LabelKind,
+    LossSettings,
+    Total,
+    VocabularyHead,
+    label_kinds,
+    label_weights,
+    means,
+)
+from pretrain.model.vocabulary import (
+    block_rows,
+    key_offset,
+    key_value,
+    logit_bytes,
+    order_key,
+    vocabulary_statistics,
+)
 from tests.loss_case import LossCase, naive_loss
 
 CPU = torch.device("cpu")
@@ -101,7 +116,7 @@ def test_no_labels_give_no_loss_and_gradients_of_zero() -> None:
     case = LossCase.random(tokens=0, rows=64, width=8)
     loss, sums, hidden, weight = found_by_normaliser(case, torch.tensor([3.0, 4.0]))
     assert float(loss) == 0
-    assert sums.tolist() == [[0.0] * 3] * 3
+    assert sums.tolist() == [[0.0] * 4] * 3
     assert hidden.shape == (0, 8)
     assert weight.tolist() == [[0.0] * 8] * 64
 
@@ -139,15 +154,73 @@ def test_a_tie_for_the_largest_logit_counts_as_right(monkeypatch: pytest.MonkeyP
     head = VocabularyHead(LayerFactory(), 5, 1)
     head.weight = torch.nn.Parameter(weight)
     _, sums = head(hidden, torch.arange(5), torch.ones(2), LossSettings())
-    assert sums[LabelKind.STRUCTURE, 1:].tolist() == [4, 2]  # ids 0 to 3; both that hold 3.0 are right
-    assert sums[LabelKind.IMAGE, 1:].tolist() == [1, 0]
+    assert sums[LabelKind.STRUCTURE, 1:3].tolist() == [4, 2]  # ids 0 to 3; both that hold 3.0 are right
+    assert sums[LabelKind.IMAGE, 1:3].tolist() == [1, 0]
 
 
 def test_the_largest_logit_has_no_gradient() -> None:
     case = LossCase.random(tokens=3, rows=8, width=4)
     hidden = case.hidden.requires_grad_()
-    log_sum, label_logit, largest = vocabulary_statistics(hidden, case.weight, case.labels, LayerFactory())
-    assert [t.requires_grad for t in (log_sum, label_logit, largest)] == [True, True, False]
+    found = vocabulary_statistics(hidden, case.weight, case.labels, LayerFactory(), range(2, 5))
+    assert [tensor.requires_grad for tensor in found] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("block", [1, 100, 256, 20_000])
+@pytest.mark.parametrize("rows", [10_100, 10_262, 11_000])
+def test_action_distance_is_that_of_the_likeliest_bin(
+    monkeypatch: pytest.MonkeyPatch, rows: int, block: int
+) -> None:
+    """Blocks end within the bins; some labels are the likeliest id, most likeliest ids are no bins."""
+    blocks_of(monkeypatch, max(block, rows // 300))
+    case = LossCase.random(tokens=60, rows=rows, width=8)
+    case.labels[:40] = torch.randint(ACTION_BIN_START, min(rows, ACTION_BIN_END), (40,))
+    case.labels[0] = min(rows, ACTION_BIN_END) - 1
+    expected, found = naive_loss(case, STRONG)[1], found_by(case)[1]
+    assert float(expected[LabelKind.ACTION, Total.ACTION_L1]) > 1
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    assert found[LabelKind.IMAGE :, Total.ACTION_L1].tolist() == [0, 0]
+
+
+def test_of_equal_bins_the_first_is_chosen_and_the_last_decodes_like_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    blocks_of(monkeypatch, 5000)
+    weight = torch.zeros(ACTION_BIN_END, 1)
+    weight[10_002], weight[ACTION_BIN_START + 7], weight[ACTION_BIN_END - 2 :] = 9.0, 3.0, 3.0
+    head = VocabularyHead(LayerFactory(), ACTION_BIN_END, 1)
+    head.weight = torch.nn.Parameter(weight)
+    labels = torch.tensor([ACTION_BIN_START + 7, ACTION_BIN_START + 9, ACTION_BIN_END - 1])
+    for sign, expected in ((1.0, [0, 2, 247]), (-1.0, [7, 9, 254])):
+        hidden = torch.full((3, 1), sign)
+        for number, bins in enumerate(expected):
+            _, sums = head(hidden[:1], labels[number : number + 1], torch.ones(2), LossSettings())
+            assert float(sums[LabelKind.ACTION, Total.ACTION_L1]) == pytest.approx(bins * 2 / 255)
+
+
+def test_keys_order_numbers_and_the_first_place_of_equal_ones() -> None:
+    values = torch.tensor([-torch.inf, -3e38, -2.5, -1e-45, -0.0, 0.0, 1e-45, 7.0, 3e38, torch.inf])
+    last = torch.full((10,), 2**24 - 1)
+    first = torch.zeros_like(last)
+    assert torch.equal(key_value(order_key(values, last)), values)
+    assert key_offset(order_key(values, last)).tolist() == last.tolist()
+    assert key_offset(order_key(values, first)).tolist() == first.tolist()
+    assert (order_key(values, first) > order_key(values, last)).all()
+    rising = order_key(values, last)[1:] > order_key(values, first)[:-1]
+    assert rising.tolist() == [True, True, True, True, False, True, True, True, True], "zeros are equal"
+
+
+def test_means_of_sums_are_by_label_and_none_without_labels() -> None:
+    found = means([[6.0, 4, 1, 3.0], [0.0, 0, 0, 0.0], [5.0, 2, 2, 0.0]])
+    assert found == {
+        "loss_action": 1.5,
+        "accuracy_action": 0.25,
+        "loss_image": None,
+        "accuracy_image": None,
+        "loss_structure": 2.5,
+        "accuracy_structure": 1.0,
+        "action_l1": 0.75,
+    }
+    assert means([[0.0] * 4] * 3)["action_l1"] is None
 
 
 def test_kinds_and_weights_follow_the_id_ranges() -> None:

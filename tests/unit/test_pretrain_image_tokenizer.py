@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.config import CameraNames
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.tokens.image import ImageTokenizer
@@ -17,7 +18,8 @@ from data.tokens.image_model import Codebook
 from pretrain import image_tokenizer
 from pretrain.codebook import MovingCodebook
 from pretrain.config import VqConfig
-from pretrain.image_tokenizer import train_image_tokenizer
+from pretrain.image_tokenizer import read_frames, train_image_tokenizer
+from tests.lerobot_layout import CAMERAS, recorded, write_lerobot
 
 TINY = VqConfig(
     source="demos",
@@ -56,8 +58,8 @@ def moving_square(seed: int, length: int = 8, side: int = 16) -> Demonstration:
 def demonstrations(monkeypatch: pytest.MonkeyPatch) -> list[Demonstration]:
     found = [moving_square(seed) for seed in range(6)]
 
-    def read(source: str) -> Iterator[Demonstration]:
-        assert source == "demos"
+    def read(config: VqConfig) -> Iterator[Demonstration]:
+        assert config.source == "demos"
         yield from found
 
     monkeypatch.setattr(image_tokenizer, "read_demonstrations", read)
@@ -176,3 +178,12 @@ def test_quantising_passes_the_gradient_straight_and_pulls_latents() -> None:
     commitment.backward()
     assert latents.grad.flatten().tolist() == [1.0, -1.0]  # 2 (z - e) / 2
     assert not book.embedding.weight.requires_grad
+
+
+def test_frames_come_from_any_format_and_are_made_square(tmp_path: Path) -> None:
+    folder = write_lerobot(tmp_path / "set", "v2.1", [recorded(8, i, pixels=32) for i in range(3)], "image")
+    config = replace(TINY, source=str(folder), frames=4, cameras=CameraNames(agent=CAMERAS[1]))
+    (found,) = read_frames(config)
+    assert found.group == "set/agent"
+    assert (len(found.train), len(found.held_out)) == (8, 4)
+    assert found.train.shape[1:] == (16, 16, 3)

@@ -8,7 +8,7 @@ from torch import nn
 
 from data.errors import InputError
 from pretrain.config import OptimConfig
-from pretrain.optim import learning_rate, parameter_groups
+from pretrain.optim import build_optimizer, learning_rate, parameter_groups
 
 STEPS = 100
 
@@ -73,3 +73,20 @@ def test_norms_and_biases_are_not_decayed_whatever_their_shape() -> None:
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert [id(p) for p in decayed["params"]] == [id(parameters[i][1]) for i in (0, 1, 5)]
     assert [id(p) for p in free["params"]] == [id(parameters[i][1]) for i in (2, 3, 4)]
+
+
+def settled(decay_all: bool) -> dict[str, float]:
+    """Where ones go in updates without a gradient, which only decay moves."""
+    names = ("lm_head.weight", "model.norm.weight", "q_norm.bias")
+    parameters = {name: nn.Parameter(torch.ones(2, 2)) for name in names}
+    config = OptimConfig(lr=0.1, weight_decay=0.5)
+    optimizer = build_optimizer(parameters.items(), config, decay_all)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros(2, 2)
+    optimizer.step()
+    return {name: parameter.mean().item() for name, parameter in parameters.items()}
+
+
+def test_the_published_rule_decays_norms_and_biases_too() -> None:
+    assert list(settled(decay_all=False).values()) == pytest.approx([0.95, 1.0, 1.0])
+    assert list(settled(decay_all=True).values()) == pytest.approx([0.95, 0.95, 0.95])

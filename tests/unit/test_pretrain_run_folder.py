@@ -39,6 +39,7 @@ def test_layout_and_length_of_a_start_may_differ(tmp_path: Path) -> None:
         parallel={"data": 2, "zero_stage": 1},
         checkpointing={"every": 7},
         telemetry={"wandb": "offline"},
+        data={"cache": {"dir": "/local/cache", "size": "1TB"}, "retry_seconds": 9, "prefetch": 2},
     )
     folder.open(other)
     assert read_yaml(folder.config)["parallel"]["data"] == 2

@@ -38,6 +38,15 @@ def test_a_group_on_the_command_line_replaces_the_experiments() -> None:
     assert (config.parallel.tensor, config.parallel.data) == (1, 1)
 
 
+def test_a_trace_is_asked_for_in_one_word() -> None:
+    assert train("profile=true").telemetry.profile
+    assert not train("profile=false").telemetry.profile
+    with pytest.raises(InputError, match=r"telemetry\.profile: "):
+        train("profile=perhaps")
+    with pytest.raises(InputError, match="unknown setting 'profile'"):
+        compose("collect", CollectConfig, None, ["profile=true"])
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
     assert CHOICES
@@ -125,7 +134,10 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
         ("optim.decay_fraction=1.5", "optim.decay_fraction=1.5, expected 0 to 1"),
         ("optim.warmup_fraction=-0.1", "optim.warmup_fraction=-0.1, expected 0 to 1"),
         ("optim.min_lr_ratio=-0.1", "optim.min_lr_ratio=-0.1, expected 0 to 1"),
-        ("parallel.zero_stage=4", "expected one of 1, 2, 3"),
+        ("optim.name=muon", "optim.name=muon, expected one of adamw, lion: Muon needs whole matrices"),
+        ("parallel.offload=disk", "parallel.offload=disk, expected one of none, optimizer, all"),
+        ("parallel.hpz_partition_size=0", "parallel.hpz_partition_size=0, expected 1 or more"),
+        ("parallel.zero_stage=4", "expected one of 0, 1, 2, 3"),
         ("run.name=../x", "expected the name of one folder"),
         ("model.heads=0", "model.heads=0, expected 1 or more"),
         ("model.layers=0", "model.layers=0, expected 1 or more"),
@@ -142,3 +154,21 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
 def test_values_that_cannot_be_right_are_refused(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(override))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["offload=optimizer", "zero_stage=0"],
+            "offload=optimizer, but parallel.zero_stage=0: expected one of 1",
+        ),
+        (["offload=all", "zero_stage=2"], "offload=all, but parallel.zero_stage=2: expected one of 3"),
+        (["hpz_partition_size=2", "tensor=2", "data=2"], "parallel.tensor=2: it needs stage 3 and tensor 1"),
+        (["hpz_partition_size=2", "zero_stage=2", "data=2"], "parallel.zero_stage=2 and parallel.tensor=1"),
+        (["hpz_partition_size=3", "data=4"], "hpz_partition_size=3 does not divide parallel.data=4"),
+    ],
+)
+def test_what_zero_cannot_do_together_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_training(train(*(f"parallel.{override}" for override in overrides)))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -9,32 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from data.contracts import PackedBatch
-from data.errors import InputError
 from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.config import TelemetryConfig
 from pretrain.model.config import ModelConfig
 from pretrain.telemetry.meters import Stopwatch, Work, peak_flops
 from pretrain.telemetry.sinks import (
-    ConsoleSink,
     JsonlSink,
     MetricsTail,
-    WandbSink,
     drop_after,
     read_metrics,
 )
-
-RECORD = {
-    "step": 3,
-    "loss": 2.5,
-    "loss_action": 3.0,
-    "accuracy_action": 0.25,
-    "loss_image": None,
-    "tokens_per_second": 1234.5,
-    "mfu": 0.4,
-}
 
 
 def test_work_counts_real_tokens_labels_and_pairs_of_each_sample() -> None:
@@ -125,43 +109,6 @@ def test_what_a_crash_tore_is_dropped(tmp_path: Path, torn: bytes) -> None:
         file.write(torn + b"\n")
     assert drop_after(path, 5) == 1
     assert read_metrics(path) == [{"step": 1}]
-
-
-def test_the_console_shows_the_newest_numbers() -> None:
-    out = io.StringIO()
-    sink = ConsoleSink(10, Console(file=out, force_terminal=True, width=200))
-    sink.write({"event": "resumed", "step": 2, "from": "step_00000002"})
-    sink.write(RECORD)
-    sink.close()
-    assert "resumed: step=2 from=step_00000002" in out.getvalue()
-    assert "loss 2.500 · action 3.000 (25%) · 1,234 tok/s · MFU 40%" in out.getvalue()
-
-
-def test_wandb_goes_on_with_the_same_run(tmp_path: Path) -> None:
-    for step in (1, 2):
-        sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb="offline"), {"optim": {"lr": 1.0}})
-        sink.write({**RECORD, "step": step})
-        sink.write({"event": "resumed", "step": step})
-        sink.log(step, {"eval/success_rate": 0.5})
-        sink.close()
-    identity = (tmp_path / "wandb" / "run_id").read_text()
-    assert len(list(tmp_path.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb"))) == 2
-
-
-def test_wandb_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pretrain.telemetry import sinks
-
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert sinks._wandb_mode("auto") == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert sinks._wandb_mode("auto") == "online"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert sinks._wandb_mode("auto") == "disabled"
-    assert sinks._wandb_mode("offline") == "offline"
-    with pytest.raises(InputError, match=r"telemetry.wandb='off', expected one of auto"):
-        sinks._wandb_mode("off")
 
 
 def test_every_line_is_on_the_disk_when_written(tmp_path: Path) -> None:

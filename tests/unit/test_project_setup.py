@@ -52,3 +52,15 @@ def test_another_python_is_refused_before_anything_is_made(programs: Path, tmp_p
     done = make(programs, f"{tmp_path}/venv/.installed", f"VENV={tmp_path}/venv", f"PYTHON={python}")
     assert "is not Python 3.11 or 3.12" in done.stdout
     assert not (tmp_path / "venv").exists()
+
+
+def test_every_folder_of_tests_is_run(pytestconfig: pytest.Config) -> None:
+    """pytest passes over some names by itself; `make test` names dist and leaves it out of the rest."""
+    folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("test_*.py"))]
+    passed_over = pytestconfig.getini("norecursedirs")
+    assert not [path.name for path in folders for pattern in passed_over if path.match(pattern)]
+    commands = [line for line in (ROOT / "Makefile").read_text().splitlines() if "-m pytest" in line]
+    assert [line.partition("-m pytest ")[2] for line in commands] == [
+        "tests/dist",
+        "tests --ignore=tests/dist",
+    ]

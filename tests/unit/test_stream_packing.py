@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 
 from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.packing import pack, sample_layout
-from data.stream.sequence import Sample
+from data.stream.layout import SourceWindows
+from data.stream.mixture import action_share, source_shares, step_counts
+from data.stream.packing import fit, pack
+from data.stream.plan import Kind, Plan
+from data.stream.sequence import Sample, SampleForm
+from data.stream.windows import WindowTable
 
 EVEN = MixtureConfig()
 
@@ -55,66 +59,74 @@ def test_a_row_that_is_too_long_is_never_cut() -> None:
 
 
 @given(
-    action=st.integers(1, 60),
-    world=st.integers(1, 60),
-    sequences=st.integers(1, 33),
-    length=st.integers(1, 300),
-    weights=st.sampled_from([(1.0, 1.0), (1.0, 2.0), (0.3, 0.7), (2.5, 0.5), (1.0, 0.0), (0.0, 1.0)]),
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=60),
+    sequences=st.integers(1, 12),
+    length=st.integers(30, 300),
 )
 @settings(max_examples=300, deadline=None)
-def test_layouts_fit_and_are_exact(
-    action: int, world: int, sequences: int, length: int, weights: tuple[float, float]
+def test_samples_that_are_fitted_in_are_all_there_and_none_is_cut(
+    lengths: list[int], sequences: int, length: int
 ) -> None:
-    try:
-        layout = sample_layout(MixtureConfig(*weights), action, world, sequences, length)
-    except InputError:
-        used = [n for n, weight in zip((action, world), weights, strict=True) if weight]
-        shares = [weight / sum(weights) for weight in weights]
-        # Refused only when small: a sequence that takes a whole mixture group always works.
-        assert max(used) * 10 * max(1, 1 / min(s for s in shares if s)) > length
+    wanted = np.array(lengths, np.int64)
+    found = fit(wanted, sequences, length)
+    if found is None:
+        # Refused only when it is full: a sequence with room for the longest is never left.
+        assert sum(lengths) + sequences * (max(lengths) - 1) >= sequences * (length + 1 - max(lengths))
         return
-    actions, worlds = layout
-    assert layout.shape == (2, sequences)
-    assert (layout >= 0).all()
-    assert (actions * action + worlds * world <= length).all()
-    assert (actions + worlds > 0).all()
-    share = actions.sum() / layout.sum()
-    wanted = weights[0] / sum(weights)
-    assert abs(share - wanted) * layout.sum() < 1
-    if weights == (1.0, 1.0):
-        assert actions.sum() == worlds.sum()
+    assert found.shape == wanted.shape
+    assert 0 <= found.min() <= found.max() < sequences
+    assert np.bincount(found, weights=wanted).max() <= length
 
 
-def test_sequences_are_filled() -> None:
-    """Action 660, world 582 tokens (256 px): a pair takes 1,242."""
-    assert sample_layout(EVEN, 660, 582, 8, 4096).sum(axis=1).tolist() == [24, 24]  # 3 pairs each
-    assert sample_layout(EVEN, 660, 582, 8, 8192).sum() * 621 > 0.96 * 8 * 8192
-    assert sample_layout(EVEN, 660, 582, 4096, 8192).sum() * 621 > 0.96 * 4096 * 8192
+@pytest.mark.parametrize("words", [(15, 16), (13, 30), (10, 60)])
+@pytest.mark.parametrize("sequences", [16, 64, 1024])
+def test_padding_is_at_most_3_percent_at_8192_tokens(words: tuple[int, int], sequences: int) -> None:
+    """The 256-pixel mixture of WorldVLA: M = 2, K = 5, as many action as world samples."""
+    random, form = np.random.default_rng(0), SampleForm(276)
+    steps = random.integers(80, 300, 1000).astype(np.int32)
+    texts = random.integers(*words, 10)[random.integers(0, 10, 1000)].astype(np.int32)
+    plan = Plan([windows(steps, texts, form, world=21)], EVEN, sequences, 8192, seed=0, fingerprint="f")
+    for step in (0, 1000):
+        planned = plan.step(step)
+        action = form.action_length(0, 0) + texts[planned.episodes] + np.minimum(planned.times + 1, 2) * 276
+        tokens = np.where(planned.kinds == Kind.ACTION, action, form.world_length(21))
+        used = np.bincount(planned.sequences, weights=tokens, minlength=sequences)
+        assert used.max() <= 8192
+        assert 1 - used.sum() / (sequences * 8192) < 0.03
 
 
-def test_kinds_take_turns_when_only_one_sample_fits() -> None:
-    assert sample_layout(EVEN, 660, 582, 4, 700).tolist() == [[0, 1, 0, 1], [1, 0, 1, 0]]
+@given(
+    weights=st.lists(st.integers(1, 50), min_size=1, max_size=5), actions=st.integers(0, 90),
+    worlds=st.integers(0, 90),
+)  # fmt: skip
+def test_shares_of_data_sets_are_exact(weights: list[int], actions: int, worlds: int) -> None:
+    shares = source_shares([float(weight) for weight in weights])
+    counts = step_counts(actions, worlds, shares)
+    assert counts.sum(axis=0).tolist() == [actions, worlds]
+    assert counts.min() >= 0
+    for row, share in zip(counts, shares, strict=True):
+        assert abs(int(row.sum()) - share * (actions + worlds)) < 1
+    totals = counts.sum(axis=1)
+    remainders = [share * (actions + worlds) % 1 for share in shares]
+    raised = [int(t) > s * (actions + worlds) for t, s in zip(totals, shares, strict=True)]
+    up, down = ([r for r, u in zip(remainders, raised, strict=True) if u is one] for one in (True, False))
+    assert not up or not down or min(up) >= max(down)  # the largest remainders are those rounded up
 
 
-@pytest.mark.parametrize(
-    ("sequences", "length", "message"),
-    [
-        (8, 600, "longest action sample has 660 tokens, but trainer.sequence_length is 600"),
-        (1, 700, "1 sequences of 700 tokens cannot hold"),
-        (3, 700, "with no sequence empty"),
-    ],
-)
-def test_too_small_steps_are_refused(sequences: int, length: int, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        sample_layout(EVEN, 660, 582, sequences, length)
+def test_impossible_mixtures_are_refused() -> None:
+    for mixture in (MixtureConfig(-1, 1), MixtureConfig(0, 0), MixtureConfig(float("nan"), 1)):
+        with pytest.raises(InputError, match="mixture weights are action="):
+            action_share(mixture)
+    with pytest.raises(InputError, match=r"data.sources\[1\].weight is 0"):
+        source_shares([1, 0])
 
 
-@pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0), (float("inf"), 1.0)])
-def test_senseless_weights_are_refused(weights: tuple[float, float]) -> None:
-    with pytest.raises(InputError, match="mixture weights"):
-        sample_layout(MixtureConfig(*weights), 660, 582, 8, 4096)
-
-
-def test_a_kind_that_would_never_come_is_refused() -> None:
-    with pytest.raises(InputError, match="cannot hold"):
-        sample_layout(MixtureConfig(1.0, 0.0001), 660, 582, 1, 4096)
+def windows(steps: np.ndarray, texts: np.ndarray, form: SampleForm, world: int) -> SourceWindows:
+    same = np.full(len(steps), world, np.int32)
+    return SourceWindows(
+        "test",
+        (
+            WindowTable(steps, form.chunk - 1, form.history, texts, form.action_length),
+            WindowTable(steps, form.predicted, 1, same, lambda words, frames: form.world_length(words)),
+        ),
+    )

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from itertools import pairwise
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.permutation import permute
-from data.stream.plan import Kind, Plan
+from data.stream.layout import SourceWindows
+from data.stream.mixture import apportion
+from data.stream.permutation import permute, round_keys
+from data.stream.plan import Kind, Plan, PlannedWindows
+from data.stream.sequence import SampleForm
+from data.stream.slots import SlotStreams, last_windows
+from data.stream.windows import WindowTable
 
-LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda x: max(x) >= 3)
-PER_SEQUENCE = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6)
-
-
-def make_plan(lengths: list[int], layout: np.ndarray | None = None, seed: int = 0, chunk: int = 3) -> Plan:
-    if layout is None:
-        layout = np.array([[2, 1, 1, 2], [1, 2, 2, 1]])
-    return Plan(np.array(lengths), chunk, layout, seed, fingerprint="abc")
-
-
-def expected_windows(lengths: list[int], kind: Kind, chunk: int = 3) -> list[tuple[int, int]]:
-    needed = chunk if kind == Kind.ACTION else 2
-    return [(e, t) for e, length in enumerate(lengths) for t in range(length - needed + 1)]
+STEPS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda x: max(x) >= 4)
+CHUNK = 3
 
 
-@given(size=st.integers(1, 5000), key=st.text(max_size=8))
-def test_permutation_is_a_bijection(size: int, key: str) -> None:
-    assert np.array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
+def source(
+    steps: list[int], texts: list[int] | None = None, history: int = 2, weight: float = 1.0, image: int = 10
+) -> SourceWindows:
+    form = SampleForm(image, history=history, chunk=CHUNK)
+    words = np.array(texts or [5] * len(steps), np.int32)
+    lengths = np.array(steps, np.int32)
+    return SourceWindows(
+        "test",
+        (
+            WindowTable(lengths, CHUNK - 1, history, words, form.action_length),
+            WindowTable(lengths, 1, 1, np.full(len(steps), 7, np.int32), lambda w, _: form.world_length(w)),
+        ),
+        weight,
+    )
+
+
+def make_plan(
+    *sources: SourceWindows, seed: int = 0, sequences: int = 4, length: int = 400, world: float = 1.0
+) -> Plan:
+    return Plan(sources, MixtureConfig(1.0, world), sequences, length, seed, fingerprint="abc")
+
+
+def pairs(windows: PlannedWindows, kind: Kind, source: int = 0) -> list[tuple[int, int]]:
+    of = (windows.kinds == kind) & (windows.sources == source)
+    return list(zip(windows.episodes[of].tolist(), windows.times[of].tolist(), strict=True))
+
+
+@given(size=st.integers(1, 5000), key=st.text(max_size=8), tweak=st.integers(0, 2**64 - 1))
+def test_permutation_is_a_bijection(size: int, key: str, tweak: int) -> None:
+    tweaks = np.full(size, tweak, np.uint64)
+    assert np.array_equal(np.sort(permute(np.arange(size), size, round_keys(key), tweaks)), np.arange(size))
 
 
 def test_permutation_shuffles_evenly() -> None:
     size, bins = 50_000, 20
-    order = permute(np.arange(size), size, "even")
+    order = permute(np.arange(size), size, round_keys("even"))
     counts = np.histogram2d(np.arange(size), order, bins=bins)[0]
     expected = size / bins**2
     chi_square = float(((counts - expected) ** 2 / expected).sum())
@@ -47,112 +70,161 @@ def test_permutation_shuffles_evenly() -> None:
 
 def test_permutation_never_changes() -> None:
     """A change of these numbers would silently reorder every run that is resumed."""
-    assert permute(np.arange(10), 10, "fixed").tolist() == [7, 8, 4, 5, 2, 0, 1, 3, 6, 9]
+    assert permute(np.arange(10), 10, round_keys("fixed")).tolist() == [7, 8, 4, 5, 2, 0, 1, 3, 6, 9]
+    streams = SlotStreams([11, 11, 6], [3, 3, 4], ["fixed", "other", "third"])
+    assert streams.at(1, np.zeros(3, np.int64), np.arange(3)).tolist() == [0, 4, 10]
 
 
-@given(lengths=LENGTHS, per_sequence=PER_SEQUENCE, seed=st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
-def test_every_window_comes_once_an_epoch(
-    lengths: list[int], per_sequence: list[tuple[int, int]], seed: int
-) -> None:
-    plan = make_plan(lengths, np.array(per_sequence).T, seed)
-    for kind in Kind:
-        expected = expected_windows(lengths, kind)
-        per_step = plan.samples_per_step(kind)
-        if not per_step:
-            continue
-        epochs = 3
-        steps = -(-epochs * len(expected) // per_step)
-        seen: list[tuple[int, int]] = []
-        for step in range(steps):
-            planned = plan.step(step)
-            chosen = planned.kinds == kind
-            seen += zip(planned.episodes[chosen].tolist(), planned.times[chosen].tolist(), strict=True)
-        for epoch in range(epochs):
-            assert sorted(seen[epoch * len(expected) : (epoch + 1) * len(expected)]) == expected
+@given(count=st.integers(1, 60), slots=st.integers(1, 70))
+def test_a_slot_draws_from_its_stratum_and_an_epoch_holds_all(count: int, slots: int) -> None:
+    streams, all_slots = SlotStreams([7, count], [2, slots], ["j", "k"]), np.arange(slots)
+    steps = [streams.at(step, np.ones_like(all_slots), all_slots) for step in range(-(-3 * count // slots))]
+    joined = np.concatenate(steps)
+    for epoch in range(3):
+        assert sorted(joined[epoch * count : (epoch + 1) * count]) == list(range(count))
+    assert (np.max(steps, axis=0) <= last_windows(count, slots)).all()
+    assert streams.epochs(len(steps))[1] * count == pytest.approx(len(steps) * slots)
 
 
-@given(lengths=LENGTHS, step=st.integers(0, 10**6), ranks=st.sampled_from([1, 2, 3, 4, 6, 12]))
+@given(steps=STEPS, texts=st.lists(st.integers(1, 9), min_size=8, max_size=8), history=st.integers(1, 4))
 @settings(deadline=None)
-def test_any_number_of_ranks_tiles_the_same_global_batch(lengths: list[int], step: int, ranks: int) -> None:
-    plan = make_plan(lengths, np.tile([[2, 0, 1], [1, 2, 0]], 4))
+def test_every_window_is_numbered_once_from_short_to_long(
+    steps: list[int], texts: list[int], history: int
+) -> None:
+    form = SampleForm(10, history=history, chunk=CHUNK)
+    words = np.array(texts[: len(steps)], np.int32)
+    table = WindowTable(np.array(steps, np.int32), CHUNK - 1, history, words, form.action_length)
+    numbers = np.arange(table.count)
+    episodes, times = table.locate(numbers)
+    expected = [(e, t) for e, length in enumerate(steps) for t in range(length - CHUNK + 1)]
+    assert sorted(zip(episodes.tolist(), times.tolist(), strict=True)) == expected
+    lengths = [
+        form.action_length(int(words[e]), min(t + 1, history)) for e, t in zip(episodes, times, strict=True)
+    ]
+    assert table.lengths(numbers).tolist() == lengths == sorted(lengths)
+    assert sorted(table.ids(episodes, times).tolist()) == list(range(len(expected)))
+    assert table.mean_length == pytest.approx(np.mean(lengths))
+
+
+@given(
+    steps=STEPS, seed=st.integers(0, 5), sequences=st.integers(1, 6), world=st.sampled_from([0, 0.5, 1, 2])
+)
+@settings(max_examples=60, deadline=None)
+def test_every_window_comes_once_an_epoch(steps: list[int], seed: int, sequences: int, world: float) -> None:
+    plan = make_plan(source(steps), seed=seed, sequences=sequences, world=world)
+    for kind, needed in ((Kind.ACTION, CHUNK), (Kind.WORLD, 2)):
+        expected = [(e, t) for e, length in enumerate(steps) for t in range(length - needed + 1)]
+        if each := plan.samples_per_step(kind):
+            # Within a step the order is that of sequences, so whole steps are compared: epochs end in one.
+            seen = Counter[tuple[int, int]]()
+            whole = len(expected)  # steps after which every window has come `each` times
+            for step in range(whole):
+                seen.update(pairs(plan.step(step), kind))
+            assert seen == {window: each for window in expected}
+
+
+@given(step=st.integers(0, 10**9), ranks=st.sampled_from([1, 2, 3, 4, 6, 12]))
+def test_ranks_tile_the_global_batch(step: int, ranks: int) -> None:
+    plan = make_plan(source([9, 30, 14]), source([40, 8], weight=0.5), sequences=12)
     whole = plan.step(step)
     parts = [plan.step(step, *plan.share(rank, ranks)) for rank in range(ranks)]
-    for field in ("ids", "sequences", "kinds", "episodes", "times"):
+    for field in ("sequences", "kinds", "sources", "episodes", "times"):
         joined = np.concatenate([getattr(part, field) for part in parts])
         assert np.array_equal(joined, getattr(whole, field))
+    assert len(np.unique(plan.ids(whole))) <= len(whole)
+    assert np.array_equal(np.concatenate([plan.ids(part) for part in parts]), plan.ids(whole))
 
 
-@given(lengths=LENGTHS, step=st.integers(0, 10**6))
-@settings(deadline=None)
-def test_every_step_holds_the_layout(lengths: list[int], step: int) -> None:
-    plan = make_plan(lengths)
-    planned = plan.step(step)
-    for kind in Kind:
-        held = np.bincount(planned.sequences[planned.kinds == kind], minlength=plan.global_batch)
-        assert np.array_equal(held, plan.layout[kind])
-    assert (planned.sequences[1:] >= planned.sequences[:-1]).all()
-
-
-def test_ids_name_windows_uniquely() -> None:
-    lengths = [9, 0, 5]
-    plan = make_plan(lengths)
-    names: dict[int, tuple[int, ...]] = {}
-    for step in range(20):
-        planned = plan.step(step)
-        for i, *window in zip(planned.ids, planned.kinds, planned.episodes, planned.times, strict=True):
-            assert names.setdefault(int(i), tuple(map(int, window))) == tuple(window)
-    total = sum(len(expected_windows(lengths, kind)) for kind in Kind)
-    assert sorted(names) == list(range(total))
-    assert len(set(names.values())) == total
-
-
-def test_seed_epoch_and_data_change_the_order() -> None:
-    lengths, layout = [40], np.array([[38], [39]])  # one step is one epoch
-    first = make_plan(lengths, layout).step(0)
-    again = make_plan(lengths, layout).step(0)
-    others = [
-        make_plan(lengths, layout).step(1),
-        make_plan(lengths, layout, seed=1).step(0),
-        Plan(np.array(lengths), 3, layout, 0, fingerprint="changed").step(0),
+def test_streams_asked_together_are_each_as_alone() -> None:
+    windows, slots, names = [11, 500, 7], [3, 20, 7], ["a", "b", "c"]
+    streams = np.repeat(np.arange(3), slots)
+    numbers = np.concatenate([np.arange(count) for count in slots])
+    together = SlotStreams(windows, slots, names).at(1234, streams, numbers)
+    alone = [
+        SlotStreams([count], [each], [name]).at(1234, np.zeros(each, np.int64), np.arange(each))
+        for count, each, name in zip(windows, slots, names, strict=True)
     ]
-    assert np.array_equal(first.ids, again.ids)
-    assert not any(np.array_equal(first.ids, other.ids) for other in others)
+    assert np.array_equal(together, np.concatenate(alone))
 
 
-def test_a_billion_windows_cost_no_more_than_the_step() -> None:
-    plan = make_plan([200] * 2_500_000, np.tile([[6], [6]], 4096))
-    assert sum(table.count for table in plan.windows) > 990_000_000
-    tracemalloc.start()
-    planned = plan.step(10**7, *plan.share(4095, 4096))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(planned.ids) == 12
-    assert peak < 1_000_000
+def test_4096_ranks_tile_every_global_batch() -> None:
+    random = np.random.default_rng(0)
+    steps = random.integers(100, 300, 5000).tolist()
+    texts = random.integers(10, 40, 5000).tolist()
+    plan = make_plan(source(steps, texts, image=276), sequences=4096, length=8192)
+    border = int(plan.sources[0].tables[0].count / plan.samples_per_step(Kind.ACTION))  # an epoch ends in it
+    for step in (7, border, 10**7 + 1):
+        whole = plan.ids(plan.step(step))
+        parts = [plan.ids(plan.step(step, *plan.share(rank, 4096))) for rank in range(4096)]
+        assert np.array_equal(np.concatenate(parts), whole)
+        assert min(map(len, parts)) > 0
+        if step < border:
+            assert len(np.unique(whole)) == len(whole)  # well within an epoch, so no window twice
 
 
-@pytest.mark.parametrize("ranks", [3, 0, 8])
-def test_ranks_that_cannot_share_are_refused(ranks: int) -> None:
-    with pytest.raises(InputError, match=rf"global_batch is 4, which {ranks} data-parallel ranks"):
-        make_plan([9]).share(0, ranks)
+def test_mixture_of_data_sets_is_exact_in_every_step() -> None:
+    plan = make_plan(source([50, 60], weight=0.7), source([30], weight=0.3), sequences=8)
+    counts = {(plan.step(step).sources == 0).sum() for step in range(20)}
+    total = len(plan.step(0))
+    assert len(counts) == 1
+    assert abs(counts.pop() - 0.7 * total) < 1
+    assert plan.samples_per_step(Kind.ACTION) == plan.samples_per_step(Kind.WORLD) == total / 2
 
 
-def test_shares_are_neighbours() -> None:
-    plan = make_plan([9])
-    shares = [plan.share(rank, 4) for rank in range(4)]
-    assert shares[0][0] == 0
-    assert shares[-1][1] == 4
-    assert all(a[1] == b[0] for a, b in pairwise(shares))
+@given(
+    weights=st.lists(st.integers(1, 9), min_size=2, max_size=4), world=st.sampled_from([0.5, 1, 3]),
+    step=st.integers(0, 10**6), sequences=st.integers(6, 12),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_mixture_is_by_the_largest_remainder_at_each_step(
+    weights: list[int], world: float, step: int, sequences: int
+) -> None:
+    sources = [source([30 + 5 * i, 20], weight=weight) for i, weight in enumerate(weights)]
+    plan = make_plan(*sources, sequences=sequences, length=1000, world=world)
+    windows = plan.step(step)
+    total = len(windows)
+    expected = apportion(total, weights)
+    assert np.bincount(windows.sources, minlength=len(weights)).tolist() == expected
+    assert int((windows.kinds == Kind.WORLD).sum()) * (1 + world) == pytest.approx(total * world)
 
 
-def test_dataset_without_a_kind_is_refused() -> None:
-    with pytest.raises(InputError, match="no action window in 2 episodes of at most 2 steps"):
-        make_plan([2, 1])
-    with pytest.raises(InputError, match="no world window"):
-        make_plan([1], np.array([[0], [1]]))
-    make_plan([2], np.array([[0], [1]]))  # no action samples wanted
+def test_every_data_set_comes_whole_in_each_of_its_own_epochs() -> None:
+    """Three to one, and so the small data set has passed five times when the large one has once."""
+    plan = make_plan(source([30, 42], weight=3), source([6], weight=1), sequences=8)
+    for number, steps in enumerate(([30, 42], [6])):
+        each = plan.samples_per_step(Kind.ACTION, number)
+        windows = [(e, t) for e, length in enumerate(steps) for t in range(length - CHUNK + 1)]
+        seen = Counter[tuple[int, int]]()
+        for step in range(len(windows)):
+            seen.update(pairs(plan.step(step), Kind.ACTION, number))
+        assert seen == {window: each for window in windows}
 
 
-def test_negative_step_is_refused() -> None:
-    with pytest.raises(InputError, match="step is -1"):
-        make_plan([9]).step(-1)
+def test_epochs_are_counted_for_each_data_set() -> None:
+    plan = make_plan(source([50, 60]), sequences=4)
+    each = plan.samples_per_step(Kind.ACTION)
+    assert plan.epochs(10) == {"test/action": 10 * each / 106, "test/world": 10 * each / 108}
+
+
+def test_seed_and_data_give_other_orders() -> None:
+    one, other = make_plan(source([90, 80])), make_plan(source([90, 80]), seed=1)
+    assert not np.array_equal(one.ids(one.step(0)), other.ids(other.step(0)))
+    assert np.array_equal(one.ids(one.step(3)), make_plan(source([90, 80])).ids(one.step(3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sequences": 0}, "0 sequences"),
+        ({"length": 30}, r"longest action sample has \d+ tokens, but trainer.sequence_length is 30"),
+        ({"world": 1e-5}, "with no sequence empty"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_plan(source([9, 30]), **change)
+
+
+def test_a_data_set_that_would_never_come_is_refused() -> None:
+    with pytest.raises(InputError, match=r"its weight 0.001 gives it no action sample"):
+        make_plan(source([9, 30]), source([9], weight=0.001))

@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from data.errors import InputError
 from data.stream.sequence import (
     WORLD_TEXT,
+    SampleForm,
     action_prompt,
     action_sample,
-    action_sample_length,
     action_text,
     world_prompt,
     world_sample,
-    world_sample_length,
 )
 from data.tokens.image_block import image_block
+from data.tokens.state import STATE_MAX, STATE_MIN, check_state_ranges, state_blocks
 from pretrain.model.mask import dense_mask, mask_from_tokens, mask_vectors
 
 TEXT = [20_000, 20_001, 20_002]
@@ -29,6 +30,7 @@ ACTION_IDS = [
     [10004, 10006, 10007, 10008, 10009, 10010, 10011, 10261, 15004],
     [10004, *[10100] * 7, 15004],
 ]
+STATE = [15504, *range(15506, 15514), 16004]
 
 
 def test_action_sample_is_the_template_id_by_id() -> None:
@@ -69,16 +71,16 @@ def test_arrays_are_int32() -> None:
 def test_lengths_are_known_without_the_tokens(frames: int, chunk: int) -> None:
     actions = np.full((chunk, 7), 10006)
     sample = action_sample(TEXT, [BLOCK_A] * frames, actions)
-    assert len(sample) == action_sample_length(len(TEXT), len(BLOCK_A), frames, chunk)
+    assert len(sample) == SampleForm(len(BLOCK_A), history=frames, chunk=chunk).action_length(len(TEXT))
     world = world_sample(TEXT, BLOCK_A, actions[0], BLOCK_B)
-    assert len(world) == world_sample_length(len(TEXT), len(BLOCK_A))
+    assert len(world) == SampleForm(len(BLOCK_A)).world_length(len(TEXT))
 
 
 def test_published_lengths_at_256_pixels() -> None:
     block = image_block(np.zeros((16, 16), np.uint16), pixels=256)
     assert len(block) == 276
-    assert 615 <= action_sample_length(15, 276, 2, 5) <= 660
-    assert world_sample_length(18, 276) == 582
+    assert 615 <= SampleForm(276).action_length(15) <= 660
+    assert SampleForm(276).world_length(18) == 582
 
 
 def test_agrees_with_the_rule_on_raw_tokens() -> None:
@@ -86,7 +88,35 @@ def test_agrees_with_the_rule_on_raw_tokens() -> None:
         action_sample(TEXT, [BLOCK_A], ACTIONS),
         action_sample(TEXT, [BLOCK_A, BLOCK_B], ACTIONS),
         world_sample(TEXT, BLOCK_A, ACTIONS[0], BLOCK_B),
+        action_sample(TEXT, [[BLOCK_A, BLOCK_B]] * 2, ACTIONS, STATE),
+        world_sample(TEXT, [BLOCK_A, BLOCK_B], ACTIONS, [[BLOCK_B, BLOCK_A]] * 2),
     ):
         segments, blocks = mask_vectors(sample.tokens)
         np.testing.assert_array_equal(sample.blocks, blocks)
         assert torch.equal(dense_mask(segments, sample.blocks), mask_from_tokens(sample.tokens))
+
+
+def test_state_cameras_and_several_frames_stand_where_the_contract_says() -> None:
+    sample = action_sample(TEXT, [[BLOCK_A, BLOCK_B]], ACTIONS, STATE)
+    prompt = [0, *TEXT, *STATE, *IDS_A, *IDS_B, 8710]
+    assert sample.tokens.tolist() == [*prompt, *ACTION_IDS[0], *ACTION_IDS[1], 8710]
+    world = world_sample(TEXT, [BLOCK_A, BLOCK_B], ACTIONS, [[BLOCK_B, BLOCK_A], [BLOCK_A, BLOCK_A]])
+    before = [0, *TEXT, *IDS_A, *IDS_B]
+    answer = [*IDS_B, *IDS_A, *IDS_A, *IDS_A, 8710]
+    assert world.tokens.tolist() == [*before, *ACTION_IDS[0], *ACTION_IDS[1], 8710, *answer]
+    assert world.blocks.tolist() == [0] * len(before) + [-1] * 9 + [-2] * 9 + [0] * (1 + len(answer))
+    form = SampleForm(len(BLOCK_A), views=2, history=1, chunk=2, predicted=2, state=True)
+    assert (form.action_length(3), form.world_length(3)) == (len(sample), len(world))
+
+
+def test_states_take_rynnvla_ids() -> None:
+    low, high = np.array(STATE_MIN), np.array(STATE_MAX)
+    blocks = state_blocks(np.stack([low, high, low - 1, (low + high) / 2]), STATE_MIN, STATE_MAX)
+    assert blocks[0].tolist() == [15504, *[15506] * 8, 16004]
+    assert blocks[2].tolist() == blocks[0].tolist()
+    assert ((blocks[1, 1:-1] >= 15760) & (blocks[1, 1:-1] <= 15761)).all()
+    assert ((blocks[3, 1:-1] >= 15632) & (blocks[3, 1:-1] <= 15634)).all()
+    with pytest.raises(InputError, match="a state is no number"):
+        state_blocks(np.full((1, 8), np.nan), STATE_MIN, STATE_MAX)
+    with pytest.raises(InputError, match="each minimum below its maximum"):
+        check_state_ranges(STATE_MAX, STATE_MIN)

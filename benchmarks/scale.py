@@ -1,0 +1,197 @@
+"""A run of the 7B on 4 to 4,096 GPUs without a GPU: what each part costs, and which is the next bottleneck.
+
+Measured, by the project's own code for every rank in turn: the data plan of a rank, the placement on nodes, a
+checkpoint's files and tables (what rank 0 gathers and commits, what every rank reads back). Estimated, from
+inputs that the JSON states: the step (the planner's, H100), requests to the storage, restarts. A limit's load
+is what the run asks of it over what it gives: at 1 the run waits for nothing else. The largest is the next
+bottleneck, at loads below 1 the one that would come first.
+
+Two kinds of batch: so many sequences for each GPU, and the same batch for any number of GPUs.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import Column, Report, arguments
+from benchmarks.scale_measured import (
+    FORM,
+    CheckpointCost,
+    checkpoint_cost,
+    episode_bytes,
+    episode_lengths,
+    placement_cost,
+    plan_cost,
+    sizes_of,
+)
+from benchmarks.scale_model import Inputs, loads, reading, recovery
+from pretrain.model.config import ModelConfig
+from pretrain.planner.layouts import Wanted, feasible, machine
+from pretrain.settings import named_models
+
+_GPU, _GPU_MEMORY, _EFFICIENCY, _RESERVE = "H100", 80e9, 0.45, 0.1
+_MICRO_BATCHES = (1, 2, 4, 8)
+_PART = 0.01  # of a step that the plan may take of the thread that prepares batches
+_COMMIT_SECONDS, _PLACEMENT_SECONDS = 10.0, 0.1
+COLUMNS = (
+    Column("batch", "batch"),
+    Column("ranks", "ranks"),
+    Column("layout", "layout"),
+    Column("step", "step", "s"),
+    Column("plan_start", "plan", "s"),
+    Column("plan_megabytes", "plan", "MB", digits=0),
+    Column("plan_step", "its step", "ms"),
+    Column("placement", "placement", "ms", digits=1),
+    Column("files", "files"),
+    Column("rank_megabytes", "a rank", "MB", digits=0),
+    Column("table_megabytes", "table", "MB", digits=1),
+    Column("commit", "commit", "s"),
+    Column("opening", "opening", "s"),
+    Column("restart", "restart", "s", digits=0),
+    Column("lost", "lost", "%", digits=1),
+    Column("requests", "requests", "1/s", digits=0),
+    Column("read_megabytes", "reads", "MB/s", digits=0),
+    Column("sent_gigabytes", "GPU sends", "GB/step", digits=0),
+    Column("bottleneck", "next bottleneck"),
+    Column("load", "its load"),
+    Column("loads", "all loads"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, estimate and report."""
+    options = parse(argv)
+    inputs = Inputs()
+    model = named_models()[options.model]
+    lengths = episode_lengths(options.episodes, options.steps)
+    report = Report("scale", "From 4 ranks to thousands", COLUMNS, "cpu", hidden=("loads",))
+    for global_batch in (None, options.global_batch):
+        for ranks in options.ranks:
+            row = measure(model, ranks, global_batch, lengths, options, inputs)
+            if row is not None:
+                report.add(**row)
+    _targets(report)
+    _notes(report, options, inputs)
+    report.finish(options.out)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """The command line."""
+    parser = arguments("scale", __doc__)
+    parser.add_argument("--model", choices=sorted(named_models()), default="7b", help="default: %(default)s")
+    parser.add_argument("--ranks", nargs="+", type=int, help="default: 4 8 32 128 512 2048 4096")
+    parser.add_argument("--episodes", type=int, help="of the data set; default: 1,000,000")
+    parser.add_argument("--steps", type=int, default=120, help="of a mean episode; default: %(default)s")
+    parser.add_argument("--sequence-length", type=int, default=4096, help="default: %(default)s")
+    parser.add_argument("--global-batch", type=int, default=1024, help="sequences; default: %(default)s")
+    options = parser.parse_args(argv)
+    if options.smoke:
+        options.model = "tiny"
+    options.ranks = options.ranks or (sizes_of(8) if options.smoke else sizes_of(4096))
+    options.episodes = options.episodes or (1000 if options.smoke else 1_000_000)
+    return options
+
+
+def measure(
+    model: ModelConfig,
+    ranks: int,
+    global_batch: int | None,
+    lengths: np.ndarray,
+    options: Namespace,
+    inputs: Inputs,
+) -> dict[str, Any] | None:
+    """One row; None where the batch cannot be shared out over so many ranks."""
+    wanted = Wanted(
+        model,
+        ranks,
+        _GPU_MEMORY,
+        _RESERVE,
+        options.sequence_length,
+        _MICRO_BATCHES,
+        global_batch,
+        machine(_GPU, _EFFICIENCY, inputs.node_gpus),
+    )
+    if wanted.step_sequences < ranks // inputs.node_gpus:
+        return None
+    chosen = feasible(wanted)[0]
+    layout, step = chosen.layout, chosen.speed
+    plan = plan_cost(lengths, wanted.step_sequences, options.sequence_length, layout.data)
+    placing = placement_cost(ranks, layout.tensor, inputs.node_gpus, inputs.node_cpus)
+    checkpoint = _checkpoint(options.model, layout.tensor, layout.data)
+    read = reading(plan, step, ranks, int(lengths.sum()), episode_bytes(options.steps), FORM, inputs)
+    recovered = recovery(checkpoint, plan, ranks, inputs)
+    tokens = wanted.step_sequences * options.sequence_length
+    found = loads(step, read, recovered, checkpoint, plan, ranks, tokens, inputs)
+    worst = max(found, key=lambda name: found[name])
+    return {
+        "batch": f"{wanted.step_sequences // ranks} a GPU" if global_batch is None else str(global_batch),
+        "ranks": ranks,
+        "layout": f"{layout.tensor} x {layout.data}" + (f", {layout.offload}" * (layout.offload != "none")),
+        "step": step.seconds,
+        "plan_start": plan.start_seconds,
+        "plan_megabytes": plan.bytes / 1e6,
+        "plan_step": plan.step_seconds * 1e3,
+        "placement": placing * 1e3,
+        "files": checkpoint.files,
+        "rank_megabytes": checkpoint.rank_bytes / 1e6,
+        "table_megabytes": checkpoint.pieces_bytes / 1e6,
+        "commit": checkpoint.commit_seconds,
+        "opening": checkpoint.open_seconds,
+        "restart": recovered.restart_seconds,
+        "lost": 100 * recovered.lost,
+        "requests": read.requests,
+        "read_megabytes": read.bytes / 1e6,
+        "sent_gigabytes": (step.partition_bytes + step.tensor_bytes) / 1e9,
+        "bottleneck": worst,
+        "load": found[worst],
+        "loads": {name: round(value, 4) for name, value in found.items()},
+    }
+
+
+@cache
+def _checkpoint(model: str, tensor: int, data: int) -> CheckpointCost:
+    return checkpoint_cost(named_models()[model], tensor, data)
+
+
+def _targets(report: Report) -> None:
+    rows = report.rows
+    most = max(row["ranks"] for row in rows)
+    part = max(row["plan_step"] / 1e3 / row["step"] for row in rows)
+    report.target(
+        f"a rank's plan of a step takes below 1 % of the step, up to {most} ranks", part < _PART, part
+    )
+    commit = max(row["commit"] for row in rows)
+    report.target(
+        f"rank 0 commits a checkpoint of {most} ranks within 10 s", commit < _COMMIT_SECONDS, commit
+    )
+    placing = max(row["placement"] for row in rows) / 1e3
+    report.target(f"{most} ranks find their nodes within 0.1 s", placing < _PLACEMENT_SECONDS, placing)
+
+
+def _notes(report: Report, options: Namespace, inputs: Inputs) -> None:
+    report.note(
+        f"measured: plan, placement, files, a rank's MB, table, commit, opening ({options.episodes:,} "
+        f"made-up episodes of {options.steps} steps on average, 256 px)"
+    )
+    report.note(
+        f"estimated: step ({_GPU}, {_EFFICIENCY:.0%} of its peak), restart, lost, requests, reads, loads"
+    )
+    report.note("inputs: " + ", ".join(f"{name} {value:g}" for name, value in asdict(inputs).items()))
+    for batch in dict.fromkeys(row["batch"] for row in report.rows):
+        rows = [row for row in report.rows if row["batch"] == batch]
+        for name in rows[0]["loads"]:
+            over = [row["ranks"] for row in rows if row["loads"][name] > 1]
+            if over:
+                report.note(f"batch {batch}: {name} is a bottleneck from {over[0]} ranks on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""What a run of many ranks costs in our own code, measured by running that code for all of them in turn.
+
+No rank is started and no tensor is made: the data plan, the placement and a checkpoint's bookkeeping are
+pure functions of sizes and rank numbers, so one process can go through them for thousands of ranks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from cluster.assignment import Node, assign
+from cluster.topology import Placement
+from data.config import MixtureConfig
+from data.contracts import Episode
+from data.storage.shards import encode_episode
+from data.stream.layout import SourceWindows
+from data.stream.plan import Plan
+from data.stream.sequence import SampleForm
+from data.stream.windows import WindowTable
+from data.tokens.image_block import image_block_length
+from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
+from pretrain.checkpoint.attempt import Written, commit
+from pretrain.checkpoint.boxes import Box, boxes_of_part, even_share
+from pretrain.checkpoint.manifest import MASTER, Manifest, StoredFile, state_file
+from pretrain.checkpoint.pieces import PieceTable
+from pretrain.checkpoint.place import CheckpointPlace, open_checkpoint
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import expected_shapes, sharded_dimension
+
+CODES = 16  # rows and columns of codes of a 256-pixel frame
+CAMERAS = 2  # that an episode in a shard has
+WORDS = (5, 25)  # tokens of an instruction, fewest and most
+WORLD_WORDS = 20  # tokens of a world sample's prompt
+MOMENTS = ("exp_avg", "exp_avg_sq")
+FORM = SampleForm(image_block_length(CODES, CODES))
+_ATTEMPT = "0123abcd"
+T = TypeVar("T")
+
+
+def timed(function: Callable[[], T]) -> tuple[T, float]:
+    """What a call returns, and its seconds."""
+    start = time.perf_counter()
+    result = function()
+    return result, time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCost:
+    """The data plan of one rank.
+
+    Attributes:
+        start_seconds: To make the plan, once.
+        bytes: That it keeps.
+        step_seconds: To find the windows of one step.
+        windows: Of one step.
+    """
+
+    start_seconds: float
+    bytes: int
+    step_seconds: float
+    windows: float
+
+
+def episode_lengths(episodes: int, mean: int) -> np.ndarray:
+    """Time steps of made-up episodes, int32 [episodes]: half to one and a half times the mean."""
+    return np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, episodes, dtype=np.int32)
+
+
+def windows_of(lengths: np.ndarray) -> SourceWindows:
+    """The windows of made-up episodes, with instructions of different lengths."""
+    texts = np.random.default_rng(1).integers(*WORDS, len(lengths), dtype=np.int32)
+    world_words = np.full(len(lengths), WORLD_WORDS, np.int32)
+    return SourceWindows(
+        "made up",
+        (
+            WindowTable(lengths, FORM.chunk - 1, FORM.history, texts, FORM.action_length),
+            WindowTable(lengths, FORM.predicted, 1, world_words, lambda words, _: FORM.world_length(words)),
+        ),
+    )
+
+
+def plan_cost(lengths: np.ndarray, global_batch: int, sequence_length: int, data: int) -> PlanCost:
+    """Of one of `data` data-parallel ranks; the middle one's steps are looked at."""
+
+    def make() -> Plan:
+        return Plan(
+            [windows_of(lengths)], MixtureConfig(1.0, 1.0), global_batch, sequence_length, 0, "made up"
+        )
+
+    plan, start = timed(make)
+    share = plan.share(data // 2, data)
+    found, seconds = [], []
+    for step in (0, 1, 1000):
+        windows, one = timed(lambda step=step: plan.step(step, *share))
+        found.append(len(windows))
+        seconds.append(one)
+    tracemalloc.start()
+    kept = make()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    del kept
+    return PlanCost(start, held, float(np.median(seconds)), float(np.mean(found)))
+
+
+@cache
+def episode_bytes(steps: int) -> int:
+    """Length of an episode of so many time steps in a shard."""
+    codes = np.zeros((steps, CODES, CODES), np.uint16)
+    content = Episode(
+        key="task/episode_000000",
+        suite="suite",
+        task="task",
+        instruction="put the bowl on the plate",
+        codes={f"camera_{number}": codes for number in range(CAMERAS)},
+        actions=np.zeros((steps, ACTION_DIM), np.float32),
+        states=np.zeros((steps, STATE_DIM), np.float32),
+    )
+    return len(encode_episode(content))
+
+
+def placement_cost(ranks: int, tensor: int, node_gpus: int, cpus: int) -> float:
+    """Seconds to give every rank its node; evaluations get one of their own."""
+    nodes = [Node(f"gpu{number:04d}", cpus, node_gpus) for number in range(-(-ranks // node_gpus))]
+    nodes.append(Node("cpu0000", cpus, 0))
+    placement = Placement(ranks, cpus // node_gpus, 1, cpus // 2)
+    return timed(lambda: assign(placement, tensor, nodes))[1]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointCost:
+    """A checkpoint of all ranks.
+
+    Attributes:
+        files: Of weights, moments, pieces and manifest.
+        rank_bytes: Most bytes that one rank writes.
+        bytes: Of all ranks' files.
+        pieces_bytes: Of the table of pieces.
+        manifest_bytes: Of the manifest.
+        commit_seconds: That rank 0 takes alone.
+        gathered_bytes: That rank 0 gets from all ranks before it.
+        open_seconds: That every rank takes to read and check manifest and table before it loads.
+        written_by: Files of which a rank of a run with half the data-parallel ranks reads a part.
+    """
+
+    files: int
+    rank_bytes: int
+    bytes: int
+    pieces_bytes: int
+    manifest_bytes: int
+    commit_seconds: float
+    gathered_bytes: int
+    open_seconds: float
+    written_by: int
+
+
+def rank_boxes(
+    shapes: dict[str, tuple[int, ...]], tensor: int, data: int, rank: int
+) -> dict[str, tuple[Box, ...]]:
+    """What a rank writes at ZeRO stage 3: parameter -> boxes; tensor-parallel peers have following ranks."""
+    data_rank, tensor_rank = divmod(rank, tensor)
+    found: dict[str, tuple[Box, ...]] = {}
+    for name, shape in shapes.items():
+        dimension = sharded_dimension(name) if tensor > 1 else None
+        if dimension is None and tensor_rank:
+            continue
+        part = tuple(size // tensor if d == dimension else size for d, size in enumerate(shape))
+        boxes = boxes_of_part(part, dimension, tensor_rank, *even_share(int(np.prod(part)), data_rank, data))
+        if boxes:
+            found[name] = boxes
+    return found
+
+
+def rank_written(
+    shapes: dict[str, tuple[int, ...]], numbers: dict[str, int], tensor: int, data: int, rank: int
+) -> Written:
+    """What a rank tells rank 0 after it has written its files."""
+    boxes = rank_boxes(shapes, tensor, data, rank)
+    rows = [(numbers[name], rank, box) for name, found in boxes.items() for box in found]
+    values = sum(box.size for found in boxes.values() for box in found)
+    held = np.array([numbers[name] for name in boxes], np.int64)
+    files = {
+        state_file(rank, MASTER, _ATTEMPT): StoredFile(4 * values, "0" * 64),
+        state_file(rank, MOMENTS[0], _ATTEMPT): StoredFile(8 * values, "0" * 64),
+    }
+    return Written(files, PieceTable.of(rows, 2), dict.fromkeys((MASTER, *MOMENTS), held))
+
+
+@cache
+def _shapes(layers: int, hidden: int, ffn: int, vocabulary: int, heads: int) -> dict[str, tuple[int, ...]]:
+    return expected_shapes(
+        ModelConfig(vocabulary, hidden, ffn, layers, heads)  # every size that shapes depend on
+    )
+
+
+def checkpoint_cost(model: ModelConfig, tensor: int, data: int) -> CheckpointCost:
+    """Of a network in a layout at ZeRO stage 3, in bf16 with fp32 master weights and two moments."""
+    shapes = _shapes(model.layers, model.hidden_size, model.ffn_size, model.vocabulary_size, model.heads)
+    numbers = {name: number for number, name in enumerate(sorted(shapes))}
+    parts = [rank_written(shapes, numbers, tensor, data, rank) for rank in range(tensor * data)]
+    sizes = [sum(file.bytes for file in part.files.values()) for part in parts]
+    with tempfile.TemporaryDirectory() as folder:
+        where = f"{folder}/step_00000001"
+        Path(where).mkdir()
+        place = CheckpointPlace(folder)
+        _, commit_seconds = timed(lambda: commit(place, 1, 1, {}, _ATTEMPT, parts, shapes))
+        pieces, manifest = (
+            (Path(where) / name).stat().st_size
+            for name in (f"pieces-{_ATTEMPT}.safetensors", f"manifest-{_ATTEMPT}.json")
+        )
+        (read, table), open_seconds = timed(lambda: _open(where))
+        touched = _touched(read, table, shapes, tensor, max(1, data // 2))
+    return CheckpointCost(
+        files=2 * len(parts) + 3,
+        rank_bytes=max(sizes),
+        bytes=sum(sizes),
+        pieces_bytes=pieces,
+        manifest_bytes=manifest,
+        commit_seconds=commit_seconds,
+        gathered_bytes=sum(_table_bytes(part.table) for part in parts),
+        open_seconds=open_seconds,
+        written_by=touched,
+    )
+
+
+def _open(where: str) -> tuple[Manifest, PieceTable]:
+    store = open_checkpoint(where)
+    manifest = Manifest.read(store)
+    return manifest, manifest.table(where, manifest.read_pieces(store))
+
+
+def _table_bytes(table: PieceTable) -> int:
+    return sum(column.nbytes for column in (table.parameter, table.writer, table.offset, table.shape))
+
+
+def _touched(
+    manifest: Manifest, table: PieceTable, shapes: dict[str, tuple[int, ...]], tensor: int, data: int
+) -> int:
+    """Files that the middle rank of another layout reads of."""
+    wanted = rank_boxes(shapes, tensor, data, tensor * data // 2)
+    writers: set[int] = set()
+    for name, boxes in wanted.items():
+        writers |= {piece.writer for piece in manifest.pieces(table, name, list(boxes))}
+    return 2 * len(writers)
+
+
+def sizes_of(largest: int, smallest: int = 4) -> Sequence[int]:
+    """4, 8, 32, 128, 512, ...: numbers of ranks to look at."""
+    found = [smallest, 8]
+    while found[-1] < largest:
+        found.append(min(4 * found[-1], largest))
+    return [ranks for ranks in found if ranks <= largest]

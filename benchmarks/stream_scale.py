@@ -1,0 +1,102 @@
+"""Planning for a thousand million windows: run in a process of its own, so that nothing else is counted.
+
+    python -m benchmarks.stream_scale FOLDER EPISODES
+
+writes the index of a simulated data set (no shards: a plan needs none) and plans one rank's sequence of one
+step, as a rank does when it starts: read and verify the index, number the windows, lay out the step. One line
+of JSON tells the windows, the CPU seconds and the peak of memory that Python and numpy allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.stream_data import CODES, PIXELS, SIDE
+from data.config import DataConfig
+from data.contracts import AGENT_CAMERA
+from data.stats import summarise
+from data.storage.index import DatasetIndex, EpisodeTable, ImageFormat
+from data.storage.table import Task
+from data.stream.loader import make_plan
+from data.stream.plan import Plan
+from data.tokens.action import ActionRanges
+from pretrain.config import TrainerConfig
+
+EPISODES = 2_900_000
+_TASKS, _KEY, _IN_A_SHARD, _BYTES = 2000, 12, 500, 102_400
+_RANKS, _LENGTH = 4096, 8192
+
+
+def write_index(folder: Path, episodes: int) -> None:
+    """The index of a simulated data set: 100 to 299 steps an episode, every tenth held out."""
+    random, number = np.random.default_rng(0), np.arange(episodes)
+    digits = number[:, None] // 10 ** np.arange(_KEY - 1, -1, -1) % 10
+    columns: dict[str, NDArray[Any]] = {
+        "shard": (number // _IN_A_SHARD).astype(np.int32),
+        "offset": number % _IN_A_SHARD * _BYTES,
+        "size": np.full(episodes, _BYTES),
+        "sha256": random.integers(0, 256, (episodes, 32), np.uint8),
+        "length": random.integers(100, 300, episodes, np.int32),
+        "task": random.integers(0, _TASKS, episodes, np.int32),
+        "split": (number % 10 == 9).astype(np.uint8),
+        "key_end": _KEY * (number + 1),
+        "keys": (digits + ord("0")).astype(np.uint8).reshape(-1),
+    }
+    tasks = [
+        Task("simulated", f"task_{task:04d}", " ".join(["reach", *["further"] * (task % 40)]))
+        for task in range(_TASKS)
+    ]
+    shards = [f"shard-{shard:06d}.tar" for shard in range(-(-episodes // _IN_A_SHARD))]
+    values = random.normal(size=(100, 8)).astype(np.float32)
+    DatasetIndex(
+        image=ImageFormat(PIXELS, SIDE, SIDE, CODES, tokenizer_sha256="0" * 64),
+        cameras=(AGENT_CAMERA,),
+        action_ranges=ActionRanges(),
+        statistics={"actions": summarise([values[:, :7]]), "states": summarise([values])},
+        episodes=EpisodeTable(columns, shards, tasks),
+    ).save(str(folder))
+
+
+def plan_a_rank(url: str) -> Plan:
+    """What a rank does before its first batch, but for reading episodes."""
+    trainer = TrainerConfig(global_batch=_RANKS, sequence_length=_LENGTH)
+    plan = make_plan(DataConfig(url), trainer, seed=0)
+    plan.step(10**6, *plan.share(17, _RANKS))
+    return plan
+
+
+def measure(folder: Path, episodes: int) -> dict[str, float]:
+    """Windows, CPU seconds and peak of memory, measured in another process."""
+    words = [sys.executable, "-m", "benchmarks.stream_scale", str(folder), str(episodes)]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main(argv: list[str]) -> int:
+    """Write, plan twice (once for the time, once for the memory), print."""
+    folder, episodes = Path(argv[0]), int(argv[1])
+    write_index(folder, episodes)
+    began = time.process_time()
+    plan = plan_a_rank(str(folder))
+    seconds = time.process_time() - began
+    windows = sum(table.count for source in plan.sources for table in source.tables)
+    del plan
+    tracemalloc.start()
+    plan_a_rank(str(folder))
+    peak = tracemalloc.get_traced_memory()[1]
+    print(json.dumps({"windows": windows, "cpu_seconds": seconds, "peak_bytes": peak}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,254 @@
+"""The parts that a preparation is made of: one shard each, planned before anything is encoded.
+
+Which demonstrations go into which shard depends on their order and lengths alone, so any number of workers
+in any order write the same bytes. A finished part leaves, beside its shard::
+
+    parts/part-000003-<plan>.values   float32 [N, 15], action and state of every kept step
+    parts/part-000003-<plan>.json     names and checksums of shard and values, and the episodes; written last
+
+`<plan>` is a checksum of everything that the part depends on: settings, image tokenizer, and name, size and
+time of the files it is read from. A part whose record is there and whose checksums hold is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from data.sources.interface import DemonstrationReference
+from data.storage.records import Record
+from data.storage.shards import Location
+from data.storage.store import Store
+from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
+
+_VERSION = 1  # of what is written here; another one makes every part anew
+_WIDTH = ACTION_DIM + STATE_DIM
+_MEMBER_OVERHEAD = 1536  # bytes of headers and padding that a member of a shard takes, at most
+_LARGEST = 1 << 40  # bytes of a shard
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What goes into one shard.
+
+    Attributes:
+        number: From 0, in the order of the demonstrations.
+        references: Its demonstrations.
+        plan: Checksum (hexadecimal) of everything that its content depends on.
+    """
+
+    number: int
+    references: tuple[DemonstrationReference, ...]
+    plan: str
+
+    @property
+    def name(self) -> str:
+        """Of its record and values, without the ending."""
+        return f"parts/part-{self.number:06d}-{self.plan[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class PartEpisode:
+    """One episode of a finished part; fields as in `data.storage.index.EpisodeEntry`."""
+
+    key: str
+    offset: int
+    size: int
+    sha256: str
+    length: int
+    suite: str
+    task: str
+    instruction: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """What is left of a finished part.
+
+    Attributes:
+        shard: Object name; empty where no demonstration was kept.
+        shard_sha256: Of the whole shard.
+        values_sha256: Of the values.
+        dropped: Keys of the demonstrations that did not succeed when they were replayed.
+        episodes: The others, in order.
+    """
+
+    shard: str
+    shard_sha256: str
+    values_sha256: str
+    dropped: tuple[str, ...]
+    episodes: tuple[PartEpisode, ...]
+
+
+def plan_parts(
+    references: Sequence[DemonstrationReference], step_bytes: int, limit: int, settings: object
+) -> list[Part]:
+    """Divide demonstrations into parts of neighbours that surely fit `limit` bytes, or are alone.
+
+    Args:
+        references: All, in order.
+        step_bytes: Bytes of one time step in a shard, at most.
+        limit: Bytes of a shard.
+        settings: What else the content depends on; written as JSON.
+
+    Raises:
+        InputError: A file cannot be looked up.
+    """
+    groups: list[list[DemonstrationReference]] = []
+    filled = 0
+    for reference in references:
+        size = reference.length * step_bytes + (len(reference.cameras) + 3) * _MEMBER_OVERHEAD
+        if not groups or filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(reference)
+        filled += size
+    common = json.dumps([_VERSION, settings], sort_keys=True)
+    return [
+        Part(number, tuple(group), hashlib.sha256((common + _identity(group)).encode()).hexdigest())
+        for number, group in enumerate(groups)
+    ]
+
+
+def find_record(store: Store, part: Part, thorough: bool = True) -> PartRecord | None:
+    """The record of a finished part; None where it is not finished or does not hold what its record says.
+
+    Args:
+        store: Where the data set is written.
+        part: The part.
+        thorough: Also verify the checksum of shard and values, which reads them.
+    """
+    if not store.exists(f"{part.name}.json"):
+        return None
+    try:
+        record = _parse(store.read(f"{part.name}.json"), f"{store.url}/{part.name}.json")
+        if thorough:
+            _verify(store, part, record)
+    except InputError:  # cut short or changed since: the part is made anew
+        return None
+    return record
+
+
+def write_record(
+    store: Store,
+    part: Part,
+    locations: Sequence[Location],
+    episodes: Sequence[tuple[DemonstrationReference, int]],
+    values: Sequence[NDArray[np.float32]],
+    dropped: Sequence[str],
+) -> PartRecord:
+    """Note down a part whose shard is written.
+
+    Args:
+        store: Where the data set is written.
+        part: The part.
+        locations: Where each episode lies in the shard.
+        episodes: Each one's reference and kept steps.
+        values: float32 [N, 15] of each, action and state.
+        dropped: Keys of the demonstrations left out.
+    """
+    content = np.concatenate([np.zeros((0, _WIDTH), np.float32), *values]).astype("<f4").tobytes()
+    store.write(f"{part.name}.values", content)
+    shard = locations[0].shard if locations else ""
+    record = PartRecord(
+        shard=shard,
+        shard_sha256=hashlib.sha256(store.read(shard)).hexdigest() if shard else "",
+        values_sha256=hashlib.sha256(content).hexdigest(),
+        dropped=tuple(dropped),
+        episodes=tuple(
+            PartEpisode(
+                reference.key,
+                place.offset,
+                place.size,
+                place.sha256,
+                length,
+                reference.suite,
+                reference.task,
+                reference.instruction,
+            )
+            for place, (reference, length) in zip(locations, episodes, strict=True)
+        ),
+    )
+    store.write(f"{part.name}.json", (json.dumps(asdict(record)) + "\n").encode())
+    return record
+
+
+def read_values(store: Store, part: Part, record: PartRecord) -> Iterator[NDArray[np.float32]]:
+    """Action and state of each episode of a finished part, float32 [N, 15].
+
+    Raises:
+        InputError: They are not what the record says.
+    """
+    content = store.read(f"{part.name}.values")
+    lengths = [episode.length for episode in record.episodes]
+    size = sum(lengths) * _WIDTH * np.dtype(np.float32).itemsize
+    if hashlib.sha256(content).hexdigest() != record.values_sha256 or len(content) != size:
+        raise InputError(
+            f"{store.url}/{part.name}.values: not what its record says; prepare the data set again"
+        )
+    if lengths:
+        yield from np.split(np.frombuffer(content, "<f4").reshape(-1, _WIDTH), np.cumsum(lengths)[:-1])
+
+
+def _verify(store: Store, part: Part, record: PartRecord) -> None:
+    """InputError unless shard and values are there and have their checksums."""
+    for _ in read_values(store, part, record):
+        pass
+    if not record.shard:
+        return
+    content = store.read(record.shard)
+    ranges = [(content[e.offset : e.offset + e.size], e.sha256) for e in record.episodes]
+    for block, checksum in [(content, record.shard_sha256), *ranges]:
+        if hashlib.sha256(block).hexdigest() != checksum:
+            raise InputError(f"{store.url}/{record.shard}: not what its record says")
+
+
+def _identity(references: Sequence[DemonstrationReference]) -> str:
+    """The demonstrations and the state of their files, as text."""
+    described: list[object] = []
+    for reference in references:
+        files = [_state(path) for path in (reference.path, *reference.videos)]
+        fields = {name: value for name, value in asdict(reference).items() if name not in ("path", "videos")}
+        described.append([files, fields])
+    return json.dumps(described, sort_keys=True)
+
+
+def _state(path: Path) -> list[object]:
+    """Name, size and time of a file."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be looked up ({error.strerror}); copy the demonstrations again"
+        ) from error
+    return [path.name, found.st_size, found.st_mtime_ns]
+
+
+def _parse(content: bytes, where: str) -> PartRecord:
+    record = Record.parse(content, where)
+    return PartRecord(
+        shard=record.text("shard"),
+        shard_sha256=record.text("shard_sha256"),
+        values_sha256=record.text("values_sha256"),
+        dropped=tuple(record.texts("dropped")),
+        episodes=tuple(
+            PartEpisode(
+                key=item.text("key"),
+                offset=item.integer("offset"),
+                size=item.integer("size", 1, _LARGEST),
+                sha256=item.text("sha256"),
+                length=item.integer("length", 1),
+                suite=item.text("suite"),
+                task=item.text("task"),
+                instruction=item.text("instruction"),
+            )
+            for item in record.records("episodes")
+        ),
+    )

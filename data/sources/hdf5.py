@@ -1,0 +1,104 @@
+"""Parts of HDF5 files of robomimic's layout, checked; nothing outside the file is ever opened."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py  # pyright: ignore[reportMissingTypeStubs]
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+
+Node = Any  # h5py's groups and data sets, whose type stubs leave most members unknown
+
+
+@contextmanager
+def opened(path: Path) -> Generator[Node, None, None]:
+    """Open a file; whatever HDF5 cannot read in it, then or later, is the file's fault."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError, TypeError) as error:  # h5py: cut short, broken, a type numpy lacks
+        raise InputError(
+            f"{path}: not a readable HDF5 file ({error}); copy it again or collect it again"
+        ) from error
+
+
+def attribute(group: Node, name: str) -> str | None:
+    """An attribute as text; None where there is none."""
+    value: object = group.attrs.get(name)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return None if value is None else str(value)
+
+
+def _child(parent: Node, name: str, kind: type[object], where: str) -> Node:
+    """A group or data set that lies in this very file (a link could name any file of the machine)."""
+    link: object = parent.get(name, getlink=True)
+    if not isinstance(link, h5py.HardLink) or not isinstance(value := parent.get(name), kind):
+        raise InputError(
+            f"{where}: no {kind.__name__.lower()} `{name}`, expected LIBERO's layout (data/demo_i/actions, "
+            "data/demo_i/obs/...); export the demonstration again"
+        )
+    return value
+
+
+def child_group(parent: Node, name: str, where: str) -> Node:
+    """A group of this very file (InputError: there is none)."""
+    return _child(parent, name, h5py.Group, where)
+
+
+def child_dataset(group: Node, name: str, where: str) -> Node:
+    """An array that is stored in this very file (InputError: there is none)."""
+    dataset = _child(group, name, h5py.Dataset, where)
+    if not dataset.shape or dataset.external or dataset.is_virtual:
+        raise InputError(f"{where}: `{name}` is no array stored in this file; export the demonstration again")
+    return dataset
+
+
+def read_numbers(
+    group: Node, name: str, width: int, where: str, meaning: str, steps: int | None = None
+) -> NDArray[np.float32]:
+    """A [T, width] table of finite numbers as float32."""
+    dataset = child_dataset(group, name, where)
+    shape = tuple(int(side) for side in dataset.shape)
+    if len(shape) != 2 or shape[1] != width or dataset.dtype.kind not in "fiu":
+        raise InputError(
+            f"{where}: {name} are {dataset.dtype} {shape}, expected numbers [T, {width}] ({meaning}); "
+            "export the demonstration again"
+        )
+    _check_steps(name, shape[0], steps, where)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite below
+        values = np.asarray(dataset[()], dtype=np.float32)
+    if not np.isfinite(values).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise InputError(
+            f"{where}: {name}[{row}, {column}] is {values[row, column]}, expected a finite number; "
+            "delete or repair this demonstration"
+        )
+    return values
+
+
+def read_frames(group: Node, name: str, where: str, steps: int) -> NDArray[np.uint8]:
+    """Frames uint8 [steps, H, W, 3] (InputError: of another type, shape or length)."""
+    dataset = child_dataset(group, name, where)
+    shape = tuple(int(side) for side in dataset.shape)
+    if len(shape) != 4 or shape[3] != 3 or dataset.dtype != np.uint8 or 0 in shape[1:3]:
+        raise InputError(
+            f"{where}: {name} is {dataset.dtype} {shape}, expected uint8 [T, height, width, 3]; "
+            "export the demonstration again"
+        )
+    _check_steps(name, shape[0], steps, where)
+    return np.asarray(dataset[()], dtype=np.uint8)
+
+
+def _check_steps(name: str, found: int, steps: int | None, where: str) -> None:
+    if steps is not None and found != steps:
+        raise InputError(
+            f"{where}: {name} has {found} time steps but actions has {steps}; expected equal lengths, "
+            "delete or export this demonstration again"
+        )

@@ -1,0 +1,229 @@
+"""The folder `meta` of a LeRobot data set: features, episodes, tasks, and where everything lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.errors import InputError
+from data.sources.parquet import Columns, column, read_table
+from data.storage.records import Record
+
+_OLDER = ("v2.0", "v2.1")
+_NEWEST = "v3.0"
+_FIELD = re.compile(r"\{([a-z_]+)(?::0?(\d)d)?\}")
+
+
+@dataclass(frozen=True, slots=True)
+class LerobotEpisode:
+    """One episode as the metadata tell it.
+
+    Attributes:
+        number: `episode_index`.
+        length: Rows and frames T.
+        task: What the robot is told.
+        places: Values for the fields of `data_path` and `video_path`: by camera, and "" for the table.
+        begins: Camera -> seconds at which the episode begins in its video.
+    """
+
+    number: int
+    length: int
+    task: str
+    places: Mapping[str, Mapping[str, int]]
+    begins: Mapping[str, float]
+
+    def video_begin(self, camera: str) -> float:
+        """Seconds at which the episode begins in the camera's video."""
+        return self.begins.get(camera, 0.0)
+
+
+@dataclass(frozen=True)
+class LerobotMetadata:
+    """Everything about a data set but its rows and frames.
+
+    Attributes:
+        folder: The data set.
+        fps: Rows a second.
+        features: Column -> (dtype, shape).
+        data_path, video_path: Templates of `info.json`.
+        episodes: By number.
+    """
+
+    folder: Path
+    fps: float
+    features: Mapping[str, tuple[str, tuple[int, ...]]]
+    data_path: str
+    video_path: str
+    episodes: tuple[LerobotEpisode, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> LerobotMetadata:
+        """Read and check the metadata.
+
+        Raises:
+            InputError: A file is missing or broken, or of a format that is not known here.
+        """
+        path = folder / "meta" / "info.json"
+        info = Record.parse(_read(path), str(path))
+        version = info.text("codebase_version")
+        if version not in (*_OLDER, _NEWEST):
+            raise InputError(
+                f"{path}: LeRobot format {version[:20]}, expected {', '.join(_OLDER)} or {_NEWEST}; "
+                "convert it with LeRobot's own converter"
+            )
+        features = {name: _feature(item) for name, item in info.members("features").items()}
+        cameras = [name for name, (kind, _) in features.items() if kind == "video"]
+        if version == _NEWEST:
+            episodes = _episodes_v3(folder, cameras)
+        else:
+            episodes = _episodes_v2(folder, info.integer("chunks_size", 1))
+        return cls(
+            folder=folder,
+            fps=info.number("fps", above=0.0),
+            features=features,
+            data_path=info.text("data_path"),
+            video_path=info.text("video_path") if cameras else "",
+            episodes=tuple(sorted(episodes, key=lambda episode: episode.number)),
+        )
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the features that are frames."""
+        return [name for name, (kind, _) in self.features.items() if kind in ("video", "image")]
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the features that are numbers."""
+        return [name for name, (kind, _) in self.features.items() if kind.startswith(("float", "int"))]
+
+    def kind(self, name: str) -> str:
+        """The feature's `dtype`."""
+        return self.features[name][0]
+
+    def width(self, name: str) -> int:
+        """Numbers in one row of a feature."""
+        shape = self.features[name][1]
+        return shape[0] if len(shape) == 1 else 1
+
+    def episode(self, number: int) -> LerobotEpisode:
+        """The episode of a number (InputError: there is none)."""
+        found = self._by_number.get(number)
+        if found is None:
+            raise InputError(f"{self.folder}: no episode {number} in its metadata; list the data set again")
+        return found
+
+    def table_path(self, episode: LerobotEpisode) -> Path:
+        """The Parquet file with the episode's rows."""
+        return self._path(self.data_path, episode.places[""], None)
+
+    def video_path_of(self, episode: LerobotEpisode, camera: str) -> Path:
+        """The video with the episode's frames of a camera."""
+        return self._path(self.video_path, episode.places.get(camera, episode.places[""]), camera)
+
+    @cached_property
+    def _by_number(self) -> dict[int, LerobotEpisode]:
+        return {episode.number: episode for episode in self.episodes}
+
+    def _path(self, template: str, values: Mapping[str, int], camera: str | None) -> Path:
+        """Fill in a template; nothing in it is evaluated, and it cannot leave the folder."""
+
+        def fill(match: re.Match[str]) -> str:
+            name, digits = match.groups()
+            if name == "video_key" and camera is not None:
+                return camera
+            if name not in values:
+                raise InputError(f"{self.folder}: template {template!r} has an unknown field {name}")
+            return f"{values[name]:0{digits or 1}d}"
+
+        filled = _FIELD.sub(fill, template)
+        parts = PurePosixPath(filled).parts
+        if not parts or filled.startswith("/") or ".." in parts or re.search(r"[{}\\\x00]", filled):
+            raise InputError(
+                f"{self.folder}: template {template!r} gives {filled!r}, expected a path in the data set; "
+                "correct meta/info.json"
+            )
+        return self.folder.joinpath(*parts)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); expected a LeRobot data set, copy it again"
+        ) from error
+
+
+def _feature(record: Record) -> tuple[str, tuple[int, ...]]:
+    return record.text("dtype"), tuple(int(side) for side in record.numbers("shape"))
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        if line.strip():
+            yield Record.parse(line, f"{path}: line {number}")
+
+
+def _episodes_v2(folder: Path, chunk_size: int) -> list[LerobotEpisode]:
+    episodes: list[LerobotEpisode] = []
+    path = folder / "meta" / "episodes.jsonl"
+    for record in _json_lines(path):
+        number = record.integer("episode_index")
+        places = {"episode_chunk": number // chunk_size, "episode_index": number}
+        task = _only_task(record.texts("tasks"), f"{path}: episode {number}")
+        episodes.append(LerobotEpisode(number, record.integer("length", 1), task, {"": places}, {}))
+    return episodes
+
+
+def _episodes_v3(folder: Path, cameras: list[str]) -> list[LerobotEpisode]:
+    paths = sorted((folder / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+    if not paths:
+        raise InputError(
+            f"{folder}: no meta/episodes/chunk-*/file-*.parquet there, expected LeRobot {_NEWEST}; copy the "
+            "data set again"
+        )
+    wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    for camera in cameras:
+        wanted += [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    episodes: list[LerobotEpisode] = []
+    for path in paths:
+        table = read_table(path, wanted)
+        columns = {name: column(table, name, path) for name in wanted}
+        episodes += [_episode_v3(columns, row, cameras, path) for row in range(len(columns["length"]))]
+    return episodes
+
+
+def _episode_v3(columns: Columns, row: int, cameras: list[str], path: Path) -> LerobotEpisode:
+    def integer(name: str, least: int = 0) -> int:
+        value: Any = columns[name][row]
+        if not isinstance(value, int) or value < least:
+            raise InputError(
+                f"{path}: {name} is {value!r} in row {row}, expected an integer from {least}; export it again"
+            )
+        return value
+
+    def place(prefix: str) -> dict[str, int]:
+        return {name: integer(f"{prefix}/{name}") for name in ("chunk_index", "file_index")}
+
+    number = integer("episode_index")
+    tasks: Any = columns["tasks"][row]
+    texts = [str(text) for text in tasks] if isinstance(tasks, list) else [str(tasks)]  # pyright: ignore
+    return LerobotEpisode(
+        number=number,
+        length=integer("length", 1),
+        task=_only_task(texts, f"{path}: episode {number}"),
+        places={"": place("data"), **{camera: place(f"videos/{camera}") for camera in cameras}},
+        begins={camera: float(columns[f"videos/{camera}/from_timestamp"][row]) for camera in cameras},
+    )
+
+
+def _only_task(tasks: list[str], where: str) -> str:
+    if len(tasks) != 1:
+        raise InputError(
+            f"{where}: has {len(tasks)} tasks, expected one instruction an episode; split the episode by task"
+        )
+    return tasks[0]

@@ -1,0 +1,57 @@
+"""Parquet files as columns of Python values: the one door to pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
+
+from data.errors import InputError
+
+Columns = dict[str, list[Any]]
+_parquet: Any = pq  # whose types are unknown
+_ArrowException: type[Exception] = cast(Any, pa).ArrowException
+Filter = tuple[str, str, int]
+
+
+def read_table(path: Path, columns: Sequence[str] | None, filters: list[Filter] | None = None) -> Columns:
+    """Some columns (None: all) of the rows that pass the filters; row groups that cannot match are skipped.
+
+    Raises:
+        InputError: No such file, not Parquet, broken, or a column is missing.
+    """
+    try:
+        # partitioning=None: folder names such as `a=b` are no columns.
+        table: Any = _parquet.read_table(
+            path, columns=None if columns is None else list(columns), filters=filters, partitioning=None
+        )
+        names: list[str] = table.column_names
+        values = {name: cast("list[Any]", table[name].to_pylist()) for name in names}
+    except (_ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not a readable Parquet table ({str(error).splitlines()[0]}); copy the data set again"
+        ) from error
+    missing = [name for name in columns or () if name not in names]
+    if missing:
+        raise InputError(
+            f"{path}: no column {missing[0]}, it has {', '.join(names)}; its info.json does not "
+            "fit it, export the data set again"
+        )
+    return values
+
+
+def column(table: Columns, name: str, path: Path) -> list[Any]:
+    """One column without gaps.
+
+    Raises:
+        InputError: It is missing, or a value is null.
+    """
+    values = table.get(name)
+    if values is None:
+        raise InputError(f"{path}: no column {name}; export the data set again")
+    if any(value is None for value in values):
+        raise InputError(f"{path}: column {name} has an empty value; export the data set again")
+    return values

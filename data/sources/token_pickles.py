@@ -1,0 +1,200 @@
+"""Published WorldVLA samples: pickles of token lists, read without letting them do anything.
+
+A file holds one sample, ``{"token": [ids], "label": [ids, -100 for the prompt], "id": number}``. A pickle is
+a program; here only the few instructions that build lists, dictionaries, whole numbers and texts are
+allowed, and none that looks up a name, so nothing can be called. This is the one place of the data path
+that reads pickles, and only `worldvla convert samples` comes here.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from data.tokens.image_block import image_codes
+from data.tokens.vocabulary import (
+    ACTION_BIN_END,
+    ACTION_BIN_START,
+    ACTION_BLOCK_LENGTH,
+    ACTION_END,
+    ACTION_START,
+    END_OF_TURN,
+    IGNORED_LABEL,
+    IMAGE_END,
+    IMAGE_START,
+    TEXT_START,
+    VOCABULARY_SIZE,
+)
+
+_LARGEST_FILE = 16_000_000  # bytes; a sample has at most 4,096 tokens
+_ALLOWED = frozenset(
+    (
+        *("PROTO", "FRAME", "STOP", "MARK"),
+        *("EMPTY_LIST", "EMPTY_DICT", "LIST", "DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS"),
+        *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "NONE", "NEWTRUE", "NEWFALSE"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    )
+)
+_MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSample:
+    """One sample taken apart.
+
+    Attributes:
+        text: Ids of the prompt's words.
+        images: Codes int64 [R, C] of each image, in order.
+        actions: Bins int64 [N, 7], in order.
+    """
+
+    text: list[int]
+    images: list[NDArray[np.int64]]
+    actions: NDArray[np.int64]
+
+
+def list_samples(folder: Path) -> list[Path]:
+    """The `*.pkl` files below a folder, numbers in their names in the order of counting.
+
+    Raises:
+        InputError: There are none.
+    """
+    paths = [path for path in folder.rglob("*.pkl") if path.is_file()] if folder.is_dir() else []
+    if not paths:
+        raise InputError(f"{folder}: no *.pkl file below this folder; expected WorldVLA's tokenised samples")
+    return sorted(paths, key=lambda path: _counting_order(str(path.relative_to(folder))))
+
+
+def read_sample(path: Path) -> TokenSample:
+    """Read, check and take apart one sample.
+
+    Raises:
+        InputError: Not a pickle of plain lists and numbers, or no sample of WorldVLA's layout.
+    """
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= _LARGEST_FILE else b""
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if size > _LARGEST_FILE:
+        raise InputError(f"{path}: {size} bytes, expected at most {_LARGEST_FILE} for one sample")
+    return take_apart(_tokens(load_plain(content, str(path)), str(path)), str(path))
+
+
+def load_plain(content: bytes, where: str) -> object:
+    """The lists, dictionaries, numbers and texts that a pickle holds.
+
+    Raises:
+        InputError: It holds, or tries to do, anything else.
+    """
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name not in _ALLOWED:
+                raise InputError(
+                    f"{where}: the pickle wants {opcode.name}, only lists, dictionaries, whole numbers and "
+                    "texts are read; nothing of it was carried out"
+                )
+            if opcode.name in _MEMO_WRITES and int(cast(Any, argument)) > len(content):
+                raise InputError(f"{where}: the pickle asks for absurd memory; nothing of it was carried out")
+        return _Plain(io.BytesIO(content)).load()
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        EOFError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        TypeError,
+    ) as error:
+        raise InputError(f"{where}: no readable pickle ({error}); copy it again") from error
+
+
+class _Plain(pickle.Unpickler):
+    """Looks up nothing: the second lock behind the list of allowed instructions."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
+        raise pickle.UnpicklingError(f"names {module_name}.{global_name}")
+
+    def persistent_load(self, pid: Any, /) -> NoReturn:
+        raise pickle.UnpicklingError("names something outside")
+
+
+def take_apart(tokens: list[int], where: str) -> TokenSample:
+    """Find text, images and actions in a sample's tokens.
+
+    Raises:
+        InputError: A block is not well formed, or images are of several sizes.
+    """
+    text: list[int] = []
+    images: list[NDArray[np.int64]] = []
+    actions: list[list[int]] = []
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        if token == IMAGE_START:
+            end = _find(tokens, IMAGE_END, position, where)
+            codes = image_codes(tokens[position : end + 1])
+            images.append(codes)
+            position = end + 1
+        elif token == ACTION_START:
+            block = tokens[position : position + ACTION_BLOCK_LENGTH]
+            bins = block[1:-1]
+            good = len(block) == ACTION_BLOCK_LENGTH and block[-1] == ACTION_END
+            if not good or not all(ACTION_BIN_START <= i < ACTION_BIN_END for i in bins):
+                raise InputError(f"{where}: token {position} begins no block of 7 action bins")
+            actions.append(bins)
+            position += ACTION_BLOCK_LENGTH
+        else:
+            if token >= TEXT_START and not images:
+                text.append(token)
+            elif images and token != END_OF_TURN:
+                raise InputError(f"{where}: token {position} is {token}, expected images, actions and turns")
+            position += 1
+    sizes = {codes.shape for codes in images}
+    if len(sizes) != 1 or not actions:
+        raise InputError(
+            f"{where}: holds {len(images)} images of {len(sizes)} sizes and {len(actions)} actions, "
+            "expected a sample of WorldVLA"
+        )
+    return TokenSample(text, images, np.array(actions, np.int64))
+
+
+def _tokens(value: object, where: str) -> list[int]:
+    sample = cast("dict[object, object]", value) if isinstance(value, dict) else {}
+    checked: dict[str, list[int]] = {}
+    for name, low in (("token", 0), ("label", IGNORED_LABEL)):
+        numbers = sample.get(name)
+        plain = isinstance(numbers, list) and all(
+            type(i) is int and low <= i < VOCABULARY_SIZE for i in cast("list[object]", numbers)
+        )
+        if not plain:
+            raise InputError(f"{where}: no list {name} of ids below {VOCABULARY_SIZE}; not a WorldVLA sample")
+        checked[name] = cast("list[int]", numbers)
+    if len(checked["token"]) != len(checked["label"]):
+        raise InputError(
+            f"{where}: {len(checked['token'])} tokens but {len(checked['label'])} labels, expected as many"
+        )
+    return checked["token"]
+
+
+def _find(tokens: list[int], wanted: int, start: int, where: str) -> int:
+    try:
+        return tokens.index(wanted, start)
+    except ValueError as error:
+        raise InputError(f"{where}: the image at token {start} has no end") from error
+
+
+def _counting_order(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -1,0 +1,183 @@
+"""Objects of an object store, through obstore, whatever happens to connections and servers.
+
+A request that fails for a reason that may pass (a broken connection, an answer that ends early, 408, 429 or
+5xx, no server at all) is tried again for `retry_seconds`. A read goes on at the byte that it had reached;
+the time counts anew whenever bytes arrive. The first read of a range of an object notes its ETag and later
+ones ask for the same (If-Match): an object that is replaced during a run is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import BaseError as ObstoreError
+from obstore.exceptions import GenericError, JoinError, PreconditionError
+from obstore.store import ObjectStore as Obstore
+from obstore.store import from_url
+
+from data.errors import InputError
+from data.storage.checks import check_range, checked_name, first_line
+from data.storage.retries import RETRY_SECONDS, Patience
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+_BLOCK = 1 << 18  # bytes: at most so many that have arrived are asked for again after a failure
+_STATUS = re.compile(r"status code: (\d{3})")
+_PASSING = {"408", "429"}  # and 5xx
+_NEVER_PASSING = {"501", "505"}
+
+
+def open_objects(url: str, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
+    """Open a prefix of an object store, with credentials from the environment.
+
+    Raises:
+        obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
+    """
+    return ObjectStore(url, from_url(url, retry_config={"max_retries": 0}), retry_seconds)
+
+
+@dataclass
+class _Download:
+    """Bytes [begin, end) of an object, as far as they have arrived; `end` None: all there are."""
+
+    name: str
+    begin: int = 0
+    end: int | None = None
+    etag: str | None = None
+    length: int | None = None  # of the whole object, once known
+    content: bytearray = field(default_factory=bytearray)
+
+    @property
+    def reached(self) -> int:
+        return self.begin + len(self.content)
+
+    def options(self) -> GetOptions:
+        options: GetOptions = {}
+        if self.etag is not None:
+            options["if_match"] = self.etag
+        if self.end is not None:
+            options["range"] = (self.reached, self.end)
+        elif self.content:
+            options["range"] = {"offset": self.reached}
+        return options
+
+
+class ObjectStore:
+    """A prefix of an object store. Open it in the process that uses it (no fork after the first call)."""
+
+    def __init__(self, url: str, store: Obstore, retry_seconds: float = RETRY_SECONDS) -> None:
+        """Wrap an obstore store that does not try again by itself; `url` names it in messages."""
+        self._url = url.rstrip("/")
+        self._store = store
+        self._patience = Patience(self._url, retry_seconds, _may_pass)
+        self._etags: dict[str, str | None] = {}
+
+    @property
+    def url(self) -> str:
+        """The prefix."""
+        return self._url
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Length of the object."""
+        checked_name(name)
+        try:
+            return self._patience.insist(lambda: obstore.head(self._store, name)["size"])
+        except FileNotFoundError:
+            return None
+        except (ObstoreError, OSError) as error:
+            raise self._failure(name, "looked up", error) from error
+
+    def read(self, name: str) -> bytes:
+        """All bytes of an object."""
+        while True:
+            download = _Download(checked_name(name))
+            try:
+                self._download(download)
+            except PreconditionError:  # replaced between two requests: its new bytes from the start
+                continue
+            except (ObstoreError, OSError) as error:
+                raise self._failure(name, "read", error) from error
+            return bytes(download.content)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`, all of the object that the first such read of it found."""
+        if size == 0:
+            return b""
+        etag = self._etags.get(checked_name(name))
+        download = _Download(name, offset, offset + size, etag)
+        check_range(f"{self._url}/{name}", offset + max(size, 0), offset, size)
+        try:
+            self._download(download)
+        except PreconditionError as error:
+            raise InputError(
+                f"{self._url}/{name}: was replaced since this run first read it (ETag {download.etag}); "
+                "start again on one data set, and write another one to another place"
+            ) from error
+        except (ObstoreError, OSError) as error:
+            if _status(error) == "416" and (length := self.size(name)) is not None:  # behind its end
+                check_range(f"{self._url}/{name}", length, offset, size)
+            raise self._failure(name, "read", error) from error
+        self._etags.setdefault(name, download.etag)
+        return bytes(download.content)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object; the store makes it visible as a whole."""
+        checked_name(name)
+        try:
+            self._patience.insist(lambda: obstore.put(self._store, name, content))
+        except (ObstoreError, OSError) as error:
+            raise self._failure(name, "written", error) from error
+        self._etags.pop(name, None)
+
+    def _download(self, download: _Download) -> None:
+        done = False
+        while not done:
+            done = self._patience.insist(lambda: self._continue(download))
+
+    def _continue(self, download: _Download) -> bool:
+        """Fetch what is missing; False: only a part of it came."""
+        before = download.reached
+        try:
+            answer = obstore.get(self._store, download.name, options=download.options())
+            meta = answer.meta
+            download.etag, length = download.etag or meta["e_tag"], meta["size"]
+            end = length if download.end is None else download.end
+            where = f"{self._url}/{download.name}"
+            check_range(where, length, download.begin, end - download.begin)
+            for block in answer.stream(min_chunk_size=_BLOCK):
+                download.content += block
+        except ObstoreError as error:
+            if download.reached > before and _may_pass(error):
+                return False
+            raise
+        # What an answer promises is not taken for what came.
+        check_range(where, download.reached, download.begin, end - download.begin)
+        return True
+
+    def _failure(self, name: str, what: str, error: Exception) -> InputError:
+        told = [first_line(error), *getattr(error, "__notes__", [])]
+        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(told)})")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later: broken connections, 408, 429 and 5xx."""
+    if not isinstance(error, GenericError | JoinError):
+        return False
+    status = _status(error)
+    if status is None or status in _PASSING:
+        return True
+    return status.startswith("5") and status not in _NEVER_PASSING
+
+
+def _status(error: BaseException) -> str | None:
+    """The HTTP status in an error of obstore; None: there was no answer."""
+    found = _STATUS.search(str(error).splitlines()[0] if str(error) else "")
+    return found[1] if found else None

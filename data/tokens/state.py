@@ -1,0 +1,79 @@
+"""The robot's state as one block of tokens: 256 uniform bins over a fixed range of each dimension.
+
+    STATE_START  8 bins  STATE_END
+
+The binning is that of actions. Ids and ranges are those of RynnVLA-002 (arXiv 2511.17502).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.errors import InputError
+from data.tokens.action import quantise
+from data.tokens.vocabulary import STATE_BIN_START, STATE_BLOCK_LENGTH, STATE_DIM, STATE_END, STATE_START
+
+STATE_MIN: tuple[float, ...] = (
+    -0.4827807,
+    -0.3309336,
+    0.00812818,
+    1.00279467,
+    -3.63125079,
+    -1.84273835,
+    -0.00545302,
+    -0.04201502,
+)
+STATE_MAX: tuple[float, ...] = (
+    0.210313803,
+    0.39042644,
+    1.47277813,
+    3.72486417,
+    3.56188956,
+    1.38632160,
+    0.0423214189,
+    0.00131260958,
+)
+
+
+def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float]) -> None:
+    """Refuse ranges that are not eight finite pairs, each minimum below its maximum.
+
+    Raises:
+        InputError: Tells what was found.
+    """
+    low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
+    if low.shape != (STATE_DIM,) or high.shape != (STATE_DIM,):
+        raise InputError(
+            f"data.state_ranges has {low.size} minima and {high.size} maxima, expected {STATE_DIM} of each"
+        )
+    if not np.isfinite(low).all() or not np.isfinite(high).all() or bool((low >= high).any()):
+        raise InputError(
+            f"data.state_ranges reach from {list(minimum)} to {list(maximum)}, expected finite numbers, each "
+            "minimum below its maximum"
+        )
+
+
+def state_blocks(states: ArrayLike, minimum: Sequence[float], maximum: Sequence[float]) -> NDArray[np.int32]:
+    """States [N, 8] -> one block each, int32 [N, 10].
+
+    Args:
+        states: Position in metres (3), axis-angle in radians (3), fingers in metres (2).
+        minimum: Of the eight dimensions; smaller values are clipped.
+        maximum: Of the eight dimensions; larger values are clipped.
+
+    Raises:
+        InputError: Not [N, 8], or a value is NaN.
+    """
+    values = np.asarray(states, np.float64)
+    if values.ndim != 2 or values.shape[1] != STATE_DIM:
+        raise InputError(f"states have shape {values.shape}, expected [N, {STATE_DIM}]")
+    if np.isnan(values).any():
+        raise InputError("a state is no number; drop or repair the demonstration")
+    blocks = np.empty((len(values), STATE_BLOCK_LENGTH), np.int32)
+    blocks[:, 0] = STATE_START
+    blocks[:, 1:-1] = quantise(values, tuple(minimum), tuple(maximum)) + STATE_BIN_START
+    blocks[:, -1] = STATE_END
+    return blocks

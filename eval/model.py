@@ -1,0 +1,147 @@
+"""Everything that is needed to use trained weights alone: of a run's checkpoint, or exported ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data.config import DataConfig
+from data.errors import InputError
+from data.storage.records import Record
+from data.tokens.action import DEFAULT_RANGES, ActionRanges
+from data.tokens.image import ImageTokenizer
+from data.tokens.text import TextTokenizer
+from eval.config import ExportedConfig
+from pretrain.checkpoint.weights import load_weights
+from pretrain.convert.source import CONFIG, open_source
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import Transformer
+from pretrain.run_folder import RunFolder
+from pretrain.settings import from_mapping, read_yaml
+
+_TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Weights and what belongs to them.
+
+    Attributes:
+        data: History, chunk and camera that it was trained with.
+        network: The transformer in evaluation mode, fp32.
+        text: Its text tokenizer.
+        image: Its image tokenizer.
+        action_ranges: Ranges over which the actions that it was trained on became tokens.
+    """
+
+    data: DataConfig
+    network: Transformer
+    text: TextTokenizer
+    image: ImageTokenizer
+    action_ranges: ActionRanges
+
+
+def load_model(path: Path, exported: ExportedConfig | None = None, device: str | None = None) -> LoadedModel:
+    """Load a folder of weights, whichever of the two kinds it is.
+
+    Args:
+        path: A run's checkpoint `runs/<name>/checkpoints/step_...`, or a folder with `config.json` and
+            safetensors files, as `worldvla convert export` and transformers write it.
+        exported: What a folder of the second kind does not say itself.
+        device: Where it computes; None takes a GPU if there is one.
+
+    Raises:
+        InputError: Neither kind, settings or a tokenizer are missing, action ranges are broken, or the
+            weights do not fit their settings.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (path / CONFIG).is_file():
+        return _load_exported(path, exported or ExportedConfig(), device)
+    return _load_checkpoint(path, device)
+
+
+def _load_checkpoint(checkpoint: Path, device: str) -> LoadedModel:
+    run = checkpoint.resolve().parent.parent
+    if not (checkpoint.is_dir() and (run / "config.yaml").is_file()):
+        raise InputError(
+            f"checkpoint={checkpoint}: no checkpoint of a run there (a folder, config.yaml two folders "
+            "above it); expected runs/<name>/checkpoints/step_... or a folder of exported weights "
+            f"({CONFIG} in it)"
+        )
+    settings = {"data": {}, "model": {}} | read_yaml(run / "config.yaml")
+    data: DataConfig = from_mapping(f"{run}/config.yaml data", DataConfig, settings["data"])
+    if len(data.cameras) > 1 or data.state or data.predicted_frames > 1:
+        raise InputError(
+            f"{run}/config.yaml: data.cameras={data.cameras}, data.state={data.state}, data.predicted_frames="
+            f"{data.predicted_frames}; evaluation acts and imagines with one camera, no state and one frame"
+        )
+    model = from_mapping(f"{run}/config.yaml model", ModelConfig, settings["model"])
+    tokenizers = run / "tokenizers"
+    text = TextTokenizer.load(_only(tokenizers, "json", "text"))
+    image = ImageTokenizer.load(_only(tokenizers, "safetensors", "image"), device=device)
+    ranges = _read_ranges(RunFolder(run).action_ranges)
+    network = _network(model, checkpoint, load_weights(checkpoint))
+    return LoadedModel(data, network.to(device), text, image, ranges)
+
+
+def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> LoadedModel:
+    if settings.image_tokenizer is None:
+        raise InputError(
+            f"checkpoint={folder}: exported weights have no image tokenizer beside them; add "
+            "exported.image_tokenizer=FILE (runs/<name>/tokenizers/*.safetensors, or what `worldvla convert "
+            "import` made of vqgan.ckpt)"
+        )
+    text = Path(settings.text_tokenizer or folder / _TOKENIZER)
+    if not text.is_file():
+        raise InputError(
+            f"checkpoint={folder}: no text tokenizer at {text}; add exported.text_tokenizer=FILE "
+            "(runs/<name>/tokenizers/*.json, or Chameleon's tokenizer.json)"
+        )
+    image = ImageTokenizer.load(settings.image_tokenizer, device=device, pixels=settings.pixels)
+    ranges = _read_ranges(Path(settings.action_ranges)) if settings.action_ranges else DEFAULT_RANGES
+    source = open_source(folder)
+    weights = {name: file.tensor(name).float() for name, file in source.tensors.items()}
+    data = DataConfig(history=settings.history, chunk=settings.chunk, cameras=[settings.camera])
+    network = _network(source.model, folder, weights).to(device)
+    return LoadedModel(data, network, TextTokenizer.load(text), image, ranges)
+
+
+def _read_ranges(path: Path) -> ActionRanges:
+    """The run's action ranges; WorldVLA's where it was begun when there were no others."""
+    if not path.exists():
+        return DEFAULT_RANGES
+    try:
+        record = Record.parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))
+
+
+def _only(folder: Path, ending: str, kind: str) -> Path:
+    """The one file with an ending in a folder."""
+    files = sorted(folder.glob(f"*.{ending}"))
+    if len(files) != 1:
+        raise InputError(
+            f"{folder}: found {len(files)} files *.{ending}, expected the run's {kind} tokenizer; "
+            "copy it there from the training run"
+        )
+    return files[0]
+
+
+def _network(config: ModelConfig, checkpoint: Path, weights: dict[str, Tensor]) -> Transformer:
+    """The plain transformer with a checkpoint's weights."""
+    with torch.device("meta"):
+        network = Transformer(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if wrong:
+        raise InputError(
+            f"{checkpoint}: {len(wrong)} tensors do not fit the model of its settings, first "
+            f"{wrong[0]}: found {found.get(wrong[0])}, expected {expected.get(wrong[0])}"
+        )
+    network.load_state_dict(weights, assign=True)
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Evaluation in several processes: simulator workers, policy servers, and the loop that feeds them."""

@@ -1,0 +1,100 @@
+"""Weights of a checkpoint in an object store as a folder of its run, for whoever reads folders."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+from data.errors import InputError
+from data.storage.store import Store
+from pretrain.checkpoint.load import damage
+from pretrain.checkpoint.manifest import READY, Manifest, manifest_file
+from pretrain.checkpoint.place import open_checkpoint, step_name
+
+FETCHED = "fetched"  # below the run's folder
+_BLOCK = 1 << 24
+_KEPT = 2
+
+
+def local_checkpoint(where: str, run: Path | None = None) -> Path:
+    """A checkpoint as a local folder: itself, or its weights in `fetched/step_...` of its run's folder.
+
+    Tokenizers and action ranges lie in the run's folder, so that whoever evaluates finds them. Moments are
+    not fetched. Every file is verified as it comes; a folder that was fetched before and is the same
+    checkpoint is taken as it is. Besides it the folder fetched last stays, older ones go.
+
+    Args:
+        where: Folder, or URL of one checkpoint in an object store.
+        run: Folder of its run; None: the one that the checkpoint's settings name.
+
+    Raises:
+        InputError: No committed checkpoint there, a damaged file (named), a run whose folder is not here, or
+            one that cannot be written to.
+    """
+    if "://" not in where:
+        return Path(where)
+    store = open_checkpoint(where)
+    manifest = Manifest.read(store)
+    run = run or _run_folder(where, manifest)
+    folder, ready = run / FETCHED / step_name(manifest.step), store.read(READY)
+    if _content(folder / READY) == ready:
+        return folder
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        _clear(folder)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
+            part = Path(temporary) / "checkpoint"
+            part.mkdir()
+            _fetch(store, manifest, part)
+            (part / READY).write_bytes(ready)
+            part.rename(folder)
+    except OSError as error:
+        if _content(folder / READY) != ready:  # else another process has fetched it meanwhile
+            raise InputError(
+                f"{folder}: cannot be written ({error.strerror}); free space there, or make it writable"
+            ) from error
+    return folder
+
+
+def _run_folder(where: str, manifest: Manifest) -> Path:
+    settings = manifest.metadata.get("config", {}).get("run", {})
+    run = Path(str(settings.get("dir", ""))) / str(settings.get("name", ""))
+    if not settings or not (run / "config.yaml").is_file():
+        raise InputError(
+            f"{where}: is of the run {run}, which is not here (no config.yaml, no tokenizers); call it "
+            "where that folder is, or copy the folder without its checkpoints"
+        )
+    return run
+
+
+def _fetch(store: Store, manifest: Manifest, folder: Path) -> None:
+    moments = {name for name in manifest.files if ".optimizer" in name}
+    for name in sorted(manifest.files.keys() - moments):
+        stored = manifest.files[name]
+        if store.size(name) != stored.bytes:
+            raise damage(store.url, [f"{name} has {store.size(name)} bytes, expected {stored.bytes}"])
+        digest = hashlib.sha256()
+        with (folder / name).open("wb") as file:
+            for offset in range(0, stored.bytes, _BLOCK):
+                block = store.read_range(name, offset, min(_BLOCK, stored.bytes - offset))
+                digest.update(block)
+                file.write(block)
+        if digest.hexdigest() != stored.sha256:
+            raise damage(store.url, [f"{name} differs from its checksum"])
+    name = manifest_file(manifest.attempt)
+    (folder / name).write_bytes(store.read(name))
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older checkpoint of the same step, and all but the newest of the others."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    others = sorted(folder.parent.glob("step_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[_KEPT - 1 :]:
+        shutil.rmtree(path)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,105 @@
+"""The training's part of `summary.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.checkpoint.place import step_name
+from pretrain.config import TrainingConfig
+from pretrain.run_folder import RunFolder, versions
+from pretrain.telemetry.sinks import read_metrics
+
+_LOSSES = ("loss", "loss_action", "loss_image")
+_NORMS = ("gradient_norm/", "parameter_norm/")
+_SPEEDS = ("tokens_per_second", "tflops_per_rank", "mfu")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What was trained between two lines of metrics, over all ranks.
+
+    Attributes:
+        seconds: Between the lines.
+        flops: Of the model.
+        tokens: Without padding.
+    """
+
+    seconds: float
+    flops: float
+    tokens: int
+
+
+def speeds(timed: Sequence[Timed], peak_flops: float, ranks: int) -> dict[str, float]:
+    """Mean `tokens_per_second`, `tflops_per_rank` and `mfu`; empty before the first line.
+
+    Args:
+        timed: Of each line; the first has the warm-up in it and counts only alone.
+        peak_flops: FLOP/s of all ranks.
+        ranks: Their number.
+    """
+    lines = timed[1:] or timed
+    seconds = sum(line.seconds for line in lines)
+    if not seconds:
+        return {}
+    rate = sum(line.flops for line in lines) / seconds
+    tokens = sum(line.tokens for line in lines) / seconds
+    return dict(zip(_SPEEDS, (tokens, rate / ranks / 1e12, rate / peak_flops), strict=True))
+
+
+def write_summary(
+    folder: RunFolder,
+    config: TrainingConfig,
+    progress: Mapping[str, Any],
+    checkpoints: Sequence[int],
+    speed: Mapping[str, float],
+) -> None:
+    """Write what the training knows; evaluations and what others wrote stay.
+
+    Args:
+        folder: Of the run.
+        config: Its settings.
+        progress: `steps`, `tokens`, `resumed_from`.
+        checkpoints: Steps of the committed ones.
+        speed: As `speeds` gives it; empty keeps that of an earlier start.
+    """
+    parallel = config.parallel
+    before = folder.read_summary()
+    records = read_metrics(folder.metrics)
+    folder.update_summary(
+        experiment=config.run.name,
+        parallel={"tensor": parallel.tensor, "data": parallel.data, "zero_stage": parallel.zero_stage},
+        world_size=parallel.tensor * parallel.data,
+        **progress,
+        loss=_first_and_last(records),
+        norms=_newest_norms(records),
+        validation=_newest_validation(records),
+        **{name: speed.get(name, before.get(name)) for name in _SPEEDS},
+        checkpoints=[step_name(step) for step in checkpoints],
+        evaluations=before.get("evaluations", []),
+        versions=versions(),
+    )
+
+
+def _first_and_last(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`{"first", "last", "action": {"first", "last"}, "image": {"first", "last"}}` of a run's losses."""
+    found: dict[str, Any] = {}
+    for name in _LOSSES:
+        values = [record[name] for record in records if record.get(name) is not None]
+        pair = {"first": values[0], "last": values[-1]} if values else {"first": None, "last": None}
+        found |= pair if name == "loss" else {name.removeprefix("loss_"): pair}
+    return found
+
+
+def _newest_norms(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Norms by group of the last line."""
+    lines = [record for record in records if "event" not in record]
+    newest = lines[-1] if lines else {}
+    return {name: value for name, value in newest.items() if name.startswith(_NORMS)}
+
+
+def _newest_validation(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """`{"step", "<split>/loss", ...}` of the last validation."""
+    found = [record for record in records if record.get("event") == "validation"]
+    return {name: value for name, value in found[-1].items() if name != "event"} if found else None

@@ -1,0 +1,31 @@
+"""Preparation on a GPU: two workers that share it write the bytes that one writes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from cluster.config import PrepareCommandConfig
+from cluster.invocation import Invocation
+from cluster.stages import run_prepare
+from tests.libero_layout import demonstration, write_file
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_two_workers_on_one_gpu_write_the_bytes_of_one(tmp_path: Path) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i) for i in range(8)])
+    alone = PrepareCommandConfig(
+        source=str(tmp_path / "demos"), out=str(tmp_path / "one"), shard_megabytes=0.022, gpus_per_worker=1.0
+    )
+    shared = replace(alone, out=str(tmp_path / "two"), workers=2, gpus_per_worker=0.5)
+    for config in (alone, shared):
+        run_prepare(config, Invocation(Console(file=io.StringIO())))
+    names = sorted(path.name for path in (tmp_path / "one").rglob("*.*"))
+    assert names == sorted(path.name for path in (tmp_path / "two").rglob("*.*"))
+    assert (tmp_path / "one/index.json").read_bytes() == (tmp_path / "two/index.json").read_bytes()

@@ -1,0 +1,48 @@
+"""Examinations of `worldvla doctor` that start processes: renderer, all-reduce, here and on Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import examine_cluster, examine_machine
+from cluster.finding import OK
+from tests.virtual_slurm import missing, virtual_slurm
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_renderer_draws() -> None:
+    assert examine_machine.renderer().state == OK
+
+
+def test_all_reduce_on_this_machine() -> None:
+    finding = examine_cluster.all_reduce()
+    assert finding.state == OK, finding
+    assert "gloo, 2 ranks" in finding.found
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"no virtual Slurm here: {missing()}")
+def test_an_allocation_of_two_nodes() -> None:
+    with virtual_slurm(2) as cluster:
+        command = [
+            "salloc",
+            "--nodes=2",
+            sys.executable,
+            "-m",
+            "cluster.main",
+            "doctor",
+            "render=false",
+            "--json",
+        ]
+        shown = cluster.run(
+            *command, more={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PWD": os.getcwd()}
+        )
+        findings = {finding["subject"]: finding for finding in json.loads(shown)["findings"]}
+        assert findings["all-reduce, 2 nodes"]["state"] == OK, findings
+        assert "gloo, 2 ranks" in findings["all-reduce, 2 nodes"]["found"]
+        assert findings["Slurm"]["state"] == OK

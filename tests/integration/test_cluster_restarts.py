@@ -1,0 +1,179 @@
+"""A training under Ray through killed processes, a failure that comes back, and a wish to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.config import RootConfig
+from cluster.eval_group import EvaluationJob, Progress
+from cluster.failures import CommandFailedError
+from cluster.supervisor import supervise
+from cluster.work import train_rank
+from pretrain.config import TrainingConfig
+from pretrain.endings import PreemptedError
+from pretrain.run_folder import RunFolder
+from tests.dist.training_case import measured, settings, train, write_dataset
+from tests.waiting import wait_until
+
+KILLS = {3: 1, 6: 0, 7: 1}  # step after which a rank dies -> that rank
+LAST = 10
+LAYOUT = (1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(url: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of the same training in plain processes without Ray."""
+    config = settings(tmp_path_factory.mktemp("plain"), url, LAYOUT)
+    config.trainer.steps = LAST
+    return [line["loss"] for line in measured(train(config))]
+
+
+def under_ray(folder: Path, url: str, **cluster: Any) -> RootConfig:
+    plain = settings(folder, url, LAYOUT)
+    config = RootConfig(**{name: getattr(plain, name) for name in plain.__dataclass_fields__})
+    config.trainer.steps = LAST
+    config.eval.every = 0
+    config.cluster.gpus_per_rank, config.cluster.restart_delay = 0, 0.0
+    for name, value in cluster.items():
+        setattr(config.cluster, name, value)
+    return config
+
+
+def no_evaluation(job: EvaluationJob, progress: Progress) -> Mapping[str, Any]:
+    raise AssertionError("none was asked for")
+
+
+def run(config: RootConfig, body: Callable[[TrainingConfig], None]) -> str:
+    """Supervise a training; what the console showed."""
+    shown = io.StringIO()
+    supervise(config, Console(file=shown), body, no_evaluation)
+    return shown.getvalue()
+
+
+def events(folder: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in folder.events.read_text().splitlines()]
+
+
+def names(folder: RunFolder) -> list[str]:
+    return [event["event"] for event in events(folder)]
+
+
+def at_step(config: TrainingConfig, act: Callable[[int], None]) -> None:
+    """Train as one rank, and call `act` with the steps done before each step."""
+    import pretrain.trainer as trainer
+
+    rate = trainer.learning_rate
+
+    def acting(optim: Any, step: int, steps: int) -> float:
+        act(step)
+        return rate(optim, step, steps)
+
+    trainer.learning_rate = acting
+    train_rank(config)
+
+
+def killed_three_times(config: TrainingConfig) -> None:
+    folder = Path(config.run.dir)
+
+    def act(step: int) -> None:
+        if KILLS.get(step) == int(os.environ["RANK"]) and not (folder / f"killed_{step}").exists():
+            (folder / f"killed_{step}").touch()
+            if step == max(KILLS):
+                damage(RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    at_step(config, act)
+
+
+def damage(checkpoint: Path) -> None:
+    """Change one byte of a committed checkpoint."""
+    wait_until((checkpoint / "READY").exists, 90)
+    path = sorted(checkpoint.glob("rank_00000-*.safetensors"))[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.timeout(300)
+def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
+    url: str, undisturbed: list[float], tmp_path: Path
+) -> None:
+    config = under_ray(tmp_path, url)
+    shown = run(config, killed_three_times)
+    folder = RunFolder.of(config.run)
+    assert [line["loss"] for line in measured(folder)] == undisturbed  # to the last digit, and without Ray
+    assert [line["step"] for line in measured(folder)] == list(range(1, LAST + 1))
+    assert names(folder).count("failed") == names(folder).count("restarting") == len(KILLS)
+    resumed = [event["step"] for event in events(folder) if event["event"] == "resumed"]
+    assert len(resumed) == len(KILLS)
+    assert resumed[-1] == 4  # that of step 6 was damaged
+    aside = next(event for event in events(folder) if event["event"] == "checkpoint_set_aside")
+    assert aside["step"] == 6
+    assert "rank_00000-" in aside["error"]
+    assert "restarting at step 6: restart 3" in shown
+    assert len(list(tmp_path.glob("killed_*"))) == len(KILLS)
+
+
+def always_fails(config: TrainingConfig) -> None:
+    def act(step: int) -> None:
+        if step == 3:
+            raise ValueError("batch 3 is odd")
+
+    at_step(config, act)
+
+
+@pytest.mark.timeout(300)
+def test_a_failure_that_comes_back_is_told_and_not_tried_for_ever(url: str, tmp_path: Path) -> None:
+    config = under_ray(tmp_path, url)
+    with pytest.raises(CommandFailedError, match=r"3 times in the same way after step 3: .*batch 3 is odd"):
+        run(config, always_fails)
+    folder = RunFolder.of(config.run)
+    assert names(folder).count("restarting") == 2
+    assert "batch 3 is odd" in (folder.path / "events.jsonl").read_text()
+
+
+def asks_the_command_to_end(config: TrainingConfig) -> None:
+    folder = RunFolder.of(config.run)
+
+    def act(step: int) -> None:
+        if step == 4 and os.environ["RANK"] == "0" and "SUPERVISOR" in os.listdir(config.run.dir):
+            os.kill(int(Path(config.run.dir, "SUPERVISOR").read_text()), signal.SIGUSR1)
+            wait_until(folder.stop_request.exists, 90)
+            time.sleep(1.1)  # rank 0 looks for the file once a second
+
+    at_step(config, act)
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_to_the_command_ends_it_with_a_checkpoint_to_go_on_from(
+    url: str, undisturbed: list[float], tmp_path: Path
+) -> None:
+    config = under_ray(tmp_path, url)
+    config.checkpointing.every = 100
+    (tmp_path / "SUPERVISOR").write_text(str(os.getpid()))
+    with pytest.raises(PreemptedError, match="ended as asked, with a checkpoint of step"):
+        run(config, asks_the_command_to_end)
+    folder = RunFolder.of(config.run)
+    assert names(folder) == ["preempted"]
+    assert not folder.stop_request.exists()
+    stopped = folder.read_summary()["steps"]
+    assert 4 < stopped < LAST
+    assert [path.name for path in folder.checkpoints.iterdir()] == [f"step_{stopped:08d}"]
+    (tmp_path / "SUPERVISOR").unlink()
+    run(config, asks_the_command_to_end)
+    assert [line["loss"] for line in measured(folder)] == undisturbed

@@ -1,0 +1,174 @@
+"""Jobs of `worldvla submit` on a Slurm of four virtual nodes: the real trainer under Ray across nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.training import last_reported
+from pretrain.run_folder import RunFolder
+from pretrain.telemetry.sinks import read_metrics
+from tests.libero_layout import demonstration, write_file
+from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
+NETWORK = ["model.layers=1", "model.hidden_size=32", "model.ffn_size=64", "model.heads=2"]
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no virtual Slurm here: {missing()}")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[VirtualSlurm]:
+    with virtual_slurm(4) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_file(folder / "demos" / "lift_demo.hdf5", [demonstration(24, seed=number) for number in range(3)])
+    words = [f"source={folder}/demos", f"out={folder}/shards"]
+    worldvla("prepare", *words)
+    return folder / "shards"
+
+
+def worldvla(*words: str, more: dict[str, str] | None = None) -> str:
+    environment = {**os.environ, **ENVIRONMENT, **(more or {})}
+    command = [sys.executable, "-m", "cluster.main", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def submit(slurm: VirtualSlurm, runs: Path, shards: Path, *words: str) -> int:
+    """Submit the demo's training to two nodes, as the README does; the job's number."""
+    readme = (ROOT / "README.md").read_text().splitlines()
+    command = next(line.split() for line in readme if line.startswith("worldvla submit experiment=demo "))
+    asked = [*command[2:], f"run.dir={runs}", f"data.url={shards}", *NETWORK, *words, "--json"]
+    told = json.loads(worldvla("submit", *asked, more={"SLURM_CONF": slurm.environment["SLURM_CONF"]}))
+    return int(told["job"])
+
+
+@pytest.mark.timeout(300)
+def test_two_nodes_train_evaluate_and_leave_nothing(
+    slurm: VirtualSlurm, shards: Path, tmp_path: Path
+) -> None:
+    job = submit(
+        slurm,
+        tmp_path,
+        shards,
+        "trainer.steps=4",
+        "checkpointing.every=2",
+        "eval.every=4",
+        "eval.episodes=1",
+        "eval.horizon=5",
+    )
+    told = slurm.await_state(job, ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT"), 240)
+    log = (tmp_path / "two" / "slurm" / f"job-{job}.log").read_text()
+    assert told["JobState"] == "COMPLETED", log
+    assert told["NumNodes"] == "2"
+    assert slurm.processes() == []
+    steps = [
+        record["step"] for record in read_metrics(tmp_path / "two" / "metrics.jsonl") if "loss" in record
+    ]
+    assert steps == [1, 2, 3, 4]
+    results = json.loads((tmp_path / "two" / "eval" / "step_00000004" / "results.json").read_text())
+    assert results["episodes"] == 1
+    nodes = {path.stem for path in (tmp_path / "two" / "slurm").glob("ray-*/*.log")}
+    assert len(nodes) == 2
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_and_a_lost_node_cost_no_step(slurm: VirtualSlurm, shards: Path, tmp_path: Path) -> None:
+    words = ["trainer.steps=90", "checkpointing.every=15", "checkpointing.keep_last=3", "eval.every=0"]
+    job = submit(slurm, tmp_path, shards, "run.name=tried", "slurm.cpus_per_node=2", *words)
+    folder = RunFolder(tmp_path / "tried")
+
+    wait_until(lambda: last_reported(folder) >= 5, 180)
+    slurm.run("scancel", "--signal=USR1", "--batch", str(job))  # as Slurm does before the time limit
+    started_again(slurm, job, 1)
+    wait_until(lambda: happened(folder).count("resumed") == 1, 180)
+    stopped = next(event["step"] for event in events(folder) if event["event"] == "preempted")
+    wait_until(lambda: last_reported(folder) >= stopped + 20, 180)
+
+    nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
+    slurm.kill_node(nodes[1])
+    started_again(slurm, job, 2)
+    told = slurm.await_state(job, ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT"), 240)
+    log = (folder.path / "slurm" / f"job-{job}.log").read_text()
+    assert told["JobState"] == "COMPLETED", log
+    assert slurm.processes() == []
+    slurm.start_node(nodes[1])
+    resumed = [event["step"] for event in events(folder) if event["event"] == "resumed"]
+    assert resumed[0] == stopped
+    assert resumed[-1] > stopped
+    assert len({path.name.rpartition("-")[2] for path in folder.path.glob("wandb/offline-run-*")}) == 1
+
+    torchrun(tmp_path, shards, "run.name=undisturbed", "parallel.tensor=1", "parallel.data=1", *words)
+    expected = losses(tmp_path / "undisturbed")
+    assert len(expected) == 90
+    assert losses(folder.path)[-1] == pytest.approx(expected[-1], abs=1e-5)
+
+
+def torchrun(runs: Path, shards: Path, *words: str) -> None:
+    """The trainer alone, in one process."""
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    environment = {**os.environ, **ENVIRONMENT, **alone, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    asked = ["experiment=demo", f"run.dir={runs}", f"data.url={shards}", *NETWORK, *words]
+    command = [sys.executable, "-m", "pretrain.main", *asked]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def started_again(slurm: VirtualSlurm, job: int, times: int) -> None:
+    """Wait until the job has begun again, without Slurm's two minutes of rest before that."""
+
+    seen: list[str] = []
+
+    def at_rest() -> bool:
+        return not slurm.processes() and all(
+            state[:4] in ("idle", "down") for state in slurm.states().values()
+        )
+
+    def begun() -> bool:
+        told = slurm.job(job)
+        state = f"{told['JobState']} {told['Reason']} start {told['StartTime']} on {told['NodeList']}"
+        if state not in seen[-1:]:
+            seen.append(state)
+        # Not before the old start has gone from the nodes: its end would take the new one's script along.
+        if told["JobState"] == "PENDING" and told["Reason"] == "BeginTime" and at_rest():
+            slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        assert told["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), seen
+        return told["JobState"] == "RUNNING"
+
+    wait_until(lambda: slurm.job(job)["Restarts"] == str(times), 90)
+    wait_until(begun, 180, lambda: f"{seen}, {slurm.states()}, {slurm.processes()}")
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(folder / "metrics.jsonl") if "loss" in record]
+
+
+def events(folder: RunFolder) -> list[dict[str, Any]]:
+    if not folder.events.exists():
+        return []
+    return [json.loads(line) for line in folder.events.read_text().splitlines()]
+
+
+def happened(folder: RunFolder) -> list[str]:
+    return [event["event"] for event in events(folder)]

@@ -1,0 +1,77 @@
+"""A training under Ray whose shards and checkpoints lie in an object store that goes away for a while."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.work import train_rank
+from data.storage.bulk import open_bulk
+from pretrain.checkpoint.place import CheckpointPlace
+from pretrain.config import TrainingConfig
+from pretrain.run_folder import RunFolder
+from tests.dist.training_case import measured, train, write_dataset
+from tests.integration.test_cluster_restarts import run, under_ray
+from tests.object_server import BUCKET, object_server
+from tests.waiting import wait_until
+
+OUTAGE = 2.0  # seconds, shorter than what a read is retried for
+
+
+def with_an_outage(config: TrainingConfig) -> None:
+    """Before step 4: tell that the server may go, and wait until it has."""
+    import pretrain.trainer as trainer
+
+    folder, rate = Path(config.run.dir), trainer.learning_rate
+
+    def acting(optim: Any, step: int, steps: int) -> float:
+        if step == 4:
+            (folder / "go").touch()
+            wait_until((folder / "gone").exists, 90)
+        return rate(optim, step, steps)
+
+    trainer.learning_rate = acting
+    train_rank(config)
+
+
+@pytest.mark.timeout(300)
+def test_an_outage_of_the_object_store_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = write_dataset(tmp_path / "shards")
+    with object_server(monkeypatch) as server:
+        url = f"s3://{BUCKET}/shards"
+        upload(Path(local), url)
+        config = under_ray(tmp_path, url)
+        config.checkpointing.url = f"s3://{BUCKET}/run"
+        refused: list[str] = []
+
+        def outage() -> None:
+            wait_until((tmp_path / "go").exists, 90)
+            end = time.monotonic() + OUTAGE
+
+            def refuse(method: str, path: str) -> int | None:
+                if time.monotonic() > end:
+                    return None
+                refused.append(path)
+                return 503
+
+            server.refuse = refuse
+            (tmp_path / "gone").touch()
+
+        threading.Thread(target=outage, daemon=True).start()
+        run(config, with_an_outage)
+        assert CheckpointPlace(config.checkpointing.url).steps() == [2, 4, 6, 8, 10]
+    assert refused
+    folder = RunFolder.of(config.run)
+    plain = under_ray(tmp_path / "plain", local)
+    assert [line["loss"] for line in measured(folder)] == [line["loss"] for line in measured(train(plain))]
+
+
+def upload(folder: Path, url: str) -> None:
+    store = open_bulk(url)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            store.put(str(path.relative_to(folder)), path.read_bytes())

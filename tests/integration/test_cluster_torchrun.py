@@ -1,0 +1,84 @@
+"""`slurm/torchrun.sbatch` on a Slurm of two virtual nodes: the trainer across nodes without Ray."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.sbatch import NETWORKS
+from data.config import PrepareConfig
+from data.prepare import Preparer, prepare
+from data.tokens.image import ImageTokenizer
+from pretrain.telemetry.sinks import read_metrics
+from tests.libero_layout import demonstration, write_file
+from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "slurm" / "torchrun.sbatch"
+WORDS = [
+    "experiment=demo",
+    "parallel.tensor=1",
+    "parallel.data=2",
+    "checkpointing.every=1000",
+    "eval.every=0",
+]
+WORDS += ["model.layers=1", "model.hidden_size=32", "model.ffn_size=64", "model.heads=2", "run.name=plain"]
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[VirtualSlurm]:
+    if why := missing():
+        pytest.skip(f"no virtual Slurm here: {why}")
+    with virtual_slurm(2) as cluster:
+        yield cluster
+
+
+@pytest.mark.timeout(400)
+def test_two_nodes_are_told_to_end_requeued_and_go_on(slurm: VirtualSlurm, tmp_path: Path) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(24, seed=number) for number in range(3)])
+    config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "shards"))
+    prepare(Preparer(config, ImageTokenizer.load(None)))
+    settings = [f"run.dir={tmp_path}", f"data.url={tmp_path}/shards", f"trainer.steps={STEPS}"]
+    more = {"GPUS": "1", "NETWORK": "tcp", "PYTHONPATH": str(ROOT)}
+    options = ["--parsable", "--nodes=2", "--cpus-per-task=2", f"--chdir={ROOT}", f"--output={tmp_path}/log"]
+    job = int(slurm.run("sbatch", *options, str(SCRIPT), *WORDS, *settings, more=more))
+    metrics = tmp_path / "plain" / "metrics.jsonl"
+
+    def steps() -> list[int]:
+        return [r["step"] for r in read_metrics(metrics) if "loss" in r] if metrics.exists() else []
+
+    def log() -> str:
+        return (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+
+    wait_until(lambda: bool(steps()) or "error" in log().lower(), 120, log)
+    assert slurm.job(job)["JobState"] == "RUNNING", log()
+    slurm.run("scancel", "--batch", "--signal=USR1", str(job))  # what Slurm sends before the time limit
+    ended = slurm.await_state(job, ("PENDING", "COMPLETED", "FAILED"), 60)
+    assert ended["JobState"] == "PENDING", log()
+    wait_until(lambda: slurm.processes() == [], 10, log)
+    wait_until(lambda: set(slurm.states().values()) == {"idle"}, 30, log)
+    reached = steps()[-1]
+    assert 1 <= reached < STEPS
+    assert (tmp_path / "plain" / "checkpoints" / f"step_{reached:08d}" / "READY").exists()
+    assert "rank 0 ended with 85" in log() or "rank 1 ended with 85" in log(), log()
+    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    ended = slurm.await_state(job, ("COMPLETED", "FAILED"), 200)
+    assert ended["JobState"] == "COMPLETED", f"{ended} {log()}"
+    assert steps() == list(range(1, STEPS + 1))
+    assert slurm.processes() == []
+
+
+def test_the_networks_variables_are_those_of_submit() -> None:
+    text = SCRIPT.read_text()
+    for name, variables in NETWORKS.items():
+        assigned = " ".join(f"{key}={value}" for key, value in variables.items())
+        assert f"  {name}) export {assigned} ;;\n" in text
+
+
+def test_bash_reads_it() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)

@@ -1,0 +1,115 @@
+"""Small RLDS data sets as TensorFlow Datasets lays them out, for the tests. Encodes protobuf by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from data.sources.tfrecord import masked_checksum
+
+NAME = "cube_set"
+
+
+def write_rlds(folder: Path, episodes: list[dict[str, Any]], files: int = 2) -> Path:
+    """Write episodes: `image` uint8 [T, H, W, 3], `action`, `state`, `text`; neighbours share a file."""
+    folder.mkdir(parents=True)
+    groups = [list(part) for part in np.array_split(np.arange(len(episodes)), files)]
+    for number, group in enumerate(groups):
+        content = b"".join(record(example(episodes[i])) for i in group)
+        (folder / f"{NAME}-train.tfrecord-{number:05d}-of-{files:05d}").write_bytes(content)
+    split = {
+        "name": "train",
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "shardLengths": [str(len(group)) for group in groups],
+    }
+    info = {"name": NAME, "version": "1.0.0", "fileFormat": "tfrecord", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "features.json").write_text(json.dumps(FEATURES))
+    return folder
+
+
+def _tensor(width: int, dtype: str = "float32") -> dict[str, Any]:
+    return {"tensor": {"shape": {"dimensions": [str(width)]}, "dtype": dtype, "encoding": "none"}}
+
+
+def _dict(**members: Any) -> dict[str, Any]:
+    return {"pythonClassName": "FeaturesDict", "featuresDict": {"features": members}}
+
+
+FEATURES = _dict(
+    steps={
+        "pythonClassName": "Dataset",
+        "sequence": {
+            "feature": _dict(
+                action=_tensor(7),
+                is_first={"tensor": {"shape": {}, "dtype": "bool", "encoding": "none"}},
+                language_instruction={"text": {}},
+                observation=_dict(
+                    image={"image": {"shape": {"dimensions": ["32", "32", "3"]}, "encodingFormat": "png"}},
+                    state=_tensor(8),
+                    gripper=_tensor(1, "int64"),
+                ),
+            )
+        },
+    },
+    episode_metadata=_dict(file_path={"text": {}}),
+)
+
+
+def example(episode: dict[str, Any]) -> bytes:
+    """A serialised tf.train.Example."""
+    steps = len(episode["action"])
+    features = {
+        "steps/action": _floats(episode["action"]),
+        "steps/observation/state": _floats(episode["state"]),
+        "steps/observation/gripper": _integers([0] * steps),
+        "steps/is_first": _integers([1] + [0] * (steps - 1)),
+        "steps/observation/image": _bytes([_png(frame) for frame in episode["image"]]),
+        "steps/language_instruction": _bytes([episode["text"].encode()] * steps),
+        "episode_metadata/file_path": _bytes([b"somewhere"]),
+    }
+    entries = [_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items()]
+    return _field(1, b"".join(entries))
+
+
+def record(content: bytes) -> bytes:
+    """One TFRecord."""
+    length = struct.pack("<Q", len(content))
+    checksums = [struct.pack("<I", masked_checksum(part)) for part in (length, content)]
+    return length + checksums[0] + content + checksums[1]
+
+
+def _png(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    return file.getvalue()
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _bytes(values: list[bytes]) -> bytes:
+    return _field(1, b"".join(_field(1, value) for value in values))
+
+
+def _floats(values: np.ndarray) -> bytes:
+    return _field(2, _field(1, np.asarray(values, "<f4").tobytes()))
+
+
+def _integers(values: list[int]) -> bytes:
+    return _field(3, _field(1, b"".join(_varint(value) for value in values)))

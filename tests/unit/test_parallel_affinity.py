@@ -1,0 +1,63 @@
+"""A rank binds itself to the CPUs beside its GPU."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.parallel.affinity import bind, bind_near_gpu, parse_cpus
+
+UUID = "b1a2c3d4-0000-1111-2222-333344445555"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose driver knows one GPU; the folder of its devices."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-{UUID} ] && echo 00000000:3B:00.0\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    (tmp_path / "devices" / "0000:3b:00.0").mkdir(parents=True)
+    return tmp_path / "devices"
+
+
+def test_threads_stay_beside_the_gpu(machine: Path) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    (machine / "0000:3b:00.0" / "local_cpulist").write_text(f"{cpu},4000-4003\n")
+    program = (
+        "import os, sys, threading; from pathlib import Path\n"
+        "from pretrain.parallel.affinity import bind\n"
+        f"print(bind({UUID!r}, Path(sys.argv[1])))\n"
+        "thread = threading.Thread(target=lambda: print(os.sched_getaffinity(0)))\n"
+        "thread.start(); thread.join()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(machine)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["bound to 1 CPUs beside GPU 0000:3b:00.0", f"{{{cpu}}}"], done.stderr
+
+
+def test_what_cannot_be_known_changes_nothing(machine: Path) -> None:
+    before = os.sched_getaffinity(0)
+    assert "nvidia-smi does not tell where GPU other is" in bind("other", machine)
+    assert "No such file" in bind(UUID, machine)
+    (machine / "0000:3b:00.0" / "local_cpulist").write_text("4000\n")
+    assert "none of those beside GPU 0000:3b:00.0 may be used" in bind(UUID, machine)
+    (machine / "0000:3b:00.0" / "local_cpulist").write_text("\n")
+    assert "invalid literal" in bind(UUID, machine)
+    assert bind_near_gpu(torch.device("cpu")) is None
+    assert os.sched_getaffinity(0) == before
+
+
+def test_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bind(UUID).startswith("CPUs as they were: nvidia-smi")
+
+
+def test_lists_of_cpus() -> None:
+    assert parse_cpus("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11}

@@ -1,0 +1,93 @@
+"""Weights alone are read in little more memory than they take, without DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.storage.store import open_store
+from pretrain.checkpoint.attempt import Shard, commit, write_shard
+from pretrain.checkpoint.boxes import BoxedTensor, boxes_of_range
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.place import CheckpointPlace
+from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import expected_shapes
+
+WRITERS = 3  # data-parallel ranks at ZeRO-3, whose ranges begin and end anywhere
+MODEL = ModelConfig(
+    vocabulary_size=16_384, hidden_size=1024, ffn_size=2816, layers=8, heads=8, max_positions=64
+)
+SMALL = ModelConfig(vocabulary_size=256, hidden_size=32, ffn_size=48, layers=1, heads=4, max_positions=64)
+
+# The process has read a small checkpoint before, so that what it imports and its threads are there.
+READ = """
+import json, sys
+from pathlib import Path
+import torch
+from pretrain.checkpoint.weights import load_weights
+
+def memory(name):
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(name + ":")[1].split()[0]) * 1024
+
+small, where, dtype, rank, size = sys.argv[1:]
+load_weights(small)
+Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+before = memory("VmRSS")
+weights = load_weights(where, getattr(torch, dtype), int(rank), int(size))
+peak = memory("VmHWM") - before
+held = sum(tensor.nbytes for tensor in weights.values())
+probe = {name: float(weights[name].flatten()[-1]) for name in ("lm_head.weight", "model.norm.weight")}
+heavy = [name for name in ("deepspeed", "megatron") if name in sys.modules]
+print(json.dumps({"peak": peak, "held": held, "probe": probe, "heavy": heavy}))
+"""
+
+
+def _write(root: Path, model: ModelConfig) -> Path:
+    """A checkpoint of step 1 whose parameters all hold 1, 2, 3, ...; without moments."""
+    place, shapes, parts = CheckpointPlace(root), expected_shapes(model), []
+    for writer in range(WRITERS):
+        held: dict[str, BoxedTensor] = {}
+        for number, (name, shape) in enumerate(sorted(shapes.items())):
+            count = torch.Size(shape).numel()
+            start, stop = writer * count // WRITERS, (writer + 1) * count // WRITERS
+            flat = torch.full((stop - start,), float(number + 1))
+            held[f"master/{name}"] = BoxedTensor(shape, boxes_of_range(shape, start, stop), flat)
+        parts.append(write_shard(place, 1, writer, "0123abcd", Shard(held, model)))
+    commit(place, 1, 1, {}, "0123abcd", parts, shapes)
+    return root / "step_00000001"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("small"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("large"), MODEL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize(
+    ("dtype", "rank", "size"), [("bfloat16", 0, 1), ("bfloat16", 1, 2), ("float32", 1, 2)]
+)
+def test_reading_takes_at_most_a_fifth_more_than_the_weights(
+    small: Path, large: Path, dtype: str, rank: int, size: int
+) -> None:
+    command = [sys.executable, "-c", READ, str(small), str(large), dtype, str(rank), str(size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    found = json.loads(done.stdout)
+    stored = Manifest.read(open_store(str(large)))
+    names = sorted(stored.weights)
+    assert found["probe"] == {name: names.index(name) + 1 for name in found["probe"]}
+    whole = stored.bytes * getattr(torch, dtype).itemsize / 4
+    assert whole / size * 0.95 < found["held"] < whole / size * 1.05
+    assert found["peak"] <= 1.2 * found["held"]
+    assert found["heavy"] == []
