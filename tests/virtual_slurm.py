@@ -152,9 +152,36 @@ class VirtualSlurm:
         wait_until(lambda: self.job(number)["JobState"] in wanted, seconds)
         return self.job(number)
 
-    def await_restart(self, number: int, seconds: float) -> None:
-        """Wait until a job is back in the queue."""
-        wait_until(lambda: self.job(number)["Restarts"] != "0", seconds)
+    def await_rest(self, number: int, times: int = 1) -> None:
+        """Wait until a job is back in the queue for the `times`th time and has gone from the nodes."""
+        seen: list[str] = []
+
+        def rests() -> bool:
+            told = self.job(number)
+            states = self.states()
+            seen.append(f"{told['JobState']} {told['Reason']} {states} {self.processes()}")
+            assert told["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), seen[-3:]
+            resting = all(state[:4] in ("idle", "down") for state in states.values())
+            return (
+                told["Restarts"] == str(times)
+                and told["JobState"] == "PENDING"
+                and resting
+                and not self.processes()
+            )
+
+        wait_until(rests, 120, lambda: str(seen[-3:]))
+
+    def begin_again(self, number: int, times: int = 1) -> None:
+        """Await a job's rest and start it again without Slurm's own two minutes of rest.
+
+        Not at once: a node takes a start whose credential is not a second younger than the end of the start
+        before for one that has been killed ("Job credential revoked"), and the job has failed.
+        """
+        self.await_rest(number, times)
+        self.run("scontrol", "update", f"JobId={number}", "StartTime=now+5")
+        ready = ("RUNNING", "COMPLETING", "COMPLETED", "FAILED")
+        told = self.await_state(number, ready, 90)
+        assert told["JobState"] != "FAILED", told
 
     def processes(self) -> list[str]:
         """Command lines of all processes on the nodes but the daemons themselves."""

@@ -103,8 +103,8 @@ def test_a_job_that_goes_back_into_the_queue_keeps_the_next_waiting(
     number = int(slurm.run("sbatch", "--parsable", str(first)))
     waits = [f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes", f"--output={tmp_path}/log"]
     following = int(slurm.run("sbatch", "--parsable", *waits, "--wrap=true"))
-    slurm.await_restart(number, 30)
+    slurm.await_rest(number)
     assert slurm.job(following)["JobState"] == "PENDING"
-    slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+    slurm.begin_again(number)
     assert slurm.await_state(number, ENDED, 60)["JobState"] == "COMPLETED"
     assert slurm.await_state(following, ENDED, 60)["JobState"] == "COMPLETED"

@@ -95,14 +95,14 @@ def test_a_signal_and_a_lost_node_cost_no_step(slurm: VirtualSlurm, shards: Path
 
     wait_until(lambda: last_reported(folder) >= 5, 180)
     slurm.run("scancel", "--signal=USR1", "--batch", str(job))  # as Slurm does before the time limit
-    started_again(slurm, job, 1)
+    slurm.begin_again(job, 1)
     wait_until(lambda: happened(folder).count("resumed") == 1, 180)
     stopped = next(event["step"] for event in events(folder) if event["event"] == "preempted")
     wait_until(lambda: last_reported(folder) >= stopped + 20, 180)
 
     nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
     slurm.kill_node(nodes[1])
-    started_again(slurm, job, 2)
+    slurm.begin_again(job, 2)
     told = slurm.await_state(job, ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT"), 240)
     log = (folder.path / "slurm" / f"job-{job}.log").read_text()
     assert told["JobState"] == "COMPLETED", log
@@ -133,31 +133,6 @@ def torchrun(runs: Path, shards: Path, *words: str) -> None:
     command = [sys.executable, "-m", "pretrain.main", *asked]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-
-
-def started_again(slurm: VirtualSlurm, job: int, times: int) -> None:
-    """Wait until the job has begun again, without Slurm's two minutes of rest before that."""
-
-    seen: list[str] = []
-
-    def at_rest() -> bool:
-        return not slurm.processes() and all(
-            state[:4] in ("idle", "down") for state in slurm.states().values()
-        )
-
-    def begun() -> bool:
-        told = slurm.job(job)
-        state = f"{told['JobState']} {told['Reason']} start {told['StartTime']} on {told['NodeList']}"
-        if state not in seen[-1:]:
-            seen.append(state)
-        # Not before the old start has gone from the nodes: its end would take the new one's script along.
-        if told["JobState"] == "PENDING" and told["Reason"] == "BeginTime" and at_rest():
-            slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-        assert told["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), seen
-        return told["JobState"] == "RUNNING"
-
-    wait_until(lambda: slurm.job(job)["Restarts"] == str(times), 90)
-    wait_until(begun, 180, lambda: f"{seen}, {slurm.states()}, {slurm.processes()}")
 
 
 def losses(folder: Path) -> list[float]:

@@ -58,15 +58,12 @@ def test_two_nodes_are_told_to_end_requeued_and_go_on(slurm: VirtualSlurm, tmp_p
     wait_until(lambda: bool(steps()) or "error" in log().lower(), 120, log)
     assert slurm.job(job)["JobState"] == "RUNNING", log()
     slurm.run("scancel", "--batch", "--signal=USR1", str(job))  # what Slurm sends before the time limit
-    ended = slurm.await_state(job, ("PENDING", "COMPLETED", "FAILED"), 60)
-    assert ended["JobState"] == "PENDING", log()
-    wait_until(lambda: slurm.processes() == [], 10, log)
-    wait_until(lambda: set(slurm.states().values()) == {"idle"}, 30, log)
+    slurm.await_rest(job)
     reached = steps()[-1]
     assert 1 <= reached < STEPS
     assert (tmp_path / "plain" / "checkpoints" / f"step_{reached:08d}" / "READY").exists()
     assert "rank 0 ended with 85" in log() or "rank 1 ended with 85" in log(), log()
-    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm.begin_again(job)
     ended = slurm.await_state(job, ("COMPLETED", "FAILED"), 200)
     assert ended["JobState"] == "COMPLETED", f"{ended} {log()}"
     assert steps() == list(range(1, STEPS + 1))
