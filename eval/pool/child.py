@@ -8,12 +8,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, Protocol
 
 # A rendering context does not survive a fork.
 _CONTEXT = multiprocessing.get_context("spawn")
+
+
+_THREADS = "OMP_NUM_THREADS"
 
 
 class Deadline(Protocol):
@@ -24,6 +28,9 @@ class Deadline(Protocol):
 
 class Child:
     """A process that this one has started. It ends when this one does, however that ends.
+
+    It computes with one thread, unless OMP_NUM_THREADS says otherwise: the pool's processes share the cores,
+    and threads that wait for one another there cost more than they compute.
 
     Args:
         target: Runs in the process, as `target(connection, deadline, *arguments)`; importable.
@@ -41,7 +48,8 @@ class Child:
         self._process = _CONTEXT.Process(
             target=target, args=(theirs, self._deadline, *arguments), name=name, daemon=True
         )
-        self._process.start()
+        with _one_thread():
+            self._process.start()
         theirs.close()
 
     @property
@@ -75,6 +83,19 @@ class Child:
         self.connection.close()
         code = self._process.exitcode or 0
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes started inside read it before they import numpy, whose threads are counted only then."""
+    if _THREADS in os.environ:
+        yield
+        return
+    os.environ[_THREADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_THREADS]
 
 
 class Heart:

@@ -26,7 +26,6 @@ def serve(connection: Connection, deadline: Deadline, source: PolicySource, limi
     heart = Heart(deadline, limits.answer)
     # Without it cuBLAS may choose another order of summation from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the simulators need the other cores
     try:
         policy = source.load()
         connection.send(PolicyShape.of(policy))

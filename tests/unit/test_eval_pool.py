@@ -126,3 +126,18 @@ def test_policy_server_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytes
     with hanging as running:
         assert essence(list(running.run(specs()))) == essence(alone())
     assert (tmp_path / "hung").exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_every_process_computes_with_one_thread_unless_told_otherwise(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    with pool() as running:
+        next(iter(running.run(specs())))
+        pids = [*running.worker_pids, *running.server_pids]
+        found = [psutil.Process(pid).environ()["OMP_NUM_THREADS"] for pid in pids]
+    assert found == [expected] * 3
+    assert os.environ.get("OMP_NUM_THREADS") == given
