@@ -7,13 +7,14 @@ has ended well; a job whose forerunner failed leaves the queue.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.sbatch import render, render_stage
 from cluster.slurm_config import STAGES, SubmitConfig
+from cluster.sweep import Run
 from data.errors import InputError
-from pretrain.checkpoint.place import step_folder
+from pretrain.checkpoint.place import place_of, step_name
 from pretrain.run_folder import RunFolder
 
 SECTIONS = {"prepare": "prepare", "eval": "final_eval"}  # stage -> settings of its own
@@ -58,7 +59,8 @@ def jobs(
     overrides: Sequence[str],
     arguments: Sequence[str],
     folder: Path,
-    sweep: Sequence[Sequence[str]],
+    caller: Path,
+    sweep: Sequence[Run],
 ) -> list[Job]:
     """The jobs that the settings ask for.
 
@@ -68,7 +70,8 @@ def jobs(
             their stages.
         arguments: `key=value` words of `worldvla train`, without `cluster.address`.
         folder: For scripts and logs: `<run folder>/slurm`.
-        sweep: Further words of each run of a job array; empty: one run.
+        caller: Folder that relative paths of the settings start from.
+        sweep: The runs of a job array; empty: one run.
 
     Raises:
         InputError: Stages that cannot be.
@@ -78,14 +81,15 @@ def jobs(
     made: list[Job] = []
     if "prepare" in config.stages:
         words = _prepare_words(config, given["prepare"])
-        made.append(Job("prepare", render_stage(config, "prepare", words, folder)))
+        made.append(Job("prepare", render_stage(config, "prepare", words, folder, caller)))
     if "train" in config.stages:
-        made.append(Job("train", render(config, arguments, folder, sweep), len(sweep)))
+        each = [run.words for run in sweep]
+        made.append(Job("train", render(config, arguments, folder, caller, each), len(sweep)))
     if "eval" in config.stages:
         words = _eval_words(config, given["final_eval"])
-        each = [[_checkpoint_word(config, names)] for names in sweep]
+        each = [[_checkpoint_word(run.config)] for run in sweep]
         words += [] if sweep else [_checkpoint_word(config)]
-        made.append(Job("eval", render_stage(config, "eval", words, folder, each), len(sweep)))
+        made.append(Job("eval", render_stage(config, "eval", words, folder, caller, each), len(sweep)))
     return made
 
 
@@ -127,11 +131,6 @@ def _prepare_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
 
 def _eval_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     """Words of `worldvla eval` but for the checkpoint."""
-    if config.checkpointing.url is not None:
-        raise InputError(
-            f"stages has eval, which reads a folder, but checkpointing.url={config.checkpointing.url}; leave "
-            "one of them out"
-        )
     if config.final_eval.checkpoint is not None or config.final_eval.policy is not None:
         raise InputError(
             "final_eval names a checkpoint or a policy, expected neither: the run's last checkpoint is "
@@ -145,11 +144,12 @@ def _eval_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     return [*(word for word in words if word.partition("=")[0] not in named), *given]
 
 
-def _checkpoint_word(config: SubmitConfig, words: Sequence[str] = ()) -> str:
-    """`checkpoint=<the run's last>`; `words` are those of one run of a sweep."""
-    changed = dict(word.split("=", 1) for word in words)
-    trainer = config.trainer
-    steps = int(changed.get("trainer.steps", trainer.steps))
-    last = steps if trainer.stop_after is None else min(steps, trainer.stop_after)
-    run = replace(config.run, name=changed.get("run.name", config.run.name))
-    return f"checkpoint={step_folder(RunFolder.of(run).checkpoints, last)}"
+def _checkpoint_word(config: SubmitConfig) -> str:
+    """`checkpoint=<the run's last>`."""
+    trainer, place = config.trainer, place_of(config.checkpointing, RunFolder.of(config.run))
+    last = trainer.steps if trainer.stop_after is None else min(trainer.steps, trainer.stop_after)
+    where = place.url
+    if config.checkpointing.url is not None and "://" not in where:
+        # A folder apart from the run's: by a URL its weights are fetched to where the tokenizers lie.
+        where = Path(where).expanduser().absolute().as_uri()
+    return f"checkpoint={where}/{step_name(last)}"

@@ -35,7 +35,11 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 def render(
-    config: SubmitConfig, arguments: Sequence[str], folder: Path, sweep: Sequence[Sequence[str]] = ()
+    config: SubmitConfig,
+    arguments: Sequence[str],
+    folder: Path,
+    caller: Path,
+    sweep: Sequence[Sequence[str]] = (),
 ) -> str:
     """The script of one job.
 
@@ -43,6 +47,7 @@ def render(
         config: Settings of the training and of the job.
         arguments: `key=value` words of `worldvla train`, without `cluster.address`.
         folder: For the job's logs and token: `<run folder>/slurm`, on a file system that all nodes share.
+        caller: Folder that relative paths of the settings start from, on such a file system as well.
         sweep: Further words of each run of a job array; empty: one run.
 
     Raises:
@@ -51,7 +56,7 @@ def render(
     slurm, cluster = config.slurm, config.cluster
     gpus = gpus_per_node(config)
     return _template(TEMPLATE).render(
-        **_setup(config, arguments, sweep),
+        **_setup(config, arguments, caller, sweep),
         title=f"Trains {config.run.name} on {config.nodes} nodes"
         + (f" x {gpus} {cluster.gpu or 'GPUs'}." if gpus else "."),
         options=_options(config, folder, len(sweep)),
@@ -72,6 +77,7 @@ def render_stage(
     stage: str,
     arguments: Sequence[str],
     folder: Path,
+    caller: Path,
     sweep: Sequence[Sequence[str]] = (),
 ) -> str:
     """The script of a job that runs one command on one node, before or after the training.
@@ -81,6 +87,7 @@ def render_stage(
         stage: The command, `prepare` or `eval`.
         arguments: Its `key=value` words.
         folder: For the job's logs.
+        caller: Folder that relative paths of the settings start from.
         sweep: Further words of each task of a job array; empty: no array.
 
     Raises:
@@ -88,7 +95,7 @@ def render_stage(
     """
     done = "Prepares the data of" if stage == "prepare" else "Evaluates"
     return _template(STAGE_TEMPLATE).render(
-        **_setup(config, arguments, sweep),
+        **_setup(config, arguments, caller, sweep),
         title=f"{done} {config.run.name}.",
         options=_options(config, folder, len(sweep), stage),
         command=stage,
@@ -109,7 +116,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _setup(
-    config: SubmitConfig, arguments: Sequence[str], sweep: Sequence[Sequence[str]]
+    config: SubmitConfig, arguments: Sequence[str], caller: Path, sweep: Sequence[Sequence[str]]
 ) -> dict[str, object]:
     """What every job sets up, and its command's words."""
     check(config.slurm)
@@ -121,6 +128,7 @@ def _setup(
     variables = NETWORKS[network] if gpus_per_node(config) else {}
     return {
         "project": PROJECT,
+        "caller": caller,
         "modules": slurm.modules,
         "venv": None if slurm.container else slurm.venv or PROJECT / ".venv",
         "network": variables,
@@ -129,7 +137,7 @@ def _setup(
         "sweep": sweep,
         # A step holds all processes of its node: each rank binds itself (pretrain.parallel.affinity).
         "binding": "--cpu-bind=none" + (" --gpu-bind=none" if gpus_per_node(config) else ""),
-        "container_options": _container_options(slurm),
+        "container_options": _container_options(slurm, caller),
     }
 
 
@@ -203,9 +211,11 @@ def _options(config: SubmitConfig, folder: Path, runs: int, stage: str = "train"
     return [*found, *slurm.sbatch]
 
 
-def _container_options(slurm: SlurmConfig) -> str:
-    """What makes srun start its tasks in the container; empty without one."""
+def _container_options(slurm: SlurmConfig, caller: Path) -> str:
+    """What makes srun start its tasks in the container, in the caller's folder; empty without one."""
     if slurm.container is None:
         return ""
-    mounts = ",".join([f"{PROJECT}:{PROJECT}", *slurm.mounts])
-    return f" --container-image={shlex.quote(slurm.container)} --container-mounts={shlex.quote(mounts)}"
+    ours = dict.fromkeys((PROJECT, caller))
+    mounts = ",".join([*(f"{path}:{path}" for path in ours), *slurm.mounts])
+    options = {"image": slurm.container, "mounts": mounts, "workdir": str(caller)}
+    return "".join(f" --container-{name}={shlex.quote(value)}" for name, value in options.items())

@@ -11,6 +11,7 @@ from cluster.invocation import Invocation
 from cluster.pipeline import Job, jobs
 from cluster.sbatch import gpus_per_node
 from cluster.slurm_config import SubmitConfig
+from cluster.sweep import runs_of_sweep
 from data.errors import InputError
 from data.sizes import parse_bytes
 from pretrain.checks import check_training
@@ -41,9 +42,9 @@ def submit(config: SubmitConfig, call: Invocation) -> None:
     """
     arguments = [word for word in call.overrides if not word.startswith(_JOB_ALONE)]
     arguments += choose_layout(config, call.overrides)
-    sweep = runs_of_sweep(config.sweep, config.run.name)
+    sweep = runs_of_sweep(config, call.overrides)
     folder = RunFolder.of(config.run).path.resolve() / "slurm"
-    made = jobs(config, call.overrides, arguments, folder, sweep)
+    made = jobs(config, call.overrides, arguments, folder, Path.cwd(), sweep)
     if call.dry_run:
         _show(made)
         return
@@ -147,23 +148,6 @@ def _plan(config: SubmitConfig, gpus: int) -> Plan:
         optimizer=config.optim.name,
     )
     return feasible(wanted)[0]
-
-
-def runs_of_sweep(sweep: str | None, run: str) -> list[list[str]]:
-    """The words of each run: `optim.lr=1e-5,5e-6` -> [[optim.lr=1e-5, run.name=<run>-0], ...].
-
-    Raises:
-        InputError: Not `key=value,value`.
-    """
-    if sweep is None:
-        return []
-    key, separator, values = sweep.partition("=")
-    listed = values.split(",")
-    if not separator or not key or len(listed) < 2 or not all(listed):
-        raise InputError(
-            f"sweep={sweep}: expected a setting with two values or more: sweep='optim.lr=1e-5,5e-6'"
-        )
-    return [[f"{key}={value}", f"run.name={run}-{number}"] for number, value in enumerate(listed)]
 
 
 def _hand_over(job: Job, folder: Path, options: Sequence[str]) -> int:

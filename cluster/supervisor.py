@@ -70,7 +70,8 @@ def supervise(
     config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
     # The ranks do it again, later.
-    origin = choose_origin(config.checkpointing, config.model, place_of(config.checkpointing, folder))
+    place = place_of(config.checkpointing, folder)
+    origin = choose_origin(config.checkpointing, config.model, place, config.run.name)
     folder.open(config)
     before = load_metadata(origin.checkpoint) if origin is not None and origin.goes_on else {}
     folder.wandb_run(wandb_run_of(before, config.run.name))

@@ -71,7 +71,7 @@ def announce(
 def newest_checkpoint(config: TrainingConfig, folder: RunFolder) -> Origin | None:
     """The run's newest checkpoint, whatever it began from this time; None: there is none."""
     settings = replace(config.checkpointing, resume="auto", start_from=None)
-    return choose_origin(settings, config.model, place_of(config.checkpointing, folder))
+    return choose_origin(settings, config.model, place_of(config.checkpointing, folder), config.run.name)
 
 
 def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Origin | None:
@@ -80,7 +80,8 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     Raises:
         InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
     """
-    origin = choose_origin(config.checkpointing, config.model, place_of(config.checkpointing, folder))
+    place = place_of(config.checkpointing, folder)
+    origin = choose_origin(config.checkpointing, config.model, place, config.run.name)
     folder.open(config)
     advise_on_packing(stream.plan)
     text = TextTokenizer.load(config.data.text_tokenizer)

@@ -27,7 +27,7 @@ class Origin:
 
 
 def choose_origin(
-    settings: CheckpointingConfig, model: ModelConfig, checkpoints: CheckpointPlace
+    settings: CheckpointingConfig, model: ModelConfig, checkpoints: CheckpointPlace, run: str
 ) -> Origin | None:
     """The checkpoint that a run goes on from, or begins with; None: random weights.
 
@@ -35,10 +35,11 @@ def choose_origin(
         settings: What was asked for.
         model: The run's network.
         checkpoints: Where the run's own checkpoints lie.
+        run: Its name.
 
     Raises:
         InputError: `start_from` is no checkpoint or of another network, or a new run was asked for where
-            one is already.
+            one is already, or `checkpointing.url` holds those of another run.
     """
     step = checkpoints.latest()
     newest = None if step is None else checkpoints.where(step)
@@ -47,6 +48,8 @@ def choose_origin(
             f"checkpointing.resume=none, but {newest} is there; choose another run.name to begin anew, "
             "or resume=auto to go on"
         )
+    if newest is not None and settings.url is not None:
+        _check_own(newest, settings.url, run)
     if settings.resume not in ("auto", "none"):
         return Origin(settings.resume, goes_on=True)
     if newest is not None:
@@ -55,3 +58,14 @@ def choose_origin(
         return None
     check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), model)
     return Origin(settings.start_from, goes_on=False)
+
+
+def _check_own(newest: str, url: str, run: str) -> None:
+    """Refuse a place of another run, which would go on from, and remove, what this one writes."""
+    settings = Manifest.read(open_checkpoint(newest)).metadata.get("config", {}).get("run", {})
+    if (other := settings.get("name", run)) != run:
+        raise InputError(
+            f"checkpointing.url={url}: holds checkpoints of the run {other}, this one is {run}; give each "
+            f"run a place of its own (such as '{url}/${{run.name}}'); to begin with those weights, add "
+            f"checkpointing.start_from={newest}"
+        )

@@ -85,6 +85,20 @@ def test_a_new_run_begins_with_the_weights_of_another(
     assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
 
 
+def test_two_runs_do_not_share_a_place_for_checkpoints(url: str, tmp_path: Path) -> None:
+    config = case.settings(tmp_path, url, (1, 2, 1))
+    config.checkpointing.url, config.trainer.stop_after = str(tmp_path / "kept"), 2
+    case.train(config)
+    config.run.name = "other"
+    said = run_ranks(case.try_train, 2, config)
+    assert "holds checkpoints of the run run, this one is other; give each run a place of its own" in said[0]
+    assert said[1] == said[0]
+    assert not (tmp_path / "other").exists()
+    config.run.name, config.trainer.stop_after = "run", 3
+    folder = case.train(config)
+    assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
+
+
 def test_weights_that_cannot_be_used_are_refused_before_a_run_folder_is_made(
     url: str, earlier: Path, tmp_path: Path
 ) -> None:

@@ -30,8 +30,8 @@ def slurm() -> Iterator[VirtualSlurm]:
         yield cluster
 
 
-def submit(slurm: VirtualSlurm, *words: str) -> dict[str, int]:
-    """Stage -> number of its job."""
+def submit(slurm: VirtualSlurm, folder: Path, *words: str) -> dict[str, int]:
+    """Submit from a folder that relative paths start from; stage -> number of its job."""
     environment = {
         **os.environ,
         "SLURM_CONF": slurm.environment["SLURM_CONF"],
@@ -40,7 +40,7 @@ def submit(slurm: VirtualSlurm, *words: str) -> dict[str, int]:
         "PYOPENGL_PLATFORM": "osmesa",
     }
     command = [sys.executable, "-m", "cluster.main", "submit", *SMALL, *words, "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["stages"]
 
@@ -50,11 +50,12 @@ def test_prepare_then_a_sweep_then_the_evaluation_of_each_run(slurm: VirtualSlur
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(24, seed=number) for number in range(3)])
     jobs = submit(
         slurm,
+        tmp_path,
         "stages=[prepare,train,eval]",
-        f"run.dir={tmp_path}",
+        "run.dir=.",
         "run.name=swept",
-        f"data.url={tmp_path}/shards",
-        f"prepare.source={tmp_path}/demos",
+        "data.url=shards",
+        "prepare.source=demos",
         "sweep='optim.lr=1e-3,1e-4'",
         "final_eval.episodes=1",
         "final_eval.horizon=5",
@@ -79,6 +80,7 @@ def test_prepare_then_a_sweep_then_the_evaluation_of_each_run(slurm: VirtualSlur
 def test_what_follows_a_failed_stage_leaves_the_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
     jobs = submit(
         slurm,
+        tmp_path,
         "stages=[prepare,train,eval]",
         f"run.dir={tmp_path}",
         "run.name=r",

@@ -69,9 +69,39 @@ def test_a_sweep_over_the_steps_evaluates_each_runs_last(capsys: pytest.CaptureF
         assert f"goal_256-{number}/checkpoints/step_{steps:08d}) ;;" in evaluate
 
 
+def test_the_evaluation_reads_the_checkpoints_where_they_are_written(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, where in (("s3://b/c/", "s3://b/c"), ("kept/c", f"file://{tmp_path}/kept/c")):
+        words = ["stages=[train,eval]", f"checkpointing.url={url}"]
+        assert main(["submit", *GOAL, *words, "--dry-run"]) == 0
+        train, evaluate = scripts(capsys.readouterr().out).values()
+        assert f"\n  checkpointing.url={url}\n" in train
+        assert f"\n  checkpoint={where}/step_00032400\n" in evaluate
+
+
+def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["stages=[train,eval]", "sweep='optim.lr=1e-5,5e-6'"]
+    assert main(["submit", *GOAL, *words, "checkpointing.url=s3://b/${run.name}", "--dry-run"]) == 0
+    train, evaluate = scripts(capsys.readouterr().out).values()
+    assert "\n  'checkpointing.url=s3://b/${run.name}'\n" in train
+    for number in range(2):
+        where = f"s3://b/worldvla_libero_goal_256-{number}/step_00032400"
+        assert f"{number}) arguments+=(checkpoint={where}) ;;" in evaluate
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["sweep='optim.lr=1e-5,5e-6'", "checkpointing.url=s3://b/c"],
+            "checkpointing.url=s3://b/c is the same for 2 runs of the sweep, expected a place of its own for "
+            "each; name it by the run: checkpointing.url='s3://b/c/${run.name}'",
+        ),
+        (["sweep='optim.lr=1e-5,much'"], "worldvla submit: optim.lr: Value 'much'"),
         (["stages=[train,prepare]"], "stages=[train,prepare], expected some of [prepare,train,eval]"),
         (["stages=[]"], "stages=[], expected some of"),
         (["stages=[train,test]"], "stages=[train,test], expected some of"),
@@ -80,7 +110,6 @@ def test_a_sweep_over_the_steps_evaluates_each_runs_last(capsys: pytest.CaptureF
         ([*ALL, "prepare.out=x"], "prepare.out=x: the data goes to where the training reads it, data.url="),
         ([*ALL, "prepare.resolutio=1"], "worldvla submit: unknown setting 'prepare.resolutio'; did you mean"),
         ([*ALL, "final_eval.policy=expert"], "final_eval names a checkpoint or a policy, expected neither"),
-        (["stages=[train,eval]", "checkpointing.url=s3://b/c"], "stages has eval, which reads a folder, but"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

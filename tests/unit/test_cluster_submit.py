@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.main import main
+from cluster.sbatch import PROJECT
 from cluster.slurm_config import SubmitConfig
-from cluster.submit import runs_of_sweep
-from data.errors import InputError
 from pretrain.settings import compose
 
 PROFILES = ["a100_40gb", "a100_80gb", "h100", "h200", "aws_p4d", "aws_p5", "aws_p5en"]
@@ -66,9 +65,32 @@ def test_values_reach_bash_as_they_are(capsys: pytest.CaptureFixture[str], tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_container_gets_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_relative_paths_start_where_the_job_was_submitted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = script(capsys, GOAL, "run.dir=mine", "data.url=shards")
+    assert f"#SBATCH --output={tmp_path}/mine/worldvla_libero_goal_256/slurm/job-%j.log\n" in text
+    setup = text[text.index("cd ") : text.index("\n\n", text.index("cd "))].replace("source ", ": ")
+    shown = subprocess.run(
+        ["bash", "-euc", f'{setup}\nprintf "%s|%s" "$PWD" "$PYTHONPATH"'],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+        env={"PYTHONPATH": "before"},
+    )
+    assert shown.stdout == f"{tmp_path}|{PROJECT}:before", "our programs are found from there, too"
+
+
+def test_a_container_gets_every_step(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = script(capsys, GOAL, "slurm.container=/images/worldvla.sqsh", "slurm.mounts=['/data:/data']")
-    assert "--container-image=/images/worldvla.sqsh --container-mounts=" in text
+    mounts = f"{PROJECT}:{PROJECT},{tmp_path}:{tmp_path},/data:/data"
+    options = f"image=/images/worldvla.sqsh --container-mounts={mounts} --container-workdir={tmp_path} "
+    assert f" --container-{options}" in text
     assert "bin/activate" not in text
 
 
@@ -101,8 +123,8 @@ def test_a_sweep_is_a_job_array(capsys: pytest.CaptureFixture[str]) -> None:
     assert "#SBATCH --array=0-1\n" in text
     assert "1) arguments+=(optim.lr=5e-6 run.name=worldvla_libero_goal_256-1) ;;" in text
     for wrong in ("optim.lr", "optim.lr=1", "=1,2", "optim.lr=1,"):
-        with pytest.raises(InputError, match="expected a setting with two values or more"):
-            runs_of_sweep(wrong, "r")
+        assert main(["submit", GOAL, f"sweep='{wrong}'", "--dry-run"]) == 2
+        assert "expected a setting with two values or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("profile", PROFILES)
