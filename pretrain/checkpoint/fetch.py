@@ -19,7 +19,7 @@ _KEPT = 2
 
 
 def local_checkpoint(where: str, run: Path | None = None) -> Path:
-    """A checkpoint as a local folder: itself, or its weights in `fetched/step_...` of its run's folder.
+    """A checkpoint as a folder of its run: itself, or its weights in `fetched/step_...` there.
 
     Tokenizers and action ranges lie in the run's folder, so that whoever evaluates finds them. Moments are
     not fetched. Every file is verified as it comes; a folder that was fetched before and is the same
@@ -27,13 +27,13 @@ def local_checkpoint(where: str, run: Path | None = None) -> Path:
 
     Args:
         where: Folder, or URL of one checkpoint in an object store.
-        run: Folder of its run; None: the one that the checkpoint's settings name.
+        run: Folder of its run; None: the one that the checkpoint's settings name, and a folder as it is.
 
     Raises:
         InputError: No committed checkpoint there, a damaged file (named), a run whose folder is not here, or
             one that cannot be written to.
     """
-    if "://" not in where:
+    if "://" not in where and (run is None or Path(where).resolve().parent.parent == run.resolve()):
         return Path(where)
     store = open_checkpoint(where)
     manifest = Manifest.read(store)

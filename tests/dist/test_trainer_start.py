@@ -12,6 +12,7 @@ import torch
 from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
 from data.tokens.vocabulary import IGNORED_LABEL
+from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import TrainingConfig
 from pretrain.convert.exporting import export_weights
@@ -85,7 +86,7 @@ def test_a_new_run_begins_with_the_weights_of_another(
     assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
 
 
-def test_two_runs_do_not_share_a_place_for_checkpoints(url: str, tmp_path: Path) -> None:
+def test_a_place_apart_from_the_run_folder_is_of_one_run(url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 1))
     config.checkpointing.url, config.trainer.stop_after = str(tmp_path / "kept"), 2
     case.train(config)
@@ -97,6 +98,12 @@ def test_two_runs_do_not_share_a_place_for_checkpoints(url: str, tmp_path: Path)
     config.run.name, config.trainer.stop_after = "run", 3
     folder = case.train(config)
     assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
+    kept, fetched = tmp_path / "kept" / "step_00000003", folder.path / "fetched" / "step_00000003"
+    weights = load_weights(kept)
+    for found in (local_checkpoint(str(kept), run=folder.path), local_checkpoint(kept.as_uri())):
+        assert found == fetched, "an evaluation needs the tokenizers of the run's folder"
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in load_weights(found).items())
+    assert local_checkpoint(str(kept)) == kept
 
 
 def test_weights_that_cannot_be_used_are_refused_before_a_run_folder_is_made(
