@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ class WandbSink:
     def close(self) -> None:
         """Finish the run; its files are complete afterwards."""
         if self._run is not None and not self._failed:
-            self._attempt(self._run.finish)
+            self._failed = not self._attempt(self._run.finish)
+        if self._failed:  # told already; W&B itself would try once more at the exit, and print a traceback
+            with suppress(*_errors()):
+                _library().teardown()
 
     def _log(self, step: int, values: Mapping[str, Any]) -> None:
         if self._run is not None and not self._failed:
@@ -85,13 +89,9 @@ class WandbSink:
 
     def _attempt(self, work: Callable[[], Any], otherwise: str = "is left out from here on") -> bool:
         """Do something with W&B; whether it worked. A failure is told."""
-        from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
-        from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
-
-        errors = (_library().Error, OSError, HandleAbandonedError, MailboxClosedError, ServerResponseError)
         try:
             work()
-        except errors as error:
+        except _errors() as error:
             cause = next(iter(str(error).splitlines()), "") or type(error).__name__
             print(f"W&B failed ({cause}): it {otherwise}; training goes on", file=sys.stderr, flush=True)
             return False
@@ -117,6 +117,14 @@ def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What W&B raises where its service, its server or its files fail."""
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+    from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
+
+    return (_library().Error, OSError, HandleAbandonedError, MailboxClosedError, ServerResponseError)
 
 
 def _library() -> Any:

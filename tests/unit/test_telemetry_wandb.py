@@ -97,8 +97,7 @@ def test_wandb_that_dies_under_way_is_told_once(tmp_path: Path, capfd: pytest.Ca
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("W&B failed")]
     assert len(told) == 1
     assert "left out from here on; training goes on" in told[0]
-    with pytest.raises(ConnectionError):
-        wandb.teardown()
+    wandb.teardown()  # nothing is left that could fail as the process ends
 
 
 def test_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
