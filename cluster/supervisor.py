@@ -201,6 +201,8 @@ class _Supervisor:
             self._board.console.print(f"  evaluations that did not end: steps {steps}; resuming does them")
 
     def _due(self, now: bool) -> list[int]:
+        if self._config.eval.every == 0:
+            return []  # without asking an object store that may be away
         committed = self._watch.steps(now)
         return due_steps(committed, self._config.eval.every, self._config.trainer.steps, self._begun)
 

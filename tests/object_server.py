@@ -19,18 +19,23 @@ class ObjectServer:
     """moto's S3 in threads of this process.
 
     Attributes:
-        endpoint: `http://127.0.0.1:PORT`.
+        address: Host and port.
+        endpoint: The same as a URL: `http://127.0.0.1:PORT`.
         refuse: Asked about every request (method, path); a status refuses it, None lets it pass.
         requests: Method and path of every request so far.
     """
 
     def __init__(self) -> None:
         self._application = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._listen(port=0)
+        self.address = ("127.0.0.1", self._server.server_port)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         self.refuse: Callable[[str, str], int | None] = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
+
+    def _listen(self, port: int) -> None:
+        self._server = make_server("127.0.0.1", port, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -39,6 +44,11 @@ class ObjectServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def start_again(self) -> None:
+        """After `stop`: at the same address, with the objects that it had."""
+        self._listen(self.address[1])
+        self.start()
 
     def environment(self) -> dict[str, str]:
         """What a client needs to find it."""
