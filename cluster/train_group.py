@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from cluster.topology import Placement
 from data.errors import InputError
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.endings import PreemptedError
+from pretrain.watchdog import cause_of_end
 
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
@@ -60,6 +61,7 @@ def run_train_group(
     logs.mkdir(parents=True, exist_ok=True)
     forget_failures(logs, "rank_*")
     placement = placement or session.placement
+    written = _log_lengths(logs)
     trainer = TorchTrainer(
         _rank_main,
         train_loop_config={"train": train, "config": config, "logs": logs.resolve(), "cwd": os.getcwd()},
@@ -79,7 +81,7 @@ def run_train_group(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _explain(logs, str(error), placement.ranks) from error
+        raise _explain(logs, str(error), placement.ranks, written) from error
     for ended in read_failures(logs, "rank_*"):
         raise PreemptedError(ended.message)
 
@@ -89,8 +91,17 @@ def rank_name(rank: int) -> str:
     return f"rank_{rank:02d}"
 
 
-def _explain(logs: Path, reason: str, ranks: int) -> InputError | TrainingFailedError:
-    """Turn what the ranks wrote down (or Ray's own words) into one error."""
+def _explain(
+    logs: Path, reason: str, ranks: int, written: Mapping[str, int]
+) -> InputError | TrainingFailedError:
+    """Turn what the ranks wrote down (or Ray's own words) into one error.
+
+    Args:
+        logs: Folder of the ranks' logs.
+        reason: What Ray said.
+        ranks: Their number.
+        written: Lengths that the logs had before these ranks were started.
+    """
     # A rank that was asked to end and has is no cause.
     failures = [each for each in read_failures(logs, "rank_*") if each.kind != PreemptedError.__name__]
     mistakes = [failure for failure in failures if failure.user_mistake]
@@ -102,22 +113,49 @@ def _explain(logs: Path, reason: str, ranks: int) -> InputError | TrainingFailed
         first = causes[0]
         message = f"{first.name} failed: {first.headline}; its traceback is in {logs / first.name}.log"
         return TrainingFailedError(message, first.kind, first.headline)
+    if hang := _explain_hang(logs, ranks, written):
+        return hang
     report = logs / "ray.log"
     report.write_text(reason + "\n")
     spoke = {each.name for each in failures}
     silent = [name for name in map(rank_name, range(ranks)) if name not in spoke]
-    who = ", ".join(silent[:_LISTED]) + (
-        f" and {len(silent) - _LISTED} more" if len(silent) > _LISTED else ""
-    )
     if failures and silent:
         return TrainingFailedError(
-            f"{who} ended without a word (killed, or out of memory) and the others lost the connection; "
-            f"see {report} and the logs beside it"
+            f"{_listed(silent)} ended without a word (killed, or out of memory) and the others lost the "
+            f"connection; see {report} and the logs beside it"
         )
     return TrainingFailedError(
         "a training process ended without a word of its own (killed, or out of memory); "
         f"see {report} and {logs}/rank_*.log"
     )
+
+
+def _log_lengths(logs: Path) -> dict[str, int]:
+    """Bytes in each log, by the name of its process."""
+    return {path.stem: path.stat().st_size for path in logs.glob("rank_*.log")}
+
+
+def _explain_hang(logs: Path, ranks: int, written: Mapping[str, int]) -> TrainingFailedError | None:
+    """The error about ranks that their watchdogs have ended; None: no rank was ended so."""
+    causes: dict[str, str] = {}
+    for name in map(rank_name, range(ranks)):
+        log = logs / f"{name}.log"
+        said = log.read_bytes()[written.get(name, 0) :] if log.exists() else b""
+        if cause := cause_of_end(said.decode("utf-8", "replace")):
+            causes[name] = cause
+    if not causes:
+        return None
+    cause = next(iter(causes.values()))
+    mute = [name for name in map(rank_name, range(ranks)) if name not in causes]
+    # All others wait for a rank that cannot even speak.
+    who = f"; {_listed(mute)} did not answer" if mute else ""
+    message = f"{cause}{who}; the stacks of all threads are in {logs}/rank_*.log"
+    return TrainingFailedError(message, "Hang", f"{cause}{who}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _rank_main(task: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import threading
 import time
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Self
 from pretrain.endings import HUNG
 
 _LONGEST_GRACE = 10.0
+_ENDED = re.compile(r"^rank \d+ ends itself: (no step has finished for .*)$", re.MULTILINE)
 _STDERR = 2  # the rank's log; Python's own sys.stderr may be another object, without a descriptor
 
 
@@ -67,9 +69,19 @@ class Watchdog:
             self._speak()
             self._over.wait(self._grace)
             if self._latest == latest and not self._over.is_set():
+                os.write(_STDERR, f"rank {self._rank} ends itself: {self._cause}\n".encode())
                 os._exit(HUNG)
 
+    @property
+    def _cause(self) -> str:
+        return f"no step has finished for {self._timeout:g} s (guard.step_timeout)"
+
     def _speak(self) -> None:
-        line = f"rank {self._rank}: no step has finished for {self._timeout:g} s (guard.step_timeout)"
-        os.write(_STDERR, f"{line}; all threads:\n".encode())
+        os.write(_STDERR, f"rank {self._rank}: {self._cause}; all threads:\n".encode())
         faulthandler.dump_traceback(_STDERR, all_threads=True)
+
+
+def cause_of_end(log: str) -> str | None:
+    """Why a rank's watchdog has ended it, from what the rank wrote to standard error; None: it has not."""
+    found = _ENDED.search(log)
+    return found.group(1) if found else None

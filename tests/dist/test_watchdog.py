@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.endings import HUNG
-from pretrain.watchdog import Watchdog
+from pretrain.watchdog import Watchdog, cause_of_end
 from tests.dist.harness import free_port
 
 TIMEOUT = 1.0
@@ -70,6 +70,8 @@ def test_every_rank_tells_where_it_hangs(tmp_path: Path, hang: Callable[[int], N
         said = log.read_text()
         assert f"rank {rank}: no step has finished for 1 s (guard.step_timeout); all threads:" in said
         assert re.search(rf'File "{__file__}", line \d+ in {hang.__name__}', said)
+        assert cause_of_end(said) == "no step has finished for 1 s (guard.step_timeout)"
+        assert cause_of_end(said[: said.index(" ends itself")]) is None, "it may have gone on"
     where = logs[1].read_text() if hang is hang_in_data else logs[0].read_text()
     assert ("in _never" if hang is hang_in_data else "all_reduce") in where
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -26,6 +29,8 @@ from tests.dist.training_case import measured, settings, train, write_dataset
 from tests.waiting import wait_until
 
 KILLS = {3: 1, 6: 0, 7: 1}  # step after which a rank dies -> that rank
+HANGS = {3: "1", 7: "0"}  # step after which a rank hangs -> that rank
+STEP_TIMEOUT = 12.0  # seconds: a step takes a fraction of one
 LAST = 10
 LAYOUT = (1, 2, 3)
 
@@ -127,6 +132,47 @@ def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
     assert "rank_00000-" in aside["error"]
     assert "restarting at step 6: restart 3" in shown
     assert len(list(tmp_path.glob("killed_*"))) == len(KILLS)
+
+
+def hangs_twice(config: TrainingConfig) -> None:
+    folder, rank = Path(config.run.dir), os.environ["RANK"]
+
+    def act(step: int) -> None:
+        if HANGS.get(step) != rank or (folder / f"hung_{step}").exists():
+            return
+        (folder / f"hung_{step}").write_text(str(os.getpid()))
+        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists, 90)
+        if step == min(HANGS):
+            never()
+        os.kill(os.getpid(), signal.SIGSTOP)  # its watchdog cannot speak either
+
+    at_step(config, act)
+
+
+def never() -> None:
+    threading.Event().wait()
+
+
+@pytest.mark.timeout(400)
+def test_ranks_that_hang_are_told_and_change_no_loss(
+    url: str, undisturbed: list[float], tmp_path: Path
+) -> None:
+    config = under_ray(tmp_path, url)
+    config.guard.step_timeout = STEP_TIMEOUT
+    run(config, hangs_twice)
+    folder = RunFolder.of(config.run)
+    assert [line["loss"] for line in measured(folder)] == undisturbed
+    failed = [event for event in events(folder) if event["event"] == "failed"]
+    cause = f"no step has finished for {STEP_TIMEOUT:g} s (guard.step_timeout)"
+    where = f"; the stacks of all threads are in {folder.path}/logs/rank_*.log"
+    assert [event["error"] for event in failed] == [
+        f"{cause}{where}",
+        f"{cause}; rank_00 did not answer{where}",
+    ]
+    resumed = [event["step"] for event in events(folder) if event["event"] == "resumed"]
+    assert resumed == [2, 6]
+    assert re.search(r'", line \d+ in never\n', (folder.path / "logs" / "rank_01.log").read_text())
+    assert not any(psutil.pid_exists(int((tmp_path / f"hung_{step}").read_text())) for step in HANGS)
 
 
 def always_fails(config: TrainingConfig) -> None:
