@@ -20,8 +20,6 @@ import io
 import json
 import math
 import re
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,10 +30,10 @@ from numpy.typing import NDArray
 from data.contracts import Episode
 from data.errors import InputError
 from data.storage.store import Store
+from data.storage.ustar import read_members, write_member
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_BLOCK = tarfile.BLOCKSIZE
-_END_OF_ARCHIVE = bytes(2 * _BLOCK)
+_END_OF_ARCHIVE = bytes(1024)
 _WORD = "[A-Za-z0-9_+=,-]"
 _KEY = re.compile(f"{_WORD}+(/{_WORD}+)*")
 _CAMERA = re.compile(r"[a-z0-9_]{1,32}")
@@ -129,7 +127,7 @@ def encode_episode(episode: Episode, compression: str = COMPRESSIONS[0]) -> byte
         InputError: The key or a camera's name cannot name a member.
     """
     key = check_key(episode.key)
-    parts: list[bytes] = []
+    parts: list[bytes | memoryview] = []
     arrays: dict[str, NDArray[Any]] = {}
     for camera in sorted(episode.codes):
         if not _CAMERA.fullmatch(camera):
@@ -141,11 +139,11 @@ def encode_episode(episode: Episode, compression: str = COMPRESSIONS[0]) -> byte
         payload = _npy(array)
         if compression == "zstd":
             frame = zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(payload)
-            parts += _member(f"{key}.{name}.npy{_ZSTD_SUFFIX}", frame)
+            parts += write_member(f"{key}.{name}.npy{_ZSTD_SUFFIX}", frame)
         else:
-            parts += _member(f"{key}.{name}.npy", payload)
+            parts += write_member(f"{key}.{name}.npy", payload)
     meta = {"suite": episode.suite, "task": episode.task, "instruction": episode.instruction}
-    parts += _member(f"{key}.json", json.dumps(meta, sort_keys=True).encode())
+    parts += write_member(f"{key}.json", json.dumps(meta, sort_keys=True).encode())
     return b"".join(parts)
 
 
@@ -159,12 +157,12 @@ def expand_episode(content: bytes, most: int) -> bytes:
     Raises:
         InputError: A member is no zstd frame, or there would be more.
     """
-    parts: list[bytes] = []
-    for name, payload in _members(content):
+    parts: list[bytes | memoryview] = []
+    for name, payload in read_members(content):
         if name.endswith(_ZSTD_SUFFIX):
             name, payload = name.removesuffix(_ZSTD_SUFFIX), _decompress(name, payload, most)
         most -= len(payload)
-        parts += _member(name, payload)
+        parts += write_member(name, payload)
     return b"".join(parts)
 
 
@@ -175,8 +173,8 @@ def decode_episode(content: bytes) -> Episode:
         InputError: Not exactly the members of one episode, or shapes and dtypes that do not fit.
     """
     key: str | None = None
-    members: dict[str, bytes] = {}
-    for name, payload in _members(content):
+    members: dict[str, memoryview] = {}
+    for name, payload in read_members(content):
         found, _, suffix = name.partition(".")
         if key is None:
             key = check_key(found)
@@ -203,27 +201,7 @@ def decode_episode(content: bytes) -> Episode:
 _META = ("suite", "task", "instruction")
 
 
-def _member(name: str, payload: bytes) -> list[bytes]:
-    info = tarfile.TarInfo(name)  # time, owner and group stay zero
-    info.size = len(payload)
-    return [info.tobuf(tarfile.USTAR_FORMAT), payload, bytes(-len(payload) % _BLOCK)]
-
-
-def _members(content: bytes) -> Iterator[tuple[str, bytes]]:
-    offset = 0
-    while offset < len(content):
-        try:
-            info = tarfile.TarInfo.frombuf(content[offset : offset + _BLOCK], "ascii", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
-            raise InputError(f"broken member header {offset} bytes into the episode ({error})") from error
-        offset += _BLOCK
-        if info.type != tarfile.REGTYPE or not 0 <= info.size <= len(content) - offset:
-            raise InputError(f"member {info.name[:200]!r} is no plain file that fits into its episode")
-        yield info.name, content[offset : offset + info.size]
-        offset += info.size + -info.size % _BLOCK
-
-
-def _decompress(name: str, frame: bytes, most: int) -> bytes:
+def _decompress(name: str, frame: memoryview, most: int) -> bytes:
     """The content of a zstd frame that says how much it is; what it says is checked before it is believed."""
     try:
         size = zstandard.frame_content_size(frame)
@@ -240,7 +218,7 @@ def _npy(array: NDArray[Any]) -> bytes:
     return file.getvalue()
 
 
-def _parse_npy(payload: bytes, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+def _parse_npy(payload: memoryview, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """An array of exactly this dtype and shape (None: any size), if the header is one that `_npy` writes."""
     match = _NPY_HEADER.match(payload)
     if match is None or len(payload) < (start := 10 + int.from_bytes(payload[8:10], "little")):
@@ -256,9 +234,9 @@ def _parse_npy(payload: bytes, dtype: str, shape: tuple[int | None, ...]) -> NDA
     return np.frombuffer(payload, dtype=dtype, offset=start).reshape(found)
 
 
-def _parse_meta(payload: bytes) -> dict[str, str]:
+def _parse_meta(payload: memoryview) -> dict[str, str]:
     try:
-        value: object = json.loads(payload)
+        value: object = json.loads(bytes(payload))
     except (ValueError, RecursionError) as error:
         raise InputError(f"episode's JSON is broken ({error})") from error
     meta = cast("dict[str, object]", value) if isinstance(value, dict) else {}
