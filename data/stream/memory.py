@@ -2,7 +2,9 @@
 
 Episodes lie one after the other in three arrays, so that many samples are cut by a few array operations.
 When the ring is full, those read first give way. (Windows come in a random order, so no episode is more
-likely to be wanted again than another, and last used would serve no better.)
+likely to be wanted again than another, and last used would serve no better.) Where the ring cannot hold all
+episodes and the node has a cache, windows of those that it does not hold are read from the cache, without
+their episodes (`data.stream.slices`); only what is not kept there either is read whole.
 """
 
 from __future__ import annotations
@@ -11,54 +13,24 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.config import DataConfig
+from data.contracts import Episode
 from data.errors import InputError
 from data.storage.index import read_episode
-from data.stream.sequence import SampleForm, action_blocks
+from data.stream.plan import PlannedWindows
+from data.stream.sequence import SampleForm
+from data.stream.slices import Cut, SliceReader
 from data.stream.sources import Source
-from data.tokens.action import encode
-from data.tokens.image_block import write_image_blocks
-from data.tokens.state import check_state_ranges, state_blocks
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, STATE_BLOCK_LENGTH
+from data.stream.steps import TimeSteps, tokenise
+from data.tokens.state import check_state_ranges
+from data.tokens.vocabulary import IMAGE_CODE_COUNT
 
 MEGABYTE = 2**20
 _ABSENT, _BAD = -1, -2
-
-
-@dataclass(frozen=True, slots=True)
-class TimeSteps:
-    """What samples are cut from; every id is below 65,536.
-
-    Attributes:
-        frames: uint16 [T, V * L], the image blocks of all cameras.
-        actions: uint16 [T, 9], action blocks.
-        states: uint16 [T, 10], state blocks; [T, 0] where samples hold no state.
-    """
-
-    frames: NDArray[np.uint16]
-    actions: NDArray[np.uint16]
-    states: NDArray[np.uint16]
-
-    @classmethod
-    def empty(cls, steps: int, form: SampleForm) -> TimeSteps:
-        """Room for `steps` time steps; memory is taken when it is first written."""
-        width = STATE_BLOCK_LENGTH if form.state else 0
-        return cls(
-            np.empty((steps, form.frame), np.uint16),
-            np.empty((steps, ACTION_BLOCK_LENGTH), np.uint16),
-            np.empty((steps, width), np.uint16),
-        )
-
-    def write(self, begin: int, other: TimeSteps) -> None:
-        """Copy all of `other` to the time steps from `begin` on."""
-        part = slice(begin, begin + len(other.frames))
-        self.frames[part], self.actions[part], self.states[part] = other.frames, other.actions, other.states
 
 
 class EpisodeMemory:
@@ -93,34 +65,42 @@ class EpisodeMemory:
         self._size = min(max(asked, longest), total)  # an episode must fit
         self._turns = self._size < total
         self.steps = TimeSteps.empty(self._size, form)
+        sliced = self._turns and all(map(_can_slice, sources))
+        self._slices = SliceReader(sources, form, config) if sliced else None
         self._begins = np.full(sum(counts), _ABSENT, np.int32)
         self._held: deque[tuple[int, int, int]] = deque()  # begin, end, episode: read first comes first
         self._end = 0
         self._readers = ThreadPoolExecutor(config.readers, thread_name_prefix="episode-reader")
         self.skipped: list[int] = []
 
-    def resident(
-        self, sources: NDArray[np.int64], episodes: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Bring the episodes of some windows into memory, part by part if they do not fit at once.
+    def cuts(self, windows: PlannedWindows) -> Iterator[Cut]:
+        """Bring the time steps of some windows into memory, part by part if they do not fit at once.
 
         Yields:
-            Which windows (int64, places in the arguments) can be cut before the next part is asked for,
-            and the time step of the ring at which the episode of each begins. A window whose episode is
-            bad comes in no part.
+            Which windows (int64, places in the argument) can be cut before the next part is asked for, the
+            time steps that they are cut from, and at which of these time step t of each lies (int64). A
+            window whose episode is bad comes in no part.
 
         Raises:
             InputError: An episode is missing or damaged (names shard, episode and offset), and no more may
                 be skipped.
         """
-        numbers = self._bases[sources] + episodes
+        numbers = self._bases[windows.sources] + windows.episodes
         waiting = np.arange(len(numbers), dtype=np.int64)
+        sliced = self._slices is None
         while True:
             begins = self._begins[numbers[waiting]]
             here = begins >= 0
             if here.any():
-                yield waiting[here], begins[here].astype(np.int64)
+                which = waiting[here]
+                yield which, self.steps, begins[here] + windows.times[which]
             waiting = waiting[begins == _ABSENT]
+            if self._slices is not None and not sliced:
+                done = np.zeros(len(numbers), bool)
+                for cut in self._slices.read(windows, waiting):
+                    done[cut[0]] = True
+                    yield cut
+                waiting, sliced = waiting[~done[waiting]], True
             if not len(waiting):
                 return
             self._read(list(dict.fromkeys(numbers[waiting].tolist())))
@@ -137,23 +117,21 @@ class EpisodeMemory:
         count = max(1, int(np.searchsorted(lengths, room, side="right")))
         todo = iter(numbers[:count])
         ahead = deque(
-            (number, self._readers.submit(self._tokenise, number))
+            (number, self._readers.submit(self._fetch, number))
             for number in islice(todo, 2 * self._config.readers)
         )
         while ahead:
             number, future = ahead.popleft()
             try:
-                episode = future.result()
+                self._keep(number, future.result())
             except InputError as error:
                 self._skip(number, error)
-            else:
-                self._keep(number, episode)
             ahead.extend(
-                (following, self._readers.submit(self._tokenise, following)) for following in islice(todo, 1)
+                (following, self._readers.submit(self._fetch, following)) for following in islice(todo, 1)
             )
 
-    def _keep(self, number: int, episode: TimeSteps) -> None:
-        length = len(episode.frames)
+    def _keep(self, number: int, episode: Episode) -> None:
+        length = episode.length
         if self._end + length > self._size:
             while self._held and self._held[0][0] >= self._end:  # left over from the round before
                 self._drop()
@@ -161,7 +139,8 @@ class EpisodeMemory:
         begin, end = self._end, self._end + length
         while self._held and self._held[0][0] < end and self._held[0][1] > begin:
             self._drop()
-        self.steps.write(begin, episode)
+        index, steps = self._locate(number)[0].index, self.steps.part(begin, end)
+        tokenise(episode.codes, episode.actions, episode.states, index, self._config, steps)
         self._begins[number] = begin
         self._held.append((begin, end, number))
         self._end = end
@@ -189,16 +168,11 @@ class EpisodeMemory:
         source, episode = self._locate(number)
         return int(source.steps[episode])
 
-    def _tokenise(self, number: int) -> TimeSteps:
+    def _fetch(self, number: int) -> Episode:
         source, place = self._locate(number)
-        episode = read_episode(source.index, source.entries[place])
-        steps = TimeSteps.empty(episode.length, self._form)
-        for view, camera in enumerate(self._config.cameras):
-            part = slice(view * self._form.image, (view + 1) * self._form.image)
-            write_image_blocks(episode.codes[camera], source.index.image.pixels, steps.frames[:, part])
-        actions = action_blocks(encode(episode.actions, source.index.action_ranges))
-        steps.actions[:] = actions.reshape(episode.length, -1)
-        if self._form.state:
-            ranges = self._config.state_ranges
-            steps.states[:] = state_blocks(episode.states, ranges.minimum, ranges.maximum)
-        return steps
+        return read_episode(source.index, source.entries[place])
+
+
+def _can_slice(source: Source) -> bool:
+    """Whether its windows may be read without their episodes: there is a cache, and no code to be refused."""
+    return source.index.kept is not None and source.index.image.codebook_size <= IMAGE_CODE_COUNT

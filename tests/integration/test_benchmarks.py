@@ -20,7 +20,6 @@ BENCHMARKS = (
     "scale",
     "checkpoint",
     "stream",
-    "telemetry",
 )
 
 

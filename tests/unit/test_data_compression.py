@@ -74,7 +74,7 @@ def test_the_cache_keeps_what_is_expanded(tmp_path: Path) -> None:
     entry = index.episodes[1]
     read_episode(index, entry)
     (path,) = (tmp_path / "cache").glob("??/*")
-    assert path.read_bytes()[32:] == encode_episode(episode(1, steps=5))
+    assert episode(1, steps=5).codes["wrist"][3].tobytes() in path.read_bytes()
     (tmp_path / "shards" / entry.shard).unlink()
     assert equal(read_episode(index, entry), episode(1, steps=5))
 

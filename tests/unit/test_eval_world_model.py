@@ -171,20 +171,6 @@ def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoin
     assert len(scores["frames"]) == 3
 
 
-def test_a_gif_is_written_where_it_is_asked_for(checkpoint: Path) -> None:
-    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
-    assert done.gif is None
-    assert not list(done.video.parent.glob("*.gif"))
-    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, gif=True))
-    assert done.gif == done.video.with_suffix(".gif")
-    with Image.open(done.gif) as gif:
-        assert (gif.format, gif.size, gif.n_frames, gif.info["duration"]) == ("GIF", (256, 128), 4, 200)
-        shown = np.asarray(gif.convert("RGB"), np.float64)
-    with av.open(str(done.video)) as video:
-        filmed = next(video.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.abs(shown - filmed).mean() < 10
-
-
 def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None:
     done = imagine(
         ImagineConfig(checkpoint=str(checkpoint), frames=99, episode="lift/demo_0", out=str(tmp_path / "o"))
