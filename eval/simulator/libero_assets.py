@@ -17,9 +17,6 @@ from pathlib import Path
 from data.errors import InputError
 
 _ENVIRONMENT = "LIBERO_ASSETS"
-_REMEDY = (
-    f"set {_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets), or an archive"
-)
 _NEEDED = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
 # The originals of these meshes have several megabytes; stand-ins have a few kilobytes.
 _MESHES_WITH_STANDINS = (
@@ -57,17 +54,21 @@ def find_assets() -> Path:
         folder = package_folder() / "assets"
         if not folder.is_dir():
             raise InputError(
-                f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; {_REMEDY}"
+                f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; set "
+                f"{_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets)"
             )
     elif not Path(wished).exists():
-        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={wished} does not exist; {_REMEDY}")
+        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={wished} does not exist")
     elif Path(wished).is_file():
         folder = _unpacked(Path(wished))
     else:
         folder = Path(wished)
     missing = [name for name in _NEEDED if not (folder / name).is_dir()]
     if missing:
-        raise InputError(f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; {_REMEDY}")
+        raise InputError(
+            f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; set {_ENVIRONMENT} to the "
+            "`assets` folder of a LIBERO checkout (libero/libero/assets)"
+        )
     return folder.resolve()
 
 
