@@ -9,12 +9,12 @@ less than one row more than needed, so hardly any number walks.
 from __future__ import annotations
 
 import hashlib
-from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS = 8
+_ONE = np.uint64(1)
 _SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
 _FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 
@@ -61,12 +61,14 @@ def permute(
 def _grid(sizes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Rows and columns of the grid of each size: floor of the root of size - 1, plus 1; then what is needed.
 
-    There are few different sizes, and whole numbers are exact where floats are not.
+    A float's root of a whole number may be off by one, which whole numbers put right.
     """
-    distinct, of = np.unique(sizes, return_inverse=True)
-    rows = [isqrt(max(size - 1, 0)) + 1 for size in distinct.tolist()]
-    columns = [-(-size // row) for size, row in zip(distinct.tolist(), rows, strict=True)]
-    return np.array(rows, np.uint64)[of], np.array(columns, np.uint64)[of]
+    least = np.maximum(sizes, _ONE) - _ONE
+    root = np.sqrt(least.astype(np.float64)).astype(np.uint64)
+    root -= root * root > least
+    root += (root + _ONE) * (root + _ONE) <= least
+    rows = root + _ONE
+    return rows, (sizes + root) // rows
 
 
 def _shuffle_grid(

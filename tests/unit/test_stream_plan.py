@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from data.config import MixtureConfig
 from data.errors import InputError
 from data.stream.layout import SourceWindows
 from data.stream.mixture import apportion
-from data.stream.permutation import permute, round_keys
+from data.stream.permutation import _grid, permute, round_keys
 from data.stream.plan import Kind, Plan, PlannedWindows
 from data.stream.sequence import SampleForm
 from data.stream.slots import SlotStreams, last_windows
@@ -49,6 +50,15 @@ def make_plan(
 def pairs(windows: PlannedWindows, kind: Kind, source: int = 0) -> list[tuple[int, int]]:
     of = (windows.kinds == kind) & (windows.sources == source)
     return list(zip(windows.episodes[of].tolist(), windows.times[of].tolist(), strict=True))
+
+
+def test_the_grid_of_a_size_is_exact_where_floats_are_not() -> None:
+    roots = [1, 2, 3, 1000, 2**16, 94906267, 2**30 + 1, 2**31 - 1, 2**31]
+    sizes = [0, *(max(root**2 + off, 0) for root in roots for off in (-2, -1, 0, 1, 2))]
+    rows, columns = _grid(np.array(sizes, np.uint64))
+    wanted = [isqrt(max(size - 1, 0)) + 1 for size in sizes]
+    assert rows.tolist() == wanted
+    assert columns.tolist() == [-(-size // row) for size, row in zip(sizes, wanted, strict=True)]
 
 
 @given(size=st.integers(1, 5000), key=st.text(max_size=8), tweak=st.integers(0, 2**64 - 1))
