@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.checkpoint_run import OURS, Case, Measured, Turn, measure
-from benchmarks.report import Column, Report, arguments
+from benchmarks.report import Column, Report, arguments, free_port
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.settings import named_models
 
@@ -76,14 +75,8 @@ def _run(options: argparse.Namespace, stage: int) -> list[Measured]:
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
         ProcessPoolExecutor(_RANKS, mp_context=spawn) as processes,
     ):
-        case = Case(config, Path(folder) / "checkpoints", options.rounds, _free_port())
+        case = Case(config, Path(folder) / "checkpoints", options.rounds, free_port())
         return list(processes.map(measure, [case] * _RANKS, range(_RANKS)))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _add_rows(report: Report, stage: int, ranks: Sequence[Measured]) -> None:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -89,6 +90,13 @@ def _commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def free_port() -> int:
+    """A port of this machine for the ranks of a measurement to meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def seconds_of(function: Callable[[], object], device: str, repeats: int = 5, warmup: int = 2) -> float:

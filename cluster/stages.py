@@ -98,7 +98,12 @@ def run_train(config: RootConfig, call: Invocation) -> None:
 
 
 def run_eval(config: EvalCommandConfig, call: Invocation) -> None:
-    """`worldvla eval`."""
+    """`worldvla eval`.
+
+    Raises:
+        CommandFailedError: Every episode ended in an error: nothing was measured.
+    """
+    from cluster.failures import CommandFailedError
     from eval.results import results_table
     from eval.suite import evaluate_command
 
@@ -110,6 +115,12 @@ def run_eval(config: EvalCommandConfig, call: Invocation) -> None:
         print(json.dumps(results.to_json(), indent=2))
     else:
         call.console.print(results_table(results))
+    if results.success_rate is None:
+        first = results.episodes[0]
+        raise CommandFailedError(
+            f"eval: all {results.errors} episodes ended in an error, the first in {first.error}; nothing was "
+            "measured: mend the cause, the same command tries them again"
+        )
 
 
 def run_imagine(config: ImagineConfig, call: Invocation) -> None:
@@ -126,6 +137,8 @@ def run_imagine(config: ImagineConfig, call: Invocation) -> None:
     scores = f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.3f} over {len(result.frames)} frames"
     count = f"of {len(result.rollouts)} episodes, the first {first.episode} ({first.split})"
     call.console.print(f"  {result.picture}: {scores} {count}")
+    if result.gif is not None:
+        call.console.print(f"  {result.gif}: true beside predicted frames")
     call.console.print(scores_table(result))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 16.0, 14.0, 34.0
+_NOTE_ROWS, _NOTE_GAP, _NOTE_LETTER = 3, 6.0, 6.2  # of labels: rows, distance to the line, letter's width
 _MOST_POINTS = 240  # of a line: more cannot be told apart at this width
 
 Point = tuple[float, float]
@@ -44,6 +45,20 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Note:
+    """A drawn mark: the line's x, and its label at `text_x`, `text_y`, on the side where there is room.
+
+    The label is empty where it would lie on others: the line stays, the report tells the event in words.
+    """
+
+    position: float
+    label: str
+    text_x: float
+    text_y: float
+    anchor: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """A grid line at `position` (x or y coordinate) and its label."""
 
@@ -71,7 +86,7 @@ class Chart:
     unit: str
     x_unit: str
     lines: tuple[Line, ...]
-    marks: tuple[Tick, ...]
+    marks: tuple[Note, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     width: float = WIDTH
@@ -131,10 +146,28 @@ def line_chart(
         unit=unit,
         x_unit=x_unit,
         lines=tuple(lines),
-        marks=tuple(Tick(to_x(m.x), m.label) for m in marks if x_low <= m.x <= x_high),
+        marks=_notes([(to_x(m.x), m.label) for m in marks if x_low <= m.x <= x_high]),
         x_ticks=tuple(Tick(to_x(x), format_number(x)) for x in x_ticks),
         y_ticks=tuple(Tick(to_y(y), format_number(y)) for y in y_ticks if y_low <= y <= y_high),
     )
+
+
+def _notes(marks: Sequence[tuple[float, str]]) -> tuple[Note, ...]:
+    """Give each label the first row at the top in which it lies on no other label, if one of the rows has."""
+    taken: list[list[Point]] = [[] for _ in range(_NOTE_ROWS)]
+    notes: list[Note] = []
+    for x, label in marks:
+        to_the_left = x > (_LEFT + WIDTH - _RIGHT) / 2
+        near, far = (x - _NOTE_GAP, x - _NOTE_GAP - _NOTE_LETTER * len(label))
+        if not to_the_left:
+            near, far = (x + _NOTE_GAP, x + _NOTE_GAP + _NOTE_LETTER * len(label))
+        begin, end = min(near, far), max(near, far)
+        free = [row for row, spans in enumerate(taken) if all(end < b or begin > e for b, e in spans)]
+        if free:
+            taken[free[0]].append((begin, end))
+        y = _TOP + 9 + 12 * (free[0] if free else 0)
+        notes.append(Note(x, label if free else "", near, y, "end" if to_the_left else "start"))
+    return tuple(notes)
 
 
 def thin(points: Sequence[Point], most: int) -> list[Point]:

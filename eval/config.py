@@ -140,6 +140,7 @@ class ImagineConfig:
         temperature: Of the image codes' choice; 0 takes the likeliest, as the published evaluation does.
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Of the draws at a temperature above 0.
+        gif: Write the video as `imagine.gif` too, for places that show no MP4; 256 colours a frame.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
 
@@ -153,4 +154,5 @@ class ImagineConfig:
     temperature: float = 0.0
     guidance: float = 1.0
     seed: int = 0
+    gif: bool = False
     out: str | None = None

@@ -82,7 +82,7 @@ def _load_checkpoint(checkpoint: Path, device: str) -> LoadedModel:
     tokenizers = run / "tokenizers"
     text = TextTokenizer.load(_only(tokenizers, "json", "text"))
     image = ImageTokenizer.load(_only(tokenizers, "safetensors", "image"), device=device)
-    ranges = _read_ranges(RunFolder(run).action_ranges)
+    ranges = _read_ranges(RunFolder(run).action_ranges, "copy it there from the training run")
     network = _network(model, checkpoint, load_weights(checkpoint))
     return LoadedModel(data, network.to(device), text, image, ranges)
 
@@ -101,7 +101,9 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
             "(runs/<name>/tokenizers/*.json, or Chameleon's tokenizer.json)"
         )
     image = ImageTokenizer.load(settings.image_tokenizer, device=device, pixels=settings.pixels)
-    ranges = _read_ranges(Path(settings.action_ranges)) if settings.action_ranges else DEFAULT_RANGES
+    ranges = DEFAULT_RANGES
+    if settings.action_ranges:
+        ranges = _read_ranges(Path(settings.action_ranges), "correct exported.action_ranges")
     source = open_source(folder)
     weights = {name: file.tensor(name).float() for name, file in source.tensors.items()}
     data = DataConfig(history=settings.history, chunk=settings.chunk, cameras=[settings.camera])
@@ -109,14 +111,12 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
     return LoadedModel(data, network, TextTokenizer.load(text), image, ranges)
 
 
-def _read_ranges(path: Path) -> ActionRanges:
-    """The run's action ranges; WorldVLA's where it was begun when there were no others."""
-    if not path.exists():
-        return DEFAULT_RANGES
+def _read_ranges(path: Path, remedy: str) -> ActionRanges:
+    """Action ranges from their file: with any others the same tokens would be other motions."""
     try:
         record = Record.parse(path.read_bytes(), str(path))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
     return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))
 
 

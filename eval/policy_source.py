@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig
 from eval.policy import ExpertPolicy, Policy
+from pretrain.run_folder import RunFolder
 
 EXPERT = "expert"
 READY = "READY"  # of a checkpoint: the checksum of its manifest
@@ -47,7 +49,7 @@ class PolicyName:
         return CheckpointPolicy(Path(self.name), batch=self.batch, exported=self.exported)
 
     def identity(self) -> str:
-        """Changes with the weights.
+        """Changes with the weights, and with the tokenizers and action ranges that its run has for them.
 
         A checkpoint's READY holds the checksum of its manifest, and that those of the weights. Exported
         weights may have hundreds of gigabytes: names, lengths and times of their files stand for them.
@@ -57,10 +59,26 @@ class PolicyName:
         folder = Path(self.name)
         ready = folder / READY
         if ready.is_file():
-            return hashlib.sha256(ready.read_bytes()).hexdigest()
+            return _digest([ready, *_beside_weights(folder)])
         files = sorted(path for path in folder.iterdir() if path.is_file())
         found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return hashlib.sha256(f"{found} {self.exported}".encode()).hexdigest()
+
+
+def _beside_weights(checkpoint: Path) -> list[Path]:
+    """Files of the run that decide how a checkpoint sees, reads and moves."""
+    run = RunFolder(checkpoint.resolve().parent.parent)
+    return sorted(path for path in (run.action_ranges, *run.tokenizers.glob("*")) if path.is_file())
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of names and contents."""
+    found = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{path.name} {content}\n".encode())
+    return found.hexdigest()
 
 
 def named_policy(config: EvalCommandConfig) -> tuple[PolicyName, int | None, Path]:

@@ -60,7 +60,7 @@ def learning_charts(run: RunFolder) -> list[Chart]:
         line_chart("Loss of structure", "nats a token", beside("loss_structure"), marks=marks),
         line_chart("Token accuracy", "%", accuracies, marks=marks, y_range=(0.0, 100.0)),
         line_chart("Error of actions", "L1, range -1 to 1", beside("action_l1"), marks=marks),
-        line_chart("Learning rate", "", [_curve(run.steps, "learning_rate", "peak group", 4)], marks=marks),
+        line_chart("Learning rate", "", [_curve(run.steps, "learning_rate", "training", 4)], marks=marks),
         line_chart(
             "Gradient norm", "before clipping", [_curve(run.steps, "gradient_norm", "global", 3)], marks=marks
         ),

@@ -84,10 +84,13 @@ def figures(run: RunFolder) -> list[Figure]:
     if run.evaluations:
         last = run.evaluations[-1]
         row = evaluation_row(last)
-        shown.append(Figure("Success", row.success, "", f"{row.episodes} episodes, step {row.step}"))
-    speed = number(run.summary, "tokens_per_second") or _mean(run.steps, "tokens_per_second")
+        episodes = "1 episode" if row.episodes == "1" else f"{row.episodes} episodes"
+        shown.append(Figure("Success", row.success, "", f"{episodes}, step {row.step}"))
+    speed, since = number(run.summary, "tokens_per_second"), "since the last start"
+    if speed is None:
+        speed, since = _mean(run.steps, "tokens_per_second"), f"over {len(run.steps)} logged steps"
     if speed is not None:
-        shown.append(Figure("Speed", format_number(speed), "tokens/s", f"over {len(run.steps)} logged steps"))
+        shown.append(Figure("Speed", format_number(speed), "tokens/s", since))
     mfu = number(run.summary, "mfu") or _mean(run.steps, "mfu")
     if mfu is not None:
         shown.append(Figure("Model FLOPs utilisation", f"{100 * mfu:.1f}", "%", "of the devices' peak"))

@@ -1,4 +1,4 @@
-"""Videos that every browser plays: H.264, yuv420p, MP4."""
+"""Videos that every browser plays: H.264, yuv420p, MP4; and moving pictures (GIF)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
@@ -33,6 +34,33 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_seco
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
+    """Write frames uint8 [H, W, 3] as a GIF that plays on and on; complete under its name or not at all.
+
+    Its clock counts hundredths of a second, so the speed is as near as that allows.
+
+    Raises:
+        ValueError: No frames.
+    """
+    if not frames:
+        raise ValueError("a moving picture needs at least one frame")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    try:
+        first.save(
+            unfinished,
+            format="GIF",
+            save_all=True,
+            append_images=others,
+            duration=1000 / frames_per_second,
+            loop=0,
+        )
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

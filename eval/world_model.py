@@ -27,13 +27,13 @@ from eval.config import ImagineConfig
 from eval.contact_sheet import enlarge, evenly, tile
 from eval.model import LoadedModel, load_model
 from eval.perceptual import Lpips, VideoFeatures
-from eval.video import write_video
+from eval.video import write_gif, write_video
 from eval.video_scores import FrameScore, HorizonScore, horizon_scores, mean_score, score
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.model.generate import Guidance, decode_image
 from pretrain.model.sampling import GREEDY, Sampling
 
-STEM = "imagine"  # of the three files in the evaluation folder
+STEM = "imagine"  # of the files in the evaluation folder
 _FRAMES_PER_SECOND = 5
 _DRAWS = 1_000_000  # between the numbers of two episodes' draws
 
@@ -68,6 +68,7 @@ class Imagination:
         horizons: Scores over the first 10 and 50 frames, where rollouts are that long.
         picture: PNG: true frames above predicted ones, the given first frame at the left of both.
         video: MP4: true beside predicted.
+        gif: The same as GIF; None: not asked for.
         scores: JSON of everything here.
     """
 
@@ -79,6 +80,7 @@ class Imagination:
     picture: Path
     video: Path
     scores: Path
+    gif: Path | None = None
 
     @property
     def frames(self) -> tuple[FrameScore, ...]:
@@ -147,6 +149,7 @@ def imagine(config: ImagineConfig) -> Imagination:
         picture=out / f"{STEM}.png",
         video=out / f"{STEM}.mp4",
         scores=out / f"{STEM}.json",
+        gif=out / f"{STEM}.gif" if config.gif else None,
     )
     about = {
         "checkpoint": checkpoint.name,
@@ -264,6 +267,8 @@ def _write(
         done.scores.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile(np.stack([truth[shown], dream[shown]]))).save(done.picture)
         write_video(done.video, list(pair), _FRAMES_PER_SECOND)
+        if done.gif is not None:
+            write_gif(done.gif, list(pair), _FRAMES_PER_SECOND)
         done.scores.write_text(json.dumps({**about, **numbers}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(

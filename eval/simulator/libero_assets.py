@@ -17,6 +17,9 @@ from pathlib import Path
 from data.errors import InputError
 
 _ENVIRONMENT = "LIBERO_ASSETS"
+_REMEDY = (
+    f"set {_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets), or an archive"
+)
 _NEEDED = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
 # The originals of these meshes have several megabytes; stand-ins have a few kilobytes.
 _MESHES_WITH_STANDINS = (
@@ -54,21 +57,17 @@ def find_assets() -> Path:
         folder = package_folder() / "assets"
         if not folder.is_dir():
             raise InputError(
-                f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; set "
-                f"{_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets)"
+                f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; {_REMEDY}"
             )
     elif not Path(wished).exists():
-        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={wished} does not exist")
+        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={wished} does not exist; {_REMEDY}")
     elif Path(wished).is_file():
         folder = _unpacked(Path(wished))
     else:
         folder = Path(wished)
     missing = [name for name in _NEEDED if not (folder / name).is_dir()]
     if missing:
-        raise InputError(
-            f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; set {_ENVIRONMENT} to the "
-            "`assets` folder of a LIBERO checkout (libero/libero/assets)"
-        )
+        raise InputError(f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; {_REMEDY}")
     return folder.resolve()
 
 

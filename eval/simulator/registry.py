@@ -43,7 +43,7 @@ def select_tasks(suite: Suite, tasks: list[int] | None) -> list[int]:
         raise InputError(f"suite {suite.name}: tasks=[] selects nothing; leave it out to take all tasks")
     wrong = [task for task in tasks if not 0 <= task < len(suite.tasks)]
     if wrong:
-        raise InputError(
-            f"suite {suite.name}: task {wrong[0]} does not exist; it has tasks 0 to {len(suite.tasks) - 1}"
-        )
+        last = len(suite.tasks) - 1
+        there = f"tasks 0 to {last}" if last else "task 0 alone"
+        raise InputError(f"suite {suite.name}: task {wrong[0]} does not exist; it has {there}")
     return sorted(set(tasks))

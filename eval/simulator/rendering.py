@@ -23,7 +23,8 @@ def choose_backend() -> str:
         The backend: `osmesa`, `egl` or `glfw`.
 
     Raises:
-        InputError: The backend's system library is not installed, or there is no such backend.
+        InputError: The backend's system library is not installed, there is no such backend, or
+            PYOPENGL_PLATFORM names another.
     """
     default = "egl" if Path("/dev/nvidia0").exists() else "osmesa"
     backend = os.environ.setdefault("MUJOCO_GL", default).lower()
@@ -38,7 +39,11 @@ def choose_backend() -> str:
             f"renderer {backend}: system library lib{library} not found, the simulator draws frames "
             f"with it; run: apt-get install -y --no-install-recommends {package}"
         )
-    os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    platform = os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    if platform.lower() != backend:
+        raise InputError(
+            f"MUJOCO_GL={backend} and PYOPENGL_PLATFORM={platform} name two renderers; leave the second unset"
+        )
     return backend
 
 

@@ -20,6 +20,7 @@ BENCHMARKS = (
     "scale",
     "checkpoint",
     "stream",
+    "telemetry",
 )
 
 

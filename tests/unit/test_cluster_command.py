@@ -98,6 +98,25 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert shown.count("\n") == 1
 
 
+def test_an_evaluation_that_measured_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import eval.suite
+    from eval.results import Results
+    from eval.rollout import EpisodeResult
+    from tests.fake_simulator import TASK
+
+    broken = EpisodeResult(0, 0, False, 0, "no picture", 0.1)
+    solved = EpisodeResult(0, 1, True, 9, None, 0.1)
+    for episodes, code in (((broken, broken), 1), ((broken, solved), 0)):
+        found = Results("robosuite_lift", None, "expert", (TASK,), episodes, {}, False)
+        monkeypatch.setattr(eval.suite, "evaluate_command", lambda config, progress, found=found: found)
+        assert main(["eval", "policy=expert", "out=x", "--json"]) == code
+        shown = capsys.readouterr()
+        assert f'"errors": {found.errors}' in shown.out, "the results are shown all the same"
+        assert ("all 2 episodes ended in an error, the first in no picture" in shown.err) == (code == 1)
+
+
 def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
     reading, writing = os.pipe()
     os.close(reading)

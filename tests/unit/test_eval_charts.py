@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,27 @@ def test_chart_places_points_inside_its_frame() -> None:
     assert ys[0] > ys[1]  # larger values are higher up
     assert chart.marks[0].position == pytest.approx((chart.left + chart.right) / 2)
     assert chart.lines[0].last == "3"
+
+
+def test_labels_of_marks_lie_on_no_other_and_all_marks_keep_their_line() -> None:
+    marks = [
+        Mark(float(step), f"resumed, TP 1 x DP {step}, ZeRO-3") for step in (3, 20, 21, 22, 23, 24, 80, 90)
+    ]
+    chart = line_chart("Loss", "nats", [Series("a", [(0, 1.0), (100, 2.0)])], marks=marks)
+    assert chart is not None
+    assert len({note.position for note in chart.marks}) == len(marks)
+    shown = [note for note in chart.marks if note.label]
+    assert [note.label for note in shown[:3]] == [mark.label for mark in marks[:3]]
+    assert all(note.text_y <= chart.top + 33 for note in shown), "labels keep to the top of the plot"
+    assert [note.label for note in chart.marks[3:6]] == [""] * 3, "there is no room for these"
+    for row in {note.text_y for note in shown}:
+        spans = []
+        for note in shown:
+            width = 6 * len(note.label) * (-1 if note.anchor == "end" else 1)
+            if note.text_y == row:
+                spans.append(sorted((note.text_x, note.text_x + width)))
+        spans.sort()
+        assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
 
 
 def test_chart_of_nothing_is_none() -> None:

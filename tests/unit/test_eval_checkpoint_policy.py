@@ -53,6 +53,8 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     TextTokenizer.load().save(tmp_path / "tokenizers")
     ImageTokenizer.load().save(tmp_path / "tokenizers" / "image_tokenizer.safetensors")
+    ranges = {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)}
+    (tmp_path / "action_ranges.json").write_text(json.dumps(ranges))
     monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
     return folder
 
@@ -104,6 +106,12 @@ def test_missing_tokenizer_is_named(checkpoint: Path) -> None:
     (checkpoint.parents[1] / "tokenizers" / "image_tokenizer.safetensors").unlink()
     with pytest.raises(InputError, match=r"found 0 files .*safetensors.* image tokenizer"):
         CheckpointPolicy(checkpoint)
+
+
+def test_missing_action_ranges_are_named(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "action_ranges.json").unlink()
+    with pytest.raises(InputError, match=r"action_ranges\.json: the action ranges .*; copy it there"):
+        CheckpointPolicy(checkpoint, device="cpu")
 
 
 def test_weights_of_another_model_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

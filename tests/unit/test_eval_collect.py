@@ -148,6 +148,16 @@ def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> 
         rendering.choose_backend()
 
 
+def test_two_renderers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: f"lib{name}.so")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "osmesa")
+    with pytest.raises(InputError, match="MUJOCO_GL=egl and PYOPENGL_PLATFORM=osmesa name two renderers"):
+        rendering.choose_backend()
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    assert rendering.choose_backend() == "egl"
+
+
 def assets_folder(path: Path) -> Path:
     for name in ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures"):
         (path / name).mkdir(parents=True)
@@ -180,7 +190,7 @@ def test_missing_assets_say_where_they_were_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "none"))
-    with pytest.raises(InputError, match="none does not exist"):
+    with pytest.raises(InputError, match=r"none does not exist; set LIBERO_ASSETS to .*checkout"):
         find_assets()
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(InputError, match="it has no folder scenes"):

@@ -194,6 +194,8 @@ def test_page_shows_the_run(tmp_path: Path) -> None:
         "0.35 s",
         "not measured",
         "GPU reserved",
+        "since the last start",
+        "Waiting for data, a step",
     ):
         assert text in found.text
     assert [p.name for p in page.parent.glob("*.tmp")] == []

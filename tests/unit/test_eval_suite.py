@@ -130,3 +130,18 @@ def test_the_identity_of_a_checkpoint_is_that_of_its_weights_not_of_its_files_ti
     assert PolicyName(str(tmp_path)).identity() == before
     (tmp_path / "READY").write_text("4567 manifest-4567cdef.json")
     assert PolicyName(str(tmp_path)).identity() != before
+
+
+def test_the_identity_of_a_checkpoint_changes_with_its_run_s_tokenizers_and_ranges(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "READY").write_text("0123 manifest-0123abcd.json")
+    files = [tmp_path / "action_ranges.json", tmp_path / "tokenizers" / "text_tokenizer.json"]
+    files[1].parent.mkdir()
+    identities = [PolicyName(str(checkpoint)).identity()]
+    for path, text in ((files[0], "a"), (files[0], "b"), (files[1], "a"), (files[1], "b")):
+        path.write_text(text)
+        identities.append(PolicyName(str(checkpoint)).identity())
+    assert len(set(identities)) == 5
+    os.utime(files[0], (0, 0))
+    assert PolicyName(str(checkpoint)).identity() == identities[-1]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
@@ -169,6 +169,23 @@ def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoin
     assert scores["split"] == "val_ind"
     assert scores["psnr"] == pytest.approx(np.mean([frame["psnr"] for frame in scores["frames"]]))
     assert len(scores["frames"]) == 3
+
+
+def test_a_gif_is_written_where_it_is_asked_for(checkpoint: Path) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
+    assert done.gif is None
+    assert not list(done.video.parent.glob("*.gif"))
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, gif=True))
+    path = done.video.with_suffix(".gif")
+    assert done.gif == path
+    with Image.open(path) as gif:
+        assert (gif.format, gif.size, gif.info["duration"]) == ("GIF", (256, 128), 200)
+        assert len(list(ImageSequence.Iterator(gif))) == 4
+        gif.seek(0)
+        shown = np.asarray(gif.convert("RGB"), np.float64)
+    with av.open(str(done.video)) as video:
+        filmed = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(shown - filmed).mean() < 10
 
 
 def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""Trains one engine with and without its telemetry, in turns, on every rank (for `benchmarks.telemetry`)."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from contextlib import closing, redirect_stdout
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.packed import packed_batch
+from data.contracts import PackedBatch
+from pretrain.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from pretrain.parallel.engine import Engine
+    from pretrain.run_folder import RunFolder
+    from pretrain.telemetry.recorder import Recorder
+
+WITHOUT = "none"
+_WARM_UP = 2
+_START_SECONDS = 120.0
+_LEARNING_RATE = 1e-6
+_LAST = 10**9  # a schedule's end that is never reached: no line is due because of it
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is trained.
+
+    Attributes:
+        config: What the engine is built with; its run folder takes metrics and W&B's files.
+        every: Steps between two lines of metrics, of each way.
+        turns: Of each way.
+        steps: Timed steps of a turn.
+        port: For the ranks to meet.
+    """
+
+    config: TrainingConfig
+    every: tuple[int, ...]
+    turns: int
+    steps: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Some steps in a row of one rank.
+
+    Attributes:
+        way: `none`, or the steps between two lines.
+        seconds: Of the whole turn, begun and ended by all ranks together.
+        processor: Seconds in which this rank's process had a core.
+        lines: Written meanwhile, on rank 0.
+    """
+
+    way: str
+    seconds: float
+    processor: float
+    lines: int
+
+
+def measure(case: Case, rank: int) -> list[Turn]:
+    """Build the engine and take turns; in a process of its own."""
+    parallel = case.config.parallel
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(parallel.tensor * parallel.data),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(case.port),
+        CUDA_VISIBLE_DEVICES="",
+        DS_ACCELERATOR="cpu",
+        DEEPSPEED_LOG_LEVEL="error",
+    )
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    # Imported late: DeepSpeed looks for GPUs when it is imported.
+    import torch.distributed as dist
+
+    from pretrain.main import Display
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+    from pretrain.parallel.mesh import Mesh
+    from pretrain.run_folder import RunFolder
+
+    groups = ProcessGroups.create(Mesh(parallel.tensor, parallel.data))
+    engine = Engine.build(case.config, groups)
+    folder = RunFolder.of(case.config.run)
+    folder.path.mkdir(exist_ok=True)
+    batch = packed_batch(1, case.config.trainer.sequence_length, 64, groups.data_rank)
+    ways = [WITHOUT, *map(str, case.every)]
+    turns: list[Turn] = []
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        display = Display(case.config) if rank == 0 else None
+        for way in ways:  # the console begins with the first line, and so does W&B
+            _turn(case, engine, folder, batch, way, steps=_WARM_UP)
+        if rank == 0:
+            _await_wandb(folder)
+        dist.barrier()
+        for number in range(case.turns):
+            # The order turns round each time, so that what grows or shrinks steadily favours none.
+            for way in ways if number % 2 else reversed(ways):
+                turns.append(_turn(case, engine, folder, batch, way, case.steps))
+        if display is not None:
+            display.close()
+    dist.destroy_process_group()
+    return turns
+
+
+def _await_wandb(folder: RunFolder) -> None:
+    """Its start takes seconds, which belong to no step."""
+    end = time.monotonic() + _START_SECONDS
+    while not any(folder.path.glob("wandb/*run-*/*.wandb")):
+        if time.monotonic() > end:
+            raise RuntimeError(f"W&B did not start within {_START_SECONDS:g} s")
+        time.sleep(0.1)
+
+
+def _turn(case: Case, engine: Engine, folder: RunFolder, batch: PackedBatch, way: str, steps: int) -> Turn:
+    import torch.distributed as dist
+
+    from pretrain.telemetry.recorder import Recorder
+    from pretrain.telemetry.sinks import read_metrics
+
+    def timed() -> tuple[float, float]:
+        dist.barrier()
+        return time.perf_counter(), time.process_time()
+
+    if way == WITHOUT:
+        begun = timed()
+        for _ in range(steps):
+            float(engine.step([batch], _LEARNING_RATE).loss)
+        ended, lines = timed(), 0
+    else:
+        trainer = replace(case.config.trainer, log_every=int(way), steps=_LAST)
+        with closing(Recorder(replace(case.config, trainer=trainer), folder, engine, 0)) as recorder:
+            before = len(read_metrics(folder.metrics))
+            begun = timed()
+            for _ in range(steps):
+                _recorded_step(engine, recorder, batch)
+            ended, lines = timed(), len(read_metrics(folder.metrics)) - before
+    return Turn(way, ended[0] - begun[0], ended[1] - begun[1], lines)
+
+
+def _recorded_step(engine: Engine, recorder: Recorder, batch: PackedBatch) -> None:
+    """A step with all that `pretrain.trainer` tells the recorder."""
+    recorder.begin()
+    recorder.fed([batch], seconds=0.0)
+    result = engine.step([batch], _LEARNING_RATE)
+    recorder.record(engine.step_count, result, _LEARNING_RATE)
+    recorder.end()
