@@ -191,7 +191,8 @@ class ConvertSamplesConfig:
         pixels: Side of their frames; null: as the image tokenizer's file says.
         text_tokenizer: The `tokenizer.json` that they were made with (Chameleon's).
         ranges: Ranges over which their actions became tokens: `worldvla` or `rynnvla`.
-        shard_megabytes: Largest shard.
+        shard_megabytes: Largest shard, as it is stored.
+        compression: Of the members of each episode: `none` or `zstd`.
     """
 
     source: str = "???"
@@ -202,3 +203,4 @@ class ConvertSamplesConfig:
     text_tokenizer: str | None = None
     ranges: str = "worldvla"
     shard_megabytes: float = 64.0
+    compression: str = "none"

@@ -25,7 +25,7 @@ from data.parts import Part, PartRecord, find_record, plan_parts, write_record
 from data.sources.interface import DemonstrationReference, Source
 from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
-from data.storage.shards import COMPRESSIONS, ShardWriter, check_key
+from data.storage.shards import COMPRESSIONS, ShardWriter, check_compression, check_key
 from data.storage.store import open_store
 from data.tokens.vocabulary import ACTION_DIM, IMAGE_CODE_COUNT, STATE_DIM, grid_size_token
 
@@ -219,8 +219,7 @@ def _check(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None
             f"the image tokenizer has {tokenizer.codebook_size} codes, expected at most {IMAGE_CODE_COUNT}, "
             "as many as the vocabulary holds; give another image_tokenizer"
         )
-    if config.compression not in COMPRESSIONS:
-        raise InputError(f"compression={config.compression}: expected one of {', '.join(COMPRESSIONS)}")
+    check_compression(config.compression)
     if config.fit not in FITS:
         raise InputError(f"fit={config.fit}: expected one of {', '.join(FITS)}")
     if config.batch_size < 1:

@@ -27,7 +27,7 @@ from data.sources.arrays import clean_instruction, slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
 from data.stats import summarise
 from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
-from data.storage.shards import ShardWriter
+from data.storage.shards import ShardWriter, check_compression
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges, decode
 from data.tokens.text import TextTokenizer
@@ -59,6 +59,7 @@ def convert_samples(
     """
     if config.ranges not in NAMED_RANGES:
         raise InputError(f"ranges={config.ranges}: expected one of {', '.join(NAMED_RANGES)}")
+    check_compression(config.compression)
     ranges = NAMED_RANGES[config.ranges]
     paths = list_samples(Path(config.source))
 
@@ -71,7 +72,8 @@ def convert_samples(
                 progress(before + done, 2 * len(paths))
 
     instructions = _instructions(read(0), text)
-    writer = ShardWriter(open_store(config.out), round(config.shard_megabytes * 1_000_000))
+    limit = round(config.shard_megabytes * 1_000_000)
+    writer = ShardWriter(open_store(config.out), limit, compression=config.compression)
     episodes: list[Episode] = []  # without their codes
     counts: Counter[str] = Counter()
     for chain in _chains(read(len(paths))):
@@ -115,6 +117,7 @@ def _finish(
         },
         episodes=EpisodeTable.of(entries),
         url=config.out,
+        compression=config.compression,
     )
     commit_index(index)
     return index

@@ -49,6 +49,12 @@ _ZSTD_SUFFIX = ".zst"
 COMPRESSIONS = ("none", "zstd")
 
 
+def check_compression(compression: str) -> None:
+    """InputError unless it is one of `COMPRESSIONS`."""
+    if compression not in COMPRESSIONS:
+        raise InputError(f"compression={compression}: expected one of {', '.join(COMPRESSIONS)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where the members of one episode lie: bytes [offset, offset + size) of `shard`."""

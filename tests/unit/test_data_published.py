@@ -109,6 +109,25 @@ def test_codes_and_bins_come_back_exactly(tmp_path: Path, protocol: int) -> None
         assert np.array_equal(encode(episode.actions, index.action_ranges), written.ids[:-1])
 
 
+def test_shards_may_be_compressed(tmp_path: Path) -> None:
+    write_published(tmp_path / "tokens", [recorded(80, 0, "open the drawer"), recorded(60, 1, "lift it")])
+    indexes = [
+        convert_samples(
+            config(tmp_path, out=str(tmp_path / name), compression=name), TextTokenizer.load(), Format()
+        )
+        for name in ("none", "zstd")
+    ]
+    plain, small = (sum(entry.size for entry in index.episodes) for index in indexes)
+    assert small < plain
+    assert DatasetIndex.load(str(tmp_path / "zstd")).compression == "zstd"
+    for one, other in zip(*(index.episodes for index in indexes), strict=True):
+        read, expected = read_episode(indexes[1], other), read_episode(indexes[0], one)
+        assert np.array_equal(read.codes["agent"], expected.codes["agent"])
+        assert np.array_equal(read.actions, expected.actions)
+    with pytest.raises(InputError, match="compression=gzip: expected one of none, zstd"):
+        convert_samples(config(tmp_path, compression="gzip"), TextTokenizer.load(), Format())
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     text, folder = TextTokenizer.load(), tmp_path / "tokens"
     with pytest.raises(InputError, match=r"no \*\.pkl file"):
