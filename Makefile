@@ -6,10 +6,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+NPM             ?= npm
+AZURITE         := .build/azurite
+AZURITE_VERSION := 3.35.0# the newest for Node 20
+
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 
-.PHONY: demo test setup renderer compiler slurm lint clean help
+.PHONY: demo test setup renderer compiler slurm azurite lint clean help
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
@@ -22,7 +26,7 @@ demo: setup
 	@$(BIN)/worldvla demo
 
 # In two processes: the ranks of tests/dist are forked from one that has started neither Ray nor a simulator.
-test: setup compiler slurm
+test: setup compiler slurm azurite
 	@$(BIN)/python -m pytest tests/dist
 	@$(BIN)/python -m pytest tests --ignore=tests/dist
 
@@ -74,5 +78,18 @@ slurm:
 	    apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; } || exit 2; \
 	fi
 
+# The tests of az:// start Azurite, a local server of Azure's blob storage; where it is missing, they are skipped and
+# say so.
+azurite:
+	@if [ -e $(AZURITE)/$(AZURITE_VERSION) ]; then :; \
+	elif ! command -v $(NPM) >/dev/null; then \
+	  echo "[setup] no $(NPM): the tests of az:// will be skipped (apt-get install nodejs npm)"; \
+	else \
+	  echo "[setup] azurite $(AZURITE_VERSION), for the tests of az://"; \
+	  $(NPM) install --prefix $(AZURITE) --no-audit --no-fund --loglevel=error azurite@$(AZURITE_VERSION) && \
+	  touch $(AZURITE)/$(AZURITE_VERSION) || \
+	  echo "[setup] azurite could not be installed: the tests of az:// will be skipped"; \
+	fi
+
 clean:
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

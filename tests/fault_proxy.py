@@ -28,7 +28,7 @@ class Fault:
 
 
 class FaultProxy:
-    """Forwards connections; each carries one request (moto speaks HTTP 1.0).
+    """Forwards connections; each carries one request, after which the server is asked to close it.
 
     Attributes:
         endpoint: `http://127.0.0.1:PORT`.
@@ -93,7 +93,7 @@ class FaultProxy:
                 client.sendall(_REFUSAL)
                 return
             with socket.create_connection(self._target) as server:
-                server.sendall(head)
+                server.sendall(head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
                 rest = int(fields.get("content-length", 0)) - len(head.partition(b"\r\n\r\n")[2])
                 while rest > 0:
                     block = client.recv(min(rest, _BLOCK))

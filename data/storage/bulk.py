@@ -20,6 +20,7 @@ from obstore.store import from_url
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
+from data.storage.credentials import told
 from data.storage.store import FileStore, open_store
 
 Block = bytes | memoryview
@@ -170,16 +171,15 @@ class BulkObjects:
         try:
             listed = obstore.list_with_delimiter(self._store)  # pyright: ignore[reportUnknownMemberType] - Arrow
         except (ObstoreError, OSError) as error:
-            raise InputError(f"{self._url}: cannot be listed ({_first_line(error)})") from error
+            raise InputError(f"{self._url}: cannot be listed ({told(self._url, error)})") from error
         return sorted(prefix.rstrip("/") for prefix in listed["common_prefixes"])
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects below a folder."""
         try:
-            parts = list(obstore.list(self._store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
+            return self._listed(folder)
         except (ObstoreError, OSError) as error:
-            raise InputError(f"{self._url}/{folder}: cannot be listed ({_first_line(error)})") from error
-        return sorted(meta["path"].removeprefix(f"{folder}/") for part in parts for meta in part)
+            raise InputError(f"{self._url}/{folder}: cannot be listed ({told(self._url, error)})") from error
 
     def write_blocks(self, name: str, blocks: Iterable[Block], size: int) -> None:
         """Upload in parts; the store makes the object visible as a whole, at the end."""
@@ -208,19 +208,28 @@ class BulkObjects:
 
     def remove(self, folder: str, names: Sequence[str]) -> None:
         """Remove the first object alone, then the others in bulk."""
-        for some in (names[:1], names[1:]):
-            if not some:
-                continue
+        try:
+            for some in (names[:1], names[1:]):
+                self._delete(folder, some)
+        except (ObstoreError, OSError) as error:
+            raise self._failure(folder, "removed", error) from error
+
+    def _delete(self, folder: str, names: Sequence[str]) -> None:
+        """Delete in bulk. A store that tells of a missing object may have left others: go on with these."""
+        while names:
             try:
-                obstore.delete(self._store, [f"{folder}/{name}" for name in some])
+                obstore.delete(self._store, [f"{folder}/{name}" for name in names])
+                return
             except FileNotFoundError:
-                continue  # some stores say so, others do not
-            except (ObstoreError, OSError) as error:
-                raise self._failure(folder, "removed", error) from error
+                there = set(self._listed(folder))
+                left = [name for name in names if name in there]
+                if len(left) == len(names):
+                    raise
+                names = left
+
+    def _listed(self, folder: str) -> list[str]:
+        parts = list(obstore.list(self._store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
+        return sorted(meta["path"].removeprefix(f"{folder}/") for part in parts for meta in part)
 
     def _failure(self, name: str, what: str, error: Exception) -> OSError:
-        return OSError(f"{self._url}/{name}: cannot be {what} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        return OSError(f"{self._url}/{name}: cannot be {what} ({told(self._url, error)})")

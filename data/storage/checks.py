@@ -29,6 +29,6 @@ def check_range(where: str, length: int, offset: int, size: int) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without the pages that obstore adds."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

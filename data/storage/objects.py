@@ -19,7 +19,8 @@ from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
 from data.errors import InputError
-from data.storage.checks import check_range, checked_name, first_line
+from data.storage.checks import check_range, checked_name
+from data.storage.credentials import told
 from data.storage.retries import RETRY_SECONDS, Patience
 
 if TYPE_CHECKING:
@@ -137,6 +138,10 @@ class ObjectStore:
             raise self._failure(name, "written", error) from error
         self._etags.pop(name, None)
 
+    def give_up(self) -> None:
+        """Try no request again from now on."""
+        self._patience.end()
+
     def _download(self, download: _Download) -> None:
         done = False
         while not done:
@@ -163,8 +168,8 @@ class ObjectStore:
         return True
 
     def _failure(self, name: str, what: str, error: Exception) -> InputError:
-        told = [first_line(error), *getattr(error, "__notes__", [])]
-        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(told)})")
+        said = [told(self._url, error), *getattr(error, "__notes__", [])]
+        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(said)})")
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -8,7 +8,17 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    stop_any,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from data.storage.credentials import told
 
 RETRY_SECONDS = 300.0
 FIRST_PAUSE = 0.1  # seconds, doubled at every try: a pause is a random part of it
@@ -33,6 +43,11 @@ class Patience:
         self._where, self._seconds, self._passing = where, seconds, passing
         self._lock = threading.Lock()
         self._waiting = 0
+        self._over = threading.Event()
+
+    def end(self) -> None:
+        """Have no more patience: every request fails that waits now or fails from now on; for any thread."""
+        self._over.set()
 
     def insist(self, request: Callable[[], Result]) -> Result:
         """Carry out a request, again and again while it fails for a reason that may pass.
@@ -56,9 +71,9 @@ class Patience:
 
         retrying = Retrying(
             retry=retry_if_exception(self._passing),
-            stop=stop_after_delay(self._seconds),
+            stop=stop_any(stop_after_delay(self._seconds), stop_when_event_set(self._over)),
             wait=wait,
-            sleep=pause,
+            sleep=lambda seconds: pause(seconds, self._over),
             before_sleep=begin_waiting,
             reraise=True,
         )
@@ -80,7 +95,7 @@ class Patience:
             self._waiting += 1
             if self._waiting > 1:
                 return
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = told(self._where, error) if error is not None else "no answer"
         print(
             f"storage: {self._where}: {reason}; trying again for up to {self._seconds:g} s",
             file=sys.stderr,
@@ -92,6 +107,6 @@ class Patience:
             self._waiting -= 1
 
 
-def pause(seconds: float) -> None:
-    """Wait between two tries."""
-    time.sleep(seconds)
+def pause(seconds: float, over: threading.Event) -> None:
+    """Wait between two tries, or until patience is over."""
+    over.wait(seconds)

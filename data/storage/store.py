@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError as ObstoreError
 from data.errors import InputError
 from data.files import sync_folder, write_whole
 from data.storage.checks import check_range, checked_name, first_line
+from data.storage.credentials import hint
 from data.storage.objects import open_objects
 from data.storage.retries import RETRY_SECONDS
 
@@ -49,6 +50,10 @@ class Store(Protocol):
         """Create or replace an object as a whole: readers see the old bytes or the new ones."""
         ...
 
+    def give_up(self) -> None:
+        """Wait for a server that does not serve no longer: what waits for it now fails. For any thread."""
+        ...
+
 
 def open_store(url: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     """Open a folder (plain path or ``file://``) or an object-store prefix (``s3://bucket/prefix``).
@@ -69,7 +74,7 @@ def open_store(url: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     except (ObstoreError, ValueError) as error:
         raise InputError(
             f"{url}: cannot open this object store ({first_line(error)}); expected a path, file://, s3://, "
-            "gs:// or az:// with credentials in the environment"
+            f"gs:// or az:// with credentials in the environment ({hint(url)})"
         ) from error
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{url}: file URL names the host {parts.netloc!r}, expected file:///absolute/path")
@@ -138,6 +143,9 @@ class FileStore:
             raise InputError(
                 f"{path}: cannot be written ({error.strerror}); choose a writable place with free space"
             ) from error
+
+    def give_up(self) -> None:
+        """A folder is not waited for."""
 
     def path(self, name: str) -> Path:
         """Where the object lies.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from data.errors import InputError
+from data.storage.credentials import VARIABLES, told
 from data.storage.index import DatasetIndex, read_episode
 from data.storage.objects import ObjectStore
 from data.storage.shards import check_key, decode_episode, encode_episode
@@ -211,6 +214,21 @@ def test_urls(tmp_path: Path) -> None:
     for broken in ("s3://[bucket/prefix", "file://[host/path"):
         with pytest.raises(InputError, match="cannot open this object store"):
             open_store(broken)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+def test_who_has_no_credentials_is_told_which(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+    if scheme == "az":
+        with pytest.raises(InputError, match=r"Account must be specified.*AZURE_STORAGE_ACCOUNT_NAME and"):
+            open_store("az://bucket")
+    asked = "Error performing GET http://169.254.169.254/token: error sending request"
+    assert told(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
+        f"no credentials: set {VARIABLES[scheme]}, or run on a machine that the cloud gives a role; {asked}"
+    )
+    assert told(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
 
 
 def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that a reader would have waited for; it does not wait."""
     made: list[float] = []
-    monkeypatch.setattr(retries, "pause", made.append)
+    monkeypatch.setattr(retries, "pause", lambda seconds, over: made.append(seconds))
     return made
 
 
@@ -117,7 +119,7 @@ def test_a_server_that_restarts_is_waited_for(
 ) -> None:
     waited: list[float] = []
 
-    def wait(seconds: float) -> None:
+    def wait(seconds: float, over: threading.Event) -> None:
         """The server is back when 30 seconds would have gone by."""
         back = sum(waited) < 30 <= sum(waited) + seconds
         waited.append(seconds)
@@ -296,3 +298,19 @@ def test_a_byte_that_changes_on_the_way_is_noticed(index: DatasetIndex, proxy: F
     entry = index.episodes[2]
     with pytest.raises(InputError, match=rf"episode {entry.key}, offset {entry.offset}: sha256"):
         read_episode(index, entry)
+
+
+@pytest.mark.parametrize("allowed", [0, 8])
+def test_a_stream_that_waits_for_a_server_closes_at_once(
+    index: DatasetIndex, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], allowed: int
+) -> None:
+    config = DataConfig(URL, chunk=2, skip_bad_episodes=allowed)
+    with TokenStream(config, TRAINER, seed=0) as stream:
+        proxy.away()
+        assert not stream.comes(
+            0, 0, 1, seconds=3.0
+        )  # by then pauses last longer than the time allowed below
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.0
+    assert "skipped" not in capsys.readouterr().err, "what was given up is not bad"
+    proxy.back()

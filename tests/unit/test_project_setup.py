@@ -54,6 +54,24 @@ def test_another_python_is_refused_before_anything_is_made(programs: Path, tmp_p
     assert not (tmp_path / "venv").exists()
 
 
+def test_without_npm_azurite_is_left_out_with_a_word(programs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "azurite"
+    done = make(programs, "azurite", f"AZURITE={folder}", "NPM=not-npm")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no not-npm: the tests of az:// will be skipped" in done.stdout
+    failing = script(programs / "failing-npm", f"echo $@ >{tmp_path}/asked; exit 1")
+    done = make(programs, "azurite", f"AZURITE={folder}", f"NPM={failing}")
+    assert done.returncode == 0
+    assert "could not be installed: the tests of az:// will be skipped" in done.stdout
+    version = (tmp_path / "asked").read_text().partition("azurite@")[2].strip()
+    assert not (folder / version).exists()
+    script(programs / "npm", f"mkdir -p {folder}")
+    for _ in range(2):  # once it is there, nothing is done
+        done = make(programs, "azurite", f"AZURITE={folder}")
+        assert (folder / version).exists()
+    assert done.stdout == ""
+
+
 def test_every_folder_of_tests_is_run(pytestconfig: pytest.Config) -> None:
     """pytest passes over some names by itself; `make test` names dist and leaves it out of the rest."""
     folders = [path for path in (ROOT / "tests").iterdir() if path.is_dir() and list(path.glob("test_*.py"))]

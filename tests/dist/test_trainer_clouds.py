@@ -1,0 +1,43 @@
+"""A training whose data and checkpoints lie in gs:// or az://: the losses of one with them in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.storage.bulk import open_bulk
+from pretrain.checkpoint.place import CheckpointPlace
+from tests.clouds import cloud
+from tests.dist import training_case as case
+from tests.dist.harness import run_ranks
+from tests.dist.training_case import measured
+
+
+def _upload(folder: str, url: str) -> None:
+    """In a process of its own, as what follows: nobody may fork after using a store."""
+    store = open_bulk(url)
+    for path in sorted(Path(folder).iterdir()):
+        store.write_blocks(path.name, [path.read_bytes()], path.stat().st_size)
+
+
+def _steps(url: str) -> list[int]:
+    return CheckpointPlace(url).steps()
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_a_training_reads_there_and_goes_on_from_there(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = case.write_dataset(tmp_path / "shards")
+    with cloud(scheme, tmp_path, monkeypatch) as there:
+        run_ranks(_upload, 1, local, f"{there.url}/shards")
+        for layout, stop in (((1, 2, 3), 4), ((2, 1, 1), None)):
+            config = case.settings(tmp_path, f"{there.url}/shards", layout)
+            config.checkpointing.url, config.checkpointing.keep_last = f"{there.url}/run", 2
+            config.trainer.stop_after = stop
+            folder = case.train(config)
+        assert run_ranks(_steps, 1, config.checkpointing.url) == [[4, 6]]
+    plain = case.train(case.settings(tmp_path / "plain", local, (1, 1, 1)))
+    losses = [[line["loss"] for line in measured(each)] for each in (folder, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
