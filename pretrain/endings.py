@@ -7,7 +7,7 @@ HUNG = 86  # no step finished within guard.step_timeout
 
 
 class PreemptedError(RuntimeError):
-    """The training was asked to end, and has: its newest checkpoint is of its last step."""
+    """The training was asked to end, and has: its newest checkpoint is of its last step, if it did one."""
 
 
 class DivergedError(RuntimeError):

@@ -74,6 +74,7 @@ class Finding:
         skipped: Whether its update was left out.
         in_a_row: Bad steps up to it.
         stop: Whether some rank was asked to end.
+        missing: Whether some rank had no batch for it, or for one before it: it does not count.
         loss: Of the global batch.
         gradient_norm: Before clipping.
         mean: Of the losses before.
@@ -84,6 +85,7 @@ class Finding:
     skipped: bool
     in_a_row: int
     stop: bool
+    missing: bool
     loss: float
     gradient_norm: float
     mean: float
@@ -104,12 +106,16 @@ class StepGuard:
         settings: What is a spike.
         device: Where the engine computes.
         state: Of the checkpoint that the run goes on from.
+
+    Attributes:
+        missing: Scalar bool on the device, whether the steps from some one on do not count (`leave_out`).
     """
 
     def __init__(self, settings: GuardConfig, device: torch.device, state: GuardState | None = None) -> None:
         self._settings = settings
         self._device = device
         self._pending: deque[_OnItsWay] = deque()
+        self.missing = self._scalar(0.0).bool()
         self.restore(state or GuardState())
 
     def restore(self, state: GuardState) -> None:
@@ -133,6 +139,19 @@ class StepGuard:
             variance=float(self._variance),
         )
 
+    def leave_out(self) -> None:
+        """This rank has no batch: the update of its step and of all that follow is left out on all ranks.
+
+        Other ranks get to know with the step's finding, and compute steps until then.
+        """
+        self.missing = torch.ones_like(self.missing)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a step of which this rank knows by now tells that the run is to end; waits for nothing."""
+        known = [finding.arrived() for finding in self._pending if finding.here]
+        return any(finding.stop or finding.missing for finding in known)
+
     def judge(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
         """Whether a step is bad, before any weight changes: scalar bool on the device.
 
@@ -140,7 +159,7 @@ class StepGuard:
             loss: Scalar of the whole global batch.
             gradient_norm: Scalar, before clipping.
         """
-        bad = ~(loss.isfinite() & gradient_norm.isfinite())
+        bad = ~(loss.isfinite() & gradient_norm.isfinite()) | self.missing
         if self._settings.spike is None:
             return bad
         limit = self._mean + self._settings.spike * self._variance.sqrt()
@@ -156,13 +175,16 @@ class StepGuard:
             asked: Whether this rank was asked to end; one that was speaks for all.
         """
         mean, deviation = self._mean, self._variance.sqrt()
-        stop = torch.full((), float(asked), dtype=torch.float64, device=self._device)
-        dist.all_reduce(stop, dist.ReduceOp.MAX)
-        skipped, loss = result.skipped, result.loss.double()
-        self._in_a_row = torch.where(skipped, self._in_a_row + 1, 0)
+        wishes = torch.stack([self._scalar(float(asked)), self.missing.double()])
+        dist.all_reduce(wishes, dist.ReduceOp.MAX)
+        stop, self.missing = wishes[0], wishes[1].bool()
+        loss, skipped = result.loss.double(), result.skipped & ~self.missing
+        self._in_a_row = torch.where(
+            self.missing, self._in_a_row, torch.where(skipped, self._in_a_row + 1, 0)
+        )
         self._skipped = self._skipped + skipped
-        self._remember(skipped, loss)
-        parts = (skipped, self._in_a_row, stop, loss, result.gradient_norm, mean, deviation)
+        self._remember(result.skipped, loss)
+        parts = (skipped, self._in_a_row, stop, self.missing, loss, result.gradient_norm, mean, deviation)
         self._pending.append(_OnItsWay(step, torch.stack([part.double() for part in parts])))
 
     def findings(self, everything: bool = False) -> list[Finding]:
@@ -202,9 +224,14 @@ class _OnItsWay:
             self._ready = torch.cuda.Event()
             self._ready.record()
 
+    @property
+    def here(self) -> bool:
+        """Whether `arrived` would not wait."""
+        return self._ready is None or self._ready.query()
+
     def arrived(self) -> Finding:
         """Wait for it; after the next step was begun it is there."""
         if self._ready is not None:
             self._ready.synchronize()
-        skipped, in_a_row, stop, loss, norm, mean, deviation = self.values.tolist()
-        return Finding(self.step, bool(skipped), int(in_a_row), bool(stop), loss, norm, mean, deviation)
+        skipped, in_a_row, stop, missing, *numbers = self.values.tolist()
+        return Finding(self.step, bool(skipped), int(in_a_row), bool(stop), bool(missing), *numbers)

@@ -25,18 +25,25 @@ class Preemption:
     them more than once. SIGINT stays what it is.
 
     Args:
-        request: File that asks; None: this rank does not look for it (one rank is enough).
+        request: File that asks; None: this rank does not look for it.
+        always: Whether this rank looks for it at every step (one rank is enough) and not only where it waits.
     """
 
-    def __init__(self, request: Path | None) -> None:
-        self._request = request
+    def __init__(self, request: Path | None, always: bool = True) -> None:
+        self._request, self._always = request, always
         self._asked = False
         self._next_look = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
-    def asked(self) -> bool:
-        """Whether this rank was asked to end; the file is looked for at most once a second."""
-        if self._request is not None and not self._asked and time.monotonic() >= self._next_look:
+    def asked(self, waiting: bool = False) -> bool:
+        """Whether this rank was asked to end; the file is looked for at most once a second.
+
+        Args:
+            waiting: Whether the rank waits for something, and so cannot hear from the one that always looks.
+        """
+        if self._request is None or self._asked or not (self._always or waiting):
+            return self._asked
+        if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
             self._asked = self._request.exists()
         return self._asked

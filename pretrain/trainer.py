@@ -14,6 +14,7 @@ from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
 from pretrain.endings import PreemptedError
+from pretrain.feed import Feed
 from pretrain.guard import GuardState, StepGuard
 from pretrain.optim import learning_rate
 from pretrain.out_of_memory import explained_out_of_memory
@@ -53,22 +54,25 @@ def train(config: TrainingConfig) -> None:
         explained_out_of_memory(config, groups.device),
         TokenStream(config.data, config.trainer, config.trainer.seed) as stream,
         Validation(config, groups) as validation,
-        Preemption(folder.stop_request if groups.rank == 0 else None) as preemption,
+        Preemption(folder.stop_request, always=groups.rank == 0) as preemption,
     ):
         check_model_fits(config, stream)
         origin = on_first_rank(lambda: prepare_folder(config, folder, stream))
         engine = Engine.build(config, groups, draw=origin is None)
         before = take_weights(origin, engine, stream)
         with closing(Recorder(config, folder, engine, before["tokens"])) as recorder:
-            loop = _Loop(config, folder, engine, stream, recorder, before)
+            loop = _Loop(config, folder, engine, stream, recorder, before, preemption)
             loop.resumed_from = announce(recorder, origin, before, config, engine.step_count)
             with Watchdog(config.guard.step_timeout, groups.rank) as watchdog:
                 while loop.goes_on:
-                    loop.step(preemption, validation)
+                    loop.step(validation)
                     watchdog.step_finished()
             loop.finish()
     if loop.preempted:
-        raise PreemptedError(f"ended as asked, with a checkpoint of step {engine.step_count}")
+        done = (
+            f"with a checkpoint of step {engine.step_count}" if engine.step_count else "before the first step"
+        )
+        raise PreemptedError(f"ended as asked, {done}")
 
 
 class _Loop:
@@ -82,10 +86,13 @@ class _Loop:
         stream: TokenStream,
         recorder: Recorder,
         before: Mapping[str, Any],
+        preemption: Preemption,
     ) -> None:
         self._config, self._folder, self._engine = config, folder, engine
         self._stream, self._recorder = stream, recorder
         self._guard = StepGuard(config.guard, engine.groups.device, GuardState.of(before))
+        self._preemption = preemption
+        self._feed = Feed(stream, engine.groups, self._guard, preemption)
         settings = config.checkpointing
         self._writer = CheckpointWriter(
             place_of(settings, folder), engine, settings, folder.evaluations, recorder.event
@@ -94,6 +101,7 @@ class _Loop:
         self._wandb_run = on_first_rank(lambda: folder.wandb_run(known))
         self._last = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
         self._stop = False
+        self._saved = engine.step_count  # of the newest checkpoint; 0: there is none
         self.resumed_from: str | None = None
 
     @property
@@ -106,7 +114,7 @@ class _Loop:
         """Whether it was asked to end before the last step."""
         return self._stop and self._engine.step_count < self._last
 
-    def step(self, preemption: Preemption, validation: Validation) -> None:
+    def step(self, validation: Validation) -> None:
         """One optimiser step."""
         engine, guard, recorder = self._engine, self._guard, self._recorder
         recorder.begin()
@@ -114,13 +122,19 @@ class _Loop:
         rate = learning_rate(self._config.optim, engine.step_count, self._config.trainer.steps)
         result = engine.step(batches, rate, guard.judge)
         step = engine.step_count
-        guard.note(step, result, preemption.asked())
-        recorder.record(step, result, rate)
+        guard.note(step, result, self._preemption.asked())
+        recorder.record(step, result, rate, self._stream.epochs(step + guard.offset), void=guard.missing)
         due = step % self._config.checkpointing.every == 0 or step == self._last
-        findings = guard.findings(everything=due)
+        findings = guard.findings(everything=due or validation.due(step))
+        if any(finding.stop for finding in findings):  # the end: whether this step counts has to be known
+            findings += guard.findings(everything=True)
         tell(findings, recorder)
+        if missing := [finding.step for finding in findings if finding.missing]:
+            self._end_with(missing[0] - 1)
+            return
         if too_many(findings, self._config):
             go_back(self._config, self._folder, engine, guard, self._writer, recorder)
+            self._saved = engine.step_count
         elif validation.due(step):
             recorder.validate(step, validation)
         self._stop = any(finding.stop for finding in findings)
@@ -138,12 +152,21 @@ class _Loop:
     def _next_batches(self) -> list[PackedBatch]:
         start = time.perf_counter()
         with phase("data"):
-            position, groups = self._engine.step_count + self._guard.offset, self._engine.groups
-            batches = self._stream.micro_batches(position, groups.data_rank, groups.mesh.data)
+            batches = self._feed.next(self._engine.step_count + self._guard.offset)
         self._recorder.fed(batches, seconds=time.perf_counter() - start)
         return batches
 
+    def _end_with(self, step: int) -> None:
+        """End with a step that is done already: a batch after it is missing on some rank."""
+        steps, self._stop = self._engine.step_count - step, True
+        self._engine.count_back(step)
+        self._recorder.take_back(steps)
+        if step != self._saved:
+            self._save()
+        self._recorder.end()
+
     def _save(self) -> None:
+        self._saved = self._engine.step_count
         with phase("checkpoint"):
             tokens = self._recorder.total_tokens()
             content = metadata(self._config, self._stream, self._guard.state(), tokens, self._wandb_run)

@@ -7,12 +7,15 @@ its words, so pieces of one sort are copied for all samples together.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
 from data.stream.buffers import BufferPool
-from data.stream.memory import EpisodeMemory
+from data.stream.memory import TimeSteps
 from data.stream.plan import Kind, PlannedWindows
 from data.stream.prompts import WORLD, PromptTexts
 from data.stream.sequence import SampleForm, answer_block_ids
@@ -30,6 +33,19 @@ _Ints = NDArray[np.int64]
 _OF_PADDING = np.array([PADDING, IGNORED_LABEL, 0, 0, 0], np.int32)  # as the fields of `PackedBatch`
 
 
+class Episodes(Protocol):
+    """Where windows are cut from: `EpisodeMemory`, or `BlankEpisodes`."""
+
+    @property
+    def steps(self) -> TimeSteps:
+        """The time steps of all episodes."""
+        ...
+
+    def resident(self, sources: _Ints, episodes: _Ints) -> Iterator[tuple[_Ints, _Ints]]:
+        """As `EpisodeMemory.resident`."""
+        ...
+
+
 class Assembler:
     """Cuts planned windows and packs them.
 
@@ -40,9 +56,7 @@ class Assembler:
         sequence_length: S, tokens of a sequence.
     """
 
-    def __init__(
-        self, form: SampleForm, texts: PromptTexts, memory: EpisodeMemory, sequence_length: int
-    ) -> None:
+    def __init__(self, form: SampleForm, texts: PromptTexts, memory: Episodes, sequence_length: int) -> None:
         self._form, self._texts, self._memory, self._length = form, texts, memory, sequence_length
         self._buffers = BufferPool()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -13,6 +13,7 @@ from data.config import DataConfig
 from data.contracts import PackedBatch
 from data.errors import InputError
 from data.stream.assembly import Assembler
+from data.stream.blank import BlankEpisodes
 from data.stream.layout import SourceWindows
 from data.stream.memory import EpisodeMemory
 from data.stream.plan import Plan
@@ -75,6 +76,9 @@ class TokenStream:
         self.vocabulary_size = texts.vocabulary_size
         self._memory = EpisodeMemory(sources, form, config)
         self._assembler = Assembler(form, texts, self._memory, trainer.sequence_length)
+        self._blank = lambda: Assembler(
+            form, texts, BlankEpisodes(sources, form, config, self._memory.skipped), trainer.sequence_length
+        )
         self._micro_batch, self._prefetch = trainer.micro_batch, config.prefetch
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-stream")
         self._ahead: dict[tuple[int, int, int], Future[list[PackedBatch]]] = {}
@@ -109,18 +113,37 @@ class TokenStream:
         Raises:
             InputError: The global batch does not divide by the ranks, or a shard is missing or broken.
         """
+        self._prepare(step, data_rank, data_size)
+        return self._ahead.pop((step, data_rank, data_size)).result()
+
+    def comes(self, step: int, data_rank: int, data_size: int, seconds: float) -> bool:
+        """Wait for a step's batches at most so long; whether `micro_batches` has them (or an error) now."""
+        self._prepare(step, data_rank, data_size)
+        return bool(wait([self._ahead[step, data_rank, data_size]], seconds).done)
+
+    def stand_ins(self, step: int, data_rank: int, data_size: int) -> list[PackedBatch]:
+        """Batches in the form of `micro_batches` for a step that will not count; nothing is read for them.
+
+        Frames, actions and states are blank; all but the ids of tokens and labels is as planned.
+
+        Raises:
+            InputError: The global batch does not divide by the ranks.
+        """
+        return self._assemble(step, data_rank, data_size, self._blank())
+
+    def _prepare(self, step: int, data_rank: int, data_size: int) -> None:
         wanted = [(step + ahead, data_rank, data_size) for ahead in range(self._prefetch + 1)]
         for other in self._ahead.keys() - set(wanted):  # of steps that do not come next after all
             self._ahead.pop(other).cancel()
         for one in wanted:
             if one not in self._ahead:
                 self._ahead[one] = self._worker.submit(self._assemble, *one)
-        return self._ahead.pop(wanted[0]).result()
 
     def close(self) -> None:
-        """End the threads; a batch in preparation is finished and dropped."""
-        self._worker.shutdown(cancel_futures=True)
+        """End the threads; a batch in preparation is dropped, whatever it waits for."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
         self._memory.close()
+        self._worker.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -130,9 +153,11 @@ class TokenStream:
     ) -> None:
         self.close()
 
-    def _assemble(self, step: int, data_rank: int, data_size: int) -> list[PackedBatch]:
+    def _assemble(
+        self, step: int, data_rank: int, data_size: int, assembler: Assembler | None = None
+    ) -> list[PackedBatch]:
         first, last = self.plan.share(data_rank, data_size)
-        whole = self._assembler.assemble(self.plan.step(step, first, last), first, last)
+        whole = (assembler or self._assembler).assemble(self.plan.step(step, first, last), first, last)
         size = self._micro_batch or last - first
         return [whole.rows(i, i + size) for i in range(0, last - first, size)]
 

@@ -71,6 +71,7 @@ class EpisodeMemory:
         self._held: deque[tuple[int, int, int]] = deque()  # begin, end, episode: read first comes first
         self._end = 0
         self._readers = ThreadPoolExecutor(config.readers, thread_name_prefix="episode-reader")
+        self._closed = False
         self.skipped: list[int] = []
 
     def cuts(self, windows: PlannedWindows) -> Iterator[Cut]:
@@ -106,7 +107,10 @@ class EpisodeMemory:
             self._read(list(dict.fromkeys(numbers[waiting].tolist())))
 
     def close(self) -> None:
-        """End the threads that read."""
+        """End the threads that read; what they wait for is given up, so that this takes no outage's time."""
+        self._closed = True
+        for source in self._sources:
+            source.index.store.give_up()
         self._readers.shutdown(cancel_futures=True)
 
     def _read(self, numbers: list[int]) -> None:
@@ -150,7 +154,7 @@ class EpisodeMemory:
 
     def _skip(self, number: int, error: InputError) -> None:
         allowed = self._config.skip_bad_episodes
-        if len(self.skipped) >= allowed:
+        if self._closed or len(self.skipped) >= allowed:
             raise error
         self.skipped.append(number)
         self._begins[number] = _BAD

@@ -139,6 +139,10 @@ class Engine:
         sums = totals[1:].reshape(SUMS_SHAPE)
         return StepResult(loss=totals[0], sums=sums, gradient_norm=norm, skipped=skipped)
 
+    def count_back(self, step: int) -> None:
+        """Have done `step` steps only: the updates since were left out, so all else is as it was then."""
+        self.step_count = step
+
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[PackedBatch]) -> Evaluation:
         """Forward passes alone over this rank's micro-batches of a global batch, without dropout.

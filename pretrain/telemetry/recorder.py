@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
@@ -26,6 +28,8 @@ from pretrain.telemetry.waits import peer_wait
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine, StepResult
     from pretrain.validation import Validation
+
+_NEWEST = 2  # steps that a rank may have done when it learns that they do not count
 
 
 class Recorder:
@@ -51,6 +55,7 @@ class Recorder:
         self._work = Work()  # of this rank, not yet added up over the ranks
         self._line = Work()  # of all ranks, since the last line
         self._watch = Stopwatch()
+        self._newest: deque[int] = deque(maxlen=_NEWEST)  # tokens of this rank's newest steps
         self._stall = 0.0
         self._skipped = torch.zeros((), dtype=torch.int64, device=groups.device)
         self._timed: list[Timed] = []  # of each line
@@ -96,7 +101,9 @@ class Recorder:
 
     def fed(self, batches: Sequence[PackedBatch], seconds: float) -> None:
         """Count the work of a step, and the seconds that were spent waiting for it."""
-        self._work = sum((Work.of(batch) for batch in batches), self._work)
+        work = sum((Work.of(batch) for batch in batches), Work())
+        self._work = self._work + work
+        self._newest.append(work.tokens)
         self._watch.waited(seconds)
 
     def saved(self, stall: float) -> None:
@@ -108,8 +115,23 @@ class Recorder:
         self._add_up()
         return self._tokens
 
-    def record(self, step: int, result: StepResult, learning_rate: float) -> None:
-        """Write the line of a step, if one is due; what is not finite is null there."""
+    def record(
+        self,
+        step: int,
+        result: StepResult,
+        learning_rate: float,
+        epochs: Mapping[str, float],
+        void: Tensor,
+    ) -> None:
+        """Write the line of a step, if one is due; what is not finite is null there.
+
+        Args:
+            step: Its number, from 1.
+            result: Of the engine.
+            learning_rate: Of the step.
+            epochs: How often the windows of each stream (`<data set>/<kind>`) have been trained on, with it.
+            void: Scalar bool on the device, the same on all ranks: whether the step does not count.
+        """
         self._skipped += result.skipped
         if not self._due(step):
             return
@@ -130,12 +152,13 @@ class Recorder:
             "learning_rate": learning_rate,
             "skipped_steps": int(self._skipped),
             "tokens": self._tokens,
+            **{f"epoch/{name}": count for name, count in epochs.items()},
             **speeds(self._timed[-1:], self._peak, world),
             "step_time": seconds / steps,
         }
         self._skipped.zero_()
         line |= self._compare_ranks(step, seconds / steps, waited / steps, self._waits.read(steps))
-        if self._sink is not None:
+        if self._sink is not None and not void:
             self._sink.write(line)
 
     def rewind(self, tokens: int) -> None:
@@ -146,6 +169,12 @@ class Recorder:
         if self._sink is not None:
             drop_after(self._folder.metrics, self._step)
         self._watch.read()
+
+    def take_back(self, steps: int) -> None:
+        """The newest steps (2 at most) do not count: forget their tokens, and drop their lines."""
+        tokens = torch.tensor(sum(list(self._newest)[-steps:]), device=self._groups.device)
+        dist.all_reduce(tokens, group=self._groups.data)
+        self.rewind(self.total_tokens() - int(tokens))
 
     def validate(self, step: int, validation: Validation) -> None:
         """Measure the held-out splits, outside the time of training, and write an event."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from data.stream.loader import make_plan
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import LabelKind
@@ -30,7 +31,7 @@ SLOW_SECONDS = 0.5
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return dataset(tmp_path_factory.mktemp("shards"))
+    return dataset(tmp_path_factory.mktemp("data") / "shards")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def documented(section: str) -> set[str]:
         "<kind>": [kind.name.lower() for kind in LabelKind],
         "<group>": list(GROUPS),
         "<split>": list(SPLITS),
+        "<source>": ["shards"],
     }
     for placeholder, values in choices.items():
         names = {name.replace(placeholder, value) for name in names for value in values}
@@ -87,6 +89,15 @@ def test_the_numbers_of_a_line_agree(run: RunFolder) -> None:
         assert record["skipped_steps"] == 0
     stalls = [record["checkpoint_stall"] for record in case.measured(run)]
     assert [stall > 0 for stall in stalls] == [False, False, False, True, False, False]
+
+
+def test_epochs_are_those_of_the_plan(run: RunFolder, url: str) -> None:
+    config = case.settings(run.path.parent, url)
+    plan = make_plan(config.data, config.trainer, config.trainer.seed)
+    for record in case.measured(run):
+        epochs = {name: value for name, value in record.items() if name.startswith("epoch/")}
+        assert epochs == {f"epoch/{name}": value for name, value in plan.epochs(record["step"]).items()}
+        assert all(value > 0 for value in epochs.values())
 
 
 def test_validation_and_norms_reach_the_summary(run: RunFolder) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from data.stream.loader import TokenStream
+from data.stream.loader import TokenStream, make_plan
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
@@ -84,6 +84,10 @@ def test_after_too_many_the_run_goes_back_and_leaves_their_batches_out(url: str,
         assert asked == [7], "a resumed run goes on after what was left out"
     stored = load_metadata(tmp_path / "run" / "checkpoints" / "step_00000006")["guard"]
     assert (stored["offset"], stored["rollbacks"], stored["skipped"]) == (2, 1, 2)
+    name = f"{Path(url).name}/action"
+    taken = measured(case.RunFolder.of(config.run))[-1][f"epoch/{name}"]
+    plan = make_plan(config.data, config.trainer, config.trainer.seed)
+    assert taken == plan.epochs(6 + 2)[name], "what was left out was taken"
 
 
 def test_a_run_that_goes_back_too_often_diverged(url: str, tmp_path: Path) -> None:

@@ -67,6 +67,24 @@ def test_a_spike_is_bad_as_soon_as_the_memory_is_full_and_does_not_widen_the_lim
     assert not bool(guard.judge(torch.tensor(-50.0), torch.tensor(1.0))), "a small loss is no spike"
 
 
+def test_steps_from_a_missing_batch_on_are_left_out_and_change_nothing() -> None:
+    guard = StepGuard(GuardConfig(spike=4.0, memory=4), CPU)
+    run(guard, [1.0, 1.1, math.nan])
+    before, _ = guard.state(), guard.findings(everything=True)
+    assert not guard.asked
+    guard.leave_out()
+    assert run(guard, [0.9, math.nan], first=4) == [True, True]
+    assert guard.state() == before
+    assert guard.asked
+    findings = guard.findings(everything=True)
+    assert [(found.step, found.missing, found.skipped, found.in_a_row) for found in findings] == [
+        (4, True, False, 1),
+        (5, True, False, 1),
+    ]
+    guard.restore(GuardState())
+    assert run(guard, [1.0]) == [True], "going back gives no batch"
+
+
 def test_old_losses_are_forgotten() -> None:
     guard = StepGuard(GuardConfig(memory=5), CPU)
     run(guard, [100.0] * 5 + [1.0, 1.2] * 40)

@@ -29,12 +29,12 @@ def test_a_file_asks_even_outside_the_main_thread(tmp_path: Path) -> None:
     answers: list[bool] = []
 
     def look() -> None:
-        with Preemption(request) as first, Preemption(None) as other:
-            answers.extend([first.asked(), other.asked()])
+        with Preemption(request) as first, Preemption(request, always=False) as other:
+            answers.extend([first.asked(), other.asked(), other.asked(waiting=True), other.asked()])
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=look)
     thread.start()
     thread.join()
-    assert answers == [True, False]
+    assert answers == [True, False, True, True]
     assert signal.getsignal(signal.SIGTERM) is before
