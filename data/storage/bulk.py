@@ -216,16 +216,17 @@ class BulkObjects:
 
     def _delete(self, folder: str, names: Sequence[str]) -> None:
         """Delete in bulk. A store that tells of a missing object may have left others: go on with these."""
-        while names:
+        left: list[str] = list(names)
+        while left:
             try:
-                obstore.delete(self._store, [f"{folder}/{name}" for name in names])
+                obstore.delete(self._store, [f"{folder}/{name}" for name in left])
                 return
             except FileNotFoundError:
                 there = set(self._listed(folder))
-                left = [name for name in names if name in there]
-                if len(left) == len(names):
+                gone = [name for name in left if name not in there]
+                if not gone:
                     raise
-                names = left
+                left = [name for name in left if name not in gone]
 
     def _listed(self, folder: str) -> list[str]:
         parts = list(obstore.list(self._store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
