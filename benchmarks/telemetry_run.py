@@ -24,6 +24,7 @@ WITHOUT = "none"
 _WARM_UP = 2
 _START_SECONDS = 120.0
 _LEARNING_RATE = 1e-6
+_EPOCHS = {"shards/action": 0.5, "shards/world": 0.5}
 _LAST = 10**9  # a schedule's end that is never reached: no line is due because of it
 
 
@@ -151,5 +152,5 @@ def _recorded_step(engine: Engine, recorder: Recorder, batch: PackedBatch) -> No
     recorder.begin()
     recorder.fed([batch], seconds=0.0)
     result = engine.step([batch], _LEARNING_RATE)
-    recorder.record(engine.step_count, result, _LEARNING_RATE)
+    recorder.record(engine.step_count, result, _LEARNING_RATE, _EPOCHS, void=torch.zeros_like(result.skipped))
     recorder.end()

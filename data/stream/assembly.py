@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
 from data.stream.buffers import BufferPool
-from data.stream.memory import TimeSteps
 from data.stream.plan import Kind, PlannedWindows
 from data.stream.prompts import WORLD, PromptTexts
 from data.stream.sequence import SampleForm, answer_block_ids
+from data.stream.slices import Cut
 from data.stream.steps import TimeSteps
 from data.tokens.vocabulary import (
     ACTION_BLOCK_LENGTH,
@@ -36,13 +36,8 @@ _OF_PADDING = np.array([PADDING, IGNORED_LABEL, 0, 0, 0], np.int32)  # as the fi
 class Episodes(Protocol):
     """Where windows are cut from: `EpisodeMemory`, or `BlankEpisodes`."""
 
-    @property
-    def steps(self) -> TimeSteps:
-        """The time steps of all episodes."""
-        ...
-
-    def resident(self, sources: _Ints, episodes: _Ints) -> Iterator[tuple[_Ints, _Ints]]:
-        """As `EpisodeMemory.resident`."""
+    def cuts(self, windows: PlannedWindows) -> Iterator[Cut]:
+        """As `EpisodeMemory.cuts`."""
         ...
 
 

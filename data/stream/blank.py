@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.config import DataConfig
-from data.contracts import Episode
-from data.stream.memory import TimeSteps, tokenised
+from data.stream.plan import PlannedWindows
 from data.stream.sequence import SampleForm
+from data.stream.slices import Cut
 from data.stream.sources import Source
+from data.stream.steps import TimeSteps, tokenise
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 
@@ -39,23 +39,17 @@ class BlankEpisodes:
         longest = max(int(source.steps.max()) for source in sources)
         index = sources[0].index
         grid = (longest, index.image.rows, index.image.columns)
-        blank = Episode(
-            key="blank",
-            suite="",
-            task="",
-            instruction="",
-            codes={camera: np.zeros(grid, np.uint16) for camera in config.cameras},
-            actions=np.zeros((longest, ACTION_DIM), np.float32),
-            states=np.zeros((longest, STATE_DIM), np.float32),
-        )
-        self.steps: TimeSteps = tokenised(blank, index, form, config)
+        codes = {camera: np.zeros(grid, np.uint16) for camera in config.cameras}
+        actions = np.zeros((longest, ACTION_DIM), np.float32)
+        states = np.zeros((longest, STATE_DIM), np.float32)
+        self.steps = TimeSteps.empty(longest, form)
+        tokenise(codes, actions, states, index, config, self.steps)
         self._bases = np.cumsum([0, *(len(source.entries) for source in sources)])
         self._left_out = left_out
 
-    def resident(
-        self, sources: NDArray[np.int64], episodes: NDArray[np.int64]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Which windows can be cut (all but those of episodes left out), and where their episodes begin."""
+    def cuts(self, windows: PlannedWindows) -> Iterator[Cut]:
+        """All windows but those of episodes left out, in one part; every episode begins at the first step."""
         bad = np.array(sorted(self._left_out), np.int64)
-        there = np.flatnonzero(~np.isin(self._bases[sources] + episodes, bad))
-        yield there, np.zeros(len(there), np.int64)
+        numbers = self._bases[windows.sources] + windows.episodes
+        there = np.flatnonzero(~np.isin(numbers, bad))
+        yield there, self.steps, windows.times[there]
