@@ -86,7 +86,8 @@ azurite:
 	  echo "[setup] no $(NPM): the tests of az:// will be skipped (apt-get install nodejs npm)"; \
 	else \
 	  echo "[setup] azurite $(AZURITE_VERSION), for the tests of az://"; \
-	  $(NPM) install --prefix $(AZURITE) --no-audit --no-fund --loglevel=error azurite@$(AZURITE_VERSION) && \
+	  timeout --kill-after=5 120 $(NPM) install --prefix $(AZURITE) --no-audit --no-fund --loglevel=error \
+	    azurite@$(AZURITE_VERSION) && \
 	  touch $(AZURITE)/$(AZURITE_VERSION) || \
 	  echo "[setup] azurite could not be installed: the tests of az:// will be skipped"; \
 	fi
