@@ -90,11 +90,15 @@ def test_a_vocabulary_shared_out_gives_the_same(ranks: int, tokens: int, block: 
     case.normaliser = lambda settings: torch.tensor([5.0, 9.0])  # pyright: ignore[reportAttributeAccessIssue]
     loss, sums, hidden, weight = naive_loss(case, STRONG)
     found = run_ranks(shared_loss, ranks, Mesh(ranks, 1), tokens, block, rows)
+    # One fp32 product sums over the vocabulary: its rounding grows with the root of the number of terms, and
+    # their order is the machine's (a plain product of 20,272 terms was seen 5e-5 off).
+    scale = float(hidden.abs().max()) if tokens else 0.0
+    rounding = torch.finfo(torch.float32).eps * rows**0.5 * scale
     for one in found:
         assert one["loss"] == pytest.approx(loss.item(), abs=1e-6, rel=3e-7)
         torch.testing.assert_close(torch.tensor(one["sums"]).double(), sums, atol=1e-5, rtol=1e-6)
         gradient = torch.tensor(one["hidden"]).reshape(tokens, WIDTH)
-        torch.testing.assert_close(gradient.double(), hidden, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(gradient.double(), hidden, atol=max(1e-6, rounding), rtol=1e-5)
         assert (rows == ROWS) == (float(sums[LabelKind.ACTION, Total.ACTION_L1]) == 0)
         assert one["spoken"] == ["max", "sum"], "collectives for every block, or in the backward pass"
     whole = torch.cat([torch.tensor(one["weight"]) for one in found])

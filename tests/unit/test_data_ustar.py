@@ -104,6 +104,7 @@ def test_what_is_taken_is_what_tarfile_sees(changes: list[Field]) -> None:
         found = read(changed)
     except InputError:
         return
-    seen = tarfile.TarInfo.frombuf(changed, "ascii", "strict")
+    seen = tarfile.TarInfo.frombuf(changed, "ascii", "replace")  # of owner and group: we do not read them
+    assert seen.name.isascii()
     assert seen.type == tarfile.REGTYPE
     assert (found[0][0], len(found[0][1])) == (seen.name, seen.size)
