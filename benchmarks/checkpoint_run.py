@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.packed import packed_batch
+from benchmarks.ranks import become_rank
 from pretrain.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -79,18 +78,7 @@ class Measured:
 def measure(case: Case, rank: int) -> Measured:
     """Build the engine, train a step so that there are moments, then take turns; in a process of its own."""
     parallel = case.config.parallel
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(parallel.tensor * parallel.data),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(case.port),
-        CUDA_VISIBLE_DEVICES="",
-        DS_ACCELERATOR="cpu",
-        DEEPSPEED_LOG_LEVEL="error",
-    )
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    become_rank(parallel, rank, case.port)
     # Imported late: DeepSpeed looks for GPUs when it is imported.
     import torch.distributed as dist
 

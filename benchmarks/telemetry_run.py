@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from contextlib import closing, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.packed import packed_batch
+from benchmarks.ranks import become_rank
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
 
@@ -67,18 +67,7 @@ class Turn:
 def measure(case: Case, rank: int) -> list[Turn]:
     """Build the engine and take turns; in a process of its own."""
     parallel = case.config.parallel
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(parallel.tensor * parallel.data),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(case.port),
-        CUDA_VISIBLE_DEVICES="",
-        DS_ACCELERATOR="cpu",
-        DEEPSPEED_LOG_LEVEL="error",
-    )
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    become_rank(parallel, rank, case.port)
     # Imported late: DeepSpeed looks for GPUs when it is imported.
     import torch.distributed as dist
 
