@@ -93,7 +93,7 @@ def _evaluating(core: int) -> Iterator[None]:
     """An evaluation that runs for the length of a `with` block, from its first finished episode on."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["eval", "policy=expert", "suite=robosuite_lift", "episodes=50", f"out={folder}", "workers=1"]
-        command = [sys.executable, "-m", "cluster.main", *words]
+        command = [sys.executable, "-m", "cluster.cli.main", *words]
         evaluation = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,

@@ -130,7 +130,7 @@ def _ways(engine: Engine, folder: Path) -> dict[str, Way]:
     from pretrain.checkpoint.boxes import BoxedTensor
     from pretrain.checkpoint.fragments import fragments, optimizer_step
     from pretrain.checkpoint.load import load
-    from pretrain.checkpoint.place import step_folder
+    from pretrain.checkpoint.location import step_folder
     from pretrain.checkpoint.save import CheckpointWriter
 
     writer = CheckpointWriter(folder, engine)

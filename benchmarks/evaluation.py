@@ -34,12 +34,12 @@ from benchmarks.report import Column, Report, arguments
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from eval.checkpoint_policy import CheckpointPolicy
 from eval.config import ExportedConfig
-from eval.policy_source import PolicyName
+from eval.policy.checkpoint_policy import CheckpointPolicy
+from eval.policy.source import PolicyName
 from eval.pool.messages import EpisodeSpec
 from eval.pool.pool import Pool
-from eval.rollout import EpisodeResult, run_episode
+from eval.rollout.episode import EpisodeResult, run_episode
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import SUITES, open_suite
 from pretrain.convert.chameleon import hugging_face_config

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.assignment import Node, assign
-from cluster.topology import Placement
+from cluster.resources.node_assignment import Node, assign
+from cluster.resources.placement import Placement
 from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
@@ -30,9 +30,9 @@ from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 from pretrain.checkpoint.attempt import Written, commit
 from pretrain.checkpoint.boxes import Box, boxes_of_part, even_share
+from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredFile, state_file
 from pretrain.checkpoint.pieces import PieceTable
-from pretrain.checkpoint.place import CheckpointPlace, open_checkpoint
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes, sharded_dimension
 

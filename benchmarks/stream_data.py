@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.contracts import AGENT_CAMERA, Episode
-from data.stats import summarise
+from data.prepare.statistics import summarise
 from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from benchmarks.stream_data import CODES, PIXELS, SIDE
 from data.config import DataConfig
 from data.contracts import AGENT_CAMERA
-from data.stats import summarise
+from data.prepare.statistics import summarise
+from data.storage.episode_table import Task
 from data.storage.index import DatasetIndex, EpisodeTable, ImageFormat
-from data.storage.table import Task
 from data.stream.loader import make_plan
 from data.stream.plan import Plan
 from data.tokens.action import ActionRanges

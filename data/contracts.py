@@ -98,3 +98,16 @@ class PackedBatch:
             self.segments[part],
             self.blocks[part],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Per-dimension summary; units are those of the values. `q01` and `q99` are percentiles 1 and 99."""
+
+    count: int
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]

@@ -17,10 +17,10 @@ from typing import Any
 from data.errors import InputError
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
-from pretrain.endings import REQUEUE, DivergedError, PreemptedError
+from pretrain.faults.exit_codes import REQUEUE, DivergedError, PreemptedError
+from pretrain.library_warnings import silence_known_warnings
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
-from pretrain.upstream import silence_known_warnings
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NOT_HERE = ("eval", "cluster")

@@ -17,8 +17,8 @@ from data.stream.plan import Plan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_metadata, load_start
+from pretrain.checkpoint.location import place_of
 from pretrain.checkpoint.origin import Origin, choose_origin
-from pretrain.checkpoint.place import place_of
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
 from pretrain.run_folder import RunFolder, write_atomically

@@ -9,28 +9,28 @@ from typing import Any
 
 from data.contracts import PackedBatch
 from data.stream.loader import TokenStream
-from pretrain.checkpoint.place import place_of
+from pretrain.batch_feed import Feed
+from pretrain.checkpoint.location import place_of
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
-from pretrain.endings import PreemptedError
-from pretrain.feed import Feed
-from pretrain.guard import GuardState, StepGuard
+from pretrain.faults.exit_codes import PreemptedError
+from pretrain.faults.guard import GuardState, StepGuard
+from pretrain.faults.out_of_memory import explained_out_of_memory
+from pretrain.faults.preemption import Preemption
+from pretrain.faults.rollback import go_back, tell, too_many
+from pretrain.faults.watchdog import Watchdog
 from pretrain.optim import learning_rate
-from pretrain.out_of_memory import explained_out_of_memory
 from pretrain.parallel.affinity import bind_near_gpu
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
-from pretrain.preemption import Preemption
-from pretrain.rollback import go_back, tell, too_many
+from pretrain.phases import phase
 from pretrain.run_folder import RunFolder, wandb_run_of
 from pretrain.settings import to_mapping
 from pretrain.start import announce, check_model_fits, on_first_rank, prepare_folder, take_weights
-from pretrain.telemetry.profile import phase
 from pretrain.telemetry.recorder import Recorder
 from pretrain.validation import Validation
-from pretrain.watchdog import Watchdog
 
 
 def train(config: TrainingConfig) -> None:

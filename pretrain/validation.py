@@ -17,8 +17,8 @@ from torch import Tensor
 
 from data.errors import InputError
 from data.storage.index import SPLITS
+from data.stream.datasets import splits_held
 from data.stream.loader import TokenStream
-from data.stream.sources import splits_held
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import SUMS_SHAPE, LabelKind, Total, means
 

@@ -1,8 +1,8 @@
 """The index of a data set: what is in which shard, and how it was made.
 
 `index.json` is written last and as a whole, so a data set without it is not there yet. It names the file
-with the columns of the episodes (`data.storage.table`) and its checksum. Everything in both is checked on
-reading; an episode is checked against its checksum whenever it is fetched.
+with the columns of the episodes (`data.storage.episode_table`) and its checksum. Everything in both is
+checked on reading; an episode is checked against its checksum whenever it is fetched.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from functools import cached_property
 
 import numpy as np
 
-from data.contracts import Episode
+from data.contracts import Episode, Statistics
 from data.errors import InputError
-from data.stats import Statistics
 from data.storage.cache import EpisodeCache
-from data.storage.kept import KeptEpisodes
-from data.storage.mapped import map_object
+from data.storage.cache_format import KeptEpisodes
+from data.storage.episode_table import SPLITS, EpisodeEntry, EpisodeTable, Task
+from data.storage.mapped_arrays import map_object
 from data.storage.records import Record
 from data.storage.retries import RETRY_SECONDS
 from data.storage.shards import COMPRESSIONS, decode_episode, expand_episode
 from data.storage.store import Store, open_store
-from data.storage.table import SPLITS, EpisodeEntry, EpisodeTable, Task
 from data.tokens.action import ActionRanges
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 

@@ -21,10 +21,10 @@ from data.config import DataConfig
 from data.contracts import Episode
 from data.errors import InputError
 from data.storage.index import read_episode
+from data.stream.datasets import Source
 from data.stream.plan import PlannedWindows
 from data.stream.sequence import SampleForm
 from data.stream.slices import Cut, SliceReader
-from data.stream.sources import Source
 from data.stream.steps import TimeSteps, tokenise
 from data.tokens.state import check_state_ranges
 from data.tokens.vocabulary import IMAGE_CODE_COUNT

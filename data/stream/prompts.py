@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.storage.index import EpisodeTable
+from data.stream.datasets import Source
 from data.stream.sequence import WORLD_TEXT, action_text
-from data.stream.sources import Source
 from data.tokens.text import TextTokenizer
 
 WORLD = 0  # number of the world samples' text

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import DataConfig
-from data.storage.kept import KeptEpisodes, Rows, codes_field
+from data.storage.cache_format import KeptEpisodes, Rows, codes_field
+from data.stream.datasets import Source
 from data.stream.plan import Kind, PlannedWindows
 from data.stream.sequence import SampleForm
-from data.stream.sources import Source
 from data.stream.steps import TimeSteps, tokenise
 
 _ROWS = 4096  # time steps read and tokenised together

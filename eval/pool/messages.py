@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from eval.policy import Policy
+from eval.policy.interface import Policy
 from eval.simulator.interface import Suite
 
 OpenSuite = Callable[[str], Suite]
@@ -61,7 +61,7 @@ class EpisodeSpec:
 
 @dataclass(frozen=True, slots=True)
 class PolicyShape:
-    """What a worker must know of a policy that another process runs; see `eval.policy.Policy`."""
+    """What a worker must know of a policy that another process runs; see `eval.policy.interface.Policy`."""
 
     chunk: int
     history: int

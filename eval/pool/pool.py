@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any
 
 from data.errors import InputError
-from eval.policy import Observation
+from eval.policy.interface import Observation
 from eval.pool.child import Child
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicyShape, PolicySource, Raised, TimeLimits
 from eval.pool.queue import Attempt, EpisodeQueue
 from eval.pool.server import serve
 from eval.pool.worker import simulate
-from eval.rollout import EpisodeResult
+from eval.rollout.episode import EpisodeResult
 from eval.simulator.registry import open_suite as open_registered
 
 _MOST_DEATHS = 3  # of policy servers, one after the other without an answer between them

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from data.errors import InputError
 from eval.pool.messages import EpisodeSpec
-from eval.rollout import EpisodeResult
+from eval.rollout.episode import EpisodeResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from eval.policy import Observation, Policy
+from eval.policy.interface import Observation, Policy
 from eval.pool.child import Deadline, Heart, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicyShape, PolicySource, Raised, TimeLimits
-from eval.rollout import VIDEO_STRIDE, EpisodeResult, run_episode
+from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
 from eval.simulator.interface import Simulator, TaskInfo
 from eval.video import write_video
 

@@ -15,9 +15,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box, BoxedTensor
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, pieces_file
 from pretrain.checkpoint.pieces import PieceTable
-from pretrain.checkpoint.place import CheckpointPlace
 from pretrain.checkpoint.storage import OwnSavePlanner, SafetensorsWriter, parameter_of
 from pretrain.checkpoint.verification import describe
 from pretrain.model.config import ModelConfig

@@ -10,8 +10,8 @@ from pathlib import Path
 from data.errors import InputError
 from data.storage.store import Store
 from pretrain.checkpoint.load import damage
+from pretrain.checkpoint.location import open_checkpoint, step_name
 from pretrain.checkpoint.manifest import READY, Manifest, manifest_file
-from pretrain.checkpoint.place import open_checkpoint, step_name
 
 FETCHED = "fetched"  # below the run's folder
 _BLOCK = 1 << 24

@@ -17,9 +17,9 @@ from data.storage.store import Store
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.fragments import finish_loading, fragments
 from pretrain.checkpoint.fragments import states as optimizer_states
+from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, DamagedCheckpointError, Manifest, read_manifest
 from pretrain.checkpoint.pieces import PieceTable
-from pretrain.checkpoint.place import open_checkpoint
 from pretrain.checkpoint.storage import SafetensorsReader
 from pretrain.checkpoint.verification import damaged
 from pretrain.model.config import ModelConfig

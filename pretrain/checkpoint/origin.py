@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from data.errors import InputError
 from pretrain.checkpoint.load import check_network
+from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.place import CheckpointPlace, open_checkpoint
 from pretrain.config import CheckpointingConfig
 from pretrain.model.config import ModelConfig
 

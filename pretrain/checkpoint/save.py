@@ -19,7 +19,7 @@ from data.errors import InputError
 from pretrain.checkpoint.attempt import RefusedError, Shard, commit, write_shard
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.fragments import fragments, optimizer_step
-from pretrain.checkpoint.place import CheckpointPlace, UnsureError
+from pretrain.checkpoint.location import CheckpointPlace, UnsureError
 from pretrain.checkpoint.retention import evaluated, superfluous
 from pretrain.config import CheckpointingConfig
 

@@ -28,9 +28,9 @@ from torch.futures import Future
 from data.errors import InputError
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import BoxedTensor
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.manifest import Manifest, StoredFile, state_file
 from pretrain.checkpoint.pieces import Piece, PieceTable
-from pretrain.checkpoint.place import CheckpointPlace
 from pretrain.checkpoint.tensor_stream import Take, TensorBlocks, read_parts, read_whole
 
 _WHOLE_FROM = 0.5  # share of a file that a rank wants, from which on it reads all of it and verifies it

@@ -13,8 +13,8 @@ from torch import Tensor
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.load import damage
+from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
-from pretrain.checkpoint.place import open_checkpoint
 from pretrain.checkpoint.storage import piece_key
 from pretrain.checkpoint.tensor_stream import Take, read_whole
 from pretrain.model.transformer import sharded_dimension

@@ -18,9 +18,9 @@ from data.storage.store import Store
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_model import ImageModelConfig
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
+from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor, write_durably
 from pretrain.checkpoint.pieces import Piece
-from pretrain.checkpoint.place import open_checkpoint
 from pretrain.checkpoint.storage import piece_key
 from pretrain.checkpoint.verification import damaged
 from pretrain.convert.chameleon import (

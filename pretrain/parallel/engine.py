@@ -22,7 +22,7 @@ from pretrain.parallel.batch import MicroBatch, check_batch
 from pretrain.parallel.gate import Judge, UpdateGate
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.zero import build_module, gradient_norm_of, start_engine
-from pretrain.telemetry.profile import phase
+from pretrain.phases import phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,13 @@ from torch import Tensor
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import means
+from pretrain.phases import phase
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry import ranks
 from pretrain.telemetry.events import EventLog
 from pretrain.telemetry.meters import Stopwatch, Work, peak_flops
 from pretrain.telemetry.norms import GroupNorms
-from pretrain.telemetry.profile import StepProfiler, phase
+from pretrain.telemetry.profiling import StepProfiler
 from pretrain.telemetry.sinks import JsonlSink, drop_after
 from pretrain.telemetry.summary import Timed, speeds, write_summary
 from pretrain.telemetry.waits import peer_wait

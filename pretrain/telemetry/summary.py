@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.checkpoint.place import step_name
+from pretrain.checkpoint.location import step_name
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder, versions
 from pretrain.telemetry.sinks import read_metrics

@@ -11,15 +11,15 @@ import pytest
 
 import pretrain.trainer  # noqa: F401 - preloaded for the ranks
 from data.storage.store import open_store
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.place import CheckpointPlace
 from pretrain.checkpoint.verification import damaged
 from pretrain.config import ParallelConfig, TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
-from tests.dist import training_case as case
-from tests.dist.chaos import Kill, train_until_killed
-from tests.dist.harness import RankFailedError, run_ranks
+from tests.support import training_case as case
+from tests.support.chaos import Kill, train_until_killed
+from tests.support.ranks import RankFailedError, run_ranks
 
 STEPS = 32
 KILLS = ("start", "save", "step", "save", "save") * 4

@@ -17,12 +17,12 @@ from data.errors import InputError
 from data.storage import bulk
 from pretrain.checkpoint import save
 from pretrain.checkpoint.load import load
-from pretrain.checkpoint.place import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.save import CheckpointError, CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import CheckpointingConfig
-from tests.dist import checkpoint_case as case
-from tests.dist.harness import RankFailedError, run_ranks
+from tests.support import checkpoint_case as case
+from tests.support.ranks import RankFailedError, run_ranks
 
 LAYOUT = (1, 2, 3)
 ONCE = CheckpointingConfig(attempts=1)

@@ -13,14 +13,14 @@ import torch
 from data.errors import InputError
 from data.storage.store import open_store
 from eval.config import EvalCommandConfig
-from eval.model import load_model
-from eval.policy_source import named_policy
+from eval.policy.loaded_model import load_model
+from eval.policy.source import named_policy
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.weights import load_weights
-from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
-from tests.object_server import BUCKET, ObjectServer, object_server
+from tests.support import training_case as case
+from tests.support.object_server import BUCKET, ObjectServer, object_server
+from tests.support.ranks import run_ranks
 
 URL = f"s3://{BUCKET}/run"
 FIRST, LAST = f"{URL}/step_00000002", f"{URL}/step_00000004"

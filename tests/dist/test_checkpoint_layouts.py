@@ -11,8 +11,8 @@ from data.errors import InputError
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import TrainingConfig
 from pretrain.model.transformer import Transformer
-from tests.dist import checkpoint_case as case
-from tests.dist.harness import run_ranks
+from tests.support import checkpoint_case as case
+from tests.support.ranks import run_ranks
 
 
 def _offloaded(settings: TrainingConfig, what: str) -> TrainingConfig:

@@ -14,19 +14,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.checkpoint_report import inspect_checkpoint
-from cluster.config import InspectCheckpointConfig
 from cluster.failures import CommandFailedError
+from cluster.inspect.checkpoint import inspect_checkpoint
+from cluster.inspect.config import InspectCheckpointConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
-from pretrain.checkpoint.place import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import CheckpointingConfig
 from pretrain.model.transformer import sharded_dimension
-from tests.dist import checkpoint_case as case
-from tests.dist.harness import run_ranks
-from tests.object_server import BUCKET, ObjectServer, object_server
+from tests.support import checkpoint_case as case
+from tests.support.object_server import BUCKET, ObjectServer, object_server
+from tests.support.ranks import run_ranks
 
 URL = f"s3://{BUCKET}/run"
 WRITER, READER = (2, 2, 3), (1, 2, 1)

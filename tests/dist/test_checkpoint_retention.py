@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 from pretrain.checkpoint.load import load
-from pretrain.checkpoint.place import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointPlace, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import CheckpointingConfig
-from tests.dist import checkpoint_case as case
-from tests.dist.harness import run_ranks
+from tests.support import checkpoint_case as case
+from tests.support.ranks import run_ranks
 
 LAYOUT = (1, 2, 3)
 RATES = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.0}

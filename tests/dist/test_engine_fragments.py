@@ -9,8 +9,8 @@ import torch
 
 from pretrain.model.transformer import expected_shapes
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
-from tests.dist.harness import run_ranks
+from tests.support.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
+from tests.support.ranks import run_ranks
 
 STEPS = 4
 Kept = dict[str, Any]  # settings of `parallel` and `trainer` by name

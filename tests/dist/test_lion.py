@@ -17,9 +17,9 @@ from pretrain.config import LossConfig, OptimConfig, TrainingConfig
 from pretrain.lion import GatedLion
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.mesh import Mesh
-from tests.dist import checkpoint_case as case
-from tests.dist.engine_case import Curve, logits_and_labels, settings, train_partitioned, train_plain
-from tests.dist.harness import run_ranks
+from tests.support import checkpoint_case as case
+from tests.support.engine_case import Curve, logits_and_labels, settings, train_partitioned, train_plain
+from tests.support.ranks import run_ranks
 
 
 class WrittenOut(torch.optim.Optimizer):

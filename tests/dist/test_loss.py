@@ -15,9 +15,9 @@ from pretrain.model import vocabulary
 from pretrain.model.factory import shard_of
 from pretrain.model.loss import LabelKind, LossSettings, Total, VocabularyHead
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import LEARNING_RATE, global_batch, rows, settings
-from tests.dist.harness import run_ranks
-from tests.loss_case import LossCase, naive_loss
+from tests.support.engine_case import LEARNING_RATE, global_batch, rows, settings
+from tests.support.loss_case import LossCase, naive_loss
+from tests.support.ranks import run_ranks
 
 STRONG = LossSettings(image_weight=0.04, z_loss=1e-2)
 ROWS, WIDTH = 48, 8

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pretrain.parallel.mesh import Mesh
-from tests.compiling import needs_compiler
-from tests.dist.engine_case import Curve
-from tests.dist.harness import run_ranks
 from tests.dist.test_recompute import train
+from tests.support.compiling import needs_compiler
+from tests.support.engine_case import Curve
+from tests.support.ranks import run_ranks
 
 
 def train_and_count(model: dict[str, object]) -> tuple[Curve, int]:

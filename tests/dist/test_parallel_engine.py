@@ -18,7 +18,7 @@ from pretrain.model.transformer import Transformer
 from pretrain.parallel.batch import check_batch
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import (
+from tests.support.engine_case import (
     LEARNING_RATE,
     LENGTH,
     VOCABULARY,
@@ -31,7 +31,7 @@ from tests.dist.engine_case import (
     train_partitioned,
     train_plain,
 )
-from tests.dist.harness import RankFailedError, run_ranks
+from tests.support.ranks import RankFailedError, run_ranks
 
 QUIRKS = LossConfig(image_weight=0.04, z_loss=0.01, reference_compatible=True)
 

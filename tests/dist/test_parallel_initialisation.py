@@ -15,8 +15,8 @@ from pretrain.config import TrainingConfig
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import settings
-from tests.dist.harness import RankFailedError, run_ranks
+from tests.support.engine_case import settings
+from tests.support.ranks import RankFailedError, run_ranks
 
 Held = list[tuple[str, tuple[int, ...], tuple[int, ...], np.ndarray]]  # name, offset, shape, values
 

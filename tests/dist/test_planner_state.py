@@ -10,8 +10,8 @@ import torch
 
 from pretrain.parallel.mesh import Mesh
 from pretrain.planner.memory import REDUCE_BUCKET, Layout, memory
-from tests.dist.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch, parts, settings
-from tests.dist.harness import run_ranks
+from tests.support.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch, parts, settings
+from tests.support.ranks import run_ranks
 
 RANKS = 2
 

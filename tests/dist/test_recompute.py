@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
-from tests.dist.harness import run_ranks
+from tests.support.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
+from tests.support.ranks import run_ranks
 
 STEPS = 4
 MICRO_BATCHES = 2

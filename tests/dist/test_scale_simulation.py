@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.scale_measured import checkpoint_cost, rank_written
+from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.pieces import PieceTable
-from pretrain.checkpoint.place import open_checkpoint
 from pretrain.model.transformer import expected_shapes
-from tests.dist import checkpoint_case as case
-from tests.dist.harness import run_ranks
+from tests.support import checkpoint_case as case
+from tests.support.ranks import run_ranks
 
 
 @pytest.mark.parametrize(("tensor", "data"), [(1, 3), (2, 2)])

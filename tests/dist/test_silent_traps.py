@@ -20,8 +20,8 @@ from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.model.transformer import expected_shapes, sharded_dimension
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
-from tests.dist.harness import run_ranks
+from tests.support.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
+from tests.support.ranks import run_ranks
 
 STEPS = 3
 LOSS_BOUND, NORM_BOUND = 5e-6, 1e-4  # of every layout against one process

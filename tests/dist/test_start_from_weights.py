@@ -11,8 +11,8 @@ from data.errors import InputError
 from pretrain.checkpoint import load as loading
 from pretrain.checkpoint.fragments import fragments, moments, optimizer_step
 from pretrain.checkpoint.load import load, load_start
+from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.place import open_checkpoint
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import TrainingConfig
@@ -21,9 +21,9 @@ from pretrain.convert.importing import import_weights
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.transformer import Transformer
 from pretrain.settings import to_mapping
-from tests import hugging_face
-from tests.dist import checkpoint_case as case
-from tests.dist.harness import run_ranks
+from tests.support import checkpoint_case as case
+from tests.support import hugging_face
+from tests.support.ranks import run_ranks
 
 READERS = [(2, 2, 3), (1, 2, 1), (1, 1, 2), (4, 1, 3)]
 

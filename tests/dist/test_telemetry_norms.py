@@ -13,8 +13,8 @@ from pretrain.model.transformer import Transformer, expected_shapes, initialise
 from pretrain.optim import parameter_groups
 from pretrain.parallel.mesh import Mesh
 from pretrain.telemetry.norms import GROUPS, group_of
-from tests.dist.engine_case import LEARNING_RATE, global_batch, logits_and_labels, parts, settings
-from tests.dist.harness import run_ranks
+from tests.support.engine_case import LEARNING_RATE, global_batch, logits_and_labels, parts, settings
+from tests.support.ranks import run_ranks
 
 STEPS = 4
 LOOKED_AT = (0, 2, 3)

@@ -16,13 +16,13 @@ from data.stream.loader import make_plan
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import LabelKind
+from pretrain.phases import PHASES
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.norms import GROUPS
-from pretrain.telemetry.profile import PHASES
 from pretrain.telemetry.sinks import read_metrics
-from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
 from tests.dist.test_validation import dataset
+from tests.support import training_case as case
+from tests.support.ranks import run_ranks
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "observability.md"
 SPLITS = ("val_ind", "val_ood")

@@ -13,8 +13,8 @@ from torch import Tensor
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.mesh import Mesh
-from tests.chameleon import TINY, chameleon, chameleon_logits, load_share, our_logits, random_tokens
-from tests.dist.harness import run_ranks
+from tests.support.chameleon import TINY, chameleon, chameleon_logits, load_share, our_logits, random_tokens
+from tests.support.ranks import run_ranks
 
 LARGE = replace(TINY, heads=8, key_value_heads=2, swin_norm=True)
 

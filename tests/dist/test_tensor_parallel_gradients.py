@@ -17,7 +17,7 @@ from pretrain.model.config import ModelConfig
 from pretrain.model.loss import LossSettings, label_weights
 from pretrain.model.transformer import Transformer, initialise, sharded_dimension
 from pretrain.parallel.mesh import Mesh
-from tests.dist.harness import run_ranks
+from tests.support.ranks import run_ranks
 
 CONFIG = ModelConfig(
     vocabulary_size=512, hidden_size=32, ffn_size=48, layers=2, heads=4, max_positions=24, dropout=0.0

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from data.storage.bulk import open_bulk
-from pretrain.checkpoint.place import CheckpointPlace
-from tests.clouds import cloud
-from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
-from tests.dist.training_case import measured
+from pretrain.checkpoint.location import CheckpointPlace
+from tests.support import training_case as case
+from tests.support.clouds import cloud
+from tests.support.ranks import run_ranks
+from tests.support.training_case import measured
 
 
 def _upload(folder: str, url: str) -> None:

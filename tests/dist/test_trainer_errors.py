@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import TrainingConfig
-from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
+from tests.support import training_case as case
+from tests.support.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
 from pretrain.telemetry.sinks import read_metrics
-from tests.dist import training_case as case
-from tests.dist.harness import RankFailedError, run_ranks
-from tests.dist.training_case import measured
+from tests.support import training_case as case
+from tests.support.ranks import RankFailedError, run_ranks
+from tests.support.training_case import measured
 
 LAYOUT = (1, 2, 3)
 

@@ -11,13 +11,13 @@ import pytest
 
 from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.place import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import JsonlSink, read_metrics
-from tests.dist import training_case as case
-from tests.dist.harness import RankFailedError, run_ranks
-from tests.dist.training_case import measured, train
+from tests.support import training_case as case
+from tests.support.ranks import RankFailedError, run_ranks
+from tests.support.training_case import measured, train
 
 CURVE = ("loss", "loss_action", "loss_image", "gradient_norm")
 

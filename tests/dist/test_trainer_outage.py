@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from data.stream.loader import TokenStream
-from pretrain import feed
+from pretrain import batch_feed as feed
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.telemetry.sinks import read_metrics
-from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
-from tests.dist.training_case import measured
-from tests.fault_proxy import Fault, FaultProxy
-from tests.object_server import BUCKET, object_server
+from tests.support import training_case as case
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.object_server import BUCKET, object_server
+from tests.support.ranks import run_ranks
+from tests.support.training_case import measured
 
 URL = f"s3://{BUCKET}/shards"
 PATIENCE = 0.5  # seconds

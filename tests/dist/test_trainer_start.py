@@ -22,8 +22,8 @@ from pretrain.model.loss import LossSettings, label_weights
 from pretrain.model.transformer import Transformer
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
-from tests.dist import training_case as case
-from tests.dist.harness import run_ranks
+from tests.support import training_case as case
+from tests.support.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
 from pretrain.parallel.mesh import Mesh
-from tests.dist.harness import run_ranks
+from tests.support.ranks import run_ranks
 
 SMALL = ModelConfig(
     vocabulary_size=64, hidden_size=16, ffn_size=32, layers=1, heads=2, max_positions=8, dropout=0.0
@@ -163,7 +163,7 @@ def describe_step(stage: int, precision: str) -> dict[str, Any]:
     """What stands where the engine and its checkpoints look for it, in a step over two micro-batches."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
-    from tests.dist.engine_case import global_batch, parts, settings
+    from tests.support.engine_case import global_batch, parts, settings
 
     config = settings(Mesh(1, 2), stage, precision)
     config.trainer.micro_batch = 1
@@ -203,7 +203,7 @@ def second_copies_after_forgetting() -> list[tuple[bool, bool]]:
     """Of every parameter: whether there is a second copy after a pass, and after it is forgotten."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
-    from tests.dist.engine_case import global_batch, parts, settings
+    from tests.support.engine_case import global_batch, parts, settings
 
     config = settings(Mesh(1, 2))
     config.parallel.hpz_partition_size = 2

@@ -17,10 +17,10 @@ from pretrain.config import TrainingConfig, ValidationConfig
 from pretrain.model.loss import LabelKind, label_kinds
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.validation import SEED, Validation, weighted_loss
-from tests.dist import training_case
-from tests.dist.engine_case import logits_and_labels
-from tests.dist.harness import RankFailedError, run_ranks
-from tests.loss_case import naive_distances
+from tests.support import training_case
+from tests.support.engine_case import logits_and_labels
+from tests.support.loss_case import naive_distances
+from tests.support.ranks import RankFailedError, run_ranks
 
 BATCHES = 3
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.endings import HUNG
-from pretrain.watchdog import Watchdog, cause_of_end
-from tests.dist.harness import free_port
+from pretrain.faults.exit_codes import HUNG
+from pretrain.faults.watchdog import Watchdog, cause_of_end
+from tests.support.ranks import free_port
 
 TIMEOUT = 1.0
 

@@ -11,7 +11,7 @@ from pretrain.model.attention.choose import check_backend, obstacle, packed_mask
 from pretrain.model.attention.hardware import detect
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
-from tests.packings import Packing, action_sample, packing, worldvla
+from tests.support.packings import Packing, action_sample, packing, worldvla
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

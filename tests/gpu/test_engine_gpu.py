@@ -17,7 +17,7 @@ from data.contracts import PackedBatch
 from pretrain.config import LossConfig, TrainingConfig
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.mesh import Mesh
-from tests.dist.engine_case import Curve, logits_and_labels, settings, train_partitioned, train_plain
+from tests.support.engine_case import Curve, logits_and_labels, settings, train_partitioned, train_plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -12,7 +12,7 @@ import torch
 
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
 from pretrain.model.sampling import Sampling
-from tests.decoding import dream_prompt, prompt_of, small_model
+from tests.support.decoding import dream_prompt, prompt_of, small_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pretrain.model import vocabulary
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings, VocabularyHead
-from tests.loss_case import LossCase, naive_loss
+from tests.support.loss_case import LossCase, naive_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from cluster.cli.handlers import run_prepare
 from cluster.config import PrepareCommandConfig
 from cluster.invocation import Invocation
-from cluster.stages import run_prepare
-from tests.libero_layout import demonstration, write_file
+from tests.support.libero_layout import demonstration, write_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

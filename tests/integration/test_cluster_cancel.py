@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from data.config import PrepareConfig
-from data.prepare import Preparer, prepare
+from data.prepare.command import Preparer, prepare
 from data.tokens.image import ImageTokenizer
 from pretrain.telemetry.sinks import read_metrics
-from tests.libero_layout import demonstration, write_file
-from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
-from tests.waiting import wait_until
+from tests.support.libero_layout import demonstration, write_file
+from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 10  # within which every process must be gone
@@ -42,7 +42,7 @@ def test_scancel_leaves_no_process_on_any_node(slurm: VirtualSlurm, tmp_path: Pa
     environment = {**os.environ, "SLURM_CONF": slurm.environment["SLURM_CONF"], "PYTHONPATH": str(ROOT)}
     places = [f"run.dir={tmp_path}", f"data.url={tmp_path}/shards", "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.main", "submit", *WORDS, *places],
+        [sys.executable, "-m", "cluster.cli.main", "submit", *WORDS, *places],
         env=environment,
         capture_output=True,
         text=True,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import examine_cluster, examine_machine
-from cluster.finding import OK
-from tests.virtual_slurm import missing, virtual_slurm
+from cluster.doctor import machine as examine_machine
+from cluster.doctor import network as examine_cluster
+from cluster.doctor.finding import OK
+from tests.support.virtual_slurm import missing, virtual_slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +35,7 @@ def test_an_allocation_of_two_nodes() -> None:
             "--nodes=2",
             sys.executable,
             "-m",
-            "cluster.main",
+            "cluster.cli.main",
             "doctor",
             "render=false",
             "--json",

@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from cluster.config import RootConfig
-from cluster.supervisor import supervise
-from cluster.work import evaluate_checkpoint
+from cluster.run.supervisor import supervise
+from cluster.run.worker_tasks import evaluate_checkpoint
 from pretrain.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[2]

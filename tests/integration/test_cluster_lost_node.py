@@ -14,13 +14,13 @@ import psutil
 import pytest
 
 from cluster.config import RootConfig
-from cluster.session import worker_environment
-from cluster.topology import resources_of
+from cluster.resources.placement import resources_of
+from cluster.resources.ray_session import worker_environment
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
-from tests.dist.training_case import measured, train, write_dataset
 from tests.integration.test_cluster_restarts import LAST, at_step, events, run, under_ray
-from tests.waiting import wait_until
+from tests.support.training_case import measured, train, write_dataset
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.integration.test_cluster_lost_node import body; body()"
@@ -76,7 +76,14 @@ class Nodes:
 
     def await_all(self) -> None:
         """Wait until Ray knows all of them."""
-        words = [sys.executable, "-m", "cluster.await_nodes", self.address, str(len(self.started)), "60"]
+        words = [
+            sys.executable,
+            "-m",
+            "cluster.resources.await_nodes",
+            self.address,
+            str(len(self.started)),
+            "60",
+        ]
         subprocess.run(words, env=self.environment, check=True)
 
     def close(self) -> None:
@@ -87,7 +94,7 @@ class Nodes:
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         own = ("--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=80000000")
-        command = [sys.executable, "-m", "cluster.ray_node", *own, *options]
+        command = [sys.executable, "-m", "cluster.resources.ray_node", *own, *options]
         return subprocess.Popen(command, env=self.environment, stdout=self._log, stderr=self._log)
 
 

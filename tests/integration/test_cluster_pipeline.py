@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.settings import read_yaml
-from tests.libero_layout import demonstration, write_file
-from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.support.libero_layout import demonstration, write_file
+from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED")
@@ -39,7 +39,7 @@ def submit(slurm: VirtualSlurm, folder: Path, *words: str) -> dict[str, int]:
         "MUJOCO_GL": "osmesa",
         "PYOPENGL_PLATFORM": "osmesa",
     }
-    command = [sys.executable, "-m", "cluster.main", "submit", *SMALL, *words, "--json"]
+    command = [sys.executable, "-m", "cluster.cli.main", "submit", *SMALL, *words, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["stages"]

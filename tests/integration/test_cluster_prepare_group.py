@@ -14,16 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
+from cluster.cli.handlers import run_prepare
 from cluster.config import PrepareCommandConfig
 from cluster.failures import CommandFailedError
 from cluster.invocation import Invocation
-from cluster.prepare_group import run_on_ray
-from cluster.stages import run_prepare
-from cluster.work import make_preparer
+from cluster.run.prepare_group import run_on_ray
+from cluster.run.worker_tasks import make_preparer
 from data.errors import InputError
-from data.prepare import Preparer, prepare
+from data.prepare.command import Preparer, prepare
 from data.storage.index import DatasetIndex
-from tests.libero_layout import demonstration, write_file
+from tests.support.libero_layout import demonstration, write_file
 
 
 class Deadly:

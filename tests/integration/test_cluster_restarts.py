@@ -18,15 +18,15 @@ import pytest
 from rich.console import Console
 
 from cluster.config import RootConfig
-from cluster.eval_group import EvaluationJob, Progress
 from cluster.failures import CommandFailedError
-from cluster.supervisor import supervise
-from cluster.work import train_rank
+from cluster.run.evaluation_group import EvaluationJob, Progress
+from cluster.run.supervisor import supervise
+from cluster.run.worker_tasks import train_rank
 from pretrain.config import TrainingConfig
-from pretrain.endings import PreemptedError
+from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
-from tests.dist.training_case import measured, settings, train, write_dataset
-from tests.waiting import wait_until
+from tests.support.training_case import measured, settings, train, write_dataset
+from tests.support.waiting import wait_until
 
 KILLS = {3: 1, 6: 0, 7: 1}  # step after which a rank dies -> that rank
 HANGS = {3: "1", 7: "0"}  # step after which a rank hangs -> that rank

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cluster.training import last_reported
+from cluster.run.training import last_reported
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
-from tests.libero_layout import demonstration, write_file
-from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
-from tests.waiting import wait_until
+from tests.support.libero_layout import demonstration, write_file
+from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}
@@ -43,7 +43,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def worldvla(*words: str, more: dict[str, str] | None = None) -> str:
     environment = {**os.environ, **ENVIRONMENT, **(more or {})}
-    command = [sys.executable, "-m", "cluster.main", *words]
+    command = [sys.executable, "-m", "cluster.cli.main", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.training import last_reported
-from pretrain.checkpoint.place import CheckpointPlace
+from cluster.run.training import last_reported
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.run_folder import RunFolder
-from tests.dist.training_case import measured, overrides, settings, train, write_dataset
 from tests.integration.test_cluster_storage import upload
-from tests.object_server import BUCKET, ObjectServer, object_server
-from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
-from tests.waiting import wait_until
+from tests.support.object_server import BUCKET, ObjectServer, object_server
+from tests.support.training_case import measured, overrides, settings, train, write_dataset
+from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ["nodes=2", "cluster.gpus_per_rank=0", "slurm.cpus_per_node=2", "eval.every=0"]
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no virtual Slurm
 
 def submit(slurm: VirtualSlurm, *words: str) -> int:
     environment = {**os.environ, "SLURM_CONF": slurm.environment["SLURM_CONF"], "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "cluster.main", "submit", *JOB, *words, "--json"]
+    command = [sys.executable, "-m", "cluster.cli.main", "submit", *JOB, *words, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     return int(json.loads(done.stdout)["job"])

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from cluster.work import train_rank
+from cluster.run.worker_tasks import train_rank
 from data.storage.bulk import open_bulk
-from pretrain.checkpoint.place import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
-from tests.dist.training_case import measured, train, write_dataset
 from tests.integration.test_cluster_restarts import run, under_ray
-from tests.object_server import BUCKET, object_server
-from tests.waiting import wait_until
+from tests.support.object_server import BUCKET, object_server
+from tests.support.training_case import measured, train, write_dataset
+from tests.support.waiting import wait_until
 
 OUTAGE = 2.0  # seconds, shorter than what a read is retried for
 

@@ -17,14 +17,14 @@ import pytest
 from rich.console import Console
 
 from cluster.config import RootConfig
-from cluster.eval_group import EvaluationJob, Progress
 from cluster.failures import CommandFailedError
-from cluster.supervisor import supervise
+from cluster.run.evaluation_group import EvaluationJob, Progress
+from cluster.run.supervisor import supervise
 from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
-from tests.object_server import BUCKET, object_server
+from tests.support.object_server import BUCKET, object_server
 
 LAST, BROKEN = 3, 2
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.sbatch import NETWORKS
+from cluster.slurm.sbatch import NETWORKS
 from data.config import PrepareConfig
-from data.prepare import Preparer, prepare
+from data.prepare.command import Preparer, prepare
 from data.tokens.image import ImageTokenizer
 from pretrain.telemetry.sinks import read_metrics
-from tests.libero_layout import demonstration, write_file
-from tests.virtual_slurm import VirtualSlurm, missing, virtual_slurm
-from tests.waiting import wait_until
+from tests.support.libero_layout import demonstration, write_file
+from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "torchrun.sbatch"

@@ -13,9 +13,9 @@ import pytest
 
 from cluster.config import ClusterConfig, RootConfig
 from cluster.failures import CommandFailedError
-from cluster.session import Session, open_session
-from cluster.topology import place
-from cluster.train_group import run_train_group
+from cluster.resources.placement import place
+from cluster.resources.ray_session import Session, open_session
+from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.config import ParallelConfig, TrainingConfig
 

@@ -13,8 +13,8 @@ from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig
 from pretrain.model.pointwise import compiled
 from pretrain.model.transformer import Transformer, initialise
-from tests.compiling import needs_compiler
-from tests.unit.test_model_recompute import gradients
+from tests.support.compiling import needs_compiler
+from tests.unit.test_pretrain_model_recompute import gradients
 
 SMALL = ModelConfig(
     vocabulary_size=256, hidden_size=64, ffn_size=160, layers=3, heads=4, max_positions=64, dropout=0.0

@@ -12,18 +12,18 @@ import pytest
 
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
-from data.prepare import Preparer, prepare
+from data.prepare.command import Preparer, prepare
 from data.storage import retries
 from data.storage.bulk import open_bulk
 from data.storage.store import open_store
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
-from tests import azure_server
-from tests.clouds import Cloud, cloud
-from tests.fault_proxy import Fault, FaultProxy
 from tests.integration.test_prepare_object_store import Tokenizer
-from tests.libero_layout import demonstration, write_file
-from tests.object_server import BUCKET, object_server
+from tests.support import azure_server
+from tests.support.clouds import Cloud, cloud
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.libero_layout import demonstration, write_file
+from tests.support.object_server import BUCKET, object_server
 
 
 @pytest.fixture(params=["gs", "az"])

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from data.config import PrepareConfig
 from data.errors import InputError
-from data.prepare import Preparer, prepare
+from data.prepare.command import Preparer, prepare
 from data.storage.index import DatasetIndex, read_episode
 from data.storage.store import open_store
-from tests.libero_layout import demonstration, write_file
-from tests.object_server import BUCKET, ObjectServer, object_server
+from tests.support.libero_layout import demonstration, write_file
+from tests.support.object_server import BUCKET, ObjectServer, object_server
 
 FORBIDDEN = 403
 

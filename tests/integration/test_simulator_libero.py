@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 from data.config import SourceConfig
-from data.frames import moving_steps
+from data.prepare.frames import moving_steps
 from data.sources.libero_hdf5 import libero_language
 from data.sources.registry import read_demonstrations
 from data.tokens.action import ActionRanges, decode, encode
-from eval.collect import collect
 from eval.config import CollectConfig, EvalCommandConfig
-from eval.recording import replay
+from eval.demonstrations.collect import collect
+from eval.demonstrations.recording import replay
+from eval.evaluation.evaluate import evaluate_command
 from eval.simulator.interface import Simulator
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.registry import open_suite
-from eval.suite import evaluate_command
 
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "libero" / "assets.tar.xz"
 SUITE, TASK = "libero_object", 1

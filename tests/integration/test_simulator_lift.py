@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 
 from data.config import SourceConfig
-from data.frames import moving_steps
+from data.prepare.frames import moving_steps
 from data.sources.registry import open_source, read_demonstrations
 from data.tokens.action import decode, encode
-from eval.collect import collect
 from eval.config import CollectConfig, EvalCommandConfig
-from eval.expert import demonstrate
-from eval.recording import replay
-from eval.replay import replay_demonstration
+from eval.demonstrations.collect import collect
+from eval.demonstrations.recording import replay
+from eval.demonstrations.replay import replay_demonstration
+from eval.evaluation.evaluate import evaluate_command
+from eval.expert.scripts import demonstrate
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
-from eval.suite import evaluate_command
 
 PIXELS = 64
 
@@ -115,7 +115,7 @@ def test_demonstrations_are_read_back_and_replay_through_the_action_tokens(
 def test_a_demonstration_acted_out_again_is_the_recorded_one(
     demonstrations: Path, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
 ) -> None:
-    monkeypatch.setattr("eval.replay.kept_simulator", lambda suite, task: simulator)
+    monkeypatch.setattr("eval.demonstrations.replay.kept_simulator", lambda suite, task: simulator)
     source = open_source(SourceConfig(str(demonstrations)))
     reference = source.references()[0]
     recorded, again = source.read(reference), replay_demonstration(reference, PIXELS)

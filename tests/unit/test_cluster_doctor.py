@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import examine_cluster, examine_machine
-from cluster.doctor import doctor
-from cluster.finding import FAIL, OK, WARN, Finding
-from cluster.main import main
-from tests.dist.training_case import write_dataset
+from cluster.cli.main import main
+from cluster.doctor import machine as examine_machine
+from cluster.doctor import network as examine_cluster
+from cluster.doctor.examine import doctor
+from cluster.doctor.finding import FAIL, OK, WARN, Finding
+from tests.support.training_case import write_dataset
 
 
 def test_a_folder_that_can_be_written(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from data.contracts import Episode
 from data.errors import InputError
 from data.storage.index import DatasetIndex, EpisodeTable, read_episode
 from data.storage.shards import COMPRESSIONS, decode_episode, encode_episode
-from tests.shards_case import episode, equal, write_dataset
+from tests.support.shards_case import episode, equal, write_dataset
 
 COUNT = 3
 Result = TypeVar("Result")

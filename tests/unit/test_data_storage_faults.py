@@ -19,9 +19,9 @@ from data.storage.index import DatasetIndex, read_episode
 from data.storage.store import open_store
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
-from tests.fault_proxy import Fault, FaultProxy
-from tests.object_server import BUCKET, object_server
-from tests.shards_case import episode, equal, write_dataset
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.object_server import BUCKET, object_server
+from tests.support.shards_case import episode, equal, write_dataset
 
 URL = f"s3://{BUCKET}/shards"
 TRAINER = TrainerConfig(global_batch=4, sequence_length=1024)

@@ -5,11 +5,11 @@ import pytest
 
 from data.errors import InputError
 from data.tokens.action import ACTION_MAX, ACTION_MIN
-from eval.arm import CLOSE, OPEN, Arm, nearest_turn, rotation_vector
-from eval.expert import demonstrate
-from eval.grasp import plan_grasp
+from eval.expert.arm import CLOSE, OPEN, Arm, nearest_turn, rotation_vector
+from eval.expert.grasp import plan_grasp
+from eval.expert.scripts import demonstrate
 from eval.simulator.interface import Goal
-from tests.fake_simulator import FakeSimulator
+from tests.support.fake_simulator import FakeSimulator
 
 BOX = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
 

@@ -12,8 +12,8 @@ import pytest
 from data.errors import InputError
 from eval.pool.messages import EpisodeSpec, TimeLimits
 from eval.pool.pool import PolicyFailedError, Pool
-from eval.rollout import EpisodeResult, run_episode
-from tests.fake_suite import MARKS, Reaching, Source, Troubled, open_fake_suite
+from eval.rollout.episode import EpisodeResult, run_episode
+from tests.support.fake_suite import MARKS, Reaching, Source, Troubled, open_fake_suite
 
 
 def specs(suite: str = "fake", tasks: int = 3, states: int = 4) -> list[EpisodeSpec]:

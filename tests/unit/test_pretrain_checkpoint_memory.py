@@ -14,8 +14,8 @@ import torch
 from data.storage.store import open_store
 from pretrain.checkpoint.attempt import Shard, commit, write_shard
 from pretrain.checkpoint.boxes import BoxedTensor, boxes_of_range
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.place import CheckpointPlace
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from data.errors import InputError
+from pretrain.checkpoint.location import CheckpointPlace, step_folder
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.origin import Origin, choose_origin
-from pretrain.checkpoint.place import CheckpointPlace, step_folder
 from pretrain.config import CheckpointingConfig
 from pretrain.model.config import ModelConfig
 

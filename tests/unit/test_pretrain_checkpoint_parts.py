@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.checkpoint.boxes import Box, BoxedTensor, boxes_of_range
+from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, pieces_file
 from pretrain.checkpoint.pieces import PieceTable
-from pretrain.checkpoint.place import CheckpointPlace
 from pretrain.checkpoint.tensor_stream import Take, TensorBlocks, read_parts, read_whole
 from pretrain.checkpoint.verification import damaged, describe, describe_file
 from pretrain.checkpoint.weights import load_weights

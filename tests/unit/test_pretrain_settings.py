@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.config import DemoConfig, RootConfig
+from cluster.cli.config import DemoConfig
+from cluster.config import RootConfig
 from data.errors import InputError
 from eval.config import CollectConfig
 from pretrain.checks import check_training

@@ -1,0 +1,249 @@
+"""The commands of `worldvla`: names, settings and where each is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command of `worldvla`.
+
+    Attributes:
+        name: Words on the command line (`"eval"`, `"inspect plan"`).
+        summary: What it does, in one line.
+        schema: `module:class` of its settings.
+        function: `module:function` that takes the settings and an `Invocation`.
+        config_name: Primary file in `configs/` whose groups apply; None: no groups.
+        examples: Command lines worth copying.
+        json: Whether `--json` is understood.
+        preset: Settings that the command begins with.
+        dry_run: Whether `--dry-run` is understood.
+    """
+
+    name: str
+    summary: str
+    schema: str
+    function: str
+    config_name: str | None = None
+    examples: tuple[str, ...] = ()
+    json: bool = False
+    preset: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What it understands besides `--debug` and `--help`."""
+        understood = {"--json": self.json, "--dry-run": self.dry_run}
+        return tuple(option for option, wanted in understood.items() if wanted)
+
+    def load_schema(self) -> type:
+        """Import the class of its settings."""
+        return _load(self.schema)
+
+    def load_function(self) -> Callable[..., None]:
+        """Import the function that carries it out."""
+        return _load(self.function)
+
+
+COMMANDS = (
+    Command(
+        "demo",
+        "the whole loop on this machine: collect, prepare, train, resume, evaluate, report",
+        "cluster.cli.config:DemoConfig",
+        "cluster.cli.demo:run_demo",
+        config_name="train",
+        examples=("worldvla demo", "worldvla demo run.name=mine trainer.steps=100"),
+        preset=("experiment=demo", "data.url=''"),
+    ),
+    Command(
+        "collect",
+        "record demonstrations of a scripted expert in a simulator (LIBERO's HDF5 layout)",
+        "eval.config:CollectConfig",
+        "cluster.cli.handlers:run_collect",
+        examples=("worldvla collect suite=robosuite_lift episodes=12 out=demos",),
+    ),
+    Command(
+        "vq",
+        "train an image tokenizer (VQ-GAN) on the frames of demonstrations",
+        "pretrain.config:VqConfig",
+        "cluster.cli.handlers:run_vq",
+        examples=("worldvla vq source=demos out=tokenizer.safetensors steps=2000",),
+    ),
+    Command(
+        "prepare",
+        "turn demonstrations into token shards with an index",
+        "cluster.config:PrepareCommandConfig",
+        "cluster.cli.handlers:run_prepare",
+        examples=(
+            "worldvla prepare source=demos out=shards",
+            "worldvla prepare source=libero_lerobot out=s3://bucket/libero resolution=256 workers=8 "
+            "gpus_per_worker=0.5 image_tokenizer=image_256px.safetensors",
+        ),
+    ),
+    Command(
+        "train",
+        "train on shards, evaluating checkpoints as they are committed",
+        "cluster.config:RootConfig",
+        "cluster.cli.handlers:run_train",
+        config_name="train",
+        examples=(
+            "worldvla train experiment=demo data.url=shards run.name=mine",
+            "worldvla train experiment=demo data.url=shards run.name=mine optim.lr=1e-4 model=tiny",
+        ),
+    ),
+    Command(
+        "submit",
+        "train as a Slurm job that goes back into the queue and on by itself",
+        "cluster.slurm.config:SubmitConfig",
+        "cluster.slurm.submit:submit",
+        config_name="train",
+        examples=(
+            "worldvla submit experiment=worldvla_libero_goal_256 nodes=8",
+            "worldvla submit experiment=worldvla_libero_goal_256 nodes=2 cluster=a100_80gb "
+            "slurm.partition=gpu slurm.time=24:00:00 --dry-run",
+        ),
+        json=True,
+        dry_run=True,
+    ),
+    Command(
+        "eval",
+        "run a checkpoint's policy, or the expert, on a task suite",
+        "eval.config:EvalCommandConfig",
+        "cluster.cli.handlers:run_eval",
+        examples=(
+            "worldvla eval checkpoint=runs/mine/checkpoints/step_00000400 suite=robosuite_lift episodes=4",
+            "worldvla eval policy=expert suite=libero_object tasks=[0] episodes=2 out=results",
+        ),
+        json=True,
+    ),
+    Command(
+        "imagine",
+        "roll a checkpoint's world model out along a recorded episode, beside the truth",
+        "eval.config:ImagineConfig",
+        "cluster.cli.handlers:run_imagine",
+        examples=(
+            "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=8",
+            "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=50 episodes=16",
+        ),
+        json=True,
+    ),
+    Command(
+        "report",
+        "write a run's report.html, or one page that compares runs: self-contained",
+        "cluster.cli.config:ReportConfig",
+        "cluster.cli.handlers:run_report",
+        examples=(
+            "worldvla report run=runs/mine",
+            "worldvla report runs=[runs/mine,runs/other] out=comparison.html",
+        ),
+    ),
+    Command(
+        "convert import",
+        "published weights (Chameleon, Lumina-mGPT, WorldVLA; vqgan.ckpt) into what a training starts from",
+        "cluster.cli.config:ConvertImportConfig",
+        "cluster.cli.convert:convert_import",
+        examples=(
+            "worldvla convert import source=chameleon-7b out=weights/chameleon-7b",
+            "worldvla convert import source=tokenizer/vqgan.ckpt out=weights/image_256px.safetensors "
+            "pixels=256",
+        ),
+    ),
+    Command(
+        "convert samples",
+        "published WorldVLA samples (pickled token lists, nothing in them is trusted) into token shards",
+        "data.config:ConvertSamplesConfig",
+        "cluster.cli.convert:convert_samples",
+        examples=(
+            "worldvla convert samples source=libero_object_tokens out=shards suite=libero_object "
+            "image_tokenizer=image_256px.safetensors text_tokenizer=tokenizer.json",
+        ),
+    ),
+    Command(
+        "convert export",
+        "a checkpoint's weights as a folder that transformers loads",
+        "cluster.cli.config:ConvertExportConfig",
+        "cluster.cli.convert:convert_export",
+        examples=(
+            "worldvla convert export checkpoint=runs/mine/checkpoints/step_00000400 out=exported",
+            "worldvla convert export checkpoint=weights/chameleon-7b out=exported dtype=float32",
+        ),
+    ),
+    Command(
+        "doctor",
+        "examine this machine or allocation: packages, GPUs, network, storage, renderer, Slurm",
+        "cluster.doctor.config:DoctorConfig",
+        "cluster.doctor.examine:doctor",
+        examples=("worldvla doctor", "worldvla doctor url=s3://bucket/shards folder=/shared/runs --json"),
+        json=True,
+    ),
+    Command(
+        "inspect plan",
+        "which windows each rank reads in a step",
+        "cluster.inspect.config:InspectPlanConfig",
+        "cluster.inspect.plan:inspect_plan",
+        examples=("worldvla inspect plan url=shards seed=0 step=7 ranks=4 --json",),
+        json=True,
+    ),
+    Command(
+        "inspect data",
+        "what a data set holds: counts, lengths, actions, frames as a picture; every checksum verified",
+        "cluster.inspect.config:InspectDataConfig",
+        "cluster.inspect.dataset:inspect_data",
+        examples=(
+            "worldvla inspect data url=shards",
+            "worldvla inspect data url=s3://bucket/libero image_tokenizer=image_256px.safetensors --json",
+        ),
+        json=True,
+    ),
+    Command(
+        "inspect checkpoint",
+        "checkpoints of a run, of a folder or of an object store, every file verified against its checksum",
+        "cluster.inspect.config:InspectCheckpointConfig",
+        "cluster.inspect.checkpoint:inspect_checkpoint",
+        examples=(
+            "worldvla inspect checkpoint path=runs/mine",
+            "worldvla inspect checkpoint path=s3://bucket/mine/step_00000400 --json",
+        ),
+        json=True,
+    ),
+    Command(
+        "inspect cluster",
+        "which node runs which ranks, and where evaluations find room",
+        "cluster.inspect.config:InspectClusterConfig",
+        "cluster.inspect.nodes:inspect_cluster",
+        config_name="train",
+        examples=(
+            "worldvla inspect cluster experiment=worldvla_libero_goal_256 nodes=8 parallel.tensor=2 "
+            "parallel.data=32",
+            "worldvla inspect cluster experiment=demo nodes=2 cpus_per_node=8 --json",
+        ),
+        json=True,
+        preset=("run.name=plan", "data.url=''"),
+    ),
+    Command(
+        "inspect memory",
+        "which layouts of a training fit the GPUs, with estimated memory, communication and step time",
+        "cluster.inspect.config:InspectMemoryConfig",
+        "cluster.inspect.memory:inspect_memory",
+        config_name="inspect_memory",
+        examples=(
+            "worldvla inspect memory model=7b gpus=64 gpu_memory=80GB",
+            "worldvla inspect memory model=34b gpus=16 gpu=H200 gpu_memory=141GB --json",
+        ),
+        json=True,
+    ),
+)
+
+
+def members(group: str) -> list[Command]:
+    """The commands of two words whose first is `group` (`inspect`, `convert`)."""
+    return [command for command in COMMANDS if command.name.startswith(f"{group} ")]
+
+
+def _load(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,91 @@
+"""Settings of the demo, of conversions and of reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.config import RootConfig
+
+
+@dataclass
+class DemoStageConfig:
+    """What the demo does around its training.
+
+    Attributes:
+        episodes: Demonstrations to collect per task.
+        workers: Simulator processes that collect.
+        resume_tensor: Tensor-parallel size of the second half of the training.
+        resume_data: Data-parallel size of the second half of the training.
+    """
+
+    episodes: int = 30
+    workers: int = 2
+    resume_tensor: int = 1
+    resume_data: int = 2
+
+
+@dataclass
+class DemoConfig(RootConfig):
+    """`worldvla demo`: the settings of `worldvla train experiment=demo` and of the demo's own stages.
+
+    Attributes:
+        demo: What the demo does around its training.
+    """
+
+    demo: DemoStageConfig = field(default_factory=DemoStageConfig)
+
+
+@dataclass
+class ReportConfig:
+    """`worldvla report`: one run, or several beside each other.
+
+    Attributes:
+        run: The run's folder; the page is `report.html` in it.
+        runs: Two to four run folders to compare, instead of `run`.
+        out: Page of a comparison.
+    """
+
+    run: str | None = None
+    runs: list[str] | None = None
+    out: str = "comparison.html"
+
+
+@dataclass
+class ConvertImportConfig:
+    """`worldvla convert import`.
+
+    Attributes:
+        source: What it is decides what is made of it. A folder with config.json and safetensors files
+            (Chameleon, Lumina-mGPT, WorldVLA) becomes a checkpoint to start a training from; Chameleon's
+            vqgan.ckpt (vqgan.yaml beside it tells other sizes than Chameleon's) becomes an image tokenizer.
+        out: New checkpoint folder, or new image tokenizer file (*.safetensors).
+        shard_megabytes: Largest file of a checkpoint; a larger tensor gets a file of its own.
+        pixels: Side of the frames that an image tokenizer is for (Chameleon's serves 256 as well as 512);
+            null: the side in vqgan.yaml, 512 without it.
+    """
+
+    source: str = "???"
+    out: str = "???"
+    shard_megabytes: int = 2000
+    pixels: int | None = None
+
+
+@dataclass
+class ConvertExportConfig:
+    """`worldvla convert export`.
+
+    Attributes:
+        checkpoint: Folder of a checkpoint, of a training in any layout or imported.
+        out: New folder for config.json and safetensors files.
+        dtype: `float32`, `bfloat16` or `float16`; null: imported weights keep theirs, a training's become
+            bfloat16.
+        image_tokenizer: Image tokenizer file whose encoder goes along as `model.vqmodel.*` (only one that has
+            the network of Chameleon's vqgan.ckpt); null: without.
+        shard_megabytes: Largest weight file; a larger tensor gets a file of its own.
+    """
+
+    checkpoint: str = "???"
+    out: str = "???"
+    dtype: str | None = None
+    image_tokenizer: str | None = None
+    shard_megabytes: int = 5000

@@ -1,0 +1,157 @@
+"""`--help`: the commands, and each command's settings as the docstrings of its dataclasses tell them."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from cluster.cli.commands import COMMANDS, Command, members
+
+_WIDTH = 100
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_ENTRY = re.compile(r"^([a-z_][a-z_0-9]*(?:, [a-z_][a-z_0-9]*)*): (.*)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of a command.
+
+    Attributes:
+        key: With dots (`optim.lr`).
+        default: As it is written on the command line; `required` without one.
+        text: What it means, empty where nothing is written.
+    """
+
+    key: str
+    default: str
+    text: str
+
+
+def overview(group: str | None = None) -> str:
+    """The text of `worldvla --help`, or of `worldvla GROUP --help`."""
+    width = max(len(command.name) for command in COMMANDS)
+    if group is not None:
+        named = [f"  {command.name:<{width}}  {command.summary}" for command in members(group)]
+        return "\n".join([f"usage: worldvla {group} COMMAND [key=value ...] [--help]", "", *named])
+    lines = [
+        "usage: worldvla COMMAND [key=value ...] [--help] [--debug] [--json]",
+        "",
+        "Pretraining of WorldVLA, one transformer that acts and imagines: demonstrations, token shards,",
+        "distributed training, evaluation in the simulator, report.",
+        "",
+        "commands:",
+        *(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS),
+        "",
+        "  worldvla demo                runs all of it on this machine, in about 10 minutes",
+        "  worldvla COMMAND --help      lists the command's settings with their defaults",
+        "",
+        "options:",
+        "  --debug   tracebacks instead of one-line errors",
+        "  --json    machine-readable output (eval, inspect, submit)",
+        "  --dry-run show what would be done, and do nothing (submit)",
+        "",
+        "exit codes: 0 done, 1 failed, 2 wrong input or settings, 130 interrupted",
+    ]
+    return "\n".join(lines)
+
+
+def describe(command: Command) -> str:
+    """The text of `worldvla COMMAND --help`."""
+    option = "".join(f" [{name}]" for name in command.options)
+    lines = [
+        f"usage: worldvla {command.name} [key=value ...]{option} [--debug]",
+        "",
+        *textwrap.wrap(command.summary[0].upper() + command.summary[1:] + ".", _WIDTH),
+    ]
+    if command.examples:
+        lines += ["", "examples:", *(f"  {example}" for example in command.examples)]
+    if command.config_name:
+        lines += ["", "groups of settings (files in configs/):"]
+        lines += [f"  {group}={'|'.join(names)}" for group, names in _groups(command.config_name)]
+    lines += ["", "settings:"]
+    for setting in settings(_defaults(command)):
+        head = f"  {setting.key}={setting.default}"
+        lines.append(head)
+        lines += textwrap.wrap(setting.text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def settings(defaults: Any, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a dataclass (or of an object of one, with its values), nested ones with dots."""
+    schema = defaults if isinstance(defaults, type) else type(defaults)
+    hints, texts = get_type_hints(schema), _texts(schema)
+    for field in fields(schema):
+        hint = hints[field.name]
+        value = _class_default(field) if defaults is schema else getattr(defaults, field.name)
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from settings(hint if defaults is schema else value, f"{prefix}{field.name}.")
+        else:
+            yield Setting(f"{prefix}{field.name}", _written(value), texts.get(field.name, ""))
+
+
+def _defaults(command: Command) -> Any:
+    """The class of a command's settings; with a preset the values that the preset makes of it."""
+    if not command.preset:
+        return command.load_schema()
+    from pretrain.settings import compose
+
+    return compose(command.name, command.load_schema(), command.config_name, list(command.preset))
+
+
+def _class_default(field: Field[Any]) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else "???"
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value == "???":
+        return "(required)"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(str, value)) + "]"
+    return str(value)
+
+
+def _texts(schema: type) -> dict[str, str]:
+    """Name -> what the `Attributes` section of its class, or of a base class, says."""
+    texts: dict[str, str] = {}
+    for base in reversed(schema.__mro__):
+        for names, text in _entries(base):
+            other = getattr(sys.modules[base.__module__], _other_class(text), None)
+            texts.update({name: (_texts(other).get(name, text) if other else text) for name in names})
+    return texts
+
+
+def _entries(schema: type) -> Iterator[tuple[list[str], str]]:
+    """Names and text of each entry of the class's own `Attributes` section."""
+    _, _, section = cleandoc(schema.__doc__ or "").partition("Attributes:\n")
+    for entry in re.split(r"\n    (?=\w)", "\n" + section.split("\n\n")[0]):
+        found = _ENTRY.match(" ".join(entry.split()))
+        if found:
+            yield found.group(1).split(", "), found.group(2)
+
+
+def _other_class(text: str) -> str:
+    """The class that an entry `As in `Class`` points to, else an empty string."""
+    found = re.match(r"As in `(\w+)`", text)
+    return found.group(1) if found else ""
+
+
+def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:
+    """The groups that a primary file names, and their choices."""
+    primary = (_CONFIGS / f"{config_name}.yaml").read_text()
+    for folder in sorted(path for path in _CONFIGS.iterdir() if path.is_dir()):
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        if names and f"- {folder.name}:" in primary:
+            yield folder.name, names

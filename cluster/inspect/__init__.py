@@ -1,0 +1,1 @@
+"""`worldvla inspect`: data sets, data order, checkpoints, memory and node assignment, one file each."""

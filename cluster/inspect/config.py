@@ -1,0 +1,118 @@
+"""Settings of `worldvla inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cluster.config import RootConfig
+from pretrain.model.config import ModelConfig
+
+
+@dataclass
+class InspectClusterConfig(RootConfig):
+    """`worldvla inspect cluster`: the settings of `worldvla train`, and the nodes.
+
+    Attributes:
+        nodes: Nodes with `cluster.gpus_per_node` GPUs each (none where `cluster.gpus_per_rank` is 0).
+        cpus_per_node: Logical CPUs of each node.
+        cpu_nodes: Further nodes without GPUs.
+    """
+
+    nodes: int = 1
+    cpus_per_node: int = 96
+    cpu_nodes: int = 0
+
+
+@dataclass
+class InspectPlanConfig:
+    """`worldvla inspect plan`: the order of the data as a pure function of seed and step.
+
+    Attributes:
+        url: Folder or object-store prefix with `index.json`.
+        seed: `trainer.seed`.
+        step: Optimiser step, from 0.
+        ranks: Data-parallel ranks that share the step.
+        global_batch: `trainer.global_batch`.
+        sequence_length: `trainer.sequence_length`.
+        history: `data.history`.
+        chunk: `data.chunk`.
+    """
+
+    url: str = "???"
+    seed: int = 0
+    step: int = 0
+    ranks: int = 1
+    global_batch: int = 8
+    sequence_length: int = 4096
+    history: int = 2
+    chunk: int = 5
+
+
+@dataclass
+class InspectDataConfig:
+    """`worldvla inspect data`.
+
+    Attributes:
+        url: Folder or object-store prefix with `index.json`.
+        verify: Read every episode: its checksum is compared and its actions are counted.
+        sheet: PNG that receives decoded frames of some episodes; null: none.
+        image_tokenizer: The VQ-GAN weights that the frames were encoded with; null takes the small one that
+            ships.
+        episodes: How many episodes the picture shows, evenly spread over the data set.
+    """
+
+    url: str = "???"
+    verify: bool = True
+    sheet: str | None = "contact_sheet.png"
+    image_tokenizer: str | None = None
+    episodes: int = 6
+
+
+@dataclass
+class InspectCheckpointConfig:
+    """`worldvla inspect checkpoint`.
+
+    Attributes:
+        path: A run's folder, a folder or URL of checkpoints, or one checkpoint.
+        verify: Read every file and compare its checksum; false: list alone.
+    """
+
+    path: str = "???"
+    verify: bool = True
+
+
+@dataclass
+class InspectMemoryConfig:
+    """`worldvla inspect memory`: layouts that fit, at ZeRO stage 3 in bf16.
+
+    Attributes:
+        model: The network, `model=7b` or single sizes; its recompute policy is not read, all are tried.
+        gpus: Number of GPUs.
+        gpu_memory: Of one: `80GB`, `79.6GiB`, or a number of GB.
+        reserve: Share of it kept for the driver, communication and fragments of the allocator.
+        sequence_length: `trainer.sequence_length`.
+        micro_batches: Values of `trainer.micro_batch` to try.
+        global_batch: `trainer.global_batch`; null: four sequences for each GPU.
+        gpu: Name in the table of data sheets (H100, H200, A100, B200, L40S, H100 PCIe, H100 NVL).
+        efficiency: Share of the GPU's peak that the step time is estimated with.
+        node_gpus: GPUs of one node; tensor parallelism stays inside.
+        offloads: Values of `parallel.offload` to try.
+        host_memory: Host memory of a node, as `gpu_memory`; null: as much as is needed.
+        optimizer: `optim.name`: `adamw` or `lion`.
+        show: Layouts to print; `--json` has all.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    gpus: int = 8
+    gpu_memory: str = "80GB"
+    reserve: float = 0.1
+    sequence_length: int = 4096
+    micro_batches: list[int] = field(default_factory=lambda: [1, 2, 4])
+    global_batch: int | None = None
+    gpu: str = "H100"
+    efficiency: float = 0.45
+    node_gpus: int = 8
+    offloads: list[str] = field(default_factory=lambda: ["none", "optimizer", "all"])
+    host_memory: str | None = None
+    optimizer: str = "adamw"
+    show: int = 12

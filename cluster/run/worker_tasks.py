@@ -1,0 +1,80 @@
+"""What the processes do that Ray starts; what they need is imported there and not in the command itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cluster.run.evaluation_group import EvaluationJob, Progress
+
+if TYPE_CHECKING:
+    from cluster.config import PrepareCommandConfig
+    from data.prepare.command import Preparer
+    from pretrain.config import TrainingConfig
+
+
+def train_rank(config: TrainingConfig) -> None:
+    """Train as one rank of the process group that exists."""
+    from pretrain.library_warnings import silence_known_warnings
+
+    silence_known_warnings()
+    from pretrain.trainer import train
+
+    train(config)
+
+
+def make_preparer(config: PrepareCommandConfig) -> Preparer:
+    """What this process needs to prepare data; computes on the GPU that it was given, if any."""
+    from data.prepare.command import Preparer
+    from data.tokens.image import ImageTokenizer
+
+    device = "cuda" if config.gpus_per_worker > 0 else "cpu"
+    tokenizer = ImageTokenizer.load(config.image_tokenizer, device=device)
+    if not config.replay:
+        return Preparer(config, tokenizer)
+    from eval.demonstrations.replay import replay_demonstration
+
+    return Preparer(config, tokenizer, replay_demonstration)
+
+
+def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    """Run the checkpoint's policy on the suite and, where asked for, a world-model rollout.
+
+    Returns:
+        The content of `results.json`, and under `world_model` the scores of the rollouts.
+
+    Raises:
+        InputError: The checkpoint or the simulator cannot be used.
+    """
+    from eval.evaluation.evaluate import Resources, evaluate
+    from eval.policy.source import PolicyName
+    from pretrain.checkpoint.fetch import local_checkpoint
+
+    checkpoint = str(local_checkpoint(job.checkpoint, run=job.out.parents[1]))
+    results = evaluate(
+        PolicyName(checkpoint),
+        job.settings.suite,
+        tasks=job.settings.tasks,
+        episodes=job.settings.episodes,
+        out=job.out,
+        step=job.step,
+        horizon=job.settings.horizon,
+        resources=Resources(job.settings.workers),
+        progress=lambda tally: progress(tally.done, tally.wanted),
+    )
+    content = results.to_json()
+    if job.imagine:
+        from eval.config import ImagineConfig
+        from eval.world_model.imagine import imagine
+
+        dream = imagine(
+            ImagineConfig(
+                checkpoint=checkpoint,
+                out=str(job.out),
+                episodes=job.settings.imagine_episodes,
+                frames=job.settings.imagine_frames,
+                lpips_weights=job.settings.lpips_weights,
+                fvd_network=job.settings.fvd_network,
+            )
+        )
+        content["world_model"] = dream.summary()
+    return content

@@ -1,0 +1,1 @@
+"""`worldvla submit`: runs as Slurm jobs."""

@@ -1,0 +1,1 @@
+"""Demonstrations to token shards with an index."""

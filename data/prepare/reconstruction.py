@@ -1,0 +1,65 @@
+"""How well an image tokenizer keeps the frames of a data set: the best that a model on its codes can do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import SourceConfig
+from data.prepare.frames import resize_frames, square_frames
+from data.sources.interface import DemonstrationReference
+from data.sources.registry import open_source
+
+_MOST_DEMONSTRATIONS = 10
+
+
+class FrameCodec(Protocol):
+    """What is needed of an image tokenizer (`data.tokens.image.ImageTokenizer` is one)."""
+
+    @property
+    def pixels(self) -> int:
+        """Side of the frames."""
+        ...
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """Frames uint8 [N, H, W, 3] -> codes uint16 [N, R, C]."""
+        ...
+
+    def decode(self, codes: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Codes uint16 [N, R, C] -> frames uint8 [N, H, W, 3]."""
+        ...
+
+
+def reconstruction_psnr(config: SourceConfig, tokenizer: FrameCodec, frames: int = 16) -> dict[str, float]:
+    """PSNR in dB by camera, over frames that no policy is trained on.
+
+    Args:
+        config: Where the demonstrations are.
+        tokenizer: Encodes and decodes.
+        frames: Taken of each task's last demonstration (the one that the split keeps for validation),
+            evenly spaced.
+
+    Raises:
+        InputError: A demonstration is not valid.
+    """
+    squared: dict[str, list[float]] = {}
+    source = open_source(config)
+    for reference in _last_of_each_task(source.references())[:_MOST_DEMONSTRATIONS]:
+        for camera, recorded in source.read(reference).frames.items():
+            chosen = np.linspace(0, len(recorded) - 1, min(frames, len(recorded))).astype(np.int64)
+            true = resize_frames(square_frames(recorded[chosen], config.fit), tokenizer.pixels)
+            error = tokenizer.decode(tokenizer.encode(true)).astype(np.float64) - true
+            squared.setdefault(camera, []).append(float(np.square(error).mean()))
+    return {camera: _psnr(sum(errors) / len(errors)) for camera, errors in sorted(squared.items())}
+
+
+def _last_of_each_task(references: Sequence[DemonstrationReference]) -> list[DemonstrationReference]:
+    return list({(reference.suite, reference.task): reference for reference in references}.values())
+
+
+def _psnr(squared_error: float) -> float:
+    return 10 * math.log10(255**2 / squared_error) if squared_error > 0 else math.inf

@@ -1,0 +1,1 @@
+"""Demonstrations recorded in a simulator: by the scripted expert, or replayed."""

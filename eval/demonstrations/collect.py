@@ -1,0 +1,113 @@
+"""`worldvla collect`: demonstrations of the scripted expert, several simulators at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import InputError
+from eval.config import CollectConfig
+from eval.demonstrations.hdf5_file import demonstration_path, write_demonstrations
+from eval.demonstrations.recording import Recording, record
+from eval.demonstrations.workers import Workers, kept_simulator
+from eval.output_folder import writable_folder
+from eval.simulator.interface import COLLECTION_STATES, SimulatorError, TaskInfo
+from eval.simulator.registry import open_suite, select_tasks
+
+Progress = Callable[[int, int], None]
+"""Called with (demonstrations recorded, demonstrations wanted)."""
+
+_SMALLEST_FRAME = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What was collected for one task.
+
+    Attributes:
+        task: The task.
+        path: The HDF5 file.
+        episodes: Demonstrations in it.
+        attempts: Initial states that were tried for them.
+        steps: Time steps of all demonstrations together.
+    """
+
+    task: TaskInfo
+    path: Path
+    episodes: int
+    attempts: int
+    steps: int
+
+
+def collect(config: CollectConfig, progress: Progress | None = None) -> list[Collected]:
+    """Record `config.episodes` successful demonstrations of each task into one file a task.
+
+    The result depends on the settings only, not on the number of workers: initial states are tried in
+    the order of their numbers from `config.seed` on, and the first that succeed are kept.
+
+    Raises:
+        InputError: Bad settings, missing simulator parts, or an expert that fails too often.
+    """
+    suite = open_suite(config.suite)
+    numbers = select_tasks(suite, config.tasks)
+    _check(config)
+    folder = writable_folder(Path(config.out))
+    wanted, before = config.episodes * len(numbers), 0
+    collected = []
+    with Workers(config.workers) as workers:
+        for number in numbers:
+
+            def report(done: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, wanted)
+
+            task = suite.tasks[number]
+            recordings, attempts = _record_task(config, task, workers, report)
+            path = demonstration_path(folder, task)
+            write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets)
+            steps = sum(len(recording.actions) for recording in recordings)
+            collected.append(Collected(task, path, len(recordings), attempts, steps))
+            before += config.episodes
+    return collected
+
+
+def _record_task(
+    config: CollectConfig, task: TaskInfo, workers: Workers, report: Callable[[int], None]
+) -> tuple[list[Recording], int]:
+    """The first successful recordings of a task, and how many initial states were tried for them."""
+    recordings: list[Recording] = []
+    states = range(config.seed, config.seed + 2 * config.episodes + 4)
+    attempts = workers.map(
+        _attempt, ((task.suite, task.number, state, config.resolution) for state in states)
+    )
+    for tried, recording in enumerate(attempts, start=1):
+        if recording is None:
+            continue
+        recordings.append(recording)
+        report(len(recordings))
+        if len(recordings) == config.episodes:
+            return recordings, tried
+    raise InputError(
+        f"task {task.number} of {task.suite} ({task.instruction}): the expert solved {len(recordings)} of "
+        f"{len(states)} initial states, {config.episodes} wanted; choose other tasks=[...]"
+    )
+
+
+def _attempt(suite: str, task: int, initial_state: int, pixels: int) -> Recording | None:
+    try:
+        return record(kept_simulator(suite, task), initial_state, pixels)
+    except SimulatorError:
+        return None  # an attempt that failed: the next initial state may do
+
+
+def _check(config: CollectConfig) -> None:
+    for name, value, least in (
+        ("episodes", config.episodes, 1),
+        ("workers", config.workers, 1),
+        ("resolution", config.resolution, _SMALLEST_FRAME),
+        ("seed", config.seed, COLLECTION_STATES),
+    ):
+        if value < least:
+            why = "; smaller numbers are evaluation's initial states" if name == "seed" else ""
+            raise InputError(f"{name}={value}: expected at least {least}{why}")

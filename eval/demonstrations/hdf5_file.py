@@ -1,0 +1,121 @@
+"""Write demonstrations in LIBERO's HDF5 layout, with the attributes that robomimic writes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from eval.demonstrations.recording import Recording
+from eval.simulator.interface import TaskInfo
+
+_FRAME_NAMES = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
+
+
+def demonstration_path(folder: Path, task: TaskInfo) -> Path:
+    """Where the demonstrations of a task lie."""
+    return folder / f"{task.name}_demo.hdf5"
+
+
+def write_demonstrations(
+    path: Path,
+    task: TaskInfo,
+    recordings: Iterable[Recording],
+    versions: dict[str, str],
+    standin_assets: bool,
+) -> None:
+    """Write one file: complete under its name, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(unfinished, "w") as file:
+            group = file.create_group("data")
+            total = 0
+            count = 0
+            for recording in recordings:
+                _write_demonstration(group.create_group(f"demo_{count}"), recording)
+                total += len(recording.actions)
+                count += 1
+            _write_attributes(group, task, versions, standin_assets)
+            group.attrs.update({"num_demos": count, "total": total})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_attributes(
+    group: h5py.Group, task: TaskInfo, versions: dict[str, str], standin_assets: bool
+) -> None:
+    problem_file = "/".join(Path(task.problem_file).parts[-3:])  # bddl_files/<suite>/<task>.bddl
+    environment = {
+        "env_name": task.environment,
+        "type": 1,  # robomimic's number for robosuite
+        "env_version": versions.get("robosuite", ""),
+        "env_kwargs": {"robots": ["Panda"], "controller": "OSC_POSE", "control_freq": 20},
+        "problem_name": task.environment,
+        "bddl_file": problem_file,
+    }
+    problem = {
+        "problem_name": task.environment,
+        "domain_name": "robosuite",
+        "language_instruction": task.instruction,
+    }
+    group.attrs.update(
+        {
+            "env_name": task.environment,
+            "env_args": json.dumps(environment),
+            "problem_info": json.dumps(problem),
+            "bddl_file_name": problem_file,
+            "macros_image_convention": "opengl",
+            "tag": "worldvla-expert",
+            "suite": task.suite,
+            "versions": json.dumps(versions),
+            "standin_assets": standin_assets,
+        }
+    )
+
+
+def _write_demonstration(group: h5py.Group, recording: Recording) -> None:
+    steps = len(recording.actions)
+    last = np.zeros(steps, dtype=np.uint8)
+    last[-1] = 1
+    position, turn, fingers = np.split(recording.states, [3, 6], axis=1)
+    group.create_dataset("actions", data=recording.actions)
+    group.create_dataset("states", data=recording.sim_states)
+    group.create_dataset("dones", data=last)
+    group.create_dataset("rewards", data=last)
+    quaternions = np.array([_quaternion(vector) for vector in turn])
+    group.create_dataset("robot_states", data=np.concatenate([fingers, position, quaternions], axis=1))
+    observations = group.create_group("obs")
+    for camera, frames in recording.frames.items():
+        # Stored the way the simulator draws them: rotated by 180 degrees.
+        observations.create_dataset(
+            _FRAME_NAMES[camera], data=frames[:, ::-1, ::-1], compression="gzip", compression_opts=1
+        )
+    observations.create_dataset("ee_pos", data=position)
+    observations.create_dataset("ee_ori", data=turn)
+    observations.create_dataset("ee_states", data=recording.states[:, :6])
+    observations.create_dataset("gripper_states", data=fingers)
+    observations.create_dataset("joint_states", data=recording.joints)
+    group.attrs.update(
+        {
+            "num_samples": steps,
+            "init_state": recording.sim_states[0],
+            "initial_state_number": recording.initial_state,
+            "model_file": recording.model_xml,
+        }
+    )
+
+
+def _quaternion(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quaternion (x, y, z, w) of an axis times angle [3]."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-12:
+        return np.array([0.0, 0.0, 0.0, 1.0])
+    return np.array([*(vector / angle * np.sin(angle / 2)), np.cos(angle / 2)])

@@ -1,0 +1,107 @@
+"""Run the expert once: solve with physics only, check by replay, draw the kept states afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.prepare.frames import moving_steps
+from eval.expert.scripts import demonstrate
+from eval.simulator.interface import Simulator
+
+CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
+_STEPS_AFTER_SUCCESS = 10  # so that the gripper opens or the lift is clear
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One successful demonstration, T steps long.
+
+    Attributes:
+        initial_state: Number of the initial state (`Simulator.reset`).
+        actions: float64 [T, 7].
+        sim_states: float64 [T, D], physics before each action.
+        states: float64 [T, 8], proprioception before each action.
+        joints: float64 [T, 7].
+        frames: Camera -> uint8 [T, H, W, 3], upright, drawn before each action.
+        model_xml: The simulator's model.
+    """
+
+    initial_state: int
+    actions: NDArray[np.float64]
+    sim_states: NDArray[np.float64]
+    states: NDArray[np.float64]
+    joints: NDArray[np.float64]
+    frames: dict[str, NDArray[np.uint8]]
+    model_xml: str
+
+
+def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording | None:
+    """Record the expert from one initial state.
+
+    The demonstration is kept only if it also succeeds when its actions without the no-ops (which
+    training never sees) are replayed from its first stored state, as published replays do it.
+
+    Returns:
+        The recording, or None where the expert or the replay fails.
+    """
+    solved = _solve(simulator, initial_state)
+    if solved is None:
+        return None
+    actions, sim_states = solved
+    if not replay(simulator, actions[moving_steps(actions)], sim_states[0], initial_state):
+        return None
+    frames: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in CAMERAS}
+    states, joints = [], []
+    for sim_state in sim_states:
+        simulator.set_sim_state(sim_state)
+        states.append(simulator.state())
+        joints.append(simulator.joints())
+        for camera in CAMERAS:
+            frames[camera].append(simulator.render(camera, pixels))
+    return Recording(
+        initial_state=initial_state,
+        actions=actions,
+        sim_states=sim_states,
+        states=np.array(states),
+        joints=np.array(joints),
+        frames={camera: np.array(views) for camera, views in frames.items()},
+        model_xml=simulator.model_xml(),
+    )
+
+
+def _solve(
+    simulator: Simulator, initial_state: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Actions [T, 7] and the physics before each [T, D]; None unless the task stays solved to the end."""
+    simulator.reset(initial_state)
+    actions, sim_states = [], []
+    solved_at: int | None = None
+    for action in demonstrate(simulator):
+        sim_states.append(simulator.sim_state())
+        actions.append(action)
+        simulator.step(action)
+        if solved_at is None and simulator.success:
+            solved_at = len(actions)
+        if len(actions) >= simulator.task.horizon:
+            break
+        if solved_at is not None and len(actions) - solved_at >= _STEPS_AFTER_SUCCESS:
+            break
+    if solved_at is None or not simulator.success:
+        return None
+    return np.array(actions), np.array(sim_states)
+
+
+def replay(
+    simulator: Simulator, actions: NDArray[np.float64], first_state: NDArray[np.float64], initial_state: int
+) -> bool:
+    """Whether the actions [T, 7] solve the task from a stored physical state."""
+    simulator.replay_from(first_state, initial_state)
+    for action in actions:
+        simulator.step(action)
+        if simulator.success:
+            return True
+    return False

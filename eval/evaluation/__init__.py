@@ -1,0 +1,1 @@
+"""Success rates of a policy on a task suite."""

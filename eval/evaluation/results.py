@@ -1,0 +1,191 @@
+"""Results of an evaluation: counts, intervals, JSON and a table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from eval.evaluation.published_rates import published_rates
+from eval.rollout.episode import EpisodeResult
+from eval.simulator.interface import TaskInfo
+
+RESULTS_FILE = "results.json"
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Results:
+    """All episodes of one policy on one suite.
+
+    Attributes:
+        suite: Name of the suite.
+        step: Optimiser step of the checkpoint; None for a policy without one.
+        policy: What acted: the checkpoint's folder, or `expert`.
+        tasks: The tasks that were run.
+        episodes: One result an episode, tasks and initial states ascending.
+        versions: Versions of the simulator's packages.
+        standin_assets: Whether some visual assets were stand-ins.
+        horizon: Longest episode in steps; None: the suite's own.
+    """
+
+    suite: str
+    step: int | None
+    policy: str
+    tasks: tuple[TaskInfo, ...]
+    episodes: tuple[EpisodeResult, ...]
+    versions: dict[str, str]
+    standin_assets: bool
+    horizon: int | None = None
+
+    @property
+    def successes(self) -> int:
+        """Solved episodes."""
+        return sum(episode.success for episode in self.episodes)
+
+    @property
+    def errors(self) -> int:
+        """Episodes that the simulator broke off."""
+        return sum(episode.error is not None for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Solved share of the episodes without errors; None where there are none."""
+        counted = len(self.episodes) - self.errors
+        return self.successes / counted if counted else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `results.json`."""
+        counted = len(self.episodes) - self.errors
+        seconds = sum(episode.seconds for episode in self.episodes)
+        steps = sum(episode.steps for episode in self.episodes)
+        return {
+            "step": self.step,
+            "policy": self.policy,
+            "suite": self.suite,
+            "tasks": [task.number for task in self.tasks],
+            "episodes": len(self.episodes),
+            "successes": self.successes,
+            "errors": self.errors,
+            "success_rate": self.success_rate,
+            "wilson_95": wilson(self.successes, counted),
+            "steps_per_second": steps / seconds if seconds else None,
+            "per_task": [self._task_row(task) for task in self.tasks],
+            "mean_steps_to_success": _mean_steps(self.episodes),
+            "per_episode": [_episode_row(episode) for episode in self.episodes],
+            "horizon": self.horizon or (self.tasks[0].horizon if self.tasks else None),
+            "seeds": sorted({episode.initial_state for episode in self.episodes}),
+            "versions": self.versions,
+            "standin_assets": self.standin_assets,
+            "published": published_rates(self.suite),
+        }
+
+    def _task_row(self, task: TaskInfo) -> dict[str, Any]:
+        episodes = [episode for episode in self.episodes if episode.task == task.number]
+        errors = sum(episode.error is not None for episode in episodes)
+        solved = sum(episode.success for episode in episodes)
+        counted = len(episodes) - errors
+        return {
+            "number": task.number,
+            "task": task.name,
+            "instruction": task.instruction,
+            "episodes": len(episodes),
+            "successes": solved,
+            "errors": errors,
+            "success_rate": solved / counted if counted else None,
+            "wilson_95": wilson(solved, counted),
+            "mean_steps_to_success": _mean_steps(episodes),
+        }
+
+
+def _mean_steps(episodes: Sequence[EpisodeResult]) -> float | None:
+    """Steps that the solved episodes took, on average."""
+    solved = [episode.steps for episode in episodes if episode.success]
+    return sum(solved) / len(solved) if solved else None
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a rate (Wilson 1927); (0, 1) without trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate, z2 = successes / trials, _Z_95**2
+    middle = (rate + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = _Z_95 / (1 + z2 / trials) * (rate * (1 - rate) / trials + z2 / (4 * trials**2)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def write_results(results: Results, folder: Path) -> Path:
+    """Write `results.json`: whole, or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RESULTS_FILE
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def results_table(results: Results) -> Table:
+    """Success by task with 95 % intervals, and what others published, for the console."""
+    content = results.to_json()
+    table = Table(title=f"{results.suite}: {results.policy}", title_justify="left", caption_justify="left")
+    table.caption = _caption(results)
+    table.add_column("task")
+    for name in ("success", "rate", "95 %", "steps to success", "errors"):
+        table.add_column(name, justify="right")
+    rows: Sequence[dict[str, Any]] = content["per_task"]
+    for row in rows:
+        table.add_row(row["instruction"], *_cells(row))
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("all", *_cells(content))
+    if content["published"]:
+        table.add_section()
+        for model, rate in content["published"].items():
+            table.add_row(f"[dim]published: {model}", "", f"[dim]{100 * rate:.1f} %", "", "", "")
+    return table
+
+
+def _caption(results: Results) -> str | None:
+    """What a reader must know before comparing the numbers."""
+    notes = []
+    if results.standin_assets:
+        notes.append("some assets are stand-ins: not comparable with published rates to the digit")
+    if results.errors:
+        first = next(episode for episode in results.episodes if episode.error is not None)
+        notes.append(
+            f"{results.errors} episodes ended in an error and count neither way, first task {first.task}, "
+            f"initial state {first.initial_state}: {first.error}"
+        )
+    return escape("; ".join(notes)) or None
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    low, high = row["wilson_95"]
+    rate, steps = row["success_rate"], row["mean_steps_to_success"]
+    return (
+        f"{row['successes']}/{row['episodes'] - row['errors']}",
+        "-" if rate is None else f"{100 * rate:.1f} %",
+        f"{100 * low:.0f}-{100 * high:.0f} %",
+        "-" if steps is None else f"{steps:.0f}",
+        str(row["errors"]),
+    )
+
+
+def _episode_row(episode: EpisodeResult) -> dict[str, Any]:
+    return {
+        "task": episode.task,
+        "initial_state": episode.initial_state,
+        "success": episode.success,
+        "steps": episode.steps,
+        "error": episode.error,
+        "attempts": episode.attempts,
+        "seconds": round(episode.seconds, 3),
+        "actions_sha256": episode.actions_sha256,
+        "video": episode.video,
+    }

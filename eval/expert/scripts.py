@@ -1,0 +1,70 @@
+"""A scripted expert that looks at the simulator's poses: lifting, and picking and placing.
+
+It is a proportional controller: the commanded motion is a function of where gripper and object are,
+so a policy that sees both can imitate it and corrects itself where it strays. A demonstration is a
+generator that yields one action and expects the simulator to have been stepped when it goes on::
+
+    for action in demonstrate(simulator):
+        simulator.step(action)
+
+It need not succeed: collection keeps what does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from eval.expert.arm import CLOSE, OPEN, Arm
+from eval.expert.pick_and_place import pick_and_place
+from eval.simulator.interface import Goal, Simulator
+
+# Phases of lifting are short, and slow enough that a frame every fifth step tells them apart.
+_SPEED = 0.6  # largest command along an axis; 1.0 asks the controller for 5 cm
+_HOVER = 0.08  # height above the object in m while the gripper is beside it
+_FUNNEL = 5.0  # m of height per m of horizontal error: the gripper comes down inside a steep cone
+_REACHED = 0.015  # m; closing tolerates more, so an imitator that is a little off still grasps
+_BELOW_CENTRE = 0.006  # m below the middle of the object
+_APPROACH_LIMIT = 70
+_CLOSE_STEPS = 6
+_RAISE_STEPS = 14
+_PRESS = -0.02  # a slight push while closing: an action of zeros would be filtered as a no-op
+
+
+def demonstrate(simulator: Simulator) -> Iterator[NDArray[np.float64]]:
+    """Actions [7] that try to reach the goals of the simulator's task one after the other.
+
+    Raises:
+        InputError: The task has a goal that the expert has no script for.
+    """
+    for goal in simulator.goals():
+        if goal.predicate == "lift":
+            yield from _lift(simulator, goal)
+        elif goal.predicate in ("on", "in"):
+            yield from pick_and_place(simulator, goal)
+        else:
+            task = simulator.task
+            raise InputError(
+                f"task {task.number} of {task.suite} ({task.instruction}): the scripted expert knows lift, "
+                f"on and in, not {goal.predicate}; choose other tasks=[...]"
+            )
+
+
+def _lift(simulator: Simulator, goal: Goal) -> Iterator[NDArray[np.float64]]:
+    """Come down over the object in a funnel, close, raise."""
+    arm = Arm(simulator, speed=_SPEED)
+    for _ in range(_APPROACH_LIMIT):
+        target = simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])
+        error = target - simulator.gripper().position
+        if np.linalg.norm(error) < _REACHED:
+            break
+        aside = float(np.linalg.norm(error[:2]))
+        height = min(_HOVER, _FUNNEL * max(0.0, aside - _REACHED / 3))
+        yield arm.toward(target + np.array([0.0, 0.0, height]), OPEN)
+    for _ in range(_CLOSE_STEPS):
+        yield np.array([0.0, 0.0, _PRESS, 0.0, 0.0, 0.0, CLOSE])
+    for _ in range(_RAISE_STEPS):
+        yield np.array([0.0, 0.0, _SPEED, 0.0, 0.0, 0.0, CLOSE])

@@ -1,0 +1,1 @@
+"""Policies: the interface, and the checkpoint and expert behind it."""

@@ -1,0 +1,96 @@
+"""A trained checkpoint as a policy: one process, plain torch, no training engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from data.stream.sequence import action_prompt, action_text
+from data.tokens.action import ActionRanges, decode
+from data.tokens.image_block import image_block
+from eval.config import ExportedConfig
+from eval.policy.batching import ChunkDecoder, FrameEncoder
+from eval.policy.interface import Observation
+from eval.policy.loaded_model import load_model
+from eval.simulator.interface import ACTION_LIMIT, Simulator
+from pretrain.model.generate import Order
+
+
+class CheckpointPolicy:
+    """Looks at the newest frames and decodes a whole chunk of actions at once, greedily.
+
+    Args:
+        checkpoint: Folder `runs/<name>/checkpoints/step_...`, or one of exported weights.
+        device: Where it computes; None takes a GPU if there is one.
+        batch: Most observations that are decided on in one pass.
+        exported: What exported weights do not say themselves.
+        order: How a chunk is decoded, as in `decode_action_chunk`; all ways give the same actions.
+
+    Raises:
+        InputError: As `load_model`, or its actions are in other units than the simulators take.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        device: str | None = None,
+        batch: int = 8,
+        exported: ExportedConfig | None = None,
+        order: Order = "parallel",
+    ) -> None:
+        self._model = load_model(checkpoint, exported, device)
+        _check_units(checkpoint, self._model.action_ranges)
+        self._decoder = ChunkDecoder(self._model.network, self._model.data.chunk, batch, order)
+        self._encoder = FrameEncoder(self._model.image, batch * self._model.data.history)
+
+    @property
+    def chunk(self) -> int:
+        """K, actions in a chunk."""
+        return self._model.data.chunk
+
+    @property
+    def history(self) -> int:
+        """M, frames it looks at."""
+        return self._model.data.history
+
+    @property
+    def camera(self) -> str:
+        """Camera it was trained with."""
+        return self._model.data.cameras[0]
+
+    @property
+    def pixels(self) -> int:
+        """Side of the frames that its image tokenizer takes."""
+        return self._model.image.pixels
+
+    def reset(self, environment: int, simulator: Simulator) -> None:
+        """Nothing to do: it remembers nothing but the frames it is given."""
+
+    @torch.inference_mode()
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        """Actions [B, K, 7]: the middle of each decoded bin."""
+        frames = np.stack([frame for observation in observations for frame in observation.frames])
+        blocks = iter([image_block(codes, self.pixels) for codes in self._encoder.encode(frames)])
+        prompts = []
+        for observation in observations:
+            text = self._model.text.encode(action_text(observation.instruction))
+            seen = [next(blocks) for _ in observation.frames]
+            prompts.append(action_prompt(text, seen))
+        bins = self._decoder.decode(prompts)
+        return decode(bins.reshape(-1, bins.shape[-1]), self._model.action_ranges).reshape(bins.shape)
+
+
+def _check_units(checkpoint: Path, ranges: ActionRanges) -> None:
+    """Refuse a policy whose training data held actions that no simulator here can carry out."""
+    for dimension, (low, high) in enumerate(zip(ranges.minimum, ranges.maximum, strict=True)):
+        if max(-low, high) > ACTION_LIMIT * (1 + 1e-6):
+            raise InputError(
+                f"checkpoint={checkpoint}: actions of its training data reach from {low:g} to {high:g} in "
+                f"dimension {dimension}, the simulators take -{ACTION_LIMIT:g} to {ACTION_LIMIT:g}; it was "
+                "trained on data in other units and cannot act here"
+            )

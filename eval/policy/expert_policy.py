@@ -1,0 +1,34 @@
+"""The scripted expert as a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.expert.scripts import demonstrate
+from eval.policy.interface import Observation
+from eval.simulator.interface import SETTLE_ACTION, Simulator
+
+
+class ExpertPolicy:
+    """The scripted expert. It looks at the simulator's poses before every action."""
+
+    chunk = 1
+    history = 0
+    camera = "agent"
+    pixels = 0
+
+    def __init__(self) -> None:
+        self._scripts: dict[int, Iterator[NDArray[np.float64]]] = {}
+
+    def reset(self, environment: int, simulator: Simulator) -> None:
+        """Begin the script of the simulator's task."""
+        self._scripts[environment] = demonstrate(simulator)
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        """The script's next action [B, 1, 7]; it stands still when the script has ended."""
+        still = np.array(SETTLE_ACTION)
+        actions = [next(self._scripts[observation.environment], still) for observation in observations]
+        return np.stack(actions)[:, None]

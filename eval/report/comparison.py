@@ -1,0 +1,113 @@
+"""`worldvla report runs=[a,b]`: several runs on one page, their success and losses in the same charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.errors import InputError
+from eval.report.charts import Chart, Series, line_chart
+from eval.report.page import template, write_page
+from eval.report.run_contents import Evaluation, RunFolder, number, read_run, rows
+from eval.report.view import evaluation_row, interval_text
+
+_MOST_RUNS = 4  # as many as there are colours
+
+
+@dataclass(frozen=True)
+class TaskComparison:
+    """One task of a suite: what each run reached in its last evaluation of it."""
+
+    suite: str
+    task: str
+    cells: tuple[str, ...]
+
+
+def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Write a page that compares runs and return its path.
+
+    Raises:
+        InputError: Fewer than two runs or more than four, one that is no run folder, or no place to write.
+    """
+    if not 2 <= len(folders) <= _MOST_RUNS:
+        raise InputError(f"runs: found {len(folders)}, expected 2 to {_MOST_RUNS} run folders")
+    runs = [read_run(Path(folder)) for folder in folders]
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):  # runs of the same name from several places
+        names = [str(run.path) for run in runs]
+    page = Path(out)
+    if not page.parent.is_dir():
+        raise InputError(f"out={page}: {page.parent} is no folder; make it first")
+    text = template("comparison.html.j2").render(
+        names=names,
+        charts=comparison_charts(runs, names),
+        evaluations=[
+            (name, evaluation_row(evaluation))
+            for name, run in zip(names, runs, strict=True)
+            for evaluation in run.evaluations
+        ],
+        tasks=task_comparison(runs),
+    )
+    return write_page(page, text)
+
+
+def comparison_charts(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Chart]:
+    """Success with intervals by suite, and losses: one line a run."""
+    suites = sorted({str(e.results.get("suite")) for run in runs for e in run.evaluations})
+    charts = [
+        line_chart(
+            f"Success on {suite}",
+            "%, with 95 % intervals",
+            [_success(run, name, suite, tone) for tone, (run, name) in _numbered(runs, names)],
+            y_range=(0.0, 100.0),
+        )
+        for suite in suites
+    ]
+    for key, title in (("loss_action", "Loss of actions"), ("loss_image", "Loss of images")):
+        series = [
+            Series(
+                name,
+                [(float(line["step"]), v) for line in run.steps if (v := number(line, key)) is not None],
+                tone,
+            )
+            for tone, (run, name) in _numbered(runs, names)
+        ]
+        charts.append(line_chart(title, "nats a token", series))
+    return [chart for chart in charts if chart is not None]
+
+
+def task_comparison(runs: Sequence[RunFolder]) -> list[TaskComparison]:
+    """Every task that a run was evaluated on: successes and interval of each run's last evaluation."""
+    last = [_last_by_suite(run) for run in runs]
+    found: dict[tuple[str, str], list[str]] = {}
+    for place, evaluations in enumerate(last):
+        for suite, evaluation in evaluations.items():
+            for row in rows(evaluation.results, "per_task"):
+                key = suite, str(row.get("instruction") or row.get("task", ""))
+                counted = int((number(row, "episodes") or 0) - (number(row, "errors") or 0))
+                cell = f"{int(number(row, 'successes') or 0)}/{counted} ({interval_text(row)})"
+                found.setdefault(key, ["-"] * len(runs))[place] = cell
+    return [TaskComparison(suite, task, tuple(cells)) for (suite, task), cells in sorted(found.items())]
+
+
+def _last_by_suite(run: RunFolder) -> dict[str, Evaluation]:
+    """Evaluations ascend in step, so that the last one of a suite stays."""
+    return {str(evaluation.results.get("suite")): evaluation for evaluation in run.evaluations}
+
+
+def _numbered(runs: Sequence[RunFolder], names: Sequence[str]) -> list[tuple[int, tuple[RunFolder, str]]]:
+    return list(enumerate(zip(runs, names, strict=True), start=1))
+
+
+def _success(run: RunFolder, name: str, suite: str, tone: int) -> Series:
+    points, intervals = [], []
+    for evaluation in run.evaluations:
+        rate = number(evaluation.results, "success_rate")
+        if str(evaluation.results.get("suite")) != suite or rate is None:
+            continue
+        ends = evaluation.results.get("wilson_95")
+        low, high = ends if isinstance(ends, list) and len(ends) == 2 else (rate, rate)
+        points.append((float(evaluation.step), 100 * rate))
+        intervals.append((100 * float(low), 100 * float(high)))
+    return Series(name, points, tone, dots=True, intervals=intervals)

@@ -1,0 +1,192 @@
+"""What the report says of the training: curves of learning, speed, memory, and ranks that held it up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.report.charts import Chart, Mark, Series, format_number, line_chart
+from eval.report.run_contents import Json, RunFolder, mapping, number
+
+_PERCENT = 100.0
+_GROUPS = {
+    "embedding": "embedding",
+    "attention": "attention",
+    "feed_forward": "feed-forward",
+    "norms": "norms",
+    "head": "head",
+}
+_SPLITS = {"val_ind": "new episodes", "val_ood": "new tasks"}
+_NO_MARK = ("validation", "straggler", "profile")  # shown in places of their own
+
+
+@dataclass(frozen=True)
+class StragglerRow:
+    """A rank for which the others waited."""
+
+    rank: str
+    host: str
+    step: str
+    above: str
+    data_wait: str
+
+
+def learning_charts(run: RunFolder) -> list[Chart]:
+    """Curves over steps, with every resume marked; held-out splits beside the training."""
+    marks = _marks(run)
+    validations = [event for event in run.events if event.get("event") == "validation"]
+
+    def beside(key: str) -> list[Series]:
+        found = [_curve(run.steps, key, "training", 1)]
+        for tone, split in enumerate(_split_names(validations), start=2):
+            label = _SPLITS.get(split, split)
+            found.append(_curve(validations, f"{split}/{key}", label, min(tone, 5), dots=True))
+        return found
+
+    def groups(kind: str) -> list[Series]:
+        return [
+            _curve(run.steps, f"{kind}_norm/{group}", label, tone)
+            for tone, (group, label) in enumerate(_GROUPS.items(), start=1)
+        ]
+
+    kinds = (("action", "actions"), ("image", "images"), ("structure", "structure"))
+    accuracies = [
+        _curve(run.steps, f"accuracy_{kind}", label, tone, _PERCENT)
+        for tone, (kind, label) in enumerate(kinds, start=1)
+    ]
+    return _drawn(
+        line_chart("Loss of actions", "nats a token", beside("loss_action"), marks=marks),
+        line_chart("Loss of images", "nats a token", beside("loss_image"), marks=marks),
+        line_chart("Loss of structure", "nats a token", beside("loss_structure"), marks=marks),
+        line_chart("Token accuracy", "%", accuracies, marks=marks, y_range=(0.0, 100.0)),
+        line_chart("Error of actions", "L1, range -1 to 1", beside("action_l1"), marks=marks),
+        line_chart("Learning rate", "", [_curve(run.steps, "learning_rate", "training", 4)], marks=marks),
+        line_chart(
+            "Gradient norm", "before clipping", [_curve(run.steps, "gradient_norm", "global", 3)], marks=marks
+        ),
+        line_chart("Gradient norm", "by group", groups("gradient"), marks=marks),
+        line_chart("Weight norm", "by group", groups("parameter"), marks=marks),
+    )
+
+
+def speed_charts(run: RunFolder) -> list[Chart]:
+    """How fast it went, what held it up, and what memory it took."""
+    steps, marks = run.steps, _marks(run)
+    stalls = [line for line in steps if (number(line, "checkpoint_stall") or 0.0) > 0]
+    return _drawn(
+        line_chart(
+            "Throughput", "tokens/s", [_curve(steps, "tokens_per_second", "all ranks", 1)], marks=marks
+        ),
+        line_chart("Model FLOPs utilisation", "%", [_curve(steps, "mfu", "MFU", 3, _PERCENT)], marks=marks),
+        line_chart(
+            "Time of a step",
+            "s",
+            [
+                _curve(steps, "step_time", "whole", 1),
+                _curve(steps, "peer_wait", "collectives", 3),
+                _curve(steps, "data_wait", "data", 2),
+            ],
+            marks=marks,
+        ),
+        line_chart(
+            "Own time of the ranks",
+            "s a step",
+            [
+                _curve(steps, "rank_time/p50", "median", 1),
+                _curve(steps, "rank_time/p90", "90 %", 4),
+                _curve(steps, "rank_time/max", "slowest", 2),
+            ],
+            marks=marks,
+        ),
+        line_chart(
+            "Memory",
+            "GB, largest over ranks",
+            [
+                _curve(steps, "memory/device_reserved", "GPU reserved", 2),
+                _curve(steps, "memory/device_allocated", "GPU allocated", 1),
+                _curve(steps, "memory/host_resident", "host", 3),
+            ],
+            marks=marks,
+        ),
+        line_chart(
+            "Stall by checkpoints",
+            "s a line",
+            [_curve(stalls, "checkpoint_stall", "longest rank", 4, dots=True)],
+            marks=marks,
+        ),
+    )
+
+
+def straggler_rows(run: RunFolder) -> list[StragglerRow]:
+    """Ranks that were named, in the order of the steps."""
+    return [
+        StragglerRow(
+            rank=_whole(event, "rank"),
+            host=str(event.get("host", "")),
+            step=_whole(event, "step"),
+            above=_seconds(event, "seconds_above_median"),
+            data_wait=_seconds(event, "data_wait"),
+        )
+        for event in run.events
+        if event.get("event") == "straggler"
+    ]
+
+
+def history(run: RunFolder) -> list[str]:
+    """What happened to the run, in sentences."""
+    return [event_sentence(event) for event in run.events if event.get("event") not in _NO_MARK]
+
+
+def event_sentence(event: Json) -> str:
+    """What happened, in a sentence."""
+    at = f" at step {_whole(event, 'step')}" if number(event, "step") is not None else ""
+    before, after = mapping(event, "parallel_before"), mapping(event, "parallel")
+    text = f"{str(event.get('event', 'event')).capitalize()}{at}"
+    if before and after and before != after:
+        return f"{text}: {layout(before)} before, {layout(after)} after."
+    return f"{text} on {layout(after)}." if after else f"{text}."
+
+
+def layout(parallel: Json) -> str:
+    """A layout of ranks in a few words."""
+    stage = number(parallel, "zero_stage")
+    grid = f"TP {_whole(parallel, 'tensor')} x DP {_whole(parallel, 'data')}"
+    return grid + (f", ZeRO-{stage:.0f}" if stage is not None else "")
+
+
+def _marks(run: RunFolder) -> list[Mark]:
+    placed = [(number(event, "step"), event) for event in run.events if event.get("event") not in _NO_MARK]
+    return [Mark(step, _event_label(event)) for step, event in placed if step is not None]
+
+
+def _event_label(event: Json) -> str:
+    parallel = mapping(event, "parallel")
+    text = str(event.get("event", "event"))
+    return f"{text}, {layout(parallel)}" if parallel else text
+
+
+def _split_names(validations: Sequence[Json]) -> list[str]:
+    """Splits that were measured, the known ones first."""
+    found = {name.removesuffix("/loss") for event in validations for name in event if name.endswith("/loss")}
+    return sorted(found, key=lambda split: (split not in _SPLITS, split))
+
+
+def _curve(
+    lines: Sequence[Json], key: str, label: str, tone: int, factor: float = 1.0, dots: bool = False
+) -> Series:
+    values = [(number(line, "step"), number(line, key)) for line in lines]
+    points = [(step, factor * value) for step, value in values if step is not None and value is not None]
+    return Series(label, points, tone, dots=dots)
+
+
+def _drawn(*charts: Chart | None) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]
+
+
+def _whole(values: Json, key: str) -> str:
+    return f"{number(values, key) or 0.0:.0f}"
+
+
+def _seconds(values: Json, key: str) -> str:
+    value = number(values, key)
+    return "not measured" if value is None else f"{format_number(value)} s"

@@ -1,0 +1,1 @@
+"""One episode of a policy in a simulator."""

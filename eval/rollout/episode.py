@@ -1,0 +1,159 @@
+"""One episode: a policy in a simulator, chunk after chunk, looking only when it has to."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.contracts import AGENT_CAMERA
+from data.errors import InputError
+from eval.policy.interface import Observation, Policy
+from eval.simulator.interface import ACTION_SIZE, Simulator, SimulatorError
+
+VIDEO_STRIDE = 2  # steps between two frames of the video
+VIDEO_PIXELS = 192
+_ENVIRONMENT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """How one episode went.
+
+    Attributes:
+        task: Number of the task.
+        initial_state: Number of the initial state.
+        success: Whether the task was solved; false where there is an error.
+        steps: Steps taken.
+        error: What broke in the simulator; None for a regular episode. Such an episode is neither a
+            success nor a failure of the policy.
+        seconds: Wall time.
+        frames: Frames of the video, uint8 [192, 192, 3] each; empty where none was wanted.
+        video: Name of the video's file; None where it was not written.
+        attempts: Tries that it took; more than one where a simulator broke down.
+        actions_sha256: Of all actions that were executed, little-endian float64: equal where two episodes
+            were the same to the last bit.
+    """
+
+    task: int
+    initial_state: int
+    success: bool
+    steps: int
+    error: str | None
+    seconds: float
+    frames: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
+    video: str | None = None
+    attempts: int = 1
+    actions_sha256: str = ""
+
+
+def _nothing() -> None:
+    """A heart that nobody listens to."""
+
+
+def run_episode(
+    simulator: Simulator,
+    policy: Policy,
+    initial_state: int,
+    horizon: int | None = None,
+    video: bool = False,
+    beat: Callable[[], None] = _nothing,
+) -> EpisodeResult:
+    """Run one episode until success or the horizon, executing each chunk open loop.
+
+    Args:
+        simulator: The task.
+        policy: Decides on chunks of actions.
+        initial_state: Where it starts.
+        horizon: Longest episode in steps; None takes the suite's.
+        video: Keep every second frame of the agent camera.
+        beat: Called before every step and every frame, so that a simulator that hangs is noticed.
+
+    Raises:
+        InputError: The policy's chunk does not fit into the horizon.
+    """
+    horizon = horizon or simulator.task.horizon
+    if policy.chunk > horizon:
+        raise InputError(
+            f"the policy acts in chunks of {policy.chunk} steps, longer than the horizon of {horizon}; "
+            "raise horizon"
+        )
+    started = time.monotonic()
+    episode = _Episode(simulator, policy, horizon, video, beat)
+    error = None
+    try:
+        simulator.reset(initial_state)
+        policy.reset(_ENVIRONMENT, simulator)
+        episode.run()
+    except SimulatorError as broken:
+        error = str(broken)
+    return EpisodeResult(
+        task=simulator.task.number,
+        initial_state=initial_state,
+        success=error is None and episode.success,
+        steps=episode.steps,
+        error=error,
+        seconds=time.monotonic() - started,
+        frames=episode.video_frames,
+        actions_sha256=episode.actions.hexdigest(),
+    )
+
+
+class _Episode:
+    """An episode in progress."""
+
+    def __init__(
+        self, simulator: Simulator, policy: Policy, horizon: int, video: bool, beat: Callable[[], None]
+    ) -> None:
+        self._simulator, self._policy, self._horizon, self._video = simulator, policy, horizon, video
+        self._beat = beat
+        self._seen: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
+        self.video_frames: list[NDArray[np.uint8]] = []
+        self.steps = 0
+        self.success = False
+        self.actions = hashlib.sha256()
+
+    def run(self) -> None:
+        """Act until success or the horizon."""
+        while self.steps < self._horizon and not self.success:
+            self._look()
+            chunk = self._policy.act([self._observation()])[0]
+            if chunk.shape != (self._policy.chunk, ACTION_SIZE):
+                raise ValueError(f"policy gave {chunk.shape}, expected {(self._policy.chunk, ACTION_SIZE)}")
+            for position, action in enumerate(chunk[: self._horizon - self.steps]):
+                # The look before a chunk's first action is the policy's own, above.
+                if position > 0 and position > self._policy.chunk - self._policy.history:
+                    self._look()
+                self._film()
+                self._beat()
+                self._simulator.step(action)
+                self.actions.update(np.asarray(action, "<f8").tobytes())
+                self.steps += 1
+                self.success = self._simulator.success
+                if self.success:
+                    break
+        self._film(last=True)
+
+    def _look(self) -> None:
+        """Draw a frame that the policy will see."""
+        if self._policy.history > 0:
+            self._beat()
+            self._seen.append(self._simulator.render(self._policy.camera, self._policy.pixels))
+
+    def _film(self, last: bool = False) -> None:
+        if self._video and (last or self.steps % VIDEO_STRIDE == 0):
+            self._beat()
+            self.video_frames.append(self._simulator.render(AGENT_CAMERA, VIDEO_PIXELS))
+
+    def _observation(self) -> Observation:
+        return Observation(
+            environment=_ENVIRONMENT,
+            instruction=self._simulator.task.instruction,
+            frames=tuple(self._seen),
+            state=self._simulator.state(),
+        )

@@ -1,0 +1,1 @@
+"""World-model rollouts and their scores."""

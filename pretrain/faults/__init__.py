@@ -1,0 +1,1 @@
+"""What ends or disturbs a training: bad steps, hangs, preemption, out of memory."""

@@ -1,0 +1,1 @@
+"""Servers, fixtures and reference implementations that tests share."""

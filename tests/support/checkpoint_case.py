@@ -1,0 +1,129 @@
+"""A tiny network on made-up sequences, trained, saved and resumed at any layout (for the tests beside it)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.contracts import PackedBatch
+from data.tokens.vocabulary import IGNORED_LABEL
+from pretrain.checkpoint.load import load, load_metadata
+from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.save import CheckpointWriter
+from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.model.config import ModelConfig
+from pretrain.parallel.engine import Engine
+from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.mesh import Mesh
+
+Layout = tuple[int, int, int]  # tensor, data, ZeRO stage
+SEQUENCES, LENGTH, VOCABULARY = 4, 24, 264
+LEARNING_RATE = 0.01
+
+
+def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> TrainingConfig:
+    tensor, data, stage = layout
+    return TrainingConfig(
+        trainer=TrainerConfig(global_batch=SEQUENCES, sequence_length=LENGTH, precision=precision, seed=3),
+        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage),
+        model=ModelConfig(
+            vocabulary_size=VOCABULARY,
+            hidden_size=32,
+            ffn_size=44,
+            layers=2,
+            heads=4,
+            max_positions=LENGTH,
+            dropout=dropout,
+        ),
+        optim=OptimConfig(lr=LEARNING_RATE, weight_decay=0.1, gradient_clipping=0.5),
+    )
+
+
+def batch(step: int, data_rank: int, data_size: int) -> PackedBatch:
+    """Sequences of a repeating pattern; the same global batch for any number of ranks."""
+    generator = np.random.default_rng(step)
+    tokens = generator.integers(0, VOCABULARY, (SEQUENCES, LENGTH), dtype=np.int32)
+    tokens[:, 1::2] = (tokens[:, ::2] * 7 + 5) % VOCABULARY
+    labels = np.roll(tokens, -1, axis=1)
+    labels[:, 1::2] = IGNORED_LABEL
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (SEQUENCES, 1))
+    each = SEQUENCES // data_size
+    rows = slice(data_rank * each, (data_rank + 1) * each)
+    ones, zeros = np.ones_like(tokens), np.zeros_like(tokens)
+    return PackedBatch(tokens[rows], labels[rows], positions[rows], ones[rows], zeros[rows])
+
+
+def latest(root: Path) -> Path | None:
+    """The newest committed checkpoint below a folder."""
+    step = CheckpointPlace(root).latest()
+    return None if step is None else step_folder(root, step)
+
+
+def file(checkpoint: Path, writer: int, kind: str = "") -> Path:
+    """A file that a rank wrote."""
+    (found,) = checkpoint.glob(f"rank_{writer:05d}{kind}-*.safetensors")
+    return found
+
+
+def metadata(checkpoint: Path) -> Mapping[str, Any]:
+    """What the trainer stored beside the tensors."""
+    return load_metadata(checkpoint)
+
+
+def build(settings: TrainingConfig) -> Engine:
+    mesh = Mesh(settings.parallel.tensor, settings.parallel.data)
+    return Engine.build(settings, ProcessGroups.create(mesh))
+
+
+def steps(engine: Engine, last: int) -> list[float]:
+    """Train up to and with step `last`; the losses."""
+    groups = engine.groups
+    losses: list[float] = []
+    while engine.step_count < last:
+        part = batch(engine.step_count, groups.data_rank, groups.mesh.data)
+        losses.append(float(engine.step([part], LEARNING_RATE).loss))
+        assert math.isfinite(losses[-1])
+    return losses
+
+
+def train_and_save(settings: TrainingConfig, root: Path, save_at: list[int], last: int) -> list[float]:
+    """Train from the beginning, saving at some steps while it goes on; losses of all steps."""
+    engine = build(settings)
+    writer = CheckpointWriter(root, engine)
+    losses: list[float] = []
+    for step in save_at:
+        losses += steps(engine, step)
+        writer.save(step, {"rank": int(os.environ["RANK"]), "tokens": 10 * step})
+    losses += steps(engine, last)
+    writer.wait()
+    return losses
+
+
+def resume(settings: TrainingConfig, checkpoint: Path, last: int) -> list[float]:
+    """Load into a fresh engine and train on; the losses."""
+    return resume_each(settings, {"only": checkpoint}, last)["only"]
+
+
+def resume_each(
+    settings: TrainingConfig, checkpoints: Mapping[str, Path], last: int, root: Path | None = None
+) -> dict[str, list[float]]:
+    """Load one checkpoint after the other into one engine and train on from it each time; the losses.
+
+    With `root` what was loaded is saved again at once, in a folder of the checkpoint's name in `checkpoints`.
+    """
+    engine = build(settings)
+    losses: dict[str, list[float]] = {}
+    for name, checkpoint in checkpoints.items():
+        metadata = load(checkpoint, engine)
+        assert metadata == {"rank": 0, "tokens": 10 * engine.step_count}
+        if root is not None:
+            writer = CheckpointWriter(root / name, engine)
+            writer.save(engine.step_count, metadata)
+            writer.wait()
+        losses[name] = steps(engine, last)
+    return losses

@@ -1,0 +1,70 @@
+"""A small data set of shards and its index (for the tests of storage)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from data.contracts import Episode
+from data.prepare.statistics import summarise
+from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.shards import ShardWriter
+from data.storage.store import open_store
+from data.tokens.action import ActionRanges
+
+
+def episode(number: int, steps: int = 5) -> Episode:
+    random = np.random.default_rng(number)
+    return Episode(
+        key=f"lift/demo_{number}",
+        suite="robosuite_lift",
+        task="lift",
+        instruction="lift the cube",
+        codes={
+            camera: random.integers(0, 512, (steps, 8, 8), dtype=np.uint16) for camera in ("wrist", "agent")
+        },
+        actions=random.normal(size=(steps, 7)).astype(np.float32),
+        states=random.normal(size=(steps, 8)).astype(np.float32),
+    )
+
+
+def equal(a: Episode, b: Episode) -> bool:
+    same = (a.key, a.suite, a.task, a.instruction) == (b.key, b.suite, b.task, b.instruction)
+    arrays = [(a.actions, b.actions), (a.states, b.states), *((a.codes[c], b.codes[c]) for c in a.codes)]
+    return same and set(a.codes) == set(b.codes) and all(np.array_equal(x, y) for x, y in arrays)
+
+
+def write_dataset(
+    folder: Path, count: int = 3, limit: int = 1 << 20, compression: str = "none"
+) -> DatasetIndex:
+    episodes = [episode(i, steps=4 + i) for i in range(count)]
+    writer = ShardWriter(open_store(str(folder)), limit, compression=compression)
+    for item in episodes:
+        writer.add(item)
+    entries = [
+        EpisodeEntry(
+            **dataclasses.asdict(location),
+            key=item.key,
+            length=item.length,
+            suite=item.suite,
+            task=item.task,
+            instruction=item.instruction,
+            split="train" if i else "val_ind",
+        )
+        for i, (item, location) in enumerate(zip(episodes, writer.close(), strict=True))
+    ]
+    index = DatasetIndex(
+        image=ImageFormat(pixels=64, rows=8, columns=8, codebook_size=512, tokenizer_sha256="0" * 64),
+        cameras=("agent", "wrist"),
+        action_ranges=ActionRanges(),
+        statistics={
+            "actions": summarise([item.actions for item in episodes]),
+            "states": summarise([item.states for item in episodes]),
+        },
+        episodes=EpisodeTable.of(entries),
+        compression=compression,
+    )
+    index.save(str(folder))
+    return DatasetIndex.load(str(folder))

@@ -1,0 +1,130 @@
+"""A small data set and the settings of a training on it (for the trainer's tests)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.config import DataConfig
+from data.contracts import Episode
+from data.errors import InputError
+from data.prepare.statistics import summarise
+from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.shards import ShardWriter
+from data.storage.store import open_store
+from data.tokens.action import ActionRanges
+from data.tokens.image import ImageTokenizer
+from pretrain.config import (
+    CheckpointingConfig,
+    LossConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunConfig,
+    TelemetryConfig,
+    TrainerConfig,
+    TrainingConfig,
+)
+from pretrain.model.config import ModelConfig
+from pretrain.run_folder import RunFolder
+from pretrain.telemetry.sinks import read_metrics
+from tests.support.ranks import run_ranks
+
+LENGTHS = (12, 9, 10)
+
+
+def write_dataset(folder: Path, seed: int = 0) -> str:
+    """Three episodes of frames with 2 x 2 codes."""
+    random = np.random.default_rng(seed)
+    writer = ShardWriter(open_store(str(folder)), limit=100_000)
+    episodes = [
+        Episode(
+            key=f"demos/demo_{number}",
+            suite="test",
+            task="lift",
+            instruction="lift the cube",
+            codes={"agent": random.integers(0, 512, (length, 2, 2), dtype=np.uint16)},
+            actions=random.uniform(-1, 1, (length, 7)).astype(np.float32),
+            states=np.zeros((length, 8), np.float32),
+        )
+        for number, length in enumerate(LENGTHS)
+    ]
+    for episode in episodes:
+        writer.add(episode)
+    entries = tuple(EpisodeEntry.of(e, at, "train") for e, at in zip(episodes, writer.close(), strict=True))
+    statistics = {name: summarise([getattr(e, name) for e in episodes]) for name in ("actions", "states")}
+    DatasetIndex(
+        image=ImageFormat(32, 2, 2, 512, ImageTokenizer.load().sha256),
+        cameras=("agent",),
+        action_ranges=ActionRanges(),
+        statistics=statistics,
+        episodes=EpisodeTable.of(entries),
+    ).save(str(folder))
+    return str(folder)
+
+
+def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1)) -> TrainingConfig:
+    tensor, data, stage = layout
+    return TrainingConfig(
+        run=RunConfig(name="run", dir=str(tmp_path)),
+        trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=256, precision="fp32"),
+        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage),
+        data=DataConfig(url=url, history=1, chunk=3),
+        model=ModelConfig(
+            vocabulary_size=16_896,
+            hidden_size=32,
+            ffn_size=48,
+            layers=2,
+            heads=4,
+            max_positions=128,
+            dropout=0.0,
+        ),
+        loss=LossConfig(image_weight=0.5),
+        optim=OptimConfig(lr=0.01, schedule="cosine", warmup_steps=2, gradient_clipping=1.0),
+        checkpointing=CheckpointingConfig(every=2),
+        telemetry=TelemetryConfig(wandb="offline"),
+    )
+
+
+def try_train(config: TrainingConfig) -> str:
+    """Train on this rank; the message of the InputError, or nothing."""
+    from pretrain.trainer import train
+
+    try:
+        train(config)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def train(config: TrainingConfig) -> RunFolder:
+    """Train on as many ranks as the layout asks for."""
+    ranks = config.parallel.tensor * config.parallel.data
+    assert run_ranks(try_train, ranks, config) == [""] * ranks
+    return RunFolder.of(config.run)
+
+
+def measured(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of the steps."""
+    return [record for record in read_metrics(folder.metrics) if "event" not in record]
+
+
+def overrides(config: TrainingConfig) -> list[str]:
+    """The settings as words of a command line."""
+    return [
+        f"{section}.{key}={'null' if value is None else value}"
+        for section, values in dataclasses.asdict(config).items()
+        for key, value in values.items()
+        if not isinstance(value, dict | tuple)
+    ]
+
+
+def run_main(arguments: list[str]) -> int:
+    """The entry point of torchrun."""
+    from pretrain.main import main
+
+    os.environ["WANDB_MODE"] = "offline"
+    return main(arguments)

@@ -1,0 +1,139 @@
+"""The command line: help, mistakes, exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cluster.cli.commands import COMMANDS, Command
+from cluster.cli.help import describe, settings
+from cluster.cli.main import main
+
+HEAVY = (
+    "torch",
+    "ray",
+    "deepspeed",
+    "megatron",
+    "mujoco",
+    "robosuite",
+    "wandb",
+    "matplotlib",
+    "transformers",
+)
+
+
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {command.name} " in shown for command in COMMANDS)
+
+
+def test_a_group_of_commands_names_its_members(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "  convert import " in shown
+    assert "  convert export " in shown
+    assert "inspect" not in shown
+
+
+def test_no_command_at_all_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: worldvla" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from cluster.cli.main import main; main(['--help']); "
+        "[main([name, '--help']) for name in ('train', 'vq', 'prepare', 'eval')]; "
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_explains_its_settings_and_exists(command: Command) -> None:
+    shown = describe(command)
+    for setting in settings(command.load_schema()):
+        assert f"  {setting.key}=" in shown
+        assert setting.text or "." in setting.key, f"{setting.key} is not explained"
+    assert callable(command.load_function())
+
+
+def test_presets_show_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["demo", "--help"])
+    assert "  run.name=demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "error: unknown command 'trian'; did you mean 'train'?"),
+        (["inspect"], "error: worldvla inspect: expected one of inspect plan, inspect data"),
+        (["train", "fast"], "error: worldvla train: 'fast': settings are written key=value"),
+        (["train", "--fast"], "error: worldvla train: unknown option --fast"),
+        (["collect", "--json"], "error: worldvla collect: unknown option --json"),
+        (
+            ["train", "optim.lrr=1"],
+            "error: worldvla train: unknown setting 'optim.lrr'; did you",
+        ),
+        (["collect"], "error: worldvla collect: no value for out"),
+        (["report", "run=/nowhere"], "error: run=/nowhere: no such folder"),
+        (
+            ["train", "run.name=r", "data.url=/nowhere", "run.dir=/nowhere"],
+            "error: /nowhere",
+        ),
+        (["demo", "trainer.stop_after=3"], "error: trainer.stop_after: the demo sets it itself"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(message)
+    assert shown.count("\n") == 1
+
+
+def test_an_evaluation_that_measured_nothing_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import eval.evaluation.evaluate
+    from eval.evaluation.results import Results
+    from eval.rollout.episode import EpisodeResult
+    from tests.support.fake_simulator import TASK
+
+    broken = EpisodeResult(0, 0, False, 0, "no picture", 0.1)
+    solved = EpisodeResult(0, 1, True, 9, None, 0.1)
+    for episodes, code in (((broken, broken), 1), ((broken, solved), 0)):
+        found = Results("robosuite_lift", None, "expert", (TASK,), episodes, {}, False)
+        monkeypatch.setattr(
+            eval.evaluation.evaluate, "evaluate_command", lambda config, progress, found=found: found
+        )
+        assert main(["eval", "policy=expert", "out=x", "--json"]) == code
+        shown = capsys.readouterr()
+        assert f'"errors": {found.errors}' in shown.out, "the results are shown all the same"
+        assert ("all 2 episodes ended in an error, the first in no picture" in shown.err) == (code == 1)
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "cluster.cli.main", "train", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(Exception, match="no such folder"):
+        main(["report", "run=/nowhere", "--debug"])
+
+
+def test_settings_explained_elsewhere_are_explained_here() -> None:
+    from eval.config import EvalCommandConfig
+
+    assert {s.key: s.text for s in settings(EvalCommandConfig)}["episodes"] == "Episodes per task."

@@ -1,0 +1,149 @@
+"""`worldvla inspect data`: what it counts is what is there, and damage has a name and an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.cli.main import main
+from data.storage.index import DatasetIndex
+from data.storage.store import open_store
+from data.tokens.image import ImageTokenizer
+from tests.support.object_server import BUCKET, object_server
+from tests.support.shards_case import episode, write_dataset
+
+COUNT = 5
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetIndex:
+    """Five episodes of the image tokenizer that ships."""
+    monkeypatch.chdir(tmp_path)
+    made = write_dataset(Path("shards"), count=COUNT, limit=15_000)
+    image = dataclasses.replace(made.image, tokenizer_sha256=ImageTokenizer.load().sha256)
+    dataclasses.replace(made, image=image).save("shards")
+    return DatasetIndex.load("shards")
+
+
+def inspect(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> Any:
+    assert main(["inspect", "data", *words, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_counts_lengths_and_actions(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    found = inspect(capsys, "url=shards", "sheet=null")
+    actions = np.concatenate([episode(i, steps=4 + i).actions for i in range(COUNT)])
+    assert (found["episodes"], found["steps"], found["compression"]) == (5, 4 + 5 + 6 + 7 + 8, "none")
+    assert found["shards"] == len(index.episodes.shards) > 1
+    assert found["lengths"] == {"mean": 6, "minimum": 4, "q25": 5, "median": 6, "q75": 7, "maximum": 8}
+    assert [(group["split"], group["episodes"], group["steps"]) for group in found["groups"]] == [
+        ("train", 4, 26),
+        ("val_ind", 1, 4),
+    ]
+    assert found["verified"] == {"episodes": 5, "bytes": found["bytes"], "damaged": []}
+    for number in range(7):
+        low, high = found["actions"]["minimum"][number], found["actions"]["maximum"][number]
+        values, counts = actions[:, number].astype(np.float64), found["actions"]["counts"][number]
+        inside = values[(low <= values) & (values <= high)]
+        assert sum(counts) == len(inside)
+        assert found["actions"]["outside"][number] == len(values) - len(inside)
+        assert counts[-1] == (inside >= high - (high - low) / 32).sum()
+    assert not Path("contact_sheet.png").exists()
+
+
+def test_the_contact_sheet_shows_decoded_frames(
+    index: DatasetIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inspect(capsys, "url=shards", "sheet=pictures/a.png", "episodes=2")["sheet"] == "pictures/a.png"
+    picture = np.asarray(Image.open("pictures/a.png"))
+    side, gap, rows = 128, 2, 4  # two episodes with two cameras each
+    assert picture.shape == (rows * (side + gap) - gap, 8 * (side + gap) - gap, 3)
+    last = episode(COUNT - 1, steps=8)
+    for row, codes in ((2, last.codes["agent"]), (3, last.codes["wrist"])):
+        expected = ImageTokenizer.load().decode(codes)[3].repeat(2, axis=0).repeat(2, axis=1)
+        y, x = row * (side + gap), 3 * (side + gap)
+        assert np.array_equal(picture[y : y + side, x : x + side], expected)
+
+
+def test_what_people_see(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "data", "url=shards"]) == 0
+    shown = capsys.readouterr().out
+    assert "every checksum is right: 5 episodes" in shown
+    assert "steps of an episode: mean 6, minimum 4" in shown
+    assert "gripper -1.000 |" in shown
+    assert "contact_sheet.png: 8 frames" in shown
+    assert Image.open("contact_sheet.png").format == "PNG"
+    assert main(["inspect", "data", "url=shards", "verify=false", "sheet=null"]) == 0
+    shown = capsys.readouterr().out
+    assert "checksum" not in shown
+    assert "contact" not in shown
+
+
+def test_every_damaged_episode_is_named(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    flipped, missing = index.episodes[1], index.episodes[4]
+    assert flipped.shard != missing.shard
+    content = bytearray((Path("shards") / flipped.shard).read_bytes())
+    content[flipped.offset + 700] ^= 1
+    (Path("shards") / flipped.shard).write_bytes(content)
+    (Path("shards") / missing.shard).unlink()
+    gone = [entry for entry in index.episodes if entry.shard == missing.shard]
+    assert main(["inspect", "data", "url=shards"]) == 1
+    shown = capsys.readouterr()
+    assert f"{1 + len(gone)} of 5 episodes are damaged or missing" in shown.err
+    for entry in (flipped, *gone):
+        named = f"damaged: shards: shard {entry.shard}, episode {entry.key}, offset {entry.offset}: "
+        assert named in shown.out
+    assert not Path("contact_sheet.png").exists()
+    found = inspect(capsys, "url=shards", code=1)
+    assert len(found["verified"]["damaged"]) == 1 + len(gone)
+    assert sum(found["actions"]["counts"][0]) + found["actions"]["outside"][0] == sum(
+        entry.length for entry in index.episodes if entry not in (flipped, *gone)
+    )
+
+
+def test_another_image_tokenizer_draws_nothing(
+    index: DatasetIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = dataclasses.replace(index.image, tokenizer_sha256="a" * 64)
+    dataclasses.replace(index, image=image).save("shards")
+    assert main(["inspect", "data", "url=shards"]) == 0
+    assert "no contact sheet: the frames were encoded by image tokenizer aaaaaaaaaaaa" in (
+        capsys.readouterr().out
+    )
+    ImageTokenizer.load().save("mine.safetensors")
+    assert main(["inspect", "data", "url=shards", "image_tokenizer=mine.safetensors"]) == 2
+    assert "were encoded by aaaaaaaaaaaa" in capsys.readouterr().err
+    assert not Path("contact_sheet.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["url=nothing"], "nothing: no index.json there"),
+        (["url=shards", "episodes=0"], "episodes is 0, expected at least 1"),
+        (["url=shards", "sheet=shards"], "sheet=shards: cannot be written"),
+    ],
+)
+def test_mistakes_are_exit_code_2(
+    index: DatasetIndex, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "data", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_object_store(
+    index: DatasetIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with object_server(monkeypatch):
+        url = f"s3://{BUCKET}/shards"
+        for path in Path("shards").iterdir():
+            open_store(url).write(path.name, path.read_bytes())
+        found = inspect(capsys, f"url={url}", "sheet=null")
+    assert found["verified"]["episodes"] == COUNT
+    assert found["fingerprint"] == index.fingerprint

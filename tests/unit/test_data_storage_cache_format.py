@@ -1,0 +1,147 @@
+"""Parts of episodes in the cache of a node: what was checked when it was kept, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.errors import InputError
+from data.storage.cache import EpisodeCache
+from data.storage.cache_format import KeptEpisodes, codes_field
+from data.storage.index import DatasetIndex, read_episode
+from data.storage.shards import encode_episode
+from tests.support.shards_case import episode, equal, write_dataset
+
+COUNT = 4
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> DatasetIndex:
+    write_dataset(tmp_path / "shards", count=COUNT)
+    return DatasetIndex.load(str(tmp_path / "shards"), cache=EpisodeCache(tmp_path / "cache", 10**9))
+
+
+def kept_of(index: DatasetIndex) -> KeptEpisodes:
+    assert index.kept is not None
+    return index.kept
+
+
+def keep(index: DatasetIndex, number: int) -> Path:
+    """Read an episode, so that it is kept; its file."""
+    before = set(Path(index.url).parent.glob("cache/??/*"))
+    read_episode(index, index.episodes[number])
+    (path,) = set(Path(index.url).parent.glob("cache/??/*")) - before
+    return path
+
+
+def rows_of(index: DatasetIndex, number: int, *parts: tuple[int, int]) -> list[np.ndarray] | None:
+    """Time steps [begin, end) of an episode; None: not there."""
+    kept = kept_of(index)
+    rows = [np.zeros(end - begin, kept.row) for begin, end in parts]
+    views = [part.view(np.uint8).data for part in rows]
+    wanted = [(begin, view) for (begin, _), view in zip(parts, views, strict=True)]
+    return rows if kept.read(index.episodes.digest(number), wanted) else None
+
+
+def test_parts_are_those_of_the_episode(index: DatasetIndex) -> None:
+    for number in range(COUNT):
+        keep(index, number)
+        whole, length = episode(number, steps=4 + number), 4 + number
+        parts = [(0, 1), (length - 1, length), (1, 4), (0, length)]
+        found = rows_of(index, number, *parts)
+        assert found is not None
+        for (begin, end), rows in zip(parts, found, strict=True):
+            assert np.array_equal(rows["actions"], whole.actions[begin:end])
+            assert np.array_equal(rows["states"], whole.states[begin:end])
+            for camera, codes in whole.codes.items():
+                assert np.array_equal(rows[codes_field(camera)], codes[begin:end])
+
+
+def test_what_is_not_kept_is_not_there(index: DatasetIndex) -> None:
+    keep(index, 0)
+    assert rows_of(index, 1, (0, 1)) is None
+    assert rows_of(index, 0, (3, 5)) is None  # of four steps
+
+
+def test_what_lay_there_before_is_not_taken_for_what_is_cut_off(index: DatasetIndex) -> None:
+    path, kept = keep(index, 2), kept_of(index)
+    found = rows_of(index, 2, (5, 6))
+    assert found is not None
+    path.write_bytes(path.read_bytes()[: 32 + 5 * kept.row.itemsize])
+    assert not kept.read(index.episodes.digest(2), [(5, found[0].view(np.uint8).data)])
+
+
+def test_a_part_counts_as_a_use(index: DatasetIndex) -> None:
+    path = keep(index, 0)
+    os.utime(path, ns=(1, 1))
+    assert rows_of(index, 0, (0, 1)) is not None
+    assert path.stat().st_mtime_ns > 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "of another step", "cut"])
+def test_a_damaged_part_is_refused_and_fetched_again(index: DatasetIndex, damage: str) -> None:
+    path, width = keep(index, 2), kept_of(index).row.itemsize
+    whole = path.read_bytes()
+    row, other = 32 + 3 * width, 32 + 2 * width
+    path.write_bytes(
+        {
+            "flipped": whole[: row + 9] + bytes([whole[row + 9] ^ 4]) + whole[row + 10 :],
+            "of another step": whole[:row] + whole[other : other + width] + whole[row + width :],
+            "cut": whole[: row + width - 1],
+        }[damage]
+    )
+    assert rows_of(index, 2, (0, 3)) is not None  # the others are whole
+    assert rows_of(index, 2, (2, 4)) is None
+    assert equal(read_episode(index, index.episodes[2]), episode(2, steps=6))
+    assert path.read_bytes() == whole
+    assert rows_of(index, 2, (2, 4)) is not None
+
+
+def test_names_tell_what_was_checked(index: DatasetIndex) -> None:
+    """Another index that says something else of the same bytes does not get them unchecked."""
+    keep(index, 0)
+    others = [
+        dataclasses.replace(index, image=dataclasses.replace(index.image, codebook_size=2)),
+        dataclasses.replace(index, image=dataclasses.replace(index.image, rows=16, columns=4)),
+        dataclasses.replace(index, cameras=("agent",)),
+    ]
+    for other in others:
+        assert rows_of(other, 0, (0, 1)) is None
+        with pytest.raises(InputError, match="the index says"):
+            read_episode(other, index.episodes[0])
+    same = dataclasses.replace(index, image=dataclasses.replace(index.image, tokenizer_sha256="1" * 64))
+    assert rows_of(same, 0, (0, 1)) is not None
+    with pytest.raises(InputError, match="the index says 99 steps"):
+        read_episode(index, dataclasses.replace(index.episodes[0], length=99))
+
+
+@pytest.mark.parametrize("field", ["actions", "states"])
+def test_numbers_that_are_none_are_refused_and_not_kept(
+    index: DatasetIndex, tmp_path: Path, field: str
+) -> None:
+    broken = episode(1, steps=5)
+    getattr(broken, field)[3, 2] = np.nan
+    content = encode_episode(broken)
+    (tmp_path / "shards" / "broken.tar").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry = dataclasses.replace(
+        index.episodes[1], shard="broken.tar", offset=0, size=len(content), sha256=sha256
+    )
+    with pytest.raises(InputError, match=f"shard broken.tar, .* {field} hold values that are no numbers"):
+        read_episode(index, entry)
+    assert not list((tmp_path / "cache").glob("??/*"))
+
+
+def test_a_cache_that_fails_is_told_once(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    path = keep(index, 0)
+    path.unlink()
+    path.symlink_to(path)
+    for _ in range(2):
+        assert rows_of(index, 0, (0, 1)) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "this process goes on without keeping episodes there" in line

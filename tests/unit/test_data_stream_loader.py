@@ -1,0 +1,389 @@
+"""The token stream over a real (small) data set: right tokens, same batches for any ranks, clear errors."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.config import DataConfig, MixtureConfig, MixtureSource
+from data.contracts import Episode, PackedBatch
+from data.errors import InputError
+from data.prepare.statistics import summarise
+from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.shards import ShardWriter
+from data.storage.store import open_store
+from data.stream import memory
+from data.stream.loader import TokenStream, plan_ids
+from data.stream.packing import pack
+from data.stream.plan import Kind
+from data.stream.sequence import WORLD_TEXT, Sample, action_sample, action_text, world_sample
+from data.tokens.action import ActionRanges, encode
+from data.tokens.image_block import image_block, image_block_length
+from data.tokens.state import STATE_MAX, STATE_MIN, state_blocks
+from data.tokens.text import TextTokenizer
+from pretrain.config import TrainerConfig
+
+TRAINER = TrainerConfig(global_batch=4, sequence_length=512)
+FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
+# 3 steps leave no action window of 5; the last is the validation split's.
+LENGTHS, TASKS = (
+    (7, 3, 12, 9, 8),
+    ("lift the cube", "open the drawer", "lift the cube", "wipe", "lift the cube"),
+)
+
+
+def make_episode(number: int) -> Episode:
+    random, length = np.random.default_rng(number), LENGTHS[number]
+    return Episode(
+        key=f"demos/demo_{number}",
+        suite="test",
+        task=TASKS[number].replace(" ", "_"),
+        instruction=TASKS[number],
+        codes={name: random.integers(0, 512, (length, 2, 2), dtype=np.uint16) for name in ("agent", "wrist")},
+        actions=random.uniform(-1, 1, (length, 7)).astype(np.float32),
+        states=random.uniform(STATE_MIN, STATE_MAX, (length, 8)).astype(np.float32),
+    )
+
+
+EPISODES = [make_episode(number) for number in range(len(LENGTHS))]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("shards"))
+
+
+def write_dataset(folder: Path) -> str:
+    writer = ShardWriter(open_store(str(folder)), limit=8_000)
+    for episode in EPISODES:
+        writer.add(episode)
+    entries = [
+        EpisodeEntry(
+            key=e.key, shard=at.shard, offset=at.offset, size=at.size, sha256=at.sha256, length=e.length,
+            suite=e.suite, task=e.task, instruction=e.instruction,
+            split="val_ind" if e is EPISODES[-1] else "train",
+        )
+        for e, at in zip(EPISODES, writer.close(), strict=True)
+    ]  # fmt: skip
+    DatasetIndex(
+        image=ImageFormat(pixels=32, rows=2, columns=2, codebook_size=512, tokenizer_sha256="0"),
+        cameras=("agent", "wrist"),
+        action_ranges=ActionRanges(),
+        statistics={
+            "actions": summarise([e.actions for e in EPISODES]),
+            "states": summarise([e.states for e in EPISODES]),
+        },
+        episodes=EpisodeTable.of(entries),
+    ).save(str(folder))
+    return str(folder)
+
+
+def expected_tokens(
+    kind: int, episode: Episode, t: int, camera: str = "agent", history: int = 2
+) -> list[int]:
+    """The template written out once more, from the raw episode."""
+    text = TextTokenizer.load()
+    frames = [image_block(codes, 32).tolist() for codes in episode.codes[camera]]
+    actions = [[10004, *ids, 15004] for ids in encode(episode.actions).tolist()]
+    if kind == Kind.WORLD:
+        return [0, *text.encode(WORLD_TEXT), *frames[t], *actions[t], 8710, *frames[t + 1], 8710]
+    seen = chain(*frames[max(0, t - history + 1) : t + 1])
+    answer = chain(*actions[t : t + 5])
+    return [0, *text.encode(action_text(episode.instruction)), *seen, 8710, *answer, 8710]
+
+
+def samples_of(batch: PackedBatch) -> list[list[int]]:
+    return [
+        batch.tokens[row][batch.segments[row] == number].tolist()
+        for row in range(len(batch.tokens))
+        for number in range(1, batch.segments[row].max() + 1)
+    ]
+
+
+@pytest.mark.parametrize(("camera", "history"), [("agent", 2), ("wrist", 3)])
+def test_samples_are_those_of_the_plan(url: str, camera: str, history: int) -> None:
+    config = DataConfig(url, cameras=[camera], history=history)
+    with TokenStream(config, TRAINER, seed=3) as stream:
+        for step in range(6):  # more than an epoch
+            planned = stream.plan.step(step)
+            (batch,) = stream.micro_batches(step, 0, 1)
+            expected = [
+                expected_tokens(kind, EPISODES[e], t, camera, history)
+                for kind, e, t in zip(planned.kinds, planned.episodes, planned.times, strict=True)
+            ]
+            assert samples_of(batch) == expected
+            assert max(map(len, expected)) <= stream.longest_sample
+            assert batch.tokens.max() < stream.vocabulary_size
+
+
+def test_an_epoch_holds_every_window_once(url: str) -> None:
+    windows = {
+        kind: sorted(
+            expected_tokens(kind, e, t)
+            for e in EPISODES[:-1]
+            for t in range(e.length - (4 if kind == Kind.ACTION else 1))
+        )
+        for kind in Kind
+    }
+    trainer = TrainerConfig(global_batch=1, sequence_length=256)
+    for kind, mixture in ((Kind.ACTION, MixtureConfig(1, 0)), (Kind.WORLD, MixtureConfig(0, 1))):
+        with TokenStream(DataConfig(url, mixture=mixture), trainer, seed=0) as stream:
+            steps = -(-len(windows[kind]) // stream.plan.samples_per_step(kind))
+            seen = [
+                s for step in range(steps) for b in stream.micro_batches(step, 0, 1) for s in samples_of(b)
+            ]
+        assert {tuple(sample) for sample in seen} == {tuple(sample) for sample in windows[kind]}
+
+
+@given(step=st.integers(0, 1000), ranks=st.sampled_from([1, 2, 4]), micro=st.sampled_from([None, 1, 3]))
+@settings(max_examples=25, deadline=None)
+def test_any_ranks_and_micro_batches_give_the_same_global_batch(
+    url: str, step: int, ranks: int, micro: int | None
+) -> None:
+    with TokenStream(DataConfig(url), TRAINER, seed=1) as stream:
+        (whole,) = stream.micro_batches(step, 0, 1)
+    with TokenStream(DataConfig(url), replace(TRAINER, micro_batch=micro), seed=1) as stream:
+        parts = [batch for rank in range(ranks) for batch in stream.micro_batches(step, rank, ranks)]
+    assert all(len(part.tokens) <= (micro or 4) for part in parts)
+    for field in FIELDS:
+        joined = np.concatenate([getattr(part, field) for part in parts])
+        assert joined.dtype == np.int32
+        assert np.array_equal(joined, getattr(whole, field))
+
+
+@given(
+    ranks=st.sampled_from([1, 2, 4]), resumed=st.integers(0, 300), prefetch=st.integers(0, 3),
+    readers=st.integers(1, 4), steps=st.integers(1, 3),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_a_resumed_run_of_other_ranks_and_prefetchers_gets_the_same_global_batches(
+    url: str, ranks: int, resumed: int, prefetch: int, readers: int, steps: int
+) -> None:
+    wanted = range(resumed, resumed + steps)
+    with TokenStream(DataConfig(url), TRAINER, seed=1) as stream:
+        expected = [stream.micro_batches(step, 0, 1)[0] for step in wanted]
+    config = DataConfig(url, prefetch=prefetch, readers=readers)
+    for rank in range(ranks):
+        with TokenStream(config, TRAINER, seed=1) as stream:
+            found = [stream.micro_batches(step, rank, ranks)[0] for step in wanted]
+        rows = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
+        for one, whole in zip(found, expected, strict=True):
+            for field in FIELDS:
+                assert np.array_equal(getattr(one, field), getattr(whole, field)[rows])
+
+
+def test_the_order_of_asking_does_not_matter(url: str) -> None:
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        forward = [stream.micro_batches(step, 0, 1)[0].tokens for step in range(5)]
+        for step in (4, 0, 3, 3, 1, 2):
+            assert np.array_equal(stream.micro_batches(step, 0, 1)[0].tokens, forward[step])
+
+
+def test_the_next_step_is_prepared_ahead(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    original = TokenStream._assemble
+    monkeypatch.setattr(
+        TokenStream, "_assemble", lambda self, step, *rank: steps.append(step) or original(self, step, *rank)
+    )
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        for step in range(3):
+            stream.micro_batches(step, 0, 1)
+    assert steps[:3] == [0, 1, 2]
+    assert steps[3:] in ([], [3])  # closed before or after it began
+
+
+def test_the_mixture_is_exact_in_every_step(url: str) -> None:
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        for step in range(8):
+            lengths = [len(sample) for sample in samples_of(stream.micro_batches(step, 0, 1)[0])]
+            kinds = stream.plan.step(step).kinds
+            assert len(lengths) == len(kinds) == 2 * int((kinds == Kind.WORLD).sum())
+
+
+def test_validation_split_is_another_stream(url: str) -> None:
+    with TokenStream(DataConfig(url), TRAINER, seed=0, split="val_ind") as stream:
+        planned = stream.plan.step(0)
+        (batch,) = stream.micro_batches(0, 0, 1)
+    first = expected_tokens(int(planned.kinds[0]), EPISODES[-1], int(planned.times[0]))
+    assert samples_of(batch)[0] == first
+
+
+def test_closing_ends_the_thread(url: str) -> None:
+    def threads() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name.startswith("token-stream")]
+
+    before = threads()
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        stream.micro_batches(0, 0, 1)
+        assert len(threads()) == len(before) + 1
+    assert threads() == before
+
+
+def test_plan_ids_tile_for_any_ranks(url: str) -> None:
+    config = DataConfig(url)
+    whole = plan_ids(config, TRAINER, seed=0, step=7, ranks=1)["ranks"][0]
+    assert all(isinstance(i, int) for i in whole)
+    for ranks in (2, 4):
+        parts = plan_ids(config, TRAINER, seed=0, step=7, ranks=ranks)["ranks"]
+        assert len(parts) == ranks
+        assert list(chain(*parts)) == whole
+    with pytest.raises(InputError, match="global_batch is 4, which 3 data-parallel ranks"):
+        plan_ids(config, TRAINER, seed=0, step=7, ranks=3)
+    with pytest.raises(InputError, match="which 0 data-parallel ranks"):
+        plan_ids(config, TRAINER, seed=0, step=7, ranks=0)
+
+
+def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        expected = [stream.micro_batches(step, 0, 1)[0] for step in range(4)]
+        size = stream._memory._size
+    assert size == sum(LENGTHS[:-1])  # no more room than episodes
+    step_bytes = 2 * (image_block_length(2, 2) + 9)
+    monkeypatch.setattr(memory, "MEGABYTE", 14 * step_bytes)  # room for 14 time steps: about one episode
+    with TokenStream(replace(DataConfig(url), memory_megabytes=1), TRAINER, seed=0) as stream:
+        assert stream._memory._size == 14
+        for step, batch in enumerate(expected):
+            (found,) = stream.micro_batches(step, 0, 1)
+            for field in FIELDS:
+                assert np.array_equal(getattr(found, field), getattr(batch, field))
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(
+    ("cameras", "history", "chunk", "predicted"), [(1, 1, 1, 1), (2, 2, 5, 1), (2, 3, 2, 3)]
+)
+def test_assembly_equals_the_samples_one_by_one(
+    url: str, cameras: int, history: int, chunk: int, predicted: int, state: bool
+) -> None:
+    config = DataConfig(
+        url, history=history, chunk=chunk, predicted_frames=predicted, cameras=["agent", "wrist"][:cameras],
+        state=state,
+    )  # fmt: skip
+    text = TextTokenizer.load()
+    with TokenStream(config, TRAINER, seed=3) as stream:
+        for step in range(3):
+            planned = stream.plan.step(step)
+            rows: list[list[Sample]] = [[] for _ in range(4)]
+            for i in range(len(planned)):
+                episode, t = EPISODES[planned.episodes[i]], int(planned.times[i])
+                views = np.stack([episode.codes[name] for name in config.cameras], axis=1)
+                frames, actions = image_block(views, 32), encode(episode.actions)
+                if planned.kinds[i] == Kind.ACTION:
+                    block = state_blocks(episode.states[t : t + 1], STATE_MIN, STATE_MAX) if state else None
+                    sample = action_sample(
+                        text.encode(action_text(episode.instruction)),
+                        list(frames[max(0, t - history + 1) : t + 1]),
+                        actions[t : t + chunk],
+                        block,
+                    )
+                else:
+                    following = frames[t + 1 : t + 1 + predicted]
+                    sample = world_sample(
+                        text.encode(WORLD_TEXT), frames[t], actions[t : t + predicted], following
+                    )
+                rows[planned.sequences[i]].append(sample)
+            expected, (found,) = pack(rows, 512), stream.micro_batches(step, 0, 1)
+            for field in FIELDS:
+                assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+
+
+def test_several_data_sets_are_mixed_and_named(url: str, tmp_path: Path) -> None:
+    second = write_dataset(tmp_path / "second")
+    sources = [MixtureSource(url, 3.0), MixtureSource(second, 1.0)]
+    config = DataConfig("", sources=sources)
+    with TokenStream(config, TRAINER, seed=0) as stream:
+        (batch,) = stream.micro_batches(5, 0, 1)
+        planned = stream.plan.step(5)
+        names = {key.partition("/")[0] for key in stream.epochs(8)}
+        prints = stream.fingerprint, DatasetIndex.load(url).fingerprint
+    expected = [
+        expected_tokens(kind, EPISODES[e], t)
+        for kind, e, t in zip(planned.kinds, planned.episodes, planned.times, strict=True)
+    ]
+    assert samples_of(batch) == expected
+    assert abs((planned.sources == 0).sum() - 0.75 * len(planned)) < 1
+    assert names == {Path(url).name, "second"}
+    assert prints[0] != prints[1]
+    with pytest.raises(InputError, match=r"give either data.url=... or data.sources"):
+        TokenStream(replace(config, url=url), TRAINER, seed=0)
+
+
+def test_skipping_a_bad_episode_leaves_everything_else_in_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = write_dataset(tmp_path)
+    with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
+        expected = [stream.micro_batches(step, 0, 1)[0] for step in range(3)]
+    bad = DatasetIndex.load(url).split("train")[2]
+    content = bytearray((tmp_path / bad.shard).read_bytes())
+    content[bad.offset + 700] ^= 1
+    (tmp_path / bad.shard).write_bytes(content)
+    padding = {"tokens": 0, "labels": -100, "positions": 0, "segments": 0, "blocks": 0}
+    with TokenStream(DataConfig(url, skip_bad_episodes=1), TRAINER, seed=0) as stream:
+        for step, whole in enumerate(expected):
+            planned, (found,) = stream.plan.step(step), stream.micro_batches(step, 0, 1)
+            numbers = [
+                int((planned.sequences[:i] == planned.sequences[i]).sum()) + 1 for i in range(len(planned))
+            ]
+            gone = np.zeros_like(whole.segments, bool)
+            for row, number, episode in zip(planned.sequences, numbers, planned.episodes, strict=True):
+                if episode == 2:
+                    gone[row] |= whole.segments[row] == number
+            assert gone.any()
+            for field, empty in padding.items():
+                assert np.array_equal(getattr(found, field), np.where(gone, empty, getattr(whole, field)))
+        assert stream.skipped_episodes == 1
+    assert (
+        f"skipped 1 of data.skip_bad_episodes=1 episodes: {url}: shard {bad.shard}" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cameras": ["left"]}, r"no camera 'left', the data set has agent, wrist"),
+        ({"chunk": 13}, r"no action window in 4 episodes of at most 12 steps"),
+        ({"chunk": 0}, r"data.chunk is 0, expected at least 1"),
+        ({"history": 0}, r"data.history is 0, expected at least 1"),
+        ({"text_tokenizer": "/nowhere/tokenizer.json"}, r"cannot read the text tokenizer"),
+        ({"url": "/nowhere"}, r"/nowhere: no index.json there"),
+    ],
+)  # fmt: skip
+def test_settings_that_the_data_cannot_serve_are_refused(
+    url: str, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        TokenStream(replace(DataConfig(url), **change), TRAINER, seed=0)
+
+
+def test_an_empty_split_is_refused(url: str) -> None:
+    with pytest.raises(
+        InputError, match=r"no episode in split 'val_ood'; the data set holds train 4, val_ind 1"
+    ):
+        TokenStream(DataConfig(url), TRAINER, seed=0, split="val_ood")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_a_broken_shard_stops_the_stream_and_is_named(tmp_path: Path, damage: str) -> None:
+    url = write_dataset(tmp_path)
+    entry = DatasetIndex.load(url).split("train")[2]
+    shard = tmp_path / entry.shard
+    content = bytearray(shard.read_bytes())
+    if damage == "cut":
+        shard.write_bytes(content[: entry.offset + 100])
+    elif damage == "flipped":
+        content[entry.offset + 700] ^= 1
+        shard.write_bytes(content)
+    else:
+        shard.unlink()
+    expected = rf"{entry.shard}, episode demos/demo_2, offset {entry.offset}"
+    trainer = replace(TRAINER, global_batch=64)  # an epoch in one step
+    with TokenStream(DataConfig(url), trainer, seed=0) as stream, pytest.raises(InputError, match=expected):
+        stream.micro_batches(0, 0, 1)

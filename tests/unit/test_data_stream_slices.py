@@ -1,0 +1,172 @@
+"""Windows out of the cache of a node: the same batches and errors as from whole episodes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.config import CacheConfig, DataConfig, MixtureSource
+from data.contracts import PackedBatch
+from data.errors import InputError
+from data.storage.cache import EpisodeCache
+from data.storage.index import DatasetIndex
+from data.stream import memory, slices
+from data.stream.loader import TokenStream
+from pretrain.config import TrainerConfig
+from tests.support.shards_case import write_dataset
+
+COUNT, STEPS = 12, 6
+TRAINER = TrainerConfig(global_batch=8, sequence_length=1024)
+FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    write_dataset(tmp_path / "shards", count=COUNT, limit=20_000)
+    return DataConfig(str(tmp_path / "shards"), chunk=2)
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for one episode in memory and for few time steps at a time."""
+    monkeypatch.setattr(memory, "MEGABYTE", 1)
+    monkeypatch.setattr(slices, "_ROWS", 9)
+
+
+def cached(config: DataConfig, folder: Path, **changes: object) -> DataConfig:
+    return replace(config, cache=CacheConfig(str(folder / "cache"), "1GB"), **changes)
+
+
+def batches(config: DataConfig, steps: int = STEPS) -> Iterator[PackedBatch]:
+    with TokenStream(config, TRAINER, seed=0) as stream:
+        for step in range(steps):
+            yield from stream.micro_batches(step, 0, 1)
+
+
+def check(config: DataConfig, expected: list[PackedBatch]) -> None:
+    for found, wanted in zip(batches(config), expected, strict=True):
+        for field in FIELDS:
+            assert np.array_equal(getattr(found, field), getattr(wanted, field)), field
+
+
+def remove_shards(config: DataConfig) -> None:
+    for path in Path(config.url).glob("*.tar"):
+        path.unlink()
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(
+    ("cameras", "history", "chunk", "predicted"),
+    [(["agent"], 1, 1, 1), (["wrist", "agent"], 2, 3, 1), (["wrist"], 3, 1, 3)],
+)
+@pytest.mark.usefixtures("little")
+def test_windows_alone_give_the_same_batches(
+    config: DataConfig,
+    tmp_path: Path,
+    cameras: list[str],
+    history: int,
+    chunk: int,
+    predicted: int,
+    state: bool,
+) -> None:
+    config = replace(
+        config, cameras=cameras, history=history, chunk=chunk, predicted_frames=predicted, state=state
+    )
+    expected = list(batches(replace(config, memory_megabytes=1 << 20)))
+    check(cached(config, tmp_path), expected)  # kept while it goes
+    remove_shards(config)
+    check(cached(config, tmp_path), expected)  # all kept
+
+
+@pytest.mark.usefixtures("little")
+def test_no_episode_is_read_whole_once_all_are_kept(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(batches(config))
+    check(cached(config, tmp_path), expected)
+
+    def never(*_: object) -> None:
+        raise AssertionError("read whole")
+
+    reads: list[str] = []
+    original = EpisodeCache.read_into
+    monkeypatch.setattr(memory, "read_episode", never)
+    monkeypatch.setattr(slices, "_ROWS", 4096)
+    monkeypatch.setattr(
+        EpisodeCache,
+        "read_into",
+        lambda cache, name, parts: reads.append(name) or original(cache, name, parts),
+    )
+    check(cached(config, tmp_path), expected)
+    assert len(set(reads)) == COUNT - 1
+    assert len(reads) <= (STEPS + 1) * (COUNT - 1)  # in a step each file is opened once
+    with pytest.raises(AssertionError, match="read whole"):
+        check(config, expected)
+
+
+@pytest.mark.usefixtures("little")
+def test_several_data_sets_share_a_cache(config: DataConfig, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "other", count=COUNT - 2, compression="zstd")
+    sources = [MixtureSource(config.url, 1.0), MixtureSource(str(tmp_path / "other"), 2.0)]
+    config = replace(config, url="", sources=sources)
+    expected = list(batches(config))
+    for _ in range(2):
+        check(cached(config, tmp_path), expected)
+
+
+@pytest.mark.usefixtures("little")
+def test_what_is_damaged_in_the_cache_is_fetched_again(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(batches(config))
+    check(cached(config, tmp_path), expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(memory, "MEGABYTE", 1)  # good and damaged ones are read together
+    for number, path in enumerate(sorted((tmp_path / "cache").glob("??/*"))):
+        content = bytearray(path.read_bytes())
+        if number % 4 == 0:
+            path.unlink()
+        elif number % 4 == 1:
+            path.write_bytes(content[: len(content) // 2])
+        elif number % 4 == 2:
+            for at in range(33, len(content), 100):
+                content[at] ^= 0xFF  # codes that no vocabulary has, too
+            path.write_bytes(content)
+    check(cached(config, tmp_path), expected)
+    check(config, expected)
+
+
+@pytest.mark.usefixtures("little")
+def test_a_bad_shard_is_named_and_skipped_as_without_a_cache(
+    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = DatasetIndex.load(config.url).split("train")[4]
+    shard = Path(config.url) / entry.shard
+    content = bytearray(shard.read_bytes())
+    content[entry.offset + 700] ^= 1
+    shard.write_bytes(content)
+    expected = list(batches(replace(config, skip_bad_episodes=1)))
+    assert entry.key in capsys.readouterr().err
+    for _ in range(2):
+        check(cached(config, tmp_path, skip_bad_episodes=1), expected)
+        assert f"episode {entry.key}, offset {entry.offset}: sha256" in capsys.readouterr().err
+        with pytest.raises(InputError, match=rf"shard {entry.shard}, episode {entry.key}, offset"):
+            check(cached(config, tmp_path), expected)
+
+
+@pytest.mark.usefixtures("little")
+def test_a_cache_that_holds_little_or_fails_changes_nothing(config: DataConfig, tmp_path: Path) -> None:
+    expected = list(batches(config))
+    small = cached(config, tmp_path)
+    for size in ("0.02MB", "0.0001MB"):
+        check(replace(small, cache=replace(small.cache, size=size)), expected)
+        assert sum(path.stat().st_size for path in (tmp_path / "cache").glob("??/*")) <= 20_000
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".writing").symlink_to("/dev/full")
+    check(small, expected)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import os
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from data.config import SourceConfig
+from data.errors import InputError
+from data.sources.registry import read_demonstrations
+from eval.config import CollectConfig
+from eval.demonstrations import collect as collect_module
+from eval.demonstrations.collect import collect
+from eval.demonstrations.recording import record, replay
+from eval.simulator import libero_assets, rendering
+from eval.simulator.libero_assets import find_assets, has_standins
+from eval.simulator.registry import open_suite
+from tests.support.fake_simulator import TASK, FakeSimulator
+
+
+def opened(path: Path) -> Any:
+    """h5py's stubs know too little of what a file holds."""
+    return h5py.File(path)
+
+
+class FakeSuite:
+    name, tasks, standin_assets = "fake", (TASK,), False
+
+    def versions(self) -> dict[str, str]:
+        return {"robosuite": "1.4.0"}
+
+
+class Clumsy(FakeSimulator):
+    """Breaks the grasp from odd initial states."""
+
+    def reset(self, initial_state: int) -> None:
+        super().reset(initial_state % 3)
+        self.slips = initial_state % 2 == 1
+
+    def step(self, action: np.ndarray) -> None:
+        super().step(action)
+        if self.slips:
+            self.cube[2] = 0.02
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> FakeSimulator:
+    made = Clumsy()
+    monkeypatch.setattr(collect_module, "open_suite", lambda name: FakeSuite())
+    monkeypatch.setattr(collect_module, "kept_simulator", lambda suite, task: made)
+    return made
+
+
+@pytest.mark.usefixtures("simulator")
+def test_collected_files_are_read_back_upright_and_only_successes_are_kept(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    config = CollectConfig(suite="fake", episodes=2, out=str(tmp_path), resolution=16, workers=1)
+    collected = collect(config, progress=lambda *done: told.append(done))
+    assert told == [(1, 2), (2, 2)]
+    assert (collected[0].episodes, collected[0].attempts) == (2, 3)  # 1001 slips
+    with opened(collected[0].path) as file:
+        assert file["data"].attrs["num_demos"] == 2
+        assert file["data"].attrs["macros_image_convention"] == "opengl"
+        assert [file[f"data/demo_{i}"].attrs["initial_state_number"] for i in (0, 1)] == [1000, 1002]
+        dones = file["data/demo_0/dones"][:]
+        assert dones[-1] == 1
+        assert dones.sum() == 1
+        assert file["data/demo_0/robot_states"].shape == (len(dones), 9)
+    demonstrations = list(read_demonstrations(SourceConfig(str(tmp_path))))
+    assert [d.key for d in demonstrations] == ["fake_lift/demo_0", "fake_lift/demo_1"]
+    assert demonstrations[0].instruction == "lift the fake cube"
+    assert demonstrations[0].suite == "fake"
+    steps = len(demonstrations[0].actions)
+    assert demonstrations[0].states.shape == (steps, 8)
+    assert set(demonstrations[0].frames) == {"agent", "wrist"}
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator) -> None:
+    picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    simulator.render = lambda camera, pixels: picture  # type: ignore[method-assign]
+    collect(CollectConfig(suite="fake", episodes=1, out=str(tmp_path), resolution=16, workers=1))
+    with opened(tmp_path / "fake_lift_demo.hdf5") as file:
+        stored = file["data/demo_0/obs/agentview_rgb"][0]
+    np.testing.assert_array_equal(stored, picture[::-1, ::-1])
+    demonstration = next(read_demonstrations(SourceConfig(str(tmp_path))))
+    np.testing.assert_array_equal(demonstration.frames["agent"][0], picture)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": 0}, "episodes=0"),
+        ({"seed": 7}, "evaluation's initial states"),
+        ({"workers": 0}, "workers=0"),
+        ({"out": "/proc/nowhere"}, "cannot write into this folder"),
+        ({"out": "/proc"}, "cannot write into this folder"),
+    ],
+)
+@pytest.mark.usefixtures("simulator")
+def test_wrong_settings_are_explained(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        collect(CollectConfig(**{"suite": "fake", "out": str(tmp_path), **options}))
+
+
+def test_expert_that_fails_too_often_writes_nothing(tmp_path: Path, simulator: FakeSimulator) -> None:
+    simulator.breaks_at = None
+    simulator.goals = lambda: ()  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="solved 0 of 6"):
+        collect(CollectConfig(suite="fake", episodes=1, out=str(tmp_path), workers=1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_simulator_is_a_failed_attempt(tmp_path: Path, simulator: FakeSimulator) -> None:
+    simulator.breaks_at = 3
+    with pytest.raises(InputError, match="solved 0 of 6"):
+        collect(CollectConfig(suite="fake", episodes=1, out=str(tmp_path), workers=1))
+
+
+def test_recording_replays_and_a_changed_one_does_not() -> None:
+    recording = record(FakeSimulator(), 1, 16)
+    assert recording is not None
+    actions, start = recording.actions, recording.sim_states[0]
+    assert replay(FakeSimulator(), actions, start, 1)
+    never_closed = actions * [1, 1, 1, 1, 1, 1, 0] - [0, 0, 0, 0, 0, 0, 1]
+    assert not replay(FakeSimulator(), never_closed, start, 1)
+
+
+def test_unknown_suite_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean libero_object"):
+        open_suite("libero_objects")
+
+
+def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
+        rendering.choose_backend()
+    with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
+        open_suite("robosuite_lift")  # told before any process starts
+    monkeypatch.setenv("MUJOCO_GL", "opengl")
+    with pytest.raises(InputError, match="MUJOCO_GL=opengl: expected one of osmesa, egl, glfw"):
+        rendering.choose_backend()
+
+
+def test_two_renderers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: f"lib{name}.so")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "osmesa")
+    with pytest.raises(InputError, match="MUJOCO_GL=egl and PYOPENGL_PLATFORM=osmesa name two renderers"):
+        rendering.choose_backend()
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
+    assert rendering.choose_backend() == "egl"
+
+
+def assets_folder(path: Path) -> Path:
+    for name in ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures"):
+        (path / name).mkdir(parents=True)
+    return path
+
+
+def test_assets_are_found_in_a_folder_and_in_an_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = assets_folder(tmp_path / "assets")
+    mesh = folder / "stable_scanned_objects/basket/visual/basket_vis.msh"
+    mesh.parent.mkdir(parents=True)
+    mesh.write_bytes(b"small")
+    monkeypatch.setenv("LIBERO_ASSETS", str(folder))
+    assert find_assets() == folder
+    assert has_standins(folder)
+    archive = tmp_path / "assets.tar.xz"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(folder, "assets")
+    monkeypatch.setenv("LIBERO_ASSETS", str(archive))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    unpacked = find_assets()
+    assert has_standins(unpacked)
+    archive_is_read_once = unpacked.stat().st_mtime_ns
+    assert find_assets().stat().st_mtime_ns == archive_is_read_once
+    assert len(list((tmp_path / "cache" / "worldvla").iterdir())) == 1
+
+
+def test_missing_assets_say_where_they_were_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "none"))
+    with pytest.raises(InputError, match=r"none does not exist; set LIBERO_ASSETS to .*checkout"):
+        find_assets()
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
+    with pytest.raises(InputError, match="it has no folder scenes"):
+        find_assets()
+    (tmp_path / "file.tar").write_bytes(b"no archive")
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "file.tar"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="cannot unpack"):
+        find_assets()
+    for name in ("scenes", "textures"):
+        (tmp_path / name).write_bytes(os.urandom(50_000))
+    with tarfile.open(tmp_path / "whole.tar.xz", "w:xz") as tar:
+        tar.add(tmp_path / "scenes", "scenes")
+        tar.add(tmp_path / "textures", "textures")
+    short = (tmp_path / "whole.tar.xz").read_bytes()[:60_000]
+    (tmp_path / "short.tar.xz").write_bytes(short)
+    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "short.tar.xz"))
+    with pytest.raises(InputError, match="cannot unpack this archive"):
+        find_assets()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    with pytest.raises(InputError, match=r"cannot unpack it into /proc/nowhere.*set XDG_CACHE_HOME"):
+        find_assets()
+    monkeypatch.delenv("LIBERO_ASSETS")
+    monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")
+    with pytest.raises(InputError, match="LIBERO_ASSETS is not set"):
+        find_assets()
+
+
+def test_simulators_are_not_imported_before_they_are_opened() -> None:
+    code = (
+        "import eval.evaluation.evaluate, eval.demonstrations.collect, sys; "
+        "print(any(m in sys.modules for m in ('torch', 'mujoco')))"
+    )
+    import subprocess
+
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "False"

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from eval.evaluation.results import Results, results_table, wilson, write_results
+from eval.rollout.episode import EpisodeResult
+from eval.video import write_video
+from tests.support.fake_simulator import TASK
+
+
+def results(*episodes: EpisodeResult, suite: str = "fake") -> Results:
+    return Results(suite, 100, "expert", (TASK,), episodes, {"mujoco": "3"}, True)
+
+
+def episode(state: int, success: bool, error: str | None = None) -> EpisodeResult:
+    return EpisodeResult(0, state, success, 10 + state, error, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "expected"),
+    [(0, 10, (0.0, 0.2775)), (5, 10, (0.2366, 0.7634)), (10, 10, (0.7225, 1.0)), (0, 0, (0.0, 1.0))],
+)
+def test_wilson_interval(successes: int, trials: int, expected: tuple[float, float]) -> None:
+    assert wilson(successes, trials) == pytest.approx(expected, abs=1e-4)
+
+
+def test_errors_count_neither_as_success_nor_as_failure(tmp_path: Path) -> None:
+    found = results(episode(0, True), episode(1, False), episode(2, False, "broke"))
+    path = write_results(found, tmp_path / "eval")
+    content = json.loads(path.read_text())
+    assert (content["episodes"], content["successes"], content["errors"]) == (3, 1, 1)
+    assert content["success_rate"] == 0.5
+    assert content["per_task"][0]["mean_steps_to_success"] == 10
+    assert [row["error"] for row in content["per_episode"]] == [None, None, "broke"]
+    assert content["seeds"] == [0, 1, 2]
+    assert content["standin_assets"] is True
+    assert content["step"] == 100
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+
+
+def test_no_regular_episode_gives_no_rate() -> None:
+    found = results(episode(0, False, "broke"))
+    assert found.success_rate is None
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_table_shows_counts_without_errors() -> None:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_table(results(episode(0, True), episode(1, False, "broke"))))
+    text = console.export_text()
+    assert "lift the fake cube" in text
+    assert "1/1" in text
+    assert "stand-ins" in text
+
+
+def test_published_rates_stand_beside_ours() -> None:
+    found = results(episode(0, True), suite="libero_goal")
+    assert found.to_json()["published"]["WorldVLA 512 px"] == 0.834
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_table(found))
+    text = console.export_text()
+    assert "published: RynnVLA-002 discrete" in text
+    assert "94.6 %" in text
+    assert results(episode(0, True), suite="libero_90").to_json()["published"] == {}
+
+
+def test_video_holds_its_frames(tmp_path: Path) -> None:
+    import av
+
+    frames = [np.full((64, 48, 3), 40 * i, np.uint8) for i in range(5)]
+    write_video(tmp_path / "a.mp4", frames, 10)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(shown) == 5
+    assert abs(int(shown[3].mean()) - 120) < 4
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_video_of_odd_size_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="even sizes"):
+        write_video(tmp_path / "a.mp4", [np.zeros((63, 64, 3), np.uint8)], 10)
+    assert list(tmp_path.iterdir()) == []

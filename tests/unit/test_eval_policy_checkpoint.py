@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from data.config import DataConfig
+from data.errors import InputError
+from data.stream.sequence import action_prompt, action_text
+from data.tokens.action import ACTION_MAX, ACTION_MIN, decode
+from data.tokens.image import ImageTokenizer
+from data.tokens.image_block import image_block
+from data.tokens.text import TextTokenizer
+from eval.config import ExportedConfig
+from eval.policy import loaded_model as model_module
+from eval.policy.checkpoint_policy import CheckpointPolicy
+from eval.policy.interface import Observation
+from eval.policy.source import PolicyName
+from eval.rollout.episode import run_episode
+from pretrain.config import RunConfig, TrainingConfig
+from pretrain.convert.chameleon import hugging_face_config
+from pretrain.convert.exporting import ARCHITECTURE
+from pretrain.model.config import ModelConfig
+from pretrain.model.generate import decode_action_chunk
+from pretrain.model.transformer import Transformer, initialise
+from pretrain.settings import to_yaml
+from tests.support.fake_simulator import FakeSimulator
+
+MODEL = ModelConfig(
+    vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
+)
+CHUNK, HISTORY = 3, 2
+
+
+@pytest.fixture
+def network() -> Transformer:
+    made = Transformer(MODEL)
+    initialise(made, seed=0)
+    return made.eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose checkpoint's weights are those of `network`."""
+    data = DataConfig(url="shards", chunk=CHUNK, history=HISTORY, cameras=["wrist"])
+    config = TrainingConfig(run=RunConfig(name="run"), model=MODEL, data=data)
+    folder = tmp_path / "checkpoints" / "step_00000007"
+    folder.mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    TextTokenizer.load().save(tmp_path / "tokenizers")
+    ImageTokenizer.load().save(tmp_path / "tokenizers" / "image_tokenizer.safetensors")
+    ranges = {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)}
+    (tmp_path / "action_ranges.json").write_text(json.dumps(ranges))
+    monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
+    return folder
+
+
+def observation(seed: int, frames: int) -> Observation:
+    rng = np.random.default_rng(seed)
+    views = tuple(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(frames))
+    return Observation(seed, f"lift cube {seed}", views, np.zeros(8))
+
+
+def test_policy_decodes_what_the_network_says_for_each_environment(
+    checkpoint: Path, network: Transformer
+) -> None:
+    policy = CheckpointPolicy(checkpoint, device="cpu")
+    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    observations = [observation(1, 1), observation(2, 2)]
+    actions = policy.act(observations)
+    assert actions.shape == (2, CHUNK, 7)
+    assert (actions >= ACTION_MIN).all()
+    assert (actions <= ACTION_MAX).all()
+    text, image = TextTokenizer.load(), ImageTokenizer.load()
+    for number, seen in enumerate(observations):
+        blocks = [image_block(codes, 64) for codes in image.encode(np.stack(seen.frames))]
+        prompt = action_prompt(text.encode(action_text(seen.instruction)), blocks)
+        bins = decode_action_chunk(network, [prompt], CHUNK)[0]
+        np.testing.assert_array_equal(actions[number], decode(bins))
+
+
+def test_actions_are_those_of_the_runs_ranges(checkpoint: Path) -> None:
+    before = CheckpointPolicy(checkpoint, device="cpu").act([observation(1, 1)])
+    path = checkpoint.parents[1] / "action_ranges.json"
+    low, high = np.array(ACTION_MIN), np.array(ACTION_MAX)
+    path.write_text(json.dumps({"minimum": (low / 2).tolist(), "maximum": (high / 2).tolist()}))
+    after = CheckpointPolicy(checkpoint, device="cpu").act([observation(1, 1)])
+    np.testing.assert_allclose(after, before / 2, atol=1e-6)
+    path.write_text('{"minimum": [0, 1]}')
+    with pytest.raises(InputError, match=r"action_ranges\.json: maximum is nothing"):
+        CheckpointPolicy(checkpoint, device="cpu")
+
+
+def test_policy_runs_an_episode(checkpoint: Path) -> None:
+    simulator = FakeSimulator()
+    result = run_episode(simulator, CheckpointPolicy(checkpoint, device="cpu"), 0, horizon=7)
+    assert (result.steps, result.error) == (7, None)
+    assert [step for step, _, _ in simulator.renders] == [0, 2, 3, 5, 6]
+
+
+def test_missing_tokenizer_is_named(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "tokenizers" / "image_tokenizer.safetensors").unlink()
+    with pytest.raises(InputError, match=r"found 0 files .*safetensors.* image tokenizer"):
+        CheckpointPolicy(checkpoint)
+
+
+def test_missing_action_ranges_are_named(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "action_ranges.json").unlink()
+    with pytest.raises(InputError, match=r"action_ranges\.json: the action ranges .*; copy it there"):
+        CheckpointPolicy(checkpoint, device="cpu")
+
+
+def test_weights_of_another_model_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"model.norm.weight": torch.ones(33)}
+    monkeypatch.setattr(model_module, "load_weights", lambda path: other)
+    with pytest.raises(InputError, match="tensors do not fit"):
+        CheckpointPolicy(checkpoint)
+
+
+def test_folder_without_a_run_is_explained(tmp_path: Path) -> None:
+    for folder in (tmp_path / "checkpoints" / "step_00000001", tmp_path, Path("/")):
+        with pytest.raises(InputError, match=r"no checkpoint of a run there .*expected runs/<name>"):
+            CheckpointPolicy(folder)
+
+
+def test_settings_without_a_section_are_explained(checkpoint: Path) -> None:
+    (checkpoint.parents[1] / "config.yaml").write_text("run: {name: r}\n")
+    with pytest.raises(InputError, match=r"config\.yaml data"):
+        CheckpointPolicy(checkpoint)
+
+
+def test_actions_in_other_units_than_the_simulators_take_are_refused(checkpoint: Path) -> None:
+    path = checkpoint.parents[1] / "action_ranges.json"
+    path.write_text(json.dumps({"minimum": [-1.0] * 7, "maximum": [1.0] * 3 + [30.0] + [1.0] * 3}))
+    with pytest.raises(InputError, match="from -1 to 30 in dimension 3, the simulators take -1 to 1"):
+        CheckpointPolicy(checkpoint, device="cpu")
+
+
+@pytest.fixture
+def exported(tmp_path: Path, network: Transformer) -> Path:
+    """The same weights as transformers keeps them, and the tokenizers elsewhere."""
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(MODEL, "float32", None, ARCHITECTURE)))
+    save_file(network.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def test_exported_weights_act_like_the_checkpoint(checkpoint: Path, exported: Path) -> None:
+    tokenizers = checkpoint.parents[1] / "tokenizers"
+    settings = ExportedConfig(
+        image_tokenizer=str(tokenizers / "image_tokenizer.safetensors"),
+        text_tokenizer=str(tokenizers / "text_tokenizer.json"),
+        history=HISTORY,
+        chunk=CHUNK,
+        camera="wrist",
+    )
+    policy = CheckpointPolicy(exported, device="cpu", exported=settings)
+    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    observations = [observation(1, 1), observation(2, 2)]
+    expected = CheckpointPolicy(checkpoint, device="cpu").act(observations)
+    np.testing.assert_array_equal(policy.act(observations), expected)
+
+
+def test_exported_weights_need_tokenizers(exported: Path) -> None:
+    with pytest.raises(InputError, match=r"no image tokenizer .*add exported.image_tokenizer=FILE"):
+        CheckpointPolicy(exported)
+    settings = ExportedConfig(image_tokenizer="image.safetensors")
+    with pytest.raises(InputError, match=r"no text tokenizer at .*tokenizer.json; add exported.text_tok"):
+        CheckpointPolicy(exported, exported=settings)
+
+
+def test_identity_changes_with_the_weights(checkpoint: Path, exported: Path) -> None:
+    (checkpoint / "manifest.json").write_text("{}")
+    first = PolicyName(str(checkpoint)).identity()
+    (checkpoint / "manifest.json").write_text('{"other": 1}')
+    assert PolicyName(str(checkpoint)).identity() != first
+    first = PolicyName(str(exported)).identity()
+    assert PolicyName(str(exported)).identity() == first
+    assert PolicyName(str(exported), exported=ExportedConfig(chunk=9)).identity() != first
+    with (exported / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    assert PolicyName(str(exported)).identity() != first

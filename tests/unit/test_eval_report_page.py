@@ -1,0 +1,356 @@
+"""The report: from the run folder alone, one file, hostile text harmless, damage named."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.errors import InputError
+from eval.report.comparison import comparison_charts, task_comparison, write_comparison
+from eval.report.media import videos
+from eval.report.page import write_report
+from eval.report.run_contents import read_run
+from eval.report.training import history, learning_charts, speed_charts
+from eval.report.view import failure_rows
+from pretrain.telemetry.norms import GROUPS
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}"
+
+
+def metrics_line(step: int) -> str:
+    fall = float(np.exp(-step / 40))
+    return json.dumps(
+        {
+            "step": step,
+            "loss": 3 * fall + 1,
+            "loss_action": 5 * fall + 0.4,
+            "loss_image": 6 * fall + 1.5,
+            "loss_structure": fall,
+            "accuracy_action": 1 - 0.9 * fall,
+            "accuracy_image": 0.7 - 0.6 * fall,
+            "gradient_norm": 2 + fall,
+            "learning_rate": 1e-3,
+            "tokens": step * 16_384,
+            "tokens_per_second": 5_200.0,
+            "mfu": 0.31,
+            "step_time": 1.1,
+            "data_wait": 0.01,
+            "accuracy_structure": 1 - 0.2 * fall,
+            "action_l1": 0.5 * fall,
+            "checkpoint_stall": 0.3 if step % 60 == 1 else 0.0,
+            "peer_wait": 0.2,
+            "rank_time/p50": 0.9,
+            "rank_time/p90": 0.95,
+            "rank_time/max": 1.0,
+            "rank_time/slowest_host": HOSTILE,
+            "memory/device_reserved": 61.5,
+            "memory/device_allocated": 55.0,
+            "memory/host_resident": 9.0,
+        }
+        | {
+            f"{kind}_norm/{group}": number + 1 + fall
+            for kind in ("gradient", "parameter")
+            for number, group in enumerate(GROUPS)
+        }
+    )
+
+
+def validation_line(step: int) -> str:
+    """Both splits at a step; the unseen tasks have no images."""
+    fall = float(np.exp(-step / 50))
+    values = {"loss": 3 * fall + 1.2, "loss_action": 5 * fall + 0.6, "loss_image": 6 * fall + 1.6}
+    values |= {"loss_structure": fall, "action_l1": 0.6 * fall}
+    line = {"event": "validation", "step": step, "seconds": 2.0}
+    line |= {f"val_ind/{name}": value for name, value in values.items()}
+    line |= {f"val_ood/{name}": value + 0.5 for name, value in values.items()}
+    return json.dumps(line | {"val_ood/loss_image": None})
+
+
+def write_run(run: Path) -> Path:
+    """A run of 120 steps that was resumed at step 60 and evaluated there and at the end."""
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(f"run:\n  name: {HOSTILE}\n")
+    lines = [metrics_line(step) for step in range(1, 61)]
+    lines.append(
+        json.dumps({"event": "resumed", "step": 60, "parallel": {"tensor": 1, "data": 2, "zero_stage": 3}})
+    )
+    lines += [metrics_line(step) for step in range(61, 121)]
+    lines += [validation_line(step) for step in range(20, 121, 20)]
+    lines.append(
+        json.dumps(
+            {
+                "event": "straggler",
+                "step": 90,
+                "rank": 7,
+                "host": HOSTILE,
+                "seconds_above_median": 0.35,
+                "data_wait": None,
+            }
+        )
+    )
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run / "summary.json").write_text(
+        json.dumps(
+            {
+                "tokens": 120 * 16_384,
+                "tokens_per_second": 5_200.0,
+                "mfu": 0.31,
+                "parallel": {"tensor": 1, "data": 2, "zero_stage": 3},
+                "versions": {"torch": "2.13.0", HOSTILE: HOSTILE},
+            }
+        )
+    )
+    for step, successes in ((60, 1), (120, 3)):
+        (run / f"checkpoints/step_{step:08d}").mkdir(parents=True)
+        folder = run / f"eval/step_{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(
+            json.dumps(
+                {
+                    "step": step,
+                    "suite": "robosuite_lift",
+                    "episodes": 4,
+                    "successes": successes,
+                    "errors": 0,
+                    "success_rate": successes / 4,
+                    "wilson_95": [max(0.0, successes / 4 - 0.3), min(1.0, successes / 4 + 0.25)],
+                    "standin_assets": False,
+                    "per_episode": [
+                        {
+                            "task": 0,
+                            "initial_state": 3,
+                            "success": True,
+                            "steps": 47,
+                            "error": None,
+                            "video": "task_0_episode_0.mp4",
+                        }
+                    ],
+                    "per_task": [
+                        {"instruction": HOSTILE, "successes": successes, "episodes": 2, "errors": 0},
+                        {"instruction": "lift the cube", "successes": 0, "episodes": 2, "errors": 0},
+                    ],
+                }
+            )
+        )
+        (folder / "task_0_episode_0.mp4").write_bytes(b"not really a video")
+        (folder / "left_by_an_earlier_evaluation.mp4").write_bytes(b"an old video")
+        Image.fromarray(np.full((8, 8, 3), step, np.uint8)).save(folder / "imagine.png")
+        (folder / "imagine.json").write_text(
+            json.dumps(
+                {
+                    "episode": HOSTILE,
+                    "split": "val_ind",
+                    "psnr": 24.5,
+                    "ssim": 0.91,
+                    "frames": [{"psnr": 30.0 - i, "ssim": 0.9, "held_psnr": 20.0} for i in range(5)],
+                }
+            )
+        )
+    return run
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_shows_the_run(tmp_path: Path) -> None:
+    page = write_report(write_run(tmp_path / "demo"))
+    assert page == tmp_path / "demo/report.html"
+    found = Page(page.read_text())
+    assert found.tags.count("svg") == 17  # nine of learning, six of speed, success, PSNR by frame
+    assert found.tags.count("video") == 2
+    assert found.tags.count("img") == 1
+    for text in (
+        "75 %",
+        "resumed, TP 1 x DP 2, ZeRO-3",
+        "120 steps",
+        "PSNR 24.5 dB",
+        "step_00000120",
+        "2.13.0",
+        "new episodes",
+        "new tasks",
+        "feed-forward",
+        "rank 7",
+        "0.35 s",
+        "not measured",
+        "GPU reserved",
+        "since the last start",
+        "Waiting for data, a step",
+    ):
+        assert text in found.text
+    assert [p.name for p in page.parent.glob("*.tmp")] == []
+
+
+def test_held_out_splits_are_drawn_beside_the_training(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "demo"))
+    charts = learning_charts(run)
+    lines = {chart.title: [line.label for line in chart.lines] for chart in charts}
+    assert lines["Loss of actions"] == ["training", "new episodes", "new tasks"]
+    assert lines["Loss of images"] == ["training", "new episodes"], "what has no label has no curve"
+    assert all(len(chart.marks) == 1 for chart in charts), "only the resume is marked"
+    assert [len(chart.lines) for chart in charts if chart.unit == "by group"] == [5, 5]
+    assert history(run) == ["Resumed at step 60 on TP 1 x DP 2, ZeRO-3."]
+
+
+def test_speed_shows_only_what_was_measured(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "demo"))
+    charts = {chart.title: chart for chart in speed_charts(run)}
+    assert len(charts["Stall by checkpoints"].lines[0].dots) == 2
+    assert [line.label for line in charts["Own time of the ranks"].lines] == ["median", "90 %", "slowest"]
+    (run.path / "metrics.jsonl").write_text('{"step": 1, "tokens_per_second": 5, "mfu": 0.1}\n')
+    titles = [chart.title for chart in speed_charts(read_run(run.path))]
+    assert titles == ["Throughput", "Model FLOPs utilisation"]
+
+
+def test_page_tells_that_assets_were_standins(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    assert "stand-in" not in Page(write_report(run).read_text()).text
+    for path in run.glob("eval/step_*/results.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"standin_assets": True}))
+    assert "assets are stand-ins" in Page(write_report(run).read_text()).text
+
+
+def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    found = Page(write_report(write_run(tmp_path / "demo")).read_text())
+    assert "script" not in found.tags
+    for name, value in found.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href"):
+            assert re.match(r"data:(image/png|video/mp4);base64,", value or "")
+    assert HOSTILE in found.text  # shown as text, in full, unevaluated
+
+
+def test_name_of_the_folder_is_escaped(tmp_path: Path) -> None:
+    found = Page(write_report(write_run(tmp_path / "<b onmouseover=x>&amp;")).read_text())
+    assert "b" not in found.tags or "onmouseover" not in dict(found.attributes)
+    assert "<b onmouseover=x>&amp;" in found.text
+
+
+@pytest.mark.parametrize("keep", ["config.yaml", "metrics.jsonl"])
+def test_unfinished_run_has_a_page_too(tmp_path: Path, keep: str) -> None:
+    run = tmp_path / "demo"
+    run.mkdir()
+    (run / keep).write_text(metrics_line(1) + "\n" if keep.endswith("jsonl") else "run: {}\n")
+    text = Page(write_report(run).read_text()).text
+    assert "No checkpoint was evaluated" in text
+
+
+def test_torn_last_line_and_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 121, "loss": NaN, "loss_action": NaN}\n{"step": 122, "loss": 0.')
+    assert len(read_run(run).steps) == 121
+    assert "NaN" not in Page(write_report(run).read_text()).text
+
+
+def test_rate_that_was_not_measured_is_not_called_zero(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "demo")
+    results = run / "eval/step_00000120/results.json"
+    content = json.loads(results.read_text())
+    results.write_text(json.dumps({**content, "successes": 0, "errors": 4, "success_rate": None}))
+    text = Page(write_report(run).read_text()).text
+    assert "not measured" in text
+    assert "counted as errors, not as failures" in text
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        write_report(tmp_path)
+    run = write_run(tmp_path / "demo")
+    (run / "metrics.jsonl").write_text(metrics_line(1) + "\n{oops}\n" + metrics_line(2) + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl: line 2"):
+        write_report(run)
+    (run / "metrics.jsonl").write_text("")
+    (run / "eval/step_00000060/results.json").write_text("[]")
+    with pytest.raises(InputError, match=r"results\.json: found a JSON list"):
+        write_report(run)
+
+
+def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval/step_00000120/results.json"
+    results = json.loads(path.read_text())
+    failing = {"task": 0, "initial_state": 1, "success": False, "steps": 120, "error": None}
+    results["per_episode"] += [
+        {**failing, "video": "z_failure.mp4"},
+        {**failing, "initial_state": 2, "video": "a_failure.mp4"},
+        {**failing, "task": 1, "error": HOSTILE, "video": None},
+    ]
+    results["per_task"][1]["number"] = 1
+    path.write_text(json.dumps(results))
+    for name in ("z_failure.mp4", "a_failure.mp4"):
+        (path.parent / name).write_bytes(b"a video")
+    rows = failure_rows(read_run(run))
+    assert [(row.task, row.initial_state, row.outcome, row.video) for row in rows] == [
+        ("task 0", "1", "not solved in 120 steps", "z_failure.mp4"),
+        ("lift the cube", "1", f"error: {HOSTILE}", "not filmed"),
+    ]
+    captions = [video.caption for video in videos(read_run(run))[0]]
+    assert captions[:2] == [
+        "Step 120, task 0, state 1: not solved in 120 steps",
+        "Step 120, task 0, state 2: not solved in 120 steps",
+    ]
+    text = write_report(run).read_text()
+    assert "z_failure.mp4" in text
+    assert "<script>alert" not in text
+
+
+def test_published_rates_stand_in_the_notes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval/step_00000120/results.json"
+    path.write_text(path.read_text().replace("robosuite_lift", "libero_10"))
+    assert "Published on libero_10: WorldVLA 256 px 59.0 %" in write_report(run).read_text()
+
+
+def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two" / "<b>two")
+    page = write_comparison([one, two], tmp_path / "page.html")
+    text = page.read_text()
+    parsed = Page(text)
+    assert "script" not in parsed.tags
+    assert "<b>two" not in text
+    charts = comparison_charts([read_run(one), read_run(two)], ["one", "two"])
+    assert [chart.title for chart in charts] == [
+        "Success on robosuite_lift",
+        "Loss of actions",
+        "Loss of images",
+    ]
+    assert [len(line.bars) for line in charts[0].lines] == [2, 2]
+    (row,) = [row for row in task_comparison([read_run(one), read_run(two)]) if row.task == "lift the cube"]
+    assert row.cells == ("0/2 (-)", "0/2 (-)")
+
+
+def test_a_comparison_needs_several_runs_and_a_place(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with pytest.raises(InputError, match="found 1, expected 2 to 4"):
+        write_comparison([run], tmp_path / "page.html")
+    with pytest.raises(InputError, match="is no folder"):
+        write_comparison([run, run], tmp_path / "nowhere" / "page.html")
+
+
+def test_scores_over_the_published_numbers_of_frames_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    path = run / "eval/step_00000120/imagine.json"
+    horizon = {"frames": 10, "psnr": 29.5, "ssim": 0.9, "lpips": None, "fvd": 255.0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"horizons": [horizon]}))
+    assert "over the first 10 frames FVD 255, PSNR 29.5, SSIM 0.9" in write_report(run).read_text()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data.errors import InputError
+from eval.expert.scripts import demonstrate
+from eval.policy.expert_policy import ExpertPolicy
+from eval.policy.interface import Observation
+from eval.rollout.episode import VIDEO_PIXELS, run_episode
+from eval.simulator.interface import Simulator
+from tests.support.fake_simulator import FakeSimulator
+
+
+class CountingPolicy:
+    """Acts upward, never grasps, and remembers what it saw."""
+
+    camera, pixels = "wrist", 8
+
+    def __init__(self, chunk: int, history: int) -> None:
+        self.chunk, self.history = chunk, history
+        self.seen: list[Observation] = []
+
+    def reset(self, environment: int, simulator: Simulator) -> None:
+        self.seen.clear()
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        self.seen += observations
+        return np.tile([0, 0, 0.1, 0, 0, 0, -1.0], (len(observations), self.chunk, 1))
+
+
+def steps_seen(observation: Observation) -> list[int]:
+    return [int(frame[0, 0, 0]) for frame in observation.frames]
+
+
+def test_policy_looks_before_each_chunk_at_its_last_frames_and_nothing_else_is_drawn() -> None:
+    simulator, policy = FakeSimulator(), CountingPolicy(chunk=5, history=2)
+    result = run_episode(simulator, policy, initial_state=0, horizon=12)
+    assert result.steps == 12
+    assert [steps_seen(observation) for observation in policy.seen] == [[0], [4, 5], [9, 10]]
+    assert [step for step, _, _ in simulator.renders] == [0, 4, 5, 9, 10]
+    assert {camera for _, camera, _ in simulator.renders} == {"wrist"}
+
+
+@pytest.mark.parametrize(("chunk", "history"), [(1, 1), (1, 3), (3, 3), (2, 4)])
+def test_frames_are_always_the_newest_of_the_history(chunk: int, history: int) -> None:
+    policy = CountingPolicy(chunk, history)
+    run_episode(FakeSimulator(), policy, 0, horizon=9)
+    for number, observation in enumerate(policy.seen):
+        now = number * chunk
+        expected = list(range(max(0, now - history + 1), now + 1))
+        assert steps_seen(observation) == expected
+
+
+def test_expert_succeeds_stops_at_once_and_is_filmed() -> None:
+    simulator = FakeSimulator()
+    result = run_episode(simulator, ExpertPolicy(), 1, video=True)
+    assert result.success
+    assert result.error is None
+    assert result.steps == len(simulator.actions)
+    assert len(result.frames) == result.steps // 2 + 1 + result.steps % 2
+    assert result.frames[0].shape == (VIDEO_PIXELS, VIDEO_PIXELS, 3)
+
+
+class ChunkedExpert(ExpertPolicy):
+    """The expert's whole script as one chunk, followed by a drop."""
+
+    chunk = 40
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        alone = FakeSimulator()
+        script = []
+        for action in demonstrate(alone):
+            alone.step(action)
+            script.append(action)
+        drop = [[0, 0, -0.9, 0, 0, 0, -1.0]] * (self.chunk - len(script))
+        return np.array([[*script, *drop]])
+
+
+def test_success_ends_the_episode_in_the_middle_of_a_chunk() -> None:
+    simulator = FakeSimulator()
+    result = run_episode(simulator, ChunkedExpert(), 0)
+    assert result.success
+    assert result.steps < ChunkedExpert.chunk
+    assert simulator.cube[2] == pytest.approx(0.08, abs=0.02)  # not one step further
+
+
+def test_failure_ends_at_the_horizon() -> None:
+    result = run_episode(FakeSimulator(), CountingPolicy(4, 1), 0, horizon=6)
+    assert (result.success, result.steps, result.error) == (False, 6, None)
+
+
+def test_broken_simulator_is_an_error_and_not_a_failure() -> None:
+    result = run_episode(FakeSimulator(breaks_at=7), CountingPolicy(4, 1), 0)
+    assert result.error == "the fake broke"
+    assert result.steps == 7
+    assert not result.success
+
+
+def test_chunk_longer_than_the_horizon_is_refused() -> None:
+    with pytest.raises(InputError, match="chunks of 5 steps"):
+        run_episode(FakeSimulator(), CountingPolicy(5, 1), 0, horizon=4)
+
+
+def test_expert_stands_still_when_its_script_has_ended() -> None:
+    simulator, expert = FakeSimulator(), ExpertPolicy()
+    expert.reset(0, simulator)
+    observation = Observation(0, "", (), np.zeros(8))
+    actions = [expert.act([observation])[0, 0] for _ in range(200)]  # the cube is never reached
+    np.testing.assert_array_equal(actions[-1][:6], 0.0)

@@ -1,0 +1,279 @@
+"""World-model rollouts: predictions feed on themselves, true actions, honest scores, files that open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageSequence
+
+from data.config import DataConfig, PrepareConfig
+from data.errors import InputError
+from data.prepare.command import Preparer, prepare
+from data.storage.index import DatasetIndex, read_episode
+from data.stream.sequence import WORLD_TEXT, world_prompt
+from data.tokens.action import encode
+from data.tokens.image import ImageTokenizer
+from data.tokens.image_block import image_block, image_block_length, image_codes
+from data.tokens.image_model import ImageModel, ImageModelConfig
+from data.tokens.text import TextTokenizer
+from data.tokens.vocabulary import ACTION_START, IMAGE_START
+from eval.config import ImagineConfig
+from eval.contact_sheet import evenly, tile
+from eval.world_model import imagine as world_model
+from eval.world_model.imagine import choose_episodes, imagine, predict
+from eval.world_model.scores import score
+from pretrain.model.generate import Guidance
+from pretrain.model.sampling import Sampling
+from tests.support.decoding import small_model
+from tests.support.libero_layout import demonstration, write_file
+
+PIXELS = 64
+CODEBOOK = 16
+
+
+@pytest.fixture
+def image() -> ImageTokenizer:
+    torch.manual_seed(0)
+    network = ImageModel(
+        ImageModelConfig(
+            pixels=PIXELS, codebook_size=CODEBOOK, embedding_size=4, latent_channels=8, base_channels=8,
+            channel_multiplier=(1, 1, 1, 2), residual_blocks=1, norm_groups=4,
+        )
+    )  # fmt: skip
+    torch.nn.init.normal_(network.quantize.embedding.weight)
+    return ImageTokenizer(network)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint whose world model adds one to every code, and remembers what it was asked."""
+    write_file(
+        tmp_path / "demos/lift_demo.hdf5",
+        [demonstration(steps=7, seed=seed) for seed in range(12)],
+        suite="robosuite_lift",
+    )
+    url = str(tmp_path / "data")
+    prepare(Preparer(PrepareConfig(source=str(tmp_path / "demos"), out=url, resolution=PIXELS), image))
+    model = SimpleNamespace(data=DataConfig(url=url), network=None, text=TextTokenizer.load(), image=image)
+    monkeypatch.setattr(world_model, "load_model", lambda path: model)
+    monkeypatch.setattr(world_model, "decode_image", add_one)
+    PROMPTS.clear()
+    ASKED.clear()
+    return tmp_path / "runs/demo/checkpoints/step_00000100"
+
+
+PROMPTS: list[list[int]] = []
+ASKED: list[tuple[Sampling, Guidance]] = []
+
+
+def add_one(
+    network: object,
+    prompts: list[ArrayLike],
+    rows: int,
+    columns: int,
+    pixels: int,
+    codebook_size: int,
+    sampling: Sampling,
+    guidance: Guidance,
+) -> NDArray[np.uint16]:
+    ASKED.append((sampling, guidance))
+    assert (rows, columns, pixels) == (8, 8, PIXELS)
+    assert codebook_size == CODEBOOK
+    dreamt = []
+    for prompt in prompts:
+        ids = np.asarray(prompt)
+        PROMPTS.append(ids.tolist())
+        start = int(np.flatnonzero(ids == IMAGE_START)[0])
+        codes = image_codes(ids[start : start + image_block_length(8, 8)])
+        dreamt.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
+    return np.array(dreamt, np.uint16)
+
+
+def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
+    checkpoint: Path, image: ImageTokenizer
+) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=4))
+    index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
+    entry = next(e for e in index.episodes if e.key == done.rollouts[0].episode)
+    episode = read_episode(index, entry)
+    actions = encode(episode.actions, index.action_ranges)
+    text = np.array(TextTokenizer.load().encode(WORLD_TEXT), np.int32)
+    codes = episode.codes["agent"][0].astype(int)
+    for step in range(4):
+        block = image_block(codes, PIXELS)
+        assert PROMPTS[step] == world_prompt(text, block, actions[step]).tolist()
+        codes = np.where(codes + 1 < CODEBOOK, codes + 1, 0)
+    assert len(PROMPTS) == len(done.frames) == 4
+
+
+def test_guidance_is_towards_the_action_and_every_frame_draws_anew(checkpoint: Path) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, temperature=0.5, guidance=2.0, seed=7))
+    for step, (sampling, guidance) in enumerate(ASKED):
+        assert sampling == Sampling(0.5, seed=7, environments=[step])
+        assert guidance.scale == 2.0
+        prompt = PROMPTS[step]
+        start = prompt.index(ACTION_START)
+        assert np.asarray(guidance.prompts[0]).tolist() == prompt[:start] + prompt[start + 9 :]
+    scores = json.loads(done.scores.read_text())
+    assert [scores[key] for key in ("temperature", "guidance", "seed")] == [0.5, 2.0, 7]
+
+
+def test_the_network_dreams_the_same_for_the_same_seed(
+    checkpoint: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
+    network = small_model(vocabulary_size=16_896, max_positions=512)
+    model: Any = SimpleNamespace(
+        data=DataConfig(url=index.url), network=network, text=TextTokenizer.load(), image=image
+    )
+    episode = read_episode(index, index.episodes[0])
+
+    def dream(seed: int, scale: float) -> list[Any]:
+        return predict(model, index, [episode], 2, Sampling(1.0, seed=seed), scale)[0].tolist()
+
+    first = dream(0, 3.0)
+    assert np.shape(first) == (3, 8, 8)
+    assert dream(0, 3.0) == first
+    assert dream(1, 3.0) != first
+    assert dream(0, 1.0) != first
+
+
+def test_frames_are_greedy_and_unguided_unless_asked_for(checkpoint: Path) -> None:
+    imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
+    sampling, guidance = ASKED[0]
+    assert (sampling.temperature, guidance.scale) == (0.0, 1.0)
+
+
+def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoint: Path) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
+    assert done.rollouts[0].split == "val_ind"
+    folder = checkpoint.parents[1] / "eval/step_00000100"
+    assert [done.picture, done.video, done.scores] == [
+        folder / name for name in ("imagine.png", "imagine.mp4", "imagine.json")
+    ]
+    picture = Image.open(done.picture)
+    assert picture.size == (4 * 130 - 2, 2 * 130 - 2)  # given frame + 3, at twice their size
+    with av.open(str(done.video)) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(128, 256, 3)] * 4
+    scores = json.loads(done.scores.read_text())
+    assert scores["split"] == "val_ind"
+    assert scores["psnr"] == pytest.approx(np.mean([frame["psnr"] for frame in scores["frames"]]))
+    assert len(scores["frames"]) == 3
+
+
+def test_a_gif_is_written_where_it_is_asked_for(checkpoint: Path) -> None:
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
+    assert done.gif is None
+    assert not list(done.video.parent.glob("*.gif"))
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, gif=True))
+    path = done.video.with_suffix(".gif")
+    assert done.gif == path
+    with Image.open(path) as gif:
+        assert (gif.format, gif.size, gif.info["duration"]) == ("GIF", (256, 128), 200)
+        assert len(list(ImageSequence.Iterator(gif))) == 4
+        gif.seek(0)
+        shown = np.asarray(gif.convert("RGB"), np.float64)
+    with av.open(str(done.video)) as video:
+        filmed = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(shown - filmed).mean() < 10
+
+
+def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None:
+    done = imagine(
+        ImagineConfig(checkpoint=str(checkpoint), frames=99, episode="lift/demo_0", out=str(tmp_path / "o"))
+    )
+    assert len(done.frames) == 6
+    first = done.rollouts[0]
+    assert (first.episode, first.split) == ("lift/demo_0", "train")
+
+
+def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> None:
+    with pytest.raises(InputError, match="frames=0"):
+        imagine(ImagineConfig(checkpoint=str(checkpoint), frames=0))
+    with pytest.raises(InputError, match=r"temperature=-1\.0"):
+        imagine(ImagineConfig(checkpoint="nowhere", temperature=-1.0))
+    with pytest.raises(InputError, match="guidance scale nan"):
+        imagine(ImagineConfig(checkpoint="nowhere", guidance=float("nan")))
+    with pytest.raises(InputError, match="episode=nothing: not in"):
+        imagine(ImagineConfig(checkpoint=str(checkpoint), episode="nothing"))
+    image._sha256 = "0" * 64
+    with pytest.raises(InputError, match="encoded with the image tokenizer"):
+        imagine(ImagineConfig(checkpoint=str(checkpoint)))
+
+
+def test_without_held_out_episodes_the_last_one_is_taken(tmp_path: Path, image: ImageTokenizer) -> None:
+    write_file(
+        tmp_path / "demos/lift_demo.hdf5", [demonstration(steps=4, seed=s) for s in range(2)], suite="s"
+    )
+    config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "data"), resolution=PIXELS)
+    assert choose_episodes(prepare(Preparer(config, image)), None)[0].key == "lift/demo_1"
+
+
+def test_scores_are_the_definitions() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    dream = truth.copy()
+    dream[2] = np.clip(truth[2].astype(int) + rng.integers(-9, 10, truth[2].shape), 0, 255)
+    exact, noisy = score(truth, dream, np.array([1.0, 1.0, 0.5]))
+    assert (exact.psnr, exact.ssim, exact.code_accuracy) == (60.0, pytest.approx(1.0), 1.0)
+    error = np.mean((dream[2].astype(float) - truth[2]) ** 2)
+    assert noisy.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+    held = np.mean((truth[0].astype(float) - truth[2]) ** 2)
+    assert noisy.held_psnr == pytest.approx(10 * np.log10(255**2 / held), abs=1e-3)
+    assert 0.5 < noisy.ssim < 1
+    assert noisy.code_accuracy == 0.5
+
+
+def test_episodes_dreamt_side_by_side_are_those_dreamt_alone(
+    checkpoint: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
+    network = small_model(vocabulary_size=16_896, max_positions=512)
+    model: Any = SimpleNamespace(
+        data=DataConfig(url=index.url), network=network, text=TextTokenizer.load(), image=image
+    )
+    episodes = [read_episode(index, entry) for entry in index.episodes[:3]]
+    sampling = Sampling(1.0, seed=0)
+    together = predict(model, index, episodes, 3, sampling)
+    for number, episode in enumerate(episodes):
+        alone = predict(model, index, [episode], 3, sampling, first=number)[0]
+        np.testing.assert_array_equal(together[number], alone)
+
+
+def test_several_episodes_are_scored_and_what_is_missing_is_said(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = DatasetIndex.load(str(checkpoint.parents[3] / "data")).episodes[:3]
+    monkeypatch.setattr(world_model, "choose_episodes", lambda index, key, count: several[:count])
+    done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, episodes=9, batch=2))
+    assert [rollout.episode for rollout in done.rollouts] == [entry.key for entry in several]
+    content = json.loads(done.scores.read_text())
+    assert content["not_computed"] == {
+        "lpips": "lpips_weights is not set",
+        "fvd": "fvd_network is not set",
+    }
+    assert content["lpips"] is None
+    assert content["psnr"] == pytest.approx(np.mean([r["mean"]["psnr"] for r in content["rollouts"]]))
+    assert content["horizons"] == []  # none is ten frames long
+
+
+def test_a_sheet_shows_at_most_twelve_frames() -> None:
+    assert evenly(4).tolist() == [0, 1, 2, 3]
+    shown = evenly(51)
+    assert (len(shown), shown[0], shown[-1]) == (12, 0, 50)
+
+
+def test_tiles_lie_in_order() -> None:
+    frames = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1).repeat(3, axis=4)
+    assert tile(frames)[::3, ::3, 0].tolist() == [[0, 1, 2], [3, 4, 5]]

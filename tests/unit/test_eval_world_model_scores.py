@@ -1,0 +1,153 @@
+"""LPIPS, FVD and the scores over 10 and 50 frames, against definitions and torchmetrics' own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics.functional.image.lpips as published
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from data.errors import InputError
+from eval.world_model.perceptual import Lpips, VideoFeatures, frechet_distance
+from eval.world_model.scores import FrameScore, horizon_scores, mean_score, score
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> nn.Sequential:
+    """torchvision's `alexnet().features`, with random weights."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def weights(alexnet: nn.Sequential, tmp_path: Path) -> Path:
+    path = tmp_path / "alexnet.pth"
+    torch.save({f"features.{name}": value for name, value in alexnet.state_dict().items()}, path)
+    return path
+
+
+def frames(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def test_lpips_is_that_of_torchmetrics(
+    weights: Path, alexnet: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "_get_tv_model_features", lambda net, pretrained: alexnet)
+    reference = published._LPIPS(pretrained=True, net="alex")
+    one, other = torch.as_tensor(frames(3)), torch.as_tensor(frames(3, seed=1))
+    to_input = [x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (one, other)]
+    expected = reference(*to_input).flatten()
+    found = Lpips(weights)(one, other)
+    torch.testing.assert_close(found, expected)
+    assert (found > 0.01).all()
+    assert Lpips(weights)(one, one).abs().max() == 0
+
+
+def test_wrong_weights_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "alexnet.pth"
+    with pytest.raises(InputError, match=r"alexnet\.pth: cannot be read as weights"):
+        Lpips(path)
+    torch.save({"features.0.weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match=r"lpips_weights=.*not torchvision's AlexNet"):
+        Lpips(path)
+    path.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(InputError, match="cannot be read as weights"):
+        Lpips(path)
+
+
+def test_frechet_distance_of_known_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(one, one + 2) == pytest.approx(12, abs=1e-9)  # 3 dimensions x 2^2
+    # Scaled by 3: the trace of C + 9 C - 2 * 3 C is 4 tr C.
+    expected = float(4 * torch.cov(one.T).trace() + 4 * (one.mean(dim=0) ** 2).sum())
+    assert frechet_distance(one, 3 * one) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="two features"):
+        frechet_distance(one[:1], one)
+
+
+def test_frechet_distance_is_that_of_the_matrix_root() -> None:
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(40, 5)), rng.normal(size=(30, 5)) @ rng.normal(size=(5, 5)) + 1
+    covariances = [np.cov(x.T) for x in (one, other)]
+    root = np.real(sqrtm(covariances[0] @ covariances[1]))
+    expected = np.sum((one.mean(0) - other.mean(0)) ** 2) + np.trace(sum(covariances) - 2 * root)
+    assert frechet_distance(torch.as_tensor(one), torch.as_tensor(other)) == pytest.approx(expected)
+
+
+class MeanColour(nn.Module):
+    """Called as the I3D file is; the features are means over the video."""
+
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        assert rescale and resize and return_features  # noqa: PT018
+        return x.mean(dim=[2, 3, 4])
+
+
+def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_path: Path) -> None:
+    network = tmp_path / "i3d.pt"
+    torch.jit.script(MeanColour()).save(str(network))
+    rollouts = []
+    for seed, length in enumerate((12, 60, 60)):
+        truth = frames(length + 1, seed)
+        dream = np.where(np.arange(length + 1)[:, None, None, None] > 10, 0, truth).astype(np.uint8)
+        rollouts.append((truth, dream, score(truth, dream, np.ones(length + 1))))
+    short, long = horizon_scores(rollouts, False, VideoFeatures(network))
+    assert (short.frames, short.episodes, short.psnr) == (10, 3, 60.0)
+    assert short.fvd == pytest.approx(0, abs=1e-6)
+    assert (long.frames, long.episodes) == (50, 2)
+    assert long.psnr < 30
+    assert long.fvd is not None
+    assert long.fvd > 1000  # black frames
+    assert long.lpips is None
+    assert long.not_computed == {"lpips": "lpips_weights is not set"}
+    assert long.published["psnr"] == 24.30
+    (alone,) = horizon_scores(rollouts[:1], False, VideoFeatures(network))
+    assert alone.not_computed["fvd"] == "1 video, needs at least 2"
+    assert horizon_scores(rollouts[:1], False, None)[0].not_computed["fvd"] == "fvd_network is not set"
+
+
+def test_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        VideoFeatures(tmp_path / "i3d.pt")
+    (tmp_path / "i3d.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="not a TorchScript file"):
+        VideoFeatures(tmp_path / "i3d.pt")
+
+
+def test_mean_leaves_out_what_was_not_computed() -> None:
+    mean = mean_score([FrameScore(20, 0.5, 10, 0.5, 0.2), FrameScore(30, 0.7, 20, 1.0)])
+    assert (mean.psnr, mean.ssim, mean.held_psnr, mean.code_accuracy) == pytest.approx((25, 0.6, 15, 0.75))
+    assert mean.lpips == 0.2
+    assert mean_score([FrameScore(20, 0.5, 10, 0.5)]).lpips is None
+
+
+def test_table_says_what_is_missing() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from eval.world_model.table import scores_table
+
+    scores = (FrameScore(21.5, 0.5, 10, 0.5),) * 10
+    truth = frames(11)
+    result: Any = SimpleNamespace(horizons=horizon_scores([(truth, truth, scores)], False, None))
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(scores_table(result))
+    text = console.export_text()
+    assert "21.50" in text
+    assert "published 50" in text
+    assert "not computed: LPIPS: lpips_weights is not set; FVD: fvd_network is not set" in text

@@ -1,0 +1,225 @@
+"""Decoding with a cache against a naive reading of the whole sequence for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from data.errors import InputError
+from data.tokens.vocabulary import ACTION_START, IMAGE_START
+from pretrain.model.cache import LayerCache
+from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
+from pretrain.model.layers import DecoderLayer
+from pretrain.model.reader import Reader
+from pretrain.model.sampling import Sampling
+from tests.support.decoding import (
+    SMALL,
+    dream_prompt,
+    greedy,
+    naive_chunk,
+    naive_image,
+    next_logits,
+    prompt_of,
+    small_model,
+)
+
+ORDERS = get_args(Order)
+HOT = Sampling(temperature=2.0, seed=5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"action_mask": False}, {"history_actions_visible": True}, {"key_value_heads": 2}]
+)
+def test_every_order_equals_reading_the_whole_sequence_for_every_token(changes: dict[str, Any]) -> None:
+    model = small_model(**changes)
+    acted = [*prompt_of(2, 3)[:-1], *dream_prompt(7, 2)[1:-1], *prompt_of(3, 2)[1:]]  # an action in the past
+    prompts = [prompt_of(0, 5), prompt_of(1, 9, images=2), acted, dream_prompt(4, 6)]
+    expected = [naive_chunk(model, prompt, 3, greedy) for prompt in prompts]
+    assert len({tuple(block) for chunk in expected for block in chunk}) > 4
+    for order in ORDERS:
+        assert decode_action_chunk(model, prompts, 3, order=order).tolist() == expected, order
+
+
+@pytest.mark.parametrize(("start", "block"), [(ACTION_START, 1), (IMAGE_START, 0)])
+def test_two_actions_after_the_last_image_are_read_as_in_training(start: int, block: int) -> None:
+    # Blocks before an image are plain causal; blocks before more actions count as answers, which hide. What
+    # one prompt action saw of the other reaches the answer over the end of the turn: in the third layer.
+    model = small_model(layers=4)
+    prompt = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]
+    assert prompt.count(ACTION_START) == 2
+    prompts = [prompt, prompt_of(1, 9)]
+    reader = Reader(model, prompts, np.array([block]), largest=start)
+    hidden = reader.read(torch.tensor([[start]]), slice(0, 1))
+    for row, tokens in enumerate([*each, start] for each in prompts):
+        found = reader.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
+        torch.testing.assert_close(found, next_logits(model, tokens), atol=1e-4, rtol=0)
+
+
+def test_an_answer_does_not_depend_on_its_companions() -> None:
+    model = small_model()
+    prompts = [prompt_of(0, 5), prompt_of(1, 40, images=3), prompt_of(2, 1)]
+    for temperature in (0.0, 2.0):
+        whole = Sampling(temperature, environments=[4, 9, 2])
+        together = decode_action_chunk(model, prompts, 4, whole)
+        dreams = decode_image(model, prompts, 2, 3, 64, sampling=whole)
+        for row, (prompt, number) in enumerate(zip(prompts, (4, 9, 2), strict=True)):
+            alone = Sampling(temperature, environments=[number])
+            np.testing.assert_array_equal(decode_action_chunk(model, [prompt], 4, alone)[0], together[row])
+            np.testing.assert_array_equal(
+                decode_image(model, [prompt], 2, 3, 64, sampling=alone)[0], dreams[row]
+            )
+
+
+def test_image_decoding_equals_decoding_without_cache() -> None:
+    model = small_model()
+    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
+    expected = [naive_image(model, prompt, 3, 2, greedy) for prompt in prompts]
+    assert decode_image(model, prompts, rows=3, columns=2, pixels=64).tolist() == expected
+    assert np.max(expected) >= 16
+    assert decode_image(model, prompts, rows=3, columns=2, pixels=64, codebook_size=16).max() < 16
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0, top_k=50, seed=1)])
+def test_guided_images_equal_guidance_without_cache(sampling: Sampling) -> None:
+    model = small_model()
+    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
+    without = [prompt_of(3, 6), prompt_of(4, 4)]  # the same, but for the action
+    assert [len(a) - len(b) for a, b in zip(prompts, without, strict=True)] == [9, 9]
+    noise = sampling.noise(2, (6,), 8192, torch.device("cpu"))
+
+    def choose(row: int) -> Callable[[Tensor, int], int]:
+        return lambda logits, place: int(
+            sampling.choose(logits, None if noise is None else noise[row, place])
+        )
+
+    def found(scale: float) -> list[Any]:
+        return decode_image(
+            model, prompts, 3, 2, 64, sampling=sampling, guidance=Guidance(scale, without)
+        ).tolist()
+
+    expected = [naive_image(model, p, 3, 2, choose(b), without[b], 3.0) for b, p in enumerate(prompts)]
+    assert found(3.0) == expected
+    unguided = decode_image(model, prompts, 3, 2, 64, sampling=sampling).tolist()
+    assert unguided != expected
+    assert found(1.0) == unguided
+    assert found(0.0) == decode_image(model, without, 3, 2, 64, sampling=sampling).tolist()
+
+
+def test_parallel_decoding_reads_seven_times_whatever_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    sizes: list[tuple[int, ...]] = []
+    read = model.decode
+    monkeypatch.setattr(
+        model, "decode", lambda ids, *rest: (sizes.append(tuple(ids.shape)), read(ids, *rest))[1]
+    )
+    expected = {"parallel": [(2, 20)] * 7, "block": [(2, 1)] * 7 * 20, "token": [(2, 1)] * (9 * 20 - 2)}
+    for order in ORDERS:
+        sizes.clear()
+        decode_action_chunk(model, [prompt_of(0, 3), prompt_of(1, 9)], 20, order=order)
+        assert sizes == expected[order]
+
+
+def test_the_last_layer_works_for_answers_alone() -> None:
+    model = small_model()
+    last = model.model.layers[-1]
+    assert isinstance(last, DecoderLayer)
+    rows: list[int] = []
+    last.mlp.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].numel() // 32))
+    decode_action_chunk(model, [prompt_of(0, 9)], 3)
+    assert rows == [3] * 7
+
+
+class Asked(TorchDispatchMode):
+    """Counts operations whose result the host has to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_never_asks_for_a_token() -> None:
+    model = small_model()
+    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
+    counts = []
+    for chunk, rows in ((2, 2), (6, 5)):
+        with Asked() as asked:
+            decode_action_chunk(model, prompts, chunk, HOT, "token")
+            decode_image(model, prompts, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, prompts))
+        counts.append(len(asked.names))
+    assert counts[0] == counts[1], "the number of waits grows with the answer"
+
+
+def test_half_precision_is_decoded_with_caches_of_its_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffers: list[Tensor] = []
+    append = LayerCache.append
+
+    def noting(self: LayerCache, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = append(self, key, value)
+        buffers.append(keys)
+        return keys, values
+
+    monkeypatch.setattr(LayerCache, "append", noting)
+    model = small_model(key_value_heads=2).bfloat16()
+    bins = decode_action_chunk(model, [prompt_of(0, 5)], 3)
+    assert bins.shape == (1, 3, 7)
+    assert {(keys.dtype, keys.shape[:2]) for keys in buffers} == {(torch.bfloat16, (1, 2))}
+    storages = {keys.untyped_storage().data_ptr() for keys in buffers}
+    assert len(storages) == SMALL.layers, "a buffer is made once a layer"
+    capacity = len(prompt_of(0, 5)) + 27
+    assert buffers[0].untyped_storage().nbytes() == 2 * capacity * SMALL.head_size * 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (
+            [prompt_of(0, 4), prompt_of(0, 235)],
+            r"prompt 1 of 2 .* 247 \+ 27 = 274 positions.*max_positions is 256",
+        ),
+        ([[0, 16_384]], "token id 16384, but the model knows ids below 16384"),
+        ([[0, -1]], "token id -1"),
+        ([], "found no prompt"),
+        ([[0], []], "prompt 1 of 2 is empty"),
+        ([[[0, 1]]], r"prompt 0 of 1 is int64 \[1, 2\]"),
+        ([[0.5, 1.0]], "prompt 0 of 1 is float64"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(prompts: list[Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode_action_chunk(small_model(), prompts, 3)
+
+
+def test_wrong_requests_are_refused() -> None:
+    model, prompts = small_model(), [prompt_of(0, 4)]
+    with pytest.raises(InputError, match="chunk=0"):
+        decode_action_chunk(model, prompts, 0)
+    with pytest.raises(InputError, match="order=random: expected one of parallel, block, token"):
+        decode_action_chunk(model, prompts, 1, order="random")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="2 environments for 1 prompts"):
+        decode_action_chunk(model, prompts, 1, Sampling(1.0, environments=[0, 1]))
+    with pytest.raises(InputError, match="2 unconditional prompts for 1 prompts"):
+        decode_image(model, prompts, 2, 2, 64, guidance=Guidance(2.0, prompts * 2))
+    with pytest.raises(InputError, match="answer needs token ids up to 15004"):
+        decode_action_chunk(small_model(vocabulary_size=12_000), [[0]], 1)
+    for temperature in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"temperature={temperature}"):
+            Sampling(temperature)
+    with pytest.raises(InputError, match="top_k=0"):
+        Sampling(1.0, top_k=0)
+    with pytest.raises(InputError, match="seed=-1"):
+        Sampling(1.0, seed=-1)
+    for scale in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="guidance scale"):
+            Guidance(scale, prompts)

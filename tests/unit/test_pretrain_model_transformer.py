@@ -1,0 +1,103 @@
+"""The network against Hugging Face's Chameleon."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import InputError
+from pretrain.model.cache import DecodingCache
+from pretrain.model.transformer import Transformer, check_divides, initialise
+from tests.support.chameleon import (
+    LENGTH,
+    TINY,
+    chameleon,
+    chameleon_logits,
+    load_share,
+    our_logits,
+    random_tokens,
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"key_value_heads": 2}, {"swin_norm": True}, {"heads": 8, "key_value_heads": 2, "swin_norm": True}],
+    ids=["7b", "shared heads", "swin norm", "34b"],
+)
+def test_logits_equal_hugging_face_chameleon(changes: dict[str, Any]) -> None:
+    config = replace(TINY, **changes)
+    theirs = chameleon(config)
+    weights = dict(theirs.state_dict())
+    k_norm = weights["model.layers.0.self_attn.k_norm.weight"]
+    assert k_norm.shape == (config.shared_heads, config.head_size)
+    ours = Transformer(config).eval()
+    load_share(ours, weights)
+    tokens = random_tokens(config)
+    found = our_logits(ours, tokens)
+    torch.testing.assert_close(found, chameleon_logits(theirs, tokens), atol=1e-5, rtol=0)
+
+
+def test_bf16_rounds_where_hugging_face_does() -> None:
+    """Both round after the same operations, so they are nearer to each other than either to fp32."""
+    config = replace(TINY, heads=8, key_value_heads=2, swin_norm=True, hidden_size=128, ffn_size=352)
+    theirs = chameleon(config)
+    tokens = random_tokens(config)
+    exact = chameleon_logits(theirs, tokens)
+    ours = Transformer(config).eval()
+    load_share(ours, dict(theirs.state_dict()))
+    frequencies = theirs.model.rotary_emb.inv_freq.clone()
+    theirs.bfloat16()
+    theirs.model.rotary_emb.inv_freq = frequencies  # `from_pretrained` leaves them in fp32
+    expected = chameleon_logits(theirs, tokens).float()
+    found = our_logits(ours.bfloat16(), tokens).float()
+    rounding = (expected - exact).norm()
+    assert 0 < rounding < 0.02 * exact.norm()
+    assert (found - expected).norm() < 0.1 * rounding
+
+
+def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() -> None:
+    config = replace(TINY, heads=8, key_value_heads=2, swin_norm=True)
+    model = Transformer(config).eval()
+    load_share(model, dict(chameleon(config).state_dict()))
+    tokens = random_tokens(config)
+    positions = torch.arange(LENGTH).expand(tokens.shape)
+    ones, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
+    cache = DecodingCache(config.layers, len(tokens), LENGTH, tokens.device)
+    parts = []
+    with torch.no_grad():
+        for start, end in ((0, 30), (30, 31), (31, LENGTH)):
+            new = slice(start, end)
+            parts.append(model.decode(tokens[:, new], positions[:, new], ones[:, new], zeros[:, new], cache))
+        found = model.lm_head(torch.cat(parts, dim=1))
+    assert cache.layers[0].append(*torch.empty(2, 2, 2, 0, 4))[0].shape == (2, 2, LENGTH, 4)
+    torch.testing.assert_close(found, our_logits(model, tokens), atol=1e-5, rtol=0)
+
+
+def test_initial_weights_depend_on_name_and_seed_only() -> None:
+    first, second, other = (Transformer(TINY) for _ in range(3))
+    initialise(first, 1)
+    torch.manual_seed(99)
+    initialise(second, 1)
+    initialise(other, 2)
+    for (name, a), (_, b), (_, c) in zip(
+        first.named_parameters(), second.named_parameters(), other.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+        assert "norm" in name or not torch.equal(a, c), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensor", "message"),
+    [
+        ({"heads": 5}, 1, r"hidden_size=32 over model\.heads=5"),
+        ({"key_value_heads": 3}, 1, r"heads=4 does not divide by model\.key_value_heads=3"),
+        ({"key_value_heads": 2}, 4, r"key_value_heads=2 does not divide by parallel\.tensor=4"),
+        ({}, 8, r"heads=4 does not divide by parallel\.tensor=8"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(changes: dict[str, Any], tensor: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_divides(replace(TINY, **changes), tensor)
