@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
 from data.stream.packing import fit, pack
-from data.stream.sequence import Sample, SampleForm, action_sample, world_sample
+from data.stream.samples import Sample, SampleForm, action_sample, world_sample
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM, IMAGE_CODE_COUNT, TEXT_START
 

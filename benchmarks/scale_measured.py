@@ -24,8 +24,8 @@ from data.contracts import Episode
 from data.storage.shards import encode_episode
 from data.stream.layout import SourceWindows
 from data.stream.plan import Plan
-from data.stream.sequence import SampleForm
-from data.stream.windows import WindowTable
+from data.stream.samples import SampleForm
+from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 from pretrain.checkpoint.attempt import Written, commit

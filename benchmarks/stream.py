@@ -36,7 +36,7 @@ from benchmarks.stream_peers import episode_batches, sample_batches, token_batch
 from data.config import CacheConfig, DataConfig
 from data.contracts import PackedBatch
 from data.storage.index import DatasetIndex
-from data.stream.advice import packing_advice
+from data.stream.packing_advice import packing_advice
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
 

@@ -19,7 +19,7 @@ from data.prepare.statistics import summarise
 from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
-from data.stream.sequence import WORLD_TEXT, Sample, action_sample, action_text, world_sample
+from data.stream.samples import WORLD_TEXT, Sample, action_sample, action_text, world_sample
 from data.tokens.action import ActionRanges, encode
 from data.tokens.image_block import image_block
 from data.tokens.text import TextTokenizer

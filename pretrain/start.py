@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from data.errors import InputError
-from data.stream.advice import NOTABLE_PADDING, packing_advice
+from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
 from data.stream.loader import TokenStream
 from data.stream.plan import Plan
 from data.tokens.image import ImageTokenizer

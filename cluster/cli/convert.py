@@ -57,7 +57,7 @@ def convert_samples(config: ConvertSamplesConfig, call: Invocation) -> None:
     Raises:
         InputError: A file is no sample, or does not fit the tokenizers.
     """
-    from data.prepare import published
+    from data.prepare import published_samples as published
     from data.tokens.image import ImageTokenizer
     from data.tokens.text import TextTokenizer
 

@@ -52,7 +52,7 @@ def run_prepare(config: PrepareCommandConfig, call: Invocation) -> None:
     """`worldvla prepare`."""
     from cluster.run.prepare_group import check_workers, run_on_ray
     from cluster.run.worker_tasks import make_preparer
-    from data.prepare.command import prepare
+    from data.prepare.preparer import prepare
 
     check_workers(config)
     several = config.workers > 1

@@ -19,7 +19,7 @@ from data.storage.episode_table import SPLITS
 
 if TYPE_CHECKING:
     from data.storage.index import DatasetIndex
-    from data.storage.survey import Survey
+    from data.storage.dataset_scan import Survey
     from data.tokens.image import ImageTokenizer
 
 _ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -58,7 +58,7 @@ def inspect_data(config: InspectDataConfig, call: Invocation) -> None:
 
 
 def _verified(index: DatasetIndex, call: Invocation) -> Survey:
-    from data.storage.survey import survey
+    from data.storage.dataset_scan import survey
 
     total, pace = len(index.episodes), Pace("episodes")
     with Board(call.console) as board:

@@ -12,7 +12,7 @@ from pretrain.config import TrainerConfig
 
 def inspect_plan(config: InspectPlanConfig, call: Invocation) -> None:
     """`worldvla inspect plan`: the window ids of every data-parallel rank in one step."""
-    from data.stream.advice import packing_advice
+    from data.stream.packing_advice import packing_advice
     from data.stream.loader import ids_of_ranks, make_plan
 
     plan = make_plan(

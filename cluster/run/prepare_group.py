@@ -16,7 +16,7 @@ from data.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
-    from data.prepare.command import Preparer
+    from data.prepare.preparer import Preparer
     from data.prepare.parts import Part
 
 MakePreparer = Callable[["PrepareCommandConfig"], "Preparer"]

@@ -8,7 +8,7 @@ from cluster.run.evaluation_group import EvaluationJob, Progress
 
 if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
-    from data.prepare.command import Preparer
+    from data.prepare.preparer import Preparer
     from pretrain.config import TrainingConfig
 
 
@@ -24,7 +24,7 @@ def train_rank(config: TrainingConfig) -> None:
 
 def make_preparer(config: PrepareCommandConfig) -> Preparer:
     """What this process needs to prepare data; computes on the GPU that it was given, if any."""
-    from data.prepare.command import Preparer
+    from data.prepare.preparer import Preparer
     from data.tokens.image import ImageTokenizer
 
     device = "cuda" if config.gpus_per_worker > 0 else "cpu"

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.sources.interface import DemonstrationReference
-from data.storage.records import Record
+from data.json_record import Record
 from data.storage.shards import Location
 from data.storage.store import Store
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM

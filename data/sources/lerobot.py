@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
-from data.sources.arrays import (
+from data.sources.array_checks import (
     check_steps,
     clean_instruction,
     decode_picture,
@@ -36,7 +36,7 @@ from data.sources.arrays import (
 )
 from data.sources.interface import DemonstrationReference
 from data.sources.lerobot_metadata import LerobotMetadata
-from data.sources.mapping import choose_cameras, choose_name
+from data.sources.feature_names import choose_cameras, choose_name
 from data.sources.parquet import column, read_table
 from data.sources.video import read_frames
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM

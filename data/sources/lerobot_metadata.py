@@ -11,7 +11,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.sources.parquet import Columns, column, read_table
-from data.storage.records import Record
+from data.json_record import Record
 
 _OLDER = ("v2.0", "v2.1")
 _NEWEST = "v3.0"

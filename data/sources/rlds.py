@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
-from data.sources.arrays import (
+from data.sources.array_checks import (
     check_steps,
     clean_instruction,
     decode_picture,
@@ -31,9 +31,9 @@ from data.sources.arrays import (
     stack_frames,
 )
 from data.sources.interface import DemonstrationReference
-from data.sources.mapping import choose_cameras, choose_name
+from data.sources.feature_names import choose_cameras, choose_name
 from data.sources.tfrecord import Example, read_record, record_offsets
-from data.storage.records import Record
+from data.json_record import Record
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _STEPS = "steps/"

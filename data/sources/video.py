@@ -11,7 +11,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.arrays import stack_frames
+from data.sources.array_checks import stack_frames
 
 
 def read_frames(path: Path, times: NDArray[np.float64], tolerance: float) -> NDArray[np.uint8]:

@@ -17,11 +17,11 @@ import numpy as np
 
 from data.contracts import Episode, Statistics
 from data.errors import InputError
-from data.storage.cache import EpisodeCache
-from data.storage.cache_format import KeptEpisodes
+from data.storage.episode_cache import EpisodeCache
+from data.storage.cached_episodes import KeptEpisodes
 from data.storage.episode_table import SPLITS, EpisodeEntry, EpisodeTable, Task
 from data.storage.mapped_arrays import map_object
-from data.storage.records import Record
+from data.json_record import Record
 from data.storage.retries import RETRY_SECONDS
 from data.storage.shards import COMPRESSIONS, decode_episode, expand_episode
 from data.storage.store import Store, open_store

@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from data.storage.credentials import told
+from data.storage.store_errors import told
 
 RETRY_SECONDS = 300.0
 FIRST_PAUSE = 0.1  # seconds, doubled at every try: a pause is a random part of it

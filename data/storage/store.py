@@ -2,7 +2,7 @@
 
 Local folders are read with plain system calls: obstore's runtime threads do not survive a fork, and
 trainers fork. Everything else (``s3://``, ``gs://``, ``az://``, ...) goes through obstore
-(`data.storage.objects`), with credentials from the usual environment variables.
+(`data.storage.object_store`), with credentials from the usual environment variables.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from obstore.exceptions import BaseError as ObstoreError
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
-from data.storage.checks import check_range, checked_name, first_line
-from data.storage.credentials import hint
-from data.storage.objects import open_objects
+from data.storage.request_checks import check_range, checked_name, first_line
+from data.storage.store_errors import hint
+from data.storage.object_store import open_objects
 from data.storage.retries import RETRY_SECONDS
 
 

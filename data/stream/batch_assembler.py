@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
-from data.stream.buffers import BufferPool
+from data.stream.buffer_pool import BufferPool
 from data.stream.plan import Kind, PlannedWindows
 from data.stream.prompts import WORLD, PromptTexts
-from data.stream.sequence import SampleForm, answer_block_ids
-from data.stream.slices import Cut
-from data.stream.steps import TimeSteps
+from data.stream.samples import SampleForm, answer_block_ids
+from data.stream.cached_windows import Cut
+from data.stream.time_steps import TimeSteps
 from data.tokens.vocabulary import (
     ACTION_BLOCK_LENGTH,
     BOS,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig, MixtureSource
 from data.errors import InputError
-from data.storage.cache import open_cache
+from data.storage.episode_cache import open_cache
 from data.storage.index import SPLITS, DatasetIndex, EpisodeTable, ImageFormat
 
 _TRAINED = SPLITS[0]

@@ -17,8 +17,8 @@ from data.config import MixtureConfig
 from data.errors import InputError
 from data.stream.mixture import action_share, source_shares, step_counts
 from data.stream.packing import fit
-from data.stream.slots import last_windows
-from data.stream.windows import WindowTable
+from data.stream.stratified_sampler import last_windows
+from data.stream.window_table import WindowTable
 
 KINDS = 2  # action, world: the columns of every table
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio

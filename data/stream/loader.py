@@ -15,12 +15,12 @@ from data.errors import InputError
 from data.stream.batch_assembler import Assembler
 from data.stream.datasets import Source, combined_fingerprint, image_format, open_sources
 from data.stream.layout import SourceWindows
-from data.stream.memory import EpisodeMemory
+from data.stream.episode_memory import EpisodeMemory
 from data.stream.placeholder_batches import BlankEpisodes
 from data.stream.plan import Plan
 from data.stream.prompts import WORLD, PromptTexts
-from data.stream.sequence import SampleForm
-from data.stream.windows import WindowTable
+from data.stream.samples import SampleForm
+from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.text import TextTokenizer
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
-from data.stream.sequence import Sample
+from data.stream.samples import Sample
 from data.tokens.vocabulary import IGNORED_LABEL, PADDING
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from data.config import DataConfig
 from data.stream.datasets import Source
 from data.stream.plan import PlannedWindows
-from data.stream.sequence import SampleForm
-from data.stream.slices import Cut
-from data.stream.steps import TimeSteps, tokenise
+from data.stream.samples import SampleForm
+from data.stream.cached_windows import Cut
+from data.stream.time_steps import TimeSteps, tokenise
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 

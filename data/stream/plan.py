@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from data.config import MixtureConfig
 from data.errors import InputError
 from data.stream.layout import KINDS, SourceWindows, plan_layout
-from data.stream.slots import SlotStreams
+from data.stream.stratified_sampler import SlotStreams
 
 
 class Kind(IntEnum):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.storage.index import EpisodeTable
 from data.stream.datasets import Source
-from data.stream.sequence import WORLD_TEXT, action_text
+from data.stream.samples import WORLD_TEXT, action_text
 from data.tokens.text import TextTokenizer
 
 WORLD = 0  # number of the world samples' text

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.storage.records import Record
+from data.json_record import Record
 from data.tokens.action import DEFAULT_RANGES, ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer

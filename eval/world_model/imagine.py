@@ -20,7 +20,7 @@ from PIL import Image
 from data.contracts import Episode
 from data.errors import InputError
 from data.storage.index import DatasetIndex, EpisodeEntry, read_episode
-from data.stream.sequence import WORLD_TEXT, action_prompt, world_prompt
+from data.stream.samples import WORLD_TEXT, action_prompt, world_prompt
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from eval.config import ImagineConfig

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
-from data.storage.bulk import Block
+from data.storage.bulk_store import Block
 from data.storage.store import Store
 from pretrain.checkpoint.manifest import StoredFile
 from pretrain.convert.tensor_files import Content, Entry, header_of, parse_header, tensor_blocks

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.run.worker_tasks import train_rank
-from data.storage.bulk import open_bulk
+from data.storage.bulk_store import open_bulk
 from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.config import PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
+from data.prepare.preparer import Preparer, prepare
 from data.storage.index import DatasetIndex, read_episode
 from data.storage.store import open_store
 from tests.support.libero_layout import demonstration, write_file

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.contracts import Demonstration, Statistics
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
+from data.prepare.preparer import Preparer, prepare
 from data.prepare.parts import Part, find_record, plan_parts
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
@@ -186,7 +186,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pyt
             return Demonstration(key, suite, task, "do it", frames, values[:, :7], values[:, 7:])
 
     def peak(count: int) -> int:
-        monkeypatch.setattr("data.prepare.command.open_source", lambda config: Endless(count))
+        monkeypatch.setattr("data.prepare.preparer.open_source", lambda config: Endless(count))
         tracemalloc.start()
         made = config(tmp_path, tmp_path / f"out{count}", shard_megabytes=0.2)
         index = prepare(Preparer(made, Tokenizer()))

@@ -18,8 +18,8 @@ from webdataset.autodecode import Continue
 
 from data.config import PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
-from data.storage.cache import EpisodeCache
+from data.prepare.preparer import Preparer, prepare
+from data.storage.episode_cache import EpisodeCache
 from data.storage.index import DatasetIndex, EpisodeTable, read_episode
 from data.storage.shards import decode_episode, encode_episode, expand_episode
 from tests.support.libero_layout import demonstration, write_file

@@ -19,9 +19,9 @@ from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from data.errors import InputError
-from data.storage.credentials import VARIABLES, told
+from data.storage.store_errors import VARIABLES, told
 from data.storage.index import DatasetIndex, read_episode
-from data.storage.objects import ObjectStore
+from data.storage.object_store import ObjectStore
 from data.storage.shards import check_key, decode_episode, encode_episode
 from data.storage.store import FileStore, open_store
 from tests.support.shards_case import episode, equal, write_dataset

@@ -19,11 +19,11 @@ from data.prepare.statistics import summarise
 from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
-from data.stream import memory
+from data.stream import episode_memory as memory
 from data.stream.loader import TokenStream, plan_ids
 from data.stream.packing import pack
 from data.stream.plan import Kind
-from data.stream.sequence import WORLD_TEXT, Sample, action_sample, action_text, world_sample
+from data.stream.samples import WORLD_TEXT, Sample, action_sample, action_text, world_sample
 from data.tokens.action import ActionRanges, encode
 from data.tokens.image_block import image_block, image_block_length
 from data.tokens.state import STATE_MAX, STATE_MIN, state_blocks

@@ -13,8 +13,8 @@ from data.stream.layout import SourceWindows
 from data.stream.mixture import action_share, source_shares, step_counts
 from data.stream.packing import fit, pack
 from data.stream.plan import Kind, Plan
-from data.stream.sequence import Sample, SampleForm
-from data.stream.windows import WindowTable
+from data.stream.samples import Sample, SampleForm
+from data.stream.window_table import WindowTable
 
 EVEN = MixtureConfig()
 

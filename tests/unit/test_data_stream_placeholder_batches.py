@@ -12,7 +12,7 @@ import torch
 from data.config import DataConfig, MixtureSource
 from data.contracts import PackedBatch
 from data.storage.index import DatasetIndex
-from data.stream import memory
+from data.stream import episode_memory as memory
 from data.stream.loader import TokenStream
 from pretrain.model.loss import label_kinds
 from tests.unit.test_data_stream_loader import TRAINER, write_dataset

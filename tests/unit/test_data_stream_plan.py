@@ -17,9 +17,9 @@ from data.stream.layout import SourceWindows
 from data.stream.mixture import apportion
 from data.stream.permutation import _grid, permute, round_keys
 from data.stream.plan import Kind, Plan, PlannedWindows
-from data.stream.sequence import SampleForm
-from data.stream.slots import SlotStreams, last_windows
-from data.stream.windows import WindowTable
+from data.stream.samples import SampleForm
+from data.stream.stratified_sampler import SlotStreams, last_windows
+from data.stream.window_table import WindowTable
 
 STEPS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda x: max(x) >= 4)
 CHUNK = 3

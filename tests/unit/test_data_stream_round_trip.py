@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from data.stream.batch_assembler import _gaps, _Places, _write_segments
-from data.stream.sequence import action_sample, world_sample
+from data.stream.samples import action_sample, world_sample
 from data.tokens.action import ACTION_MAX, ACTION_MIN, BIN_WIDTH, decode, encode
 from data.tokens.image_block import image_block, image_block_length, image_codes, write_image_blocks
 

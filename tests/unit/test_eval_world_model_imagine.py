@@ -16,9 +16,9 @@ from PIL import Image, ImageSequence
 
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
+from data.prepare.preparer import Preparer, prepare
 from data.storage.index import DatasetIndex, read_episode
-from data.stream.sequence import WORLD_TEXT, world_prompt
+from data.stream.samples import WORLD_TEXT, world_prompt
 from data.tokens.action import encode
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block, image_block_length, image_codes

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.stream.packing import pack
-from data.stream.sequence import action_sample as real_action_sample
-from data.stream.sequence import world_sample as real_world_sample
+from data.stream.samples import action_sample as real_action_sample
+from data.stream.samples import world_sample as real_world_sample
 from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.split_plan import Pass, split

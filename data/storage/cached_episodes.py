@@ -4,7 +4,7 @@
                     state float32 [8], CRC-32 of these bytes, begun with the number of the step
     JSON            key, suite, task and instruction, then its length in 4 bytes
 
-All is little-endian. A whole episode is verified by the checksum of its file (`data.storage.cache`), a part
+All is little-endian. A whole episode is verified by the checksum of its file (`data.storage.episode_cache`), a part
 of it by those of its rows. It was compared with the index before it was kept, and its name says with what;
 so a part needs no more than its rows, and a window costs what it holds, not an episode.
 """
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.cache import EpisodeCache
-from data.storage.records import Record
+from data.storage.episode_cache import EpisodeCache
+from data.json_record import Record
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _FORM = 1  # of what is kept: another form, other names

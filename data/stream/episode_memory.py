@@ -4,7 +4,7 @@ Episodes lie one after the other in three arrays, so that many samples are cut b
 When the ring is full, those read first give way. (Windows come in a random order, so no episode is more
 likely to be wanted again than another, and last used would serve no better.) Where the ring cannot hold all
 episodes and the node has a cache, windows of those that it does not hold are read from the cache, without
-their episodes (`data.stream.slices`); only what is not kept there either is read whole.
+their episodes (`data.stream.cached_windows`); only what is not kept there either is read whole.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from data.errors import InputError
 from data.storage.index import read_episode
 from data.stream.datasets import Source
 from data.stream.plan import PlannedWindows
-from data.stream.sequence import SampleForm
-from data.stream.slices import Cut, SliceReader
-from data.stream.steps import TimeSteps, tokenise
+from data.stream.samples import SampleForm
+from data.stream.cached_windows import Cut, SliceReader
+from data.stream.time_steps import TimeSteps, tokenise
 from data.tokens.state import check_state_ranges
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
 

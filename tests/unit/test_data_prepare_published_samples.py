@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from data.config import ConvertSamplesConfig
 from data.errors import InputError
-from data.prepare.published import convert_samples
+from data.prepare.published_samples import convert_samples
 from data.sources.token_pickles import load_plain
 from data.storage.index import DatasetIndex, read_episode
-from data.stream.sequence import WORLD_TEXT, Sample, action_sample, action_text, world_sample
+from data.stream.samples import WORLD_TEXT, Sample, action_sample, action_text, world_sample
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from data.tokens.text import TextTokenizer

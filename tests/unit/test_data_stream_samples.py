@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.errors import InputError
-from data.stream.sequence import (
+from data.stream.samples import (
     WORLD_TEXT,
     SampleForm,
     action_prompt,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.storage.index import DatasetIndex
-from data.stream.sequence import SampleForm, action_blocks
+from data.stream.samples import SampleForm, action_blocks
 from data.tokens.action import encode
 from data.tokens.image_block import write_image_blocks
 from data.tokens.state import state_blocks

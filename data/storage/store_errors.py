@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.storage.checks import first_line
+from data.storage.request_checks import first_line
 
 VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",

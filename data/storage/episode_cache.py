@@ -1,6 +1,6 @@
 """Episodes on the local disk, shared by all processes of a node and bounded in size.
 
-    <dir>/ab/ab12...   sha256 of what follows (32 bytes), then one episode (`data.storage.cache_format`)
+    <dir>/ab/ab12...   sha256 of what follows (32 bytes), then one episode (`data.storage.cached_episodes`)
     <dir>/.writing     the one that is being written
     <dir>/.size        bytes in the folder, as 20 digits; locked (flock) while anything is written or removed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data.stream.buffers import BufferPool
+from data.stream.buffer_pool import BufferPool
 
 
 def address(array: np.ndarray) -> int:

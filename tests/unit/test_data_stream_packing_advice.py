@@ -10,7 +10,7 @@ from cluster.cli.main import main
 from data.config import DataConfig
 from data.errors import InputError
 from data.storage.index import DatasetIndex
-from data.stream.advice import packing_advice
+from data.stream.packing_advice import packing_advice
 from data.stream.loader import TokenStream, make_plan
 from data.stream.plan import Plan
 from pretrain.config import TrainerConfig

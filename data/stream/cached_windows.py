@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import DataConfig
-from data.storage.cache_format import KeptEpisodes, Rows, codes_field
+from data.storage.cached_episodes import KeptEpisodes, Rows, codes_field
 from data.stream.datasets import Source
 from data.stream.plan import Kind, PlannedWindows
-from data.stream.sequence import SampleForm
-from data.stream.steps import TimeSteps, tokenise
+from data.stream.samples import SampleForm
+from data.stream.time_steps import TimeSteps, tokenise
 
 _ROWS = 4096  # time steps read and tokenised together
 

@@ -20,7 +20,7 @@ from data.config import PrepareConfig
 from data.contracts import Demonstration, Episode
 from data.errors import InputError
 from data.prepare.frames import FITS, moving_steps, resize_frames, square_frames
-from data.prepare.index import RANGES, FrameFormat, assemble_index, commit_index, explicit_ranges
+from data.prepare.index_builder import RANGES, FrameFormat, assemble_index, commit_index, explicit_ranges
 from data.prepare.parts import Part, PartRecord, find_record, plan_parts, write_record
 from data.sources.interface import DemonstrationReference, Source
 from data.sources.registry import open_source

@@ -17,7 +17,7 @@ import pytest
 
 from data.config import CacheConfig, DataConfig
 from data.errors import InputError
-from data.storage.cache import EpisodeCache, open_cache
+from data.storage.episode_cache import EpisodeCache, open_cache
 from data.storage.index import DatasetIndex, read_episode
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
-from data.storage.bulk import BulkStore, open_bulk
+from data.storage.bulk_store import BulkStore, open_bulk
 from data.storage.store import open_store
 from tests.support.object_server import BUCKET, ObjectServer, object_server
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
-from data.storage.cache import EpisodeCache
-from data.storage.cache_format import KeptEpisodes, codes_field
+from data.storage.episode_cache import EpisodeCache
+from data.storage.cached_episodes import KeptEpisodes, codes_field
 from data.storage.index import DatasetIndex, read_episode
 from data.storage.shards import encode_episode
 from tests.support.shards_case import episode, equal, write_dataset

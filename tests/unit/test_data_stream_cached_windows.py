@@ -13,7 +13,7 @@ import pytest
 from data.config import CacheConfig, DataConfig, MixtureSource
 from data.contracts import PackedBatch
 from data.errors import InputError
-from data.storage.cache import EpisodeCache
+from data.storage.episode_cache import EpisodeCache
 from data.storage.index import DatasetIndex
 from data.stream import memory, slices
 from data.stream.loader import TokenStream

@@ -19,8 +19,8 @@ from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
 from data.errors import InputError
-from data.storage.checks import check_range, checked_name
-from data.storage.credentials import told
+from data.storage.request_checks import check_range, checked_name
+from data.storage.store_errors import told
 from data.storage.retries import RETRY_SECONDS, Patience
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from data.config import ConvertSamplesConfig
 from data.contracts import AGENT_CAMERA, Episode
 from data.errors import InputError
-from data.prepare.index import FrameFormat, assign_splits, commit_index
+from data.prepare.index_builder import FrameFormat, assign_splits, commit_index
 from data.prepare.statistics import summarise
-from data.sources.arrays import clean_instruction, slug
+from data.sources.array_checks import clean_instruction, slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
 from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
 from data.storage.shards import ShardWriter, check_compression

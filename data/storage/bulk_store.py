@@ -20,7 +20,7 @@ from obstore.store import from_url
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
-from data.storage.credentials import told
+from data.storage.store_errors import told
 from data.storage.store import FileStore, open_store
 
 Block = bytes | memoryview
