@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from data.errors import InputError
+from data.files import write_whole
 from eval.report import media, training, view
 from eval.report.run_contents import RunFolder, mapping, read_run
 
@@ -33,10 +34,8 @@ def write_page(page: Path, text: str) -> Path:
     Raises:
         InputError: It cannot be written.
     """
-    partial = page.with_suffix(".html.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(page)
+        write_whole(page, text.encode())
     except OSError as error:
         raise InputError(f"{page}: cannot write the report ({error.strerror}); free the folder") from error
     return page
