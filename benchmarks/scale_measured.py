@@ -22,8 +22,8 @@ from cluster.resources.placement import Placement
 from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
-from data.stream.layout import SourceWindows
-from data.stream.plan import Plan
+from data.stream.layout import DatasetWindows
+from data.stream.plan import DataPlan
 from data.stream.samples import SampleForm
 from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
@@ -75,11 +75,11 @@ def episode_lengths(episodes: int, mean: int) -> np.ndarray:
     return np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, episodes, dtype=np.int32)
 
 
-def windows_of(lengths: np.ndarray) -> SourceWindows:
+def windows_of(lengths: np.ndarray) -> DatasetWindows:
     """The windows of made-up episodes, with instructions of different lengths."""
     texts = np.random.default_rng(1).integers(*WORDS, len(lengths), dtype=np.int32)
     world_words = np.full(len(lengths), WORLD_WORDS, np.int32)
-    return SourceWindows(
+    return DatasetWindows(
         "made up",
         (
             WindowTable(lengths, FORM.chunk - 1, FORM.history, texts, FORM.action_length),
@@ -91,8 +91,8 @@ def windows_of(lengths: np.ndarray) -> SourceWindows:
 def plan_cost(lengths: np.ndarray, global_batch: int, sequence_length: int, data: int) -> PlanCost:
     """Of one of `data` data-parallel ranks; the middle one's steps are looked at."""
 
-    def make() -> Plan:
-        return Plan(
+    def make() -> DataPlan:
+        return DataPlan(
             [windows_of(lengths)], MixtureConfig(1.0, 1.0), global_batch, sequence_length, 0, "made up"
         )
 

@@ -24,10 +24,11 @@ from benchmarks.stream_data import CODES, PIXELS, SIDE
 from data.config import DataConfig
 from data.contracts import AGENT_CAMERA
 from data.prepare.statistics import summarise
-from data.storage.episode_table import Task
-from data.storage.index import DatasetIndex, EpisodeTable, ImageFormat
-from data.stream.loader import make_plan
-from data.stream.plan import Plan
+from data.storage.episode_entry import Task
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
+from data.stream.plan import DataPlan
+from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.config import TrainerConfig
 
@@ -66,7 +67,7 @@ def write_index(folder: Path, episodes: int) -> None:
     ).save(str(folder))
 
 
-def plan_a_rank(url: str) -> Plan:
+def plan_a_rank(url: str) -> DataPlan:
     """What a rank does before its first batch, but for reading episodes."""
     trainer = TrainerConfig(global_batch=_RANKS, sequence_length=_LENGTH)
     plan = make_plan(DataConfig(url), trainer, seed=0)
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
     began = time.process_time()
     plan = plan_a_rank(str(folder))
     seconds = time.process_time() - began
-    windows = sum(table.count for source in plan.sources for table in source.tables)
+    windows = sum(table.count for dataset in plan.datasets for table in dataset.tables)
     del plan
     tracemalloc.start()
     plan_a_rank(str(folder))

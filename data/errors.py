@@ -4,8 +4,8 @@
 class InputError(Exception):
     """Something outside the program is wrong: a file, a setting, the machine.
 
-    The command line prints the message as one line and exits with code 2. Write it so that it says
-    what was found, what was expected and what to do, for example::
+    The command line prints the message as one line and exits with code 2. The message says what was found,
+    what was expected and what to do, for example::
 
         raise InputError(
             f"{path}: actions are {width} wide, expected 7 (delta pose 6 + gripper); "

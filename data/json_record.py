@@ -1,4 +1,4 @@
-"""JSON objects from outside, read field by field with the type that is expected."""
+"""JSON objects of files, read field by field with the expected types."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import cast
 
 from data.errors import InputError
 
-_LARGEST = sys.float_info.max
+_MAX = sys.float_info.max
 
 
-class Record:
-    """One JSON object and the name of the place it came from.
+class JsonRecord:
+    """One JSON object, and where it was read from.
 
-    Every method raises InputError, naming place and field, when the field is missing or of another type.
+    Every method raises InputError, with `where` and the field, when the field is missing or of another type.
     """
 
     def __init__(self, fields: dict[str, object], where: str) -> None:
@@ -24,7 +24,7 @@ class Record:
         self._where = where
 
     @classmethod
-    def parse(cls, content: bytes, where: str) -> Record:
+    def parse(cls, content: bytes, where: str) -> JsonRecord:
         """Parse a JSON document whose top level is an object."""
         try:
             value: object = json.loads(content)
@@ -46,17 +46,17 @@ class Record:
             raise self._wrong(name, f"an integer from {low} to {high}")
         return value
 
-    def number(self, name: str, above: float = -_LARGEST) -> float:
+    def number(self, name: str, above: float = -_MAX) -> float:
         """A finite number larger than `above`."""
         value = self._fields.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value <= _LARGEST:
-            raise self._wrong(name, "a finite number" if above == -_LARGEST else f"a number above {above:g}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value <= _MAX:
+            raise self._wrong(name, "a finite number" if above == -_MAX else f"a number above {above:g}")
         return float(value)
 
     def numbers(self, name: str) -> tuple[float, ...]:
         """A list of finite numbers."""
         values = self._list(name)
-        if not all(isinstance(v, int | float) and -_LARGEST <= v <= _LARGEST for v in values):
+        if not all(isinstance(v, int | float) and -_MAX <= v <= _MAX for v in values):
             raise self._wrong(name, "finite numbers")
         return tuple(float(cast("float", v)) for v in values)
 
@@ -67,16 +67,16 @@ class Record:
             raise self._wrong(name, "texts")
         return cast("list[str]", values)
 
-    def record(self, name: str) -> Record:
+    def record(self, name: str) -> JsonRecord:
         """A nested object."""
         return self._of(self._fields.get(name), f"{self._where}: {name}")
 
-    def records(self, name: str) -> list[Record]:
+    def records(self, name: str) -> list[JsonRecord]:
         """A list of nested objects."""
         return [self._of(value, f"{self._where}: {name}[{i}]") for i, value in enumerate(self._list(name))]
 
-    def members(self, name: str) -> dict[str, Record]:
-        """A nested object whose every member is an object."""
+    def members(self, name: str) -> dict[str, JsonRecord]:
+        """A nested object of objects, by name."""
         fields = self.record(name)._fields
         return {key: self._of(value, f"{self._where}: {name}: {key[:80]}") for key, value in fields.items()}
 
@@ -85,7 +85,7 @@ class Record:
         return name in self._fields
 
     @classmethod
-    def _of(cls, value: object, where: str) -> Record:
+    def _of(cls, value: object, where: str) -> JsonRecord:
         if not isinstance(value, dict):
             raise InputError(f"{where}: found {_shorten(value)}, expected a JSON object")
         return cls(cast("dict[str, object]", value), where)

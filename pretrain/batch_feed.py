@@ -46,13 +46,13 @@ class Feed:
         share = (position, self._groups.data_rank, self._groups.mesh.data)
         if self._gave_up or not self._comes(*share):
             self._give_up(position)
-            return self._stream.stand_ins(*share)
+            return self._stream.placeholder_batches(*share)
         return self._stream.micro_batches(*share)
 
     def _comes(self, position: int, data_rank: int, data_size: int) -> bool:
         """Wait for the batch, or until the run is to end and the batch has had its time."""
         end = time.monotonic() + PATIENCE
-        while not self._stream.comes(position, data_rank, data_size, _SECONDS_BETWEEN_LOOKS):
+        while not self._stream.is_ready(position, data_rank, data_size, _SECONDS_BETWEEN_LOOKS):
             wished = self._preemption.asked(waiting=True) or self._guard.asked
             if wished and time.monotonic() >= end:
                 return False

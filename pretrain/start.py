@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from data.errors import InputError
-from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
 from data.stream.loader import TokenStream
-from data.stream.plan import Plan
+from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
+from data.stream.plan import DataPlan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_metadata, load_start
@@ -47,7 +47,7 @@ def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if trained_on not in (None, stream.fingerprint):
         raise InputError(
             f"{origin.checkpoint}: was trained on the data set {trained_on[:12]}, "
-            f"{stream.place} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
+            f"{stream.urls} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
             "another name"
         )
     return load(origin.checkpoint, engine)
@@ -104,7 +104,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     return origin
 
 
-def advise_on_packing(plan: Plan) -> None:
+def advise_on_packing(plan: DataPlan) -> None:
     """Say so if much of the sequences is padding and another length would waste less."""
     if plan.padding > NOTABLE_PADDING and (advice := packing_advice(plan)).notable:
         print(f"data: {advice}", file=sys.stderr, flush=True)

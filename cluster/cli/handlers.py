@@ -89,10 +89,10 @@ def run_train(config: RootConfig, call: Invocation) -> None:
     """`worldvla train`."""
     from cluster.run.supervisor import supervise
     from cluster.run.worker_tasks import evaluate_checkpoint, train_rank
-    from data.stream.datasets import open_sources
+    from data.stream.datasets import open_datasets
     from eval.report.page import write_report
 
-    open_sources(config.data)  # a wrong url is told now and not when all ranks have started
+    open_datasets(config.data)  # a wrong url is told now and not when all ranks have started
     folder = supervise(config, call.console, train_rank, evaluate_checkpoint)
     page = write_report(folder.path)
     call.console.print(f"  run folder {folder.path}, report {page}")

@@ -15,11 +15,11 @@ from cluster.failures import CommandFailedError
 from cluster.inspect.config import InspectDataConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
-from data.storage.episode_table import SPLITS
+from data.storage.episode_entry import SPLITS
 
 if TYPE_CHECKING:
+    from data.storage.dataset_scan import DatasetScan
     from data.storage.index import DatasetIndex
-    from data.storage.dataset_scan import Survey
     from data.tokens.image import ImageTokenizer
 
 _ACTIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -57,16 +57,16 @@ def inspect_data(config: InspectDataConfig, call: Invocation) -> None:
         )
 
 
-def _verified(index: DatasetIndex, call: Invocation) -> Survey:
-    from data.storage.dataset_scan import survey
+def _verified(index: DatasetIndex, call: Invocation) -> DatasetScan:
+    from data.storage.dataset_scan import scan_dataset
 
     total, pace = len(index.episodes), Pace("episodes")
     with Board(call.console) as board:
         bar = board.bar("verify", total)
-        return survey(index, lambda done: bar.update(done, note=pace.note(done, total)))
+        return scan_dataset(index, lambda done: bar.update(done, note=pace.note(done, total)))
 
 
-def _content(index: DatasetIndex, config: InspectDataConfig, found: Survey | None) -> dict[str, Any]:
+def _content(index: DatasetIndex, config: InspectDataConfig, found: DatasetScan | None) -> dict[str, Any]:
     """What `--json` prints."""
     episodes, lengths = index.episodes, index.episodes.lengths
     counts: Counter[tuple[int, int]] = Counter()
@@ -150,7 +150,7 @@ def _draw(index: DatasetIndex, tokenizer: ImageTokenizer, path: str, rows: int) 
     """Frames of evenly spread episodes, each camera in a row of its own, as a PNG; the path."""
     from PIL import Image
 
-    from data.storage.index import read_episode
+    from data.storage.episode_reader import read_episode
     from eval.contact_sheet import enlarge, evenly, tile
 
     pictures: list[np.ndarray] = []
@@ -174,7 +174,7 @@ def _show(
     config: InspectDataConfig,
     content: dict[str, Any],
     call: Invocation,
-    found: Survey | None,
+    found: DatasetScan | None,
 ) -> None:
     table = Table(title=f"{content['url']}: {content['episodes']} episodes, {content['steps']} steps")
     for name in ("suite", "task", "split", "episodes", "steps"):
@@ -203,7 +203,7 @@ def _show(
         show(f"  every checksum is right: {found.episodes} episodes, {found.bytes:,} bytes")
 
 
-def _show_actions(index: DatasetIndex, found: Survey, call: Invocation) -> None:
+def _show_actions(index: DatasetIndex, found: DatasetScan, call: Invocation) -> None:
     """One line for each action number: its range and a bar for each part of it."""
     steps = max(1, int(found.actions[0].sum() + found.outside[0]))
     ranges = zip(index.action_ranges.minimum, index.action_ranges.maximum, strict=True)

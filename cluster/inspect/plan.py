@@ -13,14 +13,14 @@ from pretrain.config import TrainerConfig
 def inspect_plan(config: InspectPlanConfig, call: Invocation) -> None:
     """`worldvla inspect plan`: the window ids of every data-parallel rank in one step."""
     from data.stream.packing_advice import packing_advice
-    from data.stream.loader import ids_of_ranks, make_plan
+    from data.stream.setup import make_plan
 
     plan = make_plan(
         DataConfig(url=config.url, history=config.history, chunk=config.chunk),
         TrainerConfig(global_batch=config.global_batch, sequence_length=config.sequence_length),
         config.seed,
     )
-    found = ids_of_ranks(plan, config.step, config.ranks)
+    found = plan.ids_of_ranks(config.step, config.ranks)
     if call.json:
         print(json.dumps({"ranks": found}))
         return

@@ -16,8 +16,8 @@ from data.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
-    from data.prepare.preparer import Preparer
     from data.prepare.parts import Part
+    from data.prepare.preparer import Preparer
 
 MakePreparer = Callable[["PrepareCommandConfig"], "Preparer"]
 """Builds what a worker works with, in its process: importable under its name."""

@@ -16,7 +16,9 @@ from data.contracts import Statistics
 from data.errors import InputError
 from data.prepare.parts import Part, PartEpisode, PartRecord, find_record, read_values
 from data.prepare.statistics import summarise
-from data.storage.index import INDEX_FILE, DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import INDEX_FILE, DatasetIndex, ImageFormat
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges
 from data.tokens.vocabulary import ACTION_DIM

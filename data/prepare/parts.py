@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.sources.interface import DemonstrationReference
-from data.json_record import Record
 from data.storage.shards import Location
 from data.storage.store import Store
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
@@ -56,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class PartEpisode:
-    """One episode of a finished part; fields as in `data.storage.index.EpisodeEntry`."""
+    """One episode of a finished part; fields as in `data.storage.episode_entry.EpisodeEntry`."""
 
     key: str
     offset: int
@@ -232,7 +232,7 @@ def _state(path: Path) -> list[object]:
 
 
 def _parse(content: bytes, where: str) -> PartRecord:
-    record = Record.parse(content, where)
+    record = JsonRecord.parse(content, where)
     return PartRecord(
         shard=record.text("shard"),
         shard_sha256=record.text("shard_sha256"),

@@ -26,7 +26,9 @@ from data.prepare.index_builder import FrameFormat, assign_splits, commit_index
 from data.prepare.statistics import summarise
 from data.sources.array_checks import clean_instruction, slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
-from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter, check_compression
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges, decode

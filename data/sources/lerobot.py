@@ -34,9 +34,9 @@ from data.sources.array_checks import (
     slug,
     stack_frames,
 )
+from data.sources.feature_names import choose_cameras, choose_name
 from data.sources.interface import DemonstrationReference
 from data.sources.lerobot_metadata import LerobotMetadata
-from data.sources.feature_names import choose_cameras, choose_name
 from data.sources.parquet import column, read_table
 from data.sources.video import read_frames
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
@@ -130,7 +130,7 @@ class LerobotSource:
 
     @cached_property
     def _cameras(self) -> dict[str, str]:
-        return choose_cameras(self._metadata.cameras, self._config.cameras.chosen(), str(self._folder))
+        return choose_cameras(self._metadata.cameras, self._config.cameras.requested(), str(self._folder))
 
     def _names(self) -> tuple[str, list[str]]:
         """Names of the action and of the parts of the state."""

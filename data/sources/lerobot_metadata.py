@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.sources.parquet import Columns, column, read_table
-from data.json_record import Record
 
 _OLDER = ("v2.0", "v2.1")
 _NEWEST = "v3.0"
@@ -68,7 +68,7 @@ class LerobotMetadata:
             InputError: A file is missing or broken, or of a format that is not known here.
         """
         path = folder / "meta" / "info.json"
-        info = Record.parse(_read(path), str(path))
+        info = JsonRecord.parse(_read(path), str(path))
         version = info.text("codebase_version")
         if version not in (*_OLDER, _NEWEST):
             raise InputError(
@@ -158,14 +158,14 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _feature(record: Record) -> tuple[str, tuple[int, ...]]:
+def _feature(record: JsonRecord) -> tuple[str, tuple[int, ...]]:
     return record.text("dtype"), tuple(int(side) for side in record.numbers("shape"))
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def _json_lines(path: Path) -> Iterator[JsonRecord]:
     for number, line in enumerate(_read(path).splitlines(), start=1):
         if line.strip():
-            yield Record.parse(line, f"{path}: line {number}")
+            yield JsonRecord.parse(line, f"{path}: line {number}")
 
 
 def _episodes_v2(folder: Path, chunk_size: int) -> list[LerobotEpisode]:

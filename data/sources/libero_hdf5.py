@@ -52,7 +52,7 @@ class LiberoSource:
 
     def __init__(self, config: SourceConfig) -> None:
         self._source = Path(config.source)
-        self._cameras = config.cameras.chosen()
+        self._cameras = config.cameras.requested()
         self._rotate = config.rotate
         for name, value in (("action", config.action), ("state", config.state)):
             if value is not None:

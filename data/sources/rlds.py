@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.sources.array_checks import (
     check_steps,
     clean_instruction,
@@ -30,10 +31,9 @@ from data.sources.array_checks import (
     slug,
     stack_frames,
 )
-from data.sources.interface import DemonstrationReference
 from data.sources.feature_names import choose_cameras, choose_name
+from data.sources.interface import DemonstrationReference
 from data.sources.tfrecord import Example, read_record, record_offsets
-from data.json_record import Record
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _STEPS = "steps/"
@@ -85,7 +85,7 @@ class RldsSource:
             InputError: Metadata or a record are broken, or a file has another number of records.
         """
         info_path = self._folder / "dataset_info.json"
-        info = Record.parse(_read(info_path), str(info_path))
+        info = JsonRecord.parse(_read(info_path), str(info_path))
         cameras = tuple(sorted(self._names.cameras))
         suite = slug(info.text("name"))
         found: list[DemonstrationReference] = []
@@ -147,7 +147,7 @@ class RldsSource:
     @cached_property
     def _features(self) -> dict[str, _Leaf]:
         path = self._folder / "features.json"
-        leaves = dict(_leaves(Record.parse(_read(path), str(path)), ""))
+        leaves = dict(_leaves(JsonRecord.parse(_read(path), str(path)), ""))
         return {name.removeprefix(_STEPS): leaf for name, leaf in leaves.items() if name.startswith(_STEPS)}
 
     @cached_property
@@ -160,7 +160,7 @@ class RldsSource:
         numbers = of_kind("numbers")
         states = [(name,) for name in config.state] if config.state is not None else [_USUAL_STATES]
         return _Names(
-            cameras=choose_cameras(of_kind("image"), config.cameras.chosen(), where),
+            cameras=choose_cameras(of_kind("image"), config.cameras.requested(), where),
             action=choose_name(numbers, config.action, _USUAL_ACTIONS, "action=NAME", where),
             states=tuple(choose_name(numbers, None, usual, "state=[NAME]", where) for usual in states),
             instruction=choose_name(
@@ -168,7 +168,7 @@ class RldsSource:
             ),
         )
 
-    def _files(self, info: Record, split: Record) -> Iterator[tuple[Path, int]]:
+    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[Path, int]]:
         """Each file of a split and the number of records in it."""
         counts = split.texts("shardLengths")
         template = (
@@ -217,7 +217,7 @@ class RldsSource:
         return flat.reshape(-1, width)
 
 
-def _leaves(feature: Record, path: str) -> Iterator[tuple[str, _Leaf]]:
+def _leaves(feature: JsonRecord, path: str) -> Iterator[tuple[str, _Leaf]]:
     """Every feature below one of `features.json`, by its path."""
     if "featuresDict" in feature:
         for name, member in feature.record("featuresDict").members("features").items():
@@ -236,7 +236,7 @@ def _leaves(feature: Record, path: str) -> Iterator[tuple[str, _Leaf]]:
             yield path, _Leaf(kind, _width(tensor))
 
 
-def _width(tensor: Record) -> int:
+def _width(tensor: JsonRecord) -> int:
     """Numbers in one step: 1 for a scalar, 0 where the size is not fixed."""
     shape = tensor.record("shape") if "shape" in tensor else None
     if shape is None or "dimensions" not in shape:

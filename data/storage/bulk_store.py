@@ -1,8 +1,7 @@
-"""Large objects out, and what lies in a place: listing, uploads of any size, deleting.
+"""Stores for checkpoints: listing, uploads of any size, deletion.
 
-`store.py` reads, and writes what is small; this module does what checkpoints need besides. Whatever the
-storage refuses while it is written to is an OSError, so that one `except` serves a full disk and a
-server that is down.
+`data.storage.store` reads objects and writes small ones; this module adds the rest. A failed write is an
+OSError for every kind of store, so that one `except` serves a full disk and a server that is down.
 """
 
 from __future__ import annotations
@@ -20,42 +19,42 @@ from obstore.store import from_url
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
-from data.storage.store_errors import told
 from data.storage.store import FileStore, open_store
+from data.storage.store_errors import describe_error
 
 Block = bytes | memoryview
 
-_PART = 1 << 24  # bytes of one part of an upload
-_MOST_PARTS = 9_000  # S3 allows 10,000
+_MIN_PART = 1 << 24  # bytes of one part of an upload
+_MAX_PARTS = 9_000  # S3 allows 10,000
 _CONCURRENT_PARTS = 4
 
 
 class BulkStore(Protocol):
-    """Objects below one place, to be listed, written at any size and removed."""
+    """Objects below one URL that are listed, written at any size and removed."""
 
     @property
     def url(self) -> str:
-        """The place, as error messages name it."""
+        """The URL or folder, as error messages name it."""
         ...
 
     def folders(self) -> list[str]:
-        """Names of the first level that have something below them."""
+        """Names of the first level below which there are objects, ascending."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """Names of all objects below a folder, relative to it, ascending; empty where there is none."""
+        """Names of all objects below a folder, relative to it, ascending; empty where there are none."""
         ...
 
     def write_blocks(self, name: str, blocks: Iterable[Block], size: int) -> None:
         """Write an object block by block; it is durable when this returns.
 
         Args:
-            name: Relative to the place.
-            blocks: Its bytes, in order.
-            size: Their number.
+            name: Relative to the URL.
+            blocks: The object's bytes, in order.
+            size: Number of bytes.
 
         Raises:
-            OSError: The storage refused; a part of the object may be there.
+            OSError: The write failed; a folder may hold a part of the object.
         """
         ...
 
@@ -63,17 +62,17 @@ class BulkStore(Protocol):
         """Write a small object durably as a whole: readers see the old bytes or the new ones.
 
         Raises:
-            OSError: The storage refused.
+            OSError: The request failed.
         """
         ...
 
     def remove(self, folder: str, names: Sequence[str]) -> None:
-        """Remove objects of a folder, the first one first, and the folder with the last one.
+        """Remove objects of a folder, the first of `names` before the others, then the empty folder.
 
-        Missing ones are no error.
+        Missing objects are no error.
 
         Raises:
-            OSError: The storage refused.
+            OSError: The request failed.
         """
         ...
 
@@ -94,7 +93,7 @@ class BulkFolder:
     """A local folder; created by the first write."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep objects as files below `folder`."""
+        """Store objects as files below `folder`."""
         self._folder = folder
 
     @property
@@ -121,7 +120,7 @@ class BulkFolder:
             raise InputError(f"{self._folder / folder}: cannot be listed ({error.strerror})") from error
 
     def write_blocks(self, name: str, blocks: Iterable[Block], size: int) -> None:
-        """Write the file, flush it to the disk, and the names above it."""
+        """Write the file and flush it and its folder to the disk."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
@@ -135,14 +134,14 @@ class BulkFolder:
         sync_folder(self._folder)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write beside, flush to the disk, rename."""
+        """Write a temporary file, flush it to the disk, rename it."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         sync_folder(path.parent)
 
     def remove(self, folder: str, names: Sequence[str]) -> None:
-        """Remove the files, then the folder if nothing is left in it."""
+        """Remove the files, then the folder if it is empty."""
         path = self._folder / folder
         for name in names:
             (path / name).unlink(missing_ok=True)
@@ -171,19 +170,21 @@ class BulkObjects:
         try:
             listed = obstore.list_with_delimiter(self._store)  # pyright: ignore[reportUnknownMemberType] - Arrow
         except (ObstoreError, OSError) as error:
-            raise InputError(f"{self._url}: cannot be listed ({told(self._url, error)})") from error
+            raise InputError(f"{self._url}: cannot be listed ({describe_error(self._url, error)})") from error
         return sorted(prefix.rstrip("/") for prefix in listed["common_prefixes"])
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects below a folder."""
         try:
-            return self._listed(folder)
+            return self._list(folder)
         except (ObstoreError, OSError) as error:
-            raise InputError(f"{self._url}/{folder}: cannot be listed ({told(self._url, error)})") from error
+            raise InputError(
+                f"{self._url}/{folder}: cannot be listed ({describe_error(self._url, error)})"
+            ) from error
 
     def write_blocks(self, name: str, blocks: Iterable[Block], size: int) -> None:
         """Upload in parts; the store makes the object visible as a whole, at the end."""
-        part = max(_PART, -(-size // _MOST_PARTS))
+        part = max(_MIN_PART, -(-size // _MAX_PARTS))
         try:
             obstore.put(
                 self._store,
@@ -209,28 +210,28 @@ class BulkObjects:
     def remove(self, folder: str, names: Sequence[str]) -> None:
         """Remove the first object alone, then the others in bulk."""
         try:
-            for some in (names[:1], names[1:]):
-                self._delete(folder, some)
+            for part in (names[:1], names[1:]):
+                self._delete(folder, part)
         except (ObstoreError, OSError) as error:
             raise self._failure(folder, "removed", error) from error
 
     def _delete(self, folder: str, names: Sequence[str]) -> None:
-        """Delete in bulk. A store that tells of a missing object may have left others: go on with these."""
+        """Delete in bulk. A store that reports a missing object may have left others: repeat with these."""
         left: list[str] = list(names)
         while left:
             try:
                 obstore.delete(self._store, [f"{folder}/{name}" for name in left])
                 return
             except FileNotFoundError:
-                there = set(self._listed(folder))
-                gone = [name for name in left if name not in there]
-                if not gone:
+                existing = set(self._list(folder))
+                remaining = [name for name in left if name in existing]
+                if len(remaining) == len(left):
                     raise
-                left = [name for name in left if name not in gone]
+                left = remaining
 
-    def _listed(self, folder: str) -> list[str]:
+    def _list(self, folder: str) -> list[str]:
         parts = list(obstore.list(self._store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
         return sorted(meta["path"].removeprefix(f"{folder}/") for part in parts for meta in part)
 
     def _failure(self, name: str, what: str, error: Exception) -> OSError:
-        return OSError(f"{self._url}/{name}: cannot be {what} ({told(self._url, error)})")
+        return OSError(f"{self._url}/{name}: cannot be {what} ({describe_error(self._url, error)})")

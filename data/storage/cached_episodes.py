@@ -1,12 +1,12 @@
-"""Episodes as the cache of a node keeps them: decoded, checked, and readable one time step at a time.
+"""Episodes in the cache of a node: decoded, checked, and readable one time step at a time.
 
     rows   [T, W]   of a time step: the codes of each camera (by name) uint16 [R, C], action float32 [7],
-                    state float32 [8], CRC-32 of these bytes, begun with the number of the step
+                    state float32 [8], CRC-32 of these bytes, seeded with the number of the step
     JSON            key, suite, task and instruction, then its length in 4 bytes
 
-All is little-endian. A whole episode is verified by the checksum of its file (`data.storage.episode_cache`), a part
-of it by those of its rows. It was compared with the index before it was kept, and its name says with what;
-so a part needs no more than its rows, and a window costs what it holds, not an episode.
+All is little-endian. A whole episode is verified by the checksum of its file (`data.storage.episode_cache`),
+a part of it by those of its rows. The episode was compared with the index before it was stored, and its name
+depends on that comparison; so reading a window needs no more than its own rows.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from data.contracts import Episode
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.storage.episode_cache import EpisodeCache
-from data.json_record import Record
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_FORM = 1  # of what is kept: another form, other names
-_CRC = 4  # bytes, as the length of the JSON
+_FORMAT = 1  # version of the content; another version has other names
+_CRC = 4  # bytes, as many as of the length of the JSON
 _TEXTS = ("key", "suite", "task", "instruction")
 
 Rows = NDArray[Any]  # structured, see `row_type`
@@ -45,17 +45,17 @@ def row_type(cameras: Sequence[str], rows: int, columns: int) -> np.dtype[Any]:
     return np.dtype([*codes, *numbers])
 
 
-class KeptEpisodes:
+class CachedEpisodes:
     """The episodes of one data set in the cache of a node; for any number of threads and processes.
 
     Args:
         cache: Shared with other data sets.
-        cameras: That every episode has.
+        cameras: Cameras of every episode.
         grid: Rows and columns of its codes.
-        checked: Names what else an episode is compared with before it is kept.
+        checked: What else an episode is compared with before it is stored, as text.
 
     Attributes:
-        row: Type of a time step.
+        row: dtype of a time step.
     """
 
     def __init__(
@@ -63,15 +63,15 @@ class KeptEpisodes:
     ) -> None:
         self._cache = cache
         self.row = row_type(cameras, *grid)
-        form = f"{_FORM} {','.join(sorted(cameras))} {grid[0]} {grid[1]} {checked} "
-        self._form = hashlib.sha256(form.encode())
+        prefix = f"{_FORMAT} {','.join(sorted(cameras))} {grid[0]} {grid[1]} {checked} "
+        self._name_prefix = hashlib.sha256(prefix.encode())
 
     def get(self, sha256: bytes, fetch: Callable[[], Episode]) -> Episode:
-        """A whole episode, from the cache or from `fetch`; then it is kept.
+        """Read a whole episode from the cache, or fetch and store it.
 
         Args:
             sha256: Of the episode in its shard.
-            fetch: Gives the episode, compared with the index; what it raises is passed on.
+            fetch: Returns the episode, compared with the index; its exceptions are passed on.
         """
         return self._unpack(self._cache.get(self._name(sha256), lambda: self._pack(fetch())))
 
@@ -80,17 +80,17 @@ class KeptEpisodes:
 
         Args:
             sha256: Of the episode in its shard.
-            parts: First time step of each part, and where its rows are to be written, any number of them.
+            parts: First time step of each part, and the memory for its rows (any number of them).
 
         Returns:
-            Whether all of them are there and whole; if not, `get` has the episode fetched again.
+            Whether all of them are present and valid; if not, `get` fetches the episode again.
         """
         name, width = self._name(sha256), self.row.itemsize
-        there = self._cache.read_into(name, [(begin * width, into) for begin, into in parts])
-        return there and all(_whole(into, width, begin) for begin, into in parts)
+        present = self._cache.read_into(name, [(begin * width, into) for begin, into in parts])
+        return present and all(_are_valid(into, width, begin) for begin, into in parts)
 
     def _name(self, sha256: bytes) -> str:
-        name = self._form.copy()
+        name = self._name_prefix.copy()
         name.update(sha256)
         return name.hexdigest()
 
@@ -111,7 +111,7 @@ class KeptEpisodes:
         if end < 0 or end % self.row.itemsize:
             raise InputError(f"{len(content)} bytes in the cache are no episode; empty data.cache.dir")
         rows = np.frombuffer(content[:end], self.row)
-        texts = Record.parse(content[end:-_CRC], "episode in data.cache.dir")
+        texts = JsonRecord.parse(content[end:-_CRC], "episode in data.cache.dir")
         cameras = [name.removeprefix("codes.") for name in self.row.names or () if name.startswith("codes.")]
         return Episode(
             **{name: texts.text(name) for name in _TEXTS},
@@ -121,8 +121,8 @@ class KeptEpisodes:
         )
 
 
-def _whole(rows: memoryview, width: int, begin: int) -> bool:
-    """Whether the checksums of rows hold, of which the first is time step `begin`."""
+def _are_valid(rows: memoryview, width: int, begin: int) -> bool:
+    """Whether the checksums of rows match; the first row is time step `begin`."""
     for number, at in enumerate(range(0, len(rows), width), start=begin):
         end = at + width - _CRC
         if zlib.crc32(rows[at:end], number) != int.from_bytes(rows[end : end + _CRC], "little"):

@@ -1,4 +1,4 @@
-"""Every episode of a data set read once: what is damaged, and how the actions are distributed."""
+"""Every episode of a data set read once: which are damaged, and how the actions are distributed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.tokens.vocabulary import ACTION_DIM
 
 BINS = 32
@@ -21,15 +22,15 @@ _READERS = 8
 
 
 @dataclass
-class Survey:
-    """What reading every episode brought to light.
+class DatasetScan:
+    """The result of reading every episode.
 
     Attributes:
-        episodes, bytes: Read, whole or not.
+        episodes, bytes: Number and size of the episodes read, damaged ones included.
         damaged: One line for each bad episode: shard, episode, offset, and what is wrong.
-        actions: int64 [7, BINS], how many steps have each action number within each of the equal parts of
-            the range that it is quantised over.
-        outside: int64 [7], how many steps lie outside of the range and are clipped.
+        actions: int64 [7, BINS], for each action dimension a histogram of the time steps over the range that
+            it is quantised over.
+        outside: int64 [7], time steps outside of that range, which are clipped.
     """
 
     episodes: int = 0
@@ -49,28 +50,28 @@ class Survey:
             self.outside[number] += int(((values < limits[0]) | (values > limits[1])).sum())
 
 
-def survey(index: DatasetIndex, tell: Callable[[int], None]) -> Survey:
+def scan_dataset(index: DatasetIndex, report: Callable[[int], None]) -> DatasetScan:
     """Read and verify every episode, several at a time; memory does not grow with the data set.
 
     Args:
         index: The data set.
-        tell: Told the number of episodes read so far.
+        report: Called with the number of episodes read so far.
     """
-    found = Survey()
+    scan = DatasetScan()
     for number, episode in _episodes(index):
         entry = index.episodes[number]
-        found.episodes += 1
-        found.bytes += entry.size
+        scan.episodes += 1
+        scan.bytes += entry.size
         if isinstance(episode, InputError):
-            found.damaged.append(str(episode))
+            scan.damaged.append(str(episode))
         else:
-            found.count(index, episode.actions)
-        tell(found.episodes)
-    return found
+            scan.count(index, episode.actions)
+        report(scan.episodes)
+    return scan
 
 
 def _episodes(index: DatasetIndex) -> Iterator[tuple[int, Episode | InputError]]:
-    """Every episode, or what is wrong with it, in order."""
+    """Every episode, or the error of reading it, in order."""
 
     def read(number: int) -> Episode | InputError:
         try:
@@ -78,12 +79,12 @@ def _episodes(index: DatasetIndex) -> Iterator[tuple[int, Episode | InputError]]
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="survey") as pool:
-        todo = iter(range(len(index.episodes)))
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="dataset-scan") as pool:
+        pending = iter(range(len(index.episodes)))
         ahead: deque[tuple[int, Future[Episode | InputError]]] = deque()
-        for number in islice(todo, 2 * _READERS):
+        for number in islice(pending, 2 * _READERS):
             ahead.append((number, pool.submit(read, number)))
         while ahead:
             number, future = ahead.popleft()
             yield number, future.result()
-            ahead.extend((following, pool.submit(read, following)) for following in islice(todo, 1))
+            ahead.extend((following, pool.submit(read, following)) for following in islice(pending, 1))

@@ -1,9 +1,9 @@
-"""Objects of an object store, through obstore, whatever happens to connections and servers.
+"""Reads and writes of an object store through obstore, robust against broken connections and servers.
 
-A request that fails for a reason that may pass (a broken connection, an answer that ends early, 408, 429 or
-5xx, no server at all) is tried again for `retry_seconds`. A read goes on at the byte that it had reached;
-the time counts anew whenever bytes arrive. The first read of a range of an object notes its ETag and later
-ones ask for the same (If-Match): an object that is replaced during a run is refused by name.
+A request with a transient failure (a broken connection, an answer that ends early, 408, 429 or 5xx, no
+server at all) is retried for `retry_seconds`. A read continues at the byte that it has reached; the time
+starts anew whenever bytes arrive. The first range read of an object stores its ETag and later ones require
+it (If-Match): an object that is replaced during a run is refused.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from obstore.store import from_url
 
 from data.errors import InputError
 from data.storage.request_checks import check_range, checked_name
-from data.storage.store_errors import told
-from data.storage.retries import RETRY_SECONDS, Patience
+from data.storage.retries import RETRY_SECONDS, RetryPolicy
+from data.storage.store_errors import describe_error, first_line
 
 if TYPE_CHECKING:
     from obstore import GetOptions
 
-_BLOCK = 1 << 18  # bytes: at most so many that have arrived are asked for again after a failure
+_BLOCK = 1 << 18  # bytes: the most that are requested again, though they have arrived, after a failure
 _STATUS = re.compile(r"status code: (\d{3})")
-_PASSING = {"408", "429"}  # and 5xx
-_NEVER_PASSING = {"501", "505"}
+_TRANSIENT = {"408", "429"}  # and 5xx
+_PERMANENT = {"501", "505"}
 
 
 def open_objects(url: str, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
@@ -43,7 +43,7 @@ def open_objects(url: str, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
 
 @dataclass
 class _Download:
-    """Bytes [begin, end) of an object, as far as they have arrived; `end` None: all there are."""
+    """Bytes [begin, end) of an object, as far as they have arrived; `end` None: to the end of the object."""
 
     name: str
     begin: int = 0
@@ -53,7 +53,7 @@ class _Download:
     content: bytearray = field(default_factory=bytearray)
 
     @property
-    def reached(self) -> int:
+    def position(self) -> int:
         return self.begin + len(self.content)
 
     def options(self) -> GetOptions:
@@ -61,9 +61,9 @@ class _Download:
         if self.etag is not None:
             options["if_match"] = self.etag
         if self.end is not None:
-            options["range"] = (self.reached, self.end)
+            options["range"] = (self.position, self.end)
         elif self.content:
-            options["range"] = {"offset": self.reached}
+            options["range"] = {"offset": self.position}
         return options
 
 
@@ -71,10 +71,10 @@ class ObjectStore:
     """A prefix of an object store. Open it in the process that uses it (no fork after the first call)."""
 
     def __init__(self, url: str, store: Obstore, retry_seconds: float = RETRY_SECONDS) -> None:
-        """Wrap an obstore store that does not try again by itself; `url` names it in messages."""
+        """Wrap an obstore store that does not retry by itself; `url` names it in messages."""
         self._url = url.rstrip("/")
         self._store = store
-        self._patience = Patience(self._url, retry_seconds, _may_pass)
+        self._retries = RetryPolicy(self._url, retry_seconds, _is_transient)
         self._etags: dict[str, str | None] = {}
 
     @property
@@ -87,10 +87,10 @@ class ObjectStore:
         return self.size(name) is not None
 
     def size(self, name: str) -> int | None:
-        """Length of the object."""
+        """Length of the object in bytes; None: there is no such object."""
         checked_name(name)
         try:
-            return self._patience.insist(lambda: obstore.head(self._store, name)["size"])
+            return self._retries.run(lambda: obstore.head(self._store, name)["size"])
         except FileNotFoundError:
             return None
         except (ObstoreError, OSError) as error:
@@ -102,14 +102,14 @@ class ObjectStore:
             download = _Download(checked_name(name))
             try:
                 self._download(download)
-            except PreconditionError:  # replaced between two requests: its new bytes from the start
+            except PreconditionError:  # replaced between two requests: read the new bytes from the start
                 continue
             except (ObstoreError, OSError) as error:
                 raise self._failure(name, "read", error) from error
             return bytes(download.content)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`, all of the object that the first such read of it found."""
+        """Exactly `size` bytes from `offset`; InputError where the object was replaced since the first such read."""
         if size == 0:
             return b""
         etag = self._etags.get(checked_name(name))
@@ -123,7 +123,7 @@ class ObjectStore:
                 "start again on one data set, and write another one to another place"
             ) from error
         except (ObstoreError, OSError) as error:
-            if _status(error) == "416" and (length := self.size(name)) is not None:  # behind its end
+            if _status(error) == "416" and (length := self.size(name)) is not None:  # beyond its end
                 check_range(f"{self._url}/{name}", length, offset, size)
             raise self._failure(name, "read", error) from error
         self._etags.setdefault(name, download.etag)
@@ -133,23 +133,23 @@ class ObjectStore:
         """Put an object; the store makes it visible as a whole."""
         checked_name(name)
         try:
-            self._patience.insist(lambda: obstore.put(self._store, name, content))
+            self._retries.run(lambda: obstore.put(self._store, name, content))
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "written", error) from error
         self._etags.pop(name, None)
 
-    def give_up(self) -> None:
-        """Try no request again from now on."""
-        self._patience.end()
+    def cancel_retries(self) -> None:
+        """Retry no request from now on."""
+        self._retries.cancel()
 
     def _download(self, download: _Download) -> None:
         done = False
         while not done:
-            done = self._patience.insist(lambda: self._continue(download))
+            done = self._retries.run(lambda: self._continue(download))
 
     def _continue(self, download: _Download) -> bool:
-        """Fetch what is missing; False: only a part of it came."""
-        before = download.reached
+        """Fetch the missing bytes; False: the answer ended early."""
+        before = download.position
         try:
             answer = obstore.get(self._store, download.name, options=download.options())
             meta = answer.meta
@@ -160,29 +160,29 @@ class ObjectStore:
             for block in answer.stream(min_chunk_size=_BLOCK):
                 download.content += block
         except ObstoreError as error:
-            if download.reached > before and _may_pass(error):
+            if download.position > before and _is_transient(error):
                 return False
             raise
-        # What an answer promises is not taken for what came.
-        check_range(where, download.reached, download.begin, end - download.begin)
+        # The length that an answer announces is no proof of the bytes that arrived.
+        check_range(where, download.position, download.begin, end - download.begin)
         return True
 
     def _failure(self, name: str, what: str, error: Exception) -> InputError:
-        said = [told(self._url, error), *getattr(error, "__notes__", [])]
-        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(said)})")
+        reasons = [describe_error(self._url, error), *getattr(error, "__notes__", [])]
+        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(reasons)})")
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: broken connections, 408, 429 and 5xx."""
     if not isinstance(error, GenericError | JoinError):
         return False
     status = _status(error)
-    if status is None or status in _PASSING:
+    if status is None or status in _TRANSIENT:
         return True
-    return status.startswith("5") and status not in _NEVER_PASSING
+    return status.startswith("5") and status not in _PERMANENT
 
 
 def _status(error: BaseException) -> str | None:
     """The HTTP status in an error of obstore; None: there was no answer."""
-    found = _STATUS.search(str(error).splitlines()[0] if str(error) else "")
-    return found[1] if found else None
+    match = _STATUS.search(first_line(error))
+    return match[1] if match else None

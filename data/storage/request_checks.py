@@ -1,4 +1,4 @@
-"""What every kind of store checks before and after a request."""
+"""Checks of every kind of store before and after a request."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ def checked_name(name: str) -> str:
 
 
 def check_range(where: str, length: int, offset: int, size: int) -> None:
-    """InputError unless bytes [offset, offset + size) lie within an object of `length` bytes."""
+    """Refuse bytes [offset, offset + size) that do not lie within an object of `length` bytes.
+
+    Raises:
+        InputError: They do not; `where` leads the message.
+    """
     if offset < 0 or size < 0 or offset + size > length:
         raise InputError(
             f"{where}: cut short: {length} bytes found, bytes {offset} to {offset + size} expected; "
             "copy or prepare it again"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that obstore adds."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
-"""Memory for batches that is used again once nobody looks at it any more.
+"""Memory of batches that is reused once no view of it is left.
 
-A batch of some megabytes in fresh memory costs more in page faults than in work: the system hands out
-empty pages, which it has to clear, and takes them back when the batch is dropped.
+A batch of some megabytes in fresh memory costs more in page faults than in computation: the system clears
+the pages that it hands out, and takes them back when the batch is dropped.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 
 class BufferPool:
-    """Arrays of int32 whose memory comes back when the last view of it is gone; for any threads.
+    """Arrays of int32 whose memory is reused when the last view of it is gone; for any threads.
 
-    It never holds more than were in use at the same time.
+    The pool never holds more arrays than were in use at the same time.
     """
 
     def __init__(self) -> None:
         self._free: deque[NDArray[np.int32]] = deque()
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.int32]:
-        """An array of this shape; what is in it is undefined."""
+        """An array of this shape with undefined content."""
         size = int(np.prod(shape))
         try:
             memory = self._free.pop()
@@ -37,7 +37,7 @@ class BufferPool:
 
 
 class _Lease:
-    """What all views of one array have as their base, so that it lives exactly as long as they."""
+    """The base of all views of one array, which therefore lives exactly as long as they do."""
 
     def __init__(self, memory: NDArray[np.int32]) -> None:
         self.__array_interface__ = memory.__array_interface__

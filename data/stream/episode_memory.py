@@ -1,10 +1,10 @@
-"""Tokenised episodes in one process's memory: a ring of time steps that never grows.
+"""Tokenised episodes in the memory of one process: a ring of time steps of fixed size.
 
-Episodes lie one after the other in three arrays, so that many samples are cut by a few array operations.
-When the ring is full, those read first give way. (Windows come in a random order, so no episode is more
-likely to be wanted again than another, and last used would serve no better.) Where the ring cannot hold all
-episodes and the node has a cache, windows of those that it does not hold are read from the cache, without
-their episodes (`data.stream.cached_windows`); only what is not kept there either is read whole.
+Episodes are stored one after the other in three arrays, so that many samples are cut by a few array operations.
+When the ring is full, the episodes read first are overwritten. (Windows come in a random order, so every
+episode is equally likely to be requested next, and least recently used would serve no better.) Where the ring
+cannot hold all episodes and the node has a cache, windows of the other episodes are read from the cache without
+their episodes (`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from data.config import DataConfig
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.index import read_episode
-from data.stream.datasets import Source
+from data.storage.episode_reader import read_episode
+from data.stream.cached_windows import CachedWindowReader
+from data.stream.datasets import StreamDataset
 from data.stream.plan import PlannedWindows
 from data.stream.samples import SampleForm
-from data.stream.cached_windows import Cut, SliceReader
-from data.stream.time_steps import TimeSteps, tokenise
+from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
 from data.tokens.state import check_state_ranges
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
 
@@ -34,122 +34,119 @@ _ABSENT, _BAD = -1, -2
 
 
 class EpisodeMemory:
-    """The episodes of all sources by number (those of the first source first). For one thread at a time.
+    """The episodes of all data sets, numbered through (the first data set first). For one thread at a time.
 
     Args:
-        sources: The data sets.
-        form: Of the samples.
-        config: Cameras, ranges and bounds.
+        datasets: The data sets.
+        form: Sizes of the samples.
+        config: Cameras, ranges and limits.
 
     Attributes:
         steps: The ring.
-        skipped: Numbers of the episodes that were left out because they are bad.
+        skipped: Numbers of the bad episodes that were skipped.
 
     Raises:
-        InputError: Ranges of states that cannot be.
+        InputError: The ranges of states are invalid.
     """
 
-    def __init__(self, sources: Sequence[Source], form: SampleForm, config: DataConfig) -> None:
+    def __init__(self, datasets: Sequence[StreamDataset], form: SampleForm, config: DataConfig) -> None:
         check_state_ranges(config.state_ranges.minimum, config.state_ranges.maximum)
-        self._sources, self._form, self._config = sources, form, config
-        counts = [len(source.entries) for source in sources]
+        self._datasets, self._form, self._config = datasets, form, config
+        counts = [len(dataset.entries) for dataset in datasets]
         self._bases = np.cumsum([0, *counts])
-        longest = max(int(source.steps.max()) for source in sources)
-        total = sum(int(source.steps.sum(dtype=np.int64)) for source in sources)
+        longest = max(int(dataset.steps.max()) for dataset in datasets)
+        total = sum(int(dataset.steps.sum(dtype=np.int64)) for dataset in datasets)
         step = TimeSteps.empty(1, form)
-        asked = (
-            config.memory_megabytes
-            * MEGABYTE
-            // (2 * (step.frames.size + step.actions.size + step.states.size))
-        )
-        self._size = min(max(asked, longest), total)  # an episode must fit
-        self._turns = self._size < total
+        step_bytes = 2 * (step.frames.size + step.actions.size + step.states.size)
+        requested = config.memory_megabytes * MEGABYTE // step_bytes
+        self._size = min(max(requested, longest), total)  # an episode must fit
+        self._wraps = self._size < total
         self.steps = TimeSteps.empty(self._size, form)
-        sliced = self._turns and all(map(_can_slice, sources))
-        self._slices = SliceReader(sources, form, config) if sliced else None
+        use_cache = self._wraps and all(map(_has_usable_cache, datasets))
+        self._cached_windows = CachedWindowReader(datasets, form, config) if use_cache else None
         self._begins = np.full(sum(counts), _ABSENT, np.int32)
-        self._held: deque[tuple[int, int, int]] = deque()  # begin, end, episode: read first comes first
+        self._held: deque[tuple[int, int, int]] = deque()  # begin, end, episode; in the order of reading
         self._end = 0
         self._readers = ThreadPoolExecutor(config.readers, thread_name_prefix="episode-reader")
         self._closed = False
         self.skipped: list[int] = []
 
-    def cuts(self, windows: PlannedWindows) -> Iterator[Cut]:
-        """Bring the time steps of some windows into memory, part by part if they do not fit at once.
+    def fetch(self, windows: PlannedWindows) -> Iterator[LocatedWindows]:
+        """Bring the time steps of windows into memory, part by part if they do not fit at once.
 
         Yields:
-            Which windows (int64, places in the argument) can be cut before the next part is asked for, the
-            time steps that they are cut from, and at which of these time step t of each lies (int64). A
-            window whose episode is bad comes in no part.
+            Windows that can be cut before the next part is requested. A window whose episode is bad is in
+            no part.
 
         Raises:
             InputError: An episode is missing or damaged (names shard, episode and offset), and no more may
                 be skipped.
         """
-        numbers = self._bases[windows.sources] + windows.episodes
-        waiting = np.arange(len(numbers), dtype=np.int64)
-        sliced = self._slices is None
+        numbers = self._bases[windows.datasets] + windows.episodes
+        missing = np.arange(len(numbers), dtype=np.int64)
+        cache_was_read = self._cached_windows is None
         while True:
-            begins = self._begins[numbers[waiting]]
-            here = begins >= 0
-            if here.any():
-                which = waiting[here]
-                yield which, self.steps, begins[here] + windows.times[which]
-            waiting = waiting[begins == _ABSENT]
-            if self._slices is not None and not sliced:
+            begins = self._begins[numbers[missing]]
+            present = begins >= 0
+            if present.any():
+                which = missing[present]
+                yield LocatedWindows(which, self.steps, begins[present] + windows.times[which])
+            missing = missing[begins == _ABSENT]
+            if self._cached_windows is not None and not cache_was_read:
                 done = np.zeros(len(numbers), bool)
-                for cut in self._slices.read(windows, waiting):
-                    done[cut[0]] = True
-                    yield cut
-                waiting, sliced = waiting[~done[waiting]], True
-            if not len(waiting):
+                for part in self._cached_windows.read(windows, missing):
+                    done[part.which] = True
+                    yield part
+                missing, cache_was_read = missing[~done[missing]], True
+            if not len(missing):
                 return
-            self._read(list(dict.fromkeys(numbers[waiting].tolist())))
+            self._read(list(dict.fromkeys(numbers[missing].tolist())))
 
     def close(self) -> None:
-        """End the threads that read; what they wait for is given up, so that this takes no outage's time."""
+        """End the threads that read; their retries are cancelled, so that an outage does not delay the end."""
         self._closed = True
-        for source in self._sources:
-            source.index.store.give_up()
+        for dataset in self._datasets:
+            dataset.index.store.cancel_retries()
         self._readers.shutdown(cancel_futures=True)
 
     def _read(self, numbers: list[int]) -> None:
         """Read the first of some episodes, as many as fit into the ring together."""
         lengths = np.cumsum([self._length(number) for number in numbers])
-        # Half of a ring that turns: an episode at its end that does not fit there begins again at its start.
-        room = self._size // 2 if self._turns else self._size
+        # Half of a ring that wraps: an episode that does not fit at its end begins again at its start.
+        room = self._size // 2 if self._wraps else self._size
         count = max(1, int(np.searchsorted(lengths, room, side="right")))
-        todo = iter(numbers[:count])
+        pending = iter(numbers[:count])
         ahead = deque(
-            (number, self._readers.submit(self._fetch, number))
-            for number in islice(todo, 2 * self._config.readers)
+            (number, self._readers.submit(self._read_episode, number))
+            for number in islice(pending, 2 * self._config.readers)
         )
         while ahead:
             number, future = ahead.popleft()
             try:
-                self._keep(number, future.result())
+                self._store(number, future.result())
             except InputError as error:
                 self._skip(number, error)
             ahead.extend(
-                (following, self._readers.submit(self._fetch, following)) for following in islice(todo, 1)
+                (following, self._readers.submit(self._read_episode, following))
+                for following in islice(pending, 1)
             )
 
-    def _keep(self, number: int, episode: Episode) -> None:
+    def _store(self, number: int, episode: Episode) -> None:
         length = episode.length
         if self._end + length > self._size:
-            while self._held and self._held[0][0] >= self._end:  # left over from the round before
-                self._drop()
+            while self._held and self._held[0][0] >= self._end:  # of the previous round
+                self._drop_oldest()
             self._end = 0
         begin, end = self._end, self._end + length
         while self._held and self._held[0][0] < end and self._held[0][1] > begin:
-            self._drop()
+            self._drop_oldest()
         index, steps = self._locate(number)[0].index, self.steps.part(begin, end)
         tokenise(episode.codes, episode.actions, episode.states, index, self._config, steps)
         self._begins[number] = begin
         self._held.append((begin, end, number))
         self._end = end
 
-    def _drop(self) -> None:
+    def _drop_oldest(self) -> None:
         self._begins[self._held.popleft()[2]] = _ABSENT
 
     def _skip(self, number: int, error: InputError) -> None:
@@ -164,19 +161,21 @@ class EpisodeMemory:
             flush=True,
         )
 
-    def _locate(self, number: int) -> tuple[Source, int]:
-        source = int(np.searchsorted(self._bases, number, side="right")) - 1
-        return self._sources[source], number - int(self._bases[source])
+    def _locate(self, number: int) -> tuple[StreamDataset, int]:
+        """The data set of an episode, and its number within it."""
+        dataset = int(np.searchsorted(self._bases, number, side="right")) - 1
+        return self._datasets[dataset], number - int(self._bases[dataset])
 
     def _length(self, number: int) -> int:
-        source, episode = self._locate(number)
-        return int(source.steps[episode])
+        dataset, episode = self._locate(number)
+        return int(dataset.steps[episode])
 
-    def _fetch(self, number: int) -> Episode:
-        source, place = self._locate(number)
-        return read_episode(source.index, source.entries[place])
+    def _read_episode(self, number: int) -> Episode:
+        dataset, episode = self._locate(number)
+        return read_episode(dataset.index, dataset.entries[episode])
 
 
-def _can_slice(source: Source) -> bool:
-    """Whether its windows may be read without their episodes: there is a cache, and no code to be refused."""
-    return source.index.kept is not None and source.index.image.codebook_size <= IMAGE_CODE_COUNT
+def _has_usable_cache(dataset: StreamDataset) -> bool:
+    """Whether windows may be read from a cache: there is one, and none of the codes can be invalid."""
+    index = dataset.index
+    return index.cached_episodes is not None and index.image.codebook_size <= IMAGE_CODE_COUNT

@@ -1,4 +1,4 @@
-"""The two kinds of sample, written once: which tokens, which labels, which action blocks.
+"""The templates of the two kinds of sample: their sizes, their prompts, and their action blocks.
 
     action sample   BOS text(task)  [state]  frame x (1..M)  EOT | action x K  EOT
     world sample    BOS text        frame  action x P        EOT | frame x P   EOT
@@ -7,11 +7,11 @@
     image  = IMAGE_START, height, width, rows x (codes, IMAGE_NEW_LINE), IMAGE_END
     action = ACTION_START, 7 bins, ACTION_END
     state  = STATE_START, 8 bins, STATE_END
-    EOT    = END_OF_TURN; the bar parts prompt and answer; only the answer is learned
+    EOT    = END_OF_TURN; the bar separates prompt and answer; only the answer has labels
 
-The prompts alone are what the policy and the world model are given at inference. Source of the
-templates: the published WorldVLA code (arXiv 2506.21539; M = 2, K = 5 or 10, P = 1, V = 1, no state);
-cameras and state: RynnVLA-002 (arXiv 2511.17502). `assembly` writes the same for many samples at once.
+The prompts are the input of the policy and of the world model at inference; `data.stream.batch_assembler` writes
+whole samples for training. Source of the templates: the published WorldVLA code (arXiv 2506.21539; M = 2, K = 5
+or 10, P = 1, V = 1, no state); cameras and state: RynnVLA-002 (arXiv 2511.17502).
 """
 
 from __future__ import annotations
@@ -29,52 +29,19 @@ from data.tokens.vocabulary import (
     ACTION_START,
     BOS,
     END_OF_TURN,
-    IGNORED_LABEL,
     STATE_BLOCK_LENGTH,
 )
-
-ACTION_TEXT = "What action should the robot take to {task}?"
-WORLD_TEXT = (
-    "Generate the next image based on the provided sequence of historical images and corresponding actions."
-)
-
-_BOS = np.array([BOS], np.int32)
-_END_OF_TURN = np.array([END_OF_TURN], np.int32)
-_ORDINARY = 0  # block id of tokens outside action blocks
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sample before packing; every array is int32 [S], conventions as in `contracts.PackedBatch`.
-
-    Attributes:
-        tokens: Token ids.
-        labels: Shifted by one; `IGNORED_LABEL` where the next token belongs to the prompt or is missing.
-        blocks: Action block ids: 0 ordinary, j > 0 the j-th answer block, negative before the last image.
-    """
-
-    tokens: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    blocks: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def action_text(instruction: str) -> str:
-    """The words of an action sample's prompt for a task."""
-    return ACTION_TEXT.format(task=instruction)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleForm:
-    """The sizes that samples of one training have in common.
+    """The sizes that all samples of a training have in common.
 
     Attributes:
         image: L, tokens of one image block.
         views: V, images (cameras) of a time step.
-        history: M, most time steps that an action sample sees.
-        chunk: K, actions it predicts.
+        history: M, largest number of time steps that an action sample sees.
+        chunk: K, actions that it predicts.
         predicted: P, time steps that a world sample predicts.
         state: Whether action samples hold a state block.
     """
@@ -114,67 +81,29 @@ class SampleForm:
 def action_prompt(
     text_ids: ArrayLike, image_blocks: Sequence[ArrayLike], state_block: ArrayLike | None = None
 ) -> NDArray[np.int32]:
-    """Prompt of an action sample, int32 [S], up to and with its end of turn.
+    """Prompt of an action sample, int32 [S], including its end of turn.
 
     Args:
         text_ids: Ids of `action_text(instruction)`, without BOS.
-        image_blocks: The frames seen, oldest first: ids [L] each, or [V, L] where there are V cameras, from
-            `image_block`.
+        image_blocks: The frames seen, oldest first: ids [L] each, or [V, L] for V cameras, from
+            `data.tokens.image_block.image_block`.
         state_block: Ids [10] of the newest state, from `data.tokens.state.state_blocks`; None: without.
     """
     state = [] if state_block is None else [state_block]
-    return _join(_BOS, text_ids, *state, *image_blocks, _END_OF_TURN)
-
-
-def action_sample(
-    text_ids: ArrayLike,
-    image_blocks: Sequence[ArrayLike],
-    action_ids: NDArray[np.integer],
-    state_block: ArrayLike | None = None,
-) -> Sample:
-    """Text and frames up to time t -> the K actions from t on.
-
-    Args:
-        text_ids: Ids of `action_text(instruction)`, without BOS.
-        image_blocks: The frames seen, oldest first, as in `action_prompt`.
-        action_ids: Bins [K, 7], from `data.tokens.action.encode`.
-        state_block: The state at time t, as in `action_prompt`.
-    """
-    prompt = action_prompt(text_ids, image_blocks, state_block)
-    sample = _sample(prompt, _join(action_blocks(action_ids), _END_OF_TURN))
-    sample.blocks[len(prompt) : -1] = answer_block_ids(len(action_ids))
-    return sample
+    return join_ids([BOS], text_ids, *state, *image_blocks, [END_OF_TURN])
 
 
 def world_prompt(
     text_ids: ArrayLike, image_block: ArrayLike, action_ids: NDArray[np.integer]
 ) -> NDArray[np.int32]:
-    """Prompt of a world sample, int32 [S], up to and with its end of turn.
+    """Prompt of a world sample, int32 [S], including its end of turn.
 
     Args:
         text_ids: Ids of `WORLD_TEXT`, without BOS.
-        image_block: The frame at time t: ids [L], or [V, L] where there are V cameras.
+        image_block: The frame at time t: ids [L], or [V, L] for V cameras.
         action_ids: Bins [7] of the action at time t, or [P, 7] of the actions t .. t + P - 1.
     """
-    return _join(_BOS, text_ids, image_block, action_blocks(np.atleast_2d(action_ids)), _END_OF_TURN)
-
-
-def world_sample(
-    text_ids: ArrayLike, image_block: ArrayLike, action_ids: NDArray[np.integer], next_block: ArrayLike
-) -> Sample:
-    """Frame at time t and the actions from then on -> the frames t + 1 .. t + P.
-
-    Args:
-        text_ids: As `world_prompt`.
-        image_block: As `world_prompt`.
-        action_ids: As `world_prompt`.
-        next_block: Ids [L] of the frame at t + 1, or [P, V, L] of several.
-    """
-    prompt = world_prompt(text_ids, image_block, action_ids)
-    sample = _sample(prompt, _join(next_block, _END_OF_TURN))
-    ids = -answer_block_ids(len(np.atleast_2d(action_ids)))  # negative: before the last image
-    sample.blocks[len(prompt) - 1 - len(ids) : len(prompt) - 1] = ids
-    return sample
+    return join_ids([BOS], text_ids, image_block, action_blocks(np.atleast_2d(action_ids)), [END_OF_TURN])
 
 
 def answer_block_ids(count: int) -> NDArray[np.int32]:
@@ -191,13 +120,6 @@ def action_blocks(action_ids: NDArray[np.integer]) -> NDArray[np.int32]:
     return blocks.reshape(-1)
 
 
-def _join(*parts: ArrayLike) -> NDArray[np.int32]:
+def join_ids(*parts: ArrayLike) -> NDArray[np.int32]:
+    """Ids of any shapes, flattened and joined, int32 [S]."""
     return np.concatenate([np.ravel(part) for part in parts], dtype=np.int32, casting="same_kind")
-
-
-def _sample(prompt: NDArray[np.int32], answer: NDArray[np.int32]) -> Sample:
-    """Prompt and answer joined, every answer token as the label of the position before it."""
-    tokens = np.concatenate([prompt, answer])
-    labels = np.full(len(tokens), IGNORED_LABEL, np.int32)
-    labels[len(prompt) - 1 : -1] = answer
-    return Sample(tokens, labels, np.full(len(tokens), _ORDINARY, np.int32))

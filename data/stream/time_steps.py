@@ -1,9 +1,10 @@
-"""Time steps as tokens: what samples are cut from."""
+"""Time steps as tokens: the material that samples are cut from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, STATE_BLOCK_LENGTH
 
 @dataclass(frozen=True, slots=True)
 class TimeSteps:
-    """Every id is below 65,536.
+    """Token ids of T time steps; every id is below 65,536.
 
     Attributes:
         frames: uint16 [T, V * L], the image blocks of all cameras.
@@ -33,7 +34,7 @@ class TimeSteps:
 
     @classmethod
     def empty(cls, steps: int, form: SampleForm) -> TimeSteps:
-        """Room for `steps` time steps; memory is taken when it is first written."""
+        """Allocate `steps` time steps; the system provides the memory when it is first written."""
         width = STATE_BLOCK_LENGTH if form.state else 0
         return cls(
             np.empty((steps, form.frame), np.uint16),
@@ -46,6 +47,20 @@ class TimeSteps:
         return TimeSteps(self.frames[begin:end], self.actions[begin:end], self.states[begin:end])
 
 
+class LocatedWindows(NamedTuple):
+    """Windows whose time steps are in memory.
+
+    Attributes:
+        which: int64 [N], numbers of the windows within the request.
+        steps: The time steps that they are cut from; valid until the next windows are requested.
+        positions: int64 [N], position of time step t of each window in `steps`.
+    """
+
+    which: NDArray[np.int64]
+    steps: TimeSteps
+    positions: NDArray[np.int64]
+
+
 def tokenise(
     codes: Mapping[str, NDArray[np.uint16]],
     actions: NDArray[np.float32],
@@ -54,18 +69,18 @@ def tokenise(
     config: DataConfig,
     into: TimeSteps,
 ) -> None:
-    """Write the ids of T time steps, each from itself alone.
+    """Write the ids of T time steps; each time step depends on its own values only.
 
     Args:
         codes: Camera -> uint16 [T, R, C].
         actions: float32 [T, 7].
         states: float32 [T, 8].
-        index: Of their data set.
+        index: Index of their data set.
         config: Cameras and ranges of states.
-        into: T time steps.
+        into: T time steps that are overwritten.
 
     Raises:
-        InputError: An action or state is NaN, or a code is none of the vocabulary's.
+        InputError: An action or state is NaN, or a code is not in the vocabulary.
     """
     image = into.frames.shape[1] // len(config.cameras)
     for view, camera in enumerate(config.cameras):

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.stream.samples import action_prompt, action_text
+from data.stream.samples import action_prompt
+from data.tokens.prompt_text import action_text
 from data.tokens.action import ActionRanges, decode
 from data.tokens.image_block import image_block
 from eval.config import ExportedConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.json_record import Record
+from data.json_record import JsonRecord
 from data.tokens.action import DEFAULT_RANGES, ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
@@ -114,7 +114,7 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
 def _read_ranges(path: Path, remedy: str) -> ActionRanges:
     """Action ranges from their file: with any others the same tokens would be other motions."""
     try:
-        record = Record.parse(path.read_bytes(), str(path))
+        record = JsonRecord.parse(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
     return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))

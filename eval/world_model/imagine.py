@@ -19,8 +19,11 @@ from PIL import Image
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.index import DatasetIndex, EpisodeEntry, read_episode
-from data.stream.samples import WORLD_TEXT, action_prompt, world_prompt
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from data.stream.samples import action_prompt, world_prompt
+from data.tokens.prompt_text import WORLD_TEXT
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from eval.config import ImagineConfig

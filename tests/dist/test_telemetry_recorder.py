@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from data.stream.loader import make_plan
+from data.stream.setup import make_plan
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import LabelKind

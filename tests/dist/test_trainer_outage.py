@@ -54,7 +54,7 @@ def _asked_in_an_outage(
     """On some ranks batch `batch` has to be fetched when the store is away; they are asked once they wait."""
     feed.PATIENCE = PATIENCE
     mine = int(os.environ["RANK"]) in waiting
-    real_assemble, real_comes = TokenStream._assemble, TokenStream.comes
+    real_assemble, real_is_ready = TokenStream._assemble, TokenStream.is_ready
 
     def assemble(self: TokenStream, step: int, *rest: Any) -> Any:
         if len(rest) == 2:  # no stand-in
@@ -67,8 +67,8 @@ def _asked_in_an_outage(
                 assert (self._memory._begins >= 0).all()
         return real_assemble(self, step, *rest)
 
-    def comes(self: TokenStream, step: int, *rest: Any) -> bool:
-        here = real_comes(self, step, *rest)
+    def is_ready(self: TokenStream, step: int, *rest: Any) -> bool:
+        here = real_is_ready(self, step, *rest)
         if not here and step == batch and mine:
             if by_file:
                 case.RunFolder.of(config.run).stop_request.touch()
@@ -77,7 +77,7 @@ def _asked_in_an_outage(
         return here
 
     TokenStream._assemble = assemble  # type: ignore[method-assign]
-    TokenStream.comes = comes  # type: ignore[method-assign]
+    TokenStream.is_ready = is_ready  # type: ignore[method-assign]
     return case.run_main(overrides)
 
 

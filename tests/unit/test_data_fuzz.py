@@ -18,7 +18,9 @@ import pytest
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.index import DatasetIndex, EpisodeTable, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
 from data.storage.shards import COMPRESSIONS, decode_episode, encode_episode
 from tests.support.shards_case import episode, equal, write_dataset
 

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.contracts import Demonstration, Statistics
 from data.errors import InputError
-from data.prepare.preparer import Preparer, prepare
 from data.prepare.parts import Part, find_record, plan_parts
+from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.store import open_store
 from data.tokens.action import ACTION_MAX, NAMED_RANGES, ActionRanges
 from tests.support.libero_layout import demonstration, write_file

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.errors import InputError
 from data.prepare import preparer as prepare_module
-from data.prepare.preparer import FrameEncoder, Preparer
 from data.prepare.frames import moving_steps, resize_frames, square_frames
 from data.prepare.index_builder import assign_splits
+from data.prepare.preparer import FrameEncoder, Preparer
 from data.prepare.statistics import summarise
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from tests.support.libero_layout import demonstration, write_file
 
 

@@ -18,11 +18,13 @@ from data.config import ConvertSamplesConfig
 from data.errors import InputError
 from data.prepare.published_samples import convert_samples
 from data.sources.token_pickles import load_plain
-from data.storage.index import DatasetIndex, read_episode
-from data.stream.samples import WORLD_TEXT, Sample, action_sample, action_text, world_sample
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import WORLD_TEXT, action_text
 from data.tokens.text import TextTokenizer
+from tests.support.reference_samples import Sample, action_sample, world_sample
 
 CHUNK = 3
 

@@ -118,7 +118,7 @@ def test_the_command_line_names_cameras_and_states() -> None:
         compose("prepare", PrepareCommandConfig, None, [*words, "cameras.wrist=other"]).cameras.wrist
         == "other"
     )
-    assert compose("prepare", PrepareCommandConfig, None, words[:2]).cameras.chosen() == {}
+    assert compose("prepare", PrepareCommandConfig, None, words[:2]).cameras.requested() == {}
 
 
 def test_a_state_of_several_parts_is_joined(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
+from data.storage.cached_episodes import CachedEpisodes, codes_field
 from data.storage.episode_cache import EpisodeCache
-from data.storage.cached_episodes import KeptEpisodes, codes_field
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.shards import encode_episode
 from tests.support.shards_case import episode, equal, write_dataset
 
@@ -26,7 +27,7 @@ def index(tmp_path: Path) -> DatasetIndex:
     return DatasetIndex.load(str(tmp_path / "shards"), cache=EpisodeCache(tmp_path / "cache", 10**9))
 
 
-def kept_of(index: DatasetIndex) -> KeptEpisodes:
+def kept_of(index: DatasetIndex) -> CachedEpisodes:
     assert index.kept is not None
     return index.kept
 

@@ -20,7 +20,9 @@ from data.config import PrepareConfig
 from data.errors import InputError
 from data.prepare.preparer import Preparer, prepare
 from data.storage.episode_cache import EpisodeCache
-from data.storage.index import DatasetIndex, EpisodeTable, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
 from data.storage.shards import decode_episode, encode_episode, expand_episode
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.shards_case import episode, equal, write_dataset

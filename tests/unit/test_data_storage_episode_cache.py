@@ -18,7 +18,8 @@ import pytest
 from data.config import CacheConfig, DataConfig
 from data.errors import InputError
 from data.storage.episode_cache import EpisodeCache, open_cache
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
 from tests.support.shards_case import episode, equal, write_dataset

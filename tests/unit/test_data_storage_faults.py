@@ -15,7 +15,8 @@ import pytest
 from data.config import DataConfig
 from data.errors import InputError
 from data.storage import retries
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.store import open_store
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
@@ -307,7 +308,7 @@ def test_a_stream_that_waits_for_a_server_closes_at_once(
     config = DataConfig(URL, chunk=2, skip_bad_episodes=allowed)
     with TokenStream(config, TRAINER, seed=0) as stream:
         proxy.away()
-        assert not stream.comes(
+        assert not stream.is_ready(
             0, 0, 1, seconds=3.0
         )  # by then pauses last longer than the time allowed below
         began = time.monotonic()

@@ -18,8 +18,9 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from data.errors import InputError
-from data.storage.episode_table import Task
-from data.storage.index import SPLITS, DatasetIndex, EpisodeEntry, EpisodeTable
+from data.storage.episode_entry import SPLITS, EpisodeEntry, Task
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
 from tests.support.shards_case import write_dataset
 
 
@@ -121,7 +122,7 @@ def test_a_table_is_read_as_it_was_gathered() -> None:
     assert len(table.split("other")) == 0
     assert EpisodeTable.of(held_out).sha256 == hashlib.sha256(held_out.to_bytes()).hexdigest()
     assert len(EpisodeTable.parse(held_out.to_bytes(), "x", held_out.shards, held_out.tasks)) == 667
-    with pytest.raises(InputError, match="comes twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         EpisodeTable.of([*listed[:3], listed[1]])
 
 

@@ -31,7 +31,7 @@ class Remote:
         )  # fmt: skip
         self.ranges: list[int] = []
 
-    def give_up(self) -> None:
+    def cancel_retries(self) -> None:
         """Nothing is waited for."""
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:

@@ -19,11 +19,12 @@ from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from data.errors import InputError
-from data.storage.store_errors import VARIABLES, told
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.object_store import ObjectStore
 from data.storage.shards import check_key, decode_episode, encode_episode
 from data.storage.store import FileStore, open_store
+from data.storage.store_errors import VARIABLES, describe_error
 from tests.support.shards_case import episode, equal, write_dataset
 
 
@@ -147,7 +148,7 @@ def test_links_foreign_names_and_pickles_are_refused() -> None:
         info.size = 3
         with pytest.raises(InputError, match="member"):
             decode_episode(good + foreign_member(info, b"abc"))
-    with pytest.raises(InputError, match="comes twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         decode_episode(good + good)
     codes = {"top": episode(0).codes["agent"]}
     for key, reason in (("lift/demo_0", None), ("lift/demo_1", "does not belong")):
@@ -225,10 +226,10 @@ def test_who_has_no_credentials_is_told_which(scheme: str, monkeypatch: pytest.M
         with pytest.raises(InputError, match=r"Account must be specified.*AZURE_STORAGE_ACCOUNT_NAME and"):
             open_store("az://bucket")
     asked = "Error performing GET http://169.254.169.254/token: error sending request"
-    assert told(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
+    assert describe_error(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
         f"no credentials: set {VARIABLES[scheme]}, or run on a machine that the cloud gives a role; {asked}"
     )
-    assert told(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
+    assert describe_error(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
 
 
 def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:

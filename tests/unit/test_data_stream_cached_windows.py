@@ -1,4 +1,4 @@
-"""Windows out of the cache of a node: the same batches and errors as from whole episodes."""
+"""Windows read from the cache of a node: the same batches and errors as from whole episodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.contracts import PackedBatch
 from data.errors import InputError
 from data.storage.episode_cache import EpisodeCache
 from data.storage.index import DatasetIndex
-from data.stream import memory, slices
+from data.stream import cached_windows, episode_memory
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
 from tests.support.shards_case import write_dataset
@@ -32,10 +32,10 @@ def config(tmp_path: Path) -> DataConfig:
 
 
 @pytest.fixture
-def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for one episode in memory and for few time steps at a time."""
-    monkeypatch.setattr(memory, "MEGABYTE", 1)
-    monkeypatch.setattr(slices, "_ROWS", 9)
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for one episode, and for a few time steps at a time."""
+    monkeypatch.setattr(episode_memory, "MEGABYTE", 1)
+    monkeypatch.setattr(cached_windows, "_ROWS", 9)
 
 
 def cached(config: DataConfig, folder: Path, **changes: object) -> DataConfig:
@@ -49,9 +49,9 @@ def batches(config: DataConfig, steps: int = STEPS) -> Iterator[PackedBatch]:
 
 
 def check(config: DataConfig, expected: list[PackedBatch]) -> None:
-    for found, wanted in zip(batches(config), expected, strict=True):
+    for batch, reference in zip(batches(config), expected, strict=True):
         for field in FIELDS:
-            assert np.array_equal(getattr(found, field), getattr(wanted, field)), field
+            assert np.array_equal(getattr(batch, field), getattr(reference, field)), field
 
 
 def remove_shards(config: DataConfig) -> None:
@@ -64,8 +64,8 @@ def remove_shards(config: DataConfig) -> None:
     ("cameras", "history", "chunk", "predicted"),
     [(["agent"], 1, 1, 1), (["wrist", "agent"], 2, 3, 1), (["wrist"], 3, 1, 3)],
 )
-@pytest.mark.usefixtures("little")
-def test_windows_alone_give_the_same_batches(
+@pytest.mark.usefixtures("little_memory")
+def test_cached_windows_give_the_same_batches(
     config: DataConfig,
     tmp_path: Path,
     cameras: list[str],
@@ -78,13 +78,13 @@ def test_windows_alone_give_the_same_batches(
         config, cameras=cameras, history=history, chunk=chunk, predicted_frames=predicted, state=state
     )
     expected = list(batches(replace(config, memory_megabytes=1 << 20)))
-    check(cached(config, tmp_path), expected)  # kept while it goes
+    check(cached(config, tmp_path), expected)  # stored on the way
     remove_shards(config)
-    check(cached(config, tmp_path), expected)  # all kept
+    check(cached(config, tmp_path), expected)  # all in the cache
 
 
-@pytest.mark.usefixtures("little")
-def test_no_episode_is_read_whole_once_all_are_kept(
+@pytest.mark.usefixtures("little_memory")
+def test_no_whole_episode_is_read_once_all_are_cached(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(batches(config))
@@ -95,8 +95,8 @@ def test_no_episode_is_read_whole_once_all_are_kept(
 
     reads: list[str] = []
     original = EpisodeCache.read_into
-    monkeypatch.setattr(memory, "read_episode", never)
-    monkeypatch.setattr(slices, "_ROWS", 4096)
+    monkeypatch.setattr(episode_memory, "read_episode", never)
+    monkeypatch.setattr(cached_windows, "_ROWS", 4096)
     monkeypatch.setattr(
         EpisodeCache,
         "read_into",
@@ -109,7 +109,7 @@ def test_no_episode_is_read_whole_once_all_are_kept(
         check(config, expected)
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("little_memory")
 def test_several_data_sets_share_a_cache(config: DataConfig, tmp_path: Path) -> None:
     write_dataset(tmp_path / "other", count=COUNT - 2, compression="zstd")
     sources = [MixtureSource(config.url, 1.0), MixtureSource(str(tmp_path / "other"), 2.0)]
@@ -119,14 +119,14 @@ def test_several_data_sets_share_a_cache(config: DataConfig, tmp_path: Path) -> 
         check(cached(config, tmp_path), expected)
 
 
-@pytest.mark.usefixtures("little")
-def test_what_is_damaged_in_the_cache_is_fetched_again(
+@pytest.mark.usefixtures("little_memory")
+def test_damaged_cache_files_are_fetched_again(
     config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(batches(config))
     check(cached(config, tmp_path), expected)
     monkeypatch.undo()
-    monkeypatch.setattr(memory, "MEGABYTE", 1)  # good and damaged ones are read together
+    monkeypatch.setattr(episode_memory, "MEGABYTE", 1)  # good and damaged ones are read together
     for number, path in enumerate(sorted((tmp_path / "cache").glob("??/*"))):
         content = bytearray(path.read_bytes())
         if number % 4 == 0:
@@ -135,13 +135,13 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(
             path.write_bytes(content[: len(content) // 2])
         elif number % 4 == 2:
             for at in range(33, len(content), 100):
-                content[at] ^= 0xFF  # codes that no vocabulary has, too
+                content[at] ^= 0xFF  # includes codes outside of the vocabulary
             path.write_bytes(content)
     check(cached(config, tmp_path), expected)
     check(config, expected)
 
 
-@pytest.mark.usefixtures("little")
+@pytest.mark.usefixtures("little_memory")
 def test_a_bad_shard_is_named_and_skipped_as_without_a_cache(
     config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,8 +159,8 @@ def test_a_bad_shard_is_named_and_skipped_as_without_a_cache(
             check(cached(config, tmp_path), expected)
 
 
-@pytest.mark.usefixtures("little")
-def test_a_cache_that_holds_little_or_fails_changes_nothing(config: DataConfig, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("little_memory")
+def test_a_small_or_failing_cache_does_not_change_batches(config: DataConfig, tmp_path: Path) -> None:
     expected = list(batches(config))
     small = cached(config, tmp_path)
     for size in ("0.02MB", "0.0001MB"):

@@ -1,4 +1,4 @@
-"""Padding is what batches hold, and the suggested length is the best near the wished one."""
+"""The reported padding is that of the batches, and the suggested length is the best near the configured one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from cluster.cli.main import main
 from data.config import DataConfig
 from data.errors import InputError
 from data.storage.index import DatasetIndex
+from data.stream.loader import TokenStream
 from data.stream.packing_advice import packing_advice
-from data.stream.loader import TokenStream, make_plan
-from data.stream.plan import Plan
+from data.stream.plan import DataPlan
+from data.stream.setup import make_plan
 from pretrain.config import TrainerConfig
 from pretrain.start import advise_on_packing
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Episodes as WorldVLA's at 256 pixels."""
+    """Episodes like WorldVLA's at 256 pixels."""
     return write_episodes(tmp_path_factory.mktemp("shards"), 12)
 
 
-def plan_of(url: str, length: int, sequences: int = 16) -> Plan:
+def plan_of(url: str, length: int, sequences: int = 16) -> DataPlan:
     return make_plan(DataConfig(url), TrainerConfig(global_batch=sequences, sequence_length=length), seed=0)
 
 
@@ -37,14 +38,14 @@ def test_at_most_3_percent_of_an_epoch_is_padding_at_8192_tokens(url: str) -> No
     assert max(empty) < 0.03
 
 
-@pytest.mark.parametrize("wished", [2048, 4096, 8192])
-def test_the_suggested_length_pads_least_of_those_near(url: str, wished: int) -> None:
-    advice = packing_advice(plan_of(url, wished))
-    assert advice.padding == pytest.approx(plan_of(url, wished).padding)
+@pytest.mark.parametrize("length", [2048, 4096, 8192])
+def test_the_suggested_length_pads_least_of_the_nearby_ones(url: str, length: int) -> None:
+    advice = packing_advice(plan_of(url, length))
+    assert advice.padding == pytest.approx(plan_of(url, length).padding)
     assert advice.best_padding == pytest.approx(plan_of(url, advice.best_length).padding)
-    assert abs(advice.best_length - wished) <= wished // 8
-    grain = min(128, wished // 64)
-    for other in range(wished - wished // 8, wished + wished // 8, grain):
+    assert abs(advice.best_length - length) <= length // 8
+    grain = min(128, length // 64)
+    for other in range(length - length // 8, length + length // 8, grain):
         assert plan_of(url, other).padding >= advice.best_padding - 1e-12
     assert advice.notable == (advice.padding > 0.03)
 
@@ -57,17 +58,17 @@ def test_lengths_that_no_sample_fits_are_not_suggested(url: str) -> None:
         plan_of(url, longest - 1)
 
 
-def test_a_start_tells_of_much_padding_alone(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_start_reports_only_notable_padding(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     advise_on_packing(plan_of(url, 8192))
     assert capsys.readouterr().err == ""
     advise_on_packing(plan_of(url, 2048))
-    told = capsys.readouterr().err
+    reported = capsys.readouterr().err
     best = packing_advice(plan_of(url, 2048))
-    assert told == f"data: {best}\n"
-    assert f"trainer.sequence_length={best.best_length} would pad" in told
+    assert reported == f"data: {best}\n"
+    assert f"trainer.sequence_length={best.best_length} would pad" in reported
 
 
-def test_inspect_plan_tells_padding_and_suggestion(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_plan_shows_padding_and_suggestion(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["inspect", "plan", f"url={url}", "step=50", "global_batch=16", "sequence_length=2048"]
     assert main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())

@@ -7,18 +7,12 @@ import pytest
 import torch
 
 from data.errors import InputError
-from data.stream.samples import (
-    WORLD_TEXT,
-    SampleForm,
-    action_prompt,
-    action_sample,
-    action_text,
-    world_prompt,
-    world_sample,
-)
+from data.stream.samples import SampleForm, action_prompt, world_prompt
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import WORLD_TEXT, action_text
 from data.tokens.state import STATE_MAX, STATE_MIN, check_state_ranges, state_blocks
 from pretrain.model.mask import dense_mask, mask_from_tokens, mask_vectors
+from tests.support.reference_samples import action_sample, world_sample
 
 TEXT = [20_000, 20_001, 20_002]
 BLOCK_A = image_block(np.array([[0, 1], [2, 8191]], np.uint16), pixels=32)

@@ -17,8 +17,10 @@ from PIL import Image, ImageSequence
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
 from data.prepare.preparer import Preparer, prepare
-from data.storage.index import DatasetIndex, read_episode
-from data.stream.samples import WORLD_TEXT, world_prompt
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from data.stream.samples import world_prompt
+from data.tokens.prompt_text import WORLD_TEXT
 from data.tokens.action import encode
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block, image_block_length, image_codes

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.stream.packing import pack
+from tests.support.reference_samples import pack
 from data.stream.samples import action_sample as real_action_sample
 from data.stream.samples import world_sample as real_world_sample
 from pretrain.model.attention.call import attention

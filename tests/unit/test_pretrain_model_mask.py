@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream.samples import Sample, action_sample, world_sample
+from tests.support.reference_samples import Sample, action_sample, world_sample
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_END, ACTION_START, END_OF_TURN, IMAGE_END, IMAGE_START
 from pretrain.model.attention.choose import packed_mask
