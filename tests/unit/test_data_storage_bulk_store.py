@@ -1,4 +1,4 @@
-"""Listing, uploads and deleting, in a folder and in an object store alike."""
+"""Listing, uploads and deletion, equally in a folder and in an object store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> BulkStore:
     return open_bulk(f"s3://{BUCKET}/some/prefix")
 
 
-def test_what_is_written_is_listed_read_and_removed(place: BulkStore) -> None:
+def test_written_objects_are_listed_read_and_removed(place: BulkStore) -> None:
     assert place.folders() == []
     assert place.names("step_1") == []
     blocks = [bytes([i]) * (9 << 20) for i in range(3)]  # more than one part of an upload
@@ -50,7 +50,7 @@ def test_a_wrong_length_is_an_error(place: BulkStore) -> None:
         place.write_blocks("x", [b"abc"], 4)
 
 
-def test_a_server_that_refuses_is_an_error_that_says_where(server: ObjectServer) -> None:
+def test_an_error_of_the_server_names_the_url(server: ObjectServer) -> None:
     place = open_bulk(f"s3://{BUCKET}/prefix")
     server.refuse = lambda method, path: 403 if method in ("PUT", "POST") else None
     with pytest.raises(OSError, match=r"s3://bucket/prefix/x: cannot be written"):

@@ -1,4 +1,4 @@
-"""Parts of episodes in the cache of a node: what was checked when it was kept, or nothing."""
+"""Parts of episodes in the cache of a node: valid time steps of a checked episode, or nothing."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def index(tmp_path: Path) -> DatasetIndex:
     return DatasetIndex.load(str(tmp_path / "shards"), cache=EpisodeCache(tmp_path / "cache", 10**9))
 
 
-def kept_of(index: DatasetIndex) -> CachedEpisodes:
-    assert index.kept is not None
-    return index.kept
+def cached(index: DatasetIndex) -> CachedEpisodes:
+    assert index.cached_episodes is not None
+    return index.cached_episodes
 
 
-def keep(index: DatasetIndex, number: int) -> Path:
-    """Read an episode, so that it is kept; its file."""
+def store(index: DatasetIndex, number: int) -> Path:
+    """Read an episode, so that it is stored; return its file."""
     before = set(Path(index.url).parent.glob("cache/??/*"))
     read_episode(index, index.episodes[number])
     (path,) = set(Path(index.url).parent.glob("cache/??/*")) - before
@@ -41,17 +41,17 @@ def keep(index: DatasetIndex, number: int) -> Path:
 
 
 def rows_of(index: DatasetIndex, number: int, *parts: tuple[int, int]) -> list[np.ndarray] | None:
-    """Time steps [begin, end) of an episode; None: not there."""
-    kept = kept_of(index)
-    rows = [np.zeros(end - begin, kept.row) for begin, end in parts]
+    """Time steps [begin, end) of an episode; None: not in the cache."""
+    episodes = cached(index)
+    rows = [np.zeros(end - begin, episodes.row) for begin, end in parts]
     views = [part.view(np.uint8).data for part in rows]
-    wanted = [(begin, view) for (begin, _), view in zip(parts, views, strict=True)]
-    return rows if kept.read(index.episodes.digest(number), wanted) else None
+    requested = [(begin, view) for (begin, _), view in zip(parts, views, strict=True)]
+    return rows if episodes.read(index.episodes.digest(number), requested) else None
 
 
 def test_parts_are_those_of_the_episode(index: DatasetIndex) -> None:
     for number in range(COUNT):
-        keep(index, number)
+        store(index, number)
         whole, length = episode(number, steps=4 + number), 4 + number
         parts = [(0, 1), (length - 1, length), (1, 4), (0, length)]
         found = rows_of(index, number, *parts)
@@ -63,22 +63,22 @@ def test_parts_are_those_of_the_episode(index: DatasetIndex) -> None:
                 assert np.array_equal(rows[codes_field(camera)], codes[begin:end])
 
 
-def test_what_is_not_kept_is_not_there(index: DatasetIndex) -> None:
-    keep(index, 0)
+def test_what_is_not_in_the_cache_is_not_read(index: DatasetIndex) -> None:
+    store(index, 0)
     assert rows_of(index, 1, (0, 1)) is None
     assert rows_of(index, 0, (3, 5)) is None  # of four steps
 
 
-def test_what_lay_there_before_is_not_taken_for_what_is_cut_off(index: DatasetIndex) -> None:
-    path, kept = keep(index, 2), kept_of(index)
+def test_old_content_of_the_memory_does_not_replace_missing_rows(index: DatasetIndex) -> None:
+    path, episodes = store(index, 2), cached(index)
     found = rows_of(index, 2, (5, 6))
     assert found is not None
-    path.write_bytes(path.read_bytes()[: 32 + 5 * kept.row.itemsize])
-    assert not kept.read(index.episodes.digest(2), [(5, found[0].view(np.uint8).data)])
+    path.write_bytes(path.read_bytes()[: 32 + 5 * episodes.row.itemsize])
+    assert not episodes.read(index.episodes.digest(2), [(5, found[0].view(np.uint8).data)])
 
 
 def test_a_part_counts_as_a_use(index: DatasetIndex) -> None:
-    path = keep(index, 0)
+    path = store(index, 0)
     os.utime(path, ns=(1, 1))
     assert rows_of(index, 0, (0, 1)) is not None
     assert path.stat().st_mtime_ns > 1
@@ -86,7 +86,7 @@ def test_a_part_counts_as_a_use(index: DatasetIndex) -> None:
 
 @pytest.mark.parametrize("damage", ["flipped", "of another step", "cut"])
 def test_a_damaged_part_is_refused_and_fetched_again(index: DatasetIndex, damage: str) -> None:
-    path, width = keep(index, 2), kept_of(index).row.itemsize
+    path, width = store(index, 2), cached(index).row.itemsize
     whole = path.read_bytes()
     row, other = 32 + 3 * width, 32 + 2 * width
     path.write_bytes(
@@ -96,16 +96,16 @@ def test_a_damaged_part_is_refused_and_fetched_again(index: DatasetIndex, damage
             "cut": whole[: row + width - 1],
         }[damage]
     )
-    assert rows_of(index, 2, (0, 3)) is not None  # the others are whole
+    assert rows_of(index, 2, (0, 3)) is not None  # the other rows are valid
     assert rows_of(index, 2, (2, 4)) is None
     assert equal(read_episode(index, index.episodes[2]), episode(2, steps=6))
     assert path.read_bytes() == whole
     assert rows_of(index, 2, (2, 4)) is not None
 
 
-def test_names_tell_what_was_checked(index: DatasetIndex) -> None:
-    """Another index that says something else of the same bytes does not get them unchecked."""
-    keep(index, 0)
+def test_file_names_depend_on_what_was_checked(index: DatasetIndex) -> None:
+    """An index that describes the same bytes differently does not get them unchecked."""
+    store(index, 0)
     others = [
         dataclasses.replace(index, image=dataclasses.replace(index.image, codebook_size=2)),
         dataclasses.replace(index, image=dataclasses.replace(index.image, rows=16, columns=4)),
@@ -122,9 +122,7 @@ def test_names_tell_what_was_checked(index: DatasetIndex) -> None:
 
 
 @pytest.mark.parametrize("field", ["actions", "states"])
-def test_numbers_that_are_none_are_refused_and_not_kept(
-    index: DatasetIndex, tmp_path: Path, field: str
-) -> None:
+def test_nan_is_refused_and_not_stored(index: DatasetIndex, tmp_path: Path, field: str) -> None:
     broken = episode(1, steps=5)
     getattr(broken, field)[3, 2] = np.nan
     content = encode_episode(broken)
@@ -138,8 +136,8 @@ def test_numbers_that_are_none_are_refused_and_not_kept(
     assert not list((tmp_path / "cache").glob("??/*"))
 
 
-def test_a_cache_that_fails_is_told_once(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    path = keep(index, 0)
+def test_a_failing_cache_is_reported_once(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store(index, 0)
     path.unlink()
     path.symlink_to(path)
     for _ in range(2):

@@ -31,11 +31,11 @@ SHARDS: Any = webdataset.WebDataset  # pyright: ignore[reportAttributeAccessIssu
 
 
 def expand(key: str, data: bytes) -> Any:
-    """What docs/storage.md gives to a stock reader."""
+    """The code for a stock reader in docs/storage.md."""
     return Continue(key[:-4], zstandard.decompress(data)) if key.endswith(".zst") else None
 
 
-def test_episodes_come_back(tmp_path: Path) -> None:
+def test_episodes_are_read_as_they_were_written(tmp_path: Path) -> None:
     index = write_dataset(tmp_path / "zstd", compression="zstd")
     plain = write_dataset(tmp_path / "none")
     for i, (entry, other) in enumerate(zip(index.episodes, plain.episodes, strict=True)):
@@ -46,7 +46,7 @@ def test_episodes_come_back(tmp_path: Path) -> None:
     assert index.fingerprint != plain.fingerprint
 
 
-def test_the_index_says_so_and_plain_ones_stay_what_they_were(tmp_path: Path) -> None:
+def test_the_index_names_the_compression_and_plain_indexes_stay_unchanged(tmp_path: Path) -> None:
     write_dataset(tmp_path / "zstd", compression="zstd")
     write_dataset(tmp_path / "none")
     found = [json.loads((tmp_path / name / "index.json").read_text()) for name in ("zstd", "none")]
@@ -70,7 +70,7 @@ def test_a_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
         assert sample["json"]["instruction"] == "lift the cube"
 
 
-def test_the_cache_keeps_what_is_expanded(tmp_path: Path) -> None:
+def test_the_cache_stores_decompressed_episodes(tmp_path: Path) -> None:
     write_dataset(tmp_path / "shards", compression="zstd")
     index = DatasetIndex.load(str(tmp_path / "shards"), cache=EpisodeCache(tmp_path / "cache", 10**9))
     entry = index.episodes[1]
@@ -90,7 +90,7 @@ class Tokenizer:
         return np.full((len(frames), 8, 8), 7, np.uint16)
 
 
-def test_prepare_compresses_when_asked(tmp_path: Path) -> None:
+def test_prepare_compresses_with_the_setting(tmp_path: Path) -> None:
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i, steps=40) for i in range(4)])
     sizes: list[int] = []
     episodes: list[list[Any]] = []
@@ -118,7 +118,7 @@ def member(name: str, payload: bytes) -> bytes:
 
 
 def with_agent(payload: bytes) -> bytes:
-    """An episode whose agent frames are something else."""
+    """An episode with another member for its agent frames."""
     content = encode_episode(episode(0), "zstd")
     first = content.index(b"lift/demo_0.codes.wrist")
     return member("lift/demo_0.codes.agent.npy.zst", payload) + content[first:]
@@ -140,7 +140,7 @@ def without_size(payload: bytes) -> bytes:
     ],
     ids=["bomb", "unknown size", "garbage", "empty", "cut", "no array"],
 )
-def test_members_that_are_not_what_they_say_are_refused(tmp_path: Path, payload: bytes, reason: str) -> None:
+def test_members_with_wrong_sizes_or_content_are_refused(tmp_path: Path, payload: bytes, reason: str) -> None:
     content = with_agent(payload)
     index = write_dataset(tmp_path, compression="zstd")
     (tmp_path / "hostile.tar").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The cache of a node: right whatever happens to it, bounded, shared, and never in the way."""
+"""The cache of a node: correct after any damage, bounded, shared, and never the reason of an error."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def name_of(number: int) -> str:
 
 
 def must_not_fetch() -> bytes:
-    raise AssertionError("was not kept")
+    raise AssertionError("was not in the cache")
 
 
-def kept(folder: Path) -> dict[str, int]:
+def cached_files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("??/*")}
 
 
@@ -51,7 +51,7 @@ def check(index: DatasetIndex, number: int) -> None:
     assert equal(read_episode(index, index.episodes[number]), episode(number, steps=4 + number))
 
 
-def test_what_was_read_once_is_kept(index: DatasetIndex, tmp_path: Path) -> None:
+def test_an_episode_that_was_read_is_in_the_cache(index: DatasetIndex, tmp_path: Path) -> None:
     for _ in range(2):
         for number in range(COUNT):
             check(index, number)
@@ -59,12 +59,12 @@ def test_what_was_read_once_is_kept(index: DatasetIndex, tmp_path: Path) -> None
         path.unlink()
     for number in range(COUNT):
         check(index, number)
-    assert len(kept(tmp_path / "cache")) == COUNT
-    assert int((tmp_path / "cache" / ".size").read_text()) == sum(kept(tmp_path / "cache").values())
+    assert len(cached_files(tmp_path / "cache")) == COUNT
+    assert int((tmp_path / "cache" / ".size").read_text()) == sum(cached_files(tmp_path / "cache").values())
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
-def test_what_was_damaged_is_fetched_again(index: DatasetIndex, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_fetched_again(index: DatasetIndex, tmp_path: Path, damage: str) -> None:
     check(index, 3)
     (path,) = (tmp_path / "cache").glob("??/*")
     whole = path.read_bytes()
@@ -83,7 +83,7 @@ def test_what_was_damaged_is_fetched_again(index: DatasetIndex, tmp_path: Path, 
         read_episode(index, index.episodes[3])
 
 
-def test_a_bad_shard_is_not_kept(index: DatasetIndex, tmp_path: Path) -> None:
+def test_a_damaged_episode_is_not_stored(index: DatasetIndex, tmp_path: Path) -> None:
     entry = index.episodes[2]
     shard = tmp_path / "shards" / entry.shard
     content = bytearray(shard.read_bytes())
@@ -92,10 +92,10 @@ def test_a_bad_shard_is_not_kept(index: DatasetIndex, tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(InputError, match="sha256"):
             read_episode(index, entry)
-    assert kept(tmp_path / "cache") == {}
+    assert cached_files(tmp_path / "cache") == {}
 
 
-def test_those_used_longest_ago_give_way(tmp_path: Path) -> None:
+def test_the_least_recently_used_files_are_removed_first(tmp_path: Path) -> None:
     cache = EpisodeCache(tmp_path, limit=20 * 132)
     foreign = [tmp_path / "ab" / "notes.txt", tmp_path / "papers" / name_of(99)]
     for path in foreign:
@@ -106,47 +106,47 @@ def test_those_used_longest_ago_give_way(tmp_path: Path) -> None:
         os.utime(tmp_path / name_of(number)[:2] / name_of(number), ns=(number, number))
     assert cache.get(name_of(0), must_not_fetch) == bytes(100)  # used just now
     cache.get(name_of(20), lambda: bytes(100))
-    expected = {name_of(number) for number in (0, *range(3, 21))}  # room is made for more than one
-    assert set(kept(tmp_path)) - {"notes.txt"} == expected
+    expected = {name_of(number) for number in (0, *range(3, 21))}  # space is freed for more than one
+    assert set(cached_files(tmp_path)) - {"notes.txt"} == expected
     assert all(path.exists() for path in foreign)
-    assert cache.get(name_of(21), lambda: bytes(3000)) == bytes(3000)  # larger than all of it
-    assert set(kept(tmp_path)) - {"notes.txt"} == expected
+    assert cache.get(name_of(21), lambda: bytes(3000)) == bytes(3000)  # larger than the limit
+    assert set(cached_files(tmp_path)) - {"notes.txt"} == expected
 
 
-@pytest.mark.parametrize("noted", [b"", b"garbage", b"99999999999999999999", b"\x00" * 20])
-def test_a_wrong_size_is_counted_again(tmp_path: Path, noted: bytes) -> None:
+@pytest.mark.parametrize("recorded", [b"", b"garbage", b"99999999999999999999", b"\x00" * 20])
+def test_a_wrong_size_is_counted_again(tmp_path: Path, recorded: bytes) -> None:
     cache = EpisodeCache(tmp_path, limit=10 * 132)
     for number in range(8):
         cache.get(name_of(number), lambda: bytes(100))
-    (tmp_path / ".size").write_bytes(noted)
+    (tmp_path / ".size").write_bytes(recorded)
     for number in range(8, 30):
         cache.get(name_of(number), lambda: bytes(100))
-        assert sum(kept(tmp_path).values()) <= 10 * 132
-    assert len(kept(tmp_path)) >= 8
-    assert int((tmp_path / ".size").read_text()) == sum(kept(tmp_path).values())
+        assert sum(cached_files(tmp_path).values()) <= 10 * 132
+    assert len(cached_files(tmp_path)) >= 8
+    assert int((tmp_path / ".size").read_text()) == sum(cached_files(tmp_path).values())
 
 
-def test_a_full_disk_is_told_once_and_changes_nothing(
+def test_a_full_disk_is_reported_once_and_changes_nothing(
     index: DatasetIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(index, 0)
-    before = kept(tmp_path / "cache")
+    before = cached_files(tmp_path / "cache")
     (tmp_path / "cache" / ".writing").symlink_to("/dev/full")
     for number in range(COUNT):
         check(index, number)
-    assert kept(tmp_path / "cache") == before
+    assert cached_files(tmp_path / "cache") == before
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device; this process goes on without keeping episodes" in line
     assert not (tmp_path / "cache" / ".writing").is_symlink()
 
 
-def test_folders_and_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_impossible_folders_and_sizes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"data\.cache\.dir=.*cannot be made \(Not a directory\)"):
-        open_cache(CacheConfig(dir=str(tmp_path / "file" / "cache")))
+        open_cache(str(tmp_path / "file" / "cache"), "1GB")
     with pytest.raises(InputError, match=r"data\.cache\.size=many: expected a size such as"):
-        open_cache(CacheConfig(size="many"))
-    assert open_cache(CacheConfig()) is None
+        open_cache(None, "many")
+    assert open_cache(None, "1GB") is None
 
 
 def test_the_stream_is_the_same_with_a_cache(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_stream_is_the_same_with_a_cache(tmp_path: Path) -> None:
         for step in range(6):
             (expected,), (found,) = one.micro_batches(step, 0, 1), other.micro_batches(step, 0, 1)
             assert np.array_equal(found.tokens, expected.tokens)
-    assert 0 < sum(kept(tmp_path / "cache").values()) <= LIMIT
+    assert 0 < sum(cached_files(tmp_path / "cache").values()) <= LIMIT
 
 
 def start(index: DatasetIndex, role: Callable[..., None], *arguments: Any) -> tuple[Any, Connection]:
@@ -170,7 +170,7 @@ def start(index: DatasetIndex, role: Callable[..., None], *arguments: Any) -> tu
 
 
 def reader(index: DatasetIndex, pipe: Connection, seed: int, rounds: int) -> None:
-    """Read episodes in a random order; told of the first hundred."""
+    """Read episodes in a random order; reports the first hundred."""
     random = np.random.default_rng(seed)
     for i in range(rounds):
         if i == 100:
@@ -197,8 +197,8 @@ def stuck_writer(index: DatasetIndex, pipe: Connection) -> None:
 def test_readers_share_it_and_may_be_killed(index: DatasetIndex, tmp_path: Path) -> None:
     cache = EpisodeCache(tmp_path / "cache", LIMIT)
     index = dataclasses.replace(index, cache=cache)
-    stuck, told = start(index, stuck_writer)
-    assert told.poll(60)
+    stuck, reports = start(index, stuck_writer)
+    assert reports.poll(60)
     readers = [start(index, reader, seed, 10**9 if seed == 0 else 600) for seed in range(4)]
     assert (tmp_path / "cache" / ".writing").exists()
     os.kill(stuck.pid, signal.SIGKILL)
@@ -209,7 +209,7 @@ def test_readers_share_it_and_may_be_killed(index: DatasetIndex, tmp_path: Path)
     victim.join()
     while any(process.is_alive() for process, _ in readers):
         with cache._locked():
-            assert sum(kept(tmp_path / "cache").values()) <= LIMIT
+            assert sum(cached_files(tmp_path / "cache").values()) <= LIMIT
         readers[-1][0].join(0.05)
     assert [process.exitcode for process, _ in readers] == [-signal.SIGKILL, 0, 0, 0]
     assert victim.exitcode == stuck.exitcode == -signal.SIGKILL
@@ -217,4 +217,4 @@ def test_readers_share_it_and_may_be_killed(index: DatasetIndex, tmp_path: Path)
     for number in range(COUNT):
         check(fresh, number)
     assert not (tmp_path / "cache" / ".writing").exists()
-    assert 0.3 * LIMIT < sum(kept(tmp_path / "cache").values()) <= LIMIT
+    assert 0.3 * LIMIT < sum(cached_files(tmp_path / "cache").values()) <= LIMIT

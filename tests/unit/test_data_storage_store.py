@@ -1,4 +1,4 @@
-"""Shards and index: byte layout, stock readers, and every way in which a file can be wrong."""
+"""Shards and index: byte layout, stock readers, and damage of every kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from data.storage.store_errors import VARIABLES, describe_error
 from tests.support.shards_case import episode, equal, write_dataset
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     index = write_dataset(tmp_path)
     assert [entry.length for entry in index.episodes] == [4, 5, 6]
     for i, entry in enumerate(index.episodes):
@@ -101,7 +101,7 @@ def test_damage_names_shard_episode_and_offset(
     assert f"shard {entry.shard}, episode lift/demo_2, offset {entry.offset}" in message
 
 
-def test_an_episode_that_is_not_what_the_index_says_is_refused(tmp_path: Path) -> None:
+def test_an_episode_that_differs_from_the_index_is_refused(tmp_path: Path) -> None:
     index = write_dataset(tmp_path)
     with pytest.raises(InputError, match="the index says 99 steps"):
         read_episode(index, dataclasses.replace(index.episodes[0], length=99))
@@ -191,7 +191,7 @@ def test_overwritten_bytes_never_crash_the_reader(position: int, noise: bytes) -
     assert decoded.actions.shape == (5, 7)  # the noise fell on values
 
 
-def test_object_stores_work_as_folders_do(tmp_path: Path) -> None:
+def test_object_stores_behave_like_folders(tmp_path: Path) -> None:
     remote = ObjectStore("memory:///", MemoryStore())
     remote.write("part/shard-0.tar", b"0123456789")
     assert remote.read("part/shard-0.tar") == b"0123456789"
@@ -218,7 +218,7 @@ def test_urls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
-def test_who_has_no_credentials_is_told_which(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
             monkeypatch.delenv(name)
@@ -232,12 +232,14 @@ def test_who_has_no_credentials_is_told_which(scheme: str, monkeypatch: pytest.M
     assert describe_error(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
 
 
-def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_looked_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be looked up"):
         DatasetIndex.load(str(tmp_path / ("x" * 300)))
 
 
-def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -247,7 +249,7 @@ def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_and_stays_unchanged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(InputError, match="choose a writable place"):
         open_store(str(tmp_path / "file")).write("x", b"1")

@@ -250,7 +250,9 @@ def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.Mon
         size = stream._memory._size
     assert size == sum(LENGTHS[:-1])  # no larger than all episodes
     step_bytes = 2 * (image_block_length(2, 2) + 9)
-    monkeypatch.setattr(episode_memory, "MEGABYTE", 14 * step_bytes)  # room for 14 time steps: about one episode
+    monkeypatch.setattr(
+        episode_memory, "MEGABYTE", 14 * step_bytes
+    )  # room for 14 time steps: about one episode
     with TokenStream(replace(DataConfig(url), memory_megabytes=1), TRAINER, seed=0) as stream:
         assert stream._memory._size == 14
         for step, batch in enumerate(expected):
