@@ -52,7 +52,8 @@ class CacheConfig:
 
     Attributes:
         dir: Its folder; null: no cache.
-        size: Largest number of bytes in it, such as `200GB`; the least recently used episodes are removed first.
+        size: Largest number of bytes in it, such as `200GB`; the least recently used episodes are removed
+            first.
     """
 
     dir: str | None = None
@@ -75,8 +76,8 @@ class DataConfig:
         state_ranges: How states are quantised.
         mixture: Shares of action and world samples.
         text_tokenizer: Path of a Chameleon `tokenizer.json`; null: the small one of the package.
-        image_tokenizer: The VQ-GAN weights that the shards were prepared with; null: those of the package. They
-            are copied into the run folder, for the policy.
+        image_tokenizer: The VQ-GAN weights that the shards were prepared with; null: those of the package.
+            They are copied into the run folder, for the policy.
         memory_megabytes: Size of the tokenised episodes in memory of one process; the first read are removed
             first.
         prefetch: Number of steps prepared ahead of the current one.
@@ -138,7 +139,8 @@ class SourceConfig:
             this order; null: the usual name; `[]`: no state, zeros instead.
         instruction: Name of the instruction in each step (RLDS only); null: the usual name.
         rotate: Rotate frames by 180 degrees; null: as the format defines (LIBERO's HDF5 files), else no.
-        fit: How frames become square: `crop` (their middle), `pad` (black), `stretch`, or `refuse` (an error).
+        fit: How frames become square: `crop` (their middle), `pad` (black), `stretch`, or `refuse` (an
+            error).
     """
 
     source: str = "???"
@@ -159,8 +161,8 @@ class PrepareConfig(SourceConfig):
         out: Folder or URL that receives shards and index.
         resolution: Side in pixels that frames are resized to.
         image_tokenizer: VQ-GAN weights (safetensors); null: the small one of the package.
-        shard_megabytes: Largest shard (before compression). A shard is also the unit of work of a worker and of
-            resuming after an interruption.
+        shard_megabytes: Largest shard (before compression). A shard is also the unit of work of a worker
+            and of resuming after an interruption.
         compression: Of the members of each episode: `none` or `zstd`.
         batch_size: Frames encoded at once.
         replay: Replay each demonstration in its simulator, record frames and states there, and keep only the

@@ -1,4 +1,8 @@
-"""The one exception type that reports a user's mistake instead of a defect of the program."""
+"""The exception type for a user's mistake, as opposed to a defect of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -12,3 +16,13 @@ class InputError(Exception):
             "re-export the demonstration with end-effector actions"
         )
     """
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a setting that has none of its allowed values.
+
+    Raises:
+        InputError: `value` is none of `choices`.
+    """
+    if value not in choices:
+        raise InputError(f"{name}={value}: expected one of {', '.join(choices)}")

@@ -12,8 +12,8 @@ from pathlib import Path
 def replacing(path: Path) -> Generator[Path]:
     """Yield the path of a temporary file that replaces `path` when the block succeeds.
 
-    The block creates the file. It is flushed to the disk before it takes the name of `path`, so a reader, or a
-    crash, sees the old content or the new and nothing between. When the block fails, it is removed.
+    The block creates the file. It is flushed to the disk before it takes the name of `path`, so a reader,
+    or a crash, sees the old content or the new and nothing between. When the block fails, it is removed.
 
     Raises:
         OSError: The file cannot be written; the older file, if any, is as it was.

@@ -1,4 +1,4 @@
-"""The index of a data set from its finished parts: splits, statistics, action ranges."""
+"""Builds the index of a data set from its finished parts: splits, statistics, action ranges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.contracts import Statistics
 from data.errors import InputError
-from data.prepare.parts import Part, PartEpisode, PartRecord, find_record, read_values
+from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
 from data.prepare.statistics import summarise
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
@@ -32,7 +32,7 @@ RANGES = (*NAMED_RANGES, *_MEASURED_RANGES)
 
 
 class FrameFormat(Protocol):
-    """What the index notes of an image tokenizer; members as in `data.prepare.FrameEncoder`."""
+    """The properties of an image tokenizer that the index holds."""
 
     @property
     def pixels(self) -> int:
@@ -51,7 +51,7 @@ class FrameFormat(Protocol):
 
     @property
     def codebook_size(self) -> int:
-        """Codes are below it."""
+        """Number of codes; all codes are below it."""
         ...
 
     @property
@@ -60,16 +60,16 @@ class FrameFormat(Protocol):
         ...
 
 
-def assemble_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]) -> DatasetIndex:
-    """The index of a data set whose parts are all finished.
+def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]) -> DatasetIndex:
+    """Build the index of a data set whose parts are all finished.
 
     Raises:
-        InputError: A part's record or values are not there, or no demonstration was kept.
+        InputError: A part's record or values are missing, or there is no episode.
     """
     store = open_store(config.out)
     finished: list[tuple[Part, PartRecord]] = []
     for part in parts:
-        record = find_record(store, part, thorough=False)
+        record = finished_record(store, part, thorough=False)
         if record is None:
             raise InputError(f"{store.url}/{part.name}.json: vanished or was changed; prepare again")
         finished.append((part, record))
@@ -100,7 +100,7 @@ def assemble_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequenc
 
 
 def commit_index(index: DatasetIndex) -> None:
-    """Write the index, unless another data set is there; its shards have other names and are untouched."""
+    """Write the index; InputError where `out` already holds another data set, which stays unchanged."""
     store = open_store(index.url)
     if store.exists(INDEX_FILE) and store.read(INDEX_FILE) != index.to_json():
         raise InputError(
@@ -111,7 +111,7 @@ def commit_index(index: DatasetIndex) -> None:
 
 
 def assign_splits(tasks: Sequence[str]) -> list[str]:
-    """The split of each demonstration, from the task of each, in their order (WorldVLA's rule).
+    """Assign demonstrations to splits by their tasks, in order (WorldVLA's rule).
 
     Of the sorted tasks the first ceil(0.9 T) are in domain, the others `val_ood`; of the n demonstrations
     of a task in domain the first ceil(0.9 n) are `train`, the others `val_ind`.
@@ -123,20 +123,20 @@ def assign_splits(tasks: Sequence[str]) -> list[str]:
     splits: list[str] = []
     for task in tasks:
         seen[task] += 1
-        trains = seen[task] <= _nine_tenths(counts[task])
-        splits.append("val_ood" if task not in in_domain else "train" if trains else "val_ind")
+        is_training = seen[task] <= _nine_tenths(counts[task])
+        splits.append("val_ood" if task not in in_domain else "train" if is_training else "val_ind")
     return splits
 
 
 def explicit_ranges(config: PrepareConfig) -> ActionRanges | None:
-    """The ranges that the settings spell out (InputError: seven finite, increasing pairs they are not)."""
+    """The explicit ranges of the settings (InputError: not seven finite, increasing pairs)."""
     if config.action_minimum is None or config.action_maximum is None:
         return None
     return ActionRanges(tuple(config.action_minimum), tuple(config.action_maximum))
 
 
 def _action_ranges(config: PrepareConfig, actions: Statistics) -> ActionRanges:
-    """The ranges that the settings spell out, name, or have taken from the actions."""
+    """The explicit ranges of the settings, the named ones, or those measured from the actions."""
     explicit = explicit_ranges(config)
     if explicit is not None:
         return explicit
@@ -147,7 +147,7 @@ def _action_ranges(config: PrepareConfig, actions: Statistics) -> ActionRanges:
 
 @dataclass(frozen=True)
 class _TrainingValues:
-    """Actions or states of the training episodes, from the parts, as often as they are gone through."""
+    """Actions or states of the training episodes, read from the parts; can be iterated repeatedly."""
 
     url: str
     parts: Sequence[tuple[Part, PartRecord]]

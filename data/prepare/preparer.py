@@ -1,8 +1,8 @@
 """Demonstrations to episode shards: filter no-ops, resize, encode frames, write, index.
 
-The output depends on the demonstrations, the image tokenizer and the settings alone, byte for byte, however
-many workers make it and in which order. Finished shards are kept when a preparation is interrupted
-(`data.prepare.parts`). The index is written last: a data set that was not finished has none.
+The output depends only on the demonstrations, the image tokenizer and the settings, byte for byte, for any
+number and order of workers. Finished shards survive an interruption (`data.prepare.parts`). The index is
+written last: an unfinished data set has none.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from data.config import PrepareConfig
 from data.contracts import Demonstration, Episode
-from data.errors import InputError
-from data.prepare.frames import FITS, moving_steps, resize_frames, square_frames
-from data.prepare.index_builder import RANGES, FrameFormat, assemble_index, commit_index, explicit_ranges
-from data.prepare.parts import Part, PartRecord, find_record, plan_parts, write_record
-from data.sources.interface import DemonstrationReference, Source
+from data.errors import InputError, check_choice
+from data.prepare.frames import FITS, resize_frames, square_frames
+from data.prepare.index_builder import RANGES, FrameFormat, build_index, commit_index, explicit_ranges
+from data.prepare.no_ops import moving_steps
+from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
+from data.sources.interface import DemonstrationReference, DemonstrationSource
 from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
 from data.storage.shards import COMPRESSIONS, ShardWriter, check_compression, check_key
@@ -31,7 +32,7 @@ from data.tokens.vocabulary import ACTION_DIM, IMAGE_CODE_COUNT, STATE_DIM, grid
 
 
 class FrameEncoder(FrameFormat, Protocol):
-    """What `prepare` needs of an image tokenizer (`data.tokens.image.ImageTokenizer` is one)."""
+    """An image tokenizer as `prepare` uses it (`data.tokens.image.ImageTokenizer` is one)."""
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Frames uint8 [N, H, W, 3] -> codes uint16 [N, R, C]."""
@@ -42,10 +43,10 @@ Progress = Callable[[int, int], None]
 """Called with the number of episodes done and their total."""
 
 Replay = Callable[[DemonstrationReference, int], Demonstration | None]
-"""Acts a demonstration out again in its simulator, frames that many pixels wide; None: it did not succeed."""
+"""Replays a demonstration in its simulator with frames of that many pixels; None: it did not succeed."""
 
 RunParts = Callable[[Sequence[Part], Callable[[int], None]], None]
-"""Finishes parts, somewhere, and tells the number of episodes done so far."""
+"""Finishes parts on some workers, and calls its second argument with the number of episodes done so far."""
 
 
 def prepare(
@@ -57,50 +58,50 @@ def prepare(
 
     Args:
         preparer: Settings and image tokenizer.
-        progress: Told how far the work is.
-        run_parts: Who does the work; None: this process, part by part.
+        progress: Called as the episodes are finished.
+        run_parts: Finishes the parts; None: this process, part by part.
 
     Raises:
-        InputError: A demonstration is not valid, the tokenizer is for another resolution, the place
-            cannot be written or holds another data set.
+        InputError: A demonstration is invalid, the tokenizer has another resolution, or `out` cannot be
+            written or holds another data set.
     """
     parts = preparer.plan()
     total = sum(len(part.references) for part in parts)
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         if progress is not None:
             progress(done, total)
 
-    tell(0)
+    report(0)
     if run_parts is None:
-        preparer.finish_all(parts, tell)
+        preparer.finish_all(parts, report)
     else:
-        run_parts(parts, tell)
-    index = assemble_index(preparer.config, preparer.tokenizer, parts)
+        run_parts(parts, report)
+    index = build_index(preparer.config, preparer.tokenizer, parts)
     commit_index(index)
     return index
 
 
 class Preparer:
-    """What one process needs to finish parts.
+    """Plans and finishes parts in one process.
 
     Args:
         config: Settings.
         tokenizer: Encodes frames.
-        replay: Needed where `config.replay` is set.
+        replay: Required where `config.replay` is set.
     """
 
     def __init__(self, config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None = None) -> None:
         self.config, self.tokenizer, self._replay = config, tokenizer, replay
 
     def plan(self) -> list[Part]:
-        """Divide the work.
+        """Divide the demonstrations into parts.
 
         Raises:
-            InputError: Whatever can be refused before any work is done.
+            InputError: Invalid settings or demonstrations, as far as they are known before any encoding.
         """
         config = self.config
-        _check(config, self.tokenizer, self._replay)
+        _check_settings(config, self.tokenizer, self._replay)
         references = self._source.references()
         _check_references(config, references)
         codes = self.tokenizer.rows * self.tokenizer.columns * len(references[0].cameras)
@@ -117,35 +118,35 @@ class Preparer:
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
         )
 
-    def finish(self, part: Part, tell: Callable[[int], None]) -> PartRecord:
-        """Encode and write a part, unless it is there already.
+    def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
+        """Encode and write a part, unless it is already finished.
 
         Args:
             part: One of `plan`.
-            tell: Told the number of its episodes done.
+            report: Called with the number of its episodes done.
 
         Raises:
-            InputError: A demonstration is not valid, or the place cannot be written.
+            InputError: A demonstration is invalid, or `out` cannot be written.
         """
         store = open_store(self.config.out)
-        record = find_record(store, part)
+        record = finished_record(store, part)
         if record is None:
-            record = self._make(part, tell)
-        tell(len(part.references))
+            record = self._write_part(part, report)
+        report(len(part.references))
         return record
 
-    def finish_all(self, parts: Sequence[Part], tell: Callable[[int], None]) -> None:
+    def finish_all(self, parts: Sequence[Part], report: Callable[[int], None]) -> None:
         """Finish all parts, one after the other."""
         before = 0
         for part in parts:
-            self.finish(part, lambda done, before=before: tell(before + done))
+            self.finish(part, lambda done, before=before: report(before + done))
             before += len(part.references)
 
     @cached_property
-    def _source(self) -> Source:
+    def _source(self) -> DemonstrationSource:
         return open_source(self.config)
 
-    def _make(self, part: Part, tell: Callable[[int], None]) -> PartRecord:
+    def _write_part(self, part: Part, report: Callable[[int], None]) -> PartRecord:
         store = open_store(self.config.out)
         writer = ShardWriter(store, limit=None, first=part.number, compression=self.config.compression)
         episodes: list[tuple[DemonstrationReference, int]] = []
@@ -153,7 +154,7 @@ class Preparer:
         dropped: list[str] = []
         for done, reference in enumerate(part.references):
             if done:
-                tell(done)
+                report(done)
             demonstration = self._read(reference)
             if demonstration is None:
                 dropped.append(reference.key)
@@ -169,7 +170,7 @@ class Preparer:
     def _read(self, reference: DemonstrationReference) -> Demonstration | None:
         if not self.config.replay:
             return self._source.read(reference)
-        assert self._replay is not None  # `_check` refused it
+        assert self._replay is not None  # refused by `_check_settings`
         return self._replay(reference, self.tokenizer.pixels)
 
 
@@ -181,16 +182,16 @@ def encode_demonstration(
     Raises:
         InputError: No step of the demonstration moves the robot.
     """
-    keep = moving_steps(demonstration.actions)
-    if not keep.any():
+    moving = moving_steps(demonstration.actions)
+    if not moving.any():
         raise InputError(
-            f"{demonstration.key}: none of its {len(keep)} steps moves the robot, expected at least one; "
+            f"{demonstration.key}: none of its {len(moving)} steps moves the robot, expected at least one; "
             "delete this demonstration"
         )
     codes: dict[str, NDArray[np.uint16]] = {}
     for camera, frames in demonstration.frames.items():
-        kept = resize_frames(square_frames(frames[keep], fit), tokenizer.pixels)
-        batches = [kept[i : i + batch_size] for i in range(0, len(kept), batch_size)]
+        resized = resize_frames(square_frames(frames[moving], fit), tokenizer.pixels)
+        batches = [resized[i : i + batch_size] for i in range(0, len(resized), batch_size)]
         codes[camera] = np.concatenate([tokenizer.encode(batch) for batch in batches])
     return Episode(
         key=demonstration.key,
@@ -198,13 +199,13 @@ def encode_demonstration(
         task=demonstration.task,
         instruction=demonstration.instruction,
         codes=codes,
-        actions=demonstration.actions[keep],
-        states=demonstration.states[keep],
+        actions=demonstration.actions[moving],
+        states=demonstration.states[moving],
     )
 
 
-def _check(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None) -> None:
-    """Settings that cannot work."""
+def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None) -> None:
+    """Refuse invalid settings (InputError)."""
     if tokenizer.pixels != config.resolution:
         raise InputError(
             f"the image tokenizer takes frames of {tokenizer.pixels} pixels but resolution is "
@@ -220,14 +221,12 @@ def _check(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None
             "as many as the vocabulary holds; give another image_tokenizer"
         )
     check_compression(config.compression)
-    if config.fit not in FITS:
-        raise InputError(f"fit={config.fit}: expected one of {', '.join(FITS)}")
+    check_choice("fit", config.fit, FITS)
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected at least 1")
     if not 0 < config.shard_megabytes < 1e6:
         raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
-    if config.ranges not in RANGES:
-        raise InputError(f"ranges={config.ranges}: expected one of {', '.join(RANGES)}")
+    check_choice("ranges", config.ranges, RANGES)
     if (config.action_minimum is None) != (config.action_maximum is None):
         raise InputError("action_minimum and action_maximum belong together; give both or none")
     explicit_ranges(config)
@@ -236,7 +235,7 @@ def _check(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None
 
 
 def _check_references(config: PrepareConfig, references: Sequence[DemonstrationReference]) -> None:
-    """Keys that cannot name episodes, and demonstrations that do not belong together."""
+    """Refuse invalid or equal keys, and demonstrations of different cameras (InputError)."""
     keys = Counter(check_key(reference.key) for reference in references)
     cameras = references[0].cameras
     for reference in references:

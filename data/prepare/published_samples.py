@@ -1,10 +1,10 @@
 """WorldVLA's published samples to episode shards.
 
 The published data are samples, not episodes: an *action sample* holds an instruction, frames up to t and the
-actions from t on, a *world sample* frame t, action t and frame t + 1. World samples in order of time follow
-each other by their frames, which gives an episode's frames and actions back, exactly as codes and bins; the
-instruction comes from an action sample of the same frame and action. Not in the data, and so not in the
-shards: the robot's state (zeros instead) and the action of an episode's last frame (the frame is left out).
+actions from t on, a *world sample* frame t, action t and frame t + 1. World samples in order of time share
+their frames, so an episode's frames and actions can be restored exactly as codes and bins; the instruction is
+that of an action sample of the same frame and action. Not in the data, and so not in the shards: the robot's
+state (zeros instead) and the action of an episode's last frame (the frame is left out).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from data.config import ConvertSamplesConfig
 from data.contracts import AGENT_CAMERA, Episode
-from data.errors import InputError
+from data.errors import InputError, check_choice
 from data.prepare.index_builder import FrameFormat, assign_splits, commit_index
 from data.prepare.statistics import summarise
-from data.sources.array_checks import clean_instruction, slug
+from data.sources.instructions import clean_instruction, slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
@@ -32,11 +32,12 @@ from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter, check_compression
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges, decode
+from data.tokens.prompt_text import ACTION_TEXT
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import STATE_DIM
 
-_QUESTION = re.compile(r"What action should the robot take to (.+?)\?", re.DOTALL)
-_SHORTEST_MEAN = 2.0  # steps an episode; fewer: the files are not in the order of time
+_QUESTION = re.compile(re.escape(ACTION_TEXT).replace(re.escape("{task}"), "(.+?)"), re.DOTALL)
+_MIN_MEAN_LENGTH = 2.0  # steps of an episode; fewer: the files are not in the order of time
 
 Progress = Callable[[int, int], None]
 """Called with (files read, files to read: each is read twice)."""
@@ -56,11 +57,10 @@ def convert_samples(
     """Write the data set of `config.source` below `config.out` and return its index.
 
     Raises:
-        InputError: A file is no sample, samples do not belong to the tokenizers, or episodes cannot be
-            rebuilt from them.
+        InputError: A file is no sample, the tokenizers are not those of the samples, or no episodes can be
+            restored from them.
     """
-    if config.ranges not in NAMED_RANGES:
-        raise InputError(f"ranges={config.ranges}: expected one of {', '.join(NAMED_RANGES)}")
+    check_choice("ranges", config.ranges, tuple(NAMED_RANGES))
     check_compression(config.compression)
     ranges = NAMED_RANGES[config.ranges]
     paths = list_samples(Path(config.source))
@@ -88,7 +88,7 @@ def convert_samples(
             Episode(episode.key, config.suite, task, instruction, {}, episode.actions, episode.states)
         )
     steps = sum(episode.length for episode in episodes)
-    if steps < _SHORTEST_MEAN * len(episodes) or not episodes:
+    if steps < _MIN_MEAN_LENGTH * len(episodes) or not episodes:
         raise InputError(
             f"{config.source}: its world samples give {len(episodes)} episodes of {steps} steps together, "
             "which are none; expected world samples whose files are numbered in the order of time"
@@ -106,8 +106,8 @@ def _finish(
     splits = assign_splits([episode.task for episode in episodes])
     training = [episode for episode, split in zip(episodes, splits, strict=True) if split == "train"]
     entries = [
-        EpisodeEntry.of(episode, place, split)
-        for episode, place, split in zip(episodes, writer.close(), splits, strict=True)
+        EpisodeEntry.of(episode, location, split)
+        for episode, location, split in zip(episodes, writer.close(), splits, strict=True)
     ]
     index = DatasetIndex(
         image=ImageFormat(image.pixels, image.rows, image.columns, image.codebook_size, image.sha256),
@@ -126,8 +126,8 @@ def _finish(
 
 
 def _instructions(samples: Iterator[TokenSample], text: TextTokenizer) -> dict[bytes, str]:
-    """Frame and action -> instruction, from the action samples."""
-    found: dict[bytes, str] = {}
+    """Map frame and action to the instruction, from the action samples."""
+    instructions: dict[bytes, str] = {}
     words: dict[tuple[int, ...], str | None] = {}
     for sample in samples:
         ids = tuple(sample.text)
@@ -136,12 +136,12 @@ def _instructions(samples: Iterator[TokenSample], text: TextTokenizer) -> dict[b
             words[ids] = clean_instruction(question[1], "a sample") if question else None
         instruction = words[ids]
         if instruction is not None:
-            found[_key(sample.images[-1], sample.actions[0])] = instruction
-    return found
+            instructions[_key(sample.images[-1], sample.actions[0])] = instruction
+    return instructions
 
 
 def _chains(samples: Iterator[TokenSample]) -> Iterator[_Chain]:
-    """Runs of world samples (two frames, one action between them) whose frames follow each other."""
+    """Runs of world samples (two frames, one action between them) that share their frames."""
     chain = _Chain([], [])
     following: NDArray[np.int64] | None = None
     for sample in samples:
@@ -163,7 +163,7 @@ def _instruction_of(chain: _Chain, instructions: Mapping[bytes, str], source: st
         if instruction is not None:
             return instruction
     raise InputError(
-        f"{source}: no action sample tells the instruction of an episode of {len(chain.bins)} steps; put "
+        f"{source}: no action sample gives the instruction of an episode of {len(chain.bins)} steps; put "
         "action and world samples of the same demonstrations below one folder, and give their text_tokenizer"
     )
 

@@ -1,9 +1,8 @@
-"""Checks that the arrays of a demonstration pass, whatever format they come from."""
+"""Checks of the arrays of a demonstration, the same for every format."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ from PIL import Image, UnidentifiedImageError
 
 from data.errors import InputError
 
-_LARGEST_SIDE = 8192  # pixels of a compressed frame; more is a bomb
+_MAX_SIDE = 8192  # pixels of a compressed frame; more is a decompression bomb
 
 
 def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | None) -> NDArray[np.float32]:
-    """A table [T, width] of finite numbers as float32.
+    """Check a table [T, width] of finite numbers and return it as float32.
 
     Raises:
         InputError: Not numbers, of another shape, another T than `steps`, or not finite.
@@ -29,7 +28,16 @@ def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | 
             "parts with action= or state=[...], or export the data set again"
         )
     check_steps(name, len(table), steps, where)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite below
+    return finite_float32(table, name, where)
+
+
+def finite_float32(table: NDArray[Any], name: str, where: str) -> NDArray[np.float32]:
+    """Convert a table [T, D] of numbers to float32.
+
+    Raises:
+        InputError: A value is not finite in float32.
+    """
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
         numbers = table.astype(np.float32)
     if not np.isfinite(numbers).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
@@ -43,7 +51,7 @@ def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | 
 def join_state(
     parts: Sequence[NDArray[Any]], names: Sequence[str], width: int, where: str, steps: int
 ) -> NDArray[np.float32]:
-    """Parts [T, D] of a state side by side, float32 [T, width]; zeros where no part is wanted.
+    """Join parts [T, D] of a state to float32 [T, width]; zeros where there are no parts.
 
     Raises:
         InputError: As `finite_numbers`.
@@ -53,25 +61,27 @@ def join_state(
     return finite_numbers(np.concatenate(parts, axis=1), " + ".join(names), width, where, steps)
 
 
-def check_steps(name: str, found: int, steps: int | None, where: str) -> None:
+def check_steps(name: str, length: int, steps: int | None, where: str) -> None:
     """Refuse a part that is longer or shorter than the others (InputError)."""
-    if steps is not None and found != steps:
+    if steps is not None and length != steps:
         raise InputError(
-            f"{where}: {name} has {found} time steps, expected {steps}; delete or export this "
+            f"{where}: {name} has {length} time steps, expected {steps}; delete or export this "
             "demonstration again"
         )
 
 
 def decode_picture(content: bytes, where: str) -> NDArray[np.uint8]:
-    """A PNG or JPEG file -> uint8 [H, W, 3].
+    """Decode a PNG or JPEG file to uint8 [H, W, 3].
 
     Raises:
-        InputError: Neither, broken, or absurdly large.
+        InputError: Neither format, damaged, or too large.
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
-            if max(picture.size) > _LARGEST_SIDE:
-                raise InputError(f"{where}: a frame of {picture.size} pixels, expected at most 8192 a side")
+            if max(picture.size) > _MAX_SIDE:
+                raise InputError(
+                    f"{where}: a frame of {picture.size} pixels, expected at most {_MAX_SIDE} a side"
+                )
             return np.asarray(picture.convert("RGB"), np.uint8)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputError(
@@ -80,21 +90,8 @@ def decode_picture(content: bytes, where: str) -> NDArray[np.uint8]:
 
 
 def stack_frames(frames: Sequence[NDArray[np.uint8]], name: str, where: str) -> NDArray[np.uint8]:
-    """Frames of one size [H, W, 3] -> uint8 [T, H, W, 3]; InputError when sizes differ."""
+    """Stack frames of one size [H, W, 3] to uint8 [T, H, W, 3]; InputError where sizes differ."""
     sizes = {frame.shape for frame in frames}
     if len(sizes) != 1:
         raise InputError(f"{where}: {name} has frames of sizes {sorted(sizes)[:3]}, expected one size")
     return np.stack(frames)
-
-
-def clean_instruction(text: str, where: str) -> str:
-    """Lower case, without quotes and doubled spaces; InputError when nothing is left."""
-    cleaned = " ".join(text.strip().strip('"').lower().split())
-    if not cleaned:
-        raise InputError(f"{where}: the instruction is empty; give each demonstration a task text")
-    return cleaned
-
-
-def slug(text: str) -> str:
-    """A text as part of a name: letters, digits and single underscores, at most 100 characters."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:100].strip("_") or "task"

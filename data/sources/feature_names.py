@@ -1,4 +1,4 @@
-"""Which of a data set's own names are our cameras, actions and state."""
+"""The names of cameras, actions and states in a data set: given by a setting, or the usual ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
 
-# As the published LIBERO, Bridge and Open X-Embodiment sets call them.
+# Names in the published LIBERO, Bridge and Open X-Embodiment data sets.
 _USUAL_CAMERAS = {
     AGENT_CAMERA: (
         "image",
@@ -23,56 +23,56 @@ _USUAL_CAMERAS = {
 _PREFIXES = ("observation.images.", "observation.", "observation/", "")
 
 
-def choose_cameras(found: Sequence[str], wanted: Mapping[str, str], where: str) -> dict[str, str]:
-    """Our camera -> the data set's name of it.
+def choose_cameras(available: Sequence[str], requested: Mapping[str, str], where: str) -> dict[str, str]:
+    """Map our cameras to the names in a data set.
 
     Args:
-        found: Names of all cameras of the data set.
-        wanted: The setting `cameras`; none: usual names, or the only camera there is.
+        available: Names of all cameras of the data set.
+        requested: The setting `cameras`; empty: the usual names, or the only camera.
         where: Leads the messages.
 
     Raises:
-        InputError: A wanted camera is not there, or the agent's view cannot be told.
+        InputError: A requested camera is missing, or the agent's view is ambiguous.
     """
-    if wanted:
-        for camera, name in wanted.items():
-            if name not in found:
+    if requested:
+        for camera, name in requested.items():
+            if name not in available:
                 raise InputError(
-                    f"{where}: no camera {name!r} for {camera}, the data set has {_listed(found)}; "
+                    f"{where}: no camera {name!r} for {camera}, the data set has {_listed(available)}; "
                     "name one of these in cameras={...}"
                 )
-        return dict(wanted)
+        return dict(requested)
     chosen: dict[str, str] = {}
     for camera, names in _USUAL_CAMERAS.items():
         candidates = [f"{prefix}{name}" for name in names for prefix in _PREFIXES]
-        match = next((name for name in candidates if name in found), None)
+        match = next((name for name in candidates if name in available), None)
         if match is not None:
             chosen[camera] = match
-    if AGENT_CAMERA not in chosen and len(found) == 1:
-        return {AGENT_CAMERA: found[0]}
+    if AGENT_CAMERA not in chosen and len(available) == 1:
+        return {AGENT_CAMERA: available[0]}
     if AGENT_CAMERA not in chosen:
-        example = found[0] if found else "NAME"
+        example = available[0] if available else "NAME"
         raise InputError(
-            f"{where}: cannot tell the third-person camera among {_listed(found)}; name it, for example "
-            f"cameras={{agent:{example}}}"
+            f"{where}: cannot identify the third-person camera among {_listed(available)}; name it, "
+            f"for example cameras={{agent:{example}}}"
         )
     return chosen
 
 
 def choose_name(
-    found: Sequence[str], wanted: str | None, usual: Sequence[str], setting: str, where: str
+    available: Sequence[str], requested: str | None, usual: Sequence[str], setting: str, where: str
 ) -> str:
-    """The name given by a setting, else the first usual one that the data set has.
+    """The name given by a setting, else the first usual one in the data set.
 
     Raises:
-        InputError: The data set does not have it.
+        InputError: The data set has none of them.
     """
-    candidates = usual if wanted is None else (wanted,)
+    candidates = usual if requested is None else (requested,)
     for name in candidates:
-        if name in found:
+        if name in available:
             return name
     raise InputError(
-        f"{where}: no {' or '.join(candidates)} among {_listed(found)}; name the right one with {setting}"
+        f"{where}: no {' or '.join(candidates)} among {_listed(available)}; name the right one with {setting}"
     )
 
 

@@ -1,7 +1,7 @@
 """The episodes of a data set as columns: a million of them load in a moment and take 0.1 GB.
 
-The columns (`data.storage.episode_columns`) are one safetensors file beside `index.json`, which holds its name
-and checksum.
+The columns (`data.storage.episode_columns`) are one safetensors file beside `index.json`, which holds its
+name and checksum.
 """
 
 from __future__ import annotations

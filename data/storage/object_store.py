@@ -109,7 +109,7 @@ class ObjectStore:
             return bytes(download.content)
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`; InputError where the object was replaced since the first such read."""
+        """Exactly `size` bytes from `offset`; InputError if the object was replaced since the first read."""
         if size == 0:
             return b""
         etag = self._etags.get(checked_name(name))

@@ -28,7 +28,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from data.contracts import Episode
-from data.errors import InputError
+from data.errors import InputError, check_choice
 from data.storage.store import Store
 from data.storage.ustar import read_members, write_member
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
@@ -51,8 +51,7 @@ COMPRESSIONS = ("none", "zstd")
 
 def check_compression(compression: str) -> None:
     """Refuse a compression that is none of `COMPRESSIONS` (InputError)."""
-    if compression not in COMPRESSIONS:
-        raise InputError(f"compression={compression}: expected one of {', '.join(COMPRESSIONS)}")
+    check_choice("compression", compression, COMPRESSIONS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Planned windows -> the arrays of packed sequences, all samples at once.
 
-The samples are those of `data.stream.samples`, written by a few operations on whole arrays: a sample consists of
-pieces of fixed lengths (frames, action blocks, answers) and of its words, so pieces of one kind are copied for
-all samples together. The tests compare the result with one written sample by sample.
+The samples are those of `data.stream.samples`, written by a few operations on whole arrays: a sample
+consists of pieces of fixed lengths (frames, action blocks, answers) and of its words, so pieces of one kind
+are copied for all samples together. The tests compare the result with one written sample by sample.
 """
 
 from __future__ import annotations

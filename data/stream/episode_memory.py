@@ -1,10 +1,11 @@
 """Tokenised episodes in the memory of one process: a ring of time steps of fixed size.
 
-Episodes are stored one after the other in three arrays, so that many samples are cut by a few array operations.
-When the ring is full, the episodes read first are overwritten. (Windows come in a random order, so every
-episode is equally likely to be requested next, and least recently used would serve no better.) Where the ring
-cannot hold all episodes and the node has a cache, windows of the other episodes are read from the cache without
-their episodes (`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
+Episodes are stored one after the other in three arrays, so that many samples are cut by a few array
+operations. When the ring is full, the episodes read first are overwritten. (Windows come in a random order,
+so every episode is equally likely to be requested next, and least recently used would serve no better.)
+Where the ring cannot hold all episodes and the node has a cache, windows of the other episodes are read
+from the cache without their episodes (`data.stream.cached_windows`); only episodes that are not in the
+cache are read as a whole.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class EpisodeMemory:
             self._read(list(dict.fromkeys(numbers[missing].tolist())))
 
     def close(self) -> None:
-        """End the threads that read; their retries are cancelled, so that an outage does not delay the end."""
+        """End the threads that read; their retries are cancelled, so that an outage does not delay this."""
         self._closed = True
         for dataset in self._datasets:
             dataset.index.store.cancel_retries()

@@ -1,8 +1,8 @@
 """Number of samples of every step and the sequence of each one: planned once, from the index alone.
 
-The samples of a step are slots (`data.stream.stratified_sampler`), and the longest sample that a slot can draw
-is known. The layout takes as many samples as fit with the exact mixture, so any draw fits and no step needs
-packing.
+The samples of a step are slots (`data.stream.stratified_sampler`), and the longest sample that a slot can
+draw is known. The layout takes as many samples as fit with the exact mixture, so any draw fits and no step
+needs packing.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def _try(
 def _spread(assigned: NDArray[np.int64], worlds: NDArray[np.int64], sequences: int) -> NDArray[np.int64]:
     """New numbers of the sequences, such that any run of them has its share of world samples.
 
-    World samples have the most labels, and so the most work in the last layer: ranks should have equally many.
+    World samples have the most labels, and so the most work in the last layer: ranks should have equally
+    many.
     """
     counts = np.bincount(assigned, weights=worlds, minlength=sequences)
     order = np.argsort(

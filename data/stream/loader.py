@@ -85,7 +85,7 @@ class TokenStream:
         return self._ahead.pop((step, data_rank, data_size)).result()
 
     def is_ready(self, step: int, data_rank: int, data_size: int, timeout: float) -> bool:
-        """Wait at most `timeout` seconds for a step; whether `micro_batches` returns or raises at once now."""
+        """Wait up to `timeout` seconds for a step; whether `micro_batches` then returns or raises at once."""
         self._prepare(step, data_rank, data_size)
         return bool(wait([self._ahead[step, data_rank, data_size]], timeout).done)
 

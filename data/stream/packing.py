@@ -13,10 +13,10 @@ def assign_sequences(
 ) -> NDArray[np.int64] | None:
     """Assign each sample to a sequence, int64 [N]; None where no assignment was found that fits all.
 
-    Two methods are tried. *Even*: the numbers of samples of two sequences differ by at most one, short samples
-    are in the fuller sequences, and long beside short. *Best fit decreasing*: each sample, from the longest
-    on, goes where it leaves the least room. The first is nearly optimal for samples of similar length, the
-    second for different ones. Samples are never cut.
+    Two methods are tried. *Even*: the numbers of samples of two sequences differ by at most one, short
+    samples are in the fuller sequences, and long beside short. *Best fit decreasing*: each sample, from the
+    longest on, goes where it leaves the least room. The first is nearly optimal for samples of similar
+    length, the second for different ones. Samples are never cut.
 
     Args:
         lengths: int64 [N], largest number of tokens of each sample.

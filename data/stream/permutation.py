@@ -2,8 +2,8 @@
 
 A Feistel network over pairs (row, column) of a grid that holds the numbers 0 .. size - 1 is a bijection of
 the grid; applying it again while the result lies outside 0 .. size - 1 makes it a bijection of the numbers
-themselves (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The grid has less
-than one row too many, so it is hardly ever applied twice.
+themselves (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The grid has
+less than one row too many, so it is hardly ever applied twice.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Each kind of sample of each data set is an endless stream of its own (`data.stream.stratified_sampler`), of
 which every step takes the same number; their places in the sequences are the same for all steps
-(`data.stream.layout`). So any step is computed without the steps before it, and the number of ranks does not
-matter: sequences are numbered over the whole step, and a rank takes its share of them. The cost is that of the
-requested windows.
+(`data.stream.layout`). So any step is computed without the steps before it, and the number of ranks does
+not matter: sequences are numbered over the whole step, and a rank takes its share of them. The cost is that
+of the requested windows.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@
     state  = STATE_START, 8 bins, STATE_END
     EOT    = END_OF_TURN; the bar separates prompt and answer; only the answer has labels
 
-The prompts are the input of the policy and of the world model at inference; `data.stream.batch_assembler` writes
-whole samples for training. Source of the templates: the published WorldVLA code (arXiv 2506.21539; M = 2, K = 5
-or 10, P = 1, V = 1, no state); cameras and state: RynnVLA-002 (arXiv 2511.17502).
+The prompts are the input of the policy and of the world model at inference; `data.stream.batch_assembler`
+writes whole samples for training. Source of the templates: the published WorldVLA code (arXiv 2506.21539; M
+= 2, K = 5 or 10, P = 1, V = 1, no state); cameras and state: RynnVLA-002 (arXiv 2511.17502).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.stream.samples import action_prompt
-from data.tokens.prompt_text import action_text
 from data.tokens.action import ActionRanges, decode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import action_text
 from eval.config import ExportedConfig
 from eval.policy.batching import ChunkDecoder, FrameEncoder
 from eval.policy.interface import Observation

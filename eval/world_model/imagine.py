@@ -23,9 +23,9 @@ from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.stream.samples import action_prompt, world_prompt
-from data.tokens.prompt_text import WORLD_TEXT
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import WORLD_TEXT
 from eval.config import ImagineConfig
 from eval.contact_sheet import enlarge, evenly, tile
 from eval.policy.loaded_model import LoadedModel, load_model

@@ -1,4 +1,4 @@
-"""Reference implementation of samples and packing, one sample at a time (for `data.stream.batch_assembler`)."""
+"""Reference of `data.stream.batch_assembler`: samples and packing, one sample at a time."""
 
 from __future__ import annotations
 

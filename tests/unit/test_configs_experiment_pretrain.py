@@ -16,8 +16,8 @@ from data.storage import index as indexes
 from data.storage.episode_entry import Task
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
-from data.stream.setup import make_plan
 from data.stream.plan import Kind
+from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.checks import check_training
 from pretrain.settings import compose

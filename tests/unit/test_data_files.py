@@ -50,9 +50,14 @@ def test_a_full_disk_leaves_the_older_file(
 def test_a_block_that_fails_leaves_the_older_file_and_no_temporary_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ValueError, match="midway"), replacing(path) as temporary:
-        temporary.write_text("ne")
-        raise ValueError("midway")
+
+    def write_and_fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise ValueError("midway")
+
+    with pytest.raises(ValueError, match="midway"):
+        write_and_fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.contracts import Demonstration, Statistics
 from data.errors import InputError
-from data.prepare.parts import Part, find_record, plan_parts
+from data.prepare.parts import Part, finished_record, plan_parts
 from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
@@ -138,7 +138,7 @@ def test_what_a_part_depends_on_makes_it_another_one(source: Path, tmp_path: Pat
 
     def unfinished(tokenizer: Tokenizer | None = None, **changes: object) -> int:
         parts = Preparer(config(source, tmp_path / "out", **changes), tokenizer or Tokenizer()).plan()
-        return sum(find_record(store, part) is None for part in parts)
+        return sum(finished_record(store, part) is None for part in parts)
 
     assert unfinished() == 0
     assert unfinished(rotate=False) == 5

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.errors import InputError
 from data.prepare import preparer as prepare_module
-from data.prepare.frames import moving_steps, resize_frames, square_frames
+from data.prepare.frames import resize_frames, square_frames
 from data.prepare.index_builder import assign_splits
+from data.prepare.no_ops import moving_steps
 from data.prepare.preparer import FrameEncoder, Preparer
 from data.prepare.statistics import summarise
 from data.storage.episode_reader import read_episode

@@ -141,7 +141,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
         convert_samples(config(tmp_path, ranges="extremes"), text, Format())
     for path in (folder / "actions").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="no action sample tells the instruction"):
+    with pytest.raises(InputError, match="no action sample gives the instruction"):
         convert_samples(config(tmp_path), text, Format())
     write_published(folder, [recorded(6, 0, "lift it")])
     for path in (folder / "world").iterdir():
@@ -159,15 +159,15 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (pickle.dumps({"token": Harmful()}), "the pickle wants (STACK_GLOBAL|GLOBAL)"),
-        (pickle.dumps({"token": Harmful()}, 0), "the pickle wants GLOBAL"),
-        (pickle.dumps({"token": np.zeros(3)}), "the pickle wants"),
-        (pickle.dumps({"token": (1, 2)}), "the pickle wants TUPLE2"),
-        (pickle.dumps({"token": 1.5}), "the pickle wants BINFLOAT"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "absurd memory"),
-        (b"cos\nsystem\n(S'true'\ntR.", "the pickle wants GLOBAL"),
-        (b"\x80\x02\x82\x01.", "the pickle wants EXT1"),
-        (b"Pname\n.", "the pickle wants PERSID"),
+        (pickle.dumps({"token": Harmful()}), "the pickle uses (STACK_GLOBAL|GLOBAL)"),
+        (pickle.dumps({"token": Harmful()}, 0), "the pickle uses GLOBAL"),
+        (pickle.dumps({"token": np.zeros(3)}), "the pickle uses"),
+        (pickle.dumps({"token": (1, 2)}), "the pickle uses TUPLE2"),
+        (pickle.dumps({"token": 1.5}), "the pickle uses BINFLOAT"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "needs too much memory"),
+        (b"cos\nsystem\n(S'true'\ntR.", "the pickle uses GLOBAL"),
+        (b"\x80\x02\x82\x01.", "the pickle uses EXT1"),
+        (b"Pname\n.", "the pickle uses PERSID"),
         (b"\x80\x04]", "no readable pickle"),
         (b"", "no readable pickle"),
         (b"\x80\x02]g99999999999999999999\n.", "no readable pickle"),

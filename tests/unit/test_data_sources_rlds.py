@@ -95,7 +95,7 @@ def flipped(content: bytes) -> bytes:
         (changed("dataset_info.json", '"tfrecord"', '"riegeli"'), "fileFormat is 'riegeli'"),
         (changed("features.json", '"7"', '"6"'), "features.json says 6 a step|expected numbers"),
         (changed("features.json", '"action"', '"act"'), "no action among"),
-        (changed("features.json", '"image": {"image"', '"image": {"video"'), "cannot tell the third-person"),
+        (changed("features.json", '"image": {"image"', '"image": {"video"'), "cannot identify the third"),
     ],
 )
 def test_damage_is_refused(tmp_path: Path, damage: Callable[[Path], None], reason: str) -> None:

@@ -1,4 +1,4 @@
-"""An object store with broken connections and servers: every byte arrives, or an error names what is missing."""
+"""An object store with faults: every byte arrives, or an error names what is missing."""
 
 from __future__ import annotations
 

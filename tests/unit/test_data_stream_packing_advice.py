@@ -1,4 +1,4 @@
-"""The reported padding is that of the batches, and the suggested length is the best near the configured one."""
+"""The reported padding is that of the batches; the suggested length is the best near the configured one."""
 
 from __future__ import annotations
 
