@@ -188,8 +188,8 @@ class EpisodeCache:
         if not self._broken:
             self._broken = True
             print(
-                f"storage: data.cache.dir={self._folder}: {error.strerror}; this process goes on without "
-                "keeping episodes there",
+                f"storage: data.cache.dir={self._folder}: {error.strerror}; this process continues "
+                "without storing episodes there",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""Preparation: filter, splits, statistics, deterministic bytes, and nothing half done."""
+"""Preparation: filter, splits, statistics, deterministic bytes, and no index of unfinished data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.libero_layout import demonstration, write_file
 
 @dataclasses.dataclass(frozen=True)
 class MeanTokenizer:
-    """Codes are the mean red of 8 x 8 pixels: enough to see which frame went where."""
+    """Codes are the mean red of 8 x 8 pixels: enough to recognise a frame."""
 
     pixels: int = 64
     rows: int = 8
@@ -51,13 +51,13 @@ def settings(tmp_path: Path, **changes: object) -> PrepareConfig:
     return dataclasses.replace(config, **changes)
 
 
-def test_no_ops_are_the_methods() -> None:
+def test_no_ops_are_those_of_the_published_method() -> None:
     still, move = [0.0] * 6, [0.0, 0, 0, 0, 0, 1e-3]
     actions = [[*still, -1], [*move, -1], [*still, -1], [*still, 1], [*still, 1], [*move, 1], [*still, -1]]
     assert moving_steps(actions).tolist() == [False, True, False, True, False, True, True]
 
 
-def test_a_gripper_that_returns_unseen_is_compared_with_the_last_kept_step() -> None:
+def test_the_gripper_is_compared_with_the_last_step_that_remains() -> None:
     actions = np.zeros((3, 7))
     actions[:, 6] = [-1, 1, 1]
     actions[0, 0] = 1
@@ -74,7 +74,7 @@ def test_a_gripper_that_returns_unseen_is_compared_with_the_last_kept_step() -> 
         ([f"t{i:02}" for i in reversed(range(11))], ["val_ood"] + ["train"] * 10),
     ],
 )
-def test_splits_are_the_methods(tasks: list[str], splits: list[str]) -> None:
+def test_splits_are_those_of_the_published_method(tasks: list[str], splits: list[str]) -> None:
     assert assign_splits(tasks) == splits
 
 
@@ -132,7 +132,7 @@ def test_the_same_data_gives_the_same_bytes_again(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "out") == first == snapshot(tmp_path / "other")
 
 
-def test_another_data_set_at_the_same_place_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_another_data_set_at_the_same_url_is_refused_and_unchanged(tmp_path: Path) -> None:
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i) for i in range(3)])
     index = prepare(settings(tmp_path), MeanTokenizer())
     write_file(tmp_path / "demos" / "push_demo.hdf5", [demonstration(seed=9)])
@@ -152,7 +152,7 @@ def test_a_broken_demonstration_leaves_no_index(tmp_path: Path) -> None:
         DatasetIndex.load(str(tmp_path / "out"))
 
 
-def test_what_cannot_be_prepared_is_refused(tmp_path: Path) -> None:
+def test_invalid_demonstrations_and_settings_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "demos"
     write_file(folder / "lift_demo.hdf5", [demonstration()])
     with pytest.raises(InputError, match="set resolution=64"):
@@ -192,7 +192,7 @@ def test_frames_are_resized_only_when_needed() -> None:
         resize_frames(frames[:, :100], 64)
 
 
-def test_frames_become_square_as_asked() -> None:
+def test_frames_become_square_as_configured() -> None:
     frames = np.random.default_rng(0).integers(1, 256, (2, 4, 8, 3), dtype=np.uint8)
     assert np.array_equal(square_frames(frames, "crop"), frames[:, :, 2:6])
     assert np.array_equal(square_frames(frames.swapaxes(1, 2), "crop"), frames[:, :, 2:6].swapaxes(1, 2))

@@ -1,4 +1,4 @@
-"""Published samples back to episodes, and pickles that are more than lists of numbers refused."""
+"""Published samples to episodes; pickles of anything but lists of numbers are refused."""
 
 from __future__ import annotations
 
@@ -88,16 +88,16 @@ def config(tmp_path: Path, **changes: Any) -> ConvertSamplesConfig:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_codes_and_bins_come_back_exactly(tmp_path: Path, protocol: int) -> None:
+def test_codes_and_bins_are_restored_exactly(tmp_path: Path, protocol: int) -> None:
     episodes = [
         recorded(12, 0, "open the drawer"),
         recorded(9, 1, "lift it"),
         recorded(7, 2, "open the drawer"),
     ]
     write_published(tmp_path / "tokens", episodes, protocol)
-    told: list[tuple[int, int]] = []
-    index = convert_samples(config(tmp_path), TextTokenizer.load(), Format(), lambda *d: told.append(d))
-    assert told[-1] == (told[-1][1], told[-1][1])
+    progress: list[tuple[int, int]] = []
+    index = convert_samples(config(tmp_path), TextTokenizer.load(), Format(), lambda *d: progress.append(d))
+    assert progress[-1] == (progress[-1][1], progress[-1][1])
     assert index == DatasetIndex.load(str(tmp_path / "out"))
     assert [e.key for e in index.episodes] == [
         "open_the_drawer/demo_0",
@@ -130,7 +130,7 @@ def test_shards_may_be_compressed(tmp_path: Path) -> None:
         convert_samples(config(tmp_path, compression="gzip"), TextTokenizer.load(), Format())
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+def test_incompatible_samples_and_tokenizers_are_refused(tmp_path: Path) -> None:
     text, folder = TextTokenizer.load(), tmp_path / "tokens"
     with pytest.raises(InputError, match=r"no \*\.pkl file"):
         convert_samples(config(tmp_path), text, Format())
@@ -153,7 +153,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
 
 class Harmful:
     def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
-        return os._exit, (1,)  # nobody who carries this out reports a passed test
+        return os._exit, (1,)  # a test that executes this cannot pass
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ class Harmful:
         (b"\x80\x02]g99999999999999999999\n.", "no readable pickle"),
     ],
 )
-def test_pickles_that_do_anything_are_refused(content: bytes, reason: str) -> None:
+def test_pickles_that_execute_anything_are_refused(content: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         load_plain(content, "file.pkl")
 

@@ -143,4 +143,4 @@ def test_a_failing_cache_is_reported_once(index: DatasetIndex, capsys: pytest.Ca
     for _ in range(2):
         assert rows_of(index, 0, (0, 1)) is None
     (line,) = capsys.readouterr().err.splitlines()
-    assert "this process goes on without keeping episodes there" in line
+    assert "this process continues without storing episodes there" in line

@@ -136,7 +136,7 @@ def test_a_full_disk_is_reported_once_and_changes_nothing(
         check(index, number)
     assert cached_files(tmp_path / "cache") == before
     (line,) = capsys.readouterr().err.splitlines()
-    assert "No space left on device; this process goes on without keeping episodes" in line
+    assert "No space left on device; this process continues without storing episodes" in line
     assert not (tmp_path / "cache" / ".writing").is_symlink()
 
 

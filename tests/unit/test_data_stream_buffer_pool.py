@@ -1,4 +1,4 @@
-"""Memory of batches is used again, and never while somebody still looks at it."""
+"""Memory of batches is reused, and never while a view of it exists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_memory_comes_back_when_the_last_view_is_gone() -> None:
+def test_memory_is_reused_when_the_last_view_is_gone() -> None:
     pool = BufferPool()
     first = pool.take((5, 2, 100))
     where, row = address(first), first[3, 1, 10:]
@@ -32,7 +32,7 @@ def test_memory_comes_back_when_the_last_view_is_gone() -> None:
     assert address(pool.take((5, 2, 100))) == where
 
 
-def test_a_larger_array_gets_memory_of_its_own() -> None:
+def test_a_larger_array_gets_new_memory() -> None:
     pool = BufferPool()
     pool.take((10,))[:] = 1
     large = pool.take((1000,))

@@ -1,4 +1,4 @@
-"""Packing: nothing cut or lost, everything where it belongs; layouts exact and full."""
+"""Packing: no sample cut or lost; layouts exact and full."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_sample(length: int, start: int) -> Sample:
 
 
 @given(lengths=st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=5))
-def test_every_sample_lies_whole_in_its_row(lengths: list[list[int]]) -> None:
+def test_every_sample_is_complete_in_its_row(lengths: list[list[int]]) -> None:
     rows = [
         [make_sample(n, 100 * b + 10 * i + 5) for i, n in enumerate(row)] for b, row in enumerate(lengths)
     ]
@@ -54,7 +54,7 @@ def test_every_sample_lies_whole_in_its_row(lengths: list[list[int]]) -> None:
             assert (values[b, end:] == padding).all()
 
 
-def test_a_row_that_is_too_long_is_never_cut() -> None:
+def test_a_row_that_is_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="9 tokens do not fit a sequence of 8"):
         pack([[make_sample(4, 0), make_sample(5, 0)]], sequence_length=8)
 
@@ -65,7 +65,7 @@ def test_a_row_that_is_too_long_is_never_cut() -> None:
     length=st.integers(30, 300),
 )
 @settings(max_examples=300, deadline=None)
-def test_samples_that_are_fitted_in_are_all_there_and_none_is_cut(
+def test_all_samples_are_assigned_and_none_is_cut(
     lengths: list[int], sequences: int, length: int
 ) -> None:
     token_counts = np.array(lengths, np.int64)

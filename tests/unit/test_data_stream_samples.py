@@ -77,7 +77,7 @@ def test_published_lengths_at_256_pixels() -> None:
     assert SampleForm(276).world_length(18) == 582
 
 
-def test_agrees_with_the_rule_on_raw_tokens() -> None:
+def test_blocks_agree_with_the_mask_of_raw_tokens() -> None:
     for sample in (
         action_sample(TEXT, [BLOCK_A], ACTIONS),
         action_sample(TEXT, [BLOCK_A, BLOCK_B], ACTIONS),
@@ -90,7 +90,7 @@ def test_agrees_with_the_rule_on_raw_tokens() -> None:
         assert torch.equal(dense_mask(segments, sample.blocks), mask_from_tokens(sample.tokens))
 
 
-def test_state_cameras_and_several_frames_stand_where_the_contract_says() -> None:
+def test_state_cameras_and_several_frames_are_in_the_documented_order() -> None:
     sample = action_sample(TEXT, [[BLOCK_A, BLOCK_B]], ACTIONS, STATE)
     prompt = [0, *TEXT, *STATE, *IDS_A, *IDS_B, 8710]
     assert sample.tokens.tolist() == [*prompt, *ACTION_IDS[0], *ACTION_IDS[1], 8710]
@@ -103,7 +103,7 @@ def test_state_cameras_and_several_frames_stand_where_the_contract_says() -> Non
     assert (form.action_length(3), form.world_length(3)) == (len(sample), len(world))
 
 
-def test_states_take_rynnvla_ids() -> None:
+def test_states_have_the_ids_of_rynnvla() -> None:
     low, high = np.array(STATE_MIN), np.array(STATE_MAX)
     blocks = state_blocks(np.stack([low, high, low - 1, (low + high) / 2]), STATE_MIN, STATE_MAX)
     assert blocks[0].tolist() == [15504, *[15506] * 8, 16004]

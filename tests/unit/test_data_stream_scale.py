@@ -19,7 +19,7 @@ def test_a_thousand_million_windows_are_planned_in_100_megabytes(tmp_path: Path)
 
 @pytest.mark.parametrize("highest", [1, 40, 65_535, 65_536, 10**9])
 @pytest.mark.parametrize("part", [1, 7, 1000])
-def test_the_order_is_stable_whatever_the_part(
+def test_the_order_is_stable_for_any_part_size(
     highest: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = np.random.default_rng(highest).integers(0, highest + 1, 500)
