@@ -13,8 +13,7 @@ import jinja2
 from data.errors import InputError
 from eval.report import media, training, view
 from eval.report.run_contents import RunFolder, mapping, read_run
-
-REPORT_NAME = "report.html"
+from pretrain.run_layout import STEP_PATTERN, RunLayout
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -24,7 +23,7 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: The folder is no run folder, a file in it is damaged, or it cannot be written.
     """
     run = read_run(Path(run_dir))
-    return write_page(run.path / REPORT_NAME, render(run))
+    return write_page(RunLayout(run.path).report, render(run))
 
 
 def write_page(page: Path, text: str) -> Path:
@@ -72,7 +71,7 @@ def render(run: RunFolder) -> str:
         videos=videos,
         videos_left_out=left_out,
         imagined=media.imagined(run),
-        checkpoints=[path.name for path in sorted((run.path / "checkpoints").glob("step_*"))],
+        checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
         configuration=run.configuration,
     )

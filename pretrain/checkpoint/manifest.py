@@ -28,10 +28,10 @@ from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.pieces import Piece, PieceTable
 from pretrain.config import WeightsDtype
+from pretrain.run_layout import READY
 
 MANIFEST = "manifest"
 PIECES = "pieces"
-READY = "READY"
 MASTER = "master"  # the fp32 weights that the optimiser updates
 SCHEMA = 2
 FLOAT32 = "float32"
