@@ -37,6 +37,11 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 text file like `write_whole`."""
+    write_whole(path, text.encode())
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     _flush(folder)

@@ -11,12 +11,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from data.files import write_whole
+from data.files import write_text_whole
 from eval.evaluation.published_rates import published_rates
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
+from pretrain.run_layout import RESULTS_FILE
 
-RESULTS_FILE = "results.json"
 _Z_95 = 1.959963984540054
 
 
@@ -124,7 +124,7 @@ def write_results(results: Results, folder: Path) -> Path:
     """Write `results.json`: whole, or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS_FILE
-    write_whole(path, (json.dumps(results.to_json(), indent=2) + "\n").encode())
+    write_text_whole(path, json.dumps(results.to_json(), indent=2) + "\n")
     return path
 
 

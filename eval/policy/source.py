@@ -11,10 +11,9 @@ from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Policy
-from pretrain.run_folder import RunFolder
+from pretrain.run_layout import READY, RunLayout, parse_step_name
 
 EXPERT = "expert"
-READY = "READY"  # of a checkpoint: the checksum of its manifest
 CONFIG = "config.json"  # of exported weights
 
 
@@ -68,7 +67,7 @@ class PolicyName:
 
 def _beside_weights(checkpoint: Path) -> list[Path]:
     """Files of the run that decide how a checkpoint sees, reads and moves."""
-    run = RunFolder(checkpoint.resolve().parent.parent)
+    run = RunLayout.of_checkpoint(checkpoint)
     return sorted(path for path in (run.action_ranges, *run.tokenizers.glob("*")) if path.is_file())
 
 
@@ -102,7 +101,8 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyName, int | None, Pat
             f"checkpoint={checkpoint}: no such folder; expected runs/<name>/checkpoints/step_..."
         )
     source = PolicyName(str(checkpoint), config.batch, config.exported)
-    return source, step_of(checkpoint), Path(config.out) if config.out else _beside(checkpoint, config.suite)
+    step = parse_step_name(checkpoint.resolve().name)
+    return source, step, Path(config.out) if config.out else _beside(checkpoint, config.suite)
 
 
 def _folder(checkpoint: str) -> Path:
@@ -118,11 +118,4 @@ def _beside(checkpoint: Path, suite: str) -> Path:
     """Folder for results: in the checkpoint's run; the suite keeps it apart from the training's own."""
     if (checkpoint / CONFIG).is_file():
         raise InputError(f"checkpoint={checkpoint}: exported weights are in no run folder; add out=FOLDER")
-    resolved = checkpoint.resolve()
-    return resolved.parent.parent / "eval" / f"{resolved.name}-{suite}"
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """Step in a checkpoint's name (`step_00000100`); None for another name."""
-    prefix, _, digits = checkpoint.resolve().name.partition("_")
-    return int(digits) if prefix == "step" and digits.isdecimal() else None
+    return RunLayout.of_checkpoint(checkpoint).evaluations / f"{checkpoint.resolve().name}-{suite}"

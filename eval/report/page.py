@@ -11,11 +11,10 @@ from pathlib import Path
 import jinja2
 
 from data.errors import InputError
-from data.files import write_whole
+from data.files import write_text_whole
 from eval.report import media, training, view
 from eval.report.run_contents import RunFolder, mapping, read_run
-
-REPORT_NAME = "report.html"
+from pretrain.run_layout import STEP_PATTERN, RunLayout
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -25,7 +24,7 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: The folder is no run folder, a file in it is damaged, or it cannot be written.
     """
     run = read_run(Path(run_dir))
-    return write_page(run.path / REPORT_NAME, render(run))
+    return write_page(RunLayout(run.path).report, render(run))
 
 
 def write_page(page: Path, text: str) -> Path:
@@ -35,7 +34,7 @@ def write_page(page: Path, text: str) -> Path:
         InputError: It cannot be written.
     """
     try:
-        write_whole(page, text.encode())
+        write_text_whole(page, text)
     except OSError as error:
         raise InputError(f"{page}: cannot write the report ({error.strerror}); free the folder") from error
     return page
@@ -71,7 +70,7 @@ def render(run: RunFolder) -> str:
         videos=videos,
         videos_left_out=left_out,
         imagined=media.imagined(run),
-        checkpoints=[path.name for path in sorted((run.path / "checkpoints").glob("step_*"))],
+        checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
         configuration=run.configuration,
     )

@@ -35,8 +35,8 @@ from eval.world_model.scores import FrameScore, HorizonScore, horizon_scores, me
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.model.generate import Guidance, decode_image
 from pretrain.model.sampling import GREEDY, Sampling
+from pretrain.run_layout import IMAGINE_STEM, RunLayout
 
-STEM = "imagine"  # of the files in the evaluation folder
 _FRAMES_PER_SECOND = 5
 _DRAWS = 1_000_000  # between the numbers of two episodes' draws
 
@@ -141,7 +141,7 @@ def imagine(config: ImagineConfig) -> Imagination:
         for entry, (_, _, scores) in zip(entries, dreamt, strict=True)
     )
     mean = mean_score([frame for rollout in rollouts for frame in rollout.frames])
-    beside = checkpoint.resolve().parents[1] / "eval" / checkpoint.resolve().name
+    beside = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.resolve().name
     out = Path(config.out) if config.out else beside
     done = Imagination(
         rollouts=rollouts,
@@ -149,10 +149,10 @@ def imagine(config: ImagineConfig) -> Imagination:
         ssim=mean.ssim,
         lpips=mean.lpips,
         horizons=tuple(horizons),
-        picture=out / f"{STEM}.png",
-        video=out / f"{STEM}.mp4",
-        scores=out / f"{STEM}.json",
-        gif=out / f"{STEM}.gif" if config.gif else None,
+        picture=out / f"{IMAGINE_STEM}.png",
+        video=out / f"{IMAGINE_STEM}.mp4",
+        scores=out / f"{IMAGINE_STEM}.json",
+        gif=out / f"{IMAGINE_STEM}.gif" if config.gif else None,
     )
     about = {
         "checkpoint": checkpoint.name,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pretrain.config import CheckpointingConfig
-
-RESULTS = "results.json"
-_FOLDER = re.compile(r"step_(\d{8,})")
+from pretrain.run_layout import RESULTS_FILE, files_by_step
 
 
 def evaluated(evaluations: Path | None) -> dict[int, float | None]:
@@ -19,15 +16,15 @@ def evaluated(evaluations: Path | None) -> dict[int, float | None]:
     A file that is not an evaluation's results says nothing: whoever made it is told where it is read.
     """
     found: dict[int, float | None] = {}
-    for path in sorted(evaluations.glob(f"step_*/{RESULTS}")) if evaluations is not None else []:
-        match = _FOLDER.fullmatch(path.parent.name)
+    results = files_by_step(evaluations, RESULTS_FILE) if evaluations is not None else {}
+    for step, path in results.items():
         try:
             values = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue
-        if match and isinstance(values, dict):
+        if isinstance(values, dict):
             rate = values.get("success_rate")
-            found[int(match.group(1))] = float(rate) if isinstance(rate, int | float) else None
+            found[step] = float(rate) if isinstance(rate, int | float) else None
     return found
 
 

@@ -13,7 +13,7 @@ from data.errors import InputError
 from eval.config import EvalCommandConfig
 from eval.evaluation.evaluate import Resources, Tally, evaluate, evaluate_command
 from eval.evaluation.results import Results
-from eval.policy.source import PolicyName, step_of
+from eval.policy.source import PolicyName
 from tests.support.fake_suite import MARKS, Source, open_fake_suite
 
 
@@ -114,11 +114,6 @@ def test_unwritable_folder_is_told_before_the_first_episode(out: str) -> None:
     with pytest.raises(InputError, match=f"out={out}: cannot write into this folder"):
         run(Path(out), progress=told.append)
     assert told == []
-
-
-def test_step_is_read_off_a_checkpoint_s_name() -> None:
-    assert step_of(Path("runs/a/checkpoints/step_00000100")) == 100
-    assert step_of(Path("runs/a/checkpoints/best")) is None
 
 
 def test_the_identity_of_a_checkpoint_is_that_of_its_weights_not_of_its_files_times(tmp_path: Path) -> None:
