@@ -6,10 +6,16 @@ A default that belongs to a component (pauses of requests, ranges of states) sta
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression
 from data.storage.retries import RETRY_SECONDS
+from data.tokens.action import NamedRanges
 from data.tokens.state import STATE_MAX, STATE_MIN
+
+Format = Literal["libero", "lerobot", "rlds"]
+Fit = Literal["refuse", "crop", "pad", "stretch"]
+Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
 
 
 @dataclass
@@ -144,13 +150,13 @@ class SourceConfig:
     """
 
     source: str = "???"
-    format: str | None = None
+    format: Format | None = None
     cameras: CameraNames = field(default_factory=CameraNames)
     action: str | None = None
     state: list[str] | None = None
     instruction: str | None = None
     rotate: bool | None = None
-    fit: str = "refuse"
+    fit: Fit = "refuse"
 
 
 @dataclass
@@ -176,10 +182,10 @@ class PrepareConfig(SourceConfig):
     resolution: int = 64
     image_tokenizer: str | None = None
     shard_megabytes: float = 64.0
-    compression: str = "none"
+    compression: Compression = "none"
     batch_size: int = 64
     replay: bool = False
-    ranges: str = "worldvla"
+    ranges: Ranges = "worldvla"
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
 
@@ -207,6 +213,6 @@ class ConvertSamplesConfig:
     image_tokenizer: str | None = None
     pixels: int | None = None
     text_tokenizer: str | None = None
-    ranges: str = "worldvla"
+    ranges: NamedRanges = "worldvla"
     shard_megabytes: float = 64.0
-    compression: str = "none"
+    compression: Compression = "none"

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 AGENT_CAMERA = "agent"
 WRIST_CAMERA = "wrist"
+
+Compression = Literal["none", "zstd"]
+"""Compression of the members of each episode in a shard."""
 
 
 @dataclass(frozen=True, slots=True)

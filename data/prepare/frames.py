@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.config import Fit
 from data.errors import InputError, check_choice
 
-FITS = ("refuse", "crop", "pad", "stretch")
-"""Values of the setting `fit`: how frames become square."""
 
-
-def square_frames(frames: NDArray[np.uint8], fit: str) -> NDArray[np.uint8]:
+def square_frames(frames: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
     """Frames uint8 [T, H, W, 3] -> uint8 [T, S, S, 3]; square ones are returned unchanged.
 
     Args:
@@ -21,10 +21,10 @@ def square_frames(frames: NDArray[np.uint8], fit: str) -> NDArray[np.uint8]:
             `stretch` resizes to the shorter side, `refuse` takes square frames only.
 
     Raises:
-        InputError: Frames are not square and `fit` is `refuse`, or `fit` is none of `FITS`.
+        InputError: Frames are not square and `fit` is `refuse`, or `fit` is none of these values.
     """
     _, height, width, _ = frames.shape
-    check_choice("fit", fit, FITS)
+    check_choice("fit", fit, get_args(Fit))
     if height == width:
         return frames
     if fit == "refuse":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -22,13 +22,6 @@ from data.storage.index import INDEX_FILE, DatasetIndex, ImageFormat
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges
 from data.tokens.vocabulary import ACTION_DIM
-
-_MEASURED_RANGES: dict[str, Callable[[Statistics], tuple[tuple[float, ...], tuple[float, ...]]]] = {
-    "extremes": lambda actions: (actions.minimum, actions.maximum),
-    "quantiles": lambda actions: (actions.q01, actions.q99),
-}
-RANGES = (*NAMED_RANGES, *_MEASURED_RANGES)
-"""Values of the setting `ranges`."""
 
 
 class FrameFormat(Protocol):
@@ -140,9 +133,11 @@ def _action_ranges(config: PrepareConfig, actions: Statistics) -> ActionRanges:
     explicit = explicit_ranges(config)
     if explicit is not None:
         return explicit
-    if config.ranges in NAMED_RANGES:
-        return NAMED_RANGES[config.ranges]
-    return ActionRanges(*_MEASURED_RANGES[config.ranges](actions))
+    if config.ranges == "extremes":
+        return ActionRanges(actions.minimum, actions.maximum)
+    if config.ranges == "quantiles":
+        return ActionRanges(actions.q01, actions.q99)
+    return NAMED_RANGES[config.ranges]
 
 
 @dataclass(frozen=True)

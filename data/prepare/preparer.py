@@ -16,17 +16,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import PrepareConfig
+from data.config import Fit, PrepareConfig
 from data.contracts import Demonstration, Episode
-from data.errors import InputError, check_choice
-from data.prepare.frames import FITS, resize_frames, square_frames
-from data.prepare.index_builder import RANGES, FrameFormat, build_index, commit_index, explicit_ranges
+from data.errors import InputError
+from data.prepare.frames import resize_frames, square_frames
+from data.prepare.index_builder import FrameFormat, build_index, commit_index, explicit_ranges
 from data.prepare.no_ops import moving_steps
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
 from data.sources.interface import DemonstrationReference, DemonstrationSource
 from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
-from data.storage.shards import COMPRESSIONS, ShardWriter, check_compression, check_key
+from data.storage.shards import ShardWriter, check_key
 from data.storage.store import open_store
 from data.tokens.vocabulary import ACTION_DIM, IMAGE_CODE_COUNT, STATE_DIM, grid_size_token
 
@@ -109,7 +109,7 @@ class Preparer:
             name: asdict(config)[name]
             for name in ("format", "cameras", "action", "state", "instruction", "rotate", "fit", "replay")
         }
-        if config.compression != COMPRESSIONS[0]:
+        if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(
             references,
@@ -175,7 +175,7 @@ class Preparer:
 
 
 def encode_demonstration(
-    demonstration: Demonstration, tokenizer: FrameEncoder, batch_size: int = 64, fit: str = "refuse"
+    demonstration: Demonstration, tokenizer: FrameEncoder, batch_size: int = 64, fit: Fit = "refuse"
 ) -> Episode:
     """Drop no-ops, resize the frames of every camera and encode them, `batch_size` at a time.
 
@@ -220,13 +220,10 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
             f"the image tokenizer has {tokenizer.codebook_size} codes, expected at most {IMAGE_CODE_COUNT}, "
             "as many as the vocabulary holds; give another image_tokenizer"
         )
-    check_compression(config.compression)
-    check_choice("fit", config.fit, FITS)
     if config.batch_size < 1:
         raise InputError(f"batch_size is {config.batch_size}, expected at least 1")
     if not 0 < config.shard_megabytes < 1e6:
         raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
-    check_choice("ranges", config.ranges, RANGES)
     if (config.action_minimum is None) != (config.action_maximum is None):
         raise InputError("action_minimum and action_maximum belong together; give both or none")
     explicit_ranges(config)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from data.config import ConvertSamplesConfig
 from data.contracts import AGENT_CAMERA, Episode
-from data.errors import InputError, check_choice
+from data.errors import InputError
 from data.prepare.index_builder import FrameFormat, assign_splits, commit_index
 from data.prepare.statistics import summarise
 from data.sources.instructions import clean_instruction, slug
@@ -29,7 +29,7 @@ from data.sources.token_pickles import TokenSample, list_samples, read_sample
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
-from data.storage.shards import ShardWriter, check_compression
+from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges, decode
 from data.tokens.prompt_text import ACTION_TEXT
@@ -60,8 +60,6 @@ def convert_samples(
         InputError: A file is no sample, the tokenizers are not those of the samples, or no episodes can be
             restored from them.
     """
-    check_choice("ranges", config.ranges, tuple(NAMED_RANGES))
-    check_compression(config.compression)
     ranges = NAMED_RANGES[config.ranges]
     paths = list_samples(Path(config.source))
 

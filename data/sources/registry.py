@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.config import SourceConfig
+from data.config import Format, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.interface import DemonstrationSource
@@ -13,25 +13,20 @@ from data.sources.lerobot import LerobotSource
 from data.sources.libero_hdf5 import LiberoSource, hdf5_files
 from data.sources.rlds import RldsSource
 
-FORMATS = ("libero", "lerobot", "rlds")
+_READERS: dict[Format, Callable[[SourceConfig], DemonstrationSource]] = {
+    "libero": LiberoSource,
+    "lerobot": LerobotSource,
+    "rlds": RldsSource,
+}
 
 
 def open_source(config: SourceConfig) -> DemonstrationSource:
     """Select the reader of `config.source`; files are opened when demonstrations are listed or read.
 
     Raises:
-        InputError: Unknown format, or a folder whose format cannot be detected.
+        InputError: The source does not exist, or its format cannot be detected.
     """
-    name = config.format or detect_format(Path(config.source))
-    if name == "libero":
-        return LiberoSource(config)
-    if name == "lerobot":
-        return LerobotSource(config)
-    if name == "rlds":
-        return RldsSource(config)
-    raise InputError(
-        f"format={name}: expected one of {', '.join(FORMATS)}, or null to detect it from the files"
-    )
+    return _READERS[config.format or detect_format(Path(config.source))](config)
 
 
 def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:
@@ -41,8 +36,8 @@ def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:
         yield source.read(reference)
 
 
-def detect_format(source: Path) -> str:
-    """Detect one of `FORMATS` from the names of the files.
+def detect_format(source: Path) -> Format:
+    """Detect the format from the names of the files.
 
     Raises:
         InputError: The folder does not exist, or holds no known format.

@@ -10,7 +10,7 @@ from data.contracts import Episode
 from data.errors import InputError
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.index import DatasetIndex
-from data.storage.shards import COMPRESSIONS, decode_episode, expand_episode
+from data.storage.shards import decode_episode, expand_episode
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _MEMBER_OVERHEAD = 256  # bytes of a member's npy header, or of the names in the JSON, at most
@@ -43,7 +43,7 @@ def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
         raise InputError(
             f"sha256 {sha256[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
         )
-    if index.compression != COMPRESSIONS[0]:
+    if index.compression != "none":
         content = expand_episode(content, _max_bytes(index, entry))
     episode = decode_episode(content)
     _check_episode(index, entry, episode)

@@ -12,8 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import cast
 
-from data.contracts import Statistics
+from data.contracts import Compression, Statistics
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.storage.cached_episodes import CachedEpisodes
@@ -70,7 +71,7 @@ class DatasetIndex:
     action_ranges: ActionRanges
     statistics: Mapping[str, Statistics]
     episodes: EpisodeTable
-    compression: str = COMPRESSIONS[0]
+    compression: Compression = "none"
     url: str = field(default="", compare=False)
     retry_seconds: float = field(default=RETRY_SECONDS, compare=False)
     cache: EpisodeCache | None = field(default=None, compare=False)
@@ -140,7 +141,7 @@ class DatasetIndex:
             ),
             statistics=_read_statistics(record.record("statistics")),
             episodes=_read_episodes(store, record),
-            compression=record.text("compression", COMPRESSIONS) if schema == SCHEMA else COMPRESSIONS[0],
+            compression=_read_compression(record) if schema == SCHEMA else "none",
             url=url,
             retry_seconds=retry_seconds,
             cache=cache,
@@ -153,7 +154,7 @@ class DatasetIndex:
         return index
 
     def _content(self) -> dict[str, object]:
-        plain = self.compression == COMPRESSIONS[0]
+        plain = self.compression == "none"
         return {
             "schema": _PLAIN_SCHEMA if plain else SCHEMA,
             **({} if plain else {"compression": self.compression}),
@@ -165,6 +166,10 @@ class DatasetIndex:
             "shards": list(self.episodes.shards),
             "tasks": [asdict(task) for task in self.episodes.tasks],
         }
+
+
+def _read_compression(record: JsonRecord) -> Compression:
+    return cast("Compression", record.text("compression", COMPRESSIONS))
 
 
 def _read_image(record: JsonRecord) -> ImageFormat:

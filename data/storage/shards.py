@@ -21,13 +21,13 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from data.contracts import Episode
+from data.contracts import Compression, Episode
 from data.errors import InputError, check_choice
 from data.storage.store import Store
 from data.storage.ustar import read_members, write_member
@@ -46,12 +46,7 @@ _MAX_KEY = 150  # ustar holds 155 bytes of folders and 100 of the last part with
 _MAX_LAST_PART = 40
 _ZSTD_LEVEL = 3
 _ZSTD_SUFFIX = ".zst"
-COMPRESSIONS = ("none", "zstd")
-
-
-def check_compression(compression: str) -> None:
-    """Refuse a compression that is none of `COMPRESSIONS` (InputError)."""
-    check_choice("compression", compression, COMPRESSIONS)
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +79,18 @@ class ShardWriter:
     """Collects episodes in memory and writes a shard whenever the next one would exceed `limit` bytes."""
 
     def __init__(
-        self, store: Store, limit: int | None, first: int = 0, compression: str = COMPRESSIONS[0]
+        self, store: Store, limit: int | None, first: int = 0, compression: Compression = "none"
     ) -> None:
         """Write to `store`; a single episode larger than `limit` becomes a shard of its own.
 
-        Without a limit there is one shard; `first` is the number of the first one. `compression` is one of
-        `COMPRESSIONS`.
+        Without a limit there is one shard; `first` is the number of the first one.
+
+        Raises:
+            InputError: `compression` is none of `COMPRESSIONS`.
         """
+        check_choice("compression", compression, COMPRESSIONS)
         self._store = store
-        self._compression = compression
+        self._compression: Compression = compression
         self._limit = limit
         self._pending: list[bytes] = []
         self._locations: list[Location] = []
@@ -125,7 +123,7 @@ class ShardWriter:
         self._pending = []
 
 
-def encode_episode(episode: Episode, compression: str = COMPRESSIONS[0]) -> bytes:
+def encode_episode(episode: Episode, compression: Compression = "none") -> bytes:
     """Encode the members of one episode, without the end-of-archive marker.
 
     Args:

@@ -7,6 +7,7 @@ decode to the centre of the bin. The gripper is a plain seventh dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,7 +53,8 @@ class ActionRanges:
 
 DEFAULT_RANGES = ActionRanges()
 
-NAMED_RANGES = {
+NamedRanges = Literal["worldvla", "rynnvla"]
+NAMED_RANGES: dict[NamedRanges, ActionRanges] = {
     "worldvla": DEFAULT_RANGES,
     "rynnvla": ActionRanges(
         minimum=(-0.9375, -0.9375, -0.9375, -0.24214286, -0.375, -0.36428571, -1.0),

@@ -27,7 +27,9 @@ WRITERS: list[Callable[[Path], object]] = [
 ]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=["bytes", "text", "parts", "text tokenizer", "image tokenizer"])
+@pytest.mark.parametrize(
+    "write", WRITERS, ids=["bytes", "text", "parts", "text tokenizer", "image tokenizer"]
+)
 def test_a_full_disk_leaves_the_older_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
 ) -> None:

@@ -240,8 +240,6 @@ def test_action_ranges_are_named_measured_or_explicit(source: Path, tmp_path: Pa
     assert (found.minimum, found.maximum) == (actions.q01, actions.q99)
     found, _ = ranges(action_minimum=[-2.0] * 7, action_maximum=[3.0] * 7)
     assert (found.minimum, found.maximum) == ((-2.0,) * 7, (3.0,) * 7)
-    with pytest.raises(InputError, match="ranges=bridge: expected one of worldvla, rynnvla, extremes, quant"):
-        ranges(ranges="bridge")
     with pytest.raises(InputError, match="belong together"):
         ranges(action_minimum=[0.0] * 7)
     with pytest.raises(InputError, match="expected 7 minima"):

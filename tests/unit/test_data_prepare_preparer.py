@@ -206,4 +206,4 @@ def test_frames_become_square_as_configured() -> None:
     with pytest.raises(InputError, match=r"4 x 8, expected square ones; say what to do with fit=crop"):
         square_frames(frames, "refuse")
     with pytest.raises(InputError, match="fit=zoom: expected one of refuse, crop, pad, stretch"):
-        square_frames(frames, "zoom")
+        square_frames(frames, "zoom")  # type: ignore[arg-type]

@@ -23,7 +23,8 @@ from data.storage.episode_cache import EpisodeCache
 from data.storage.episode_reader import read_episode
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex
-from data.storage.shards import decode_episode, encode_episode, expand_episode
+from data.storage.shards import ShardWriter, decode_episode, encode_episode, expand_episode
+from data.storage.store import open_store
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.shards_case import episode, equal, write_dataset
 
@@ -106,9 +107,8 @@ def test_prepare_compresses_with_the_setting(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in sorted((tmp_path / "out1").glob("*.*"))] == [
         p.read_bytes() for p in sorted((tmp_path / "out2").glob("*.*"))
     ]
-    config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "x"), compression="gzip")
     with pytest.raises(InputError, match="compression=gzip: expected one of none, zstd"):
-        prepare(Preparer(config, Tokenizer()))
+        ShardWriter(open_store(str(tmp_path / "x")), None, compression="gzip")  # type: ignore[arg-type]
 
 
 def member(name: str, payload: bytes) -> bytes:

@@ -65,9 +65,7 @@ def test_a_row_that_is_too_long_is_refused() -> None:
     length=st.integers(30, 300),
 )
 @settings(max_examples=300, deadline=None)
-def test_all_samples_are_assigned_and_none_is_cut(
-    lengths: list[int], sequences: int, length: int
-) -> None:
+def test_all_samples_are_assigned_and_none_is_cut(lengths: list[int], sequences: int, length: int) -> None:
     token_counts = np.array(lengths, np.int64)
     found = assign_sequences(token_counts, sequences, length)
     if found is None:
