@@ -5,8 +5,8 @@ header, then the tensors' bytes. The header is a JSON object, padded with spaces
 
     {"name": {"dtype": "I32", "shape": [3], "data_offsets": [0, 12]}, "__metadata__": {"key": "value"}}
 
-A header is accepted only if every byte of the file belongs to exactly one tensor, so that nothing that is read by
-it reaches out of the file. Whoever opens a file adds its name and a remedy to a `HeaderError`.
+A header is accepted only if every byte of the file belongs to exactly one tensor, so that nothing read by it
+reaches out of the file. Callers add the file's name and a remedy to a `HeaderError`.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def dtype_bytes(dtype: str) -> int:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a JSON object (`object_pairs_hook`) whose keys are distinct: readers disagree about which one counts.
+    """Make a JSON object (`object_pairs_hook`) of distinct keys: readers disagree about which of two counts.
 
     Raises:
         ValueError: A key occurs twice.
@@ -202,9 +202,10 @@ def _entry(name: str, values: object, data: int, file_bytes: int) -> TensorEntry
         raise HeaderError(f"{name[:80]}: array of {str(values)[:100]}")
     dtype, (start, end) = _DTYPES[code][0], cast("list[int]", offsets)
     size = tensor_bytes(dtype, cast("list[int]", shape))
-    if end - start != size or end > file_bytes - data:
+    available = file_bytes - data
+    if end - start != size or end > available:
         raise HeaderError(
-            f"{name[:80]}: bytes {start} to {end} of {file_bytes - data} for {dtype} of shape {str(shape)[:80]}"
+            f"{name[:80]}: bytes {start} to {end} of {available} for {dtype} of shape {str(shape)[:80]}"
         )
     return TensorEntry(dtype, tuple(cast("list[int]", shape)), data + start, size)
 

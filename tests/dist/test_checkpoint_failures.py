@@ -17,7 +17,7 @@ from data.errors import InputError
 from data.storage import bulk
 from pretrain.checkpoint import save
 from pretrain.checkpoint.load import load
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.save import CheckpointError, CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import CheckpointingConfig
@@ -181,7 +181,7 @@ def _marker_fails(root: Path, written: bool, readable: bool) -> tuple[str, list[
     writer = CheckpointWriter(root, engine, ONCE)
     writer.save(1, {"first": True})
     writer.wait()
-    put, exists = bulk.BulkFolder.put, CheckpointPlace._holds
+    put, exists = bulk.BulkFolder.put, CheckpointLocation._holds
 
     def fail(self: Any, name: str, content: bytes) -> None:
         if written or not name.endswith("READY"):
@@ -194,7 +194,7 @@ def _marker_fails(root: Path, written: bool, readable: bool) -> tuple[str, list[
             return exists(self, name, content, error)
         raise save.UnsureError(str(error)) from error
 
-    bulk.BulkFolder.put, CheckpointPlace._holds = fail, unreadable
+    bulk.BulkFolder.put, CheckpointLocation._holds = fail, unreadable
     writer.save(1, {"second": True})
     try:
         writer.wait()

@@ -19,7 +19,7 @@ from cluster.inspect.checkpoint import inspect_checkpoint
 from cluster.inspect.config import InspectCheckpointConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import CheckpointingConfig
@@ -90,7 +90,7 @@ def _look() -> tuple[dict[int, bool], dict[str, Any]]:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         call = Invocation(Console(file=io.StringIO()), json=True)
         inspect_checkpoint(InspectCheckpointConfig(URL), call)
-    return CheckpointPlace(URL).found(), json.loads(printed.getvalue())
+    return CheckpointLocation(URL).found(), json.loads(printed.getvalue())
 
 
 def test_inspect_names_what_is_damaged_or_torn(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pretrain.checkpoint.load import load
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import CheckpointingConfig
 from tests.support import checkpoint_case as case
@@ -19,7 +19,7 @@ RATES = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.0}
 def _train(root: Path, settings: CheckpointingConfig) -> list[dict[int, bool]]:
     """Save each step; evaluations leave their results one step late. What was there after each save."""
     engine = case.build(case.config(LAYOUT))
-    place = CheckpointPlace(root / "checkpoints")
+    place = CheckpointLocation(root / "checkpoints")
     writer = CheckpointWriter(place, engine, settings, root / "eval")
     seen: list[dict[int, bool]] = []
     for step in range(1, 6):

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from pretrain.checkpoint.pieces import PieceTable
 
 from cluster.cli.main import main
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest, StoredTensor, pieces_file
-from pretrain.checkpoint.pieces import PieceTable
 from pretrain.checkpoint.verification import describe, describe_file
 from pretrain.convert.exporting import export_weights
 from pretrain.convert.importing import import_weights
