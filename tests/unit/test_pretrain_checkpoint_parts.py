@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pretrain.checkpoint.tensor_blocks import SafetensorsBlocks
 
 from data.errors import InputError
 from data.storage.store import open_store
@@ -18,6 +17,7 @@ from pretrain.checkpoint.boxes import Box, BoxedTensor, boxes_of_range
 from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chunk_table_file
+from pretrain.checkpoint.tensor_blocks import SafetensorsBlocks
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_partially, read_verified
 from pretrain.checkpoint.verification import find_damage
 from pretrain.checkpoint.weights import load_weights
