@@ -154,8 +154,8 @@ class _CollectiveLoader:
     def _verify(self, files: Collection[str], errors: Sequence[str]) -> None:
         """Share the files that no rank has verified among the ranks; every rank raises any rank's errors."""
         own = sorted(files)[dist.get_rank() :: dist.get_world_size()]
-        found = [*errors, *find_damage(self._store, {name: self.manifest.files[name] for name in own})]
-        if lines := sorted({line for rank in self._all_gather(found) for line in rank}):
+        damage = [*errors, *find_damage(self._store, {name: self.manifest.files[name] for name in own})]
+        if lines := sorted({line for rank in self._all_gather(damage) for line in rank}):
             raise damage_error(self._store.url, lines)
 
     def _all_gather(self, value: Any) -> list[Any]:

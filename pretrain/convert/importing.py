@@ -70,7 +70,7 @@ def import_weights(folder: Path, out: Path, file_bytes: int, progress: Progress)
 
     Raises:
         InputError: Weights that are not a network of ours (listed, before anything is written), or `out`
-            cannot be written; or numbers that are not finite (found while they are copied).
+            cannot be written; or numbers that are not finite (detected while they are copied).
     """
     source = open_weights_folder(folder)
     digests = {name: hashlib.sha256() for name in source.tensors}

@@ -66,9 +66,9 @@ def test_any_layout_starts_with_the_same_weights(written: Path, tmp_path: Path) 
     for layout in READERS:
         root = tmp_path / str(layout)
         losses[layout] = run_ranks(_start, num_ranks(layout), written, layout, root)[0]
-        found = load_weights(root / "step_00000000")
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected), layout
+        loaded = load_weights(root / "step_00000000")
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected), layout
     first = losses[READERS[0]]
     assert all(abs(a - b) < 1e-5 for other in losses.values() for a, b in zip(other, first, strict=True))
 
@@ -84,9 +84,9 @@ def test_imported_bf16_weights_start_any_layout(tmp_path: Path) -> None:
     for layout in [(2, 2, 3), (1, 2, 1)]:
         root = tmp_path / str(layout)
         run_ranks(_start, num_ranks(layout), tmp_path / "ours", layout, root)
-        found = load_weights(root / "step_00000000")
-        assert found.keys() == theirs.keys()
-        assert all(torch.equal(found[name], theirs[name].float()) for name in theirs), layout
+        loaded = load_weights(root / "step_00000000")
+        assert loaded.keys() == theirs.keys()
+        assert all(torch.equal(loaded[name], theirs[name].float()) for name in theirs), layout
     (message,) = run_ranks(_resume, 1, tmp_path / "ours")
     assert "without moments" in message
     assert "checkpointing.start_from" in message
@@ -129,8 +129,8 @@ def test_training_of_four_ranks_is_exported_with_the_same_weights_and_logits(tmp
     positions = torch.arange(case.LENGTH).expand(tokens.shape)
     mask = packed_mask(torch.ones_like(tokens), torch.zeros_like(tokens), ours.config, tokens.device)
     with torch.no_grad():
-        found, expected = theirs.eval()(input_ids=tokens).logits, ours(tokens, positions, mask)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        logits, expected = theirs.eval()(input_ids=tokens).logits, ours(tokens, positions, mask)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     export_weights(checkpoint, tmp_path / "halves", None, None, 30_000, lambda *_: None)
     halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
     assert hugging_face.bitwise(hugging_face.tensors(tmp_path / "halves"), halves), (

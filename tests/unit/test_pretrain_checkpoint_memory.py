@@ -83,11 +83,11 @@ def test_reading_takes_at_most_a_fifth_more_than_the_weights(
 ) -> None:
     command = [sys.executable, "-c", READ, str(small), str(large), dtype, str(rank), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    found = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
     stored = Manifest.read(open_store(str(large)))
     names = sorted(stored.weights)
-    assert found["probe"] == {name: names.index(name) + 1 for name in found["probe"]}
+    assert measured["probe"] == {name: names.index(name) + 1 for name in measured["probe"]}
     whole = stored.bytes * getattr(torch, dtype).itemsize / 4
-    assert whole / size * 0.95 < found["size"] < whole / size * 1.05
-    assert found["peak"] <= 1.2 * found["size"]
-    assert found["heavy"] == []
+    assert whole / size * 0.95 < measured["size"] < whole / size * 1.05
+    assert measured["peak"] <= 1.2 * measured["size"]
+    assert measured["heavy"] == []

@@ -346,9 +346,7 @@ def test_obstacles_to_an_export_are_reported_before_files_are_read(
 
 
 def test_error_about_weights_that_were_not_imported_says_how_to_import_them(folder: Path) -> None:
-    with pytest.raises(
-        InputError, match=f"by: worldvla convert import source={folder} out="
-    ):
+    with pytest.raises(InputError, match=f"by: worldvla convert import source={folder} out="):
         Manifest.read(open_checkpoint(folder))
 
 
