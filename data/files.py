@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def folder_written_whole(folder: Path) -> Iterator[Path]:
+def folder_written_whole(folder: Path) -> Generator[Path, None, None]:
     """Make a temporary folder to fill, beside `folder`; it takes that name at the end of the `with` block.
 
     After an error nothing of it is left. A process that is killed leaves `.tmp-<name>-*`.

@@ -158,7 +158,7 @@ def tensor_bytes(dtype: str, shape: Sequence[int]) -> int:
     size = dtype_bytes(dtype)
     for side in shape:
         size *= side
-        if size > _MAX_BYTES:  # before the numbers grow out of hand
+        if size > _MAX_BYTES:  # a shape may have very many sides
             break
     return size
 
@@ -194,12 +194,12 @@ def _metadata(values: object) -> dict[str, str]:
     return cast("dict[str, str]", values)
 
 
-def _entry(name: str, values: object, data: int, file_bytes: int) -> TensorEntry:
+def _entry(name: str, values: Any, data: int, file_bytes: int) -> TensorEntry:
     """Check one tensor's entry; `data` is where the tensors begin in the file."""
-    fields = cast("dict[str, Any]", values if isinstance(values, dict) else {})
+    fields: dict[str, Any] = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
     code, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not (isinstance(code, str) and code in _DTYPES and _are_sizes(shape) and _are_sizes(offsets, 2)):
-        raise HeaderError(f"{name[:80]}: array of {str(values)[:100]}")
+        raise HeaderError(f"{name[:80]}: invalid entry {str(fields or values)[:100]}")
     dtype, (start, end) = _DTYPES[code][0], cast("list[int]", offsets)
     size = tensor_bytes(dtype, cast("list[int]", shape))
     available = file_bytes - data

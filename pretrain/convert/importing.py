@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -142,7 +142,7 @@ def check_unused(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def output_folder(out: Path, size: int) -> Iterator[Path]:
+def output_folder(out: Path, size: int) -> Generator[Path, None, None]:
     """Make a folder to fill; at the end of the `with` block it becomes `out`, after an error it is removed.
 
     Args:
