@@ -199,7 +199,7 @@ def _entry(name: str, values: Any, data: int, file_bytes: int) -> TensorEntry:
     fields: dict[str, Any] = cast("dict[str, Any]", values) if isinstance(values, dict) else {}
     code, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
     if not (isinstance(code, str) and code in _DTYPES and _are_sizes(shape) and _are_sizes(offsets, 2)):
-        raise HeaderError(f"{name[:80]}: invalid entry {str(fields or values)[:100]}")
+        raise HeaderError(f"{name[:80]}: invalid entry {values!r:.100}")
     dtype, (start, end) = _DTYPES[code][0], cast("list[int]", offsets)
     size = tensor_bytes(dtype, cast("list[int]", shape))
     available = file_bytes - data
