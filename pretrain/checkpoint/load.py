@@ -119,8 +119,8 @@ class _CollectiveLoader:
         other = {name.partition("/")[0] for name in self.manifest.tensors} - set(state_names(engine))
         if states is None and other:
             raise InputError(
-                f"{self._store.url}: holds {', '.join(sorted(other))}, which this optimiser has not; resume "
-                "with the optimiser that it was saved with, or start a run with checkpointing.start_from"
+                f"{self._store.url}: holds {', '.join(sorted(other))}, which this optimiser does not have; "
+                "resume with the optimiser that it was saved with, or start a run with checkpointing.start_from"
             )
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}

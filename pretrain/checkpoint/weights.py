@@ -25,7 +25,7 @@ _THREADS = 4
 def load_weights(
     url: str | Path, dtype: torch.dtype = torch.float32, tensor_rank: int = 0, tensor_size: int = 1
 ) -> dict[str, Tensor]:
-    """Load the weights alone, by their global names: whole, or the partition of one tensor-parallel rank.
+    """Load the bare weights, by their global names: whole, or the partition of one tensor-parallel rank.
 
     Every file with weights is read once and verified on the way; beside the result only some blocks of a file
     are in memory. The result does not depend on the layout that wrote the checkpoint.
