@@ -120,7 +120,8 @@ class _CollectiveLoader:
         if states is None and other:
             raise InputError(
                 f"{self._store.url}: holds {', '.join(sorted(other))}, which this optimiser does not have; "
-                "resume with the optimiser that it was saved with, or start a run with checkpointing.start_from"
+                "resume with the optimiser that it was saved with, or start a run with "
+                "checkpointing.start_from"
             )
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}
