@@ -16,7 +16,7 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
 from pretrain.checkpoint.weights import load_weights
-from pretrain.convert.source import CONFIG, open_source
+from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.run_folder import RunFolder
@@ -104,7 +104,7 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
     ranges = DEFAULT_RANGES
     if settings.action_ranges:
         ranges = _read_ranges(Path(settings.action_ranges), "correct exported.action_ranges")
-    source = open_source(folder)
+    source = open_weights_folder(folder)
     weights = {name: file.tensor(name).float() for name, file in source.tensors.items()}
     data = DataConfig(history=settings.history, chunk=settings.chunk, cameras=[settings.camera])
     network = _network(source.model, folder, weights).to(device)
