@@ -115,7 +115,7 @@ def test_demonstrations_are_read_back_and_replay_through_the_action_tokens(
 def test_a_demonstration_acted_out_again_is_the_recorded_one(
     demonstrations: Path, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
 ) -> None:
-    monkeypatch.setattr("eval.demonstrations.replay.kept_simulator", lambda suite, task: simulator)
+    monkeypatch.setattr("eval.demonstrations.replay.cached_simulator", lambda suite, task: simulator)
     source = open_source(SourceConfig(str(demonstrations)))
     reference = source.references()[0]
     recorded, again = source.read(reference), replay_demonstration(reference, PIXELS)

@@ -52,7 +52,7 @@ class Clumsy(FakeSimulator):
 def simulator(monkeypatch: pytest.MonkeyPatch) -> FakeSimulator:
     made = Clumsy()
     monkeypatch.setattr(collect_module, "open_suite", lambda name: FakeSuite())
-    monkeypatch.setattr(collect_module, "kept_simulator", lambda suite, task: made)
+    monkeypatch.setattr(collect_module, "cached_simulator", lambda suite, task: made)
     return made
 
 

@@ -42,7 +42,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch) -> FakeSimulator:
     made = Near()
     for module in (collect_module, replay_module):
         monkeypatch.setattr(module, "open_suite", lambda name: FakeSuite())
-        monkeypatch.setattr(module, "kept_simulator", lambda suite, task: made)
+        monkeypatch.setattr(module, "cached_simulator", lambda suite, task: made)
     return made
 
 

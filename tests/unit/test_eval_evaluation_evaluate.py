@@ -11,9 +11,9 @@ import pytest
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig
-from eval.evaluation.evaluate import Resources, Tally, evaluate, evaluate_command
+from eval.evaluation.evaluate import Resources, EvaluationProgress, evaluate, evaluate_command
 from eval.evaluation.results import Results
-from eval.policy.source import PolicyName, step_of
+from eval.policy.source import PolicyReference, step_of
 from tests.support.fake_suite import MARKS, Source, open_fake_suite
 
 
@@ -23,7 +23,7 @@ def run(out: Path, episodes: int = 2, suite: str = "fake", **more: Any) -> Resul
 
 
 def test_evaluation_writes_results_and_the_videos_asked_for(tmp_path: Path) -> None:
-    told: list[Tally] = []
+    told: list[EvaluationProgress] = []
     found = run(tmp_path, progress=told.append)
     assert found.success_rate == 1.0
     assert [(tally.done, tally.successes) for tally in told] == [(i, i) for i in range(5)]
@@ -42,7 +42,7 @@ def test_a_second_evaluation_runs_only_what_is_missing(tmp_path: Path) -> None:
     (journal,) = tmp_path.glob("episodes-*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # killed while it wrote the third
-    told: list[Tally] = []
+    told: list[EvaluationProgress] = []
     again = run(tmp_path, progress=told.append)
     assert [tally.done for tally in told] == [2, 3, 4]
 
@@ -50,17 +50,17 @@ def test_a_second_evaluation_runs_only_what_is_missing(tmp_path: Path) -> None:
         return [(e.task, e.initial_state, e.steps, e.actions_sha256) for e in results.episodes]
 
     assert essence(again) == essence(first)
-    more: list[Tally] = []
+    more: list[EvaluationProgress] = []
     assert len(run(tmp_path, episodes=3, progress=more.append).episodes) == 6
     assert [tally.done for tally in more] == [4, 5, 6]
-    anew: list[Tally] = []
+    anew: list[EvaluationProgress] = []
     run(tmp_path, resume=False, progress=anew.append)
     assert [tally.done for tally in anew] == [0, 1, 2, 3, 4]
 
 
 def test_other_settings_take_nothing_of_what_is_there(tmp_path: Path) -> None:
     run(tmp_path)
-    told: list[Tally] = []
+    told: list[EvaluationProgress] = []
     run(tmp_path, horizon=39, progress=told.append)
     assert told[0].done == 0
 
@@ -110,7 +110,7 @@ def test_wrong_settings_are_explained(options: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("out", ["/proc/nowhere", "/proc"])
 def test_unwritable_folder_is_told_before_the_first_episode(out: str) -> None:
-    told: list[Tally] = []
+    told: list[EvaluationProgress] = []
     with pytest.raises(InputError, match=f"out={out}: cannot write into this folder"):
         run(Path(out), progress=told.append)
     assert told == []
@@ -125,11 +125,11 @@ def test_the_identity_of_a_checkpoint_is_that_of_its_weights_not_of_its_files_ti
     (tmp_path / "READY").write_text("0123 manifest-0123abcd.json")
     weights = tmp_path / "rank_00000-0123abcd.safetensors"
     weights.write_bytes(b"weights")
-    before = PolicyName(str(tmp_path)).identity()
+    before = PolicyReference(str(tmp_path)).identity()
     os.utime(weights, (0, 0))  # fetched again
-    assert PolicyName(str(tmp_path)).identity() == before
+    assert PolicyReference(str(tmp_path)).identity() == before
     (tmp_path / "READY").write_text("4567 manifest-4567cdef.json")
-    assert PolicyName(str(tmp_path)).identity() != before
+    assert PolicyReference(str(tmp_path)).identity() != before
 
 
 def test_the_identity_of_a_checkpoint_changes_with_its_run_s_tokenizers_and_ranges(tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_the_identity_of_a_checkpoint_changes_with_its_run_s_tokenizers_and_rang
     (checkpoint / "READY").write_text("0123 manifest-0123abcd.json")
     files = [tmp_path / "action_ranges.json", tmp_path / "tokenizers" / "text_tokenizer.json"]
     files[1].parent.mkdir()
-    identities = [PolicyName(str(checkpoint)).identity()]
+    identities = [PolicyReference(str(checkpoint)).identity()]
     for path, text in ((files[0], "a"), (files[0], "b"), (files[1], "a"), (files[1], "b")):
         path.write_text(text)
-        identities.append(PolicyName(str(checkpoint)).identity())
+        identities.append(PolicyReference(str(checkpoint)).identity())
     assert len(set(identities)) == 5
     os.utime(files[0], (0, 0))
-    assert PolicyName(str(checkpoint)).identity() == identities[-1]
+    assert PolicyReference(str(checkpoint)).identity() == identities[-1]

@@ -19,7 +19,7 @@ from eval.config import ExportedConfig
 from eval.policy import loaded_model as model_module
 from eval.policy.checkpoint_policy import CheckpointPolicy
 from eval.policy.interface import Observation
-from eval.policy.source import PolicyName
+from eval.policy.source import PolicyReference
 from eval.rollout.episode import run_episode
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.convert.chameleon import hugging_face_config
@@ -176,12 +176,12 @@ def test_exported_weights_need_tokenizers(exported: Path) -> None:
 
 def test_identity_changes_with_the_weights(checkpoint: Path, exported: Path) -> None:
     (checkpoint / "manifest.json").write_text("{}")
-    first = PolicyName(str(checkpoint)).identity()
+    first = PolicyReference(str(checkpoint)).identity()
     (checkpoint / "manifest.json").write_text('{"other": 1}')
-    assert PolicyName(str(checkpoint)).identity() != first
-    first = PolicyName(str(exported)).identity()
-    assert PolicyName(str(exported)).identity() == first
-    assert PolicyName(str(exported), exported=ExportedConfig(chunk=9)).identity() != first
+    assert PolicyReference(str(checkpoint)).identity() != first
+    first = PolicyReference(str(exported)).identity()
+    assert PolicyReference(str(exported)).identity() == first
+    assert PolicyReference(str(exported), exported=ExportedConfig(chunk=9)).identity() != first
     with (exported / "model.safetensors").open("ab") as file:
         file.write(b" ")
-    assert PolicyName(str(exported)).identity() != first
+    assert PolicyReference(str(exported)).identity() != first

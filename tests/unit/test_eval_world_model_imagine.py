@@ -26,7 +26,7 @@ from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from eval.config import ImagineConfig
-from eval.contact_sheet import evenly, tile
+from eval.contact_sheet import evenly_spaced, tile
 from eval.world_model import imagine as world_model
 from eval.world_model.imagine import choose_episodes, imagine, predict
 from eval.world_model.scores import score
@@ -269,8 +269,8 @@ def test_several_episodes_are_scored_and_what_is_missing_is_said(
 
 
 def test_a_sheet_shows_at_most_twelve_frames() -> None:
-    assert evenly(4).tolist() == [0, 1, 2, 3]
-    shown = evenly(51)
+    assert evenly_spaced(4).tolist() == [0, 1, 2, 3]
+    shown = evenly_spaced(51)
     assert (len(shown), shown[0], shown[-1]) == (12, 0, 50)
 
 

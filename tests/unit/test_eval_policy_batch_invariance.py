@@ -7,7 +7,12 @@ import pytest
 from numpy.typing import NDArray
 
 from data.tokens.image import ImageTokenizer
-from eval.policy.batching import ChunkDecoder, FrameEncoder, agreeing_sizes, batches
+from eval.policy.batch_invariance import (
+    BatchInvariantDecoder,
+    BatchInvariantEncoder,
+    invariant_batch_sizes,
+    split_into_batches,
+)
 from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
@@ -42,9 +47,9 @@ def prompts(count: int, seed: int = 0) -> list[NDArray[np.int64]]:
 
 def test_chunks_are_the_same_alone_and_in_any_company(network: Transformer) -> None:
     rows = prompts(11)
-    alone = [ChunkDecoder(network, CHUNK, most=4).decode([row])[0] for row in rows]
+    alone = [BatchInvariantDecoder(network, CHUNK, max_batch=4).decode([row])[0] for row in rows]
     assert len({chunk.tobytes() for chunk in alone}) > 5
-    decoder = ChunkDecoder(network, CHUNK, most=4)
+    decoder = BatchInvariantDecoder(network, CHUNK, max_batch=4)
     for order in (np.arange(11), np.arange(11)[::-1], np.random.default_rng(1).permutation(11)[:6]):
         together = decoder.decode([rows[i] for i in order])
         for place, number in enumerate(order):
@@ -52,8 +57,8 @@ def test_chunks_are_the_same_alone_and_in_any_company(network: Transformer) -> N
 
 
 def test_logits_are_the_same_bits_at_every_size_that_is_used(network: Transformer) -> None:
-    decoder, (row,) = ChunkDecoder(network, CHUNK, most=4), prompts(1)
-    sizes = decoder._agreeing(128, row)
+    decoder, (row,) = BatchInvariantDecoder(network, CHUNK, max_batch=4), prompts(1)
+    sizes = decoder._batch_sizes(128, row)
     others = [other[:60] for other in prompts(8, seed=5) if len(other) >= 60]
     expected = decoder._logits([row] * sizes[0], 128)[0]
     for size in sizes:
@@ -82,18 +87,18 @@ def test_sizes_that_do_not_agree_are_not_used(rounding, expected: tuple[int, ...
     def run(size: int) -> NDArray[np.float32]:
         return np.array([[1.0 + rounding(size, row)] for row in range(size)], np.float32)
 
-    assert agreeing_sizes(run, 6) == expected
+    assert invariant_batch_sizes(run, 6) == expected
 
 
 def test_batches_hold_every_row_once() -> None:
-    assert batches(11, (1, 2, 4)) == [(4, 4), (4, 4), (3, 4)]
-    assert batches(3, (8,)) == [(3, 8)]
-    assert batches(2, (1,)) == [(1, 1), (1, 1)]
+    assert split_into_batches(11, (1, 2, 4)) == [(4, 4), (4, 4), (3, 4)]
+    assert split_into_batches(3, (8,)) == [(3, 8)]
+    assert split_into_batches(2, (1,)) == [(1, 1), (1, 1)]
 
 
 def test_frames_are_encoded_as_they_are_alone() -> None:
     tokenizer = ImageTokenizer.load()
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    together = FrameEncoder(tokenizer, most=4).encode(frames)
+    together = BatchInvariantEncoder(tokenizer, max_batch=4).encode(frames)
     for frame, codes in zip(frames, together, strict=True):
-        np.testing.assert_array_equal(FrameEncoder(tokenizer, most=4).encode(frame[None])[0], codes)
+        np.testing.assert_array_equal(BatchInvariantEncoder(tokenizer, max_batch=4).encode(frame[None])[0], codes)
