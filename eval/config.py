@@ -46,8 +46,8 @@ class EvaluationConfig(EvaluationSettings):
         every: Steps between evaluated checkpoints, a multiple of `checkpointing.every`; 0: never.
         gpus: GPUs for the policy, apart from the training's; a share (0.5) lets evaluations share one. 0: the
             policy runs on the CPUs.
-        stale: Unfinished evaluations of older checkpoints when a newer one is due: `queue` (all are completed)
-            or `cancel`.
+        stale: What happens to unfinished evaluations of older checkpoints when a newer one is due: `queue`
+            (all are completed) or `cancel`.
         imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none.
         imagine_episodes: Number of held-out episodes that are rolled out.
         lpips_weights, fvd_network: As in `ImagineConfig`.
@@ -140,7 +140,8 @@ class ImagineConfig:
         batch: Number of episodes rolled out side by side.
         lpips_weights: AlexNet's weights as torchvision publishes them; null: LPIPS is not computed.
         fvd_network: I3D as TorchScript (`i3d_torchscript.pt`); null: FVD is not computed.
-        temperature: Sampling temperature of the image codes; 0 takes the likeliest, as the published evaluation does.
+        temperature: Sampling temperature of the image codes; 0 takes the likeliest, as the published
+            evaluation does.
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Seed of sampling at a temperature above 0.
         gif: Write the video as `imagine.gif` too, for viewers without MP4; 256 colours a frame.

@@ -76,9 +76,7 @@ def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording |
 def _solve(
     simulator: Simulator, initial_state: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Actions float64 [T, 7] and the physical states before each float64 [T, D]; None unless the task is still
-    solved at the end.
-    """
+    """Actions [T, 7] and the physical state before each [T, D]; None unless the task stays solved."""
     simulator.reset(initial_state)
     actions, sim_states = [], []
     solved_at: int | None = None

@@ -1,8 +1,8 @@
 """Replay of demonstrations in their simulator, as published training data were made.
 
 From the first stored physical state, after the settling steps, the recorded actions without the no-ops are
-applied again; frames and proprioception are recorded before each of them, and demonstrations that do not end in
-success are left out (OpenVLA's treatment of LIBERO, which WorldVLA follows).
+applied again; frames and proprioception are recorded before each of them, and demonstrations that do not end
+in success are left out (OpenVLA's treatment of LIBERO, which WorldVLA follows).
 """
 
 from __future__ import annotations

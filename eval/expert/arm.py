@@ -37,8 +37,8 @@ class Arm:
         Args:
             position: Target position [3] of the grip point.
             grip: `OPEN` or `CLOSE`.
-            yaw: Target direction in which the fingers open, radians about the world's z axis from x; None does
-                not turn the hand.
+            yaw: Target direction in which the fingers open, radians about the world's z axis from x; None
+                does not turn the hand.
         """
         action = np.zeros(7)
         gripper = self._simulator.gripper()

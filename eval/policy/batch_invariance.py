@@ -1,8 +1,8 @@
 """Decoding and encoding in batches, with results that do not depend on the batch.
 
 Kernels may sum in another order for another number of rows, or for another position of a row among them; then
-the last bit of a logit depends on which other environments happen to wait for the policy. So before prompts of
-a width are decoded for the first time, copies of one prompt are decoded in batches of several sizes and
+the last bit of a logit depends on which other environments happen to wait for the policy. So before prompts
+of a width are decoded for the first time, copies of one prompt are decoded in batches of several sizes and
 compared bit by bit. Sizes that agree are used; a batch between two of them is filled up with copies. The
 length that a prompt is padded to depends on its own length alone.
 """

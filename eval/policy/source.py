@@ -119,7 +119,7 @@ def _local_folder(checkpoint: str) -> Path:
 
 
 def _results_folder(checkpoint: Path, suite: str) -> Path:
-    """Folder for results in the checkpoint's run; the suite in its name separates it from the training's own."""
+    """Folder for results in the checkpoint's run; named by the suite, apart from the training's own."""
     if (checkpoint / CONFIG).is_file():
         raise InputError(f"checkpoint={checkpoint}: exported weights are in no run folder; add out=FOLDER")
     resolved = checkpoint.resolve()

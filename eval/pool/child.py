@@ -27,8 +27,8 @@ class Deadline(Protocol):
 class ChildProcess:
     """A process started by this one. It ends when this one does, for whatever reason that ends.
 
-    It computes with one thread unless OMP_NUM_THREADS is set: the pool's processes share the cores, and threads
-    that wait for one another there cost more than they compute.
+    It computes with one thread unless OMP_NUM_THREADS is set: the pool's processes share the cores, and
+    threads that wait for one another there cost more than they compute.
 
     Args:
         target: Runs in the process, as `target(connection, deadline, *arguments)`; importable.

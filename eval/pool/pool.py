@@ -1,8 +1,8 @@
 """The loop that feeds simulator workers and policy servers, and replaces those that die or hang.
 
-One thread, which only waits: for messages, for the end of a process, for a deadline. The episode of a dead worker
-starts again in a new one; the observations sent to a dead policy server go to the next. Neither changes a
-result: an episode depends on its initial state and the policy alone.
+One thread, which only waits: for messages, for the end of a process, for a deadline. The episode of a dead
+worker starts again in a new one; the observations sent to a dead policy server go to the next. Neither
+changes a result: an episode depends on its initial state and the policy alone.
 """
 
 from __future__ import annotations
@@ -253,8 +253,8 @@ class Pool:
         self._server_deaths += 1
         if self._server_deaths >= _MAX_SERVER_DEATHS:
             raise InputError(
-                f"the policy server died {self._server_deaths} times without an answer ({reason}), most likely "
-                "for lack of memory; lower policy_servers or workers, or take a larger machine"
+                f"the policy server died {self._server_deaths} times without an answer ({reason}), most "
+                "likely for lack of memory; lower policy_servers or workers, or take a larger machine"
             )
 
 

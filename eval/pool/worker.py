@@ -31,7 +31,7 @@ def run_simulator_worker(
     """Body of the process: receive `EpisodeSpec`s, send an `EpisodeResult` or a `RemoteError` for each.
 
     Args:
-        connection: To the pool; carries observations to the policy server and its chunks of actions back, too.
+        connection: To the pool; also carries observations to the policy server and chunks of actions back.
         deadline: Renewed before every operation that may hang.
         open_suite: Opens the suite.
         policy: Loaded here, or the spec of one run by a server; None: the spec is received after the first

@@ -131,7 +131,7 @@ class Simulator(Protocol):
         ...
 
     def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
-        """Set the physical state float64 [D], as of `sim_state` (for rendering; not to continue an episode)."""
+        """Set the physical state float64 [D], as of `sim_state` (to render it, not to step on from it)."""
         ...
 
     def model_xml(self) -> str:

@@ -90,8 +90,8 @@ class LiberoSimulator(PandaSimulator):
             raise InputError(
                 f"initial state {initial_state}: {self.task.name} has {len(self._initial_states)} fixed ones"
             )
-        # A reset also places fixtures, which are not part of the physical state: one seed for all fixed states
-        # gives them the same place in every episode.
+        # A reset also places fixtures, which are not part of the physical state: one seed for all fixed
+        # states gives them the same place in every episode.
         with seeded_numpy(0 if fixed else initial_state):
             self._sample_placement()
         if fixed:

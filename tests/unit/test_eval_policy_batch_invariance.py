@@ -1,4 +1,4 @@
-"""An environment's actions do not depend, to the last bit, on who else waits for the policy."""
+"""An environment's actions do not depend, to the last bit, on the batch they are decoded in."""
 
 from __future__ import annotations
 
@@ -45,30 +45,30 @@ def prompts(count: int, seed: int = 0) -> list[NDArray[np.int64]]:
     return [rng.integers(4, 8000, rng.integers(20, 150)) for _ in range(count)]
 
 
-def test_chunks_are_the_same_alone_and_in_any_company(network: Transformer) -> None:
+def test_chunks_are_the_same_alone_and_in_any_batch(network: Transformer) -> None:
     rows = prompts(11)
     alone = [BatchInvariantDecoder(network, CHUNK, max_batch=4).decode([row])[0] for row in rows]
     assert len({chunk.tobytes() for chunk in alone}) > 5
     decoder = BatchInvariantDecoder(network, CHUNK, max_batch=4)
     for order in (np.arange(11), np.arange(11)[::-1], np.random.default_rng(1).permutation(11)[:6]):
         together = decoder.decode([rows[i] for i in order])
-        for place, number in enumerate(order):
-            np.testing.assert_array_equal(together[place], alone[number])
+        for row, number in enumerate(order):
+            np.testing.assert_array_equal(together[row], alone[number])
 
 
-def test_logits_are_the_same_bits_at_every_size_that_is_used(network: Transformer) -> None:
+def test_logits_are_bitwise_equal_at_every_size_in_use(network: Transformer) -> None:
     decoder, (row,) = BatchInvariantDecoder(network, CHUNK, max_batch=4), prompts(1)
     sizes = decoder._batch_sizes(128, row)
     others = [other[:60] for other in prompts(8, seed=5) if len(other) >= 60]
     expected = decoder._logits([row] * sizes[0], 128)[0]
     for size in sizes:
-        for place in range(size):
+        for position in range(size):
             filled = [others[i % len(others)] for i in range(size)]
-            filled[place] = row
-            np.testing.assert_array_equal(decoder._logits(filled, 128)[place], expected)
+            filled[position] = row
+            np.testing.assert_array_equal(decoder._logits(filled, 128)[position], expected)
 
 
-def test_padding_changes_no_choice(network: Transformer) -> None:
+def test_padding_does_not_change_the_decoded_bins(network: Transformer) -> None:
     rows = prompts(4)
     for row in rows:
         plain = decode_action_chunk(network, [row], CHUNK)
@@ -96,9 +96,11 @@ def test_batches_hold_every_row_once() -> None:
     assert split_into_batches(2, (1,)) == [(1, 1), (1, 1)]
 
 
-def test_frames_are_encoded_as_they_are_alone() -> None:
+def test_frames_are_encoded_as_they_would_be_alone() -> None:
     tokenizer = ImageTokenizer.load()
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
     together = BatchInvariantEncoder(tokenizer, max_batch=4).encode(frames)
     for frame, codes in zip(frames, together, strict=True):
-        np.testing.assert_array_equal(BatchInvariantEncoder(tokenizer, max_batch=4).encode(frame[None])[0], codes)
+        np.testing.assert_array_equal(
+            BatchInvariantEncoder(tokenizer, max_batch=4).encode(frame[None])[0], codes
+        )

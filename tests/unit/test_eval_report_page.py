@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eval.report.media import videos
+from eval.report.training import history, learning_charts, speed_charts
+from eval.report.view import failure_rows
 from PIL import Image
 
 from data.errors import InputError
 from eval.report.comparison import comparison_charts, task_comparison, write_comparison
-from eval.report.media import videos
 from eval.report.page import write_report
 from eval.report.run_contents import read_run
-from eval.report.training import history, learning_charts, speed_charts
-from eval.report.view import failure_rows
 from pretrain.telemetry.norms import GROUPS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}"
