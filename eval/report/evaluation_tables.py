@@ -1,26 +1,14 @@
-"""What the report says of a run: figures, charts, table rows. Plain values for the template."""
+"""Evaluations in the report: success by step, tables of checkpoints, tasks and failing episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.evaluation.published_rates import published_rates
-from eval.report.charts import Chart, Series, format_number, line_chart
-from eval.report.run_contents import Evaluation, Json, RunFolder, mapping, number, rows
-from eval.report.training import layout
+from eval.report.charts import Chart, Series, line_chart
+from eval.report.run_contents import EvaluationRecord, Json, RunContents, number, rows
 
-_MOST_FAILURES = 12
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One large number at the top."""
-
-    label: str
-    value: str
-    unit: str = ""
-    note: str = ""
+_MAX_FAILURES = 12
 
 
 @dataclass(frozen=True)
@@ -49,7 +37,7 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class FailureRow:
-    """An episode of the last evaluation that was not solved."""
+    """A failing episode of the last evaluation."""
 
     task: str
     initial_state: str
@@ -57,48 +45,8 @@ class FailureRow:
     video: str
 
 
-def lead(run: RunFolder) -> str:
-    """One sentence on the run: how far, over how many tokens, on which ranks."""
-    if not run.steps:
-        return "Nothing was trained yet."
-    last = run.steps[-1]
-    parts = [f"{_whole(number(last, 'step'))} steps"]
-    tokens = number(run.summary, "tokens") or number(last, "tokens")
-    if tokens:
-        parts.append(f"{format_number(tokens)} tokens")
-    parallel = mapping(run.summary, "parallel")
-    if parallel:
-        parts.append(f"last on {layout(parallel)}")
-    return ", ".join(parts) + "."
-
-
-def figures(run: RunFolder) -> list[Figure]:
-    """The run in a handful of numbers; one that was not measured is left out."""
-    shown: list[Figure] = []
-    for key, label in (("loss_action", "Loss of actions"), ("loss_image", "Loss of images")):
-        values = [v for line in run.steps if (v := number(line, key)) is not None]
-        if values:
-            shown.append(
-                Figure(label, format_number(values[-1]), "nats a token", f"from {format_number(values[0])}")
-            )
-    if run.evaluations:
-        last = run.evaluations[-1]
-        row = evaluation_row(last)
-        episodes = "1 episode" if row.episodes == "1" else f"{row.episodes} episodes"
-        shown.append(Figure("Success", row.success, "", f"{episodes}, step {row.step}"))
-    speed, since = number(run.summary, "tokens_per_second"), "since the last start"
-    if speed is None:
-        speed, since = _mean(run.steps, "tokens_per_second"), f"over {len(run.steps)} logged steps"
-    if speed is not None:
-        shown.append(Figure("Speed", format_number(speed), "tokens/s", since))
-    mfu = number(run.summary, "mfu") or _mean(run.steps, "mfu")
-    if mfu is not None:
-        shown.append(Figure("Model FLOPs utilisation", f"{100 * mfu:.1f}", "%", "of the devices' peak"))
-    return shown
-
-
-def success_chart(run: RunFolder) -> Chart | None:
-    """Success rate by step with 95 % Wilson intervals, one line a suite."""
+def success_chart(run: RunContents) -> Chart | None:
+    """Success rate by step with 95 % Wilson intervals, one line per suite."""
     series: list[Series] = []
     for tone, suite in enumerate(sorted({_suite(e) for e in run.evaluations}), start=1):
         chosen = [e for e in run.evaluations if _suite(e) == suite and _rate(e) is not None]
@@ -108,7 +56,7 @@ def success_chart(run: RunFolder) -> Chart | None:
     return line_chart("Success by step", "%, with 95 % intervals", series, y_range=(0.0, 100.0))
 
 
-def evaluation_row(evaluation: Evaluation) -> EvaluationRow:
+def evaluation_row(evaluation: EvaluationRecord) -> EvaluationRow:
     """The table row of one evaluated checkpoint."""
     rate, (low, high) = _rate(evaluation), _interval(evaluation)
     return EvaluationRow(
@@ -116,13 +64,13 @@ def evaluation_row(evaluation: Evaluation) -> EvaluationRow:
         suite=_suite(evaluation),
         success="not measured" if rate is None else f"{100 * rate:.0f} %",
         interval=f"{100 * low:.0f} to {100 * high:.0f} %",
-        episodes=_whole(number(evaluation.results, "episodes")),
+        episodes=_integer(number(evaluation.results, "episodes")),
         errors=int(number(evaluation.results, "errors") or 0),
     )
 
 
-def evaluation_notes(run: RunFolder) -> list[str]:
-    """What a reader must know before comparing these numbers."""
+def evaluation_notes(run: RunContents) -> list[str]:
+    """Caveats for comparing the numbers."""
     notes: list[str] = []
     if any(e.results.get("standin_assets") for e in run.evaluations):
         notes.append(
@@ -137,8 +85,8 @@ def evaluation_notes(run: RunFolder) -> list[str]:
     return notes
 
 
-def task_rows(run: RunFolder) -> list[TaskRow]:
-    """Tasks of the last evaluated step, where there is more than one."""
+def task_rows(run: RunContents) -> list[TaskRow]:
+    """Tasks of the last evaluated step; empty for a single task."""
     if not run.evaluations:
         return []
     step = run.evaluations[-1].step
@@ -148,21 +96,21 @@ def task_rows(run: RunFolder) -> list[TaskRow]:
     return [
         TaskRow(
             task=str(row.get("instruction") or row.get("task", "")),
-            successes=_whole(number(row, "successes")),
+            successes=_integer(number(row, "successes")),
             interval=interval_text(row),
-            steps=_whole(steps) if (steps := number(row, "mean_steps_to_success")) is not None else "-",
-            episodes=_whole(number(row, "episodes")),
+            steps=_integer(steps) if (steps := number(row, "mean_steps_to_success")) is not None else "-",
+            episodes=_integer(number(row, "episodes")),
             errors=int(number(row, "errors") or 0),
         )
         for row in per_task
     ]
 
 
-def failure_rows(run: RunFolder) -> list[FailureRow]:
-    """The first failing episodes of the last evaluated step, errors among them: at most one a task."""
+def failure_rows(run: RunContents) -> list[FailureRow]:
+    """The first failing episode (or error) of each task at the last evaluated step."""
     if not run.evaluations:
         return []
-    found: dict[tuple[str, float | None], FailureRow] = {}
+    failures: dict[tuple[str, float | None], FailureRow] = {}
     for evaluation in run.evaluations:
         if evaluation.step != run.evaluations[-1].step:
             continue
@@ -172,17 +120,17 @@ def failure_rows(run: RunFolder) -> list[FailureRow]:
         }
         for row in rows(evaluation.results, "per_episode"):
             task = number(row, "task")
-            if row.get("success") or (_suite(evaluation), task) in found:
+            if row.get("success") or (_suite(evaluation), task) in failures:
                 continue
             error = row.get("error")
-            steps = _whole(number(row, "steps"))
-            found[_suite(evaluation), task] = FailureRow(
-                task=names.get(task) or f"task {_whole(task)}",
-                initial_state=_whole(number(row, "initial_state")),
+            steps = _integer(number(row, "steps"))
+            failures[_suite(evaluation), task] = FailureRow(
+                task=names.get(task) or f"task {_integer(task)}",
+                initial_state=_integer(number(row, "initial_state")),
                 outcome=f"error: {error}" if error else f"not solved in {steps} steps",
                 video=str(row.get("video") or "not filmed"),
             )
-    return list(found.values())[:_MOST_FAILURES]
+    return list(failures.values())[:_MAX_FAILURES]
 
 
 def interval_text(results: Json) -> str:
@@ -194,28 +142,23 @@ def interval_text(results: Json) -> str:
     return "-" if low is None or high is None else f"{100 * low:.0f} to {100 * high:.0f} %"
 
 
-def _suite(evaluation: Evaluation) -> str:
+def _suite(evaluation: EvaluationRecord) -> str:
     return str(evaluation.results.get("suite", "suite"))
 
 
-def _rate(evaluation: Evaluation) -> float | None:
-    """Solved share of the episodes; None where every one ended in an error."""
+def _rate(evaluation: EvaluationRecord) -> float | None:
+    """Solved share of the episodes; None if all of them ended in an error."""
     return number(evaluation.results, "success_rate")
 
 
-def _interval(evaluation: Evaluation) -> tuple[float, float]:
+def _interval(evaluation: EvaluationRecord) -> tuple[float, float]:
     ends = evaluation.results.get("wilson_95")
     low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    found = {"low": low, "high": high}
+    ends = {"low": low, "high": high}
     rate = _rate(evaluation) or 0.0
-    low, high = number(found, "low"), number(found, "high")
+    low, high = number(ends, "low"), number(ends, "high")
     return (rate, rate) if low is None or high is None else (low, high)
 
 
-def _mean(lines: Sequence[Json], key: str) -> float | None:
-    values = [value for line in lines if (value := number(line, key)) is not None]
-    return sum(values) / len(values) if values else None
-
-
-def _whole(value: float | None) -> str:
+def _integer(value: float | None) -> str:
     return "0" if value is None else f"{value:.0f}"

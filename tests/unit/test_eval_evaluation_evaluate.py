@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data.errors import InputError
-from eval.config import EvalCommandConfig, EvaluationSettings
+from eval.config import EvalCommandConfig, EvaluationConfig, EvaluationSettings
 from eval.evaluation.evaluate import (
     EvaluationProgress,
     Progress,
@@ -159,12 +158,6 @@ def test_checkpoint_identity_changes_with_the_runs_tokenizers_and_ranges(tmp_pat
     assert len(set(identities)) == 5
     os.utime(files[0], (0, 0))
     assert PolicyReference(str(checkpoint)).identity() == identities[-1]
-
-
-def test_settings_of_the_command_and_of_training_have_the_same_episode_keys() -> None:
-    shared = {field.name: field.default for field in fields(EvaluationSettings)}
-    for schema in (EvalCommandConfig, EvaluationConfig):
-        assert {f.name: f.default for f in fields(schema) if f.name in shared} == shared
 
 
 def test_settings_beside_a_training_are_refused_by_their_full_name() -> None:
