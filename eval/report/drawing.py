@@ -170,7 +170,7 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> int:
         if row is None:
             text.remove()
         else:
-            text.set_position((text.get_position()[0], (lines_up - 1) * _LABEL_HEIGHT + 3))
+            text.set_position((text.get_position()[0], (lines_up - 1) * _LABEL_HEIGHT + 5))
     return num_rows
 
 
