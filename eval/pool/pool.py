@@ -97,16 +97,6 @@ class Pool:
         self._servers.clear()
         self._waiting.clear()
 
-    @property
-    def worker_pids(self) -> list[int]:
-        """Process ids of the simulator workers."""
-        return [worker.child.pid for worker in self._workers]
-
-    @property
-    def server_pids(self) -> list[int]:
-        """Process ids of the policy servers."""
-        return [server.child.pid for server in self._servers]
-
     def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[EpisodeResult]:
         """Yield results in the order in which the episodes end.
 

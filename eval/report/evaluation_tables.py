@@ -128,7 +128,7 @@ def failure_rows(run: RunContents) -> list[FailureRow]:
                 task=names.get(task) or f"task {_integer(task)}",
                 initial_state=_integer(number(row, "initial_state")),
                 outcome=f"error: {error}" if error else f"not solved in {steps} steps",
-                video=str(row.get("video") or "not filmed"),
+                video=str(row.get("video") or "no video"),
             )
     return list(failures.values())[:_MAX_FAILURES]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -40,6 +41,11 @@ def make_pool(
 ) -> Pool:
     source = FakePolicySource(policy)
     return Pool(source, workers, batch=4, retries=retries, limits=limits, open_suite=open_fake_suite)
+
+
+def pids(*names: str) -> list[int]:
+    """Process ids of this process's children of these names."""
+    return [child.pid or 0 for child in multiprocessing.active_children() if child.name in names]
 
 
 def invariants(results: list[EpisodeResult]) -> list[tuple[object, ...]]:
@@ -82,20 +88,21 @@ def test_pool_gives_the_same_episodes_as_a_sequential_loop() -> None:
 
 @pytest.mark.parametrize("victims", ["worker", "server", "both"])
 def test_sigkill_changes_no_result_and_leaves_no_process(victims: str) -> None:
-    results, pids, killed = [], set(), []
+    results, started, killed = [], set(), []
     with make_pool() as pool:
         for result in pool.run(specs()):
             results.append(result)
-            pids |= {*pool.worker_pids, *pool.server_pids}
+            started |= {*pids("simulator", "policy-server")}
             if len(results) == 2:
-                killed = pool.worker_pids[:1] if victims != "server" else []
-                killed += pool.server_pids if victims != "worker" else []
+                killed = pids("simulator")[:1] if victims != "server" else []
+                killed += pids("policy-server") if victims != "worker" else []
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
-        assert killed
-        assert set(killed).isdisjoint({*pool.worker_pids, *pool.server_pids})
+        assert len(killed) == (2 if victims == "both" else 1)
+        assert set(killed).isdisjoint(pids("simulator", "policy-server"))
+        assert started > set(killed)
     assert invariants(results) == invariants(sequential_results())
-    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert not any(psutil.pid_exists(pid) for pid in started)
 
 
 @pytest.mark.usefixtures("hung_processes_expire")
@@ -225,7 +232,7 @@ def test_every_process_computes_with_one_thread_unless_configured(
         monkeypatch.setenv("OMP_NUM_THREADS", configured)
     with make_pool() as pool:
         next(iter(pool.run(specs())))
-        pids = [*pool.worker_pids, *pool.server_pids]
-        num_threads = [psutil.Process(pid).environ()["OMP_NUM_THREADS"] for pid in pids]
+        running = pids("simulator", "policy-server")
+        num_threads = [psutil.Process(pid).environ()["OMP_NUM_THREADS"] for pid in running]
     assert num_threads == [expected] * 3
     assert os.environ.get("OMP_NUM_THREADS") == configured

@@ -16,7 +16,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "</text><script>alert(1)</script> $\\frac{ \"'><img onerror=x> \\1"
 
 
-def made(*series: Series, marks: tuple[Mark, ...] = (), y_range: Point | None = None) -> Chart:
+def make_chart(*series: Series, marks: tuple[Mark, ...] = (), y_range: Point | None = None) -> Chart:
     chart = line_chart("Loss", "nats", series, marks=marks, y_range=y_range)
     assert chart is not None
     return chart
@@ -32,7 +32,7 @@ def texts(chart: Chart) -> list[str]:
 
 
 def test_chart_draws_the_finite_points_of_every_series_within_its_axes() -> None:
-    chart = made(
+    chart = make_chart(
         Series("a", [(0, 1.0), (50, 3.0), (100, float("nan"))], tone=2),
         Series("b", [(50, 2.0), (100, 2.5)], dots=True),
         Series("empty", []),
@@ -51,7 +51,7 @@ def test_chart_draws_the_finite_points_of_every_series_within_its_axes() -> None
 
 
 def test_drawing_uses_the_colours_of_the_page_and_no_fixed_font() -> None:
-    svg = to_svg(made(Series("a", [(0, 1.0), (1, 2.0)], tone=2), marks=(Mark(1, "resumed"),)))
+    svg = to_svg(make_chart(Series("a", [(0, 1.0), (1, 2.0)], tone=2), marks=(Mark(1, "resumed"),)))
     assert set(re.findall(r"var\(--(\w+)\)", svg)) == {"tone2", "tone4", "soft", "rule"}
     assert "#0000" not in svg
     assert "font-family" not in svg
@@ -61,7 +61,7 @@ def test_drawing_uses_the_colours_of_the_page_and_no_fixed_font() -> None:
 
 def test_error_bars_reach_the_ends_of_the_intervals() -> None:
     intervals = [(10.0, 60.0), (40.0, 95.0)]
-    chart = made(
+    chart = make_chart(
         Series("rate", [(1, 30.0), (2, 70.0), (3, float("inf"))], dots=True, intervals=[*intervals, (0, 1)]),
         y_range=(0.0, 100.0),
     )
@@ -79,7 +79,7 @@ def test_labels_of_marks_do_not_overlap_and_every_mark_has_its_line() -> None:
     marks = tuple(
         Mark(float(step), f"resumed, TP 1 x DP {step}, ZeRO-3") for step in (3, 20, 21, 22, 23, 24, 80, 90)
     )
-    chart = made(Series("a", [(0, 1.0), (100, 2.0)]), marks=marks)
+    chart = make_chart(Series("a", [(0, 1.0), (100, 2.0)]), marks=marks)
     figure = draw(chart)
     axes = figure.axes[0]
     lines = [line for line in axes.lines if line.get_label() != "a"]
@@ -103,7 +103,7 @@ def test_labels_of_marks_do_not_overlap_and_every_mark_has_its_line() -> None:
 def test_a_single_label_takes_a_single_row_and_no_label_takes_none() -> None:
     series = Series("a", [(0, 1.0), (100, 2.0)])
     heights = [
-        draw(made(series, marks=marks)).bbox.height
+        draw(make_chart(series, marks=marks)).bbox.height
         for marks in ((), (Mark(9, "resumed"),), (Mark(9, "a"), Mark(50, "b")), (Mark(9, "x" * 200),))
     ]
     assert heights[0] == heights[3] < heights[1] == heights[2]
@@ -130,7 +130,7 @@ def test_chart_of_nothing_is_none() -> None:
     ("low", "high"), [(0, 1), (-3, 17), (1e-6, 2e-6), (5, 5), (0, 0), (1e9, 3e9), (97, 99)]
 )
 def test_axis_covers_the_range_with_round_ticks(low: float, high: float) -> None:
-    axes = draw(made(Series("a", [(1, low), (2, high)]))).axes[0]
+    axes = draw(make_chart(Series("a", [(1, low), (2, high)]))).axes[0]
     ticks = axes.get_yticks()
     assert axes.get_ylim() == (ticks[0], ticks[-1])
     assert ticks[0] <= low
@@ -142,12 +142,12 @@ def test_axis_covers_the_range_with_round_ticks(low: float, high: float) -> None
 
 
 def test_axis_starts_at_zero_where_the_values_are_near_it() -> None:
-    assert draw(made(Series("a", [(1, 1.0), (2, 3.0)]))).axes[0].get_ylim()[0] == 0
-    assert draw(made(Series("a", [(1, 97.0), (2, 99.0)]))).axes[0].get_ylim()[0] > 0
+    assert draw(make_chart(Series("a", [(1, 1.0), (2, 3.0)]))).axes[0].get_ylim()[0] == 0
+    assert draw(make_chart(Series("a", [(1, 97.0), (2, 99.0)]))).axes[0].get_ylim()[0] > 0
 
 
 def test_tick_labels_are_short_numbers_in_the_svg() -> None:
-    shown = texts(made(Series("a", [(0, 0.0), (20_000, 4e6)])))
+    shown = texts(make_chart(Series("a", [(0, 0.0), (20_000, 4e6)])))
     assert {"0", "5000", "10k", "20k", "1M", "4M", "step"} <= set(shown)
 
 
@@ -165,7 +165,7 @@ def test_text_is_escaped_and_never_read_as_a_formula() -> None:
 
 def test_equal_charts_give_equal_svg_without_metadata() -> None:
     def chart() -> Chart:
-        return made(Series("a", [(0, 1.0), (1, 2.0)], dots=True), marks=(Mark(1, "resumed"),))
+        return make_chart(Series("a", [(0, 1.0), (1, 2.0)], dots=True), marks=(Mark(1, "resumed"),))
 
     svg = to_svg(chart())
     assert to_svg(chart()) == svg
@@ -175,7 +175,7 @@ def test_equal_charts_give_equal_svg_without_metadata() -> None:
 
 
 def test_dense_curve_is_drawn_with_few_points() -> None:
-    chart = made(Series("a", [(float(i), float(i % 7)) for i in range(10_000)]))
+    chart = make_chart(Series("a", [(float(i), float(i % 7)) for i in range(10_000)]))
     (line,) = draw(chart).axes[0].lines
     assert len(line.get_xydata()) <= 240
     assert len(to_svg(chart)) < 10_000

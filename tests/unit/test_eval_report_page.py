@@ -310,7 +310,7 @@ def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
     rows = failure_rows(read_run(run))
     assert [(row.task, row.initial_state, row.outcome, row.video) for row in rows] == [
         ("task 0", "1", "not solved in 120 steps", "z_failure.mp4"),
-        ("lift the cube", "1", f"error: {HOSTILE}", "not filmed"),
+        ("lift the cube", "1", f"error: {HOSTILE}", "no video"),
     ]
     captions = [video.caption for video in videos(read_run(run))[0]]
     assert captions[:2] == [

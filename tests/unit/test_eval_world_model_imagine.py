@@ -184,8 +184,8 @@ def test_gif_is_written_on_request(checkpoint: Path) -> None:
         gif.seek(0)
         shown = np.asarray(gif.convert("RGB"), np.float64)
     with av.open(str(done.video)) as video:
-        filmed = next(video.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.abs(shown - filmed).mean() < 10
+        in_video = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(shown - in_video).mean() < 10
 
 
 def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None:
