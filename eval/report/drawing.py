@@ -35,7 +35,7 @@ _WIDTH, _PLOT_HEIGHT = 480, 202
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 34  # margins
 _LABEL_ROWS, _LABEL_HEIGHT, _LABEL_GAP = 3, 13, 5  # labels of marks, in rows above the plot
 _MAX_POINTS = 240  # of a line: more cannot be distinguished at this width
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 11,
@@ -60,7 +60,8 @@ def draw(chart: Chart) -> Figure:
 def to_svg(chart: Chart) -> Markup:
     """The chart as an inline `<svg>` element; equal charts give equal bytes."""
     salt = f"{chart.title} {chart.unit}"  # ids are unique within the page
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
+    with matplotlib.rc_context(style):
         buffer = io.StringIO()
         draw(chart).savefig(buffer, format="svg", metadata={"Date": None})
     return Markup(_compact(buffer.getvalue(), chart.title))  # matplotlib has escaped all text
