@@ -122,6 +122,11 @@ def test_rows_are_used_from_the_top_and_labels_without_room_get_none() -> None:
     assert label_rows([], 3, (0, 100)) == []
 
 
+def test_no_mark_crosses_a_label_on_its_way_up() -> None:
+    assert label_rows([(10, 15, 60), (20, 25, 95), (62, 67, 90)], 3, (0, 100)) == [0, 1, 2], "not in row 0"
+    assert label_rows([(10, 15, 40), (60, 5, 55)], 3, (0, 100)) == [0, None], "across the mark at 10"
+
+
 def test_chart_of_nothing_is_none() -> None:
     assert line_chart("Loss", "", [Series("a", []), Series("b", [(0.0, float("inf"))])]) is None
 
