@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.style import context
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -45,7 +45,7 @@ _STYLE: dict[Any, Any] = {
 
 def draw(chart: Chart) -> Figure:
     """Draw a chart: for each series a line with its label, marks with their labels above the plot."""
-    with matplotlib.rc_context(_STYLE):
+    with context(("default", _STYLE)):  # not the user's matplotlibrc
         figure = Figure(dpi=_DPI)
         figure.patch.set_visible(False)
         axes = figure.add_axes((0, 0, 1, 1))
@@ -60,8 +60,7 @@ def draw(chart: Chart) -> Figure:
 def to_svg(chart: Chart) -> Markup:
     """The chart as an inline `<svg>` element; equal charts give equal bytes."""
     salt = f"{chart.title} {chart.unit}"  # ids are unique within the page
-    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": salt}
-    with matplotlib.rc_context(style):
+    with context(("default", {**_STYLE, "svg.hashsalt": salt})):
         buffer = io.StringIO()
         draw(chart).savefig(buffer, format="svg", metadata={"Date": None})
     return Markup(_compact(buffer.getvalue(), chart.title))  # matplotlib has escaped all text
