@@ -7,15 +7,13 @@ true codes: the scores measure the transformer, not the tokenizer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from data.contracts import Episode
 from data.errors import InputError
@@ -24,80 +22,24 @@ from data.stream.sequence import WORLD_TEXT, action_prompt, world_prompt
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from eval.config import ImagineConfig
-from eval.contact_sheet import enlarge, evenly_spaced, tile
 from eval.policy.loaded_model import LoadedModel, load_model
-from eval.video import write_gif, write_video
 from eval.world_model.perceptual import Lpips, VideoFeatures
-from eval.world_model.scores import FrameScore, HorizonScore, horizon_scores, mean_score, score
+from eval.world_model.results import ImagineResult, Rollout, write_result
+from eval.world_model.scores import FrameScore, horizon_scores, mean_score, score
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.model.generate import Guidance, decode_image
 from pretrain.model.sampling import GREEDY, Sampling
 
 STEM = "imagine"  # of the files in the evaluation folder
-_FRAMES_PER_SECOND = 5
 _SEED_STRIDE = 1_000_000  # between the seeds of two episodes
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """Scores of one rolled-out episode.
+class _ScoredFrames(NamedTuple):
+    """True and predicted frames uint8 [T + 1, H, W, 3] of one episode, and the scores of frames 1 .. T."""
 
-    Attributes:
-        episode: Key of the episode.
-        split: Its split; an episode of `train` says little about unseen ones.
-        instruction: The task in words.
-        mean: Mean score of the predicted frames.
-        frames: Score of each predicted frame.
-    """
-
-    episode: str
-    split: str
-    instruction: str
-    mean: FrameScore
-    frames: tuple[FrameScore, ...]
-
-
-@dataclass(frozen=True)
-class ImagineResult:
-    """World-model rollouts and their files.
-
-    Attributes:
-        rollouts: One per episode; picture and video show the first.
-        psnr, ssim: Means over all predicted frames.
-        lpips: The same; None: not computed.
-        horizons: Scores over the first 10 and 50 frames, where rollouts are that long.
-        picture: PNG: true frames above predicted ones, the given first frame at the left of both.
-        video: MP4: true beside predicted.
-        gif: The same as GIF; None: not requested.
-        scores: JSON of all scores.
-    """
-
-    rollouts: tuple[Rollout, ...]
-    psnr: float
-    ssim: float
-    lpips: float | None
-    horizons: tuple[HorizonScore, ...]
-    picture: Path
-    video: Path
-    scores: Path
-    gif: Path | None = None
-
-    @property
-    def frames(self) -> tuple[FrameScore, ...]:
-        """Mean score of each predicted frame, over the rollouts that are long enough."""
-        longest = max(len(rollout.frames) for rollout in self.rollouts)
-        return tuple(
-            mean_score([rollout.frames[i] for rollout in self.rollouts if i < len(rollout.frames)])
-            for i in range(longest)
-        )
-
-    def summary(self) -> dict[str, float]:
-        """Computed scores by name: `psnr`, `ssim`, ... and `psnr_10`, `fvd_50`, ..."""
-        scores: dict[str, float | None] = {"psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips}
-        for horizon in self.horizons:
-            for name in ("fvd", "psnr", "ssim", "lpips"):
-                scores[f"{name}_{horizon.frames}"] = getattr(horizon, name)
-        return {name: value for name, value in scores.items() if value is not None}
+    truth: NDArray[np.uint8]
+    predicted: NDArray[np.uint8]
+    scores: tuple[FrameScore, ...]
 
 
 def imagine(config: ImagineConfig) -> ImagineResult:
@@ -116,26 +58,20 @@ def imagine(config: ImagineConfig) -> ImagineResult:
     features = VideoFeatures(Path(config.fvd_network)) if config.fvd_network else None
     checkpoint = local_checkpoint(config.checkpoint)
     model = load_model(checkpoint)
-    index = DatasetIndex.load(model.data.url)
-    if index.image.tokenizer_sha256 != model.image.sha256:
-        raise InputError(
-            f"{index.url}: encoded with the image tokenizer {index.image.tokenizer_sha256[:12]}, the run has "
-            f"{model.image.sha256[:12]}; point data.url at the data set that the run was trained on"
-        )
+    index = _open_index(model)
     entries = choose_episodes(index, config.episode, config.episodes)
-    rolled_out: list[tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[FrameScore, ...]]] = []
+    rolled_out: list[_ScoredFrames] = []
     for begin in range(0, len(entries), config.batch):
         episodes = [read_episode(index, entry) for entry in entries[begin : begin + config.batch]]
         predictions = predict(model, index, episodes, config.frames, sampling, guidance.scale, begin)
-        for episode, codes in zip(episodes, predictions, strict=True):
-            true_codes = episode.codes[model.data.cameras[0]][: len(codes)].astype(np.int64)
-            truth, predicted = model.image.decode(true_codes), model.image.decode(codes)
-            accuracy = (codes == true_codes).mean(axis=(1, 2))
-            rolled_out.append((truth, predicted, score(truth, predicted, accuracy, lpips)))
+        rolled_out += [
+            _score_episode(model, episode, codes, lpips)
+            for episode, codes in zip(episodes, predictions, strict=True)
+        ]
     horizons = horizon_scores(rolled_out, lpips is not None, features)
     rollouts = tuple(
-        Rollout(entry.key, entry.split, entry.instruction, mean_score(scores), scores)
-        for entry, (_, _, scores) in zip(entries, rolled_out, strict=True)
+        Rollout(entry.key, entry.split, entry.instruction, mean_score(each.scores), each.scores)
+        for entry, each in zip(entries, rolled_out, strict=True)
     )
     mean = mean_score([frame for rollout in rollouts for frame in rollout.frames])
     default_out = checkpoint.resolve().parents[1] / "eval" / checkpoint.resolve().name
@@ -158,8 +94,29 @@ def imagine(config: ImagineConfig) -> ImagineResult:
         "seed": config.seed,
         "not_computed": _not_computed(config),
     }
-    _write(result, request, *rolled_out[0][:2])
+    write_result(result, request, rolled_out[0].truth, rolled_out[0].predicted)
     return result
+
+
+def _open_index(model: LoadedModel) -> DatasetIndex:
+    """The index of the run's data; refuse data encoded with another image tokenizer."""
+    index = DatasetIndex.load(model.data.url)
+    if index.image.tokenizer_sha256 != model.image.sha256:
+        raise InputError(
+            f"{index.url}: encoded with the image tokenizer {index.image.tokenizer_sha256[:12]}, the run has "
+            f"{model.image.sha256[:12]}; point data.url at the data set that the run was trained on"
+        )
+    return index
+
+
+def _score_episode(
+    model: LoadedModel, episode: Episode, codes: NDArray[np.int64], lpips: Lpips | None
+) -> _ScoredFrames:
+    """Decode and score the predicted codes [T + 1, R, C] of one episode."""
+    true_codes = episode.codes[model.data.cameras[0]][: len(codes)].astype(np.int64)
+    truth, predicted = model.image.decode(true_codes), model.image.decode(codes)
+    accuracy = (codes == true_codes).mean(axis=(1, 2))
+    return _ScoredFrames(truth, predicted, score(truth, predicted, accuracy, lpips))
 
 
 def choose_episodes(index: DatasetIndex, key: str | None, count: int = 1) -> list[EpisodeEntry]:
@@ -246,34 +203,3 @@ def _not_computed(config: ImagineConfig) -> dict[str, str]:
     """Metrics that were not computed, with the setting that is missing."""
     needed = {"lpips": ("lpips_weights", config.lpips_weights), "fvd": ("fvd_network", config.fvd_network)}
     return {metric: f"{name} is not set" for metric, (name, value) in needed.items() if not value}
-
-
-def _write(
-    result: ImagineResult, request: dict[str, Any], truth: NDArray[np.uint8], predicted: NDArray[np.uint8]
-) -> None:
-    """Write scores, picture and video of the first rollout; frames uint8 [T + 1, H, W, 3]."""
-    numbers = {
-        "episode": result.rollouts[0].episode,
-        "split": result.rollouts[0].split,
-        "instruction": result.rollouts[0].instruction,
-        "psnr": result.psnr,
-        "ssim": result.ssim,
-        "lpips": result.lpips,
-        "horizons": [asdict(horizon) for horizon in result.horizons],
-        "frames": [asdict(frame) for frame in result.frames],
-        "rollouts": [asdict(rollout) for rollout in result.rollouts],
-    }
-    truth, predicted = enlarge(truth), enlarge(predicted)
-    pair = np.concatenate([truth, predicted], axis=2)
-    shown = evenly_spaced(len(truth))
-    try:
-        result.scores.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tile(np.stack([truth[shown], predicted[shown]]))).save(result.picture)
-        write_video(result.video, list(pair), _FRAMES_PER_SECOND)
-        if result.gif is not None:
-            write_gif(result.gif, list(pair), _FRAMES_PER_SECOND)
-        result.scores.write_text(json.dumps({**request, **numbers}, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"{result.scores.parent}: cannot write the rollout ({error.strerror}); choose another out"
-        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from eval.world_model.imagine import ImagineResult
+from eval.world_model.results import ImagineResult
 from eval.world_model.scores import PUBLISHED
 
 _COLUMNS = {
