@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from data.config import DataConfig, SourceConfig
 from pretrain.model.config import ModelConfig
 
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
 
 @dataclass
 class RunConfig:

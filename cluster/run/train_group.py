@@ -16,6 +16,7 @@ from data.errors import InputError
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import cause_of_end
+from pretrain.logs import rank_name
 
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
@@ -40,7 +41,7 @@ def run_train_group(
     """Run `train(config)` in `parallel.tensor * parallel.data` processes; return when all have ended.
 
     Every process is in a torch process group (gloo, or NCCL with GPUs) with `RANK`, `LOCAL_RANK` and
-    `WORLD_SIZE` set, as under torchrun. Their output goes to `logs/rank_00.log` and so on.
+    `WORLD_SIZE` set, as under torchrun. Their output goes to `logs/rank_00000.log` and so on.
 
     Args:
         config: Handed to `train` in each process.
@@ -84,11 +85,6 @@ def run_train_group(
         raise _explain(logs, str(error), placement.ranks, written) from error
     for ended in read_failures(logs, "rank_*"):
         raise PreemptedError(ended.message)
-
-
-def rank_name(rank: int) -> str:
-    """Name of a rank's log: `rank_00`."""
-    return f"rank_{rank:02d}"
 
 
 def _explain(
@@ -162,8 +158,9 @@ def _rank_main(task: dict[str, Any]) -> None:
     """Body of one training process."""
     if os.path.isdir(task["cwd"]):  # relative paths of the settings; other machines may not have it
         os.chdir(task["cwd"])
-    name = rank_name(int(os.environ["RANK"]))
-    with recorded(task["logs"], name):
+    rank = int(os.environ["RANK"])
+    name = rank_name(rank)
+    with recorded(task["logs"], name, rank):
         try:
             task["train"](task["config"])
         except PreemptedError as error:  # all ranks end so; a failure of one would have Ray end the others

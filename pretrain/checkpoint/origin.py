@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.errors import InputError
 from pretrain.checkpoint.load import check_network
-from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
+from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint, place_of
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.config import CheckpointingConfig
+from pretrain.config import CheckpointingConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
+from pretrain.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,12 @@ class Origin:
 
     Attributes:
         checkpoint: Folder or URL of a committed checkpoint.
-        goes_on: Whether the run goes on from it, with its moments and its step; else a new run begins with
+        resumes: Whether the run resumes from it, with its moments and its step; else a new run begins with
             its weights.
     """
 
     checkpoint: str
-    goes_on: bool
+    resumes: bool
 
 
 def choose_origin(
@@ -51,13 +52,19 @@ def choose_origin(
     if newest is not None and settings.url is not None:
         _check_own(newest, settings.url, run)
     if settings.resume not in ("auto", "none"):
-        return Origin(settings.resume, goes_on=True)
+        return Origin(settings.resume, resumes=True)
     if newest is not None:
-        return Origin(newest, goes_on=True)
+        return Origin(newest, resumes=True)
     if settings.start_from is None:
         return None
     check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), model)
-    return Origin(settings.start_from, goes_on=False)
+    return Origin(settings.start_from, resumes=False)
+
+
+def newest_checkpoint(config: TrainingConfig, folder: RunFolder) -> Origin | None:
+    """The run's own newest checkpoint, whatever this start began from; None if it has none yet."""
+    settings = replace(config.checkpointing, resume="auto", start_from=None)
+    return choose_origin(settings, config.model, place_of(config.checkpointing, folder), config.run.name)
 
 
 def _check_own(newest: str, url: str, run: str) -> None:

@@ -29,7 +29,7 @@ def origin(root: Path, run: str, url: str | None, resume: str = "auto") -> Origi
 
 def test_a_place_of_another_run_is_refused(tmp_path: Path) -> None:
     newest = committed(tmp_path, 2, {"config": {"run": {"name": "first"}}})
-    assert origin(tmp_path, "first", str(tmp_path)) == Origin(newest, goes_on=True)
+    assert origin(tmp_path, "first", str(tmp_path)) == Origin(newest, resumes=True)
     for resume in ("auto", "elsewhere/step_00000004"):  # it would write there all the same
         with pytest.raises(InputError, match="holds checkpoints of the run first, this one is second; give"):
             origin(tmp_path, "second", str(tmp_path), resume)
@@ -37,9 +37,9 @@ def test_a_place_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_folder_may_be_renamed(tmp_path: Path) -> None:
     newest = committed(tmp_path, 2, {"config": {"run": {"name": "first"}}})
-    assert origin(tmp_path, "second", None) == Origin(newest, goes_on=True)
+    assert origin(tmp_path, "second", None) == Origin(newest, resumes=True)
 
 
 def test_a_checkpoint_that_names_no_run_is_taken(tmp_path: Path) -> None:
     newest = committed(tmp_path, 2, {"tokens": 0})
-    assert origin(tmp_path, "second", str(tmp_path)) == Origin(newest, goes_on=True)
+    assert origin(tmp_path, "second", str(tmp_path)) == Origin(newest, resumes=True)
