@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.config import RootConfig
 from cluster.failures import TrainingFailedError
@@ -28,8 +27,13 @@ from pretrain.telemetry.sinks import read_metrics
 
 _SECONDS_BETWEEN_LOOKS = 5.0
 
-Train = Callable[[TrainingConfig, RunStart], None]
-"""Trains as one rank, in a process of its own: importable under its name."""
+
+class Train(Protocol):
+    """Trains as one rank, in a process of its own: importable under its name."""
+
+    def __call__(self, config: TrainingConfig, start: RunStart) -> None:
+        """Train with these settings from this start."""
+        ...
 
 
 class Training:
