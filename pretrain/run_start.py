@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import Origin, choose_origin
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder, wandb_run_of
@@ -44,7 +44,7 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     Raises:
         InputError: The folder or a checkpoint cannot be used.
     """
-    location = place_of(config.checkpointing, folder)
+    location = checkpoint_location(config.checkpointing, folder)
     origin = choose_origin(config.checkpointing, config.model, location, config.run.name)
     folder.open(config)
     metadata = load_metadata(origin.checkpoint) if origin is not None and origin.resumes else {}

@@ -14,7 +14,7 @@ from data.stream.loader import TokenStream
 from data.stream.plan import Plan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from pretrain.checkpoint.load import load, load_metadata, load_start
+from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
 from pretrain.checkpoint.origin import Origin
 from pretrain.config import TrainingConfig
 from pretrain.logs import log_to_file, rank_name
@@ -54,7 +54,7 @@ def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if origin is None:
         return {"tokens": 0}
     if not origin.resumes:
-        load_start(origin.checkpoint, engine)
+        load_initial_weights(origin.checkpoint, engine)
         return {"tokens": 0}
     dataset = load_metadata(origin.checkpoint).get("dataset")  # None: weights alone, which `load` refuses
     if dataset not in (None, stream.fingerprint):

@@ -11,7 +11,7 @@ from typing import Any
 from data.contracts import PackedBatch
 from data.stream.loader import TokenStream
 from pretrain.batch_feed import BatchFeed
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware
 from pretrain.config import TrainingConfig
@@ -113,7 +113,7 @@ class _Loop:
         self._feed = BatchFeed(stream, engine.groups, self._guard, preemption)
         settings = config.checkpointing
         self._writer = CheckpointWriter(
-            place_of(settings, folder), engine, settings, folder.evaluations, recorder.event
+            checkpoint_location(settings, folder), engine, settings, folder.evaluations, recorder.event
         )
         self._last_step = min(config.trainer.steps, config.trainer.stop_after or config.trainer.steps)
         self._saved_step = engine.step_count  # of the newest checkpoint; 0: there is none

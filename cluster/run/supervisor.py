@@ -24,7 +24,7 @@ from cluster.run.evaluation_group import Evaluate, EvaluationGroup, EvaluationJo
 from cluster.run.stop_request import WishToEnd, signals_passed_on
 from cluster.run.training import Train, Training
 from data.errors import InputError
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
@@ -111,8 +111,10 @@ def plan_run(config: RootConfig) -> Placement:
                 f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
                 f"{config.checkpointing.every}; only checkpoints can be evaluated"
             )
+        from eval.evaluation.evaluate import check_settings
         from eval.simulator.registry import open_suite, select_tasks
 
+        check_settings(config.eval, "eval.")
         select_tasks(open_suite(config.eval.suite), config.eval.tasks)
     return placement
 
@@ -131,7 +133,7 @@ class _Supervisor:
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
         self._begun = evaluated_steps(folder.evaluations)
-        self._place = place_of(config.checkpointing, folder)
+        self._place = checkpoint_location(config.checkpointing, folder)
         self._watch = CheckpointWatch(self._place)
         self._done_before = max(self._watch.steps(), default=0)
         self._train_bar = board.bar("train", last_step(config), self._done_before)
@@ -213,7 +215,7 @@ class _Supervisor:
         self._evaluations.submit(
             EvaluationJob(
                 step,
-                self._place.where(step),
+                self._place.checkpoint_url(step),
                 self._folder.evaluation(step),
                 self._config.eval,
                 imagine=self._config.eval.imagine_frames > 0,

@@ -92,9 +92,8 @@ def test_checkpoints_outside_the_run_folder_belong_to_one_run(url: str, tmp_path
     case.train(config)
     config.run.name = "other"
     messages = run_ranks(case.try_train, 2, config)
-    assert (
-        "holds checkpoints of the run run, this one is other; give each run a place of its own" in messages[0]
-    )
+    refusal = "holds checkpoints of the run run, this one is other; give each run a location of its own"
+    assert refusal in messages[0]
     assert messages[1] == messages[0]
     assert not (tmp_path / "other").exists()
     config.run.name, config.trainer.stop_after = "run", 3
