@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.run.evaluation_group import EvaluationJob, Progress
@@ -10,16 +11,18 @@ if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
     from data.prepare.preparer import Preparer
     from pretrain.config import TrainingConfig
+    from pretrain.hooks import StepHook
+    from pretrain.run_start import RunStart
 
 
-def train_rank(config: TrainingConfig) -> None:
+def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook] = ()) -> None:
     """Train as one rank of the process group that exists."""
     from pretrain.library_warnings import silence_known_warnings
 
     silence_known_warnings()
     from pretrain.trainer import train
 
-    train(config)
+    train(config, start, hooks)
 
 
 def make_preparer(config: PrepareCommandConfig) -> Preparer:
@@ -45,21 +48,17 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     Raises:
         InputError: The checkpoint or the simulator cannot be used.
     """
-    from eval.evaluation.evaluate import Resources, evaluate
-    from eval.policy.source import PolicyName
+    from eval.evaluation.evaluate import evaluate
+    from eval.policy.source import PolicyReference
     from pretrain.checkpoint.fetch import local_checkpoint
 
     checkpoint = str(local_checkpoint(job.checkpoint, run=job.out.parents[1]))
     results = evaluate(
-        PolicyName(checkpoint),
-        job.settings.suite,
-        tasks=job.settings.tasks,
-        episodes=job.settings.episodes,
-        out=job.out,
+        PolicyReference(checkpoint, job.settings.batch),
+        job.settings,
+        job.out,
         step=job.step,
-        horizon=job.settings.horizon,
-        resources=Resources(job.settings.workers),
-        progress=lambda tally: progress(tally.done, tally.wanted),
+        progress=lambda state: progress(state.done, state.total),
     )
     content = results.to_json()
     if job.imagine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from tenacity import (
 
 from data.storage.store_errors import describe_error
 
+_LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 300.0
 FIRST_PAUSE = 0.1  # seconds; the upper limit of the first pause, doubled at every try
 LONGEST_PAUSE = 15.0  # seconds
@@ -96,11 +97,7 @@ class RetryPolicy:
             if self._waiting > 1:
                 return
         reason = describe_error(self._where, error) if error is not None else "no answer"
-        print(
-            f"storage: {self._where}: {reason}; trying again for up to {self._seconds:g} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        _LOG.warning("%s: %s; trying again for up to %g s", self._where, reason, self._seconds)
 
     def _end_waiting(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""A run whose ranks are killed again and again ends with the loss curve of one that nobody disturbs."""
+"""A run whose ranks are killed repeatedly ends with the loss curve of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import cast
 
 import pytest
 
-import pretrain.trainer  # noqa: F401 - preloaded for the ranks
 from data.storage.store import open_store
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.verification import damaged
+from pretrain.checkpoint.verification import find_damage
 from pretrain.config import ParallelConfig, TrainingConfig, ZeroStage
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
@@ -31,11 +30,11 @@ LAYOUTS = ((1, 2, 3), (2, 1, 1), (1, 1, 2), (1, 2, 0), (2, 1, 3))
 
 @dataclass(frozen=True, slots=True)
 class Chaos:
-    """What a disturbed run went through.
+    """Result of a disturbed run.
 
     Attributes:
-        folder: Of the run.
-        torn: Kills that left a save unfinished behind.
+        folder: Folder of the run.
+        torn: Number of kills that left an unfinished save.
     """
 
     folder: RunFolder
@@ -54,7 +53,7 @@ def _disturbed(
 ) -> Chaos:
     """Train with a rank killed in each start but the last."""
     draws, folder, torn = random.Random(7), RunFolder.of(config.run), 0
-    place = CheckpointPlace(folder.checkpoints)
+    place = CheckpointLocation(folder.checkpoints)
     for number, occasion in enumerate([*kills, None]):
         tensor, data, stage = layouts[number % len(layouts)]
         config = replace(
@@ -71,22 +70,21 @@ def _disturbed(
     return Chaos(folder, torn)
 
 
-def _unfinished(place: CheckpointPlace) -> set[Path]:
+def _unfinished(place: CheckpointLocation) -> set[Path]:
     """Files of checkpoints that are not committed; each attempt's names are its own."""
-    assert place.folder is not None
-    steps = place.found().items() if place.folder.exists() else ()
-    return {path for step, whole in steps if not whole for path in Path(place.where(step)).iterdir()}
+    steps = place.scan().items() if Path(place.url).exists() else ()
+    return {path for step, whole in steps if not whole for path in Path(place.checkpoint_url(step)).iterdir()}
 
 
 def _assert_nothing_torn(folder: RunFolder) -> None:
-    """Two checkpoints are there, whole, and no file beside theirs."""
-    place = CheckpointPlace(folder.checkpoints)
-    assert place.found() == {STEPS - 2: True, STEPS: True}
+    """Two checkpoints are complete, and there are no other files."""
+    place = CheckpointLocation(folder.checkpoints)
+    assert place.scan() == {STEPS - 2: True, STEPS: True}
     for step in place.steps():
-        store = open_store(place.where(step))
+        store = open_store(place.checkpoint_url(step))
         manifest = Manifest.read(store)
-        assert damaged(store, manifest.files) == []
-        beside = {path.name for path in Path(place.where(step)).iterdir()} - manifest.files.keys()
+        assert find_damage(store, manifest.files) == []
+        beside = {path.name for path in Path(place.checkpoint_url(step)).iterdir()} - manifest.files.keys()
         assert beside == {"READY", f"manifest-{manifest.attempt}.json"}
 
 
@@ -112,7 +110,7 @@ def test_twenty_kills_change_nothing(undisturbed: RunFolder, url: str, tmp_path:
     assert chaos.folder.read_summary()["tokens"] == undisturbed.read_summary()["tokens"]
     _assert_nothing_torn(chaos.folder)
     cleaned = [e for e in read_metrics(chaos.folder.metrics) if e.get("event") == "checkpoint_cleaned"]
-    assert cleaned, "saves that were cut short are told"
+    assert cleaned, "unfinished saves are reported"
     assert all(re.fullmatch(r"step_\d{8}", name) for event in cleaned for name in event["removed"])
 
 

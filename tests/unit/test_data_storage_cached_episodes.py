@@ -136,11 +136,11 @@ def test_nan_is_refused_and_not_stored(index: DatasetIndex, tmp_path: Path, fiel
     assert not list((tmp_path / "cache").glob("??/*"))
 
 
-def test_a_failing_cache_is_reported_once(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_cache_is_reported_once(index: DatasetIndex, caplog: pytest.LogCaptureFixture) -> None:
     path = store(index, 0)
     path.unlink()
     path.symlink_to(path)
     for _ in range(2):
         assert rows_of(index, 0, (0, 1)) is None
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert "this process continues without storing episodes there" in line

@@ -127,7 +127,7 @@ def test_a_wrong_size_is_counted_again(tmp_path: Path, recorded: bytes) -> None:
 
 
 def test_a_full_disk_is_reported_once_and_changes_nothing(
-    index: DatasetIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    index: DatasetIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check(index, 0)
     before = cached_files(tmp_path / "cache")
@@ -135,7 +135,7 @@ def test_a_full_disk_is_reported_once_and_changes_nothing(
     for number in range(COUNT):
         check(index, number)
     assert cached_files(tmp_path / "cache") == before
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert "No space left on device; this process continues without storing episodes" in line
     assert not (tmp_path / "cache" / ".writing").is_symlink()
 

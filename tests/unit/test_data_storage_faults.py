@@ -102,15 +102,15 @@ def test_a_read_continues_where_it_broke_off(proxy: FaultProxy, pauses: list[flo
 
 
 def test_a_burst_of_refusals_is_retried_and_reported_once(
-    index: DatasetIndex, proxy: FaultProxy, pauses: list[float], capsys: pytest.CaptureFixture[str]
+    index: DatasetIndex, proxy: FaultProxy, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.fault = first(12, Fault("refuse"))
     check_all(index)
     assert len(pauses) == 12
     assert all(0 <= wait <= min(0.1 * 2**i, 15) for i, wait in enumerate(pauses))
-    lines = capsys.readouterr().err.splitlines()
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("data.")]
     assert len(lines) == 1
-    assert lines[0].startswith(f"storage: {URL}: ")
+    assert lines[0].startswith(f"{URL}: ")
     assert "503" in lines[0]
     assert lines[0].endswith("trying again for up to 300 s")
 
@@ -305,15 +305,13 @@ def test_a_byte_that_changes_in_transit_is_detected(index: DatasetIndex, proxy: 
 
 @pytest.mark.parametrize("allowed", [0, 8])
 def test_a_stream_that_waits_for_a_server_closes_at_once(
-    index: DatasetIndex, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], allowed: int
+    index: DatasetIndex, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, allowed: int
 ) -> None:
     config = DataConfig(URL, chunk=2, skip_bad_episodes=allowed)
     with TokenStream(config, TRAINER, seed=0) as stream:
         proxy.away()
-        assert not stream.is_ready(
-            0, 0, 1, timeout=3.0
-        )  # by then pauses last longer than the time allowed below
+        assert not stream.is_ready(0, 0, 1, timeout=3.0)  # by then pauses last longer than the time below
         began = time.monotonic()
     assert time.monotonic() - began < 2.0
-    assert "skipped" not in capsys.readouterr().err, "an episode whose request was cancelled is not bad"
+    assert "skipped" not in caplog.text, "an episode whose request was cancelled is not bad"
     proxy.back()
