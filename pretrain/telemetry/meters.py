@@ -109,26 +109,3 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def _product(matrix: torch.Tensor) -> None:
     (matrix @ matrix)[0, 0].item()  # waits for the result
-
-
-class Stopwatch:
-    """Seconds since the last reading, and how many of them were spent waiting for data."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = 0.0
-
-    def waited(self, seconds: float) -> None:
-        """Count seconds of waiting for data."""
-        self._waited += seconds
-
-    def paused(self, seconds: float) -> None:
-        """Leave out seconds that were no training."""
-        self._start += seconds
-
-    def read(self) -> tuple[float, float]:
-        """Seconds since the last reading and those of them spent waiting; starts anew."""
-        now = time.perf_counter()
-        elapsed, waited = now - self._start, self._waited
-        self._start, self._waited = now, 0.0
-        return elapsed, waited

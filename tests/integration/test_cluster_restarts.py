@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cluster.config import RootConfig
 from cluster.failures import CommandFailedError
 from cluster.run.evaluation_group import EvaluationJob, Progress
 from cluster.run.supervisor import supervise
+from cluster.run.training import Train
 from cluster.run.worker_tasks import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
@@ -64,7 +65,7 @@ def no_evaluation(job: EvaluationJob, progress: Progress) -> Mapping[str, Any]:
     raise AssertionError("none was asked for")
 
 
-def run(config: RootConfig, body: Callable[[TrainingConfig, RunStart], None]) -> str:
+def run(config: RootConfig, body: Train) -> str:
     """Supervise a training; return what the console showed."""
     shown = io.StringIO()
     supervise(config, Console(file=shown), body, no_evaluation)
