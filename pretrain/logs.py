@@ -66,11 +66,6 @@ def log_to_file(path: Path, rank: int) -> None:
         logging.getLogger(package).addHandler(handler)
 
 
-def rank_name(rank: int) -> str:
-    """Name of a rank, and of its log without the suffix: `rank_00000`."""
-    return f"rank_{rank:05d}"
-
-
 def _formatter(rank: int | None) -> logging.Formatter:
     process = "" if rank is None else f"rank {rank} "
     return logging.Formatter(f"%(asctime)s {process}%(levelname)s %(name)s: %(message)s", _TIME)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from data.errors import InputError
+from data.files import write_text_whole
 from data.stream.advice import NOTABLE_PADDING, packing_advice
 from data.stream.loader import TokenStream
 from data.stream.plan import Plan
@@ -17,14 +18,13 @@ from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
 from pretrain.checkpoint.origin import Origin
 from pretrain.config import TrainingConfig
-from pretrain.logs import log_to_file, rank_name
+from pretrain.logs import log_to_file
 from pretrain.parallel.engine import Engine
 from pretrain.rank_zero import run_on_rank_zero
-from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.run_folder import RunFolder
+from pretrain.run_layout import rank_log_name
 from pretrain.run_start import RunStart, open_run
 from pretrain.telemetry.recorder import Recorder
-
-IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def open_run_on_ranks(config: TrainingConfig, folder: RunFolder, rank: int) -> R
         InputError: The folder or a checkpoint cannot be used.
     """
     start = run_on_rank_zero(lambda: open_run(config, folder))
-    log_to_file(folder.path / "logs" / f"{rank_name(rank)}.log", rank)
+    log_to_file(folder.logs / rank_log_name(rank), rank)
     return start
 
 
@@ -107,8 +107,8 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
         )
     try:
         text.save(folder.tokenizers)
-        image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
-        write_atomically(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
+        image.save(folder.image_tokenizer)
+        write_text_whole(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
