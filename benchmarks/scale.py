@@ -33,10 +33,11 @@ from benchmarks.scale_measured import (
 )
 from benchmarks.scale_model import Inputs, loads, reading, recovery
 from pretrain.model.config import ModelConfig
-from pretrain.planner.layouts import Wanted, feasible, machine
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
+from pretrain.planner.layouts import LayoutRequest, feasible_layouts
 from pretrain.settings import named_models
 
-_GPU, _GPU_MEMORY, _EFFICIENCY, _RESERVE = "H100", 80e9, 0.45, 0.1
+_GPU, _GPU_MEMORY = "H100", 80e9
 _MICRO_BATCHES = (1, 2, 4, 8)
 _PART = 0.01  # of a step that the plan may take of the thread that prepares batches
 _COMMIT_SECONDS, _PLACEMENT_SECONDS = 10.0, 0.1
@@ -109,30 +110,30 @@ def measure(
     inputs: Inputs,
 ) -> dict[str, Any] | None:
     """One row; None where the batch cannot be shared out over so many ranks."""
-    wanted = Wanted(
+    request = LayoutRequest(
         model,
         ranks,
         _GPU_MEMORY,
-        _RESERVE,
+        DEFAULT_MEMORY_RESERVE,
         options.sequence_length,
         _MICRO_BATCHES,
         global_batch,
-        machine(_GPU, _EFFICIENCY, inputs.node_gpus),
+        Machine.of_gpu(_GPU, DEFAULT_EFFICIENCY, inputs.node_gpus),
     )
-    if wanted.step_sequences < ranks // inputs.node_gpus:
+    if request.step_sequences < ranks // inputs.node_gpus:
         return None
-    chosen = feasible(wanted)[0]
-    layout, step = chosen.layout, chosen.speed
-    plan = plan_cost(lengths, wanted.step_sequences, options.sequence_length, layout.data)
+    chosen = feasible_layouts(request)[0]
+    layout, step = chosen.layout, chosen.step
+    plan = plan_cost(lengths, request.step_sequences, options.sequence_length, layout.data)
     placing = placement_cost(ranks, layout.tensor, inputs.node_gpus, inputs.node_cpus)
     checkpoint = _checkpoint(options.model, layout.tensor, layout.data)
     read = reading(plan, step, ranks, int(lengths.sum()), episode_bytes(options.steps), FORM, inputs)
     recovered = recovery(checkpoint, plan, ranks, inputs)
-    tokens = wanted.step_sequences * options.sequence_length
+    tokens = request.step_sequences * options.sequence_length
     found = loads(step, read, recovered, checkpoint, plan, ranks, tokens, inputs)
     worst = max(found, key=lambda name: found[name])
     return {
-        "batch": f"{wanted.step_sequences // ranks} a GPU" if global_batch is None else str(global_batch),
+        "batch": f"{request.step_sequences // ranks} a GPU" if global_batch is None else str(global_batch),
         "ranks": ranks,
         "layout": f"{layout.tensor} x {layout.data}" + (f", {layout.offload}" * (layout.offload != "none")),
         "step": step.seconds,
@@ -182,7 +183,8 @@ def _notes(report: Report, options: Namespace, inputs: Inputs) -> None:
         f"made-up episodes of {options.steps} steps on average, 256 px)"
     )
     report.note(
-        f"estimated: step ({_GPU}, {_EFFICIENCY:.0%} of its peak), restart, lost, requests, reads, loads"
+        f"estimated: step ({_GPU}, {DEFAULT_EFFICIENCY:.0%} of its peak), restart, lost, requests, reads, "
+        "loads"
     )
     report.note("inputs: " + ", ".join(f"{name} {value:g}" for name, value in asdict(inputs).items()))
     for batch in dict.fromkeys(row["batch"] for row in report.rows):

@@ -29,7 +29,7 @@ from data.stream.windows import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 from pretrain.checkpoint.attempt import Written, commit
-from pretrain.checkpoint.boxes import Box, boxes_of_part, even_share
+from pretrain.checkpoint.boxes import Box, boxes_of_part
 from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredFile, state_file
 from pretrain.checkpoint.pieces import PieceTable
@@ -173,10 +173,16 @@ def rank_boxes(
         if dimension is None and tensor_rank:
             continue
         part = tuple(size // tensor if d == dimension else size for d, size in enumerate(shape))
-        boxes = boxes_of_part(part, dimension, tensor_rank, *even_share(int(np.prod(part)), data_rank, data))
+        boxes = boxes_of_part(part, dimension, tensor_rank, *_zero_range(int(np.prod(part)), data_rank, data))
         if boxes:
             found[name] = boxes
     return found
+
+
+def _zero_range(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Range of `size` flattened elements that ZeRO-3 gives a rank; the last ranks' is padded."""
+    each = -(-size // ranks)
+    return min(rank * each, size), min((rank + 1) * each, size)
 
 
 def rank_written(

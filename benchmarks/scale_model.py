@@ -13,7 +13,7 @@ from benchmarks.scale_measured import CheckpointCost, PlanCost
 from data.stream.memory import MEGABYTE
 from data.stream.sequence import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
-from pretrain.planner.speed import Speed
+from pretrain.planner.speed import StepEstimate
 
 HOUR = 3600.0
 
@@ -73,7 +73,7 @@ class Reading:
 
 def reading(
     plan: PlanCost,
-    step: Speed,
+    step: StepEstimate,
     ranks: int,
     total_steps: int,
     episode_size: int,
@@ -134,7 +134,7 @@ def recovery(checkpoint: CheckpointCost, plan: PlanCost, ranks: int, inputs: Inp
 
 
 def loads(
-    step: Speed,
+    step: StepEstimate,
     read: Reading,
     recovered: Recovery,
     checkpoint: CheckpointCost,

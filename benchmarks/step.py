@@ -1,6 +1,6 @@
 """A whole training step through the engine: forward, backward, gradient reduction, clipping and AdamW.
 
-    FLOPs of a step = 6 N t + 6 V h l + 12 L h p                      (pretrain.telemetry.meters)
+    FLOPs of a step = 6 N t + 6 V h l + 12 L h p                      (pretrain.planner.flops)
     MFU             = FLOPs of the step / (seconds of the step * peak FLOP/s of all ranks)
 
 N parameters of the layers, t tokens without padding, V vocabulary, h hidden size, l labelled positions, L

@@ -12,9 +12,11 @@ import torch
 from benchmarks.packed import packed_batch
 from benchmarks.report import peak_memory
 from data.contracts import PackedBatch
+from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
 from pretrain.model.attention.choose import check_backend
-from pretrain.telemetry.meters import Work, peak_flops
+from pretrain.planner.flops import Workload
+from pretrain.telemetry.meters import peak_flops
 
 # A world of one rank, as torchrun would set it.
 ALONE = {
@@ -63,7 +65,7 @@ class Measured:
     """
 
     seconds: list[float]
-    work: Work
+    work: Workload
     peak_flops: float
     held: int | None
     added: int
@@ -92,7 +94,9 @@ def _train(case: Case) -> Measured:
     from pretrain.parallel.mesh import Mesh
 
     parallel = case.config.parallel
+    check_training(case.config)
     groups = ProcessGroups.create(Mesh(parallel.tensor, parallel.data))
+    check_hardware(case.config, groups.device)
     peak = _peak_of_all(groups.device, case.config.trainer.precision)
     engine = Engine.build(case.config, groups)
     batches = _batches(case, groups.data_rank)
@@ -109,10 +113,10 @@ def _train(case: Case) -> Measured:
         step()
         seconds.append(time.perf_counter() - start)
     dtype = torch.bfloat16 if case.config.trainer.precision == "bf16" else torch.float32
-    mine = sum((Work.of(batch) for batch in batches), Work())
+    mine = sum((Workload.of(batch) for batch in batches), Workload())
     result = Measured(
         seconds=seconds,
-        work=sum([mine] * parallel.data, Work()),
+        work=sum([mine] * parallel.data, Workload()),
         peak_flops=peak,
         held=held,
         added=peak_memory(step, case.device),

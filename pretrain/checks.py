@@ -13,11 +13,11 @@ from pretrain.model.attention.choose import BACKENDS, check_backend
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
 from pretrain.model.transformer import check_divides
 from pretrain.optim import OPTIMIZERS, SCHEDULES
+from pretrain.parallel.precision import PRECISIONS
 from pretrain.telemetry.profiling import check_profile_steps
 from pretrain.telemetry.wandb_sink import WANDB_MODES
 
 OFFLOAD_STAGES = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def check_training(config: TrainingConfig) -> None:

@@ -87,12 +87,6 @@ def boxes_of_part(
     return tuple(box.shifted(shift) for box in boxes_of_range(part, start, stop))
 
 
-def even_share(size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """First and last (exclusive) of `size` elements that ZeRO-3 gives a rank; the last is padded."""
-    each = -(-size // ranks)
-    return min(rank * each, size), min((rank + 1) * each, size)
-
-
 class BoxedTensor(torch.Tensor):
     """A rank's boxes of one global tensor, as torch.distributed.checkpoint asks for them.
 

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.contracts import PackedBatch
-from pretrain.checks import PRECISIONS, check_hardware, check_training
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import SUMS_SHAPE, LossSettings, label_weights
 from pretrain.model.transformer import Transformer
@@ -21,6 +20,7 @@ from pretrain.optim import build_optimizer
 from pretrain.parallel.batch import MicroBatch, check_batch
 from pretrain.parallel.gate import Judge, UpdateGate
 from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.precision import PRECISIONS
 from pretrain.parallel.zero import build_module, gradient_norm_of, start_engine
 from pretrain.phases import phase
 
@@ -82,16 +82,13 @@ class Engine:
     def build(cls, config: TrainingConfig, groups: ProcessGroups, draw: bool = True) -> Engine:
         """Build, partition and initialise the model.
 
+        The settings are taken as they are: `pretrain.checks` refuses those that train wrongly.
+
         Args:
             config: Of the training.
             groups: This rank's groups.
             draw: Whether to draw initial weights; false where a checkpoint is loaded into the engine next.
-
-        Raises:
-            InputError: Settings that do not fit the layout or the hardware.
         """
-        check_training(config)
-        check_hardware(config, groups.device)
         module = build_module(config, groups, draw)
         published = config.loss.reference_compatible
         optimizer = build_optimizer(module.named_parameters(), config.optim, decay_all=published)

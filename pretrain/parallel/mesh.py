@@ -42,14 +42,6 @@ class Mesh:
         """Place of a rank among the ranks that see other samples."""
         return rank // self.tensor
 
-    def tensor_groups(self) -> list[list[int]]:
-        """Ranks that share layers, one list for each data-parallel rank."""
-        return [[d * self.tensor + t for t in range(self.tensor)] for d in range(self.data)]
-
-    def data_groups(self) -> list[list[int]]:
-        """Ranks that hold the same share of the layers, one list for each tensor-parallel rank."""
-        return [[d * self.tensor + t for d in range(self.data)] for t in range(self.tensor)]
-
     def check_world(self, world_size: int) -> None:
         """Check that as many processes run as the layout needs.
 

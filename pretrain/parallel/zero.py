@@ -16,11 +16,11 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from pretrain.checks import PRECISIONS
 from pretrain.config import TrainingConfig
 from pretrain.model.factory import LayerFactory
 from pretrain.model.transformer import Transformer, initial_values, sharded_dimension
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
+from pretrain.parallel.precision import PRECISIONS
 from pretrain.parallel.replicated import ReplicatedOptimizer
 
 

@@ -16,10 +16,11 @@ from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import means
 from pretrain.phases import phase
+from pretrain.planner.flops import Workload
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry import ranks
 from pretrain.telemetry.events import EventLog
-from pretrain.telemetry.meters import Stopwatch, Work, peak_flops
+from pretrain.telemetry.meters import Stopwatch, peak_flops
 from pretrain.telemetry.norms import GroupNorms
 from pretrain.telemetry.profiling import StepProfiler
 from pretrain.telemetry.sinks import JsonlSink, drop_after
@@ -53,8 +54,8 @@ class Recorder:
         self._groups = groups = engine.groups
         self._step = engine.step_count
         self._tokens = tokens
-        self._work = Work()  # of this rank, not yet added up over the ranks
-        self._line = Work()  # of all ranks, since the last line
+        self._work = Workload()  # of this rank, not yet added up over the ranks
+        self._line = Workload()  # of all ranks, since the last line
         self._watch = Stopwatch()
         self._newest: deque[int] = deque(maxlen=_NEWEST)  # tokens of this rank's newest steps
         self._stall = 0.0
@@ -102,7 +103,7 @@ class Recorder:
 
     def fed(self, batches: Sequence[PackedBatch], seconds: float) -> None:
         """Count the work of a step, and the seconds that were spent waiting for it."""
-        work = sum((Work.of(batch) for batch in batches), Work())
+        work = sum((Workload.of(batch) for batch in batches), Workload())
         self._work = self._work + work
         self._newest.append(work.tokens)
         self._watch.waited(seconds)
@@ -141,7 +142,7 @@ class Recorder:
         seconds, waited = self._watch.read()
         steps, work = step - self._step, self._line
         flops = work.flops(self._config.model)
-        self._step, self._line = step, Work()
+        self._step, self._line = step, Workload()
         self._timed.append(Timed(seconds, flops, work.tokens))
         world = self._groups.mesh.size
         line: dict[str, Any] = {
@@ -166,7 +167,7 @@ class Recorder:
         """The engine went back to a checkpoint: drop the lines after it, and count on from its tokens."""
         self._add_up()
         self._tokens = tokens
-        self._step, self._line = self._engine.step_count, Work()
+        self._step, self._line = self._engine.step_count, Workload()
         if self._sink is not None:
             drop_after(self._folder.metrics, self._step)
         self._watch.read()
@@ -237,8 +238,8 @@ class Recorder:
         mine = self._work
         counts = torch.tensor([mine.tokens, mine.labelled, mine.pairs], device=self._groups.device)
         dist.all_reduce(counts, group=self._groups.data)
-        work = Work(*(int(count) for count in counts))
-        self._work = Work()
+        work = Workload(*(int(count) for count in counts))
+        self._work = Workload()
         self._line = self._line + work
         self._tokens += work.tokens
 

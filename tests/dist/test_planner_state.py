@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretrain.parallel.mesh import Mesh
-from pretrain.planner.memory import REDUCE_BUCKET, Layout, memory
+from pretrain.planner.memory import REDUCE_BUCKET, ParallelLayout, estimate_memory
 from tests.support.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch, parts, settings
 from tests.support.ranks import run_ranks
 
@@ -45,10 +45,10 @@ def _storages() -> dict[int, int]:
 @pytest.mark.parametrize(("micro_batches", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "lion")])
 def test_state_of_the_engine(micro_batches: int, optimizer: str) -> None:
     config = settings(Mesh(1, RANKS), hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
-    layout = Layout(
+    layout = ParallelLayout(
         1, RANKS, BATCH // RANKS // micro_batches, "none", accumulates=micro_batches > 1, optimizer=optimizer
     )
-    expected = memory(replace(config.model), layout, LENGTH)
+    expected = estimate_memory(replace(config.model), layout, LENGTH)
     for held, buckets in run_ranks(measure, RANKS, micro_batches, optimizer):
         assert expected.state == pytest.approx(held, rel=0.15)
         assert buckets == 2 * REDUCE_BUCKET, "one bucket of bf16"

@@ -107,20 +107,12 @@ def test_unmarked_shares_make_the_gradient_norm_wrong(expected: Curve, stage: in
     assert norm_off(wrong, expected) > 10 * NORM_BOUND
 
 
-def unchecked(config: TrainingConfig) -> Curve:
-    """The same without looking at the settings."""
-    from pretrain.parallel import engine
-
-    engine.check_training = lambda config: None
-    return curve_of(config)
-
-
 def test_second_copies_across_tensor_parallel_shares_are_refused(expected: Curve) -> None:
     config = settings(Mesh(2, 2))
     config.parallel.hpz_partition_size = 2
     with pytest.raises(InputError, match=r"hpz_partition_size=2, but .*parallel\.tensor=2"):
         check_training(config)
-    wrong = run_ranks(unchecked, 4, config)[0]
+    wrong = run_ranks(curve_of, 4, config)[0]
     assert loss_off(wrong, expected) > 1000 * LOSS_BOUND
 
 

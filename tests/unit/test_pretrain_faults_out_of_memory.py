@@ -12,7 +12,7 @@ from data.errors import InputError
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.out_of_memory import advice, explained_out_of_memory
 from pretrain.model.config import ModelConfig
-from pretrain.planner.memory import Layout, memory
+from pretrain.planner.memory import ParallelLayout, estimate_memory
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -52,10 +52,10 @@ def test_a_moment_less_leaves_room_for_more_activations() -> None:
     assert "(parallel.zero_stage=3), the quickest first: parallel.tensor=1" in advice(_config(2), 80e9, H100)
     assert "model.recompute=none (" not in advice(_config(2), 80e9, H100)
     assert "model.recompute=none (" in advice(_config(2, "lion"), 80e9, H100)
-    layout = Layout(1, 8, 1, "full")
+    layout = ParallelLayout(1, 8, 1, "full")
     both, one = (
-        memory(ModelConfig(), layout, 4096),
-        memory(ModelConfig(), replace(layout, optimizer="lion"), 4096),
+        estimate_memory(ModelConfig(), layout, 4096),
+        estimate_memory(ModelConfig(), replace(layout, optimizer="lion"), 4096),
     )
     assert one.optimiser == both.optimiser * 2 / 3
     assert (one.weights, one.gradients) == (both.weights, both.gradients)

@@ -20,13 +20,14 @@ from pretrain.model.transformer import Decoder, Transformer, expected_shapes
 from pretrain.model.vocabulary import CPU_LOGIT_BYTES
 from pretrain.planner.memory import (
     Kernels,
-    Layout,
-    kept,
-    kept_by_layer,
+    MemoryEstimate,
+    ParallelLayout,
+    activation_bytes,
+    count_parameters,
+    estimate_memory,
+    layer_activation_bytes,
     layer_bytes,
     loss_bytes,
-    memory,
-    parameters,
 )
 from tests.support.compiling import needs_compiler
 
@@ -76,7 +77,7 @@ def held_bytes(function: Callable[[], Any]) -> int:
 def test_kept_activations(model: ModelConfig, tokens: int, policy: str) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
     measured = held_bytes(forward(network, tokens))
-    assert kept(model, policy, tokens, kernels=CPU) == pytest.approx(measured, rel=0.05)
+    assert activation_bytes(model, policy, tokens, kernels=CPU) == pytest.approx(measured, rel=0.05)
 
 
 @NETWORKS
@@ -88,7 +89,7 @@ def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: str) -> No
     run = forward(network, tokens)
     measured = peak_memory(lambda: run().backward(), "cpu")
     working = max(loss_bytes(model, tokens, kernels=CPU), layer_bytes(model, policy, tokens, kernels=CPU))
-    assert kept(model, policy, tokens, kernels=CPU) + working == pytest.approx(measured, rel=0.15)
+    assert activation_bytes(model, policy, tokens, kernels=CPU) + working == pytest.approx(measured, rel=0.15)
 
 
 def _forget(parameter: nn.Parameter) -> None:
@@ -142,7 +143,7 @@ def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> N
         run()
         found.append(held_bytes(run))
     measured = (found[1] - found[0]) / 2
-    assert kept_by_layer(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
+    assert layer_activation_bytes(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
 
 
 @needs_compiler
@@ -151,7 +152,7 @@ def test_kept_activations_of_compiled_functions(policy: str) -> None:
     """As on a GPU, but in fp32 and with the CPU's dropout."""
     compiled = Transformer(replace(SMALL, recompute=policy, compile="on")).train()
     measured = held_bytes(forward(compiled, 256))
-    expected = kept(SMALL, policy, 256, kernels=replace(CPU, compiled=True))
+    expected = activation_bytes(SMALL, policy, 256, kernels=replace(CPU, compiled=True))
     assert expected == pytest.approx(measured, rel=0.15)
 
 
@@ -159,8 +160,8 @@ def test_kept_activations_of_compiled_functions(policy: str) -> None:
 def test_parameters_are_those_of_the_network(model: ModelConfig, tokens: int) -> None:
     del tokens
     shapes = expected_shapes(model)
-    assert sum(parameters(model)) == sum(math.prod(shape) for shape in shapes.values())
-    assert parameters(model)[0] == sum(math.prod(s) for n, s in shapes.items() if "norm" not in n)
+    assert sum(count_parameters(model)) == sum(math.prod(shape) for shape in shapes.values())
+    assert count_parameters(model)[0] == sum(math.prod(s) for n, s in shapes.items() if "norm" not in n)
 
 
 def test_the_published_loss_measurement() -> None:
@@ -169,10 +170,18 @@ def test_the_published_loss_measurement() -> None:
     assert found == pytest.approx(877e6, rel=0.15)
 
 
+def estimate_7b(layout: ParallelLayout) -> MemoryEstimate:
+    return estimate_memory(ModelConfig(), layout, 4096)
+
+
 @POLICIES
 def test_more_ranks_need_no_more(policy: str) -> None:
-    by_data = [memory(ModelConfig(), Layout(1, data, 1, policy), 4096) for data in (1, 2, 8, 64)]
-    by_tensor = [memory(ModelConfig(), Layout(tensor, 8, 1, policy), 4096) for tensor in (1, 2, 4, 8)]
+    by_data = [
+        estimate_memory(ModelConfig(), ParallelLayout(1, data, 1, policy), 4096) for data in (1, 2, 8, 64)
+    ]
+    by_tensor = [
+        estimate_memory(ModelConfig(), ParallelLayout(tensor, 8, 1, policy), 4096) for tensor in (1, 2, 4, 8)
+    ]
     for series in (by_data, by_tensor):
         totals = [need.total for need in series]
         assert totals == sorted(totals, reverse=True)
@@ -180,12 +189,14 @@ def test_more_ranks_need_no_more(policy: str) -> None:
 
 
 def test_policies_and_accumulation_are_ordered() -> None:
-    layers = [kept_by_layer(ModelConfig(), policy, 4096) for policy in ("full", "selective", "none")]
+    layers = [layer_activation_bytes(ModelConfig(), policy, 4096) for policy in ("full", "selective", "none")]
     assert layers == sorted(layers)
-    plain, several = (memory(ModelConfig(), Layout(1, 8, 1, "full", more), 4096) for more in (False, True))
+    plain, several = (
+        estimate_memory(ModelConfig(), ParallelLayout(1, 8, 1, "full", more), 4096) for more in (False, True)
+    )
     assert several.gradients == 2 * plain.gradients
 
 
 def test_state_of_7b_is_16_bytes_a_parameter() -> None:
-    need = memory(ModelConfig(), Layout(1, 1, 1, "full"), 4096)
-    assert need.state == pytest.approx(16 * sum(parameters(ModelConfig())))
+    need = estimate_7b(ParallelLayout(1, 1, 1, "full"))
+    assert need.state == pytest.approx(16 * sum(count_parameters(ModelConfig())))
