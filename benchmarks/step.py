@@ -20,17 +20,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from benchmarks.processes import run_in_processes
 from benchmarks.report import Column, Report, arguments
 from benchmarks.step_run import Case, Measured, measure
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
@@ -92,16 +91,14 @@ def _title(case: Case) -> str:
 
 
 def _measure_all(cases: Sequence[Case], rounds: int) -> list[Measured | None]:
-    """Under torchrun here; else each in a process of its own, so that none inherits another's memory.
+    """Measure in this process under torchrun, otherwise each variant in a process of its own.
 
     The variants take turns, round after round, so that a busy machine slows all of them.
     """
     if "RANK" in os.environ:
         return [measure(case) for case in cases]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
-        turns = [[processes.submit(measure, case) for case in cases] for _ in range(rounds)]
-        return [_joined([turn[number].result() for turn in turns]) for number in range(len(cases))]
+    turns = [[run_in_processes(measure, [(case,)])[0] for case in cases] for _ in range(rounds)]
+    return [_joined([turn[number] for turn in turns]) for number in range(len(cases))]
 
 
 def _joined(turns: Sequence[Measured | None]) -> Measured | None:
@@ -194,8 +191,10 @@ def _row(case: Case, measured: Measured | None, first: Measured | None, peak: fl
 def _add_target(report: Report, device: str) -> None:
     """Half of the peak with 7B on one H100 or H200."""
     hopper = device == "cuda" and any(name in torch.cuda.get_device_name() for name in ("H100", "H200"))
-    found = [row["mfu"] for row in report.rows if row["variant"].startswith("7b ") and row["mfu"] is not None]
-    best = max(found) if hopper and found else None
+    measured = [
+        row["mfu"] for row in report.rows if row["variant"].startswith("7b ") and row["mfu"] is not None
+    ]
+    best = max(measured) if hopper and measured else None
     met = None if best is None else best >= 100 * _TARGET
     report.target("7B (layers as in the table) on an H100 or H200, bf16: MFU of 50 % or better", met, best)
 

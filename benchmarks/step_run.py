@@ -35,10 +35,10 @@ class Case:
     Attributes:
         model: Its name in `configs/model`.
         all_layers: Layers of that model; `config.model.layers` may be fewer.
-        config: What the engine is built with.
+        config: Of the engine.
         micro_batches: In a step.
         pixels: Side of the frames.
-        steps: Timed steps of a turn, after two that are not.
+        steps: Timed steps of a turn, after two of warm-up.
         device: `cpu` or `cuda`.
     """
 
@@ -53,15 +53,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a variant took.
+    """Measurements of a variant.
 
     Attributes:
         seconds: Of each timed step.
         work: Of one step, over all ranks.
         peak_flops: Of all ranks together, FLOP/s.
         held: Bytes on this rank's GPU between steps; None on a CPU.
-        added: Most bytes that a step holds above those.
-        attention: The backend that was used.
+        added: Peak of bytes allocated by a step besides those.
+        attention: The backend.
     """
 
     seconds: list[float]
@@ -73,7 +73,7 @@ class Measured:
 
 
 def measure(case: Case) -> Measured | None:
-    """Train some steps in this process (a fresh one); None where the GPU's memory is not enough."""
+    """Train some steps in this process (a fresh one); None if the GPU is out of memory."""
     if case.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
@@ -127,7 +127,7 @@ def _train(case: Case) -> Measured:
 
 
 def _peak_of_all(device: torch.device, precision: str) -> float:
-    """FLOP/s of all ranks; those on one CPU share its cores, so all are measured at the same time."""
+    """FLOP/s of all ranks; measured at the same time, since those on one CPU share its cores."""
     import torch.distributed as dist
 
     dist.barrier()

@@ -21,7 +21,7 @@ from pretrain.faults.preemption import Preemption
 from pretrain.faults.rollback import go_back, tell, too_many
 from pretrain.faults.watchdog import Watchdog
 from pretrain.optim import learning_rate
-from pretrain.parallel.affinity import bind_near_gpu
+from pretrain.parallel.affinity import bind_to_gpu_cpus
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
@@ -47,7 +47,7 @@ def train(config: TrainingConfig) -> None:
     check_training(config)
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
     check_hardware(config, groups.device)
-    if config.parallel.bind_cpus and (said := bind_near_gpu(groups.device)):
+    if config.parallel.bind_cpus and (said := bind_to_gpu_cpus(groups.device)):
         print(f"rank {groups.rank} {said}", flush=True)
     folder = RunFolder.of(config.run)
     with (
@@ -58,7 +58,7 @@ def train(config: TrainingConfig) -> None:
     ):
         check_model_fits(config, stream)
         origin = on_first_rank(lambda: prepare_folder(config, folder, stream))
-        engine = Engine.build(config, groups, draw=origin is None)
+        engine = Engine.build(config, groups, initialise=origin is None)
         before = take_weights(origin, engine, stream)
         with closing(Recorder(config, folder, engine, before["tokens"])) as recorder:
             loop = _Loop(config, folder, engine, stream, recorder, before, preemption)
@@ -159,7 +159,7 @@ class _Loop:
     def _end_with(self, step: int) -> None:
         """End with a step that is done already: a batch after it is missing on some rank."""
         steps, self._stop = self._engine.step_count - step, True
-        self._engine.count_back(step)
+        self._engine.rewind_step_count(step)
         self._recorder.take_back(steps)
         if step != self._saved:
             self._save()

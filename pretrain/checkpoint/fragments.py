@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.boxes import Box, boxes_of_part
 from pretrain.checkpoint.manifest import MASTER
-from pretrain.optim import counts_updates, moments_of
+from pretrain.optim import has_step_count, moment_names
 
 if TYPE_CHECKING:  # importing it takes seconds, and reading bare weights does without
     from pretrain.parallel.engine import Engine
@@ -48,7 +48,7 @@ class Fragment:
 
 def moments(engine: Engine) -> tuple[str, ...]:
     """Names of the moments that the engine's optimiser keeps of every weight."""
-    return moments_of(engine.deepspeed_engine.optimizer.optimizer)
+    return moment_names(engine.deepspeed_engine.optimizer.optimizer)
 
 
 def states(engine: Engine) -> tuple[str, ...]:
@@ -140,13 +140,13 @@ def _flat_masters(zero: Any) -> list[Tensor]:
 
 def _make_moments(zero: Any) -> tuple[str, ...]:
     """Make the moments, which the optimiser would make itself at the first step; their names."""
-    keys = moments_of(zero.optimizer)
+    keys = moment_names(zero.optimizer)
     for master in _flat_masters(zero):
         state = zero.optimizer.state[master]
         for key in keys:
             if key not in state:
                 state[key] = torch.zeros_like(master.data)
-        if counts_updates(zero.optimizer) and "step" not in state:
+        if has_step_count(zero.optimizer) and "step" not in state:
             # The fused kernel wants its count with the weights.
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
     return keys
@@ -156,7 +156,7 @@ def optimizer_step(engine: Engine) -> int:
     """Updates that AdamW has counted, for its bias correction; 0 of an optimiser that does not count."""
     zero = engine.deepspeed_engine.optimizer
     _make_moments(zero)
-    if not counts_updates(zero.optimizer):
+    if not has_step_count(zero.optimizer):
         return 0
     return max(int(zero.optimizer.state[master]["step"]) for master in _flat_masters(zero))
 
@@ -167,11 +167,11 @@ def finish_loading(engine: Engine, count: int) -> None:
     Every rank calls it, after the fragments' states were filled.
     """
     zero = engine.deepspeed_engine.optimizer
-    if counts_updates(zero.optimizer):
+    if has_step_count(zero.optimizer):
         for master in _flat_masters(zero):
             zero.optimizer.state[master]["step"].fill_(count)
     if _is_replicated(zero):
-        zero.follow_masters()
+        zero.copy_masters_to_parameters()
         return
     if not hasattr(zero, "fp32_partitioned_groups_flat"):
         zero.update_lp_params()

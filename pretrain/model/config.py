@@ -30,9 +30,9 @@ class ModelConfig:
             published mask hides those too.
         attention: Backend of attention in training: `auto` (by hardware), `sdpa`, `flex`, `flash` or
             `flash2`; see `pretrain.model.attention`. Changes the speed, not the result.
-        recompute: What the backward pass makes again instead of keeping it: `none`, `selective` (all but
-            the results of matrix products and attention) or `full` (whole layers).
-        recompute_layers: The policy applies to the first so many layers; null: to all.
+        recompute: What the backward pass recomputes instead of saving it: `none`, `selective` (all but the
+            results of matrix products and attention) or `full` (whole layers).
+        recompute_layers: Number of layers, from the first, that the policy applies to; null: all.
         compile: Compile the element-wise functions with torch.compile: `auto` (on a GPU), `on` or `off`.
     """
 

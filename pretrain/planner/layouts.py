@@ -194,9 +194,9 @@ def _no_gpu_fits(request: LayoutRequest, estimates: list[LayoutEstimate]) -> str
     larger = memory.total / (1 - request.reserve)
     return (
         f"nothing fits gpus={request.gpus} of {request.gpu_memory / 1e9:.4g} GB "
-        f"({request.usable / 1e9:.4g} GB without the reserve): the least need is {memory.total / 1e9:.1f} GB a GPU (tensor {layout.tensor}, "
-        f"data {layout.data}, micro-batch {layout.micro_batch}, recompute {layout.recompute}, offload "
-        f"{layout.offload}), "
+        f"({request.usable / 1e9:.4g} GB without the reserve): the least need is "
+        f"{memory.total / 1e9:.1f} GB a GPU (tensor {layout.tensor}, data {layout.data}, "
+        f"micro-batch {layout.micro_batch}, recompute {layout.recompute}, offload {layout.offload}), "
         f"{memory.state / 1e9:.1f} GB of it weights, gradients and optimiser; {advice}, or GPUs of "
         f"{larger / 1e9:.0f} GB"
     )

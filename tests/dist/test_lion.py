@@ -14,7 +14,7 @@ from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import LossConfig, OptimConfig, TrainingConfig
-from pretrain.lion import GatedLion
+from pretrain.lion import SkippableLion
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.mesh import Mesh
 from tests.support import checkpoint_case as case
@@ -68,7 +68,7 @@ def test_every_layout_equals_one_plain_process(plain: Curve, mesh: Mesh, stage: 
 def test_an_update_left_out_keeps_weight_and_moment_whatever_the_gradient_is() -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(50))
-    optimizer = GatedLion([weight], lr=0.1, weight_decay=0.5, foreach=False)
+    optimizer = SkippableLion([weight], lr=0.1, weight_decay=0.5, foreach=False)
     weight.grad = torch.randn(50)
     optimizer.step()
     before, moment = weight.detach().clone(), optimizer.state[weight]["exp_avg"].clone()

@@ -256,7 +256,8 @@ def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
 def train_without_building(config: TrainingConfig) -> None:
     from pretrain import trainer
 
-    vars(trainer).update(RunFolder=None, TokenStream=None, Engine=None)  # using one raises another error
+    for name in ("RunFolder", "TokenStream", "Engine"):
+        setattr(trainer, name, None)  # using one would raise another error
     trainer.train(config)
 
 

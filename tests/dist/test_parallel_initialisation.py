@@ -84,7 +84,7 @@ def build_without_draw(draw: bool) -> None:
         raise RuntimeError("drawn")
 
     zero.initial_values = refuse
-    Engine.build(of_layout(1, 1, 3, "fp32"), ProcessGroups.create(Mesh(1, 1)), draw=draw)
+    Engine.build(of_layout(1, 1, 3, "fp32"), ProcessGroups.create(Mesh(1, 1)), initialise=draw)
 
 
 def test_nothing_is_drawn_before_a_checkpoint_is_loaded() -> None:

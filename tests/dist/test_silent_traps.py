@@ -68,16 +68,16 @@ def partitioned_over_the_world(config: TrainingConfig) -> Curve:
 
     from pretrain.parallel import zero
 
-    init, draw = deepspeed.zero.Init, zero._draw
+    init, initialise = deepspeed.zero.Init, zero._initialise
 
     def without_group(*, data_parallel_group: Any, **others: Any) -> Any:
         return init(**others)
 
-    def draw_here(module: Any, seed: int, factory: Any, data_rank: int) -> None:
-        draw(module, seed, factory, torch.distributed.get_rank())
+    def initialise_here(module: Any, seed: int, factory: Any, data_rank: int) -> None:
+        initialise(module, seed, factory, torch.distributed.get_rank())
 
     deepspeed.zero.Init = without_group
-    zero._draw = draw_here
+    zero._initialise = initialise_here
     return curve_of(config)
 
 

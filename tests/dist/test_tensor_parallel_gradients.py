@@ -71,7 +71,7 @@ def shared_out(
     groups = ProcessGroups.create(Mesh(dist.get_world_size(), 1))
     factory = TensorParallelFactory(groups, sequence_parallel)
     if forget_norms:
-        factory.whole_parameter = lambda parameter: parameter
+        factory.replicated_parameter = lambda parameter: parameter
     model = prepared(Transformer(config, factory), factory.rank, factory.size)
     loss = loss_of(model)
     loss.backward()
@@ -123,7 +123,7 @@ def test_loss_and_every_gradient_equal_one_process(
 
 
 def test_norms_whose_gradient_is_not_summed_train_wrongly() -> None:
-    """Why `whole_parameter` exists: without it no error, and each rank's norms learn of its tokens alone."""
+    """Why `replicated_parameter` exists: without it each rank's norms get the gradient of its tokens only."""
     _, gradients = one_process(CONFIG)
     ranks = run_ranks(shared_out, 2, CONFIG, True, True)
     for _, found in ranks:

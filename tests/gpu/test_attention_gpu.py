@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pretrain.model.attention.call import AttentionMask, attention
-from pretrain.model.attention.choose import check_backend, obstacle, packed_mask
+from pretrain.model.attention.choose import check_backend, packed_mask, unsupported_reason
 from pretrain.model.attention.hardware import detect
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
@@ -27,7 +27,7 @@ PACKINGS = {
 def mask_of(backend: str, packed: Packing, head_size: int = 64) -> AttentionMask:
     """The backend's mask on this GPU; skips the test where the backend cannot run."""
     device = torch.device("cuda")
-    reason = obstacle(backend, detect(device), torch.bfloat16, head_size)
+    reason = unsupported_reason(backend, detect(device), torch.bfloat16, head_size)
     if reason is not None:
         pytest.skip(f"{backend} {reason}")
     config = ModelConfig(hidden_size=head_size, heads=1, attention=backend)
@@ -106,7 +106,7 @@ def test_auto_is_a_fast_backend_where_there_is_one() -> None:
     device = torch.device("cuda")
     config = ModelConfig()
     chosen = check_backend(config, device, torch.bfloat16)
-    assert obstacle(chosen, detect(device), torch.bfloat16, config.head_size) is None
+    assert unsupported_reason(chosen, detect(device), torch.bfloat16, config.head_size) is None
     if torch.cuda.get_device_capability() >= (8, 0):
         assert chosen in ("flex", "flash")
     assert check_backend(config, device, torch.float32) == "sdpa"

@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import FlexKernelOptions
 
 from data.errors import InputError
 from pretrain.model.attention import choose, flex
-from pretrain.model.attention.choose import check_backend, packed_mask, resolve
+from pretrain.model.attention.choose import check_backend, packed_mask, resolve_backend
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.hardware import Hardware, detect
 from pretrain.model.attention.varlen import VarlenMask
@@ -45,15 +45,15 @@ def gpu(major: int, minor: int = 0, without: str = "", flash_attention: str = "2
 def test_auto_goes_by_the_hardware(
     hardware: Hardware, dtype: torch.dtype, head_size: int, expected: str
 ) -> None:
-    assert resolve("auto", hardware, dtype, head_size) == expected
-    assert resolve(expected, hardware, dtype, head_size) == expected
+    assert resolve_backend("auto", hardware, dtype, head_size) == expected
+    assert resolve_backend(expected, hardware, dtype, head_size) == expected
 
 
 def test_every_backend_can_be_asked_for_where_it_runs() -> None:
     for name in ("sdpa", "flex", "flash", "flash2"):
-        assert resolve(name, gpu(9), torch.bfloat16, 128) == name
-    assert resolve("flash2", gpu(8), torch.float16, 256) == "flash2"
-    assert resolve("flex", gpu(8), torch.float32, 128) == "flex"
+        assert resolve_backend(name, gpu(9), torch.bfloat16, 128) == name
+    assert resolve_backend("flash2", gpu(8), torch.float16, 256) == "flash2"
+    assert resolve_backend("flex", gpu(8), torch.float32, 128) == "flex"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_backend_that_cannot_run_here_is_refused(
     name: str, hardware: Hardware, dtype: torch.dtype, head_size: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        resolve(name, hardware, dtype, head_size)
+        resolve_backend(name, hardware, dtype, head_size)
 
 
 @pytest.mark.parametrize(

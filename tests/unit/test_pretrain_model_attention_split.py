@@ -18,8 +18,8 @@ from data.stream.sequence import action_sample as real_action_sample
 from data.stream.sequence import world_sample as real_world_sample
 from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
-from pretrain.model.attention.split_plan import Pass, split
-from pretrain.model.attention.varlen import FlashAttention2, Stretches, VarlenMask
+from pretrain.model.attention.split_plan import AttentionPass, split
+from pretrain.model.attention.varlen import FlashAttention2, VarlenMask, VarlenPass
 from pretrain.model.config import ModelConfig
 from pretrain.model.mask import effective_blocks
 from pretrain.model.transformer import Transformer, initialise
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 HARD = packing([[[0, 1, 2, 0, 3, 0], [1, 1, 2], [0, 1, -1, 1, 2, 0, 1]], [[-1, 0], [2]]], 20)
 
 
-def pairs(part: Pass | None, tokens: int) -> Tensor:
+def pairs(part: AttentionPass | None, tokens: int) -> Tensor:
     """How often a pass names each pair of tokens, int [T, T]."""
     named = torch.zeros(tokens, tokens, dtype=torch.int64)
     if part is None:
@@ -184,9 +184,9 @@ class Interface(types.ModuleType):
         seqused_k: Tensor | None = None,
         zero_tensors: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        stretches = self.stretches(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        part = self.part(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
         assert (dropout_p, softmax_scale, window_size_left, window_size_right) == (0, 8**-0.5, -1, -1)
-        output, lse = PlainKernels().forward(q, k, v, stretches)
+        output, lse = PlainKernels().forward(q, k, v, part)
         return output, lse, torch.empty(0), torch.empty(2)
 
     def _flash_attn_varlen_backward(
@@ -215,19 +215,19 @@ class Interface(types.ModuleType):
         rng_state: Tensor | None = None,
         zero_tensors: bool = False,
     ) -> Tensor:
-        stretches = self.stretches(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        part = self.part(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
         assert (dropout_p, softmax_scale, window_size_left, window_size_right) == (0, 8**-0.5, -1, -1)
         assert all(tensor.is_contiguous() for tensor in (dout, q, k, v, out, softmax_lse))
-        found = PlainKernels().backward(dout, q, k, v, out, softmax_lse, stretches)
+        found = PlainKernels().backward(dout, q, k, v, out, softmax_lse, part)
         for place, gradient in zip((dq, dk, dv), found, strict=True):
             place.copy_(gradient)
         return torch.empty(0)
 
-    def stretches(self, *settings: object) -> Stretches:
+    def part(self, *settings: object) -> VarlenPass:
         starts = [setting for setting in settings if isinstance(setting, Tensor)]
         assert [each.dtype for each in starts] == [torch.int32] * 2
         tokens = [torch.arange(int(each[-1])) for each in starts]
-        return Stretches(*tokens, *settings)  # type: ignore[arg-type]
+        return VarlenPass(*tokens, *settings)  # type: ignore[arg-type]
 
 
 def test_flash_attention_2_is_called_as_its_signature_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data.errors import InputError
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from pretrain.model.cache import LayerCache
+from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
 from pretrain.model.layers import DecoderLayer
-from pretrain.model.reader import Reader
 from pretrain.model.sampling import Sampling
 from tests.support.decoding import (
     SMALL,
@@ -54,10 +54,10 @@ def test_two_actions_after_the_last_image_are_read_as_in_training(start: int, bl
     prompt = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]
     assert prompt.count(ACTION_START) == 2
     prompts = [prompt, prompt_of(1, 9)]
-    reader = Reader(model, prompts, np.array([block]), largest=start)
-    hidden = reader.read(torch.tensor([[start]]), slice(0, 1))
+    session = DecodingSession(model, prompts, np.array([block]), largest=start)
+    hidden = session.forward(torch.tensor([[start]]), slice(0, 1))
     for row, tokens in enumerate([*each, start] for each in prompts):
-        found = reader.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
+        found = session.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
         torch.testing.assert_close(found, next_logits(model, tokens), atol=1e-4, rtol=0)
 
 
@@ -188,7 +188,7 @@ def test_half_precision_is_decoded_with_caches_of_its_own_type(monkeypatch: pyte
             [prompt_of(0, 4), prompt_of(0, 235)],
             r"prompt 1 of 2 .* 247 \+ 27 = 274 positions.*max_positions is 256",
         ),
-        ([[0, 16_384]], "token id 16384, but the model knows ids below 16384"),
+        ([[0, 16_384]], "token id 16384, expected 0 to 16383"),
         ([[0, -1]], "token id -1"),
         ([], "found no prompt"),
         ([[0], []], "prompt 1 of 2 is empty"),

@@ -155,7 +155,7 @@ class HalfTheTokens(LayerFactory):
     def row(self, inputs: int, outputs: int) -> nn.Module:
         return _Half(super().row(inputs, outputs))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def enter_branch(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
 

@@ -122,10 +122,10 @@ class OneOfTwoRanks(LayerFactory):
     def row(self, inputs: int, outputs: int) -> nn.Module:
         return _Half(super().row(inputs // 2, outputs))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def enter_branch(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
-    def all_tokens(self, x: Tensor) -> Tensor:
+    def gather_tokens(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
 
