@@ -17,7 +17,7 @@ RANKS = 2
 
 
 def measure(micro_batches: int, optimizer: str) -> tuple[int, int]:
-    """Bytes that live after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
+    """Bytes allocated after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
@@ -36,9 +36,9 @@ def measure(micro_batches: int, optimizer: str) -> tuple[int, int]:
 
 
 def _storages() -> dict[int, int]:
-    found = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
-    found += [each.grad for each in found if each.grad is not None]
-    storages = [each.untyped_storage() for each in found]
+    actual = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    actual += [each.grad for each in actual if each.grad is not None]
+    storages = [each.untyped_storage() for each in actual]
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
 
 

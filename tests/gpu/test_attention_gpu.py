@@ -1,4 +1,4 @@
-"""Each attention backend of this GPU against the reference, and masks made without waiting for the GPU."""
+"""Each attention backend of this GPU against the reference, and masks built without synchronisation."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def results(mask: AttentionMask, tensors: list[Tensor], dtype: torch.dtype) -> l
     query, key, value, gradient = (tensor.detach().to(dtype) for tensor in tensors)
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
     output = attention(query, key, value, mask)
-    return [found.float() for found in (output, *torch.autograd.grad(output, inputs, gradient))]
+    return [actual.float() for actual in (output, *torch.autograd.grad(output, inputs, gradient))]
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize(("heads", "shared", "size"), [(4, 4, 64), (4, 2, 128)])
 @pytest.mark.parametrize("name", PACKINGS)
-def test_output_and_gradients_are_the_reference(
+def test_output_and_gradients_equal_the_reference(
     name: str, heads: int, shared: int, size: int, backend: str
 ) -> None:
-    """As near to fp32 as the reference in bf16 is, within a factor of two (gradients: three)."""
+    """As close to fp32 as the reference in bf16, within a factor of two (gradients: three)."""
     packed = PACKINGS[name]
     mask, dense = mask_of(backend, packed, size), mask_of("sdpa", packed, size)
     generator = torch.Generator("cuda").manual_seed(0)
@@ -58,15 +58,15 @@ def test_output_and_gradients_are_the_reference(
         for n in (heads, shared, shared, heads)
     ]
     exact = results(dense, tensors, torch.float32)
-    plain, found = results(dense, tensors, torch.bfloat16), results(mask, tensors, torch.bfloat16)
-    for what, ours, theirs, right in zip(("output", "dq", "dk", "dv"), found, plain, exact, strict=True):
+    plain, actual = results(dense, tensors, torch.bfloat16), results(mask, tensors, torch.bfloat16)
+    for what, ours, theirs, right in zip(("output", "dq", "dk", "dv"), actual, plain, exact, strict=True):
         bound = (2 if what == "output" else 3) * (theirs - right).abs().max() + 1e-3
         assert (ours - right).abs().max() <= bound, what
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mask_is_made_without_waiting_for_the_gpu(backend: str) -> None:
-    mask_of(backend, PACKINGS["worldvla"])  # the first call may load code, which waits
+def test_mask_is_built_without_synchronising_with_the_gpu(backend: str) -> None:
+    mask_of(backend, PACKINGS["worldvla"])  # the first call may load code, which synchronises
     torch.cuda.set_sync_debug_mode("error")
     try:
         mask_of(backend, PACKINGS["worldvla"])
@@ -76,7 +76,7 @@ def test_a_mask_is_made_without_waiting_for_the_gpu(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_network_trains_alike_with_every_backend(recompute: str, backend: str) -> None:
+def test_every_backend_gives_the_same_training(recompute: str, backend: str) -> None:
     packed = worldvla(512, 2, image=40)
     tokens = torch.randint(0, 64, packed[0].shape, device="cuda")
     positions = torch.arange(512, device="cuda").expand(2, 512)
@@ -102,7 +102,7 @@ def test_a_network_trains_alike_with_every_backend(recompute: str, backend: str)
     assert difference < 0.05
 
 
-def test_auto_is_a_fast_backend_where_there_is_one() -> None:
+def test_auto_selects_a_fast_backend_if_available() -> None:
     device = torch.device("cuda")
     config = ModelConfig()
     chosen = check_backend(config, device, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The varlen kernels in plain torch, one stretch after the other: for tests, and to be read."""
+"""The varlen kernels in plain torch, one range after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pretrain.model.attention.varlen import VarlenPass
 
 
 class PlainKernels:
-    """`VarlenKernels` on any device in any precision; keeps count of its calls."""
+    """`VarlenKernels` on any device in any precision, with a count of its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -19,7 +19,7 @@ class PlainKernels:
     def forward(self, query: Tensor, key: Tensor, value: Tensor, part: VarlenPass) -> tuple[Tensor, Tensor]:
         self.calls.append("forward")
         output, lse = torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0])
-        for queries, keys in _stretches(part):
+        for queries, keys in _ranges(part):
             scores = _scores(query[queries], key[keys], part.causal)
             lse[:, queries] = scores.logsumexp(-1)
             output[queries] = torch.einsum(
@@ -40,7 +40,7 @@ class PlainKernels:
         self.calls.append("backward")
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         scale = query.shape[-1] ** -0.5
-        for queries, keys in _stretches(part):
+        for queries, keys in _ranges(part):
             q, do = query[queries], gradient[queries]
             k, v = _per_query_head(key[keys], query), _per_query_head(value[keys], query)
             p = (_scores(q, key[keys], part.causal) - lse[:, queries].unsqueeze(-1)).exp()
@@ -52,7 +52,7 @@ class PlainKernels:
         return of_query, of_key, of_value
 
 
-def _stretches(part: VarlenPass) -> Iterator[tuple[slice, slice]]:
+def _ranges(part: VarlenPass) -> Iterator[tuple[slice, slice]]:
     query_starts, key_starts = part.query_starts.tolist(), part.key_starts.tolist()
     assert len(part.queries) == query_starts[-1]
     assert len(part.keys) == key_starts[-1]
@@ -69,8 +69,8 @@ def _scores(query: Tensor, key: Tensor, causal: bool) -> Tensor:
     if not causal:
         return scores
     queries, keys = len(query), len(key)
-    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    return scores.masked_fill(~seen, float("-inf"))
+    visible = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return scores.masked_fill(~visible, float("-inf"))
 
 
 def _per_query_head(shared: Tensor, query: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The parts that all benchmarks share."""
+"""The parts common to all benchmarks."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_a_wide_table_is_not_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -
     assert any(line.count("not measured") == 10 for line in lines)
 
 
-def test_a_row_must_fit_the_columns() -> None:
+def test_row_with_other_columns_is_refused() -> None:
     report = Report("x", "x", [Column("a", "a")], "cpu")
     with pytest.raises(ValueError, match="expected"):
         report.add(b=1)
 
 
-def test_peak_memory_counts_what_is_held_at_the_same_time() -> None:
+def test_peak_memory_counts_simultaneous_allocations() -> None:
     def one_after_the_other() -> float:
         return sum(float(torch.ones(1 << 20).sum()) for _ in range(4))
 

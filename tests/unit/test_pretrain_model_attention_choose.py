@@ -1,4 +1,4 @@
-"""Which attention backend runs on which hardware, and what a wrong choice is told."""
+"""Which attention backend runs on which hardware, and the errors for a wrong choice."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def gpu(major: int, minor: int = 0, without: str = "", flash_attention: str = "2
         (gpu(12), torch.bfloat16, 128, "flex"),
     ],
 )
-def test_auto_goes_by_the_hardware(
+def test_auto_depends_on_the_hardware(
     hardware: Hardware, dtype: torch.dtype, head_size: int, expected: str
 ) -> None:
     assert resolve_backend("auto", hardware, dtype, head_size) == expected
     assert resolve_backend(expected, hardware, dtype, head_size) == expected
 
 
-def test_every_backend_can_be_asked_for_where_it_runs() -> None:
+def test_every_backend_can_be_requested_on_its_hardware() -> None:
     for name in ("sdpa", "flex", "flash", "flash2"):
         assert resolve_backend(name, gpu(9), torch.bfloat16, 128) == name
     assert resolve_backend("flash2", gpu(8), torch.float16, 256) == "flash2"
@@ -122,10 +122,10 @@ def test_the_mask_is_that_of_the_chosen_kernels(
 ) -> None:
     monkeypatch.setattr(choose, "detect", lambda device: hardware)
     segments, blocks = worldvla(700)
-    made = packed_mask(segments, blocks, ModelConfig(attention=name), torch.device("cpu"), torch.bfloat16)
-    assert isinstance(made, flex.FlexMask)
-    assert block_size == made.block_mask.BLOCK_SIZE
-    assert made.options == options
+    mask = packed_mask(segments, blocks, ModelConfig(attention=name), torch.device("cpu"), torch.bfloat16)
+    assert isinstance(mask, flex.FlexMask)
+    assert block_size == mask.block_mask.BLOCK_SIZE
+    assert mask.options == options
 
 
 def test_the_ablations_reach_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,19 +133,19 @@ def test_the_ablations_reach_every_backend(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(choose, "flash_attention_2", PlainKernels)
     for name in ("sdpa", "flex", "flash", "flash2"):
         config = ModelConfig(attention=name, action_mask=False)
-        made = packed_mask([[1] * 5], [[0, 1, 2, 2, 0]], config, torch.device("cpu"), torch.bfloat16)
-        if isinstance(made, VarlenMask):
-            assert made.within is None
-        elif isinstance(made, flex.FlexMask):
-            place, zero = torch.arange(5), torch.tensor(0)
-            seen = made.block_mask.mask_mod(zero, zero, place[:, None], place[None])
-            assert torch.equal(seen, torch.ones(5, 5).tril().bool())
+        mask = packed_mask([[1] * 5], [[0, 1, 2, 2, 0]], config, torch.device("cpu"), torch.bfloat16)
+        if isinstance(mask, VarlenMask):
+            assert mask.within is None
+        elif isinstance(mask, flex.FlexMask):
+            index, zero = torch.arange(5), torch.tensor(0)
+            visible = mask.block_mask.mask_mod(zero, zero, index[:, None], index[None])
+            assert torch.equal(visible, torch.ones(5, 5).tril().bool())
         else:
-            assert isinstance(made, DenseMask)
-            assert made.dense.sum() == 15
+            assert isinstance(mask, DenseMask)
+            assert mask.dense.sum() == 15
 
 
-def test_this_machine_is_asked_before_anything_is_made() -> None:
+def test_backend_is_checked_before_the_mask_is_built() -> None:
     device = torch.device("cpu")
     assert detect(device).device == "cpu"
     assert check_backend(ModelConfig(), device, torch.bfloat16) == "sdpa"

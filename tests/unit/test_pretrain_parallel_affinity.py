@@ -18,7 +18,7 @@ UUID = "b1a2c3d4-0000-1111-2222-333344445555"
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose driver knows one GPU; the folder of its devices."""
+    """A machine whose driver reports one GPU; the folder of its devices."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-{UUID} ] && echo 00000000:3B:00.0\n')
@@ -28,7 +28,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "devices"
 
 
-def test_threads_stay_beside_the_gpu(machine: Path) -> None:
+def test_threads_are_bound_to_the_cpus_of_the_gpu(machine: Path) -> None:
     cpu = max(os.sched_getaffinity(0))
     (machine / "0000:3b:00.0" / "local_cpulist").write_text(f"{cpu},4000-4003\n")
     program = (

@@ -35,8 +35,8 @@ def request(gpus: int, memory: float = 80e9, **changes: Any) -> LayoutRequest:
     return replace(default, **changes)
 
 
-def least_memory(asked: LayoutRequest) -> float:
-    return min(estimate.memory.total for estimate in estimate_layouts(asked))
+def least_memory(layout_request: LayoutRequest) -> float:
+    return min(estimate.memory.total for estimate in estimate_layouts(layout_request))
 
 
 def test_7b_fits_eight_gpus_of_80_gb() -> None:
@@ -58,7 +58,7 @@ def test_7b_fits_one_gpu_of_80_gb_with_its_state_in_host_memory() -> None:
     plans = feasible_layouts(request(1, offloads=OFFLOADS))
     assert {plan.layout.offload for plan in plans} == {"optimizer", "all"}
     for plan in plans:
-        # Weights, gradients twice and three fp32 numbers of each parameter, wherever they lie.
+        # Weights, gradients twice and three fp32 numbers of each parameter, on GPU or host.
         everywhere = plan.memory.state + plan.memory.host
         assert everywhere == pytest.approx((22 if plan.layout.accumulates else 20) * 7.01e9, rel=0.01)
     least_host = min(plan.memory.host for plan in plans)
@@ -79,19 +79,19 @@ def test_offloading_saves_gpu_memory_and_costs_time() -> None:
 
 
 def test_bytes_between_gpu_and_host() -> None:
-    """bf16 gradients down and weights up once a step; also up twice a micro-batch where they lie there."""
+    """bf16 gradients down and weights up once a step; also up twice a micro-batch if they are on the host."""
     share = 7.01e9 / 8
-    found = {
+    actual = {
         p.layout.offload: p.step.host_bytes
         for p in estimate_layouts(request(8, offloads=OFFLOADS))
         if p.layout.tensor == 1 and p.layout.micro_batch == 2
     }
-    assert found["none"] == 0
-    assert found["optimizer"] == pytest.approx(4 * share, rel=0.01)
-    assert found["all"] == pytest.approx((4 + 2 * 4) * share, rel=0.01)
+    assert actual["none"] == 0
+    assert actual["optimizer"] == pytest.approx(4 * share, rel=0.01)
+    assert actual["all"] == pytest.approx((4 + 2 * 4) * share, rel=0.01)
 
 
-def test_what_no_number_of_gpus_fits_says_so() -> None:
+def test_model_that_fits_no_number_of_gpus_is_refused_with_advice() -> None:
     with pytest.raises(InputError, match="a shorter sequence_length or a smaller model"):
         feasible_layouts(request(64, memory=1e9))
 
@@ -109,16 +109,16 @@ def test_more_memory_never_fits_fewer_layouts() -> None:
 
 
 def test_every_layout_is_one_that_training_accepts() -> None:
-    asked = request(64, offloads=OFFLOADS)
-    for plan in estimate_layouts(asked):
+    layout_request = request(64, offloads=OFFLOADS)
+    for plan in estimate_layouts(layout_request):
         layout = plan.layout
-        model = replace(asked.model, recompute=layout.recompute)
-        trainer = TrainerConfig(global_batch=asked.step_sequences, micro_batch=layout.micro_batch)
+        model = replace(layout_request.model, recompute=layout.recompute)
+        trainer = TrainerConfig(global_batch=layout_request.step_sequences, micro_batch=layout.micro_batch)
         parallel = ParallelConfig(
             layout.tensor, layout.data, offload=layout.offload, sequence_parallel=layout.tensor > 1
         )
         check_training(TrainingConfig(RunConfig("r"), trainer, parallel, model=model))
-        assert asked.step_sequences // layout.data % layout.micro_batch == 0
+        assert layout_request.step_sequences // layout.data % layout.micro_batch == 0
 
 
 def test_tensor_parallel_stays_in_a_node_and_divides_the_heads() -> None:
@@ -135,7 +135,7 @@ def test_a_slow_network_makes_larger_micro_batches_better() -> None:
 
 
 def test_the_latency_of_long_rings_makes_them_shorter() -> None:
-    """Each layer of each micro-batch: two gathers and a scatter, of a step for every other rank."""
+    """Each layer of each micro-batch: two gathers and a scatter, with one hop for every other rank."""
     no_latency = replace(H100, hop=0.0)
     two = {
         name: next(p for p in estimate_layouts(request(4096, machine=m)) if p.layout.tensor == 2)
@@ -199,7 +199,9 @@ def test_sizes_are_read(text: str, size: float) -> None:
         (["model.heads=3"], "model.hidden_size=4096 over model.heads=3"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_give_a_one_line_error(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", "memory", *words]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"error: {message}")

@@ -57,12 +57,12 @@ def forward(model: Transformer, tokens: int) -> Callable[[], Any]:
     def run() -> Any:
         return model(ids, places[None], CausalMask(), places, ids[0], divisors, LossSettings())[0]
 
-    run()  # tables that are made once are not counted
+    run()  # tables built on first use are not counted
     return run
 
 
 def held_bytes(function: Callable[[], Any]) -> int:
-    """What a call has allocated and not released."""
+    """Bytes that a call allocates and does not release."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = function()
@@ -74,7 +74,7 @@ def held_bytes(function: Callable[[], Any]) -> int:
 
 @NETWORKS
 @POLICIES
-def test_kept_activations(model: ModelConfig, tokens: int, policy: str) -> None:
+def test_saved_activations(model: ModelConfig, tokens: int, policy: str) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
     measured = held_bytes(forward(network, tokens))
     assert activation_bytes(model, policy, tokens, kernels=CPU) == pytest.approx(measured, rel=0.05)
@@ -84,7 +84,7 @@ def test_kept_activations(model: ModelConfig, tokens: int, policy: str) -> None:
 @POLICIES
 def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: str) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
-    for parameter in network.parameters():  # ZeRO takes gradients away as they come
+    for parameter in network.parameters():  # ZeRO releases gradients as they are computed
         parameter.register_post_accumulate_grad_hook(_forget)
     run = forward(network, tokens)
     measured = peak_memory(lambda: run().backward(), "cpu")
@@ -97,7 +97,7 @@ def _forget(parameter: nn.Parameter) -> None:
 
 
 class _Half(nn.Module):
-    """Of what a layer makes of all tokens, the first half: this rank's."""
+    """The first half of a layer's output for all tokens: this rank's."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
@@ -131,8 +131,8 @@ class OneOfTwoRanks(LayerFactory):
 
 @POLICIES
 @pytest.mark.parametrize("model", [SMALL, replace(SWIN, max_positions=256)], ids=["plain", "34b"])
-def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> None:
-    tokens, found = 256, []
+def test_layer_sharded_over_two_ranks(model: ModelConfig, policy: str) -> None:
+    tokens, actual = 256, []
     for layers in (1, 3):
         decoder = Transformer(replace(model, layers=layers, recompute=policy), OneOfTwoRanks()).train().model
         places = torch.arange(tokens)[None]
@@ -141,14 +141,14 @@ def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> N
             return decoder(places, places, CausalMask())
 
         run()
-        found.append(held_bytes(run))
-    measured = (found[1] - found[0]) / 2
+        actual.append(held_bytes(run))
+    measured = (actual[1] - actual[0]) / 2
     assert layer_activation_bytes(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
 
 
 @needs_compiler
 @POLICIES
-def test_kept_activations_of_compiled_functions(policy: str) -> None:
+def test_saved_activations_of_compiled_functions(policy: str) -> None:
     """As on a GPU, but in fp32 and with the CPU's dropout."""
     compiled = Transformer(replace(SMALL, recompute=policy, compile="on")).train()
     measured = held_bytes(forward(compiled, 256))
@@ -166,8 +166,8 @@ def test_parameters_are_those_of_the_network(model: ModelConfig, tokens: int) ->
 
 def test_the_published_loss_measurement() -> None:
     """docs/measurements.md: 877 MB at 8,192 tokens x 65,536 ids of 4,096 features in bf16, on the CPU."""
-    found = loss_bytes(ModelConfig(), 8192, kernels=replace(CPU, value_bytes=2))
-    assert found == pytest.approx(877e6, rel=0.15)
+    actual = loss_bytes(ModelConfig(), 8192, kernels=replace(CPU, value_bytes=2))
+    assert actual == pytest.approx(877e6, rel=0.15)
 
 
 def estimate_7b(layout: ParallelLayout) -> MemoryEstimate:
