@@ -28,9 +28,9 @@ from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.choose import packed_mask, unsupported_reason
 from pretrain.model.attention.hardware import FLASH_ATTENTION_2, FLASH_ATTENTION_4, detect
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig
 
-MASKED = ("flash", "flex", "flash2", "sdpa")
+MASKED: tuple[AttentionBackend, ...] = ("flash", "flex", "flash2", "sdpa")
 TARGET_TOKENS = 8192
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,7 +47,7 @@ class Shape:
     device: torch.device
     dtype: torch.dtype
 
-    def config(self, backend: str) -> ModelConfig:
+    def config(self, backend: AttentionBackend) -> ModelConfig:
         """A model with these heads."""
         return ModelConfig(
             hidden_size=self.heads * self.size,
@@ -184,7 +184,7 @@ def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measure
             measured.reasons[name] = reason
             continue
 
-        def build(name: str = name) -> AttentionMask:
+        def build(name: AttentionBackend = name) -> AttentionMask:
             return packed_mask(segments, blocks, shape.config(name), shape.device, shape.dtype)
 
         device = shape.device.type

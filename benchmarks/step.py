@@ -25,16 +25,15 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.processes import run_in_processes
 from benchmarks.report import Column, Report, arguments
 from benchmarks.step_run import Case, Measured, measure
-from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
-from pretrain.model.attention.choose import BACKENDS
-from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES, ModelConfig
+from pretrain.config import ParallelConfig, Precision, TrainerConfig, TrainingConfig
+from pretrain.model.config import RECOMPUTE_POLICIES, AttentionBackend, CompileChoice, ModelConfig
 from pretrain.settings import named_models
 
 _STATE_BYTES = 16  # a parameter: weight and gradient in bf16, master and two moments in fp32
@@ -199,7 +198,7 @@ def _add_target(report: Report, device: str) -> None:
     report.target("7B (layers as in the table) on an H100 or H200, bf16: MFU of 50 % or better", met, best)
 
 
-def _precision(device: str) -> str:
+def _precision(device: str) -> Precision:
     return "bf16" if device == "cuda" else "fp32"
 
 
@@ -218,8 +217,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--sequence-parallel", action="store_true")
     parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE_POLICIES, help="default: all")
-    parser.add_argument("--attention", nargs="+", choices=BACKENDS, default=["auto"])
-    parser.add_argument("--compile", nargs="+", choices=COMPILE_CHOICES, default=["auto"])
+    parser.add_argument("--attention", nargs="+", choices=get_args(AttentionBackend), default=["auto"])
+    parser.add_argument("--compile", nargs="+", choices=get_args(CompileChoice), default=["auto"])
     parser.add_argument("--micro-batch", type=int, default=1, help="sequences a rank trains on at a time")
     parser.add_argument("--micro-batches", type=int, default=1, help="accumulated in a step")
     parser.add_argument("--sequence-length", type=int, help="default: 2048, on a GPU 8192")

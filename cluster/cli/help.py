@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from cluster.cli.commands import COMMANDS, Command, members
+from pretrain.setting_types import choices
 
 _WIDTH = 100
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -26,11 +27,13 @@ class Setting:
         key: With dots (`optim.lr`).
         default: As it is written on the command line; `required` without one.
         text: What it means, empty where nothing is written.
+        choices: The values that it takes; empty: any of its type.
     """
 
     key: str
     default: str
     text: str
+    choices: tuple[str, ...] = ()
 
 
 def overview(group: str | None = None) -> str:
@@ -76,8 +79,8 @@ def describe(command: Command) -> str:
         lines += [f"  {group}={'|'.join(names)}" for group, names in _groups(command.config_name)]
     lines += ["", "settings:"]
     for setting in settings(_defaults(command)):
-        head = f"  {setting.key}={setting.default}"
-        lines.append(head)
+        listed = f"  ({' | '.join(setting.choices)})" if setting.choices else ""
+        lines.append(f"  {setting.key}={setting.default}{listed}")
         lines += textwrap.wrap(setting.text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -92,7 +95,8 @@ def settings(defaults: Any, prefix: str = "") -> Iterator[Setting]:
         if isinstance(hint, type) and is_dataclass(hint):
             yield from settings(hint if defaults is schema else value, f"{prefix}{field.name}.")
         else:
-            yield Setting(f"{prefix}{field.name}", _written(value), texts.get(field.name, ""))
+            allowed = tuple(map(_written, choices(hint)))
+            yield Setting(f"{prefix}{field.name}", _written(value), texts.get(field.name, ""), allowed)
 
 
 def _defaults(command: Command) -> Any:

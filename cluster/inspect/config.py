@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
+from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
 
@@ -113,7 +114,7 @@ class InspectMemoryConfig:
     gpu: str = "H100"
     efficiency: float = DEFAULT_EFFICIENCY
     node_gpus: int = 8
-    offloads: list[str] = field(default_factory=lambda: ["none", "optimizer", "all"])
+    offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
     show: int = 12

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import jinja2
 
+from cluster.config import Network
 from cluster.slurm.config import SlurmConfig, SubmitConfig
 from data.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[2]
 TEMPLATE, STAGE_TEMPLATE = "ray.sbatch.j2", "stage.sbatch.j2"
 # What NCCL is told about the network between the nodes, by `cluster.network`.
-NETWORKS: dict[str, dict[str, str]] = {
+NETWORKS: dict[Network, dict[str, str]] = {
     "infiniband": {"NCCL_IB_TIMEOUT": "22"},
     "efa": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_USE_HUGE_PAGE": "0"},
     "tcp": {"NCCL_IB_DISABLE": "1"},
@@ -122,9 +123,6 @@ def _setup(
     check(config.slurm)
     slurm = config.slurm
     network = slurm.network or config.cluster.network
-    if network not in NETWORKS:
-        name = "slurm.network" if slurm.network else "cluster.network"
-        raise InputError(f"{name}={network}, expected one of {', '.join(NETWORKS)}")
     variables = NETWORKS[network] if gpus_per_node(config) else {}
     return {
         "project": PROJECT,

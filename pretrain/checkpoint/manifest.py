@@ -21,12 +21,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.errors import InputError
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.pieces import Piece, PieceTable
+from pretrain.config import WeightsDtype
 
 MANIFEST = "manifest"
 PIECES = "pieces"
@@ -34,7 +35,7 @@ READY = "READY"
 MASTER = "master"  # the fp32 weights that the optimiser updates
 SCHEMA = 2
 FLOAT32 = "float32"
-DTYPES = (FLOAT32, "bfloat16", "float16")
+DTYPES: tuple[WeightsDtype, ...] = get_args(WeightsDtype)
 _READ_SCHEMAS = (1, SCHEMA)
 _ATTEMPT = "[0-9a-f]{8}"
 _READY = re.compile(rf"([0-9a-f]{{64}})(?: (manifest-{_ATTEMPT}\.json))?")

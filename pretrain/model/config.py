@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-RECOMPUTE_POLICIES = ("none", "selective", "full")
-COMPILE_CHOICES = ("auto", "on", "off")
+AttentionBackend = Literal["auto", "sdpa", "flex", "flash", "flash2"]
+RecomputePolicy = Literal["none", "selective", "full"]
+CompileChoice = Literal["auto", "on", "off"]
+RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
 
 
 @dataclass
@@ -49,10 +52,10 @@ class ModelConfig:
     dropout: float = 0.05
     action_mask: bool = True
     history_actions_visible: bool = False
-    attention: str = "auto"
-    recompute: str = "none"
+    attention: AttentionBackend = "auto"
+    recompute: RecomputePolicy = "none"
     recompute_layers: int | None = None
-    compile: str = "auto"
+    compile: CompileChoice = "auto"
 
     @property
     def head_size(self) -> int:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.model.config import CompileChoice
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm of [T, H], computed in fp32 and rounded to x's dtype before the weight.
@@ -45,7 +47,7 @@ def head_norm_rotary(
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-def compiled(function: Callable[..., Any], choice: str) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], choice: CompileChoice) -> Callable[..., Any]:
     """The function under torch.compile, or unchanged.
 
     Args:

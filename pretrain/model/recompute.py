@@ -23,8 +23,10 @@ from torch.autograd.function import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.model.config import RecomputePolicy
 
-def run_layer(policy: str, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+
+def run_layer(policy: RecomputePolicy, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """Run a layer under a recompute policy.
 
     Args:

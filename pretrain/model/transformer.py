@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.cache import DecodingCache
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory, shard_of
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
 from pretrain.model.loss import LossSettings, VocabularyHead
@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config, factory)
         self._gather_tokens = factory.gather_tokens
         self._rotary = RotaryTable(config)
-        self._recompute = config.recompute
+        self._recompute: RecomputePolicy = config.recompute
         self._recompute_layers = config.layers if config.recompute_layers is None else config.recompute_layers
 
     def forward(
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         assert isinstance(last, DecoderLayer)
         last.prefill(x, rotary, cache.layers[-1])
 
-    def _policy(self, number: int) -> str:
+    def _policy(self, number: int) -> RecomputePolicy:
         """Recompute policy of a layer; `none` outside training."""
         return self._recompute if self.training and number < self._recompute_layers else "none"
 

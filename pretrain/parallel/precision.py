@@ -4,4 +4,6 @@ from __future__ import annotations
 
 import torch
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from pretrain.config import Precision
+
+PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from data.errors import InputError
+from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
 from pretrain.model.transformer import check_divides
-from pretrain.optim import OPTIMIZERS
 from pretrain.planner.gpus import Machine
 from pretrain.planner.memory import OFFLOADS, MemoryEstimate, ParallelLayout, estimate_memory
 from pretrain.planner.speed import StepEstimate, estimate_step
@@ -43,9 +43,9 @@ class LayoutRequest:
     micro_batches: Sequence[int]
     global_batch: int | None
     machine: Machine
-    offloads: Sequence[str] = OFFLOADS
+    offloads: Sequence[Offload] = OFFLOADS
     host_memory: float | None = None
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
 
     def fits(self, memory: MemoryEstimate) -> bool:
         """Whether GPU and host have the memory."""
@@ -160,14 +160,8 @@ def _check(request: LayoutRequest) -> None:
     for name, value in at_least_one.items():
         if value < 1:
             raise InputError(f"{name}={value}, expected 1 or more; correct the setting")
-    unknown = [value for value in request.offloads if value not in OFFLOADS]
-    if unknown or not request.offloads:
-        refused = unknown[0] if unknown else "[]"
-        raise InputError(f"offloads={refused}, expected some of {', '.join(OFFLOADS)}; correct the setting")
-    if request.optimizer not in OPTIMIZERS:
-        raise InputError(
-            f"optimizer={request.optimizer}, expected one of {', '.join(OPTIMIZERS)}; correct the setting"
-        )
+    if not request.offloads:
+        raise InputError(f"offloads=[], expected some of {', '.join(OFFLOADS)}; correct the setting")
     if not 0 <= request.reserve < 1:
         raise InputError(f"reserve={request.reserve}, expected at least 0 and below 1; correct the setting")
     if not 0 < request.machine.efficiency <= 1:

@@ -22,16 +22,20 @@ Offloaded to host memory, where P is a rank's share of the parameters:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
-from pretrain.model.config import ModelConfig
+from pretrain.config import Offload, OptimizerName
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.vocabulary import ACCELERATOR_LOGIT_BYTES
 
 REDUCE_BUCKET = 200_000_000  # gradients; allocated by DeepSpeed at the start
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time
 STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters updated at a time
-STATE_BYTES = {"adamw": 12, "lion": 8}  # a parameter: master weight and moments, fp32
-STEP_BYTES = {"adamw": 4, "lion": 12}  # fp32 gradient during the update; Lion: its direction too, scaled
-OFFLOADS = ("none", "optimizer", "all")  # values of `parallel.offload`
+# Bytes for each parameter: fp32 master weight and moments, and working memory of the update (fp32 gradient;
+# Lion: also its direction and that scaled).
+STATE_BYTES: dict[OptimizerName, int] = {"adamw": 12, "lion": 8}
+STEP_BYTES: dict[OptimizerName, int] = {"adamw": 4, "lion": 12}
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,10 @@ class ParallelLayout:
     tensor: int
     data: int
     micro_batch: int
-    recompute: str
+    recompute: RecomputePolicy
     accumulates: bool = False
-    offload: str = "none"
-    optimizer: str = "adamw"
+    offload: Offload = "none"
+    optimizer: OptimizerName = "adamw"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def count_parameters(model: ModelConfig, tensor: int = 1) -> tuple[int, int]:
 
 
 def activation_bytes(
-    model: ModelConfig, policy: str, tokens: int, tensor: int = 1, kernels: Kernels = GPU
+    model: ModelConfig, policy: RecomputePolicy, tokens: int, tensor: int = 1, kernels: Kernels = GPU
 ) -> float:
     """Activation bytes between the passes, with the loss over every token."""
     residual = tokens / tensor * model.hidden_size
@@ -160,7 +164,7 @@ def activation_bytes(
 
 
 def layer_activation_bytes(
-    model: ModelConfig, policy: str, tokens: int, tensor: int = 1, kernels: Kernels = GPU
+    model: ModelConfig, policy: RecomputePolicy, tokens: int, tensor: int = 1, kernels: Kernels = GPU
 ) -> float:
     """Activation bytes of one layer; see the formulas above."""
     whole = tokens * model.hidden_size
@@ -192,7 +196,7 @@ def loss_bytes(model: ModelConfig, tokens: int, tensor: int = 1, kernels: Kernel
 
 
 def layer_bytes(
-    model: ModelConfig, policy: str, tokens: int, tensor: int = 1, kernels: Kernels = GPU
+    model: ModelConfig, policy: RecomputePolicy, tokens: int, tensor: int = 1, kernels: Kernels = GPU
 ) -> float:
     """Working memory of one layer's backward pass, in its feed-forward: recomputed values and gradients."""
     inner = kernels.value_bytes * tokens * model.ffn_size / tensor

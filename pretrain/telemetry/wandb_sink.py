@@ -11,12 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from pretrain.config import TelemetryConfig
+from pretrain.config import TelemetryConfig, WandbMode
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import Record
 
-WANDB_MODES = ("auto", "online", "offline", "disabled")
 INIT_SECONDS = 30.0  # to reach the server at the start; then the run is written offline
 FINISH_SECONDS = 120.0  # for the rest of the upload at the end; what is left stays in the run folder
 _MEASURED_EVENTS = ("validation",)
@@ -157,12 +155,8 @@ def _media(value: float | Path) -> Any:
     return _library().Image(str(value))
 
 
-def wandb_mode(mode: str) -> Any:
+def wandb_mode(mode: WandbMode) -> Any:
     """W&B's own mode: `auto` follows WANDB_MODE, else is online when a key is found."""
-    if mode not in WANDB_MODES:
-        raise InputError(
-            f"telemetry.wandb={mode!r}, expected one of {', '.join(WANDB_MODES)}; correct the setting"
-        )
     if mode != "auto":
         return mode
     return os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")

@@ -9,13 +9,13 @@ from torch import Tensor
 from pretrain.model.attention.call import AttentionMask, attention
 from pretrain.model.attention.choose import check_backend, packed_mask, unsupported_reason
 from pretrain.model.attention.hardware import detect
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig, RecomputePolicy
 from pretrain.model.transformer import Transformer, initialise
 from tests.support.packings import Packing, action_sample, packing, worldvla
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-BACKENDS = ("sdpa", "flex", "flash", "flash2")
+BACKENDS: tuple[AttentionBackend, ...] = ("sdpa", "flex", "flash", "flash2")
 PACKINGS = {
     "worldvla": worldvla(2048, 2),
     "odd length, padding": packing([[action_sample(300, 5, 9, history=2)] * 2, [[0] * 77]], 777),
@@ -24,7 +24,7 @@ PACKINGS = {
 }
 
 
-def mask_of(backend: str, packed: Packing, head_size: int = 64) -> AttentionMask:
+def mask_of(backend: AttentionBackend, packed: Packing, head_size: int = 64) -> AttentionMask:
     """The backend's mask on this GPU; skips the test where the backend cannot run."""
     device = torch.device("cuda")
     reason = unsupported_reason(backend, detect(device), torch.bfloat16, head_size)
@@ -46,7 +46,7 @@ def results(mask: AttentionMask, tensors: list[Tensor], dtype: torch.dtype) -> l
 @pytest.mark.parametrize(("heads", "shared", "size"), [(4, 4, 64), (4, 2, 128)])
 @pytest.mark.parametrize("name", PACKINGS)
 def test_output_and_gradients_equal_the_reference(
-    name: str, heads: int, shared: int, size: int, backend: str
+    name: str, heads: int, shared: int, size: int, backend: AttentionBackend
 ) -> None:
     """As close to fp32 as the reference in bf16, within a factor of two (gradients: three)."""
     packed = PACKINGS[name]
@@ -65,7 +65,7 @@ def test_output_and_gradients_equal_the_reference(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_mask_is_built_without_synchronising_with_the_gpu(backend: str) -> None:
+def test_mask_is_built_without_synchronising_with_the_gpu(backend: AttentionBackend) -> None:
     mask_of(backend, PACKINGS["worldvla"])  # the first call may load code, which synchronises
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -76,7 +76,7 @@ def test_mask_is_built_without_synchronising_with_the_gpu(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_every_backend_gives_the_same_training(recompute: str, backend: str) -> None:
+def test_every_backend_gives_the_same_training(recompute: RecomputePolicy, backend: AttentionBackend) -> None:
     packed = worldvla(512, 2, image=40)
     tokens = torch.randint(0, 64, packed[0].shape, device="cuda")
     positions = torch.arange(512, device="cuda").expand(2, 512)

@@ -157,8 +157,11 @@ def test_the_papers_hyper_parameters() -> None:
     ("words", "message"),
     [
         (["nodes=0"], "nodes=0, expected 1 or more"),
-        (["slurm.network=wifi"], "slurm.network=wifi, expected one of infiniband, efa, tcp"),
-        (["cluster.network=wifi"], "cluster.network=wifi, expected one of infiniband, efa, tcp"),
+        (["slurm.network=wifi"], "worldvla submit: slurm.network=wifi, expected one of infiniband, efa, tcp"),
+        (
+            ["cluster.network=wifi"],
+            "worldvla submit: cluster.network=wifi, expected one of infiniband",
+        ),
         (["slurm.time=soon"], "slurm.time=soon, expected D-HH:MM:SS"),
         (["slurm.partition='a b'"], "slurm: 'partition=a b' is no option of sbatch"),
         (["slurm.sbatch=['--mem=0']"], "slurm: '--mem=0' is no option of sbatch"),

@@ -19,7 +19,7 @@ from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.split_plan import AttentionPass, split
 from pretrain.model.attention.varlen import FlashAttention2, VarlenMask, VarlenPass
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.mask import effective_blocks
 from pretrain.model.transformer import Transformer, initialise
 from tests.support.packings import Packing, action_sample, packing, packings, worldvla
@@ -140,7 +140,7 @@ def test_three_calls_a_layer_for_any_number_of_samples() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_network_has_the_same_gradients(recompute: str) -> None:
+def test_a_network_has_the_same_gradients(recompute: RecomputePolicy) -> None:
     packed = worldvla(150, 2, image=20)
     tokens = torch.randint(0, 64, packed[0].shape, generator=torch.Generator().manual_seed(0))
     gradients: list[list[Tensor]] = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.choose import packed_mask
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings
 from pretrain.model.recompute import element_wise, run_layer
@@ -70,7 +70,9 @@ def saved_bytes(factory: LayerFactory | None = None, **changes: Any) -> int:
     [{}, {"dropout": 0.2}, {"swin_norm": True, "key_value_heads": 2, "dropout": 0.2}],
     ids=["7b", "dropout", "34b"],
 )
-def test_gradients_equal_those_without_recomputation(policy: str, network: dict[str, Any]) -> None:
+def test_gradients_equal_those_without_recomputation(
+    policy: RecomputePolicy, network: dict[str, Any]
+) -> None:
     expected = gradients(**network)
     actual = gradients(**network, recompute=policy)
     assert actual.keys() == expected.keys()

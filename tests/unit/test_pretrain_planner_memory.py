@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import peak_memory
 from pretrain.model.attention.causal import CausalMask
-from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
+from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings
 from pretrain.model.transformer import Decoder, Transformer, expected_shapes
@@ -74,7 +74,7 @@ def held_bytes(function: Callable[[], Any]) -> int:
 
 @NETWORKS
 @POLICIES
-def test_saved_activations(model: ModelConfig, tokens: int, policy: str) -> None:
+def test_saved_activations(model: ModelConfig, tokens: int, policy: RecomputePolicy) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
     measured = held_bytes(forward(network, tokens))
     assert activation_bytes(model, policy, tokens, kernels=CPU) == pytest.approx(measured, rel=0.05)
@@ -82,7 +82,7 @@ def test_saved_activations(model: ModelConfig, tokens: int, policy: str) -> None
 
 @NETWORKS
 @POLICIES
-def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: str) -> None:
+def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: RecomputePolicy) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
     for parameter in network.parameters():  # ZeRO releases gradients as they are computed
         parameter.register_post_accumulate_grad_hook(_forget)
@@ -131,7 +131,7 @@ class OneOfTwoRanks(LayerFactory):
 
 @POLICIES
 @pytest.mark.parametrize("model", [SMALL, replace(SWIN, max_positions=256)], ids=["plain", "34b"])
-def test_layer_sharded_over_two_ranks(model: ModelConfig, policy: str) -> None:
+def test_layer_sharded_over_two_ranks(model: ModelConfig, policy: RecomputePolicy) -> None:
     tokens, actual = 256, []
     for layers in (1, 3):
         decoder = Transformer(replace(model, layers=layers, recompute=policy), OneOfTwoRanks()).train().model
@@ -148,7 +148,7 @@ def test_layer_sharded_over_two_ranks(model: ModelConfig, policy: str) -> None:
 
 @needs_compiler
 @POLICIES
-def test_saved_activations_of_compiled_functions(policy: str) -> None:
+def test_saved_activations_of_compiled_functions(policy: RecomputePolicy) -> None:
     """As on a GPU, but in fp32 and with the CPU's dropout."""
     compiled = Transformer(replace(SMALL, recompute=policy, compile="on")).train()
     measured = held_bytes(forward(compiled, 256))
@@ -175,7 +175,7 @@ def estimate_7b(layout: ParallelLayout) -> MemoryEstimate:
 
 
 @POLICIES
-def test_more_ranks_need_no_more(policy: str) -> None:
+def test_more_ranks_need_no_more(policy: RecomputePolicy) -> None:
     by_data = [
         estimate_memory(ModelConfig(), ParallelLayout(1, data, 1, policy), 4096) for data in (1, 2, 8, 64)
     ]

@@ -32,10 +32,9 @@ from pretrain.model.attention.hardware import (
 )
 from pretrain.model.attention.host import on_device
 from pretrain.model.attention.varlen import VarlenMask, flash_attention_2
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig
 from pretrain.model.mask import effective_blocks
 
-BACKENDS = ("auto", "sdpa", "flex", "flash", "flash2")
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
@@ -71,7 +70,7 @@ def packed_mask(
     return DenseMask.packed(on_device(segments, device), on_device(blocks, device))
 
 
-def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
+def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     """The backend that `config.attention` selects here: `sdpa`, `flex`, `flash` or `flash2`.
 
     Args:
@@ -85,24 +84,23 @@ def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     return resolve_backend(config.attention, detect(device), dtype, config.head_size)
 
 
-def resolve_backend(name: str, hardware: Hardware, dtype: torch.dtype, head_size: int) -> str:
+def resolve_backend(
+    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int
+) -> AttentionBackend:
     """The selection as a pure function; see `check_backend`."""
-    if name not in BACKENDS:
-        raise InputError(
-            f"model.attention={name}, expected one of {', '.join(BACKENDS)}; correct the setting"
-        )
     if name == "auto":
-        fast = ("flash", "flex") if dtype in HALF_TYPES else ()
-        return next(
-            (each for each in fast if unsupported_reason(each, hardware, dtype, head_size) is None), "sdpa"
-        )
+        fast: tuple[AttentionBackend, ...] = ("flash", "flex") if dtype in HALF_TYPES else ()
+        supported = [each for each in fast if unsupported_reason(each, hardware, dtype, head_size) is None]
+        return supported[0] if supported else "sdpa"
     reason = unsupported_reason(name, hardware, dtype, head_size)
     if reason is not None:
         raise InputError(f"model.attention={name}: {reason}; or set model.attention=auto")
     return name
 
 
-def unsupported_reason(name: str, hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
+def unsupported_reason(
+    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int
+) -> str | None:
     """Why a backend cannot run here and what to do about it; None if it can.
 
     Args:
