@@ -28,12 +28,12 @@ class RMSNorm(nn.Module):
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self._whole = factory.replicated_parameter
+        self._replicated = factory.replicated_parameter
         self._norm = partial(compiled(rms_norm, config.compile), eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, H] -> [R, H], same dtype."""
-        return element_wise(self._norm, x, self._whole(self.weight))
+        return element_wise(self._norm, x, self._replicated(self.weight))
 
 
 @dataclass(frozen=True, slots=True)
