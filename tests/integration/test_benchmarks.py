@@ -54,7 +54,7 @@ def check_step(rows: Rows) -> None:
 def check_evaluation(rows: Rows) -> None:
     assert column(rows, "way") == ["loop", "frugal loop", "1 workers"]
     assert column(rows, "same_actions") == [True] * 3
-    assert {(row["episodes"], row["steps"]) for row in rows} == {(1, 4)}
+    assert {(row["episodes"], row["steps"]) for row in rows} == {(1, 6)}
     assert rows[0]["faster"] == 1
 
 
@@ -98,7 +98,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "decode": ([], ("milliseconds", "tokens_per_second", "answers_per_second"), check_decode),
     "step": (["--steps", "1"], ("seconds", "tokens_per_second", "teraflops", "mfu", "added"), check_step),
     "evaluation": (
-        ["--episodes", "1", "--horizon", "4"],
+        ["--episodes", "1", "--horizon", "6"],
         ("seconds", "cpu_seconds", "steps_per_second", "faster"),
         check_evaluation,
     ),
