@@ -90,8 +90,10 @@ def resolve_backend(
     """The selection as a pure function; see `check_backend`."""
     if name == "auto":
         fast: tuple[AttentionBackend, ...] = ("flash", "flex") if dtype in HALF_TYPES else ()
-        supported = [each for each in fast if unsupported_reason(each, hardware, dtype, head_size) is None]
-        return supported[0] if supported else "sdpa"
+        for candidate in fast:
+            if unsupported_reason(candidate, hardware, dtype, head_size) is None:
+                return candidate
+        return "sdpa"
     reason = unsupported_reason(name, hardware, dtype, head_size)
     if reason is not None:
         raise InputError(f"model.attention={name}: {reason}; or set model.attention=auto")
