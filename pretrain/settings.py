@@ -22,10 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data.errors import InputError
+from pretrain.installation import project_file
 from pretrain.model.config import ModelConfig
 from pretrain.setting_types import build, choices, field_of, plain, structured
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
+CONFIG_FOLDER = project_file("configs")
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
 _ABBREVIATIONS = {"profile": "telemetry.profile"}  # of keys, on the command line
 _FULL_KEY = re.compile(r"^\s*full_key: (.+)$", re.MULTILINE)

@@ -8,14 +8,14 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import cleandoc
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from cluster.cli.commands import COMMANDS, Command, members
+from pretrain.installation import project_file
 from pretrain.setting_types import choices
 
 _WIDTH = 100
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_CONFIGS = project_file("configs")
 _ENTRY = re.compile(r"^([a-z_][a-z_0-9]*(?:, [a-z_][a-z_0-9]*)*): (.*)$")
 
 

@@ -19,7 +19,7 @@ from cluster.console import Bar, Board
 from cluster.failures import CommandFailedError
 from cluster.resources.placement import Placement, place
 from cluster.resources.ray_session import Session, open_session
-from cluster.run.checkpoint_watch import RESULTS, CheckpointWatch, due_steps, evaluated_steps
+from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
 from cluster.run.evaluation_group import Evaluate, EvaluationGroup, EvaluationJob, Finished
 from cluster.run.stop_request import WishToEnd, signals_passed_on
 from cluster.run.train_group import Train
@@ -31,6 +31,7 @@ from pretrain.checkpoint.origin import choose_origin
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder, wandb_run_of
+from pretrain.run_layout import RESULTS_FILE, files_by_step
 from pretrain.settings import to_mapping
 from pretrain.telemetry.console import describe, describe_event
 from pretrain.telemetry.events import EventLog
@@ -89,7 +90,7 @@ def supervise(
 @contextmanager
 def _alone_in(folder: RunFolder) -> Iterator[None]:
     """Keep a second command out of the run folder; the lock goes with the process, however it ends."""
-    with (folder.path / ".supervisor.lock").open("w") as lock:
+    with folder.supervisor_lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -136,7 +137,7 @@ class _Supervisor:
         self, config: RootConfig, folder: RunFolder, board: Board, wandb: WandbSink, evaluate: Evaluate
     ) -> None:
         self._config, self._folder, self._board, self._wandb = config, folder, board, wandb
-        self._logs = folder.path / "logs"
+        self._logs = folder.logs
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
         self._begun = evaluated_steps(folder.evaluations)
@@ -258,7 +259,8 @@ def outcome(results: Mapping[str, Any]) -> str:
 
 def record_evaluations(folder: RunFolder) -> None:
     """Write what all evaluations of a run left into its `summary.json`."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.path.glob(f"eval/step_*/{RESULTS}"))]
+    paths = files_by_step(folder.evaluations, RESULTS_FILE).values()
+    found = [json.loads(path.read_text()) for path in paths]
     folder.update_summary(evaluations=[{key: results.get(key) for key in _SUMMARY_KEYS} for results in found])
 
 

@@ -110,7 +110,7 @@ class Training:
     @property
     def logs(self) -> Path:
         """Folder of the ranks' output."""
-        return self._folder.path / "logs"
+        return self._folder.logs
 
     def _recover(self, failure: TrainingFailedError) -> None:
         step, newest = last_reported(self._folder), self._newest()

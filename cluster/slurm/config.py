@@ -28,7 +28,8 @@ class SlurmConfig:
         requeue: Go back into the queue after preemption, a lost node or the time limit, and go on there.
         most_requeues: Times that the job may go back into the queue.
         modules: Environment modules to load.
-        venv: Virtual environment; null: `.venv` of the project.
+        venv: Virtual environment; null: `.venv` of the checkout, or the one of this command where worldvla is
+            installed.
         container: Image for `srun --container-image` (pyxis); null: no container.
         mounts: `host:container` folders of the container.
         environment: Variables to set on every node (`["NCCL_DEBUG=INFO"]`). Secrets do not belong here:

@@ -28,8 +28,8 @@ from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import Chunk, ChunkTable
 from pretrain.config import WeightsDtype
+from pretrain.run_layout import READY
 
-READY = "READY"
 MASTER = "master"  # the fp32 weights that the optimiser updates
 FLOAT32 = "float32"
 DTYPES: tuple[WeightsDtype, ...] = get_args(WeightsDtype)

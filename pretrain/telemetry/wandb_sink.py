@@ -13,6 +13,7 @@ from typing import Any
 
 from pretrain.config import TelemetryConfig, WandbMode
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RunLayout
 from pretrain.telemetry.sinks import Record
 
 INIT_SECONDS = 30.0  # to reach the server at the start; then the run is written offline
@@ -99,7 +100,7 @@ class WandbSink:
 def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode: str) -> Any:
     wandb = _library()
     identity = RunFolder(folder).wandb_run()
-    _await_new_second(folder / "wandb", identity)
+    _await_new_second(RunLayout(folder).wandb, identity)
     run = wandb.init(
         dir=str(folder),
         project=project,

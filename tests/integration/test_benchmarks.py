@@ -18,6 +18,8 @@ import pytest
 from benchmarks import processes
 from tests.support import ranks  # sets DeepSpeed's environment and preloads it
 
+pytestmark = pytest.mark.timeout(600)  # simulators and servers start slowly on a busy machine
+
 Rows = list[dict[str, Any]]
 
 
