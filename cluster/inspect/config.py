@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cluster.config import RootConfig
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
 
 
 @dataclass
@@ -106,12 +107,12 @@ class InspectMemoryConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     gpus: int = 8
     gpu_memory: str = "80GB"
-    reserve: float = 0.1
+    reserve: float = DEFAULT_MEMORY_RESERVE
     sequence_length: int = 4096
     micro_batches: list[int] = field(default_factory=lambda: [1, 2, 4])
     global_batch: int | None = None
     gpu: str = "H100"
-    efficiency: float = 0.45
+    efficiency: float = DEFAULT_EFFICIENCY
     node_gpus: int = 8
     offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None

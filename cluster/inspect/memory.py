@@ -12,8 +12,9 @@ from cluster.inspect.config import InspectMemoryConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
 from data.sizes import parse_bytes
-from pretrain.planner.layouts import Plan, Wanted, feasible, machine
-from pretrain.planner.memory import parameters
+from pretrain.planner.gpus import Machine
+from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+from pretrain.planner.memory import count_parameters
 
 ESTIMATE = "estimate, not measured"
 _WIDTH = 130
@@ -27,7 +28,7 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
     """
     if config.show < 1:
         raise InputError(f"show={config.show}, expected 1 or more; correct the setting")
-    wanted = Wanted(
+    wanted = LayoutRequest(
         model=config.model,
         gpus=config.gpus,
         gpu_memory=parse_bytes("gpu_memory", config.gpu_memory),
@@ -35,12 +36,12 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
         sequence_length=config.sequence_length,
         micro_batches=config.micro_batches,
         global_batch=config.global_batch,
-        machine=machine(config.gpu, config.efficiency, config.node_gpus),
+        machine=Machine.of_gpu(config.gpu, config.efficiency, config.node_gpus),
         offloads=config.offloads,
         host_memory=_host_memory(config),
         optimizer=config.optimizer,
     )
-    plans = feasible(wanted)
+    plans = feasible_layouts(wanted)
     if call.json:
         print(json.dumps(_content(config, wanted, plans), indent=2))
         return
@@ -73,8 +74,8 @@ def _host_memory(config: InspectMemoryConfig) -> float | None:
     return parse_bytes("host_memory", config.host_memory) / max(1, min(config.node_gpus, config.gpus))
 
 
-def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
-    values = sum(parameters(wanted.model))
+def _table(wanted: LayoutRequest, plans: list[LayoutEstimate], found: int) -> Table:
+    values = sum(count_parameters(wanted.model))
     table = Table(
         title=f"{values / 1e9:.3g} B parameters on {wanted.gpus} GPUs of {wanted.gpu_memory / 1e9:.4g} GB: "
         f"{len(plans)} of {found} layouts that fit, memory a GPU in GB",
@@ -96,7 +97,7 @@ def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
-        layout, need, step = plan.layout, plan.memory, plan.speed
+        layout, need, step = plan.layout, plan.memory, plan.step
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
         sizes += (max(need.loss, need.layer), need.buffers, need.host)
         sizes += (step.partition_bytes + step.tensor_bytes,)
@@ -113,7 +114,9 @@ def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
     return table
 
 
-def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> dict[str, object]:
+def _content(
+    config: InspectMemoryConfig, wanted: LayoutRequest, plans: list[LayoutEstimate]
+) -> dict[str, object]:
     rows = [
         {
             **asdict(plan.layout),
@@ -124,17 +127,17 @@ def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> 
                 "total": round(plan.memory.total),
             },
             "sent_bytes_per_step": {
-                "zero": round(plan.speed.partition_bytes),
-                "tensor": round(plan.speed.tensor_bytes),
-                "host": round(plan.speed.host_bytes),
+                "zero": round(plan.step.partition_bytes),
+                "tensor": round(plan.step.tensor_bytes),
+                "host": round(plan.step.host_bytes),
             },
-            "step_seconds": plan.speed.seconds,
-            "mfu": plan.speed.utilisation,
+            "step_seconds": plan.step.seconds,
+            "mfu": plan.step.utilisation,
         }
         for plan in plans
     ]
     return {
-        "parameters": sum(parameters(wanted.model)),
+        "parameters": sum(count_parameters(wanted.model)),
         "gpus": wanted.gpus,
         "gpu_memory_bytes": round(wanted.gpu_memory),
         "usable_bytes": round(wanted.usable),
@@ -148,7 +151,7 @@ def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> 
     }
 
 
-def _settings(wanted: Wanted, plan: Plan) -> str:
+def _settings(wanted: LayoutRequest, plan: LayoutEstimate) -> str:
     """A layout as it is written on the command line of `worldvla train`."""
     layout = plan.layout
     words = [f"parallel.tensor={layout.tensor}", f"parallel.data={layout.data}", "parallel.zero_stage=3"]

@@ -15,7 +15,8 @@ from cluster.slurm.sweep import runs_of_sweep
 from data.errors import InputError
 from data.sizes import parse_bytes
 from pretrain.checks import check_training
-from pretrain.planner.layouts import Plan, Wanted, feasible, machine
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
+from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
 from pretrain.run_folder import RunFolder
 
 # Not settings of the training.
@@ -30,7 +31,6 @@ _JOB_ALONE = (
     "cluster.address=",
 )
 _LAYOUT = ("parallel.tensor=", "parallel.data=", "trainer.micro_batch=", "model.recompute=")
-_RESERVE, _EFFICIENCY = 0.1, 0.45  # as `worldvla inspect memory` has them
 _MICRO_BATCHES = (1, 2, 4, 8)
 
 
@@ -128,26 +128,26 @@ def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
     return []
 
 
-def _plan(config: SubmitConfig, gpus: int) -> Plan:
+def _plan(config: SubmitConfig, gpus: int) -> LayoutEstimate:
     cluster = config.cluster
     if cluster.gpu is None or cluster.gpu_memory is None:
         raise InputError(
             "cluster.gpu and cluster.gpu_memory are not set, so that no layout can be chosen; take a profile "
             "(cluster=h100, h200, a100_80gb, a100_40gb), or give parallel.tensor and parallel.data"
         )
-    wanted = Wanted(
+    wanted = LayoutRequest(
         model=config.model,
         gpus=gpus,
         gpu_memory=parse_bytes("cluster.gpu_memory", cluster.gpu_memory),
-        reserve=_RESERVE,
+        reserve=DEFAULT_MEMORY_RESERVE,
         sequence_length=config.trainer.sequence_length,
         micro_batches=_MICRO_BATCHES,
         global_batch=config.trainer.global_batch,
-        machine=machine(cluster.gpu, _EFFICIENCY, cluster.gpus_per_node),
+        machine=Machine.of_gpu(cluster.gpu, DEFAULT_EFFICIENCY, cluster.gpus_per_node),
         offloads=("none",),
         optimizer=config.optim.name,
     )
-    return feasible(wanted)[0]
+    return feasible_layouts(wanted)[0]
 
 
 def _hand_over(job: Job, folder: Path, options: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Preparation on a GPU: two workers that share it write the bytes that one writes."""
+"""Preparation on a GPU: two workers that share it write the same bytes as one."""
 
 from __future__ import annotations
 
