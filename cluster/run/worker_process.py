@@ -1,4 +1,4 @@
-"""What happens inside the processes that Ray starts: output to a file, failures written down."""
+"""Processes that Ray starts: their working folder, their log file and a record of their failure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from data.errors import InputError
 
+_SUFFIX = ".failure.json"
+
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailureRecord:
     """Why a process ended.
 
     Attributes:
@@ -40,11 +42,21 @@ class Failure:
         return f"{self.kind}: {lines[0]}" if lines else self.kind
 
 
-@contextmanager
-def recorded(logs: Path, name: str) -> Iterator[None]:
-    """Send this process's output to `logs/<name>.log`; write down an exception that passes through.
+def use_working_folder(folder: str) -> None:
+    """Make relative paths of the settings mean what they mean to the command, where its folder exists.
 
-    The exception goes on its way; its traceback is in the log, its `Failure` in `logs/<name>.failure.json`.
+    A node of an existing cluster starts its processes in the folder in which it was started itself.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
+@contextmanager
+def log_process(logs: Path, name: str) -> Iterator[None]:
+    """Append this process's output to `logs/<name>.log`; record an exception that leaves the block.
+
+    The exception is raised again; its traceback is in the log, its `FailureRecord` in
+    `logs/<name>.failure.json`.
     """
     _redirect_output(logs / f"{name}.log")
     try:
@@ -52,18 +64,12 @@ def recorded(logs: Path, name: str) -> Iterator[None]:
     except BaseException as error:
         traceback.print_exc()
         sys.stderr.flush()
-        note_failure(logs, name, error)
+        write_failure(logs, name, error)
         raise
 
 
-def note_failure(logs: Path, name: str, error: BaseException) -> None:
-    """Write an exception down as this process's `Failure`."""
-    failure = Failure(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
-    (logs / f"{name}.failure.json").write_text(json.dumps(asdict(failure)))
-
-
 def _redirect_output(path: Path) -> None:
-    """Append this process's output, that of libraries in C too, to a file."""
+    """Append this process's output, including that of C libraries, to a file."""
     with path.open("a") as log:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -71,13 +77,19 @@ def _redirect_output(path: Path) -> None:
         os.dup2(log.fileno(), 2)
 
 
-def forget_failures(logs: Path, pattern: str) -> None:
-    """Remove the failures of an earlier try."""
-    for path in logs.glob(f"{pattern}.failure.json"):
+def write_failure(logs: Path, name: str, error: BaseException) -> None:
+    """Write the failure record of this process."""
+    record = FailureRecord(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
+    (logs / f"{name}{_SUFFIX}").write_text(json.dumps(asdict(record)))
+
+
+def remove_failures(logs: Path, pattern: str) -> None:
+    """Remove the failure records of an earlier start; `pattern` is a glob of process names."""
+    for path in logs.glob(f"{pattern}{_SUFFIX}"):
         path.unlink()
 
 
-def read_failures(logs: Path, pattern: str) -> list[Failure]:
-    """Failures written down by the processes whose name matches, the first one first."""
-    failures = [Failure(**json.loads(path.read_text())) for path in logs.glob(f"{pattern}.failure.json")]
-    return sorted(failures, key=lambda failure: failure.time)
+def read_failures(logs: Path, pattern: str) -> list[FailureRecord]:
+    """Failure records of the processes whose name matches the glob `pattern`, the earliest first."""
+    records = [FailureRecord(**json.loads(path.read_text())) for path in logs.glob(f"{pattern}{_SUFFIX}")]
+    return sorted(records, key=lambda record: record.time)

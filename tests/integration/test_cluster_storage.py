@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.run.worker_tasks import train_rank
+from cluster.run.worker_entry_points import train_rank
 from data.storage.bulk import open_bulk
 from pretrain.checkpoint.location import CheckpointPlace
 from pretrain.config import TrainingConfig
