@@ -57,7 +57,8 @@ def overview(group: str | None = None) -> str:
         "  --json    machine-readable output (eval, inspect, submit)",
         "  --dry-run show what would be done, and do nothing (submit)",
         "",
-        "exit codes: 0 done, 1 failed, 2 wrong input or settings, 130 interrupted",
+        "exit codes: 0 done, 1 failed, 2 invalid input or settings, 85 stopped on request with a checkpoint,",
+        "  130 interrupted",
     ]
     return "\n".join(lines)
 

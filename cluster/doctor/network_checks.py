@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -28,22 +29,27 @@ _ALL_REDUCE_TIMEOUT = 120  # seconds
 _ALL_REDUCE_MEGABYTES = 64
 
 
-def shared_folder(folder: Path) -> CheckResult:
-    """Measure how long it takes to write, flush, rename and remove a small file where runs are stored."""
+def shared_folder(folder: Path, clock: Callable[[], float] = time.perf_counter) -> CheckResult:
+    """Measure how long it takes to write, flush, rename and remove a small file where runs are stored.
+
+    Args:
+        folder: Where runs are stored.
+        clock: Seconds.
+    """
     subject = f"folder {folder}"
     seconds: list[float] = []
     probe = folder / f".doctor-{uuid.uuid4().hex}"
     try:
         probe.mkdir(parents=True)
         for number in range(_NUM_FILES):
-            start = time.perf_counter()
+            start = clock()
             with (probe / "new").open("wb") as file:
                 file.write(bytes(4096))
                 file.flush()
                 os.fsync(file.fileno())
             (probe / "new").rename(probe / str(number))
             (probe / str(number)).unlink()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         probe.rmdir()
         free = shutil.disk_usage(folder).free
     except OSError as error:

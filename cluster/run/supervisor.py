@@ -112,7 +112,7 @@ def _run(
     while evaluations.pending:
         if stop.wait(_POLL_SECONDS):
             evaluations.report_pending()
-            raise PreemptedError("ended as asked; the training had ended, its evaluations had not")
+            raise PreemptedError("stopped on request; the training had ended, its evaluations had not")
         poll()
     evaluations.raise_first_failure()
 

@@ -121,7 +121,7 @@ class Training:
         self._report("failed", step=step, error=str(failure))
         if self._stop.requested:
             raise PreemptedError(
-                f"ended as asked; the training had failed, its newest checkpoint is of step {newest}"
+                f"stopped on request; the training had failed, its newest checkpoint is of step {newest}"
             ) from failure
         delay = self._policy.delay_after(failure, step, newest)
         self._report("restarting", step=newest, restart=self._policy.total, delay=delay)
@@ -162,7 +162,7 @@ class Training:
         """Wait before a restart; a stop request ends the run."""
         if self._stop.wait(seconds):
             raise PreemptedError(
-                f"ended as asked; the newest checkpoint is of step {self._newest_checkpoint()}"
+                f"stopped on request; the newest checkpoint is of step {self._newest_checkpoint()}"
             )
 
     def _newest_checkpoint(self) -> int:

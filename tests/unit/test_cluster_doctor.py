@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 from pathlib import Path
@@ -14,10 +15,14 @@ from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
 from tests.support.training_case import write_dataset
 
 
-def test_a_writable_folder_is_ok(tmp_path: Path) -> None:
-    result = network_checks.shared_folder(tmp_path / "runs")
-    assert result.state == OK
-    assert "ms a small file" in result.found
+@pytest.mark.parametrize(("milliseconds", "state"), [(40, OK), (60, WARN)])
+def test_a_writable_folder_is_ok_and_a_slow_one_a_warning(
+    milliseconds: int, state: str, tmp_path: Path
+) -> None:
+    seconds = itertools.count(0, milliseconds / 1000)
+    result = network_checks.shared_folder(tmp_path / "runs", clock=lambda: round(next(seconds), 3))
+    assert result.state == state
+    assert result.found.startswith(f"{milliseconds}.0 ms a small file, ")
     assert list((tmp_path / "runs").iterdir()) == [], "the probe files are removed"
 
 

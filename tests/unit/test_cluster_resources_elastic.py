@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.config import ClusterConfig, RootConfig
@@ -58,6 +58,7 @@ def test_too_few_nodes_are_refused_with_the_numbers() -> None:
         layout_on(run(2, 4, 16, least=2), 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 16), st.integers(1, 8), st.data())
 def test_micro_batches_divide_every_share_and_never_grow(data: int, share: int, more: st.DataObject) -> None:
     batch = data * share
