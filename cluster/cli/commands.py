@@ -154,7 +154,7 @@ COMMANDS = (
     ),
     Command(
         "convert samples",
-        "convert published WorldVLA samples (pickled token lists, read without unpickling) into token shards",
+        "convert published WorldVLA samples (untrusted pickles of token lists) into token shards",
         "data.config:ConvertSamplesConfig",
         "cluster.cli.handlers.convert:run_convert_samples",
         examples=(

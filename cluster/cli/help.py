@@ -54,7 +54,7 @@ def overview(group: str | None = None) -> str:
         "",
         "options:",
         "  --debug   tracebacks instead of one-line errors",
-        "  --json    machine-readable output (eval, inspect, submit)",
+        "  --json    machine-readable output (doctor, eval, imagine, inspect, submit)",
         "  --dry-run show what would be done, and do nothing (submit)",
         "",
         "exit codes: 0 done, 1 failed, 2 invalid input or settings, 85 stopped on request with a checkpoint,",

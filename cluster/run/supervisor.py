@@ -79,18 +79,30 @@ def supervise(
         evaluations = CheckpointEvaluations(config, folder, checkpoints, group, reporter)
         training = Training(config, session, folder, train, stop, checkpoints)
         reporter.starting(resources.ranks)
-        _run(training, evaluations, reporter, stop, on_trained)
+        run_to_end(training, evaluations, reporter, stop, on_trained)
     return folder
 
 
-def _run(
+def run_to_end(
     training: Training,
     evaluations: CheckpointEvaluations,
     reporter: RunReporter,
     stop: StopRequest,
     on_trained: Callable[[], None],
 ) -> None:
-    """Run until the training and every evaluation have ended."""
+    """Run until the training and every evaluation have ended.
+
+    Args:
+        training: Runs in a thread.
+        evaluations: Of its checkpoints.
+        reporter: Receives metrics and events.
+        stop: Ends the wait for evaluations.
+        on_trained: Called once when the training has ended.
+
+    Raises:
+        PreemptedError: The command was stopped.
+        CommandFailedError: The training or an evaluation failed.
+    """
 
     def poll(refresh: bool = False) -> None:
         reporter.forward_metrics()
