@@ -28,8 +28,11 @@ def test_only_committed_checkpoints_are_listed(tmp_path: Path) -> None:
 class RemoteFolder(CheckpointPlace):
     """A folder that counts as an object store; counts its listings."""
 
-    remote = True
     listings = 0
+
+    @property
+    def remote(self) -> bool:
+        return True
 
     def steps(self) -> list[int]:
         self.listings += 1

@@ -57,7 +57,7 @@ class FakeRun:
     def poll(self, refresh: bool = False) -> None:
         if refresh:
             self.calls.append("refresh")
-        elif "refresh" in self.calls:
+        elif "trained" in self.calls:
             self._pending_polls -= 1
 
     def report_pending(self) -> None:
