@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -34,6 +35,7 @@ class Training:
         train: Runs in every rank.
         stop: Stop request of the command, also used to stop the ranks for a larger layout.
         checkpoints: Location of the run's checkpoints.
+        clock: Seconds; monotonic.
     """
 
     def __init__(
@@ -44,13 +46,14 @@ class Training:
         train: Train,
         stop: StopRequest,
         checkpoints: CheckpointPlace,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._session, self._folder, self._train = config, session, folder, train
-        self._stop, self._checkpoints = stop, checkpoints
+        self._stop, self._checkpoints, self._clock = stop, checkpoints, clock
         self._policy = RestartPolicy(config.cluster)
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._layout: ElasticLayout | None = None
-        self._next_growth_check = 0.0
+        self._next_growth_check = float("-inf")
         self._growth_requested = False
 
     def take_events(self) -> list[dict[str, Any]]:
@@ -95,9 +98,9 @@ class Training:
         layout = self._layout
         if layout is None or self._growth_requested or layout.data == self._config.parallel.data:
             return
-        if time.monotonic() < self._next_growth_check:
+        if self._clock() < self._next_growth_check:
             return
-        self._next_growth_check = time.monotonic() + _POLL_SECONDS
+        self._next_growth_check = self._clock() + _POLL_SECONDS
         try:
             larger = self._largest_layout()
         except InputError:
@@ -140,9 +143,9 @@ class Training:
         """The layout to start with; after a failure it waits for lost nodes, up to `cluster.node_timeout`."""
         if previous is None or not self._session.existing_cluster:
             return self._largest_layout()
-        deadline = time.monotonic() + self._config.cluster.node_timeout
+        deadline = self._clock() + self._config.cluster.node_timeout
         while True:
-            timed_out = time.monotonic() >= deadline
+            timed_out = self._clock() >= deadline
             try:
                 layout = self._largest_layout()
                 if timed_out or layout.data >= previous.data:
