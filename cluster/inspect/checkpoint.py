@@ -12,10 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
+from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import READY, Manifest
-from pretrain.checkpoint.retention import evaluated
-from pretrain.checkpoint.verification import damaged
+from pretrain.checkpoint.retention import success_rates
+from pretrain.checkpoint.verification import find_damage
 from pretrain.settings import read_yaml
 
 MEGABYTE = 1_000_000
@@ -63,22 +63,22 @@ def list_checkpoints(path: str) -> tuple[str, list[dict[str, Any]]]:
         InputError: No checkpoint there.
     """
     checkpoints, evaluations = _locate(path)
-    steps = checkpoints.found()
+    steps = checkpoints.scan()
     if not steps:
         raise InputError(
             f"{path}: no committed checkpoint there; name a run's folder, a folder or URL with "
             "step_... in it, or one of those"
         )
-    success_rates = evaluated(evaluations)
+    rates = success_rates(evaluations)
     rows: list[dict[str, Any]] = []
     for step, complete in steps.items():
-        row: dict[str, Any] = {"path": checkpoints.where(step), "step": step, "complete": complete}
+        row: dict[str, Any] = {"path": checkpoints.checkpoint_url(step), "step": step, "complete": complete}
         if complete:
             try:
-                row |= read_checkpoint(checkpoints.where(step))
+                row |= read_checkpoint(checkpoints.checkpoint_url(step))
             except InputError as error:
                 row["damaged"] = [str(error)]
-        rows.append(row | {"success_rate": success_rates.get(step)})
+        rows.append(row | {"success_rate": rates.get(step)})
     return checkpoints.url, rows
 
 
@@ -91,7 +91,7 @@ def verify_checkpoint(row: dict[str, Any], on_bytes: Callable[[int], None]) -> N
     """
     store = open_checkpoint(row["path"])
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    row["damaged"] = damaged(store, Manifest.read(store).files, threads, on_bytes)
+    row["damaged"] = find_damage(store, Manifest.read(store).files, threads, on_bytes)
     row["verified"] = not row["damaged"]
 
 
@@ -104,15 +104,15 @@ def damages(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _locate(path: str) -> tuple[CheckpointPlace, Path | None]:
+def _locate(path: str) -> tuple[CheckpointLocation, Path | None]:
     """Location of the checkpoints, and folder of their run's evaluations if it is known."""
     folder = Path(path)
     if "://" not in path and (folder / "config.yaml").is_file():
         url = (read_yaml(folder / "config.yaml").get("checkpointing") or {}).get("url")
-        return CheckpointPlace(url or folder / "checkpoints"), folder / "eval"
+        return CheckpointLocation(url or folder / "checkpoints"), folder / "eval"
     if "://" not in path and (folder.resolve().parent / "config.yaml").is_file():
-        return CheckpointPlace(folder), folder.resolve().parent / "eval"
-    return CheckpointPlace(path), None
+        return CheckpointLocation(folder), folder.resolve().parent / "eval"
+    return CheckpointLocation(path), None
 
 
 def checkpoint_lines(row: dict[str, Any]) -> Iterator[str]:

@@ -138,10 +138,10 @@ def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: str
     from PIL import Image
 
     from data.storage.index import read_episode
-    from eval.contact_sheet import enlarge, evenly, tile
+    from eval.contact_sheet import enlarge, evenly_spaced, tile
 
     pictures: list[np.ndarray] = []
-    for number in evenly(len(index.episodes), episodes).tolist():
+    for number in evenly_spaced(len(index.episodes), episodes).tolist():
         episode = read_episode(index, index.episodes[number])
         times = np.linspace(0, episode.length - 1, SHEET_COLUMNS).round().astype(np.int64)
         for camera in index.cameras:

@@ -13,7 +13,7 @@ from cluster.failures import CommandFailedError
 from cluster.run.checkpoint_watch import RESULTS, CheckpointWatch, due_steps, evaluated_steps
 from cluster.run.evaluation_group import EvaluationGroup, EvaluationJob, EvaluationOutcome, Results
 from cluster.run.run_reporter import RunReporter
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.progress import ProgressBar
 
@@ -36,7 +36,7 @@ class CheckpointEvaluations:
         self,
         config: RootConfig,
         folder: RunFolder,
-        checkpoints: CheckpointPlace,
+        checkpoints: CheckpointLocation,
         group: EvaluationGroup,
         reporter: RunReporter,
     ) -> None:
@@ -93,7 +93,7 @@ class CheckpointEvaluations:
         self._group.submit(
             EvaluationJob(
                 step,
-                self._checkpoints.where(step),
+                self._checkpoints.checkpoint_url(step),
                 self._folder.evaluation(step),
                 self._config.eval,
                 imagine=self._config.eval.imagine_frames > 0,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 
 _FOLDER = re.compile(r"^step_(\d{8})$")
 _SECONDS_BETWEEN_REQUESTS = 10.0
@@ -22,7 +22,7 @@ class CheckpointWatch:
         clock: Seconds; monotonic.
     """
 
-    def __init__(self, checkpoints: CheckpointPlace, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, checkpoints: CheckpointLocation, clock: Callable[[], float] = time.monotonic) -> None:
         self._checkpoints, self._clock = checkpoints, clock
         self._listed: list[int] = []
         self._next_request = float("-inf")
@@ -36,7 +36,7 @@ class CheckpointWatch:
         Raises:
             InputError: The location cannot be listed.
         """
-        if refresh or not self._checkpoints.remote or self._clock() >= self._next_request:
+        if refresh or not self._checkpoints.is_remote or self._clock() >= self._next_request:
             self._listed = self._checkpoints.steps()
             self._next_request = self._clock() + _SECONDS_BETWEEN_REQUESTS
         return self._listed

@@ -25,7 +25,9 @@ def check_run(config: RootConfig) -> RunResources:
                 f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
                 f"{config.checkpointing.every}; only checkpoints can be evaluated"
             )
+        from eval.evaluation.evaluate import check_settings
         from eval.simulator.registry import open_suite, select_tasks
 
+        check_settings(config.eval, "eval.")
         select_tasks(open_suite(config.eval.suite), config.eval.tasks)
     return resources

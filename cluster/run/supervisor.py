@@ -22,7 +22,7 @@ from cluster.run.train_group import Train
 from cluster.run.training import Training
 from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import choose_origin
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
@@ -62,10 +62,10 @@ def supervise(
     resources = check_run(config)
     config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
-    checkpoints = place_of(config.checkpointing, folder)
+    checkpoints = checkpoint_location(config.checkpointing, folder)
     origin = choose_origin(config.checkpointing, config.model, checkpoints, config.run.name)
     folder.open(config)
-    metadata = load_metadata(origin.checkpoint) if origin is not None and origin.goes_on else {}
+    metadata = load_metadata(origin.checkpoint) if origin is not None and origin.resumes else {}
     folder.wandb_run(wandb_run_of(metadata, config.run.name))
     with (
         _exclusive_access(folder),

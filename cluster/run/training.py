@@ -16,7 +16,7 @@ from cluster.run.restarts import RestartPolicy
 from cluster.run.stop_request import StopRequest
 from cluster.run.train_group import Train, run_train_group
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
@@ -45,7 +45,7 @@ class Training:
         folder: RunFolder,
         train: Train,
         stop: StopRequest,
-        checkpoints: CheckpointPlace,
+        checkpoints: CheckpointLocation,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._session, self._folder, self._train = config, session, folder, train
@@ -133,7 +133,7 @@ class Training:
     def _set_aside(self, error: DamagedCheckpointError) -> None:
         """Make the checkpoint before the damaged one the newest; raise where it is not this run's newest."""
         *older, newest = self._checkpoints.steps() or [0]
-        is_newest = self._checkpoints.where(newest) in str(error)
+        is_newest = self._checkpoints.checkpoint_url(newest) in str(error)
         if self._config.checkpointing.resume != "auto" or not is_newest or not older:
             raise error
         self._checkpoints.set_aside(newest)

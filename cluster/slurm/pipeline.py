@@ -15,7 +15,7 @@ from cluster.slurm.config import STAGES, SubmitConfig
 from cluster.slurm.sbatch import render, render_stage
 from cluster.slurm.sweep import SweepRun
 from data.errors import InputError
-from pretrain.checkpoint.location import place_of, step_name
+from pretrain.checkpoint.location import checkpoint_location, step_name
 from pretrain.run_folder import RunFolder
 
 SECTIONS = {"prepare": "prepare", "eval": "final_eval"}  # stage -> key of its settings
@@ -146,7 +146,7 @@ def _eval_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
 
 def _checkpoint_argument(config: SubmitConfig) -> str:
     """`checkpoint=<the run's last>`."""
-    location = place_of(config.checkpointing, RunFolder.of(config.run)).url
+    location = checkpoint_location(config.checkpointing, RunFolder.of(config.run)).url
     if config.checkpointing.url is not None and "://" not in location:
         # A folder outside the run's: as a URL, its weights are fetched to where the tokenizers are.
         location = Path(location).expanduser().absolute().as_uri()

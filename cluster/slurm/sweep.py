@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cluster.slurm.config import SubmitConfig
 from data.errors import InputError
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose
 
@@ -55,7 +55,7 @@ def sweep_runs(config: SubmitConfig, overrides: Sequence[str]) -> list[SweepRun]
 
 def _check_checkpoint_locations(runs: Sequence[SweepRun]) -> None:
     """Refuse runs that would resume from, and remove, each other's checkpoints."""
-    urls = [place_of(run.config.checkpointing, RunFolder.of(run.config.run)).url for run in runs]
+    urls = [checkpoint_location(run.config.checkpointing, RunFolder.of(run.config.run)).url for run in runs]
     for url in urls:
         if urls.count(url) > 1:
             raise InputError(

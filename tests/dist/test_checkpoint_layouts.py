@@ -1,4 +1,4 @@
-"""A checkpoint belongs to no layout: whoever loads it goes on as if nothing had happened."""
+"""A checkpoint of any layout resumes in any other with the same losses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support import checkpoint_case as case
 from tests.support.ranks import run_ranks
 
 
-def _offloaded(settings: TrainingConfig, what: str) -> TrainingConfig:
-    settings.parallel.offload = what
+def _offloaded(settings: TrainingConfig, states: str) -> TrainingConfig:
+    settings.parallel.offload = states
     return settings
 
 
@@ -32,48 +32,48 @@ LAYOUTS = {
 }
 
 
-def _ranks(settings: TrainingConfig) -> int:
+def _num_ranks(settings: TrainingConfig) -> int:
     return settings.parallel.tensor * settings.parallel.data
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[float]]]:
-    """By layout a run that was never interrupted: the checkpoint it left on its way, and its losses."""
-    found: dict[str, tuple[Path, list[float]]] = {}
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[float]]]:
+    """By layout a run that was not interrupted: a checkpoint that it saved on the way, and its losses."""
+    runs: dict[str, tuple[Path, list[float]]] = {}
     for name, settings in LAYOUTS.items():
         root = tmp_path_factory.mktemp(name)
-        losses = run_ranks(case.train_and_save, _ranks(settings), settings, root, [SAVED], LAST)[0]
+        losses = run_ranks(case.train_and_save, _num_ranks(settings), settings, root, [SAVED], LAST)[0]
         checkpoint = root / "step_00000004"
         assert case.latest(root) == checkpoint
-        found[name] = checkpoint, losses
-    return found
+        runs[name] = checkpoint, losses
+    return runs
 
 
 @pytest.mark.parametrize("reader", LAYOUTS)
-def test_twenty_steps_from_any_layout_in_any_other(
-    written: dict[str, tuple[Path, list[float]]], reader: str, tmp_path: Path
+def test_twenty_steps_resumed_from_any_layout_in_any_other(
+    runs: dict[str, tuple[Path, list[float]]], reader: str, tmp_path: Path
 ) -> None:
     settings = LAYOUTS[reader]
-    checkpoints = {name: checkpoint for name, (checkpoint, _) in written.items()}
-    continued = run_ranks(case.resume_each, _ranks(settings), settings, checkpoints, LAST, tmp_path)[0]
-    for writer, (checkpoint, losses) in written.items():
+    checkpoints = {name: checkpoint for name, (checkpoint, _) in runs.items()}
+    continued = run_ranks(case.resume_each, _num_ranks(settings), settings, checkpoints, LAST, tmp_path)[0]
+    for writer, (checkpoint, losses) in runs.items():
         assert len(continued[writer]) == LAST - SAVED == 20
-        off = max(abs(a - b) for a, b in zip(continued[writer], losses[SAVED:], strict=True))
-        assert off == 0.0 if reader == writer else off < 1e-5, f"{writer} -> {reader}: {off}"
+        difference = max(abs(a - b) for a, b in zip(continued[writer], losses[SAVED:], strict=True))
+        assert difference == 0.0 if reader == writer else difference < 1e-5, f"{writer} -> {reader}"
         before, after = load_weights(checkpoint), load_weights(tmp_path / writer / checkpoint.name)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before), "bitwise, through another layout"
 
 
-def test_the_weights_alone_fit_a_plain_network(written: dict[str, tuple[Path, list[float]]]) -> None:
-    checkpoint, _ = written["TP2xDP2-ZeRO3"]
+def test_bare_weights_fit_a_plain_network(runs: dict[str, tuple[Path, list[float]]]) -> None:
+    checkpoint, _ = runs["TP2xDP2-ZeRO3"]
     network = Transformer(case.config((1, 1, 1)).model)
     network.load_state_dict(load_weights(checkpoint), strict=True)
     halves = load_weights(checkpoint, torch.bfloat16)
     assert {tensor.dtype for tensor in halves.values()} == {torch.bfloat16}
 
 
-def test_bf16_keeps_its_masters(tmp_path: Path) -> None:
+def test_bf16_training_resumes_bit_exactly(tmp_path: Path) -> None:
     layout = (2, 2, 3)
     settings = case.config(layout, precision="bf16", dropout=0.1)
     losses = run_ranks(case.train_and_save, 4, settings, tmp_path, [3], 6)[0]
@@ -92,8 +92,8 @@ def _load_another(checkpoint: Path) -> str:
     return "no error"
 
 
-def test_another_network_is_refused_by_name(written: dict[str, tuple[Path, list[float]]]) -> None:
-    checkpoint, _ = written["TP2xDP2-ZeRO3"]
+def test_other_network_is_refused_with_its_differences(runs: dict[str, tuple[Path, list[float]]]) -> None:
+    checkpoint, _ = runs["TP2xDP2-ZeRO3"]
     (message,) = run_ranks(_load_another, 1, checkpoint)
     assert "another network: model.layers.2." in message
     assert "is missing there" in message

@@ -13,7 +13,7 @@ from cluster.config import RootConfig
 from cluster.failures import CommandFailedError
 from cluster.run.checkpoint_evaluations import CheckpointEvaluations, describe_results, wandb_values
 from cluster.run.evaluation_group import EvaluationJob, EvaluationOutcome
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.run_folder import RunFolder
 
 RESULTS = {"suite": "s", "tasks": [0], "episodes": 4, "successes": 3, "errors": 0, "success_rate": 0.75}
@@ -81,7 +81,7 @@ class Run:
     reporter: FakeReporter = field(default_factory=FakeReporter)
 
     def evaluations(self) -> CheckpointEvaluations:
-        checkpoints = CheckpointPlace(self.folder.checkpoints)
+        checkpoints = CheckpointLocation(self.folder.checkpoints)
         fakes: Any = self.group, self.reporter
         return CheckpointEvaluations(self.config, self.folder, checkpoints, *fakes)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 
 
 def commit(folder: Path, *steps: int) -> None:
@@ -13,7 +13,7 @@ def commit(folder: Path, *steps: int) -> None:
 
 
 def test_only_committed_checkpoints_are_listed(tmp_path: Path) -> None:
-    watch = CheckpointWatch(CheckpointPlace(tmp_path))
+    watch = CheckpointWatch(CheckpointLocation(tmp_path))
     commit(tmp_path, 100, 20)
     step_folder(tmp_path, 300).mkdir()  # still being written
     for name in ("step_00000400.tmp-1", "step_5"):
@@ -22,16 +22,16 @@ def test_only_committed_checkpoints_are_listed(tmp_path: Path) -> None:
     assert watch.steps() == [20, 100]
     commit(tmp_path, 300)
     assert watch.steps() == [20, 100, 300]
-    assert CheckpointWatch(CheckpointPlace(tmp_path / "missing")).steps() == []
+    assert CheckpointWatch(CheckpointLocation(tmp_path / "missing")).steps() == []
 
 
-class RemoteFolder(CheckpointPlace):
+class RemoteFolder(CheckpointLocation):
     """A folder that counts as an object store; counts its listings."""
 
     listings = 0
 
     @property
-    def remote(self) -> bool:
+    def is_remote(self) -> bool:
         return True
 
     def steps(self) -> list[int]:

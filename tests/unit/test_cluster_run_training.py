@@ -17,7 +17,7 @@ from cluster.run import training as training_module
 from cluster.run.stop_request import StopRequest
 from cluster.run.training import Training
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
@@ -106,7 +106,7 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     stop_file = tmp_path / ".stop"
     stop = FakeStop(stop_file)
     session = FakeSession(required_resources(config, 0), [A, B])
-    checkpoints = CheckpointPlace(folder.checkpoints)
+    checkpoints = CheckpointLocation(folder.checkpoints)
     fake: Any = session
     training = Training(config, fake, folder, never_called, stop, checkpoints, clock=lambda: stop.now)
     case = Case(folder, stop_file, stop, session, training)

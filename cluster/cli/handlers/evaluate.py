@@ -23,7 +23,7 @@ def run_eval(config: EvalCommandConfig, invocation: Invocation) -> None:
         bar = display.bar(f"evaluate {config.suite}")
         bar.update(0, detail="opening the simulator")
         results = evaluate_command(
-            config, lambda tally: bar.update(tally.done, tally.wanted, detail=str(tally))
+            config, lambda state: bar.update(state.done, state.total, detail=str(state))
         )
     if invocation.json:
         print(json.dumps(results.to_json(), indent=2))
