@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data.config import PrepareConfig
 from eval.config import EvaluationConfig
 from pretrain.config import TrainingConfig
+
+Network = Literal["infiniband", "efa", "tcp"]
 
 # Assumptions of the layout planner, shared by `worldvla inspect memory` and `worldvla submit`.
 MEMORY_RESERVE = 0.1
@@ -51,7 +54,7 @@ class ClusterConfig:
     gpus_per_node: int = 8
     gpu: str | None = None
     gpu_memory: str | None = None
-    network: str = "infiniband"
+    network: Network = "infiniband"
 
 
 @dataclass

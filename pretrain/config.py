@@ -6,9 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data.config import DataConfig, SourceConfig
 from pretrain.model.config import ModelConfig
+
+Precision = Literal["bf16", "fp32"]
+ZeroStage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "all"]
+OptimizerName = Literal["adamw", "lion"]
+Schedule = Literal["constant", "cosine", "wsd"]
+WeightsDtype = Literal["float32", "bfloat16", "float16"]
+WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
 @dataclass
@@ -40,7 +49,7 @@ class TrainerConfig:
     global_batch: int = 8
     micro_batch: int | None = None
     sequence_length: int = 4096
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     log_every: int = 1
 
 
@@ -64,8 +73,8 @@ class ParallelConfig:
 
     tensor: int = 1
     data: int = 1
-    zero_stage: int = 3
-    offload: str = "none"
+    zero_stage: ZeroStage = 3
+    offload: Offload = "none"
     hpz_partition_size: int = 1
     sequence_parallel: bool = False
     bind_cpus: bool = True
@@ -106,9 +115,17 @@ class OptimConfig:
         gradient_clipping: Largest global gradient norm; 0: not limited.
     """
 
-    name: str = "adamw"
+    name: OptimizerName = field(
+        default="adamw",
+        metadata={
+            "refused": {
+                "muon": "Muon needs whole matrices, which ZeRO and tensor parallelism cut, and DeepSpeed's "
+                "changes its momentum before a bad step is known; set it to one of them"
+            }
+        },
+    )
     lr: float = 5e-6
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     warmup_steps: int = 0
     warmup_fraction: float | None = None
     decay_fraction: float = 0.2
@@ -203,7 +220,7 @@ class TelemetryConfig:
         profile_steps: Steps to trace, counted from the start of the process (the first is 1).
     """
 
-    wandb: str = "auto"
+    wandb: WandbMode = "auto"
     project: str = "worldvla"
     profile: bool = False
     profile_steps: list[int] = field(default_factory=lambda: [4, 5])
@@ -259,7 +276,7 @@ class VqConfig(SourceConfig):
     held_out: float = 0.1
     frames: int = 32
     foreground: float = 30.0
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     pixels: int = 64
     codebook_size: int = 1024
     embedding_size: int = 8

@@ -1,15 +1,4 @@
-"""The folder of a run: who may write into it, and what lies where.
-
-runs/<name>/
-  config.yaml       settings of the newest start
-  metrics.jsonl     one JSON object a logged step
-  events.jsonl      what happened, with the time of day: starts, failures, restarts
-  summary.json      what came out of it
-  checkpoints/      step_00000100/ ...
-  tokenizers/       the text and image tokenizer, so that a checkpoint can be used alone
-  action_ranges.json  what the data set's actions were quantised over
-  eval/  report.html  wandb/
-"""
+"""The folder of a run as a command writes it: the check of its settings, its summary, its W&B id."""
 
 from __future__ import annotations
 
@@ -26,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from data.files import write_whole
+from data.files import write_text_whole
 from pretrain.config import RunConfig, TrainingConfig
+from pretrain.run_layout import RunLayout
 from pretrain.settings import read_yaml, to_mapping, to_yaml
 
 # These may differ between two starts of one run: they change where and how fast it runs, not what it learns.
@@ -71,59 +61,13 @@ _WANDB_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Paths within a run folder.
-
-    Attributes:
-        path: The folder itself.
-    """
-
-    path: Path
+class RunFolder(RunLayout):
+    """A run folder that is written: `RunLayout`, and the files that several commands share."""
 
     @classmethod
     def of(cls, run: RunConfig) -> RunFolder:
         """The folder that the settings name; it need not exist yet."""
         return cls(Path(run.dir) / run.name)
-
-    @property
-    def config(self) -> Path:
-        """Settings of the newest start."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """One JSON object an event, from the first start on."""
-        return self.path / "events.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """What came out of the run."""
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def tokenizers(self) -> Path:
-        """Folder of the text and image tokenizer."""
-        return self.path / "tokenizers"
-
-    @property
-    def action_ranges(self) -> Path:
-        """Ranges over which the actions of the data set became tokens: `minimum` and `maximum`, 7 numbers."""
-        return self.path / "action_ranges.json"
-
-    @property
-    def report(self) -> Path:
-        """The self-contained page."""
-        return self.path / "report.html"
 
     def wandb_run(self, known: str | None = None) -> str:
         """Id of this run in Weights & Biases, the same at every start; made at the first.
@@ -131,25 +75,11 @@ class RunFolder:
         Args:
             known: Id to take where the folder has none yet, from a checkpoint that the run goes on from.
         """
-        file = self.path / "wandb" / "run_id"
+        file = self.wandb_run_id
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, known or secrets.token_hex(4))
+            write_text_whole(file, known or secrets.token_hex(4))
         return file.read_text(encoding="utf-8").strip()
-
-    @property
-    def evaluations(self) -> Path:
-        """Folder of the evaluations."""
-        return self.path / "eval"
-
-    @property
-    def stop_request(self) -> Path:
-        """File that asks a training to end with a checkpoint."""
-        return self.path / ".stop"
-
-    def evaluation(self, step: int) -> Path:
-        """Folder of the evaluation of the checkpoint of a step."""
-        return self.evaluations / f"step_{step:08d}"
 
     def open(self, config: TrainingConfig) -> None:
         """Make the folder for this run, or check that it already is this run's; write `config.yaml`.
@@ -164,7 +94,7 @@ class RunFolder:
                 raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.tokenizers.mkdir(exist_ok=True)
-            write_atomically(self.config, to_yaml(config))
+            write_text_whole(self.config, to_yaml(config))
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot write the run folder ({error.strerror}); set run.dir to a folder you "
@@ -207,9 +137,9 @@ class RunFolder:
 
         Trainer and supervisor both call this: a lock keeps their parts, a rename keeps the file whole.
         """
-        with _locked(self.path / ".summary.lock"):
+        with _locked(self.summary_lock):
             summary = {**self.read_summary(), **parts}
-            write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+            write_text_whole(self.summary, json.dumps(summary, indent=2) + "\n")
         return summary
 
 
@@ -224,11 +154,6 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
     same = metadata.get("config", {}).get("run", {}).get("name") == name
     # It becomes part of file names: a checkpoint may come from elsewhere.
     return identity if same and isinstance(identity, str) and _WANDB_RUN.fullmatch(identity) else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old or the new content and nothing between."""
-    write_whole(path, text.encode())
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from data.errors import InputError
+from data.files import write_text_whole
 from data.stream.advice import NOTABLE_PADDING, packing_advice
 from data.stream.loader import TokenStream
 from data.stream.plan import Plan
@@ -21,10 +22,8 @@ from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import Origin, choose_origin
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
-from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.run_folder import RunFolder
 from pretrain.telemetry.recorder import Recorder
-
-IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 
 T = TypeVar("T")
 
@@ -95,8 +94,8 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
         )
     try:
         text.save(folder.tokenizers)
-        image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
-        write_atomically(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
+        image.save(folder.image_tokenizer)
+        write_text_whole(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "

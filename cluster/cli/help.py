@@ -8,14 +8,15 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import cleandoc
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from cluster.cli.commands import COMMANDS, Command, group_members
 from cluster.overrides import format_value
+from pretrain.installation import project_file
+from pretrain.setting_types import choices
 
 _WIDTH = 100
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_CONFIGS = project_file("configs")
 _ENTRY = re.compile(r"^([a-z_][a-z_0-9]*(?:, [a-z_][a-z_0-9]*)*): (.*)$")
 
 
@@ -27,11 +28,13 @@ class Setting:
         key: With dots (`optim.lr`).
         default: In the syntax of the command line; `(required)` without one.
         text: Its description; empty if the docstring has none.
+        choices: The allowed values; empty: any of its type.
     """
 
     key: str
     default: str
     text: str
+    choices: tuple[str, ...] = ()
 
 
 def overview(group: str | None = None) -> str:
@@ -78,8 +81,8 @@ def describe(command: Command) -> str:
         lines += [f"  {group}={'|'.join(names)}" for group, names in _groups(command.config_name)]
     lines += ["", "settings:"]
     for setting in settings(_defaults(command)):
-        head = f"  {setting.key}={setting.default}"
-        lines.append(head)
+        listed = f"  ({' | '.join(setting.choices)})" if setting.choices else ""
+        lines.append(f"  {setting.key}={setting.default}{listed}")
         lines += textwrap.wrap(setting.text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -94,7 +97,8 @@ def settings(defaults: Any, prefix: str = "") -> Iterator[Setting]:
         if isinstance(kind, type) and is_dataclass(kind):
             yield from settings(kind if defaults is schema else value, f"{prefix}{field.name}.")
         else:
-            yield Setting(f"{prefix}{field.name}", _format_default(value), texts.get(field.name, ""))
+            allowed = tuple(map(format_value, choices(kind)))
+            yield Setting(f"{prefix}{field.name}", _format_default(value), texts.get(field.name, ""), allowed)
 
 
 def _defaults(command: Command) -> Any:

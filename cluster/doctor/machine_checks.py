@@ -11,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
+from pretrain.installation import project_file
 
-_CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
+_CONSTRAINTS = project_file("constraints.txt")
 _MIN_SHARED_MEMORY = 1e9  # bytes; of Ray's object store and gloo
 _RENDER_TIMEOUT = 120  # seconds
 # A box that fills the picture: the frame of a renderer that works has more than one colour.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from cluster.config import RootConfig
 from data.errors import InputError
-from eval.config import STALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +105,6 @@ def _check_settings(config: RootConfig) -> None:
         )
     if evaluation.gpus < 0 or (evaluation.gpus > 1 and evaluation.gpus % 1):
         raise InputError(f"eval.gpus={evaluation.gpus}, expected a share below 1 or a whole number")
-    if evaluation.stale not in STALE:
-        raise InputError(f"eval.stale={evaluation.stale}, expected one of {', '.join(STALE)}")
     if cluster.gpus_per_rank not in (None, 0, 1):
         raise InputError(
             f"cluster.gpus_per_rank={cluster.gpus_per_rank}, expected 0, 1 or null (1 where there is a GPU)"

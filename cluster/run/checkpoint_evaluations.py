@@ -10,11 +10,12 @@ from typing import Any
 
 from cluster.config import RootConfig
 from cluster.failures import CommandFailedError
-from cluster.run.checkpoint_watch import RESULTS, CheckpointWatch, due_steps, evaluated_steps
+from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
 from cluster.run.evaluation_group import EvaluationGroup, EvaluationJob, EvaluationOutcome, Results
 from cluster.run.run_reporter import RunReporter
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RESULTS_FILE, files_by_step
 from pretrain.telemetry.progress import ProgressBar
 
 _SUMMARY_KEYS = ("step", "suite", "tasks", "episodes", "successes", "errors", "success_rate")
@@ -138,7 +139,7 @@ def describe_results(results: Mapping[str, Any]) -> str:
 
 def update_summary(folder: RunFolder) -> None:
     """Write the results of all evaluations of a run into its `summary.json`."""
-    paths = sorted(folder.evaluations.glob(f"step_*/{RESULTS}"))
+    paths = files_by_step(folder.evaluations, RESULTS_FILE).values()
     evaluations = [json.loads(path.read_text()) for path in paths]
     folder.update_summary(
         evaluations=[{key: results.get(key) for key in _SUMMARY_KEYS} for results in evaluations]

@@ -11,6 +11,7 @@ from data.errors import InputError
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import cause_of_end
+from pretrain.run_layout import RANK_PATTERN, rank_log_name, rank_name
 
 _MAX_NAMES = 3
 
@@ -18,14 +19,9 @@ _MAX_NAMES = 3
 _CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
 
 
-def rank_name(rank: int) -> str:
-    """Name of a rank's process and log: `rank_00`."""
-    return f"rank_{rank:02d}"
-
-
 def log_sizes(logs: Path) -> dict[str, int]:
     """Bytes in each rank's log, by the name of its process."""
-    return {path.stem: path.stat().st_size for path in logs.glob("rank_*.log")}
+    return {path.stem: path.stat().st_size for path in logs.glob(f"{RANK_PATTERN}.log")}
 
 
 def explain_failure(
@@ -40,7 +36,7 @@ def explain_failure(
         sizes_before: `log_sizes` before these ranks were started.
     """
     # A rank that stopped on request is not a cause.
-    failures = [each for each in read_failures(logs, "rank_*") if each.kind != PreemptedError.__name__]
+    failures = [each for each in read_failures(logs, RANK_PATTERN) if each.kind != PreemptedError.__name__]
     for failure in failures:
         if failure.user_mistake:
             damaged = failure.kind == DamagedCheckpointError.__name__
@@ -61,8 +57,8 @@ def explain_failure(
 def _explain_hang(logs: Path, ranks: int, sizes_before: Mapping[str, int]) -> TrainingFailedError | None:
     """The error about ranks that their watchdogs have ended; None: no watchdog has ended a rank."""
     causes: dict[str, str] = {}
-    for name in map(rank_name, range(ranks)):
-        log = logs / f"{name}.log"
+    for rank in range(ranks):
+        name, log = rank_name(rank), logs / rank_log_name(rank)
         output = log.read_bytes()[sizes_before.get(name, 0) :] if log.exists() else b""
         if cause := cause_of_end(output.decode("utf-8", "replace")):
             causes[name] = cause
@@ -72,7 +68,7 @@ def _explain_hang(logs: Path, ranks: int, sizes_before: Mapping[str, int]) -> Tr
     # All others wait for a rank whose watchdog cannot run either (a stopped process).
     silent = [name for name in map(rank_name, range(ranks)) if name not in causes]
     headline = f"{cause}; {_listed(silent)} did not answer" if silent else cause
-    message = f"{headline}; the stacks of all threads are in {logs}/rank_*.log"
+    message = f"{headline}; the stacks of all threads are in {logs}/{RANK_PATTERN}.log"
     return TrainingFailedError(message, "Hang", headline)
 
 
@@ -89,7 +85,7 @@ def _explain_silent_end(
         )
     return TrainingFailedError(
         "a training process ended without an error message (killed, or out of memory); "
-        f"see {report} and {logs}/rank_*.log"
+        f"see {report} and {logs}/{RANK_PATTERN}.log"
     )
 
 

@@ -75,7 +75,7 @@ def supervise(
         stop_on_signals(folder.stop_request) as stop,  # after the session, which sets a handler of its own
     ):
         reporter = RunReporter(folder, display, wandb, checkpoints.latest() or 0, config.last_step)
-        group = EvaluationGroup(folder.path / "logs", evaluate)
+        group = EvaluationGroup(folder.logs, evaluate)
         evaluations = CheckpointEvaluations(config, folder, checkpoints, group, reporter)
         training = Training(config, session, folder, train, stop, checkpoints)
         reporter.starting(resources.ranks)
@@ -132,7 +132,7 @@ def run_to_end(
 @contextmanager
 def _exclusive_access(folder: RunFolder) -> Iterator[None]:
     """Keep a second command out of the run folder; the lock ends with the process, however that ends."""
-    with (folder.path / ".supervisor.lock").open("w") as lock:
+    with folder.supervisor_lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.resources.ray_session import Session
 from cluster.resources.run_resources import RunResources
-from cluster.run.rank_failures import explain_failure, log_sizes, rank_name
+from cluster.run.rank_failures import explain_failure, log_sizes
 from cluster.run.worker_process import (
     log_process,
     read_failures,
@@ -20,6 +20,7 @@ from cluster.run.worker_process import (
     write_failure,
 )
 from pretrain.faults.exit_codes import PreemptedError
+from pretrain.run_layout import RANK_PATTERN, rank_name
 
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
@@ -58,7 +59,7 @@ def run_train_group(
     """Run `train(config)` in `parallel.tensor * parallel.data` processes; return when all have ended.
 
     Every process is in a torch process group (gloo, or NCCL with GPUs) with `RANK`, `LOCAL_RANK` and
-    `WORLD_SIZE` set, as under torchrun. Their output goes to one log each (`rank_name`) in `logs`.
+    `WORLD_SIZE` set, as under torchrun. Their output goes to `logs/rank_00000.log` and so on.
 
     Args:
         config: Handed to `train` in each process.
@@ -77,7 +78,7 @@ def run_train_group(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logs.mkdir(parents=True, exist_ok=True)
-    remove_failures(logs, "rank_*")
+    remove_failures(logs, RANK_PATTERN)
     resources = resources or session.resources
     sizes_before = log_sizes(logs)
     trainer = TorchTrainer(
@@ -100,7 +101,7 @@ def run_train_group(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise explain_failure(logs, str(error), resources.ranks, sizes_before) from error
-    if preempted := read_failures(logs, "rank_*"):
+    if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
 
 

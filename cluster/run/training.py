@@ -112,7 +112,7 @@ class Training:
     @property
     def logs(self) -> Path:
         """Folder of the ranks' output."""
-        return self._folder.path / "logs"
+        return self._folder.logs
 
     def _run_ranks(self, layout: ElasticLayout) -> None:
         nodes = layout.rank_nodes if self._session.existing_cluster else None

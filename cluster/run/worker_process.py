@@ -22,7 +22,7 @@ class FailureRecord:
     """Why a process ended.
 
     Attributes:
-        name: Of the process (`rank_00`).
+        name: Of the process (`rank_00000`).
         time: Seconds since the epoch.
         user_mistake: Whether it was an `InputError`.
         kind: Name of the exception's class.

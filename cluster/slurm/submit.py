@@ -87,7 +87,7 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str]) -> Submissio
     """
     arguments = [word for word in overrides if not word.startswith(_JOB_SETTINGS)]
     arguments += choose_layout(config, overrides)
-    folder = RunFolder.of(config.run).path.resolve() / "slurm"
+    folder = RunFolder.of(config.run).slurm.resolve()
     runs = sweep_runs(config, overrides)
     return Submission(plan_jobs(config, overrides, arguments, folder, Path.cwd(), runs), folder)
 

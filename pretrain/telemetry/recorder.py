@@ -65,9 +65,7 @@ class Recorder:
         self._stragglers = ranks.Stragglers()
         self._hosts = ranks.host_names()
         profiled = config.telemetry.profile and groups.rank == 0
-        self._profiler = StepProfiler(
-            folder.path / "profile", config.telemetry.profile_steps if profiled else ()
-        )
+        self._profiler = StepProfiler(folder.profile, config.telemetry.profile_steps if profiled else ())
         self._sink: JsonlSink | None = None
         self._events = EventLog(folder.events)
         if groups.rank == 0:

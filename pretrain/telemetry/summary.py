@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.checkpoint.location import step_name
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder, versions
+from pretrain.run_layout import step_name
 from pretrain.telemetry.sinks import read_metrics
 
 _LOSSES = ("loss", "loss_action", "loss_image")

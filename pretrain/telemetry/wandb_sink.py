@@ -11,12 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from pretrain.config import TelemetryConfig
+from pretrain.config import TelemetryConfig, WandbMode
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RunLayout
 from pretrain.telemetry.sinks import Record
 
-WANDB_MODES = ("auto", "online", "offline", "disabled")
 INIT_SECONDS = 30.0  # to reach the server at the start; then the run is written offline
 FINISH_SECONDS = 120.0  # for the rest of the upload at the end; what is left stays in the run folder
 _MEASURED_EVENTS = ("validation",)
@@ -101,7 +100,7 @@ class WandbSink:
 def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode: str) -> Any:
     wandb = _library()
     identity = RunFolder(folder).wandb_run()
-    _await_new_second(folder / "wandb", identity)
+    _await_new_second(RunLayout(folder).wandb, identity)
     run = wandb.init(
         dir=str(folder),
         project=project,
@@ -157,12 +156,8 @@ def _media(value: float | Path) -> Any:
     return _library().Image(str(value))
 
 
-def wandb_mode(mode: str) -> Any:
+def wandb_mode(mode: WandbMode) -> Any:
     """W&B's own mode: `auto` follows WANDB_MODE, else is online when a key is found."""
-    if mode not in WANDB_MODES:
-        raise InputError(
-            f"telemetry.wandb={mode!r}, expected one of {', '.join(WANDB_MODES)}; correct the setting"
-        )
     if mode != "auto":
         return mode
     return os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")

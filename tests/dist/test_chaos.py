@@ -6,6 +6,7 @@ import random
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,7 +15,7 @@ from data.storage.store import open_store
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.verification import find_damage
-from pretrain.config import ParallelConfig, TrainingConfig
+from pretrain.config import ParallelConfig, TrainingConfig, ZeroStage
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
 from tests.support import training_case as case
@@ -56,7 +57,9 @@ def _disturbed(
     place = CheckpointLocation(folder.checkpoints)
     for number, occasion in enumerate([*kills, None]):
         tensor, data, stage = layouts[number % len(layouts)]
-        config = replace(config, parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage))
+        config = replace(
+            config, parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage))
+        )
         if occasion is None:
             assert run_ranks(train_until_killed, tensor * data, config, None) == [""] * tensor * data
             break

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.config import OptimizerName
 from pretrain.parallel.mesh import Mesh
 from tests.support.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
 from tests.support.ranks import run_ranks
@@ -25,7 +26,9 @@ def weights_and_states(engine: Any) -> list[Tensor]:
     return held + [state["step"].clone() for state in engine.optimizer.state.values() if "step" in state]
 
 
-def run(mesh: Mesh, stage: int, precision: str, optimizer: str, disturbed: bool) -> tuple[Curve, list[str]]:
+def run(
+    mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName, disturbed: bool
+) -> tuple[Curve, list[str]]:
     """Losses and norms of the good steps, and what was wrong with the bad ones between them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
@@ -117,7 +120,7 @@ def test_bad_steps_change_nothing_with_lion(mesh: Mesh, stage: int, precision: s
     check(mesh, stage, precision, "lion")
 
 
-def check(mesh: Mesh, stage: int, precision: str, optimizer: str) -> None:
+def check(mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName) -> None:
     undisturbed = run_ranks(run, mesh.size, mesh, stage, precision, optimizer, False)
     disturbed = run_ranks(run, mesh.size, mesh, stage, precision, optimizer, True)
     assert [wrong for _, wrong in disturbed] == [[]] * mesh.size

@@ -64,8 +64,8 @@ def _unwritable(config: TrainingConfig) -> None:
     config.run.dir = "/proc/nowhere"
 
 
-def _unknown_schedule(config: TrainingConfig) -> None:
-    config.optim.schedule = "linear"
+def _negative_warmup(config: TrainingConfig) -> None:
+    config.optim.warmup_steps = -1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def _unknown_schedule(config: TrainingConfig) -> None:
         (_no_data, "no index.json there; make the data set with `worldvla prepare`"),
         (_wrong_world, "1 processes run, but parallel.tensor=1 x parallel.data=2 needs 2"),
         (_unwritable, "/proc/nowhere/run: cannot write the run folder"),
-        (_unknown_schedule, "optim.schedule=linear, expected one of constant, cosine, wsd"),
+        (_negative_warmup, "optim.warmup_steps=-1, expected 0 or more"),
     ],
 )
 def test_what_cannot_be_trained(

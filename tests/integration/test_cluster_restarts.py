@@ -167,11 +167,11 @@ def test_ranks_that_hang_are_told_and_change_no_loss(
     where = f"; the stacks of all threads are in {folder.path}/logs/rank_*.log"
     assert [event["error"] for event in failed] == [
         f"{cause}{where}",
-        f"{cause}; rank_00 did not answer{where}",
+        f"{cause}; rank_00000 did not answer{where}",
     ]
     resumed = [event["step"] for event in events(folder) if event["event"] == "resumed"]
     assert resumed == [2, 6]
-    assert re.search(r'", line \d+ in never\n', (folder.path / "logs" / "rank_01.log").read_text())
+    assert re.search(r'", line \d+ in never\n', (folder.path / "logs" / "rank_00001.log").read_text())
     assert not any(psutil.pid_exists(int((tmp_path / f"hung_{step}").read_text())) for step in HANGS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from pretrain.config import (
     TelemetryConfig,
     TrainerConfig,
     TrainingConfig,
+    ZeroStage,
 )
 from pretrain.model.config import ModelConfig
 from pretrain.run_folder import RunFolder
@@ -71,7 +72,7 @@ def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1))
     return TrainingConfig(
         run=RunConfig(name="run", dir=str(tmp_path)),
         trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=256, precision="fp32"),
-        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage),
+        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage)),
         data=DataConfig(url=url, history=1, chunk=3),
         model=ModelConfig(
             vocabulary_size=16_896,

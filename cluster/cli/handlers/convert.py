@@ -66,11 +66,8 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
         InputError: No checkpoint there, or settings that do not fit it.
     """
     from pretrain.checkpoint.fetch import local_checkpoint
-    from pretrain.checkpoint.manifest import DTYPES
     from pretrain.convert.exporting import export_weights
 
-    if config.dtype is not None and config.dtype not in DTYPES:
-        raise InputError(f"dtype={config.dtype}, expected one of {', '.join(DTYPES)}, or null")
     with ProgressDisplay(invocation.console) as display:
         exported = export_weights(
             local_checkpoint(config.checkpoint),

@@ -22,12 +22,13 @@ from cluster.run.preflight import check_run
 from cluster.run.supervisor import supervise
 from cluster.run.worker_entry_points import evaluate_checkpoint, train_rank
 from data.errors import InputError
+from data.files import write_text_whole
 from data.storage.index import INDEX_FILE
 from eval.config import CollectConfig
 from eval.report.page import write_report
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.config import ParallelConfig
-from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.run_folder import RunFolder
 
 _STAGES = 6
 
@@ -88,7 +89,7 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, invocation: Invo
         invocation.console.print(f"  {folder}: complete already")
         return False
     run_collect(settings, invocation)
-    write_atomically(marker, content)
+    write_text_whole(marker, content)
     return True
 
 
