@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.resources.node_assignment import Node, assign
-from cluster.resources.placement import Placement
+from cluster.resources.placement import Node, place_run
+from cluster.resources.run_resources import RunResources
 from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
@@ -131,8 +131,8 @@ def placement_cost(ranks: int, tensor: int, node_gpus: int, cpus: int) -> float:
     """Seconds to give every rank its node; evaluations get one of their own."""
     nodes = [Node(f"gpu{number:04d}", cpus, node_gpus) for number in range(-(-ranks // node_gpus))]
     nodes.append(Node("cpu0000", cpus, 0))
-    placement = Placement(ranks, cpus // node_gpus, 1, cpus // 2)
-    return timed(lambda: assign(placement, tensor, nodes))[1]
+    placement = RunResources(ranks, cpus // node_gpus, 1, cpus // 2)
+    return timed(lambda: place_run(placement, tensor, nodes))[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
                 loop.run((profiler, recorder, watchdog, *hooks))
             loop.finish()
     if loop.is_preempted:
-        raise PreemptedError(f"ended as asked, {loop.progress}")
+        raise PreemptedError(f"stopped on request, {loop.progress}")
 
 
 class _Loop:
