@@ -81,7 +81,7 @@ def layouts_table(request: LayoutRequest, plans: Sequence[LayoutEstimate], num_f
     ):
         table.add_column(name, justify="right", no_wrap=True)
     for plan in plans:
-        layout, need, step = plan.layout, plan.memory, plan.speed
+        layout, need, step = plan.layout, plan.memory, plan.step
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
         sizes += (max(need.loss, need.layer), need.buffers, need.host)
         sizes += (step.partition_bytes + step.tensor_bytes,)
@@ -112,12 +112,12 @@ def layouts_content(
                 "total": round(plan.memory.total),
             },
             "sent_bytes_per_step": {
-                "zero": round(plan.speed.partition_bytes),
-                "tensor": round(plan.speed.tensor_bytes),
-                "host": round(plan.speed.host_bytes),
+                "zero": round(plan.step.partition_bytes),
+                "tensor": round(plan.step.tensor_bytes),
+                "host": round(plan.step.host_bytes),
             },
-            "step_seconds": plan.speed.seconds,
-            "mfu": plan.speed.utilisation,
+            "step_seconds": plan.step.seconds,
+            "mfu": plan.step.utilisation,
         }
         for plan in plans
     ]
