@@ -82,9 +82,11 @@ def _call_handler(command: Command, overrides: list[str], flags: set[str]) -> in
     """Compose the settings and call the handler; return the exit code."""
     from cluster.cli.invocation import Invocation, make_console
     from cluster.failures import CommandFailedError
-    from pretrain.faults.exit_codes import REQUEUE, PreemptedError
+    from pretrain.faults.exit_codes import EXIT_PREEMPTED, PreemptedError
+    from pretrain.logs import set_up_logging
     from pretrain.settings import compose
 
+    set_up_logging()
     settings = compose(
         f"worldvla {command.name}",
         command.load_schema(),
@@ -102,7 +104,7 @@ def _call_handler(command: Command, overrides: list[str], flags: set[str]) -> in
         return FAILED
     except PreemptedError as error:
         print(error, file=sys.stderr)
-        return REQUEUE
+        return EXIT_PREEMPTED
     return 0
 
 

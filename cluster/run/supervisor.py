@@ -18,15 +18,13 @@ from cluster.run.evaluation_group import Evaluate, EvaluationGroup
 from cluster.run.preflight import check_run
 from cluster.run.run_reporter import RunReporter
 from cluster.run.stop_request import StopRequest, stop_on_signals
-from cluster.run.train_group import Train
-from cluster.run.training import Training
+from cluster.run.training import Train, Training
 from data.errors import InputError
-from pretrain.checkpoint.load import load_metadata
 from pretrain.checkpoint.location import checkpoint_location
-from pretrain.checkpoint.origin import choose_origin
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
-from pretrain.run_folder import RunFolder, wandb_run_of
+from pretrain.run_folder import RunFolder
+from pretrain.run_start import open_run
 from pretrain.settings import to_mapping
 from pretrain.telemetry.progress import ProgressDisplay
 from pretrain.telemetry.wandb_sink import WandbSink
@@ -63,10 +61,7 @@ def supervise(
     config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
     checkpoints = checkpoint_location(config.checkpointing, folder)
-    origin = choose_origin(config.checkpointing, config.model, checkpoints, config.run.name)
-    folder.open(config)
-    metadata = load_metadata(origin.checkpoint) if origin is not None and origin.resumes else {}
-    folder.wandb_run(wandb_run_of(metadata, config.run.name))
+    start = open_run(config, folder)
     with (
         _exclusive_access(folder),
         closing(WandbSink(folder.path, config.run.name, config.telemetry, to_mapping(config))) as wandb,
@@ -77,7 +72,7 @@ def supervise(
         reporter = RunReporter(folder, display, wandb, checkpoints.latest() or 0, config.last_step)
         group = EvaluationGroup(folder.logs, evaluate)
         evaluations = CheckpointEvaluations(config, folder, checkpoints, group, reporter)
-        training = Training(config, session, folder, train, stop, checkpoints)
+        training = Training(config, session, folder, start, train, stop, checkpoints)
         reporter.starting(resources.ranks)
         run_to_end(training, evaluations, reporter, stop, on_trained)
     return folder

@@ -25,7 +25,7 @@ from pretrain.run_layout import RANK_PATTERN, rank_name
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
 
-Train = Callable[["TrainingConfig"], None]
+TrainRank = Callable[["TrainingConfig"], None]
 """Trains as one rank of the process group that exists: importable under its name."""
 
 _NODE_LABEL = "ray.io/node-id"
@@ -42,7 +42,7 @@ class _RankTask:
         working_folder: Of the command.
     """
 
-    train: Train
+    train: TrainRank
     config: TrainingConfig
     logs: Path
     working_folder: str
@@ -52,7 +52,7 @@ def run_train_group(
     config: TrainingConfig,
     session: Session,
     logs: Path,
-    train: Train,
+    train: TrainRank,
     resources: RunResources | None = None,
     nodes: Sequence[str] | None = None,
 ) -> None:
@@ -109,8 +109,9 @@ def _run_rank(loop_config: dict[str, _RankTask]) -> None:
     """Body of one training process."""
     task = loop_config["task"]
     use_working_folder(task.working_folder)
-    name = rank_name(int(os.environ["RANK"]))
-    with log_process(task.logs, name):
+    rank = int(os.environ["RANK"])
+    name = rank_name(rank)
+    with log_process(task.logs, name, rank):
         try:
             task.train(task.config)
         except PreemptedError as error:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.config import RootConfig
 from cluster.failures import TrainingFailedError
@@ -14,15 +15,26 @@ from cluster.resources.elastic import ElasticLayout, largest_layout
 from cluster.resources.ray_session import Session
 from cluster.run.restarts import RestartPolicy
 from cluster.run.stop_request import StopRequest
-from cluster.run.train_group import Train, run_train_group
+from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checks import check_training
+from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
+from pretrain.run_start import RunStart, open_run
 from pretrain.telemetry.sinks import read_metrics
 
 _POLL_SECONDS = 5.0
+
+
+class Train(Protocol):
+    """Trains as one rank, in a process of its own: importable under its name."""
+
+    def __call__(self, config: TrainingConfig, start: RunStart) -> None:
+        """Train with these settings from this start."""
+        ...
 
 
 class Training:
@@ -32,6 +44,7 @@ class Training:
         config: The run's settings; its layout is the largest.
         session: The open Ray session.
         folder: Of the run.
+        start: Where the first start of the ranks begins; it is chosen anew for each later one.
         train: Runs in every rank.
         stop: Stop request of the command, also used to stop the ranks for a larger layout.
         checkpoints: Location of the run's checkpoints.
@@ -43,6 +56,7 @@ class Training:
         config: RootConfig,
         session: Session,
         folder: RunFolder,
+        start: RunStart,
         train: Train,
         stop: StopRequest,
         checkpoints: CheckpointLocation,
@@ -50,6 +64,7 @@ class Training:
     ) -> None:
         self._config, self._session, self._folder, self._train = config, session, folder, train
         self._stop, self._checkpoints, self._clock = stop, checkpoints, clock
+        self._first_start: RunStart | None = start
         self._policy = RestartPolicy(config.cluster)
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._layout: ElasticLayout | None = None
@@ -115,8 +130,15 @@ class Training:
         return self._folder.logs
 
     def _run_ranks(self, layout: ElasticLayout) -> None:
+        """Train at this layout until the ranks end."""
+        start, self._first_start = self._first_start, None
+        if layout.config is not self._config:
+            check_training(layout.config)
+        if start is None or layout.config is not self._config:
+            start = open_run(layout.config, self._folder)
         nodes = layout.rank_nodes if self._session.existing_cluster else None
-        run_train_group(layout.config, self._session, self.logs, self._train, layout.resources, nodes)
+        train = partial(self._train, start=start)
+        run_train_group(layout.config, self._session, self.logs, train, layout.resources, nodes)
 
     def _wait_for_restart(self, failure: TrainingFailedError) -> None:
         """Report a failure, and wait as long as the restart policy says."""

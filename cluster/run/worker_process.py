@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from pretrain.logs import set_up_logging
 
+_LOG = logging.getLogger(__name__)
 _SUFFIX = ".failure.json"
 
 
@@ -52,18 +54,18 @@ def use_working_folder(folder: str) -> None:
 
 
 @contextmanager
-def log_process(logs: Path, name: str) -> Iterator[None]:
+def log_process(logs: Path, name: str, rank: int | None = None) -> Iterator[None]:
     """Append this process's output to `logs/<name>.log`; record an exception that leaves the block.
 
-    The exception is raised again; its traceback is in the log, its `FailureRecord` in
-    `logs/<name>.failure.json`.
+    Log messages go there too, with the number of the training rank if there is one. The exception is raised
+    again; its traceback is in the log, its `FailureRecord` in `logs/<name>.failure.json`.
     """
     _redirect_output(logs / f"{name}.log")
+    set_up_logging(rank)
     try:
         yield
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        _LOG.exception("%s ended with an error", name)
         write_failure(logs, name, error)
         raise
 

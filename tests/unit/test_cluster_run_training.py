@@ -22,6 +22,7 @@ from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
+from pretrain.run_start import RunStart
 
 KILLED = TrainingFailedError("a training process ended without an error message")
 
@@ -62,6 +63,7 @@ class Case:
     session: FakeSession
     training: Training
     starts: list[tuple[int, tuple[str, ...] | None]] = field(default_factory=list)
+    run_starts: list[str] = field(default_factory=list)
     endings: list[Exception | Callable[[], None] | None] = field(default_factory=list)
 
     def run_ranks(
@@ -69,6 +71,7 @@ class Case:
     ) -> None:
         """End as the next entry of `endings` says."""
         self.starts.append((config.parallel.data, nodes))
+        self.run_starts.append(train.keywords["start"].wandb_run)
         ending = self.endings.pop(0)
         if callable(ending):
             ending()
@@ -88,7 +91,7 @@ class Case:
 A, B = Node("a", 1, 0), Node("b", 1, 0)
 
 
-def never_called(config: TrainingConfig) -> None:
+def never_called(config: TrainingConfig, start: RunStart) -> None:
     raise AssertionError
 
 
@@ -108,9 +111,13 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     session = FakeSession(required_resources(config, 0), [A, B])
     checkpoints = CheckpointLocation(folder.checkpoints)
     fake: Any = session
-    training = Training(config, fake, folder, never_called, stop, checkpoints, clock=lambda: stop.now)
+    first = RunStart(None, "first")
+    training = Training(config, fake, folder, first, never_called, stop, checkpoints, clock=lambda: stop.now)
     case = Case(folder, stop_file, stop, session, training)
     monkeypatch.setattr(training_module, "run_train_group", case.run_ranks)
+    monkeypatch.setattr(
+        training_module, "open_run", lambda config, folder: RunStart(None, f"at {config.parallel.data}")
+    )
     return case
 
 
@@ -119,6 +126,7 @@ def test_a_failed_training_is_restarted_after_a_delay(case: Case) -> None:
     case.endings = [KILLED, KILLED, None]
     case.training.run()
     assert case.starts == [(2, ("a", "b"))] * 3
+    assert case.run_starts == ["first", "at 2", "at 2"], "chosen anew for each restart"
     assert case.stop.now == 2.0 + 4.0
     assert case.events() == [("failed", 0), ("restarting", 4)] * 2
     assert case.events() == [], "each event is taken once"
@@ -164,6 +172,7 @@ def test_a_lost_node_shrinks_the_training_after_the_timeout(case: Case) -> None:
     case.endings = [lose_a_node, None]
     case.training.run()
     assert case.starts == [(2, ("a", "b")), (1, ("a",))]
+    assert case.run_starts == ["first", "at 1"]
     assert case.stop.now == 2.0 + 60.0
     assert [name for name, _ in case.events()] == ["failed", "restarting", "shrunk"]
 
