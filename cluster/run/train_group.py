@@ -25,7 +25,7 @@ from pretrain.run_layout import RANK_PATTERN, rank_name
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
 
-Train = Callable[["TrainingConfig"], None]
+TrainRank = Callable[["TrainingConfig"], None]
 """Trains as one rank of the process group that exists: importable under its name."""
 
 _NODE_LABEL = "ray.io/node-id"
@@ -42,7 +42,7 @@ class _RankTask:
         working_folder: Of the command.
     """
 
-    train: Train
+    train: TrainRank
     config: TrainingConfig
     logs: Path
     working_folder: str
@@ -52,7 +52,7 @@ def run_train_group(
     config: TrainingConfig,
     session: Session,
     logs: Path,
-    train: Train,
+    train: TrainRank,
     resources: RunResources | None = None,
     nodes: Sequence[str] | None = None,
 ) -> None:

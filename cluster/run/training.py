@@ -44,7 +44,7 @@ class Training:
         config: The run's settings; its layout is the largest.
         session: The open Ray session.
         folder: Of the run.
-        start: Where the first start of the ranks begins; for each later one it is chosen anew.
+        start: Where the first start of the ranks begins; it is chosen anew for each later one.
         train: Runs in every rank.
         stop: Stop request of the command, also used to stop the ranks for a larger layout.
         checkpoints: Location of the run's checkpoints.
@@ -130,17 +130,15 @@ class Training:
         return self._folder.logs
 
     def _run_ranks(self, layout: ElasticLayout) -> None:
-        train = partial(self._train, start=self._choose_start(layout))
-        nodes = layout.rank_nodes if self._session.existing_cluster else None
-        run_train_group(layout.config, self._session, self.logs, train, layout.resources, nodes)
-
-    def _choose_start(self, layout: ElasticLayout) -> RunStart:
-        """Where the ranks start; anew each time, as an earlier start may have left a checkpoint."""
+        """Train at this layout until the ranks end."""
         start, self._first_start = self._first_start, None
-        if start is not None and layout.config is self._config:
-            return start
-        check_training(layout.config)
-        return open_run(layout.config, self._folder)
+        if layout.config is not self._config:
+            check_training(layout.config)
+        if start is None or layout.config is not self._config:
+            start = open_run(layout.config, self._folder)
+        nodes = layout.rank_nodes if self._session.existing_cluster else None
+        train = partial(self._train, start=start)
+        run_train_group(layout.config, self._session, self.logs, train, layout.resources, nodes)
 
     def _wait_for_restart(self, failure: TrainingFailedError) -> None:
         """Report a failure, and wait as long as the restart policy says."""

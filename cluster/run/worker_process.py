@@ -16,7 +16,6 @@ from data.errors import InputError
 from pretrain.logs import set_up_logging
 
 _LOG = logging.getLogger(__name__)
-
 _SUFFIX = ".failure.json"
 
 
@@ -58,10 +57,8 @@ def use_working_folder(folder: str) -> None:
 def log_process(logs: Path, name: str, rank: int | None = None) -> Iterator[None]:
     """Append this process's output to `logs/<name>.log`; record an exception that leaves the block.
 
-    Log messages go there too, with the number of the training rank if there is one.
-
-    The exception is raised again; its traceback is in the log, its `FailureRecord` in
-    `logs/<name>.failure.json`.
+    Log messages go there too, with the number of the training rank if there is one. The exception is raised
+    again; its traceback is in the log, its `FailureRecord` in `logs/<name>.failure.json`.
     """
     _redirect_output(logs / f"{name}.log")
     set_up_logging(rank)

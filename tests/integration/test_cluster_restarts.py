@@ -66,7 +66,7 @@ def no_evaluation(job: EvaluationJob, progress: Progress) -> Mapping[str, Any]:
 
 
 def run(config: RootConfig, body: Train) -> str:
-    """Supervise a training; what the console showed."""
+    """Supervise a training; return what the console showed."""
     shown = io.StringIO()
     supervise(config, Console(file=shown), body, no_evaluation)
     return shown.getvalue()
@@ -200,7 +200,7 @@ def test_a_signal_to_the_command_ends_it_with_a_checkpoint_to_go_on_from(
     config = under_ray(tmp_path, url)
     config.checkpointing.every = 100
     (tmp_path / "SUPERVISOR").write_text(str(os.getpid()))
-    with pytest.raises(PreemptedError, match="stopped on request, with a checkpoint of step"):
+    with pytest.raises(PreemptedError, match="ended as asked, with a checkpoint of step"):
         run(config, asks_the_command_to_end)
     folder = RunFolder.of(config.run)
     assert names(folder) == ["preempted"]

@@ -19,13 +19,11 @@ from cluster.run.training import Training
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.manifest import DamagedCheckpointError
-from pretrain.checkpoint.origin import Origin
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 
-FIRST = RunStart(None, "first")
 KILLED = TrainingFailedError("a training process ended without an error message")
 
 
@@ -65,7 +63,7 @@ class Case:
     session: FakeSession
     training: Training
     starts: list[tuple[int, tuple[str, ...] | None]] = field(default_factory=list)
-    chosen: list[RunStart] = field(default_factory=list)
+    run_starts: list[str] = field(default_factory=list)
     endings: list[Exception | Callable[[], None] | None] = field(default_factory=list)
 
     def run_ranks(
@@ -73,7 +71,7 @@ class Case:
     ) -> None:
         """End as the next entry of `endings` says."""
         self.starts.append((config.parallel.data, nodes))
-        self.chosen.append(train.keywords["start"])
+        self.run_starts.append(train.keywords["start"].wandb_run)
         ending = self.endings.pop(0)
         if callable(ending):
             ending()
@@ -97,12 +95,6 @@ def never_called(config: TrainingConfig, start: RunStart) -> None:
     raise AssertionError
 
 
-def newest(config: TrainingConfig, folder: RunFolder) -> RunStart:
-    """Stands for `open_run`: these checkpoints have no manifests."""
-    step = CheckpointLocation(folder.checkpoints).latest()
-    return RunStart(Origin(str(step), resumes=True), f"data {config.parallel.data}")
-
-
 @pytest.fixture
 def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     config = RootConfig(
@@ -119,10 +111,13 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     session = FakeSession(required_resources(config, 0), [A, B])
     checkpoints = CheckpointLocation(folder.checkpoints)
     fake: Any = session
-    training = Training(config, fake, folder, FIRST, never_called, stop, checkpoints, clock=lambda: stop.now)
+    first = RunStart(None, "first")
+    training = Training(config, fake, folder, first, never_called, stop, checkpoints, clock=lambda: stop.now)
     case = Case(folder, stop_file, stop, session, training)
     monkeypatch.setattr(training_module, "run_train_group", case.run_ranks)
-    monkeypatch.setattr(training_module, "open_run", newest)
+    monkeypatch.setattr(
+        training_module, "open_run", lambda config, folder: RunStart(None, f"at {config.parallel.data}")
+    )
     return case
 
 
@@ -131,8 +126,7 @@ def test_a_failed_training_is_restarted_after_a_delay(case: Case) -> None:
     case.endings = [KILLED, KILLED, None]
     case.training.run()
     assert case.starts == [(2, ("a", "b"))] * 3
-    again = RunStart(Origin("4", resumes=True), "data 2")
-    assert case.chosen == [FIRST, again, again], "chosen anew for each restart"
+    assert case.run_starts == ["first", "at 2", "at 2"], "chosen anew for each restart"
     assert case.stop.now == 2.0 + 4.0
     assert case.events() == [("failed", 0), ("restarting", 4)] * 2
     assert case.events() == [], "each event is taken once"
@@ -178,6 +172,7 @@ def test_a_lost_node_shrinks_the_training_after_the_timeout(case: Case) -> None:
     case.endings = [lose_a_node, None]
     case.training.run()
     assert case.starts == [(2, ("a", "b")), (1, ("a",))]
+    assert case.run_starts == ["first", "at 1"]
     assert case.stop.now == 2.0 + 60.0
     assert [name for name, _ in case.events()] == ["failed", "restarting", "shrunk"]
 
