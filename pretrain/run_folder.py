@@ -20,7 +20,7 @@ from pretrain.config import RunConfig, TrainingConfig
 from pretrain.run_layout import RunLayout
 from pretrain.settings import read_yaml, to_mapping, to_yaml
 
-# These may differ between two starts of one run: they change where and how fast it runs, not what it learns.
+# These may differ between two starts of one run: they change where and how fast it runs, not the result.
 _MAY_DIFFER = (
     "run.",
     "parallel.",
@@ -70,10 +70,10 @@ class RunFolder(RunLayout):
         return cls(Path(run.dir) / run.name)
 
     def wandb_run(self, known: str | None = None) -> str:
-        """Id of this run in Weights & Biases, the same at every start; made at the first.
+        """Return the run's id in Weights & Biases, the same at every start; created at the first.
 
         Args:
-            known: Id to take where the folder has none yet, from a checkpoint that the run goes on from.
+            known: Id to use where the folder has none yet, from the checkpoint that the run resumes from.
         """
         file = self.wandb_run_id
         if not file.exists():
@@ -82,7 +82,7 @@ class RunFolder(RunLayout):
         return file.read_text(encoding="utf-8").strip()
 
     def open(self, config: TrainingConfig) -> None:
-        """Make the folder for this run, or check that it already is this run's; write `config.yaml`.
+        """Create the folder, or check that it belongs to a run of these settings; write `config.yaml`.
 
         Raises:
             InputError: The folder cannot be written, or belongs to a run of other settings.
@@ -102,11 +102,11 @@ class RunFolder(RunLayout):
             ) from error
 
     def _check_same(self, config: TrainingConfig) -> None:
-        then, now = _flat(read_yaml(self.config)), _flat(to_mapping(config))
+        before, now = _flat(read_yaml(self.config)), _flat(to_mapping(config))
         differing = [
-            f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(then.keys() | now.keys())
-            if not key.startswith(_MAY_DIFFER) and then.get(key) != now.get(key)
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if not key.startswith(_MAY_DIFFER) and before.get(key) != now.get(key)
         ]
         if differing:
             shown = "; ".join(differing[:_DIFFERENCES_SHOWN])
@@ -118,7 +118,7 @@ class RunFolder(RunLayout):
             )
 
     def read_summary(self) -> dict[str, Any]:
-        """`summary.json`, or an empty dictionary before there is one.
+        """Read `summary.json`; an empty dictionary where it does not exist yet.
 
         Raises:
             InputError: The file is not JSON.
@@ -129,7 +129,7 @@ class RunFolder(RunLayout):
             return {}
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{self.summary}: not JSON ({error}); remove it, the run writes it anew"
+                f"{self.summary}: not JSON ({error}); remove it, the run writes a new one"
             ) from error
 
     def update_summary(self, **parts: Any) -> dict[str, Any]:
@@ -144,11 +144,11 @@ class RunFolder(RunLayout):
 
 
 def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
-    """Id in Weights & Biases that a checkpoint's metadata give; None if it is another run's, or odd.
+    """Id in Weights & Biases from a checkpoint's metadata; None if it is another run's, or malformed.
 
     Args:
         metadata: Of a checkpoint.
-        name: `run.name` of the run that goes on from it.
+        name: `run.name` of the run that resumes from it.
     """
     identity = metadata.get("wandb_run")
     same = metadata.get("config", {}).get("run", {}).get("name") == name
@@ -158,13 +158,13 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Settings from YAML and the command line into typed objects, strictly: the one door to Hydra.
+"""Typed settings from YAML and the command line, strictly checked; the only module that imports Hydra.
 
-`configs/train.yaml` names the groups; a group file holds differences from the defaults that stand in
-the dataclasses. A key that no dataclass has is refused, and the nearest one is named.
+`configs/train.yaml` names the groups; a group file holds differences from the defaults in the dataclasses.
+An unknown key is refused, and the nearest known one is named.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 
 def compose(schema_name: str, schema: type[T], config_name: str | None, overrides: Sequence[str]) -> T:
-    """Settings of one command.
+    """Compose the settings of one command.
 
     Args:
-        schema_name: What errors call these settings, for example the command's name.
+        schema_name: Name of these settings in errors, for example the command's name.
         schema: Dataclass with every key, its type and its default.
         config_name: Primary file in `configs/` (`"train"`); None: the dataclass alone.
         overrides: `key=value` of the command line, in Hydra's syntax (`optim.lr=1e-4`, `model=tiny`).
@@ -66,7 +66,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
 
 
 def from_mapping(schema_name: str, schema: type[T], values: Mapping[str, Any]) -> T:
-    """Typed settings from a plain mapping, as strictly as `compose`; missing keys take their defaults."""
+    """Make typed settings of a plain mapping, as strictly as `compose`; missing keys get their defaults."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(structured(schema)), OmegaConf.create(dict(values)))
     except OmegaConfBaseException as error:
@@ -85,13 +85,13 @@ def to_yaml(settings: object) -> str:
 
 
 def named_models() -> dict[str, ModelConfig]:
-    """The networks of `configs/model` by their names, in order of these."""
+    """The networks of `configs/model` by name, sorted."""
     files = sorted((CONFIG_FOLDER / "model").glob("*.yaml"))
     return {path.stem: from_mapping(f"model {path.stem}", ModelConfig, read_yaml(path)) for path in files}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file.
+    """Read a YAML mapping from a file.
 
     Raises:
         InputError: The file is missing or unreadable, or holds no mapping.

@@ -1,4 +1,4 @@
-"""`--help`: the commands, and each command's settings as the docstrings of its dataclasses tell them."""
+"""`--help`: the commands, and each command's settings with the texts of its dataclasses' docstrings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Setting:
 
     Attributes:
         key: With dots (`optim.lr`).
-        default: As it is written on the command line; `required` without one.
+        default: As written on the command line; `required` without one.
         text: What it means, empty where nothing is written.
         choices: The values that it takes; empty: any of its type.
     """
@@ -115,7 +115,7 @@ def _class_default(field: Field[Any]) -> Any:
 
 
 def _written(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value as written on the command line."""
     if value == "???":
         return "(required)"
     if value is None:
@@ -141,15 +141,15 @@ def _entries(schema: type) -> Iterator[tuple[list[str], str]]:
     """Names and text of each entry of the class's own `Attributes` section."""
     _, _, section = cleandoc(schema.__doc__ or "").partition("Attributes:\n")
     for entry in re.split(r"\n    (?=\w)", "\n" + section.split("\n\n")[0]):
-        found = _ENTRY.match(" ".join(entry.split()))
-        if found:
-            yield found.group(1).split(", "), found.group(2)
+        match = _ENTRY.match(" ".join(entry.split()))
+        if match:
+            yield match.group(1).split(", "), match.group(2)
 
 
 def _other_class(text: str) -> str:
     """The class that an entry `As in `Class`` points to, else an empty string."""
-    found = re.match(r"As in `(\w+)`", text)
-    return found.group(1) if found else ""
+    match = re.match(r"As in `(\w+)`", text)
+    return match.group(1) if match else ""
 
 
 def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:

@@ -158,8 +158,9 @@ def _rank_main(task: dict[str, Any]) -> None:
     """Body of one training process."""
     if os.path.isdir(task["cwd"]):  # relative paths of the settings; other machines may not have it
         os.chdir(task["cwd"])
-    name = rank_name(int(os.environ["RANK"]))
-    with recorded(task["logs"], name):
+    rank = int(os.environ["RANK"])
+    name = rank_name(rank)
+    with recorded(task["logs"], name, rank):
         try:
             task["train"](task["config"])
         except PreemptedError as error:  # all ranks end so; a failure of one would have Ray end the others

@@ -1,4 +1,4 @@
-"""Updates that are left out: nothing changes on any rank, and the training goes on as if they never were."""
+"""Skipped updates: nothing changes on any rank, and the training continues as if they had not happened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD_STEPS = 4
 
 
 def weights_and_states(engine: Any) -> list[Tensor]:
-    """Copies of all that this rank holds: working weights, masters, moments and counts."""
+    """Copies of the state of this rank: working weights, masters, moments and counts."""
     from pretrain.checkpoint.fragments import fragments
 
     held = [getattr(p, "ds_tensor", p).detach().clone() for p in engine.module.parameters()]
@@ -29,7 +29,7 @@ def weights_and_states(engine: Any) -> list[Tensor]:
 def run(
     mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName, disturbed: bool
 ) -> tuple[Curve, list[str]]:
-    """Losses and norms of the good steps, and what was wrong with the bad ones between them."""
+    """Losses and norms of the good steps, and the problems found with the bad steps between them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 

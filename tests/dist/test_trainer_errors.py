@@ -1,4 +1,4 @@
-"""What a user can get wrong before a training starts: one line each, nothing written is lost."""
+"""Mistakes of a user before a training starts: one line each, and nothing written is lost."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _negative_warmup(config: TrainingConfig) -> None:
         (_negative_warmup, "optim.warmup_steps=-1, expected 0 or more"),
     ],
 )
-def test_what_cannot_be_trained(
+def test_invalid_input_is_refused(
     url: str, tmp_path: Path, spoil: Callable[[TrainingConfig], None], expected: str
 ) -> None:
     config = case.settings(tmp_path, url)
@@ -94,7 +94,7 @@ def test_attention_that_this_machine_lacks_leaves_no_folder(url: str, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_tokenizers_that_cannot_be_written_are_told_on_every_rank(url: str, tmp_path: Path) -> None:
+def test_tokenizers_that_cannot_be_written_are_an_error_on_every_rank(url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 1))
     (tmp_path / "run" / "tokenizers" / "image_tokenizer.safetensors").mkdir(parents=True)
     assert "run/tokenizers: cannot be written (Is a directory)" in message(config, ranks=2)

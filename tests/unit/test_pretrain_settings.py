@@ -28,7 +28,7 @@ def train(*overrides: str) -> RootConfig:
     return compose("train", RootConfig, "train", [*GIVEN, *overrides])
 
 
-def test_the_command_line_stands_above_the_experiment_and_that_above_the_groups() -> None:
+def test_command_line_overrides_experiment_overrides_groups() -> None:
     config = compose(
         "train", RootConfig, "train", ["experiment=demo", "optim.lr=1e-4", "model=tiny", "data.url=d"]
     )
@@ -44,7 +44,7 @@ def test_a_group_on_the_command_line_replaces_the_experiments() -> None:
     assert (config.parallel.tensor, config.parallel.data) == (1, 1)
 
 
-def test_a_trace_is_asked_for_in_one_word() -> None:
+def test_profile_is_an_abbreviation_of_telemetry_profile() -> None:
     assert train("profile=true").telemetry.profile
     assert not train("profile=false").telemetry.profile
     with pytest.raises(InputError, match=r"telemetry\.profile: "):
@@ -62,7 +62,7 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [path.name for path in CHOICES if path.parent.name == "model"])
-def test_every_model_has_its_size_and_can_be_shared_out(model: str) -> None:
+def test_every_model_has_its_documented_size_and_can_be_split(model: str) -> None:
     millions = {"tiny": 6.68, "300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3}[model]
     for size in (1, 2, 4) if model == "tiny" else (1, 2, 4, 8):
         shared = "true" if size > 1 else "false"
@@ -92,7 +92,7 @@ def test_every_model_has_its_size_and_can_be_shared_out(model: str) -> None:
         ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
     ],
 )
-def test_a_wrong_override_is_one_line_that_says_why(override: str, message: str) -> None:
+def test_wrong_override_is_explained_in_one_line(override: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         train(override)
     assert message in str(caught.value)
@@ -174,14 +174,12 @@ def test_help_lists_the_choices() -> None:
     assert "  optim.name=adamw  (adamw | lion)\n" in text
 
 
-def test_values_that_must_be_given_are_named() -> None:
+def test_missing_required_values_are_named() -> None:
     with pytest.raises(InputError, match=r"no value for data.url, run.name; add data.url=... run.name=..."):
         compose("train", RootConfig, "train", [])
 
 
-def test_a_key_in_a_file_that_no_dataclass_has_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_key_in_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "train.yaml").write_text("defaults: [schema, _self_, experiment: null]\n")
     (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\ntrainer: {step: 3}\n")
@@ -197,7 +195,7 @@ def test_commands_without_a_file_take_overrides_too() -> None:
         compose("collect", CollectConfig, None, ["episods=2"])
 
 
-def test_settings_survive_the_way_through_a_mapping() -> None:
+def test_settings_round_trip_through_a_mapping() -> None:
     config = train("experiment=demo")
     assert from_mapping("config.yaml", RootConfig, to_mapping(config)) == config
     with pytest.raises(InputError, match=r"unknown setting 'trainer.stepz'"):
@@ -227,7 +225,7 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
         ("loss.z_loss=-1", "loss.z_loss=-1.0, expected 0 or more"),
     ],
 )
-def test_values_that_cannot_be_right_are_refused(override: str, message: str) -> None:
+def test_invalid_values_are_refused(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(override))
 
@@ -245,6 +243,6 @@ def test_values_that_cannot_be_right_are_refused(override: str, message: str) ->
         (["hpz_partition_size=3", "data=4"], "hpz_partition_size=3 does not divide parallel.data=4"),
     ],
 )
-def test_what_zero_cannot_do_together_is_refused(overrides: list[str], message: str) -> None:
+def test_zero_settings_that_exclude_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(*(f"parallel.{override}" for override in overrides)))

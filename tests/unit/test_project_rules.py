@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("data", "pretrain", "eval", "cluster")
 LONGEST_FILE = 400
+LONGEST_MEDIAN = 150
 
 
 def tracked_files(*patterns: str) -> list[Path]:
@@ -36,7 +38,16 @@ def test_no_source_file_is_longer_than_400_lines() -> None:
 
 
 @pytest.mark.parametrize("folder", PACKAGES)
+def test_half_of_the_source_files_are_short(folder: str) -> None:
+    lengths = [len(path.read_text().splitlines()) for path in tracked_files(f"{folder}/*.py")]
+    assert statistics.median(lengths) <= LONGEST_MEDIAN
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
 def test_packages_keep_no_code_in_init(folder: str) -> None:
+    """Every folder with modules is a package, and its docstring says what is in it."""
+    for path in tracked_files(f"{folder}/*.py"):
+        assert (path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
     for path in (ROOT / folder).rglob("__init__.py"):
         text = path.read_text().strip()
         assert text.startswith('"""'), f"{path} has no docstring"
