@@ -11,7 +11,7 @@ from data.errors import InputError
 from pretrain.config import GuardConfig, Offload, TrainingConfig, ZeroStage
 from pretrain.model.attention.choose import check_backend
 from pretrain.model.transformer import check_divides
-from pretrain.parallel.precision import PRECISIONS
+from pretrain.precision import PRECISIONS
 
 OFFLOAD_STAGES: dict[Offload, tuple[ZeroStage, ...]] = {
     "none": (0, 1, 2, 3),

@@ -80,13 +80,8 @@ def layouts_table(request: LayoutRequest, estimates: Sequence[LayoutEstimate], n
         "MFU %\n(estimate)",
     ):
         table.add_column(name, justify="right", no_wrap=True)
-<<<<<<< HEAD
     for estimate in estimates:
         layout, need, step = estimate.layout, estimate.memory, estimate.step
-=======
-    for plan in plans:
-        layout, need, step = plan.layout, plan.memory, plan.step
->>>>>>> trainer-room
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
         sizes += (max(need.loss, need.layer), need.buffers, need.host)
         sizes += (step.partition_bytes + step.tensor_bytes,)
@@ -117,21 +112,12 @@ def layouts_content(
                 "total": round(estimate.memory.total),
             },
             "sent_bytes_per_step": {
-<<<<<<< HEAD
                 "zero": round(estimate.step.partition_bytes),
                 "tensor": round(estimate.step.tensor_bytes),
                 "host": round(estimate.step.host_bytes),
             },
             "step_seconds": estimate.step.seconds,
             "mfu": estimate.step.utilisation,
-=======
-                "zero": round(plan.step.partition_bytes),
-                "tensor": round(plan.step.tensor_bytes),
-                "host": round(plan.step.host_bytes),
-            },
-            "step_seconds": plan.step.seconds,
-            "mfu": plan.step.utilisation,
->>>>>>> trainer-room
         }
         for estimate in estimates
     ]

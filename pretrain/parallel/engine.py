@@ -19,10 +19,10 @@ from pretrain.model.transformer import Transformer
 from pretrain.optim import build_optimizer
 from pretrain.parallel.batch import MicroBatch, check_batch
 from pretrain.parallel.groups import ProcessGroups
-from pretrain.parallel.precision import PRECISIONS
 from pretrain.parallel.update_skipping import SkipRule, UpdateSkipper
 from pretrain.parallel.zero import build_module, gradient_norm_of, start_engine
 from pretrain.phases import phase
+from pretrain.precision import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from pretrain.config import TrainingConfig
 from pretrain.model.factory import LayerFactory
 from pretrain.model.transformer import Transformer, initial_values, sharded_dimension
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
-from pretrain.parallel.precision import PRECISIONS
 from pretrain.parallel.replicated import ReplicatedOptimizer
+from pretrain.precision import PRECISIONS
 
 
 def build_module(config: TrainingConfig, groups: ProcessGroups, initialise: bool = True) -> Transformer:
