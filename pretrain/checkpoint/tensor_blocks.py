@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from data.storage.bulk_store import Block
 from torch import Tensor
 
 from data.safetensors_header import encode_header, tensor_bytes
+from data.storage.bulk_store import Block
 from pretrain.checkpoint.manifest import StoredFile
 
 BLOCK_BYTES = 1 << 22

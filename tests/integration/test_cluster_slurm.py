@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.run.training import last_reported
+from cluster.run.training import last_reported_step
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
 from tests.support.libero_layout import demonstration, write_file
@@ -93,12 +93,12 @@ def test_a_signal_and_a_lost_node_cost_no_step(slurm: VirtualSlurm, shards: Path
     job = submit(slurm, tmp_path, shards, "run.name=tried", "slurm.cpus_per_node=2", *words)
     folder = RunFolder(tmp_path / "tried")
 
-    wait_until(lambda: last_reported(folder) >= 5, 180)
+    wait_until(lambda: last_reported_step(folder) >= 5, 180)
     slurm.run("scancel", "--signal=USR1", "--batch", str(job))  # as Slurm does before the time limit
     slurm.begin_again(job, 1)
     wait_until(lambda: happened(folder).count("resumed") == 1, 180)
     stopped = next(event["step"] for event in events(folder) if event["event"] == "preempted")
-    wait_until(lambda: last_reported(folder) >= stopped + 20, 180)
+    wait_until(lambda: last_reported_step(folder) >= stopped + 20, 180)
 
     nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
     slurm.kill_node(nodes[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.training import last_reported
+from cluster.run.training import last_reported_step
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from tests.integration.test_cluster_storage import upload
@@ -79,7 +79,9 @@ def test_a_job_waits_for_its_object_store(tmp_path: Path, monkeypatch: pytest.Mo
         assert not ended(), log()
         server.stop()  # in the middle of a save
         comes_in_vain(server.address)
-        wait_until(lambda: last_reported(folder) == config.trainer.steps, 60, log)  # held up by its next save
+        wait_until(
+            lambda: last_reported_step(folder) == config.trainer.steps, 60, log
+        )  # held up by its next save
         server.refuse = lambda method, path: None
         server.start_again()
         told = slurm.await_state(job, ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT"), 150)

@@ -321,9 +321,7 @@ def test_several_data_sets_are_mixed_and_named(url: str, tmp_path: Path) -> None
         TokenStream(replace(config, url=url), TRAINER, seed=0)
 
 
-def test_skipping_a_bad_episode_moves_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_skipping_a_bad_episode_moves_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = write_dataset(tmp_path)
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
         expected = [stream.micro_batches(step, 0, 1)[0] for step in range(3)]
