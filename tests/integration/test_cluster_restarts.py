@@ -28,6 +28,8 @@ from pretrain.run_folder import RunFolder
 from tests.support.training_case import measured, settings, train, write_dataset
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
+
 KILLS = {3: 1, 6: 0, 7: 1}  # step after which a rank dies -> that rank
 HANGS = {3: "1", 7: "0"}  # step after which a rank hangs -> that rank
 STEP_TIMEOUT = 12.0  # seconds: a step takes a fraction of one
@@ -107,14 +109,13 @@ def killed_three_times(config: TrainingConfig) -> None:
 
 def damage(checkpoint: Path) -> None:
     """Change one byte of a committed checkpoint."""
-    wait_until((checkpoint / "READY").exists, 90)
+    wait_until((checkpoint / "READY").exists)
     path = sorted(checkpoint.glob("rank_00000-*.safetensors"))[0]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.timeout(300)
 def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
     url: str, undisturbed: list[float], tmp_path: Path
 ) -> None:
@@ -141,7 +142,7 @@ def hangs_twice(config: TrainingConfig) -> None:
         if HANGS.get(step) != rank or (folder / f"hung_{step}").exists():
             return
         (folder / f"hung_{step}").write_text(str(os.getpid()))
-        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists, 90)
+        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists)
         if step == min(HANGS):
             never()
         os.kill(os.getpid(), signal.SIGSTOP)  # its watchdog cannot speak either
@@ -153,7 +154,6 @@ def never() -> None:
     threading.Event().wait()
 
 
-@pytest.mark.timeout(400)
 def test_ranks_that_hang_are_told_and_change_no_loss(
     url: str, undisturbed: list[float], tmp_path: Path
 ) -> None:
@@ -183,7 +183,6 @@ def always_fails(config: TrainingConfig) -> None:
     at_step(config, act)
 
 
-@pytest.mark.timeout(300)
 def test_a_failure_that_comes_back_is_told_and_not_tried_for_ever(url: str, tmp_path: Path) -> None:
     config = under_ray(tmp_path, url)
     with pytest.raises(CommandFailedError, match=r"3 times in the same way after step 3: .*batch 3 is odd"):
@@ -199,13 +198,12 @@ def asks_the_command_to_end(config: TrainingConfig) -> None:
     def act(step: int) -> None:
         if step == 4 and os.environ["RANK"] == "0" and "SUPERVISOR" in os.listdir(config.run.dir):
             os.kill(int(Path(config.run.dir, "SUPERVISOR").read_text()), signal.SIGUSR1)
-            wait_until(folder.stop_request.exists, 90)
+            wait_until(folder.stop_request.exists)
             time.sleep(1.1)  # rank 0 looks for the file once a second
 
     at_step(config, act)
 
 
-@pytest.mark.timeout(300)
 def test_a_signal_to_the_command_ends_it_with_a_checkpoint_to_go_on_from(
     url: str, undisturbed: list[float], tmp_path: Path
 ) -> None:

@@ -28,6 +28,8 @@ from tests.support.object_server import BUCKET, object_server
 
 LAST, BROKEN = 3, 2
 
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
+
 
 def train_and_commit(config: TrainingConfig) -> None:
     folder = RunFolder.of(config.run)

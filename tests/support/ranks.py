@@ -1,8 +1,8 @@
 """Runs a plain function on several gloo ranks of this machine, quickly.
 
-Heavy libraries are imported once in the test process. Before its first test it forks a server, from which every
-rank is forked: a four-rank job starts in a fraction of a second, and no rank inherits what tests start later
-(Ray, simulators, servers and their threads). A failing rank ends all of them and its traceback is raised.
+Heavy libraries are imported once in the test process. Before its first test it forks a server, from which
+every rank is forked: a four-rank job starts in a fraction of a second, and no rank inherits what tests start
+later (Ray, simulators, servers and their threads). A failing rank ends all of them; its traceback is raised.
 
     test process --fork--> server --fork--> launcher of one job --fork--> rank 0, rank 1, ...
 """
@@ -160,7 +160,9 @@ def _launch(handle: int) -> None:
     stdout, stderr, *senders = handles
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    sys.stdout, sys.stderr = map(_unbuffered, (1, 2))  # pytest's own are of the time when the server was forked
+    sys.stdout, sys.stderr = map(
+        _unbuffered, (1, 2)
+    )  # pytest's own are of the time when the server was forked
     test_process = Connection(handle)
     environment, folder = test_process.recv()
     os.environ.clear()

@@ -1,0 +1,33 @@
+"""What the tests of clusters start once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.ray_workers import preloaded_ray_workers
+from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+
+
+@pytest.fixture(scope="session")
+def preloaded_workers() -> Iterator[None]:
+    """Ray's workers are forked from a process that has their imports (`usefixtures`)."""
+    with preloaded_ray_workers():
+        yield
+
+
+@pytest.fixture(scope="session")
+def slurm_of_four_nodes() -> Iterator[VirtualSlurm]:
+    """A Slurm that all tests of jobs use."""
+    if reason := missing():
+        pytest.skip(f"no virtual Slurm here: {reason}")
+    with virtual_slurm(4) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_of_four_nodes: VirtualSlurm) -> Iterator[VirtualSlurm]:
+    """The run's Slurm, idle before the test and again after it."""
+    yield slurm_of_four_nodes
+    slurm_of_four_nodes.reset()
