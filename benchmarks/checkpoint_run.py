@@ -91,7 +91,7 @@ def measure(case: Case, rank: int) -> Measured:
     engine = Engine.build(case.config, groups)
     trainer = case.config.trainer
     engine.step([packed_batch(1, trainer.sequence_length, 64, groups.data_rank)], learning_rate=1e-4)
-    shard = sum(4 * state.numel() for f in fragments(engine) if f.written for state in f.states.values())
+    shard = sum(4 * state.numel() for f in fragments(engine) if f.is_writer for state in f.states.values())
     ways = _ways(engine, case.folder)
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     sizes: dict[str, int] = {}

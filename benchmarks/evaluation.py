@@ -36,7 +36,7 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
 from eval.policy.checkpoint_policy import CheckpointPolicy
-from eval.policy.source import PolicyName
+from eval.policy.source import PolicyReference
 from eval.pool.messages import EpisodeSpec
 from eval.pool.pool import Pool
 from eval.rollout.episode import EpisodeResult, run_episode
@@ -137,7 +137,7 @@ def _cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _random_policy(folder: Path) -> PolicyName:
+def _random_policy(folder: Path) -> PolicyReference:
     """The tiny network with random weights, as exported weights, and the tokenizers that ship."""
     config = named_models()["tiny"]
     network = Transformer(config)
@@ -153,7 +153,7 @@ def _random_policy(folder: Path) -> PolicyName:
         folder / "tokenizers" / "image.safetensors",
     )
     ImageTokenizer.load().save(image)
-    return PolicyName(str(folder), exported=ExportedConfig(str(image), str(text)))
+    return PolicyReference(str(folder), exported=ExportedConfig(str(image), str(text)))
 
 
 class _DrawnAtEveryStep:
@@ -185,7 +185,7 @@ class _DrawnAtEveryStep:
         self._views = {camera: self._simulator.render(camera, self._pixels) for camera in cameras}
 
 
-def _loop(work: Sequence[EpisodeSpec], source: PolicyName, frugal: bool) -> list[EpisodeResult]:
+def _loop(work: Sequence[EpisodeSpec], source: PolicyReference, frugal: bool) -> list[EpisodeResult]:
     """Every episode in this process, one after the other."""
     order: Order = "parallel" if frugal else "token"
     policy = CheckpointPolicy(Path(source.name), batch=1, exported=source.exported, order=order)
@@ -199,7 +199,7 @@ def _loop(work: Sequence[EpisodeSpec], source: PolicyName, frugal: bool) -> list
     return results
 
 
-def _pool(work: Sequence[EpisodeSpec], policy: PolicyName, workers: int) -> list[EpisodeResult]:
+def _pool(work: Sequence[EpisodeSpec], policy: PolicyReference, workers: int) -> list[EpisodeResult]:
     with Pool(policy, workers) as pool:
         return list(pool.run(work))
 

@@ -142,7 +142,7 @@ def measure(
         "placement": placing * 1e3,
         "files": checkpoint.files,
         "rank_megabytes": checkpoint.rank_bytes / 1e6,
-        "table_megabytes": checkpoint.pieces_bytes / 1e6,
+        "table_megabytes": checkpoint.chunk_table_bytes / 1e6,
         "commit": checkpoint.commit_seconds,
         "opening": checkpoint.open_seconds,
         "restart": recovered.restart_seconds,

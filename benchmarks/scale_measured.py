@@ -28,11 +28,11 @@ from data.stream.sequence import SampleForm
 from data.stream.windows import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
-from pretrain.checkpoint.attempt import Written, commit
-from pretrain.checkpoint.boxes import Box, boxes_of_part, even_share
-from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
+from pretrain.checkpoint.boxes import Box, global_boxes
+from pretrain.checkpoint.chunks import ChunkTable
+from pretrain.checkpoint.commit import WrittenShard, commit
+from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredFile, state_file
-from pretrain.checkpoint.pieces import PieceTable
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes, sharded_dimension
 
@@ -140,10 +140,10 @@ class CheckpointCost:
     """A checkpoint of all ranks.
 
     Attributes:
-        files: Of weights, moments, pieces and manifest.
+        files: Of weights, moments, chunk table and manifest.
         rank_bytes: Most bytes that one rank writes.
         bytes: Of all ranks' files.
-        pieces_bytes: Of the table of pieces.
+        chunk_table_bytes: Of the chunk table.
         manifest_bytes: Of the manifest.
         commit_seconds: That rank 0 takes alone.
         gathered_bytes: That rank 0 gets from all ranks before it.
@@ -154,7 +154,7 @@ class CheckpointCost:
     files: int
     rank_bytes: int
     bytes: int
-    pieces_bytes: int
+    chunk_table_bytes: int
     manifest_bytes: int
     commit_seconds: float
     gathered_bytes: int
@@ -173,15 +173,22 @@ def rank_boxes(
         if dimension is None and tensor_rank:
             continue
         part = tuple(size // tensor if d == dimension else size for d, size in enumerate(shape))
-        boxes = boxes_of_part(part, dimension, tensor_rank, *even_share(int(np.prod(part)), data_rank, data))
+        start, stop = _zero_3_range(int(np.prod(part)), data_rank, data)
+        boxes = global_boxes(part, dimension, tensor_rank, start, stop)
         if boxes:
             found[name] = boxes
     return found
 
 
+def _zero_3_range(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """First and last (exclusive) of `size` elements that ZeRO-3 gives a rank; the last rank's is padded."""
+    each = -(-size // ranks)
+    return min(rank * each, size), min((rank + 1) * each, size)
+
+
 def rank_written(
     shapes: dict[str, tuple[int, ...]], numbers: dict[str, int], tensor: int, data: int, rank: int
-) -> Written:
+) -> WrittenShard:
     """What a rank tells rank 0 after it has written its files."""
     boxes = rank_boxes(shapes, tensor, data, rank)
     rows = [(numbers[name], rank, box) for name, found in boxes.items() for box in found]
@@ -191,7 +198,7 @@ def rank_written(
         state_file(rank, MASTER, _ATTEMPT): StoredFile(4 * values, "0" * 64),
         state_file(rank, MOMENTS[0], _ATTEMPT): StoredFile(8 * values, "0" * 64),
     }
-    return Written(files, PieceTable.of(rows, 2), dict.fromkeys((MASTER, *MOMENTS), held))
+    return WrittenShard(files, ChunkTable.of(rows, 2), dict.fromkeys((MASTER, *MOMENTS), held))
 
 
 @cache
@@ -210,9 +217,9 @@ def checkpoint_cost(model: ModelConfig, tensor: int, data: int) -> CheckpointCos
     with tempfile.TemporaryDirectory() as folder:
         where = f"{folder}/step_00000001"
         Path(where).mkdir()
-        place = CheckpointPlace(folder)
+        place = CheckpointLocation(folder)
         _, commit_seconds = timed(lambda: commit(place, 1, 1, {}, _ATTEMPT, parts, shapes))
-        pieces, manifest = (
+        table_bytes, manifest = (
             (Path(where) / name).stat().st_size
             for name in (f"pieces-{_ATTEMPT}.safetensors", f"manifest-{_ATTEMPT}.json")
         )
@@ -222,7 +229,7 @@ def checkpoint_cost(model: ModelConfig, tensor: int, data: int) -> CheckpointCos
         files=2 * len(parts) + 3,
         rank_bytes=max(sizes),
         bytes=sum(sizes),
-        pieces_bytes=pieces,
+        chunk_table_bytes=table_bytes,
         manifest_bytes=manifest,
         commit_seconds=commit_seconds,
         gathered_bytes=sum(_table_bytes(part.table) for part in parts),
@@ -231,24 +238,24 @@ def checkpoint_cost(model: ModelConfig, tensor: int, data: int) -> CheckpointCos
     )
 
 
-def _open(where: str) -> tuple[Manifest, PieceTable]:
+def _open(where: str) -> tuple[Manifest, ChunkTable]:
     store = open_checkpoint(where)
     manifest = Manifest.read(store)
-    return manifest, manifest.table(where, manifest.read_pieces(store))
+    return manifest, manifest.chunk_table(where, manifest.read_chunk_table(store))
 
 
-def _table_bytes(table: PieceTable) -> int:
+def _table_bytes(table: ChunkTable) -> int:
     return sum(column.nbytes for column in (table.parameter, table.writer, table.offset, table.shape))
 
 
 def _touched(
-    manifest: Manifest, table: PieceTable, shapes: dict[str, tuple[int, ...]], tensor: int, data: int
+    manifest: Manifest, table: ChunkTable, shapes: dict[str, tuple[int, ...]], tensor: int, data: int
 ) -> int:
     """Files that the middle rank of another layout reads of."""
     wanted = rank_boxes(shapes, tensor, data, tensor * data // 2)
     writers: set[int] = set()
     for name, boxes in wanted.items():
-        writers |= {piece.writer for piece in manifest.pieces(table, name, list(boxes))}
+        writers |= {chunk.writer for chunk in manifest.chunks(table, name, list(boxes))}
     return 2 * len(writers)
 
 

@@ -1,8 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import uuid
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -21,6 +25,29 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_written_whole(folder: Path) -> Generator[Path, None, None]:
+    """Make a temporary folder to fill, beside `folder`; it takes that name at the end of the `with` block.
+
+    After an error nothing of it is left. A process that is killed leaves `.tmp-<name>-*`.
+
+    Args:
+        folder: Must not exist, or be an empty folder.
+
+    Raises:
+        OSError: It cannot be written, or something else has taken its name meanwhile.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_folder(temporary)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

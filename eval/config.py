@@ -8,31 +8,52 @@ STALE = ("queue", "cancel")
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationSettings:
+    """Episodes of an evaluation and the processes that run them.
+
+    Attributes:
+        suite: Task suite (`robosuite_lift`, `libero_object`, ...).
+        tasks: Task numbers within the suite; null: all.
+        episodes: Episodes per task.
+        seed: First initial state; those of evaluation are 0 to 49.
+        horizon: Maximum length of an episode in simulator steps; null takes the suite's own.
+        workers: Simulator workers, one CPU each.
+        policy_servers: Processes that run the checkpoint's policy for all workers.
+        batch: Maximum number of observations that one of them decides on at once.
+        retries: Further attempts at an episode that ended in a simulator error.
+        step_seconds: A simulator that takes longer for one step or frame is killed and replaced.
+        videos: Episodes of each task recorded as video, the first ones.
+    """
+
+    suite: str = "robosuite_lift"
+    tasks: list[int] | None = None
+    episodes: int = 4
+    seed: int = 0
+    horizon: int | None = None
+    workers: int = 1
+    policy_servers: int = 1
+    batch: int = 8
+    retries: int = 2
+    step_seconds: float = 60.0
+    videos: int = 4
+
+
+@dataclass
+class EvaluationConfig(EvaluationSettings):
     """Evaluation while training.
 
     Attributes:
         every: Steps between evaluated checkpoints, a multiple of `checkpointing.every`; 0: never.
-        suite: Task suite (`robosuite_lift`, `libero_object`, ...).
-        tasks: Task numbers within the suite; null: all.
-        episodes: Episodes per task.
-        horizon: Longest episode in simulator steps; null takes the suite's own.
-        workers: Simulator workers, one CPU each.
         gpus: GPUs for the policy, apart from the training's; a share (0.5) lets evaluations share one. 0: the
             policy runs on the CPUs.
-        stale: Evaluations of older checkpoints that have not ended when a newer one is due: `queue` (all are
-            done) or `cancel` (they are given up).
+        stale: What happens to unfinished evaluations of older checkpoints when a newer one is due: `queue`
+            (all are completed) or `cancel`.
         imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none.
-        imagine_episodes: Held-out episodes that are rolled out.
+        imagine_episodes: Number of held-out episodes that are rolled out.
         lpips_weights, fvd_network: As in `ImagineConfig`.
     """
 
     every: int = 0
-    suite: str = "robosuite_lift"
-    tasks: list[int] | None = None
-    episodes: int = 4
-    horizon: int | None = None
-    workers: int = 1
     gpus: float = 0.0
     stale: str = "queue"
     imagine_frames: int = 8
@@ -43,16 +64,16 @@ class EvaluationConfig:
 
 @dataclass
 class ExportedConfig:
-    """What a folder of exported weights (config.json and safetensors files) does not say itself.
+    """Settings that a folder of exported weights (config.json and safetensors files) does not contain.
 
     Attributes:
         image_tokenizer: File of the image tokenizer that the weights were trained with.
         text_tokenizer: File of the text tokenizer; null: `tokenizer.json` beside the weights.
         action_ranges: `action_ranges.json` of the run that it was trained in; null: WorldVLA's ranges.
-        pixels: Side of the frames; null: as the image tokenizer's file says.
-        history: M, frames that the policy sees.
+        pixels: Side of the frames; null: as in the image tokenizer's file.
+        history: M, number of frames in an observation.
         chunk: K, actions in a chunk.
-        camera: Camera that the policy sees.
+        camera: Camera of the policy.
     """
 
     image_tokenizer: str | None = None
@@ -65,7 +86,7 @@ class ExportedConfig:
 
 
 @dataclass
-class EvalCommandConfig:
+class EvalCommandConfig(EvaluationSettings):
     """`worldvla eval`: a policy on a suite. One of `checkpoint` and `policy` is given.
 
     Attributes:
@@ -73,31 +94,13 @@ class EvalCommandConfig:
             (its weights are fetched to `fetched/` of its run's folder), or a folder of exported weights.
         policy: `expert` for the scripted expert.
         out: Folder for `results.json` and the videos; null: beside the checkpoint's run.
-        suite, tasks, episodes, horizon, workers: As in `EvaluationConfig`.
-        seed: First initial state; those of evaluation are 0 to 49.
-        policy_servers: Processes that run the checkpoint's policy for all workers.
-        batch: Most observations that one of them decides on at once.
-        retries: Further tries of an episode that the simulator broke off.
-        step_seconds: A simulator that takes longer for one step or frame is killed and replaced.
-        videos: Episodes of each task that are filmed, the first ones.
-        resume: Go on with the finished episodes that `out` holds; false: run all anew.
-        exported: What exported weights do not say themselves.
+        resume: Continue with the finished episodes in `out`; false: run all anew.
+        exported: Settings that a folder of exported weights does not contain.
     """
 
     checkpoint: str | None = None
     policy: str | None = None
-    suite: str = "robosuite_lift"
-    tasks: list[int] | None = None
-    episodes: int = 4
-    horizon: int | None = None
-    workers: int = 1
     out: str | None = None
-    seed: int = 0
-    policy_servers: int = 1
-    batch: int = 8
-    retries: int = 2
-    step_seconds: float = 60.0
-    videos: int = 4
     resume: bool = True
     exported: ExportedConfig = field(default_factory=ExportedConfig)
 
@@ -109,7 +112,7 @@ class CollectConfig:
     Attributes:
         suite: Task suite.
         tasks: Task numbers; null: all.
-        episodes: Successful episodes wanted per task.
+        episodes: Number of successful episodes per task.
         out: Folder for one HDF5 file per task, in LIBERO's layout.
         resolution: Side of the rendered frames in pixels.
         workers: Simulator processes.
@@ -127,20 +130,21 @@ class CollectConfig:
 
 @dataclass
 class ImagineConfig:
-    """`worldvla imagine`: world-model rollouts beside the truth.
+    """`worldvla imagine`: world-model rollouts beside the true frames.
 
     Attributes:
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
         episode: Key of an episode in the run's data; null: the first held-out ones.
-        episodes: Held-out episodes to roll out; FVD needs many.
-        frames: Frames to predict of each; WorldVLA's scores are over 10 and 50.
-        batch: Episodes that are dreamt side by side.
+        episodes: Number of held-out episodes to roll out; FVD needs many.
+        frames: Number of frames to predict of each; WorldVLA's scores are over 10 and 50.
+        batch: Number of episodes rolled out side by side.
         lpips_weights: AlexNet's weights as torchvision publishes them; null: LPIPS is not computed.
         fvd_network: I3D as TorchScript (`i3d_torchscript.pt`); null: FVD is not computed.
-        temperature: Of the image codes' choice; 0 takes the likeliest, as the published evaluation does.
+        temperature: Sampling temperature of the image codes; 0 takes the likeliest, as the published
+            evaluation does.
         guidance: Scale of classifier-free guidance towards the action; 1: none.
-        seed: Of the draws at a temperature above 0.
-        gif: Write the video as `imagine.gif` too, for places that show no MP4; 256 colours a frame.
+        seed: Seed of sampling at a temperature above 0.
+        gif: Write the video as `imagine.gif` too, for viewers without MP4; 256 colours a frame.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
 

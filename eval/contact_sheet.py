@@ -1,4 +1,4 @@
-"""Frames side by side: one picture of a whole rollout."""
+"""Contact sheets: the frames of a rollout side by side in one picture."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GAP = 2  # pixels between frames
-_LEAST_SIDE = 128  # pixels: smaller frames are enlarged by a whole factor to be seen
-_MOST_COLUMNS = 12
+_MIN_SIDE = 128  # pixels: smaller frames are enlarged by a whole factor
+_MAX_COLUMNS = 12
 
 
 def enlarge(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames uint8 [T, H, W, 3], each pixel repeated so that a side has at least `_LEAST_SIDE`."""
-    factor = -(-_LEAST_SIDE // frames.shape[1])
+    """Repeat the pixels of frames uint8 [T, H, W, 3] by a whole factor, to at least 128 pixels a side."""
+    factor = -(-_MIN_SIDE // frames.shape[1])
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def evenly(count: int, most: int = _MOST_COLUMNS) -> NDArray[np.int64]:
-    """Numbers of at most so many of `count` frames, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+def evenly_spaced(count: int, max_count: int = _MAX_COLUMNS) -> NDArray[np.int64]:
+    """Indices int64 [min(count, max_count)] of evenly spaced frames, including the first and the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, max_count)).round().astype(np.int64))
 
 
 def tile(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Rows of frames uint8 [R, T, H, W, 3] -> one picture, thin white gaps between."""
+    """Tile rows of frames uint8 [R, T, H, W, 3] into one picture uint8 [H', W', 3] with thin white gaps."""
     rows, columns, height, width, _ = frames.shape
     size = (rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3)
     picture = np.full(size, 255, np.uint8)

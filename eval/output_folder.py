@@ -1,4 +1,4 @@
-"""Folders that results are written into."""
+"""Folders for results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data.errors import InputError
 
 
 def writable_folder(path: Path) -> Path:
-    """Make the folder and try it, before hours of work whose result could not be kept.
+    """Make the folder and check that it can be written, before hours of work for results that go there.
 
     Raises:
         InputError: It cannot be made, or nothing can be written into it.

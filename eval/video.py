@@ -1,4 +1,4 @@
-"""Videos that every browser plays: H.264, yuv420p, MP4; and moving pictures (GIF)."""
+"""Videos that every browser plays (H.264, yuv420p, MP4), and animated GIFs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_seco
 
 
 def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
-    """Write frames uint8 [H, W, 3] as a GIF that plays on and on; complete under its name or not at all.
+    """Write frames uint8 [H, W, 3] as a GIF that loops; complete under its name or not at all.
 
-    Its clock counts hundredths of a second, so the speed is as near as that allows.
+    GIF counts hundredths of a second: the speed is rounded to them.
 
     Raises:
         ValueError: No frames.
     """
     if not frames:
-        raise ValueError("a moving picture needs at least one frame")
+        raise ValueError("a GIF needs at least one frame")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     first, *others = [Image.fromarray(frame) for frame in frames]

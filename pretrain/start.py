@@ -16,8 +16,8 @@ from data.stream.loader import TokenStream
 from data.stream.plan import Plan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from pretrain.checkpoint.load import load, load_metadata, load_start
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import Origin, choose_origin
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
@@ -40,8 +40,8 @@ def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     """
     if origin is None:
         return {"tokens": 0}
-    if not origin.goes_on:
-        load_start(origin.checkpoint, engine)
+    if not origin.resumes:
+        load_initial_weights(origin.checkpoint, engine)
         return {"tokens": 0}
     trained_on = load_metadata(origin.checkpoint).get("dataset")  # none: weights alone, which `load` refuses
     if trained_on not in (None, stream.fingerprint):
@@ -60,7 +60,7 @@ def announce(
     if origin is None:
         return None
     path, parallel = str(origin.checkpoint), asdict(config.parallel)
-    if not origin.goes_on:
+    if not origin.resumes:
         recorder.event("started", step=step, checkpoint=path, parallel=parallel)
         return None
     layout = before["config"]["parallel"]
@@ -71,7 +71,8 @@ def announce(
 def newest_checkpoint(config: TrainingConfig, folder: RunFolder) -> Origin | None:
     """The run's newest checkpoint, whatever it began from this time; None: there is none."""
     settings = replace(config.checkpointing, resume="auto", start_from=None)
-    return choose_origin(settings, config.model, place_of(config.checkpointing, folder), config.run.name)
+    location = checkpoint_location(config.checkpointing, folder)
+    return choose_origin(settings, config.model, location, config.run.name)
 
 
 def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Origin | None:
@@ -80,7 +81,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     Raises:
         InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
     """
-    place = place_of(config.checkpointing, folder)
+    place = checkpoint_location(config.checkpointing, folder)
     origin = choose_origin(config.checkpointing, config.model, place, config.run.name)
     folder.open(config)
     advise_on_packing(stream.plan)

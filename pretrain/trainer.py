@@ -10,7 +10,7 @@ from typing import Any
 from data.contracts import PackedBatch
 from data.stream.loader import TokenStream
 from pretrain.batch_feed import Feed
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
@@ -95,7 +95,7 @@ class _Loop:
         self._feed = Feed(stream, engine.groups, self._guard, preemption)
         settings = config.checkpointing
         self._writer = CheckpointWriter(
-            place_of(settings, folder), engine, settings, folder.evaluations, recorder.event
+            checkpoint_location(settings, folder), engine, settings, folder.evaluations, recorder.event
         )
         known = wandb_run_of(before, config.run.name)
         self._wandb_run = on_first_rank(lambda: folder.wandb_run(known))

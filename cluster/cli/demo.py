@@ -24,7 +24,7 @@ from data.errors import InputError
 from data.storage.index import INDEX_FILE
 from eval.config import CollectConfig
 from eval.report.page import write_report
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.config import ParallelConfig
 from pretrain.run_folder import RunFolder, write_atomically
 
@@ -105,7 +105,7 @@ def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocat
     """Both halves of the training, and the evaluations that are still open when it has ended."""
     half = config.trainer.steps // 2
     stages.begin("train", f"steps 1 to {half} at {_layout(config.parallel)}")
-    if (place_of(config.checkpointing, folder).latest() or 0) >= half:
+    if (checkpoint_location(config.checkpointing, folder).latest() or 0) >= half:
         call.console.print("  already there")
     else:
         stopped = replace(config, trainer=replace(config.trainer, stop_after=half))

@@ -111,7 +111,7 @@ def run_eval(config: EvalCommandConfig, call: Invocation) -> None:
     with Board(call.console) as board:
         bar = board.bar(f"evaluate {config.suite}")
         bar.update(0, note="opening the simulator")
-        results = evaluate_command(config, lambda t: bar.update(t.done, t.wanted, note=str(t)))
+        results = evaluate_command(config, lambda t: bar.update(t.done, t.total, note=str(t)))
     if call.json:
         print(json.dumps(results.to_json(), indent=2))
     else:

@@ -17,10 +17,10 @@ from cluster.failures import CommandFailedError
 from cluster.inspect.config import InspectCheckpointConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
+from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import READY, Manifest
-from pretrain.checkpoint.retention import evaluated
-from pretrain.checkpoint.verification import damaged
+from pretrain.checkpoint.retention import success_rates
+from pretrain.checkpoint.verification import find_damage
 from pretrain.settings import read_yaml
 
 _THREADS = 4
@@ -60,19 +60,19 @@ def _inspect_one(config: InspectCheckpointConfig, call: Invocation) -> list[str]
 
 def _inspect_all(config: InspectCheckpointConfig, call: Invocation) -> list[str]:
     place, evaluations = _place(config.path)
-    steps = place.found()
+    steps = place.scan()
     if not steps:
         raise InputError(
             f"{config.path}: no committed checkpoint there; name a run's folder, a folder or URL with "
             "step_... in it, or one of those"
         )
-    scores = evaluated(evaluations)
+    scores = success_rates(evaluations)
     rows: list[dict[str, Any]] = []
     for step, whole in steps.items():
-        row: dict[str, Any] = {"path": place.where(step), "step": step, "complete": whole}
+        row: dict[str, Any] = {"path": place.checkpoint_url(step), "step": step, "complete": whole}
         if whole:
             try:
-                row |= _described(place.where(step))
+                row |= _described(place.checkpoint_url(step))
             except InputError as error:
                 row["damaged"] = [str(error)]
         rows.append(row | {"success_rate": scores.get(step)})
@@ -90,15 +90,15 @@ def _inspect_all(config: InspectCheckpointConfig, call: Invocation) -> list[str]
     return wrong
 
 
-def _place(path: str) -> tuple[CheckpointPlace, Path | None]:
+def _place(path: str) -> tuple[CheckpointLocation, Path | None]:
     """Where the checkpoints are that are meant, and the evaluations of their run, if it is known."""
     folder = Path(path)
     if "://" not in path and (folder / "config.yaml").is_file():
         url = (read_yaml(folder / "config.yaml").get("checkpointing") or {}).get("url")
-        return CheckpointPlace(url or folder / "checkpoints"), folder / "eval"
+        return CheckpointLocation(url or folder / "checkpoints"), folder / "eval"
     if "://" not in path and (folder.resolve().parent / "config.yaml").is_file():
-        return CheckpointPlace(folder), folder.resolve().parent / "eval"
-    return CheckpointPlace(path), None
+        return CheckpointLocation(folder), folder.resolve().parent / "eval"
+    return CheckpointLocation(path), None
 
 
 def _described(url: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def _verified(rows: list[dict[str, Any]], config: InspectCheckpointConfig, call:
 
 def _damaged(url: str, count: Callable[[int], None]) -> list[str]:
     store = open_checkpoint(url)
-    return damaged(store, Manifest.read(store).files, min(_THREADS, os.cpu_count() or 1), count)
+    return find_damage(store, Manifest.read(store).files, min(_THREADS, os.cpu_count() or 1), count)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

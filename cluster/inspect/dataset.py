@@ -151,10 +151,10 @@ def _draw(index: DatasetIndex, tokenizer: ImageTokenizer, path: str, rows: int) 
     from PIL import Image
 
     from data.storage.index import read_episode
-    from eval.contact_sheet import enlarge, evenly, tile
+    from eval.contact_sheet import enlarge, evenly_spaced, tile
 
     pictures: list[np.ndarray] = []
-    for number in evenly(len(index.episodes), rows).tolist():
+    for number in evenly_spaced(len(index.episodes), rows).tolist():
         episode = read_episode(index, index.episodes[number])
         times = np.linspace(0, episode.length - 1, _COLUMNS).round().astype(np.int64)
         for camera in index.cameras:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 
 _FOLDER = re.compile(r"^step_(\d{8})$")
 _SECONDS_BETWEEN_REQUESTS = 10.0
@@ -21,7 +21,7 @@ class CheckpointWatch:
         place: Where the run's checkpoints lie.
     """
 
-    def __init__(self, place: CheckpointPlace) -> None:
+    def __init__(self, place: CheckpointLocation) -> None:
         self._place = place
         self._seen: list[int] = []
         self._due = 0.0
@@ -35,7 +35,7 @@ class CheckpointWatch:
         Raises:
             InputError: The place cannot be listed.
         """
-        if now or not self._place.remote or time.monotonic() >= self._due:
+        if now or not self._place.is_remote or time.monotonic() >= self._due:
             self._seen = self._place.steps()
             self._due = time.monotonic() + _SECONDS_BETWEEN_REQUESTS
         return self._seen

@@ -26,7 +26,7 @@ from cluster.run.train_group import Train
 from cluster.run.training import Training
 from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import choose_origin
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
@@ -70,10 +70,10 @@ def supervise(
     config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
     # The ranks do it again, later.
-    place = place_of(config.checkpointing, folder)
+    place = checkpoint_location(config.checkpointing, folder)
     origin = choose_origin(config.checkpointing, config.model, place, config.run.name)
     folder.open(config)
-    before = load_metadata(origin.checkpoint) if origin is not None and origin.goes_on else {}
+    before = load_metadata(origin.checkpoint) if origin is not None and origin.resumes else {}
     folder.wandb_run(wandb_run_of(before, config.run.name))
     with (
         _alone_in(folder),
@@ -118,8 +118,10 @@ def plan_run(config: RootConfig) -> Placement:
                 f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
                 f"{config.checkpointing.every}; only checkpoints can be evaluated"
             )
+        from eval.evaluation.evaluate import check_settings
         from eval.simulator.registry import open_suite, select_tasks
 
+        check_settings(config.eval, "eval.")
         select_tasks(open_suite(config.eval.suite), config.eval.tasks)
     return placement
 
@@ -138,7 +140,7 @@ class _Supervisor:
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
         self._begun = evaluated_steps(folder.evaluations)
-        self._place = place_of(config.checkpointing, folder)
+        self._place = checkpoint_location(config.checkpointing, folder)
         self._watch = CheckpointWatch(self._place)
         self._done_before = max(self._watch.steps(), default=0)
         self._train_bar = board.bar("train", last_step(config), self._done_before)
@@ -213,7 +215,7 @@ class _Supervisor:
         self._evaluations.submit(
             EvaluationJob(
                 step,
-                self._place.where(step),
+                self._place.checkpoint_url(step),
                 self._folder.evaluation(step),
                 self._config.eval,
                 imagine=self._config.eval.imagine_frames > 0,

@@ -15,7 +15,7 @@ from cluster.run.restarts import RestartPolicy
 from cluster.run.stop_request import WishToEnd
 from cluster.run.train_group import Train, run_train_group
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
@@ -43,7 +43,7 @@ class Training:
         folder: RunFolder,
         train: Train,
         wish: WishToEnd,
-        place: CheckpointPlace,
+        place: CheckpointLocation,
     ) -> None:
         self._config, self._session, self._folder, self._train = config, session, folder, train
         self._wish, self._place = wish, place
@@ -127,7 +127,7 @@ class Training:
     def _set_aside(self, error: DamagedCheckpointError) -> None:
         """Go on from the checkpoint before the damaged one, where that is this run's newest."""
         *older, newest = self._place.steps() or [0]
-        own = self._config.checkpointing.resume == "auto" and self._place.where(newest) in str(error)
+        own = self._config.checkpointing.resume == "auto" and self._place.checkpoint_url(newest) in str(error)
         if not (own and older):
             raise error
         self._place.set_aside(newest)

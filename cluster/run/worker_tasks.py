@@ -45,21 +45,17 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     Raises:
         InputError: The checkpoint or the simulator cannot be used.
     """
-    from eval.evaluation.evaluate import Resources, evaluate
-    from eval.policy.source import PolicyName
+    from eval.evaluation.evaluate import evaluate
+    from eval.policy.source import PolicyReference
     from pretrain.checkpoint.fetch import local_checkpoint
 
     checkpoint = str(local_checkpoint(job.checkpoint, run=job.out.parents[1]))
     results = evaluate(
-        PolicyName(checkpoint),
-        job.settings.suite,
-        tasks=job.settings.tasks,
-        episodes=job.settings.episodes,
-        out=job.out,
+        PolicyReference(checkpoint, job.settings.batch),
+        job.settings,
+        job.out,
         step=job.step,
-        horizon=job.settings.horizon,
-        resources=Resources(job.settings.workers),
-        progress=lambda tally: progress(tally.done, tally.wanted),
+        progress=lambda state: progress(state.done, state.total),
     )
     content = results.to_json()
     if job.imagine:

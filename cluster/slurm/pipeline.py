@@ -14,7 +14,7 @@ from cluster.slurm.config import STAGES, SubmitConfig
 from cluster.slurm.sbatch import render, render_stage
 from cluster.slurm.sweep import Run
 from data.errors import InputError
-from pretrain.checkpoint.location import place_of, step_name
+from pretrain.checkpoint.location import checkpoint_location, step_name
 from pretrain.run_folder import RunFolder
 
 SECTIONS = {"prepare": "prepare", "eval": "final_eval"}  # stage -> settings of its own
@@ -146,7 +146,7 @@ def _eval_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
 
 def _checkpoint_word(config: SubmitConfig) -> str:
     """`checkpoint=<the run's last>`."""
-    trainer, place = config.trainer, place_of(config.checkpointing, RunFolder.of(config.run))
+    trainer, place = config.trainer, checkpoint_location(config.checkpointing, RunFolder.of(config.run))
     last = trainer.steps if trainer.stop_after is None else min(trainer.steps, trainer.stop_after)
     where = place.url
     if config.checkpointing.url is not None and "://" not in where:

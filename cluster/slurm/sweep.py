@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cluster.slurm.config import SubmitConfig
 from data.errors import InputError
-from pretrain.checkpoint.location import place_of
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose
 
@@ -54,7 +54,7 @@ def runs_of_sweep(config: SubmitConfig, overrides: Sequence[str]) -> list[Run]:
 
 def _check_places(runs: Sequence[Run]) -> None:
     """Refuse runs that would go on from, and remove, each other's checkpoints."""
-    places = [place_of(run.config.checkpointing, RunFolder.of(run.config.run)).url for run in runs]
+    places = [checkpoint_location(run.config.checkpointing, RunFolder.of(run.config.run)).url for run in runs]
     for place in places:
         if places.count(place) > 1:
             raise InputError(

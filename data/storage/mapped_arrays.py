@@ -7,20 +7,20 @@ with the process.
 
 from __future__ import annotations
 
-import json
 import mmap
 import tempfile
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.safetensors_header import HeaderError, TensorEntry, read_header
 from data.storage.store import FileStore, Store
 
 _CHUNK = 16 * 2**20
 _LARGEST_HEADER = 2**20
-_DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
+_DTYPES = ("uint8", "int32", "int64")
 
 
 def map_object(store: Store, name: str) -> mmap.mmap:
@@ -48,51 +48,24 @@ def map_object(store: Store, name: str) -> mmap.mmap:
 
 
 def array_views(content: mmap.mmap | bytes, where: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file, as views of its content.
-
-    The format: 8 bytes with the header's length (little endian), the header, which is a JSON object
-    ``{name: {"dtype": "I32", "shape": [3], "data_offsets": [0, 12]}}``, then the arrays' bytes.
+    """The arrays of a safetensors file (uint8, int32 or int64; 1 or 2 dimensions), as views of its content.
 
     Raises:
-        InputError: The content is not such a file, or an array reaches out of it; `where` leads the message.
+        InputError: The content is not such a file; `where` leads the message.
     """
-    size = int.from_bytes(content[:8], "little")
-    if not 2 <= size <= min(_LARGEST_HEADER, len(content) - 8):
-        raise _broken(where, f"header of {size} bytes in {len(content)}")
     try:
-        header: object = json.loads(content[8 : 8 + size])
-    except (ValueError, RecursionError) as error:
-        raise _broken(where, str(error)) from error
-    if not isinstance(header, dict):
-        raise _broken(where, "header is no JSON object")
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, entry in cast("dict[str, object]", header).items():
-        if name != "__metadata__":
-            arrays[name] = _view(content, 8 + size, entry, f"{where}: {name[:80]}")
-    return arrays
+        tensors = read_header(content, _LARGEST_HEADER).tensors
+        return {name: _view(content, name, entry) for name, entry in tensors.items()}
+    except HeaderError as error:
+        raise InputError(f"{where}: not a safetensors file ({error}); prepare the data set again") from error
 
 
-def _view(content: mmap.mmap | bytes, start: int, entry: object, where: str) -> NDArray[Any]:
-    fields = cast("dict[str, Any]", entry if isinstance(entry, dict) else {})
-    shape, offsets = fields.get("shape"), fields.get("data_offsets")
-    dtype = _DTYPES.get(str(fields.get("dtype")))
-    if dtype is None or not _sizes(shape, (1, 2)) or not _sizes(offsets, (2,)):
-        raise _broken(where, f"array of {str(fields)[:100]}")
-    begin, end = cast("list[int]", offsets)
-    count = 1
-    for side in cast("list[int]", shape):
-        count *= side
-    if not begin <= end <= len(content) - start or end - begin != count * np.dtype(dtype).itemsize:
-        raise _broken(where, f"bytes {begin} to {end} of {len(content) - start} for shape {shape}")
-    return np.frombuffer(content, dtype, count, start + begin if count else 0).reshape(shape)
-
-
-def _sizes(value: object, lengths: tuple[int, ...]) -> bool:
-    """Whether it is a list, of one of these lengths, of whole numbers that can be sizes."""
-    if not isinstance(value, list) or len(cast("list[object]", value)) not in lengths:
-        return False
-    return all(type(side) is int and 0 <= side < 1 << 48 for side in cast("list[object]", value))
-
-
-def _broken(where: str, found: str) -> InputError:
-    return InputError(f"{where}: not a safetensors file ({found}); prepare the data set again")
+def _view(content: mmap.mmap | bytes, name: str, entry: TensorEntry) -> NDArray[Any]:
+    if entry.dtype not in _DTYPES or len(entry.shape) not in (1, 2):
+        raise HeaderError(
+            f"{name[:80]}: {entry.dtype} of shape {str(entry.shape)[:80]}, expected 1 or 2 dimensions of "
+            f"{' or '.join(_DTYPES)}"
+        )
+    dtype = np.dtype(entry.dtype)
+    count = entry.bytes // dtype.itemsize
+    return np.frombuffer(content, dtype, count, entry.start if count else 0).reshape(entry.shape)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from data.errors import InputError
 from data.files import write_whole
+from data.safetensors_header import HeaderError, read_header
 from data.tokens.image_model import ImageModel, ImageModelConfig
 
 SHIPPED_WEIGHTS = "image_tokenizer_64px.safetensors"
@@ -64,12 +64,7 @@ class ImageTokenizer:
         else:
             name, payload = str(path), _read(Path(path))
         config = _read_config(name, payload)
-        try:
-            tensors = load_tensors(payload)
-        except SafetensorError as error:
-            raise InputError(
-                f"{name}: not a complete safetensors file ({error}); make one with `worldvla vq`"
-            ) from error
+        tensors = load_tensors(payload)
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             model = ImageModel(config if pixels is None else replace(config, pixels=pixels))
         _check_tensors(name, model, tensors)
@@ -204,10 +199,15 @@ def _read(path: Path) -> bytes:
 
 
 def _read_config(name: str, payload: bytes) -> ImageModelConfig:
-    """Settings from the safetensors header: 8 bytes of length, then JSON (safetensors format, section 1)."""
+    """Settings from the metadata of the safetensors header."""
     try:
-        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-        values = json.loads(header["__metadata__"][_METADATA_KEY])
+        metadata = read_header(payload).metadata
+    except HeaderError as error:
+        raise InputError(
+            f"{name}: not a complete safetensors file ({error}); make one with `worldvla vq`"
+        ) from error
+    try:
+        values = json.loads(metadata[_METADATA_KEY])
         known = {field.name: values[field.name] for field in fields(ImageModelConfig)}
         for key in ("channel_multiplier", "attention_resolutions"):
             known[key] = tuple(known[key])

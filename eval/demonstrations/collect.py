@@ -8,29 +8,29 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.config import CollectConfig
-from eval.demonstrations.hdf5_file import demonstration_path, write_demonstrations
+from eval.demonstrations.hdf5_writer import demonstration_path, write_demonstrations
 from eval.demonstrations.recording import Recording, record
-from eval.demonstrations.workers import Workers, kept_simulator
+from eval.demonstrations.worker_pool import WorkerPool, cached_simulator
 from eval.output_folder import writable_folder
 from eval.simulator.interface import COLLECTION_STATES, SimulatorError, TaskInfo
 from eval.simulator.registry import open_suite, select_tasks
 
 Progress = Callable[[int, int], None]
-"""Called with (demonstrations recorded, demonstrations wanted)."""
+"""Called with (demonstrations recorded, demonstrations requested)."""
 
-_SMALLEST_FRAME = 16
+_MIN_RESOLUTION = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was collected for one task.
+    """Demonstrations collected for one task.
 
     Attributes:
         task: The task.
         path: The HDF5 file.
-        episodes: Demonstrations in it.
-        attempts: Initial states that were tried for them.
-        steps: Time steps of all demonstrations together.
+        episodes: Number of demonstrations in it.
+        attempts: Number of initial states tried for them.
+        steps: Number of time steps of all demonstrations together.
     """
 
     task: TaskInfo
@@ -43,8 +43,8 @@ class Collected:
 def collect(config: CollectConfig, progress: Progress | None = None) -> list[Collected]:
     """Record `config.episodes` successful demonstrations of each task into one file a task.
 
-    The result depends on the settings only, not on the number of workers: initial states are tried in
-    the order of their numbers from `config.seed` on, and the first that succeed are kept.
+    The result does not depend on the number of workers: initial states are tried in the order of their
+    numbers from `config.seed` on, and the first successes are stored.
 
     Raises:
         InputError: Bad settings, missing simulator parts, or an expert that fails too often.
@@ -53,14 +53,14 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
     numbers = select_tasks(suite, config.tasks)
     _check(config)
     folder = writable_folder(Path(config.out))
-    wanted, before = config.episodes * len(numbers), 0
+    total, before = config.episodes * len(numbers), 0
     collected = []
-    with Workers(config.workers) as workers:
+    with WorkerPool(config.workers) as workers:
         for number in numbers:
 
             def report(done: int, before: int = before) -> None:
                 if progress is not None:
-                    progress(before + done, wanted)
+                    progress(before + done, total)
 
             task = suite.tasks[number]
             recordings, attempts = _record_task(config, task, workers, report)
@@ -73,9 +73,9 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
 
 
 def _record_task(
-    config: CollectConfig, task: TaskInfo, workers: Workers, report: Callable[[int], None]
+    config: CollectConfig, task: TaskInfo, workers: WorkerPool, report: Callable[[int], None]
 ) -> tuple[list[Recording], int]:
-    """The first successful recordings of a task, and how many initial states were tried for them."""
+    """The first successful recordings of a task, and the number of initial states tried for them."""
     recordings: list[Recording] = []
     states = range(config.seed, config.seed + 2 * config.episodes + 4)
     attempts = workers.map(
@@ -90,24 +90,24 @@ def _record_task(
             return recordings, tried
     raise InputError(
         f"task {task.number} of {task.suite} ({task.instruction}): the expert solved {len(recordings)} of "
-        f"{len(states)} initial states, {config.episodes} wanted; choose other tasks=[...]"
+        f"{len(states)} initial states, expected {config.episodes}; choose other tasks=[...]"
     )
 
 
 def _attempt(suite: str, task: int, initial_state: int, pixels: int) -> Recording | None:
     try:
-        return record(kept_simulator(suite, task), initial_state, pixels)
+        return record(cached_simulator(suite, task), initial_state, pixels)
     except SimulatorError:
-        return None  # an attempt that failed: the next initial state may do
+        return None  # a failed attempt; the next initial state is tried
 
 
 def _check(config: CollectConfig) -> None:
-    for name, value, least in (
+    for name, value, minimum in (
         ("episodes", config.episodes, 1),
         ("workers", config.workers, 1),
-        ("resolution", config.resolution, _SMALLEST_FRAME),
+        ("resolution", config.resolution, _MIN_RESOLUTION),
         ("seed", config.seed, COLLECTION_STATES),
     ):
-        if value < least:
-            why = "; smaller numbers are evaluation's initial states" if name == "seed" else ""
-            raise InputError(f"{name}={value}: expected at least {least}{why}")
+        if value < minimum:
+            reason = "; smaller numbers are evaluation's initial states" if name == "seed" else ""
+            raise InputError(f"{name}={value}: expected at least {minimum}{reason}")

@@ -1,4 +1,4 @@
-"""Run the expert once: solve with physics only, check by replay, draw the kept states afterwards."""
+"""Record the expert once: solve with physics only, check by replay, render the stored states afterwards."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Recording:
     Attributes:
         initial_state: Number of the initial state (`Simulator.reset`).
         actions: float64 [T, 7].
-        sim_states: float64 [T, D], physics before each action.
+        sim_states: float64 [T, D], physical state before each action (`Simulator.sim_state`).
         states: float64 [T, 8], proprioception before each action.
         joints: float64 [T, 7].
-        frames: Camera -> uint8 [T, H, W, 3], upright, drawn before each action.
+        frames: Camera -> uint8 [T, H, W, 3], upright, rendered before each action.
         model_xml: The simulator's model.
     """
 
@@ -42,11 +42,11 @@ class Recording:
 def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording | None:
     """Record the expert from one initial state.
 
-    The demonstration is kept only if it also succeeds when its actions without the no-ops (which
-    training never sees) are replayed from its first stored state, as published replays do it.
+    The demonstration counts only if it also succeeds when its actions without the no-ops (which training
+    never sees) are replayed from its first stored state, as in published replays.
 
     Returns:
-        The recording, or None where the expert or the replay fails.
+        The recording, or None if the expert or the replay fails.
     """
     solved = _solve(simulator, initial_state)
     if solved is None:
@@ -76,7 +76,7 @@ def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording |
 def _solve(
     simulator: Simulator, initial_state: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Actions [T, 7] and the physics before each [T, D]; None unless the task stays solved to the end."""
+    """Actions [T, 7] and the physical state before each [T, D]; None unless the task stays solved."""
     simulator.reset(initial_state)
     actions, sim_states = [], []
     solved_at: int | None = None
@@ -98,7 +98,7 @@ def _solve(
 def replay(
     simulator: Simulator, actions: NDArray[np.float64], first_state: NDArray[np.float64], initial_state: int
 ) -> bool:
-    """Whether the actions [T, 7] solve the task from a stored physical state."""
+    """Whether the actions [T, 7] solve the task from a stored physical state [D]."""
     simulator.replay_from(first_state, initial_state)
     for action in actions:
         simulator.step(action)

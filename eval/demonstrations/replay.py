@@ -1,8 +1,8 @@
-"""Demonstrations acted out again in their simulator, as published training data were made.
+"""Replay of demonstrations in their simulator, as published training data were made.
 
 From the first stored physical state, after the settling steps, the recorded actions without the no-ops are
-applied once more; frames and proprioception are taken before each of them, and what does not end in success
-is left out (OpenVLA's treatment of LIBERO, which WorldVLA follows).
+applied again; frames and proprioception are recorded before each of them, and demonstrations that do not end
+in success are left out (OpenVLA's treatment of LIBERO, which WorldVLA follows).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from data.errors import InputError
 from data.prepare.frames import moving_steps
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_hdf5 import read_motion
-from eval.demonstrations.workers import kept_simulator
+from eval.demonstrations.worker_pool import cached_simulator
 from eval.simulator.interface import SimulatorError
 from eval.simulator.registry import open_suite
 
 
 def replay_demonstration(reference: DemonstrationReference, pixels: int) -> Demonstration | None:
-    """Act a demonstration out again; frames come out upright, `pixels` wide, one for each kept action.
+    """Replay a demonstration; its frames are upright, uint8 [T, pixels, pixels, 3], one per moving action.
 
     Returns:
-        What happened, or None where the task is not solved in the end or the physics breaks down.
+        The replayed demonstration, or None if the task is not solved at the end or the physics fails.
 
     Raises:
-        InputError: The suite or task is not known here, or the file lacks the physical state.
+        InputError: Unknown suite or task, or the file lacks the physical state.
     """
     motion = read_motion(reference)
     actions = motion.actions[moving_steps(motion.actions)]
-    simulator = kept_simulator(reference.suite, _task_number(reference))
+    simulator = cached_simulator(reference.suite, _task_number(reference))
     frames: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in reference.cameras}
     states: list[NDArray[np.float64]] = []
     try:

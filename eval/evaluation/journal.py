@@ -1,4 +1,4 @@
-"""Finished episodes on disk, one JSON line each, so that an interrupted evaluation goes on where it was."""
+"""Finished episodes on disk, one JSON line each, so that an interrupted evaluation can continue."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Key = tuple[int, int]
 
 
 class Journal:
-    """The episodes of one policy on one suite, in a file that carries the digest of what they depend on.
+    """The episodes of one policy on one suite, in a file named by the digest of what they depend on.
 
     Args:
-        folder: Where the file lies.
-        identity: All that the outcome of an episode depends on: policy, suite, horizon, versions.
-        resume: Go on with what is there; else begin anew.
+        folder: Folder of the file.
+        identity: Everything that the outcome of an episode depends on: policy, suite, horizon, versions.
+        resume: Continue with the episodes in the file; else start anew.
 
     Raises:
         InputError: The file cannot be read, or a line in its middle is damaged.
@@ -36,29 +36,29 @@ class Journal:
         self.path = folder / f"episodes-{digest}.jsonl"
         if not resume:
             self.path.unlink(missing_ok=True)
-        self._done = _read(self.path) if self.path.is_file() else {}
+        self._results = _read(self.path) if self.path.is_file() else {}
 
-    def done(self) -> dict[Key, EpisodeResult]:
-        """Episodes that came to their end; those with an error are to be tried again."""
-        return {key: result for key, result in self._done.items() if result.error is None}
+    def completed(self) -> dict[Key, EpisodeResult]:
+        """Results without an error; episodes with an error are to be run again."""
+        return {key: result for key, result in self._results.items() if result.error is None}
 
-    def add(self, result: EpisodeResult) -> None:
-        """Write one episode down; it is on disk when this returns."""
+    def append(self, result: EpisodeResult) -> None:
+        """Write one result; it is on disk when this returns."""
         values = {name: value for name, value in asdict(result).items() if name in _STORED}
         with self.path.open("ab") as file:
             file.write(json.dumps(values).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._done[result.task, result.initial_state] = result
+        self._results[result.task, result.initial_state] = result
 
 
 def _read(path: Path) -> dict[Key, EpisodeResult]:
-    """Episodes of a file; a last line that was cut off is removed."""
+    """Results in a file; a truncated last line is removed."""
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     if end < len(content):
         os.truncate(path, end)
-    found: dict[Key, EpisodeResult] = {}
+    results: dict[Key, EpisodeResult] = {}
     for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
             result = EpisodeResult(**json.loads(line))
@@ -66,5 +66,5 @@ def _read(path: Path) -> dict[Key, EpisodeResult]:
             raise InputError(
                 f"{path}: line {number} is no episode ({error}); delete the file, or give resume=false"
             ) from error
-        found[result.task, result.initial_state] = result
-    return found
+        results[result.task, result.initial_state] = result
+    return results

@@ -1,4 +1,4 @@
-"""Published success rates on LIBERO, to stand beside ours.
+"""Published success rates on LIBERO, for comparison.
 
 WorldVLA (arXiv 2506.21539) and RynnVLA-002 (arXiv 2511.17502): 10 tasks x 50 initial states a suite.
 """
@@ -19,7 +19,7 @@ _RATES: Mapping[str, tuple[float, float, float, float]] = {
 
 
 def published_rates(suite: str) -> dict[str, float]:
-    """Model -> published success rate on a suite, 0 to 1; empty where nothing was published."""
+    """Model -> published success rate on a suite, 0 to 1; empty for a suite without any."""
     if suite not in _SUITES:
         return {}
     column = _SUITES.index(suite)

@@ -27,12 +27,12 @@ class Results:
     Attributes:
         suite: Name of the suite.
         step: Optimiser step of the checkpoint; None for a policy without one.
-        policy: What acted: the checkpoint's folder, or `expert`.
+        policy: The checkpoint's folder, or `expert`.
         tasks: The tasks that were run.
-        episodes: One result an episode, tasks and initial states ascending.
+        episodes: One result per episode, tasks and initial states ascending.
         versions: Versions of the simulator's packages.
         standin_assets: Whether some visual assets were stand-ins.
-        horizon: Longest episode in steps; None: the suite's own.
+        horizon: Maximum length of an episode in steps; None: the suite's own.
     """
 
     suite: str
@@ -46,12 +46,12 @@ class Results:
 
     @property
     def successes(self) -> int:
-        """Solved episodes."""
+        """Number of solved episodes."""
         return sum(episode.success for episode in self.episodes)
 
     @property
     def errors(self) -> int:
-        """Episodes that the simulator broke off."""
+        """Number of episodes that ended in a simulator error."""
         return sum(episode.error is not None for episode in self.episodes)
 
     @property
@@ -105,7 +105,7 @@ class Results:
 
 
 def _mean_steps(episodes: Sequence[EpisodeResult]) -> float | None:
-    """Steps that the solved episodes took, on average."""
+    """Mean number of steps of the solved episodes; None without any."""
     solved = [episode.steps for episode in episodes if episode.success]
     return sum(solved) / len(solved) if solved else None
 
@@ -131,7 +131,7 @@ def write_results(results: Results, folder: Path) -> Path:
 
 
 def results_table(results: Results) -> Table:
-    """Success by task with 95 % intervals, and what others published, for the console."""
+    """Success by task with 95 % intervals, and published rates, for the console."""
     content = results.to_json()
     table = Table(title=f"{results.suite}: {results.policy}", title_justify="left", caption_justify="left")
     table.caption = _caption(results)
@@ -152,7 +152,7 @@ def results_table(results: Results) -> Table:
 
 
 def _caption(results: Results) -> str | None:
-    """What a reader must know before comparing the numbers."""
+    """Caveats for comparing the numbers."""
     notes = []
     if results.standin_assets:
         notes.append("some assets are stand-ins: not comparable with published rates to the digit")

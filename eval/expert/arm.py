@@ -1,4 +1,4 @@
-"""Proportional control of the arm: from a wished gripper pose to one action."""
+"""Proportional control of the arm: from a target gripper pose to one action."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ OPEN, CLOSE = -1.0, 1.0
 _POSITION_GAIN = 10.0  # command per m of error; the controller moves 5 cm at a command of 1
 _ROTATION_GAIN = 2.0  # command per rad of error; the controller turns 0.5 rad at a command of 1
 
-# Commands stay inside the range that actions are tokenised with (LIBERO's demonstrations).
-_LARGEST_MOVE = 0.9375
-_LARGEST_TURN = np.array([0.32571429, 0.375, 0.375])
+# Commands stay within the ranges of action tokens (those of LIBERO's demonstrations).
+_MAX_MOVE = 0.9375
+_MAX_TURN = np.array([0.32571429, 0.375, 0.375])
 
 
 class Arm:
-    """Turns wished gripper poses into actions.
+    """Converts target gripper poses into actions.
 
     Args:
-        simulator: Where the gripper is.
-        speed: Largest command along an axis, at most 0.9375.
+        simulator: Simulator of the gripper.
+        speed: Maximum command along an axis, at most 0.9375.
     """
 
-    def __init__(self, simulator: Simulator, speed: float = _LARGEST_MOVE) -> None:
+    def __init__(self, simulator: Simulator, speed: float = _MAX_MOVE) -> None:
         self._simulator = simulator
-        self._speed = min(speed, _LARGEST_MOVE)
+        self._speed = min(speed, _MAX_MOVE)
 
     def toward(
         self, position: NDArray[np.float64], grip: float, yaw: float | None = None
     ) -> NDArray[np.float64]:
-        """One action [7] toward a position, gripper pointing down.
+        """One action [7] towards a position, gripper pointing down.
 
         Args:
-            position: Wished position [3] of the grip point.
+            position: Target position [3] of the grip point.
             grip: `OPEN` or `CLOSE`.
-            yaw: Direction in which the fingers shall open, radians about the world's z axis from x; None does
-                not turn the hand.
+            yaw: Target direction in which the fingers open, radians about the world's z axis from x; None
+                does not turn the hand.
         """
         action = np.zeros(7)
         gripper = self._simulator.gripper()
         action[:3] = np.clip(_POSITION_GAIN * (position - gripper.position), -self._speed, self._speed)
         if yaw is not None:
             error = rotation_vector(self._pointing_down(yaw) @ gripper.rotation.T)
-            action[3:6] = np.clip(_ROTATION_GAIN * error, -_LARGEST_TURN, _LARGEST_TURN)
+            action[3:6] = np.clip(_ROTATION_GAIN * error, -_MAX_TURN, _MAX_TURN)
         action[6] = grip
         return action
 
     def yaw(self) -> float:
-        """Direction in which the fingers open now, radians about z."""
+        """Current direction in which the fingers open, radians about z."""
         axis = self._simulator.gripper().rotation @ self._simulator.finger_axis()
         return float(np.arctan2(axis[1], axis[0]))
 

@@ -33,7 +33,7 @@ class _PickAndPlace:
         self._drop = 0.03 if inside else 0.012
 
     def actions(self) -> Iterator[NDArray[np.float64]]:
-        """All phases; ends early when the object slipped out of the hand."""
+        """Actions of all phases; ends early when the object slipped out of the hand."""
         grasp = self._grasp
         x, y, z = grasp.position
         hover = max(z + 0.10, grasp.top + 0.06)
@@ -94,7 +94,7 @@ class _PickAndPlace:
         return self._simulator.position(self._goal.target)[:2]
 
     def _target_top(self) -> float:
-        """Height at which the object may be let go."""
+        """Height at which the object may be released."""
         body = self._target_body()
         if body is None:
             return float(self._simulator.position(self._goal.target)[2])

@@ -1,13 +1,13 @@
-"""A scripted expert that looks at the simulator's poses: lifting, and picking and placing.
+"""A scripted expert that reads the simulator's poses: lifting, and picking and placing.
 
 It is a proportional controller: the commanded motion is a function of where gripper and object are,
-so a policy that sees both can imitate it and corrects itself where it strays. A demonstration is a
-generator that yields one action and expects the simulator to have been stepped when it goes on::
+so a policy that sees both can imitate it and can correct deviations. A demonstration is a generator that
+yields one action and expects the simulator to be stepped before the next::
 
     for action in demonstrate(simulator):
         simulator.step(action)
 
-It need not succeed: collection keeps what does.
+It may fail: collection stores only successes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from eval.expert.pick_and_place import pick_and_place
 from eval.simulator.interface import Goal, Simulator
 
 # Phases of lifting are short, and slow enough that a frame every fifth step tells them apart.
-_SPEED = 0.6  # largest command along an axis; 1.0 asks the controller for 5 cm
+_SPEED = 0.6  # maximum command along an axis; 1.0 asks the controller for 5 cm
 _HOVER = 0.08  # height above the object in m while the gripper is beside it
-_FUNNEL = 5.0  # m of height per m of horizontal error: the gripper comes down inside a steep cone
-_REACHED = 0.015  # m; closing tolerates more, so an imitator that is a little off still grasps
+_FUNNEL = 5.0  # m of height per m of horizontal error: the gripper descends inside a steep cone
+_REACHED = 0.015  # m; closing tolerates more, so a slightly inaccurate imitator still grasps
 _BELOW_CENTRE = 0.006  # m below the middle of the object
 _APPROACH_LIMIT = 70
 _CLOSE_STEPS = 6
@@ -48,13 +48,13 @@ def demonstrate(simulator: Simulator) -> Iterator[NDArray[np.float64]]:
         else:
             task = simulator.task
             raise InputError(
-                f"task {task.number} of {task.suite} ({task.instruction}): the scripted expert knows lift, "
+                f"task {task.number} of {task.suite} ({task.instruction}): the scripted expert has lift, "
                 f"on and in, not {goal.predicate}; choose other tasks=[...]"
             )
 
 
 def _lift(simulator: Simulator, goal: Goal) -> Iterator[NDArray[np.float64]]:
-    """Come down over the object in a funnel, close, raise."""
+    """Descend onto the object in a funnel, close, raise."""
     arm = Arm(simulator, speed=_SPEED)
     for _ in range(_APPROACH_LIMIT):
         target = simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])

@@ -14,7 +14,7 @@ from data.stream.sequence import action_prompt, action_text
 from data.tokens.action import ActionRanges, decode
 from data.tokens.image_block import image_block
 from eval.config import ExportedConfig
-from eval.policy.batching import ChunkDecoder, FrameEncoder
+from eval.policy.batch_invariance import BatchInvariantDecoder, BatchInvariantEncoder
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import load_model
 from eval.simulator.interface import ACTION_LIMIT, Simulator
@@ -22,17 +22,17 @@ from pretrain.model.generate import Order
 
 
 class CheckpointPolicy:
-    """Looks at the newest frames and decodes a whole chunk of actions at once, greedily.
+    """Decodes a whole chunk of actions from the newest frames at once, greedily.
 
     Args:
         checkpoint: Folder `runs/<name>/checkpoints/step_...`, or one of exported weights.
-        device: Where it computes; None takes a GPU if there is one.
-        batch: Most observations that are decided on in one pass.
-        exported: What exported weights do not say themselves.
-        order: How a chunk is decoded, as in `decode_action_chunk`; all ways give the same actions.
+        device: Device it computes on; None takes a GPU if there is one.
+        batch: Maximum number of observations in one pass.
+        exported: Settings that a folder of exported weights does not contain.
+        order: Order of decoding, as in `decode_action_chunk`; all orders give the same actions.
 
     Raises:
-        InputError: As `load_model`, or its actions are in other units than the simulators take.
+        InputError: As for `load_model`, or its actions are in other units than the simulators'.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class CheckpointPolicy:
     ) -> None:
         self._model = load_model(checkpoint, exported, device)
         _check_units(checkpoint, self._model.action_ranges)
-        self._decoder = ChunkDecoder(self._model.network, self._model.data.chunk, batch, order)
-        self._encoder = FrameEncoder(self._model.image, batch * self._model.data.history)
+        self._decoder = BatchInvariantDecoder(self._model.network, self._model.data.chunk, batch, order)
+        self._encoder = BatchInvariantEncoder(self._model.image, batch * self._model.data.history)
 
     @property
     def chunk(self) -> int:
@@ -55,7 +55,7 @@ class CheckpointPolicy:
 
     @property
     def history(self) -> int:
-        """M, frames it looks at."""
+        """M, number of frames in an observation."""
         return self._model.data.history
 
     @property
@@ -69,7 +69,7 @@ class CheckpointPolicy:
         return self._model.image.pixels
 
     def reset(self, environment: int, simulator: Simulator) -> None:
-        """Nothing to do: it remembers nothing but the frames it is given."""
+        """Nothing to do: it has no state but the frames it is given."""
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
@@ -79,14 +79,13 @@ class CheckpointPolicy:
         prompts = []
         for observation in observations:
             text = self._model.text.encode(action_text(observation.instruction))
-            seen = [next(blocks) for _ in observation.frames]
-            prompts.append(action_prompt(text, seen))
+            prompts.append(action_prompt(text, [next(blocks) for _ in observation.frames]))
         bins = self._decoder.decode(prompts)
         return decode(bins.reshape(-1, bins.shape[-1]), self._model.action_ranges).reshape(bins.shape)
 
 
 def _check_units(checkpoint: Path, ranges: ActionRanges) -> None:
-    """Refuse a policy whose training data held actions that no simulator here can carry out."""
+    """Refuse a policy whose training data had actions outside the simulators' range."""
     for dimension, (low, high) in enumerate(zip(ranges.minimum, ranges.maximum, strict=True)):
         if max(-low, high) > ACTION_LIMIT * (1 + 1e-6):
             raise InputError(

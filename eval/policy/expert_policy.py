@@ -13,7 +13,7 @@ from eval.simulator.interface import SETTLE_ACTION, Simulator
 
 
 class ExpertPolicy:
-    """The scripted expert. It looks at the simulator's poses before every action."""
+    """The scripted expert. It reads the simulator's poses before every action."""
 
     chunk = 1
     history = 0
@@ -24,7 +24,7 @@ class ExpertPolicy:
         self._scripts: dict[int, Iterator[NDArray[np.float64]]] = {}
 
     def reset(self, environment: int, simulator: Simulator) -> None:
-        """Begin the script of the simulator's task."""
+        """Start the script of the simulator's task."""
         self._scripts[environment] = demonstrate(simulator)
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:

@@ -14,13 +14,13 @@ from eval.simulator.interface import Simulator
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a policy sees before it decides on its next chunk of actions.
+    """Input of a policy for its next chunk of actions.
 
     Attributes:
-        environment: Number of the environment that this comes from.
-        instruction: What the robot is told.
+        environment: Number of the environment that it belongs to.
+        instruction: The task in words.
         frames: The newest frames of the policy's camera, oldest first, uint8 [pixels, pixels, 3] each;
-            fewer than the policy's history at an episode's start, none for a policy without eyes.
+            fewer than the policy's history at an episode's start, none for a policy with history 0.
         state: Proprioception [8], as in `data.contracts.Demonstration`.
     """
 
@@ -31,30 +31,30 @@ class Observation:
 
 
 class Policy(Protocol):
-    """Decides on the next K actions of each of several environments."""
+    """Chooses the next K actions of each of several environments."""
 
     @property
     def chunk(self) -> int:
-        """K, actions that are executed before the policy looks again."""
+        """K, actions executed before the next observation."""
         ...
 
     @property
     def history(self) -> int:
-        """M, frames that it looks at; 0: none."""
+        """M, number of frames in an observation; 0: none."""
         ...
 
     @property
     def camera(self) -> str:
-        """Camera whose frames it looks at."""
+        """Camera of these frames."""
         ...
 
     @property
     def pixels(self) -> int:
-        """Side of these frames."""
+        """Side of these frames in pixels."""
         ...
 
     def reset(self, environment: int, simulator: Simulator) -> None:
-        """A new episode begins in an environment. Only the expert may look into the simulator."""
+        """Start a new episode in an environment. Only the expert may query the simulator."""
         ...
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:

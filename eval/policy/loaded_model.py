@@ -1,4 +1,4 @@
-"""Everything that is needed to use trained weights alone: of a run's checkpoint, or exported ones."""
+"""Trained weights with their tokenizers and settings: of a run's checkpoint, or exported ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
 from pretrain.checkpoint.weights import load_weights
-from pretrain.convert.source import CONFIG, open_source
+from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.run_folder import RunFolder
@@ -27,14 +27,14 @@ _TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Weights and what belongs to them.
+    """Weights and everything needed to use them.
 
     Attributes:
         data: History, chunk and camera that it was trained with.
         network: The transformer in evaluation mode, fp32.
         text: Its text tokenizer.
         image: Its image tokenizer.
-        action_ranges: Ranges over which the actions that it was trained on became tokens.
+        action_ranges: Ranges by which the actions of its training data became tokens.
     """
 
     data: DataConfig
@@ -45,13 +45,13 @@ class LoadedModel:
 
 
 def load_model(path: Path, exported: ExportedConfig | None = None, device: str | None = None) -> LoadedModel:
-    """Load a folder of weights, whichever of the two kinds it is.
+    """Load a folder of weights of either kind.
 
     Args:
         path: A run's checkpoint `runs/<name>/checkpoints/step_...`, or a folder with `config.json` and
             safetensors files, as `worldvla convert export` and transformers write it.
-        exported: What a folder of the second kind does not say itself.
-        device: Where it computes; None takes a GPU if there is one.
+        exported: Settings that a folder of the second kind does not contain.
+        device: Device it computes on; None takes a GPU if there is one.
 
     Raises:
         InputError: Neither kind, settings or a tokenizer are missing, action ranges are broken, or the
@@ -80,8 +80,8 @@ def _load_checkpoint(checkpoint: Path, device: str) -> LoadedModel:
         )
     model = from_mapping(f"{run}/config.yaml model", ModelConfig, settings["model"])
     tokenizers = run / "tokenizers"
-    text = TextTokenizer.load(_only(tokenizers, "json", "text"))
-    image = ImageTokenizer.load(_only(tokenizers, "safetensors", "image"), device=device)
+    text = TextTokenizer.load(_only_file(tokenizers, "json", "text"))
+    image = ImageTokenizer.load(_only_file(tokenizers, "safetensors", "image"), device=device)
     ranges = _read_ranges(RunFolder(run).action_ranges, "copy it there from the training run")
     network = _network(model, checkpoint, load_weights(checkpoint))
     return LoadedModel(data, network.to(device), text, image, ranges)
@@ -104,7 +104,7 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
     ranges = DEFAULT_RANGES
     if settings.action_ranges:
         ranges = _read_ranges(Path(settings.action_ranges), "correct exported.action_ranges")
-    source = open_source(folder)
+    source = open_weights_folder(folder)
     weights = {name: file.tensor(name).float() for name, file in source.tensors.items()}
     data = DataConfig(history=settings.history, chunk=settings.chunk, cameras=[settings.camera])
     network = _network(source.model, folder, weights).to(device)
@@ -112,7 +112,7 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
 
 
 def _read_ranges(path: Path, remedy: str) -> ActionRanges:
-    """Action ranges from their file: with any others the same tokens would be other motions."""
+    """Read action ranges; with any others the same tokens would mean other motions."""
     try:
         record = Record.parse(path.read_bytes(), str(path))
     except OSError as error:
@@ -120,12 +120,12 @@ def _read_ranges(path: Path, remedy: str) -> ActionRanges:
     return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))
 
 
-def _only(folder: Path, ending: str, kind: str) -> Path:
-    """The one file with an ending in a folder."""
-    files = sorted(folder.glob(f"*.{ending}"))
+def _only_file(folder: Path, suffix: str, kind: str) -> Path:
+    """The only file with a suffix in a folder."""
+    files = sorted(folder.glob(f"*.{suffix}"))
     if len(files) != 1:
         raise InputError(
-            f"{folder}: found {len(files)} files *.{ending}, expected the run's {kind} tokenizer; "
+            f"{folder}: found {len(files)} files *.{suffix}, expected the run's {kind} tokenizer; "
             "copy it there from the training run"
         )
     return files[0]
@@ -136,12 +136,12 @@ def _network(config: ModelConfig, checkpoint: Path, weights: dict[str, Tensor]) 
     with torch.device("meta"):
         network = Transformer(config)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = sorted(name for name in expected | shapes if expected.get(name) != shapes.get(name))
     if wrong:
         raise InputError(
             f"{checkpoint}: {len(wrong)} tensors do not fit the model of its settings, first "
-            f"{wrong[0]}: found {found.get(wrong[0])}, expected {expected.get(wrong[0])}"
+            f"{wrong[0]}: found {shapes.get(wrong[0])}, expected {expected.get(wrong[0])}"
         )
     network.load_state_dict(weights, assign=True)
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Which policy acts: named on the command line, loaded by another process."""
+"""Reference to a policy: named on the command line, loaded by another process."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from eval.policy.interface import Policy
 from pretrain.run_folder import RunFolder
 
 EXPERT = "expert"
-READY = "READY"  # of a checkpoint: the checksum of its manifest
+READY = "READY"  # of a checkpoint: holds the checksum of its manifest
 CONFIG = "config.json"  # of exported weights
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyName:
-    """Names a policy so that another process can load it: `expert`, or a checkpoint's folder.
+class PolicyReference:
+    """Refers to a policy so that another process can load it: `expert`, or a checkpoint's folder.
 
     Attributes:
         name: `expert` or the folder.
-        batch: Most observations that the checkpoint's policy decides on at once.
-        exported: What exported weights do not say themselves.
+        batch: Maximum number of observations that the checkpoint's policy decides on at once.
+        exported: Settings that a folder of exported weights does not contain.
     """
 
     name: str
@@ -33,8 +33,8 @@ class PolicyName:
     exported: ExportedConfig = field(default_factory=ExportedConfig)
 
     @property
-    def served(self) -> bool:
-        """A checkpoint's policy is; the expert looks into the simulator and stays beside it."""
+    def uses_server(self) -> bool:
+        """True for a checkpoint's policy; the expert queries the simulator and runs beside it."""
         return self.name != EXPERT
 
     def load(self) -> Policy:
@@ -50,39 +50,39 @@ class PolicyName:
         return CheckpointPolicy(Path(self.name), batch=self.batch, exported=self.exported)
 
     def identity(self) -> str:
-        """Changes with the weights, and with the tokenizers and action ranges that its run has for them.
+        """Digest of the weights, and of the run's tokenizers and action ranges.
 
-        A checkpoint's READY holds the checksum of its manifest, and that those of the weights. Exported
-        weights may have hundreds of gigabytes: names, lengths and times of their files stand for them.
+        A checkpoint's READY holds the checksum of its manifest, which holds those of the weights. Exported
+        weights may have hundreds of gigabytes: names, sizes and modification times of their files are used.
         """
         if self.name == EXPERT:
             return EXPERT
         folder = Path(self.name)
         ready = folder / READY
         if ready.is_file():
-            return _digest([ready, *_beside_weights(folder)])
+            return _digest([ready, *_run_files(folder)])
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        return hashlib.sha256(f"{found} {self.exported}".encode()).hexdigest()
+        listing = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(f"{listing} {self.exported}".encode()).hexdigest()
 
 
-def _beside_weights(checkpoint: Path) -> list[Path]:
-    """Files of the run that decide how a checkpoint sees, reads and moves."""
+def _run_files(checkpoint: Path) -> list[Path]:
+    """Files of the run that the policy depends on: tokenizers and action ranges."""
     run = RunFolder(checkpoint.resolve().parent.parent)
     return sorted(path for path in (run.action_ranges, *run.tokenizers.glob("*")) if path.is_file())
 
 
 def _digest(files: Sequence[Path]) -> str:
     """SHA-256 of names and contents."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        found.update(f"{path.name} {content}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()
 
 
-def named_policy(config: EvalCommandConfig) -> tuple[PolicyName, int | None, Path]:
+def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None, Path]:
     """Policy, step of its checkpoint and folder for the results.
 
     Raises:
@@ -95,18 +95,22 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyName, int | None, Pat
             raise InputError(f"policy={config.policy}: expected {EXPERT}; or give checkpoint=FOLDER")
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
-        return PolicyName(EXPERT), None, Path(config.out)
-    checkpoint = _folder(config.checkpoint)
+        return PolicyReference(EXPERT), None, Path(config.out)
+    checkpoint = _local_folder(config.checkpoint)
     if not checkpoint.is_dir():
         raise InputError(
             f"checkpoint={checkpoint}: no such folder; expected runs/<name>/checkpoints/step_..."
         )
-    source = PolicyName(str(checkpoint), config.batch, config.exported)
-    return source, step_of(checkpoint), Path(config.out) if config.out else _beside(checkpoint, config.suite)
+    source = PolicyReference(str(checkpoint), config.batch, config.exported)
+    return (
+        source,
+        step_of(checkpoint),
+        Path(config.out) if config.out else _results_folder(checkpoint, config.suite),
+    )
 
 
-def _folder(checkpoint: str) -> Path:
-    """The checkpoint as a folder; from an object store its weights are fetched."""
+def _local_folder(checkpoint: str) -> Path:
+    """The checkpoint as a folder on this machine; weights in an object store are fetched."""
     if "://" not in checkpoint:
         return Path(checkpoint)
     from pretrain.checkpoint.fetch import local_checkpoint  # imports torch
@@ -114,8 +118,8 @@ def _folder(checkpoint: str) -> Path:
     return local_checkpoint(checkpoint)
 
 
-def _beside(checkpoint: Path, suite: str) -> Path:
-    """Folder for results: in the checkpoint's run; the suite keeps it apart from the training's own."""
+def _results_folder(checkpoint: Path, suite: str) -> Path:
+    """Folder for results in the checkpoint's run; named by the suite, apart from the training's own."""
     if (checkpoint / CONFIG).is_file():
         raise InputError(f"checkpoint={checkpoint}: exported weights are in no run folder; add out=FOLDER")
     resolved = checkpoint.resolve()

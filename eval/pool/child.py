@@ -1,4 +1,4 @@
-"""One process of the pool, the pipe to it, and the time by which it must have got on."""
+"""One process of the pool, the pipe to it, and the deadline by which it must make progress."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from typing import Any, Protocol
 
 # A rendering context does not survive a fork.
 _CONTEXT = multiprocessing.get_context("spawn")
-
-
-_THREADS = "OMP_NUM_THREADS"
+_NUM_THREADS = "OMP_NUM_THREADS"
 
 
 class Deadline(Protocol):
@@ -26,35 +24,35 @@ class Deadline(Protocol):
     value: float
 
 
-class Child:
-    """A process that this one has started. It ends when this one does, however that ends.
+class ChildProcess:
+    """A process started by this one. It ends when this one does, for whatever reason that ends.
 
-    It computes with one thread, unless OMP_NUM_THREADS says otherwise: the pool's processes share the cores,
-    and threads that wait for one another there cost more than they compute.
+    It computes with one thread unless OMP_NUM_THREADS is set: the pool's processes share the cores, and
+    threads that wait for one another there cost more than they compute.
 
     Args:
         target: Runs in the process, as `target(connection, deadline, *arguments)`; importable.
-        arguments: Further ones, pickled.
-        name: Of the process, in messages.
-        seconds: Until when it must have got on first; afterwards it moves its own deadline.
+        arguments: Further arguments, pickled.
+        name: Name of the process, for messages.
+        timeout: Seconds until its first deadline; afterwards it renews its own deadline.
     """
 
     def __init__(
-        self, target: Callable[..., None], arguments: tuple[Any, ...], name: str, seconds: float
+        self, target: Callable[..., None], arguments: tuple[Any, ...], name: str, timeout: float
     ) -> None:
         self.name = name
-        self.connection, theirs = _CONTEXT.Pipe()
-        self._deadline: Deadline = _CONTEXT.Value("d", time.monotonic() + seconds, lock=False)
+        self.connection, child_end = _CONTEXT.Pipe()
+        self._deadline: Deadline = _CONTEXT.Value("d", time.monotonic() + timeout, lock=False)
         self._process = _CONTEXT.Process(
-            target=target, args=(theirs, self._deadline, *arguments), name=name, daemon=True
+            target=target, args=(child_end, self._deadline, *arguments), name=name, daemon=True
         )
-        with _one_thread():
+        with _single_threaded():
             self._process.start()
-        theirs.close()
+        child_end.close()
 
     @property
     def pid(self) -> int:
-        """Number of the process."""
+        """Process id."""
         return self._process.pid or 0
 
     @property
@@ -63,21 +61,21 @@ class Child:
         return self._process.sentinel
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the process has ended."""
         return not self._process.is_alive()
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline; negative when it has passed."""
+        """Seconds until the deadline; negative when it has passed."""
         return self._deadline.value - time.monotonic()
 
-    def allow(self, seconds: float) -> None:
-        """Move the deadline."""
+    def extend(self, seconds: float) -> None:
+        """Move the deadline to so many seconds from now."""
         self._deadline.value = time.monotonic() + seconds
 
     def kill(self) -> str:
-        """End the process at once, if it has not ended, and say how it did."""
+        """Kill the process unless it has ended; return how it ended (signal name or exit code)."""
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -86,45 +84,45 @@ class Child:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes started inside read it before they import numpy, whose threads are counted only then."""
-    if _THREADS in os.environ:
+def _single_threaded() -> Iterator[None]:
+    """Let processes started inside compute with one thread: numpy reads the variable at its import."""
+    if _NUM_THREADS in os.environ:
         yield
         return
-    os.environ[_THREADS] = "1"
+    os.environ[_NUM_THREADS] = "1"
     try:
         yield
     finally:
-        del os.environ[_THREADS]
+        del os.environ[_NUM_THREADS]
 
 
-class Heart:
-    """The child's hand on its deadline.
+class Heartbeat:
+    """Renews the deadline of a child process from inside it.
 
     Args:
         deadline: Shared with the parent.
-        seconds: One beat lasts.
+        interval: Seconds by which one beat extends the deadline.
     """
 
-    def __init__(self, deadline: Deadline, seconds: float) -> None:
-        self._deadline, self._seconds = deadline, seconds
+    def __init__(self, deadline: Deadline, interval: float) -> None:
+        self._deadline, self._interval = deadline, interval
 
     def beat(self) -> None:
-        """Something got on."""
-        self._deadline.value = time.monotonic() + self._seconds
+        """Report progress: the next beat is due within the interval."""
+        self.extend(self._interval)
 
-    def allow(self, seconds: float) -> None:
-        """What comes may take longer than a beat."""
+    def extend(self, seconds: float) -> None:
+        """Allow so many seconds until the next beat."""
         self._deadline.value = time.monotonic() + seconds
 
-    def rest(self) -> None:
-        """Waiting for others, for as long as it takes."""
+    def pause(self) -> None:
+        """Suspend the deadline while the process waits for a message."""
         self._deadline.value = math.inf
 
 
 def end_with_parent() -> None:
-    """Let this process end, without a word, as soon as its parent has."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C reaches all; the parent speaks for all
+    """End this process, without output, as soon as its parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C reaches all processes; only the parent reports it
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -1,4 +1,4 @@
-"""What the processes of an evaluation tell one another."""
+"""Messages between the processes of an evaluation."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ OpenSuite = Callable[[str], Suite]
 
 
 class PolicySource(Protocol):
-    """Names a policy so that another process can load it; it is pickled."""
+    """Identifies a policy so that another process can load it; it is pickled."""
 
     @property
     def name(self) -> str:
-        """What the results call it."""
+        """Name in the results."""
         ...
 
     @property
-    def served(self) -> bool:
-        """Whether a policy server runs it for all workers; else each worker runs one beside its simulator."""
+    def uses_server(self) -> bool:
+        """Whether a policy server runs it for all workers; else each worker runs it beside its simulator."""
         ...
 
     def load(self) -> Policy:
@@ -36,20 +36,20 @@ class PolicySource(Protocol):
         ...
 
     def identity(self) -> str:
-        """Equal only where the policy acts alike."""
+        """Text that is equal only for policies that act alike."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSpec:
-    """One episode that is to be run.
+    """One episode to run.
 
     Attributes:
         suite: Name of the suite.
         task: Number of the task.
         initial_state: Number of the initial state.
-        horizon: Longest episode in steps.
-        videos: Folder for the episode's video; None: it is not filmed.
+        horizon: Maximum length of the episode in steps.
+        videos: Folder for the episode's video; None: no video.
     """
 
     suite: str
@@ -60,8 +60,8 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyShape:
-    """What a worker must know of a policy that another process runs; see `eval.policy.interface.Policy`."""
+class PolicySpec:
+    """What a worker needs to know of a policy run by a server; see `eval.policy.interface.Policy`."""
 
     chunk: int
     history: int
@@ -69,34 +69,34 @@ class PolicyShape:
     pixels: int
 
     @classmethod
-    def of(cls, policy: Policy) -> PolicyShape:
-        """The shape of a policy."""
+    def of(cls, policy: Policy) -> PolicySpec:
+        """The spec of a loaded policy."""
         return cls(policy.chunk, policy.history, policy.camera, policy.pixels)
 
 
 @dataclass(frozen=True, slots=True)
-class Raised:
-    """An exception in another process.
+class RemoteError:
+    """An exception raised in another process.
 
     Attributes:
-        message: Of the exception.
-        user_mistake: Whether it was an `InputError`.
-        trace: Its traceback.
+        message: Message of the exception.
+        is_input_error: Whether it is an `InputError`: a mistake of the user, which a retry would meet again.
+        traceback: Formatted traceback.
     """
 
     message: str
-    user_mistake: bool
-    trace: str
+    is_input_error: bool
+    traceback: str
 
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """Seconds within which a process must get on; one that does not is killed and replaced.
+    """Seconds within which a process must make progress; else it is killed and replaced.
 
     Attributes:
-        step: One step of the simulator, or one frame drawn.
-        start: A simulator opens or is reset, or a policy is loaded.
-        answer: A policy server answers.
+        step: One step of the simulator, or one rendered frame.
+        start: Opening or resetting a simulator, or loading a policy.
+        answer: One answer of a policy server.
     """
 
     step: float = 60.0

@@ -1,7 +1,7 @@
 """The loop that feeds simulator workers and policy servers, and replaces those that die or hang.
 
-One thread, which only waits: for messages, for the end of a process, for a deadline. An episode whose worker
-dies begins again in a new one; observations that a dying policy server had are given to the next. Neither
+One thread, which only waits: for messages, for the end of a process, for a deadline. The episode of a dead
+worker starts again in a new one; the observations sent to a dead policy server go to the next. Neither
 changes a result: an episode depends on its initial state and the policy alone.
 """
 
@@ -15,16 +15,16 @@ from typing import Any
 
 from data.errors import InputError
 from eval.policy.interface import Observation
-from eval.pool.child import Child
-from eval.pool.messages import EpisodeSpec, OpenSuite, PolicyShape, PolicySource, Raised, TimeLimits
+from eval.pool.child import ChildProcess
+from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, RemoteError, TimeLimits
 from eval.pool.queue import Attempt, EpisodeQueue
-from eval.pool.server import serve
-from eval.pool.worker import simulate
+from eval.pool.server import run_policy_server
+from eval.pool.worker import run_simulator_worker
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.registry import open_suite as open_registered
 
-_MOST_DEATHS = 3  # of policy servers, one after the other without an answer between them
-_LONGEST_WAIT = 60.0  # seconds; deadlines that a process moves are looked at again then
+_MAX_SERVER_DEATHS = 3  # of policy servers in a row, without an answer between them
+_MAX_WAIT = 60.0  # seconds; then deadlines, which the processes themselves renew, are read again
 
 
 class PolicyFailedError(RuntimeError):
@@ -34,32 +34,32 @@ class PolicyFailedError(RuntimeError):
 class _Worker:
     """A simulator process and what it is doing."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self.child = child
         self.attempt: Attempt | None = None
         self.task: int | None = None  # whose simulator it has open
-        self.gone = False
-        self.asking: Observation | None = None  # waits for the policy with it
+        self.removed = False
+        self.observation: Observation | None = None  # waits for the policy
 
 
 class _Server:
     """A policy process and the workers whose observations it has."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self.child = child
-        self.ready = False
-        self.answering: list[_Worker] = []
+        self.is_ready = False
+        self.clients: list[_Worker] = []
 
 
 class Pool:
-    """Runs episodes in processes of its own; use it as a context manager, which ends them.
+    """Runs episodes in processes of its own; a context manager, which ends them on exit.
 
     Args:
-        policy: What acts.
-        workers: Simulator processes.
-        servers: Policy processes, where the policy is served.
-        batch: Most observations that a server is given at once.
-        retries: Further tries of an episode that a simulator broke off.
+        policy: The policy.
+        workers: Number of simulator processes.
+        servers: Number of policy processes, for a policy that uses servers.
+        batch: Maximum number of observations sent to a server at once.
+        retries: Further attempts at an episode that ended in a simulator error.
         limits: Time limits.
         open_suite: Opens the suite in a worker.
     """
@@ -74,15 +74,15 @@ class Pool:
         limits: TimeLimits | None = None,
         open_suite: OpenSuite = open_registered,
     ) -> None:
-        self._policy, self._most_workers, self._most_servers = policy, workers, servers
+        self._policy, self._max_workers, self._max_servers = policy, workers, servers
         self._batch, self._retries = batch, retries
         self._limits = limits or TimeLimits()
         self._open_suite = open_suite
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
-        self._shape: PolicyShape | None = None
-        self._waiting: deque[_Worker] = deque()  # for a policy server, first come first served
-        self._deaths = 0
+        self._spec: PolicySpec | None = None
+        self._waiting: deque[_Worker] = deque()  # for a policy server, first in first out
+        self._server_deaths = 0
         self._horizon = 0
 
     def __enter__(self) -> Pool:
@@ -97,66 +97,58 @@ class Pool:
         self._servers.clear()
         self._waiting.clear()
 
-    @property
-    def worker_pids(self) -> list[int]:
-        """Process numbers of the simulator workers."""
-        return [worker.child.pid for worker in self._workers]
-
-    @property
-    def server_pids(self) -> list[int]:
-        """Process numbers of the policy servers."""
-        return [server.child.pid for server in self._servers]
-
     def run(self, specs: Sequence[EpisodeSpec]) -> Iterator[EpisodeResult]:
-        """Results, in the order in which the episodes end.
+        """Yield results in the order in which the episodes end.
 
         Raises:
-            InputError: The policy cannot be used, or its servers keep dying.
+            InputError: The policy cannot be used, or its servers die repeatedly.
             PolicyFailedError: The policy raised an exception.
         """
         queue = EpisodeQueue(specs, self._retries)
         self._horizon = min((spec.horizon for spec in specs), default=0)
-        while not queue.done:
-            self._staff(queue)
-            self._assign(queue)
-            self._dispatch()
+        while not queue.is_done:
+            self._start_processes(queue)
+            self._assign_episodes(queue)
+            self._dispatch_observations()
             for ready in self._wait():
                 owner = self._owner_of(ready)
                 if isinstance(owner, _Server):
-                    self._hear_server(owner)
+                    self._handle_server(owner)
                 elif owner is not None:
-                    yield from self._hear_worker(owner, queue)
+                    yield from self._handle_worker(owner, queue)
             yield from self._replace_hung(queue)
 
     # --- processes
 
-    def _staff(self, queue: EpisodeQueue) -> None:
-        """Start the processes that are missing: no more than there is work for."""
-        if self._policy.served:
-            while len(self._servers) < self._most_servers:
-                child = Child(serve, (self._policy, self._limits), "policy-server", self._limits.start)
+    def _start_processes(self, queue: EpisodeQueue) -> None:
+        """Start the missing processes: no more workers than unfinished episodes."""
+        if self._policy.uses_server:
+            while len(self._servers) < self._max_servers:
+                arguments = (self._policy, self._limits)
+                child = ChildProcess(run_policy_server, arguments, "policy-server", self._limits.start)
                 self._servers.append(_Server(child))
-        acting = self._shape if self._policy.served else self._policy
-        while len(self._workers) < min(self._most_workers, queue.open):
+        acting = self._spec if self._policy.uses_server else self._policy
+        while len(self._workers) < min(self._max_workers, queue.num_unfinished):
             arguments = (self._open_suite, acting, self._limits)
-            self._workers.append(_Worker(Child(simulate, arguments, "simulator", self._limits.start)))
+            child = ChildProcess(run_simulator_worker, arguments, "simulator", self._limits.start)
+            self._workers.append(_Worker(child))
 
-    def _assign(self, queue: EpisodeQueue) -> None:
+    def _assign_episodes(self, queue: EpisodeQueue) -> None:
         """Give every idle worker an episode."""
         for worker in self._workers:
-            if worker.attempt is None and (attempt := queue.take(worker.task)) is not None:
+            if worker.attempt is None and (attempt := queue.next_attempt(worker.task)) is not None:
                 worker.attempt, worker.task = attempt, attempt.spec.task
-                worker.child.allow(self._limits.start)
+                worker.child.extend(self._limits.start)
                 _send(worker.child, attempt.spec)
 
-    def _dispatch(self) -> None:
-        """Give every idle server the observations that wait."""
+    def _dispatch_observations(self) -> None:
+        """Give every idle server a batch of the observations that wait."""
         for server in self._servers:
-            if server.ready and not server.answering and self._waiting:
+            if server.is_ready and not server.clients and self._waiting:
                 count = min(self._batch, len(self._waiting))
-                server.answering = [self._waiting.popleft() for _ in range(count)]
-                server.child.allow(self._limits.answer)
-                _send(server.child, [worker.asking for worker in server.answering])
+                server.clients = [self._waiting.popleft() for _ in range(count)]
+                server.child.extend(self._limits.answer)
+                _send(server.child, [worker.observation for worker in server.clients])
 
     def _wait(self) -> list[Any]:
         """Connections with a message, and sentinels of processes that have ended."""
@@ -164,13 +156,13 @@ class Pool:
         seconds = min((child.seconds_left for child in children), default=0.0)
         ready = wait(
             [part for child in children for part in (child.connection, child.sentinel)],
-            timeout=min(max(seconds, 0.0), _LONGEST_WAIT),
+            timeout=min(max(seconds, 0.0), _MAX_WAIT),
         )
-        # What a process sent before it ended is heard first.
+        # What a process sent before it ended is handled first.
         return sorted(ready, key=lambda part: isinstance(part, int))
 
     def _owner_of(self, ready: Any) -> _Worker | _Server | None:
-        """Whose connection or sentinel this is; None where its process was replaced a moment ago."""
+        """Whose connection or sentinel this is; None where the process was replaced meanwhile."""
         for owner in (*self._workers, *self._servers):
             if ready is owner.child.connection or ready == owner.child.sentinel:
                 return owner
@@ -178,101 +170,102 @@ class Pool:
 
     # --- messages
 
-    def _hear_worker(self, worker: _Worker, queue: EpisodeQueue) -> Iterator[EpisodeResult]:
+    def _handle_worker(self, worker: _Worker, queue: EpisodeQueue) -> Iterator[EpisodeResult]:
         message = _receive(worker.child)
         if isinstance(message, Observation):
-            worker.asking = message
+            worker.observation = message
             self._waiting.append(worker)
         elif isinstance(message, EpisodeResult):
             attempt, worker.attempt = worker.attempt, None
             assert attempt is not None
-            if message.error is not None:  # nobody knows what such a simulator would do next
-                self._dismiss(worker)
-            yield from queue.ended(attempt, message)
-        elif isinstance(message, Raised):
-            mistake = message.user_mistake
-            error = message.message if mistake else message.trace.strip().splitlines()[-1]
-            yield from self._broken(worker, queue, error, mistake)
-        elif worker.child.ended:
-            yield from self._broken(worker, queue, f"the simulator's process died ({worker.child.kill()})")
+            if message.error is not None:  # a simulator that broke down may be in any state
+                self._remove_worker(worker)
+            yield from queue.finish(attempt, message)
+        elif isinstance(message, RemoteError):
+            is_input_error = message.is_input_error
+            error = message.message if is_input_error else message.traceback.strip().splitlines()[-1]
+            yield from self._fail_worker(worker, queue, error, is_input_error)
+        elif worker.child.has_ended:
+            error = f"the simulator's process died ({worker.child.kill()})"
+            yield from self._fail_worker(worker, queue, error)
 
-    def _hear_server(self, server: _Server) -> None:
+    def _handle_server(self, server: _Server) -> None:
         message = _receive(server.child)
-        if isinstance(message, PolicyShape):
+        if isinstance(message, PolicySpec):
             _check_chunk(message, self._horizon)
-            if self._shape is None:
-                for worker in self._workers:  # those that were started before it was known
+            if self._spec is None:
+                for worker in self._workers:  # started before the spec was known
                     _send(worker.child, message)
-            server.ready, self._shape = True, message
-        elif isinstance(message, Raised):
-            if message.user_mistake:
+            server.is_ready, self._spec = True, message
+        elif isinstance(message, RemoteError):
+            if message.is_input_error:
                 raise InputError(message.message)
-            raise PolicyFailedError(f"the policy server raised an exception:\n{message.trace}")
+            raise PolicyFailedError(f"the policy server raised an exception:\n{message.traceback}")
         elif message is not None:
-            self._deaths = 0
-            for worker, chunk in zip(server.answering, message, strict=True):
-                if not worker.gone:
-                    worker.asking = None
-                    worker.child.allow(self._limits.step)
+            self._server_deaths = 0
+            for worker, chunk in zip(server.clients, message, strict=True):
+                if not worker.removed:
+                    worker.observation = None
+                    worker.child.extend(self._limits.step)
                     _send(worker.child, chunk)
-            server.answering = []
-        elif server.child.ended:
+            server.clients = []
+        elif server.child.has_ended:
             self._replace_server(server, server.child.kill())
 
     # --- replacement
 
     def _replace_hung(self, queue: EpisodeQueue) -> Iterator[EpisodeResult]:
         for worker in [worker for worker in self._workers if worker.child.seconds_left < 0]:
-            yield from self._broken(worker, queue, "the simulator hung; its time limit ended it")
+            yield from self._fail_worker(worker, queue, "the simulator hung; its time limit ended it")
         for server in [server for server in self._servers if server.child.seconds_left < 0]:
             self._replace_server(server, "no answer within its time limit")
 
-    def _broken(
-        self, worker: _Worker, queue: EpisodeQueue, error: str, mistake: bool = False
+    def _fail_worker(
+        self, worker: _Worker, queue: EpisodeQueue, error: str, is_input_error: bool = False
     ) -> Iterator[EpisodeResult]:
         attempt = worker.attempt
-        self._dismiss(worker)
+        self._remove_worker(worker)
         if attempt is not None:
-            yield from queue.broke(attempt, error, mistake)
+            yield from queue.fail(attempt, error, is_input_error)
 
-    def _dismiss(self, worker: _Worker) -> None:
-        """End a worker; `_staff` starts another."""
+    def _remove_worker(self, worker: _Worker) -> None:
+        """End a worker; `_start_processes` starts another."""
         worker.child.kill()
-        worker.gone = True
+        worker.removed = True
         self._workers.remove(worker)
         if worker in self._waiting:
             self._waiting.remove(worker)
 
-    def _replace_server(self, server: _Server, how: str) -> None:
+    def _replace_server(self, server: _Server, reason: str) -> None:
         server.child.kill()
         self._servers.remove(server)
-        self._waiting.extendleft(worker for worker in reversed(server.answering) if not worker.gone)
-        self._deaths += 1
-        if self._deaths >= _MOST_DEATHS:
+        self._waiting.extendleft(worker for worker in reversed(server.clients) if not worker.removed)
+        self._server_deaths += 1
+        if self._server_deaths >= _MAX_SERVER_DEATHS:
             raise InputError(
-                f"the policy server died {self._deaths} times without an answer ({how}), most likely for "
-                "lack of memory; lower policy_servers or workers, or take a larger machine"
+                f"the policy server died {self._server_deaths} times without an answer ({reason}), most "
+                "likely for lack of memory; lower policy_servers or workers, or take a larger machine"
             )
 
 
-def _check_chunk(shape: PolicyShape, horizon: int) -> None:
-    if shape.chunk > horizon:
+def _check_chunk(spec: PolicySpec, horizon: int) -> None:
+    if spec.chunk > horizon:
         raise InputError(
-            f"the policy acts in chunks of {shape.chunk} steps, longer than the horizon of {horizon}; "
+            f"the policy acts in chunks of {spec.chunk} steps, longer than the horizon of {horizon}; "
             "raise horizon"
         )
 
 
-def _receive(child: Child) -> Any:
-    """What a process has sent; None when there is nothing, or it died while it sent."""
+def _receive(child: ChildProcess) -> Any:
+    """The next message of a process; None when there is none, or it died while sending."""
     try:
         return child.connection.recv() if child.connection.poll() else None
     except (EOFError, OSError):
         return None
 
 
-def _send(child: Child, message: Any) -> None:
-    """Send to a process; one that has died is found by its sentinel."""
+def _send(child: ChildProcess, message: Any) -> None:
+    """Send to a process; one that has died is detected by its sentinel."""
     try:
         child.connection.send(message)
     except OSError:

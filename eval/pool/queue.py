@@ -1,4 +1,4 @@
-"""Which episode comes next, and which is tried again."""
+"""Which episode runs next, and which is retried."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from eval.rollout.episode import EpisodeResult
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try of an episode.
+    """One attempt at an episode.
 
     Attributes:
         spec: The episode.
-        number: Of the try, from 1 on.
+        number: Number of the attempt, from 1.
     """
 
     spec: EpisodeSpec
@@ -29,39 +29,39 @@ class EpisodeQueue:
 
     Args:
         specs: All episodes.
-        retries: Further tries of one that the simulator broke off.
+        retries: Further attempts at an episode that ended in a simulator error.
     """
 
     def __init__(self, specs: Sequence[EpisodeSpec], retries: int) -> None:
         self._pending = [Attempt(spec) for spec in specs]
         self._running: Counter[int] = Counter()  # by task
         self._retries = retries
-        self._regular = 0
-        self._mistakes: list[str] = []
+        self._num_completed = 0  # without an error
+        self._input_errors: list[str] = []
 
     @property
-    def open(self) -> int:
-        """Episodes without a result."""
+    def num_unfinished(self) -> int:
+        """Number of episodes without a result."""
         return len(self._pending) + self._running.total()
 
     @property
-    def done(self) -> bool:
+    def is_done(self) -> bool:
         """Whether every episode has its result.
 
         Raises:
-            InputError: None could be run, for a mistake of the user.
+            InputError: No episode could run because of a mistake of the user.
         """
-        if self.open:
+        if self.num_unfinished:
             return False
-        if self._mistakes and not self._regular:
-            raise InputError(self._mistakes[0])
+        if self._input_errors and not self._num_completed:
+            raise InputError(self._input_errors[0])
         return True
 
-    def take(self, task: int | None) -> Attempt | None:
-        """The next episode for a worker whose simulator runs `task`; None when none is pending.
+    def next_attempt(self, task: int | None) -> Attempt | None:
+        """The next attempt for a worker whose simulator runs `task`; None when none is pending.
 
         Opening another task's simulator takes longer than an episode, so a worker stays with its task; a free
-        one goes where the most episodes wait for each worker.
+        worker gets the task with the most pending episodes per worker.
         """
         if not self._pending:
             return None
@@ -73,41 +73,41 @@ class EpisodeQueue:
         self._running[task] += 1
         return chosen
 
-    def ended(self, attempt: Attempt, result: EpisodeResult) -> Iterator[EpisodeResult]:
-        """An episode came to its end; one with an error is tried again, or is the result."""
+    def finish(self, attempt: Attempt, result: EpisodeResult) -> Iterator[EpisodeResult]:
+        """Record that an episode ended; one with an error is retried while attempts are left."""
         self._running[attempt.spec.task] -= 1
         if result.error is not None and attempt.number <= self._retries:
-            self._again(attempt)
+            self._retry(attempt)
             return
-        self._regular += result.error is None
+        self._num_completed += result.error is None
         yield replace(result, attempts=attempt.number)
 
-    def broke(self, attempt: Attempt, error: str, mistake: bool = False) -> Iterator[EpisodeResult]:
-        """A process broke down in an episode.
+    def fail(self, attempt: Attempt, error: str, is_input_error: bool = False) -> Iterator[EpisodeResult]:
+        """Record that the process of an attempt failed.
 
         Args:
             attempt: What it was running.
             error: What happened.
-            mistake: The user's, which another try meets again: so do all episodes of the task.
+            is_input_error: A mistake of the user: it is not retried, and fails all episodes of the task.
         """
         self._running[attempt.spec.task] -= 1
-        if not mistake:
+        if not is_input_error:
             if attempt.number <= self._retries:
-                self._again(attempt)
+                self._retry(attempt)
             else:
-                yield _error(attempt, error)
+                yield _error_result(attempt, error)
             return
-        self._mistakes.append(error)
-        yield _error(attempt, error)
+        self._input_errors.append(error)
+        yield _error_result(attempt, error)
         for other in [a for a in self._pending if a.spec.task == attempt.spec.task]:
             self._pending.remove(other)
-            yield _error(other, error)
+            yield _error_result(other, error)
 
-    def _again(self, attempt: Attempt) -> None:
+    def _retry(self, attempt: Attempt) -> None:
         self._pending.append(replace(attempt, number=attempt.number + 1))
 
 
-def _error(attempt: Attempt, error: str) -> EpisodeResult:
+def _error_result(attempt: Attempt, error: str) -> EpisodeResult:
     return EpisodeResult(
         task=attempt.spec.task,
         initial_state=attempt.spec.initial_state,

@@ -7,34 +7,36 @@ import traceback
 from multiprocessing.connection import Connection
 
 from data.errors import InputError
-from eval.pool.child import Deadline, Heart, end_with_parent
-from eval.pool.messages import PolicyShape, PolicySource, Raised, TimeLimits
+from eval.pool.child import Deadline, Heartbeat, end_with_parent
+from eval.pool.messages import PolicySource, PolicySpec, RemoteError, TimeLimits
 
 
-def serve(connection: Connection, deadline: Deadline, source: PolicySource, limits: TimeLimits) -> None:
-    """Body of the process: says the policy's shape, then answers lists of observations.
+def run_policy_server(
+    connection: Connection, deadline: Deadline, source: PolicySource, limits: TimeLimits
+) -> None:
+    """Body of the process: send the policy's spec, then answer lists of observations.
 
-    An answer is the array of actions [B, K, 7], or `Raised`, after which the process ends.
+    An answer is the array of actions [B, K, 7], or a `RemoteError`, after which the process ends.
 
     Args:
         connection: To the pool.
-        deadline: Moved before whatever may hang.
+        deadline: Renewed before every operation that may hang.
         source: The policy.
         limits: Time limits.
     """
     end_with_parent()
-    heart = Heart(deadline, limits.answer)
+    heartbeat = Heartbeat(deadline, limits.answer)
     # Without it cuBLAS may choose another order of summation from run to run.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         policy = source.load()
-        connection.send(PolicyShape.of(policy))
+        connection.send(PolicySpec.of(policy))
         while True:
-            heart.rest()
+            heartbeat.pause()
             observations = connection.recv()
-            heart.beat()
+            heartbeat.beat()
             connection.send(policy.act(observations))
     except EOFError:
         return
-    except Exception as error:  # whatever it is, the pool is told: this is the end of the process
-        connection.send(Raised(str(error), isinstance(error, InputError), traceback.format_exc()))
+    except Exception as error:  # any exception is sent to the pool; the process ends here
+        connection.send(RemoteError(str(error), isinstance(error, InputError), traceback.format_exc()))

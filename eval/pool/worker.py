@@ -1,4 +1,4 @@
-"""The simulator worker: a process that keeps one simulator open and runs episode after episode in it."""
+"""The simulator worker: a process that holds one simulator open and runs episode after episode in it."""
 
 from __future__ import annotations
 
@@ -12,102 +12,104 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from eval.policy.interface import Observation, Policy
-from eval.pool.child import Deadline, Heart, end_with_parent
-from eval.pool.messages import EpisodeSpec, OpenSuite, PolicyShape, PolicySource, Raised, TimeLimits
+from eval.pool.child import Deadline, Heartbeat, end_with_parent
+from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, RemoteError, TimeLimits
 from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
 from eval.simulator.interface import Simulator, TaskInfo
 from eval.video import write_video
 
-_CONTROL_FREQUENCY = 20  # steps a second of simulated time
+_CONTROL_FREQUENCY = 20  # steps per second of simulated time
 
 
-def simulate(
+def run_simulator_worker(
     connection: Connection,
     deadline: Deadline,
     open_suite: OpenSuite,
-    policy: PolicySource | PolicyShape | None,
+    policy: PolicySource | PolicySpec | None,
     limits: TimeLimits,
 ) -> None:
-    """Body of the process: takes `EpisodeSpec`s, gives an `EpisodeResult` or `Raised` for each.
+    """Body of the process: receive `EpisodeSpec`s, send an `EpisodeResult` or a `RemoteError` for each.
 
     Args:
-        connection: To the pool; observations go there too, and chunks of actions come back.
-        deadline: Moved before whatever may hang.
+        connection: To the pool; also carries observations to the policy server and chunks of actions back.
+        deadline: Renewed before every operation that may hang.
         open_suite: Opens the suite.
-        policy: Loaded here, or the shape of one that a server runs; None: the shape is sent after the
-            first episode, so that simulators open while the policy is loaded.
+        policy: Loaded here, or the spec of one run by a server; None: the spec is received after the first
+            episode's, so that simulators open while the policy is loaded.
         limits: Time limits.
     """
     end_with_parent()
-    heart = Heart(deadline, limits.step)
-    kept = _KeptSimulator(open_suite)
+    heartbeat = Heartbeat(deadline, limits.step)
+    simulators = _SimulatorCache(open_suite)
     acting: Policy | None = None
     if policy is not None:
-        acting = RemotePolicy(connection, heart, policy) if isinstance(policy, PolicyShape) else policy.load()
+        acting = (
+            RemotePolicy(connection, heartbeat, policy) if isinstance(policy, PolicySpec) else policy.load()
+        )
     while True:
-        heart.rest()
+        heartbeat.pause()
         try:
             spec: EpisodeSpec = connection.recv()
         except EOFError:
             return
-        heart.allow(limits.start)
+        heartbeat.extend(limits.start)
         try:
-            simulator = kept.open(spec.suite, spec.task)
+            simulator = simulators.open(spec.suite, spec.task)
             if acting is None:
-                heart.rest()
-                acting = RemotePolicy(connection, heart, connection.recv())
-                heart.allow(limits.start)
+                heartbeat.pause()
+                acting = RemotePolicy(connection, heartbeat, connection.recv())
+                heartbeat.extend(limits.start)
             video = spec.videos is not None
-            result = run_episode(simulator, acting, spec.initial_state, spec.horizon, video, heart.beat)
-            result = _filmed(result, spec, simulator.task)
-        except Exception as error:  # whatever it is, the pool is told: this is the end of the process
-            connection.send(Raised(str(error), isinstance(error, InputError), traceback.format_exc()))
+            result = run_episode(simulator, acting, spec.initial_state, spec.horizon, video, heartbeat.beat)
+            result = _write_episode_video(result, spec, simulator.task)
+        except Exception as error:  # any exception is sent to the pool; the process ends here
+            connection.send(RemoteError(str(error), isinstance(error, InputError), traceback.format_exc()))
             return
         connection.send(result)
 
 
 class RemotePolicy:
-    """A policy that a server runs: observations go out, chunks of actions come back."""
+    """A policy run by a server: sends observations, receives chunks of actions."""
 
-    def __init__(self, connection: Connection, heart: Heart, shape: PolicyShape) -> None:
-        self._connection, self._heart = connection, heart
-        self.chunk, self.history = shape.chunk, shape.history
-        self.camera, self.pixels = shape.camera, shape.pixels
+    def __init__(self, connection: Connection, heartbeat: Heartbeat, spec: PolicySpec) -> None:
+        self._connection, self._heartbeat = connection, heartbeat
+        self.chunk, self.history = spec.chunk, spec.history
+        self.camera, self.pixels = spec.camera, spec.pixels
 
     def reset(self, environment: int, simulator: Simulator) -> None:
-        """Nothing: a policy that is served remembers nothing but the frames that it is given."""
+        """Nothing to do: a policy on a server has no state but the frames it is given."""
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         """Actions [B, K, 7], one observation after the other."""
         chunks = []
         for observation in observations:
-            self._heart.rest()
+            self._heartbeat.pause()
             self._connection.send(observation)
             chunks.append(self._connection.recv())
-            self._heart.beat()
+            self._heartbeat.beat()
         return np.stack(chunks)
 
 
-class _KeptSimulator:
-    """The simulator of one task, open until another task is asked for."""
+class _SimulatorCache:
+    """The simulator of one task, open until another task is requested."""
 
     def __init__(self, open_suite: OpenSuite) -> None:
         self._open_suite = open_suite
-        self._of: tuple[str, int] | None = None
+        self._key: tuple[str, int] | None = None
         self._simulator: Simulator | None = None
 
     def open(self, suite: str, task: int) -> Simulator:
-        if self._simulator is None or self._of != (suite, task):
+        if self._simulator is None or self._key != (suite, task):
             if self._simulator is not None:
                 self._simulator.close()
                 self._simulator = None
             self._simulator = self._open_suite(suite).open(task)
-            self._of = (suite, task)
+            self._key = (suite, task)
         return self._simulator
 
 
-def _filmed(result: EpisodeResult, spec: EpisodeSpec, task: TaskInfo) -> EpisodeResult:
-    """Write the episode's video, if it was filmed, and put its file name in the place of the frames."""
+def _write_episode_video(result: EpisodeResult, spec: EpisodeSpec, task: TaskInfo) -> EpisodeResult:
+    """Write the episode's video if it was recorded; the result names the file in place of the frames."""
     if spec.videos is None or not result.frames:
         return result
     outcome = "error" if result.error is not None else "success" if result.success else "failure"

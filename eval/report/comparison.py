@@ -1,4 +1,4 @@
-"""`worldvla report runs=[a,b]`: several runs on one page, their success and losses in the same charts."""
+"""`worldvla report runs=[a,b]`: several runs on one page, success rates and losses in the same charts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.report.charts import Chart, Series, line_chart
+from eval.report.evaluation_tables import evaluation_row, interval_text
 from eval.report.page import template, write_page
-from eval.report.run_contents import Evaluation, RunFolder, number, read_run, rows
-from eval.report.view import evaluation_row, interval_text
+from eval.report.run_contents import EvaluationRecord, RunContents, number, read_run, rows
 
-_MOST_RUNS = 4  # as many as there are colours
+_MAX_RUNS = 4  # the number of colours
 
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """One task of a suite: what each run reached in its last evaluation of it."""
+    """One task of a suite: results of each run's last evaluation of it."""
 
     suite: str
     task: str
@@ -28,13 +28,13 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Write a page that compares runs and return its path.
 
     Raises:
-        InputError: Fewer than two runs or more than four, one that is no run folder, or no place to write.
+        InputError: Fewer than two runs or more than four, one that is no run folder, or `out` has no folder.
     """
-    if not 2 <= len(folders) <= _MOST_RUNS:
-        raise InputError(f"runs: found {len(folders)}, expected 2 to {_MOST_RUNS} run folders")
+    if not 2 <= len(folders) <= _MAX_RUNS:
+        raise InputError(f"runs: found {len(folders)}, expected 2 to {_MAX_RUNS} run folders")
     runs = [read_run(Path(folder)) for folder in folders]
     names = [run.name for run in runs]
-    if len(set(names)) < len(names):  # runs of the same name from several places
+    if len(set(names)) < len(names):  # runs with the same name in several folders
         names = [str(run.path) for run in runs]
     page = Path(out)
     if not page.parent.is_dir():
@@ -52,8 +52,8 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     return write_page(page, text)
 
 
-def comparison_charts(runs: Sequence[RunFolder], names: Sequence[str]) -> list[Chart]:
-    """Success with intervals by suite, and losses: one line a run."""
+def comparison_charts(runs: Sequence[RunContents], names: Sequence[str]) -> list[Chart]:
+    """Success with intervals by suite, and losses; one line per run."""
     suites = sorted({str(e.results.get("suite")) for run in runs for e in run.evaluations})
     charts = [
         line_chart(
@@ -77,30 +77,30 @@ def comparison_charts(runs: Sequence[RunFolder], names: Sequence[str]) -> list[C
     return [chart for chart in charts if chart is not None]
 
 
-def task_comparison(runs: Sequence[RunFolder]) -> list[TaskComparison]:
-    """Every task that a run was evaluated on: successes and interval of each run's last evaluation."""
+def task_comparison(runs: Sequence[RunContents]) -> list[TaskComparison]:
+    """Every evaluated task: successes and interval of each run's last evaluation."""
     last = [_last_by_suite(run) for run in runs]
-    found: dict[tuple[str, str], list[str]] = {}
-    for place, evaluations in enumerate(last):
+    cells: dict[tuple[str, str], list[str]] = {}
+    for column, evaluations in enumerate(last):
         for suite, evaluation in evaluations.items():
             for row in rows(evaluation.results, "per_task"):
                 key = suite, str(row.get("instruction") or row.get("task", ""))
                 counted = int((number(row, "episodes") or 0) - (number(row, "errors") or 0))
                 cell = f"{int(number(row, 'successes') or 0)}/{counted} ({interval_text(row)})"
-                found.setdefault(key, ["-"] * len(runs))[place] = cell
-    return [TaskComparison(suite, task, tuple(cells)) for (suite, task), cells in sorted(found.items())]
+                cells.setdefault(key, ["-"] * len(runs))[column] = cell
+    return [TaskComparison(suite, task, tuple(row)) for (suite, task), row in sorted(cells.items())]
 
 
-def _last_by_suite(run: RunFolder) -> dict[str, Evaluation]:
-    """Evaluations ascend in step, so that the last one of a suite stays."""
+def _last_by_suite(run: RunContents) -> dict[str, EvaluationRecord]:
+    """The last evaluation of each suite: evaluations are ascending in step."""
     return {str(evaluation.results.get("suite")): evaluation for evaluation in run.evaluations}
 
 
-def _numbered(runs: Sequence[RunFolder], names: Sequence[str]) -> list[tuple[int, tuple[RunFolder, str]]]:
+def _numbered(runs: Sequence[RunContents], names: Sequence[str]) -> list[tuple[int, tuple[RunContents, str]]]:
     return list(enumerate(zip(runs, names, strict=True), start=1))
 
 
-def _success(run: RunFolder, name: str, suite: str, tone: int) -> Series:
+def _success(run: RunContents, name: str, suite: str, tone: int) -> Series:
     points, intervals = [], []
     for evaluation in run.evaluations:
         rate = number(evaluation.results, "success_rate")

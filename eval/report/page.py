@@ -1,7 +1,7 @@
 """`worldvla report`: one self-contained page about a run, from its folder alone.
 
-The page carries its pictures and videos inside, loads nothing, runs no script, and treats every text of
-the run folder (names, configuration, instructions) as hostile: the template escapes all of it.
+Pictures and videos are embedded; the page loads nothing and runs no script. Every text of the run folder
+(names, configuration, instructions) is treated as hostile: the template escapes all of it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 import jinja2
 
 from data.errors import InputError
-from eval.report import media, training, view
-from eval.report.run_contents import RunFolder, mapping, read_run
+from eval.report import evaluation_tables, headline, rollout_media, training_charts
+from eval.report.run_contents import RunContents, mapping, read_run
 
 REPORT_NAME = "report.html"
 
@@ -43,7 +43,9 @@ def write_page(page: Path, text: str) -> Path:
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this package; it escapes whatever is put into it."""
+    """A template of this package; it escapes every value, and draws charts by the filter `svg`."""
+    from eval.report.drawing import to_svg  # imports matplotlib
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("eval.report"),
         autoescape=True,
@@ -51,27 +53,28 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["svg"] = to_svg
     return environment.get_template(name)
 
 
-def render(run: RunFolder) -> str:
+def render(run: RunContents) -> str:
     """The page as text."""
-    videos, left_out = media.videos(run)
+    videos, num_omitted = rollout_media.videos(run)
     return template("report.html.j2").render(
-        run={"name": run.name, "lead": view.lead(run)},
-        figures=view.figures(run),
-        charts=training.learning_charts(run),
-        history=training.history(run),
-        speed=training.speed_charts(run),
-        stragglers=training.straggler_rows(run),
-        success=view.success_chart(run),
-        evaluations=[view.evaluation_row(evaluation) for evaluation in run.evaluations],
-        evaluation_notes=view.evaluation_notes(run),
-        tasks=view.task_rows(run),
-        failures=view.failure_rows(run),
+        run={"name": run.name, "lead": headline.summary_sentence(run)},
+        figures=headline.figures(run),
+        charts=training_charts.learning_charts(run),
+        history=training_charts.history(run),
+        speed=training_charts.speed_charts(run),
+        stragglers=training_charts.straggler_rows(run),
+        success=evaluation_tables.success_chart(run),
+        evaluations=[evaluation_tables.evaluation_row(evaluation) for evaluation in run.evaluations],
+        evaluation_notes=evaluation_tables.evaluation_notes(run),
+        tasks=evaluation_tables.task_rows(run),
+        failures=evaluation_tables.failure_rows(run),
         videos=videos,
-        videos_left_out=left_out,
-        imagined=media.imagined(run),
+        num_videos_omitted=num_omitted,
+        world_model=rollout_media.world_model_rollout(run),
         checkpoints=[path.name for path in sorted((run.path / "checkpoints").glob("step_*"))],
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
         configuration=run.configuration,

@@ -1,6 +1,6 @@
-"""Reading a run folder: the files a run leaves, checked as far as a reader needs.
+"""The contents of a run folder, validated as far as the report needs.
 
-Numbers in these files may be absent, null or not finite (a diverged loss): `number` answers None then.
+Numbers in these files may be absent, null or not finite (a diverged loss): `number` returns None for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRecord:
     """One `eval/step_*/` folder with its `results.json`."""
 
     folder: Path
@@ -31,8 +31,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """What a run folder holds; whatever is not there yet is empty.
+class RunContents:
+    """The contents of a run folder; files that do not exist yet are empty.
 
     Attributes:
         path: The folder.
@@ -48,7 +48,7 @@ class RunFolder:
     summary: Json
     steps: Sequence[Json]
     events: Sequence[Json]
-    evaluations: Sequence[Evaluation]
+    evaluations: Sequence[EvaluationRecord]
 
     @property
     def name(self) -> str:
@@ -56,19 +56,19 @@ class RunFolder:
         return self.path.resolve().name
 
 
-def read_run(path: Path) -> RunFolder:
+def read_run(path: Path) -> RunContents:
     """Read a run folder.
 
     Raises:
-        InputError: It holds neither `config.yaml` nor `metrics.jsonl`, or a file is damaged.
+        InputError: It contains neither `config.yaml` nor `metrics.jsonl`, or a file is damaged.
     """
     configuration, metrics, summary = (path / n for n in ("config.yaml", "metrics.jsonl", "summary.json"))
     if not configuration.is_file() and not metrics.is_file():
         raise InputError(f"{path}: no config.yaml and no metrics.jsonl here; name a run folder (runs/<name>)")
     lines = _read_lines(metrics) if metrics.is_file() else []
     results = path.glob("eval/step_*/results.json")
-    evaluations = [Evaluation(file.parent, read_json(file)) for file in results]
-    return RunFolder(
+    evaluations = [EvaluationRecord(file.parent, read_json(file)) for file in results]
+    return RunContents(
         path=path,
         configuration=configuration.read_text("utf-8", "replace") if configuration.is_file() else "",
         summary=read_json(summary) if summary.is_file() else {},
@@ -79,10 +79,10 @@ def read_run(path: Path) -> RunFolder:
 
 
 def read_json(path: Path) -> Json:
-    """One JSON object of a file.
+    """Read a file with one JSON object.
 
     Raises:
-        InputError: The file holds something else.
+        InputError: The file contains something else.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
@@ -94,7 +94,7 @@ def read_json(path: Path) -> Json:
 
 
 def number(values: Json, key: str) -> float | None:
-    """A finite number of a JSON object, else None."""
+    """A finite number in a JSON object, else None."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -119,9 +119,9 @@ def _is_measurement(line: Json) -> bool:
 
 def _read_lines(path: Path) -> list[Json]:
     lines = path.read_text("utf-8", "replace").split("\n")
-    complete, torn = lines[:-1], lines[-1]  # a running trainer may be in the middle of its last line
+    complete, unfinished = lines[:-1], lines[-1]  # a running trainer may still write its last line
     values: list[Json] = []
-    for i, line in enumerate([*complete, torn] if torn.endswith("}") else complete, start=1):
+    for i, line in enumerate([*complete, unfinished] if unfinished.endswith("}") else complete, start=1):
         try:
             value = json.loads(line) if line.strip() else None
         except ValueError as error:

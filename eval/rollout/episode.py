@@ -1,4 +1,4 @@
-"""One episode: a policy in a simulator, chunk after chunk, looking only when it has to."""
+"""One episode: a policy in a simulator, chunk after chunk; only frames that someone sees are rendered."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _ENVIRONMENT = 0
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResult:
-    """How one episode went.
+    """Result of one episode.
 
     Attributes:
         task: Number of the task.
         initial_state: Number of the initial state.
         success: Whether the task was solved; false where there is an error.
-        steps: Steps taken.
-        error: What broke in the simulator; None for a regular episode. Such an episode is neither a
+        steps: Number of steps taken.
+        error: Error of the simulator; None for a regular episode. An episode with an error is neither a
             success nor a failure of the policy.
         seconds: Wall time.
-        frames: Frames of the video, uint8 [192, 192, 3] each; empty where none was wanted.
+        frames: Frames of the video, uint8 [192, 192, 3] each; empty without a video.
         video: Name of the video's file; None where it was not written.
-        attempts: Tries that it took; more than one where a simulator broke down.
-        actions_sha256: Of all actions that were executed, little-endian float64: equal where two episodes
+        attempts: Number of attempts, more than one where a simulator broke down.
+        actions_sha256: SHA-256 of all executed actions as little-endian float64: equal for two episodes that
             were the same to the last bit.
     """
 
@@ -52,8 +52,8 @@ class EpisodeResult:
     actions_sha256: str = ""
 
 
-def _nothing() -> None:
-    """A heart that nobody listens to."""
+def _no_heartbeat() -> None:
+    """Default of `run_episode`: nothing watches the simulator."""
 
 
 def run_episode(
@@ -62,17 +62,17 @@ def run_episode(
     initial_state: int,
     horizon: int | None = None,
     video: bool = False,
-    beat: Callable[[], None] = _nothing,
+    heartbeat: Callable[[], None] = _no_heartbeat,
 ) -> EpisodeResult:
     """Run one episode until success or the horizon, executing each chunk open loop.
 
     Args:
         simulator: The task.
-        policy: Decides on chunks of actions.
-        initial_state: Where it starts.
-        horizon: Longest episode in steps; None takes the suite's.
-        video: Keep every second frame of the agent camera.
-        beat: Called before every step and every frame, so that a simulator that hangs is noticed.
+        policy: Chooses chunks of actions.
+        initial_state: Number of the initial state.
+        horizon: Maximum length in steps; None takes the suite's.
+        video: Record every second frame of the agent camera.
+        heartbeat: Called before every step and every rendered frame, so that a hung simulator is detected.
 
     Raises:
         InputError: The policy's chunk does not fit into the horizon.
@@ -84,14 +84,14 @@ def run_episode(
             "raise horizon"
         )
     started = time.monotonic()
-    episode = _Episode(simulator, policy, horizon, video, beat)
+    episode = _Episode(simulator, policy, horizon, video, heartbeat)
     error = None
     try:
         simulator.reset(initial_state)
         policy.reset(_ENVIRONMENT, simulator)
         episode.run()
-    except SimulatorError as broken:
-        error = str(broken)
+    except SimulatorError as raised:
+        error = str(raised)
     return EpisodeResult(
         task=simulator.task.number,
         initial_state=initial_state,
@@ -108,11 +108,11 @@ class _Episode:
     """An episode in progress."""
 
     def __init__(
-        self, simulator: Simulator, policy: Policy, horizon: int, video: bool, beat: Callable[[], None]
+        self, simulator: Simulator, policy: Policy, horizon: int, video: bool, heartbeat: Callable[[], None]
     ) -> None:
         self._simulator, self._policy, self._horizon, self._video = simulator, policy, horizon, video
-        self._beat = beat
-        self._seen: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
+        self._heartbeat = heartbeat
+        self._history: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
         self.video_frames: list[NDArray[np.uint8]] = []
         self.steps = 0
         self.success = False
@@ -121,39 +121,39 @@ class _Episode:
     def run(self) -> None:
         """Act until success or the horizon."""
         while self.steps < self._horizon and not self.success:
-            self._look()
+            self._render_for_policy()
             chunk = self._policy.act([self._observation()])[0]
             if chunk.shape != (self._policy.chunk, ACTION_SIZE):
                 raise ValueError(f"policy gave {chunk.shape}, expected {(self._policy.chunk, ACTION_SIZE)}")
             for position, action in enumerate(chunk[: self._horizon - self.steps]):
-                # The look before a chunk's first action is the policy's own, above.
+                # The frame before a chunk's first action was rendered above.
                 if position > 0 and position > self._policy.chunk - self._policy.history:
-                    self._look()
-                self._film()
-                self._beat()
+                    self._render_for_policy()
+                self._render_for_video()
+                self._heartbeat()
                 self._simulator.step(action)
                 self.actions.update(np.asarray(action, "<f8").tobytes())
                 self.steps += 1
                 self.success = self._simulator.success
                 if self.success:
                     break
-        self._film(last=True)
+        self._render_for_video(last=True)
 
-    def _look(self) -> None:
-        """Draw a frame that the policy will see."""
+    def _render_for_policy(self) -> None:
+        """Render a frame that the policy will see."""
         if self._policy.history > 0:
-            self._beat()
-            self._seen.append(self._simulator.render(self._policy.camera, self._policy.pixels))
+            self._heartbeat()
+            self._history.append(self._simulator.render(self._policy.camera, self._policy.pixels))
 
-    def _film(self, last: bool = False) -> None:
+    def _render_for_video(self, last: bool = False) -> None:
         if self._video and (last or self.steps % VIDEO_STRIDE == 0):
-            self._beat()
+            self._heartbeat()
             self.video_frames.append(self._simulator.render(AGENT_CAMERA, VIDEO_PIXELS))
 
     def _observation(self) -> Observation:
         return Observation(
             environment=_ENVIRONMENT,
             instruction=self._simulator.task.instruction,
-            frames=tuple(self._seen),
+            frames=tuple(self._history),
             state=self._simulator.state(),
         )

@@ -1,9 +1,9 @@
-"""What the rest of the house knows about a simulator: one task, numbered initial states, poses.
+"""Interface of simulators: one task, numbered initial states, poses.
 
-Everything that knows robosuite, LIBERO or MuJoCo is behind this interface (`registry.open_suite`).
+All code that uses robosuite, LIBERO or MuJoCo is behind this interface (`registry.open_suite`).
 Lengths are metres, angles radians, the world's z axis points up. Numbers below
-`EVALUATION_STATES` name the initial states that evaluation uses (the suite's fixed ones); numbers
-from `COLLECTION_STATES` on are free for demonstrations, so that the two never meet.
+`EVALUATION_STATES` are the initial states of evaluation (the suite's fixed ones); numbers from
+`COLLECTION_STATES` on are those of demonstrations, so that the two are disjoint.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ COLLECTION_STATES = 1000
 SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 ACTION_SIZE = 7
-ACTION_LIMIT = 1.0  # of every dimension; the controllers cut what is beyond
+ACTION_LIMIT = 1.0  # of every dimension; the controllers clip to it
 
 
 class SimulatorError(Exception):
-    """The simulator itself broke down: not the policy's failure, and reported apart."""
+    """The simulator itself failed: reported apart from failures of the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Goal:
 
     Attributes:
         predicate: `lift`, `on`, `in`, or another one that the expert does not know.
-        subject: Name of the object that is to be moved.
+        subject: Name of the object to move.
         target: Name of an object or site; empty for `lift`.
     """
 
@@ -57,8 +57,8 @@ class TaskInfo:
         suite: Name of the suite.
         number: Position within the suite.
         name: Identifier, also the stem of its demonstration file.
-        instruction: What the robot is told, the same text in training and in evaluation.
-        horizon: Longest episode in steps, the settling steps not counted.
+        instruction: The task in words, the same text in training and in evaluation.
+        horizon: Maximum length of an episode in steps, without the settling steps.
         environment: Class name of the simulator's environment, for the demonstration's attributes.
         problem_file: BDDL file of the task; empty where the suite has none.
     """
@@ -73,7 +73,7 @@ class TaskInfo:
 
 
 class Simulator(Protocol):
-    """One task in one process. Not thread safe; several may live side by side."""
+    """One task in one process. Not thread safe; a process may hold several."""
 
     @property
     def task(self) -> TaskInfo:
@@ -83,14 +83,18 @@ class Simulator(Protocol):
     def reset(self, initial_state: int) -> None:
         """Start an episode from a numbered initial state, with the settling steps already done.
 
-        The same number gives the same episode, whatever ran before.
+        The same number gives the same episode, independent of previous episodes.
         """
         ...
 
     def replay_from(self, flat_state: NDArray[np.float64], initial_state: int) -> None:
-        """Start an episode from a stored physical state the way published replays do.
+        """Start an episode from a stored physical state, as published replays do.
 
-        Reset to `initial_state`, overwrite the physical state, then the settling steps.
+        Reset to `initial_state`, overwrite the physical state, then take the settling steps.
+
+        Args:
+            flat_state: float64 [D], as of `sim_state`.
+            initial_state: Number of the initial state.
         """
         ...
 
@@ -104,34 +108,37 @@ class Simulator(Protocol):
 
     @property
     def success(self) -> bool:
-        """Whether the task is solved in the present state."""
+        """Whether the task is solved in the current state."""
         ...
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
-        """The upright view [pixels, pixels, 3] of `AGENT_CAMERA` or `WRIST_CAMERA`."""
+        """The upright view uint8 [pixels, pixels, 3] of `AGENT_CAMERA` or `WRIST_CAMERA`."""
         ...
 
     def state(self) -> NDArray[np.float64]:
-        """Proprioception [8]: gripper position, axis-angle, finger positions."""
+        """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2]."""
         ...
 
     def joints(self) -> NDArray[np.float64]:
-        """Angles [7] of the arm."""
+        """Joint angles float64 [7] of the arm."""
         ...
 
     def sim_state(self) -> NDArray[np.float64]:
-        """Time, positions and velocities of the physics, flat, as robomimic stores them."""
+        """Physical state float64 [D]: time, positions and velocities, flat, as robomimic stores them.
+
+        D = 1 + number of positions + number of velocities of the task's MuJoCo model.
+        """
         ...
 
     def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
-        """Put the physics into a state of `sim_state` (for rendering it, not for stepping on)."""
+        """Set the physical state float64 [D], as of `sim_state` (to render it, not to step on from it)."""
         ...
 
     def model_xml(self) -> str:
         """The MuJoCo model, for the demonstration's `model_file` attribute."""
         ...
 
-    # What only the scripted expert may look at.
+    # For the scripted expert alone.
 
     def gripper(self) -> Pose:
         """Pose of the point between the finger tips; z points out of the hand."""
@@ -171,7 +178,7 @@ class Suite(Protocol):
 
     @property
     def name(self) -> str:
-        """Name under which `open_suite` knows it."""
+        """Name for `open_suite`."""
         ...
 
     @property
@@ -181,7 +188,7 @@ class Suite(Protocol):
 
     @property
     def standin_assets(self) -> bool:
-        """Whether some visual assets are stand-ins, so that success is not comparable to the digit."""
+        """Whether some visual assets are stand-ins, so that success rates are not exactly comparable."""
         ...
 
     def versions(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Find LIBERO's assets and make its package importable without questions on stdin."""
+"""Find LIBERO's assets and make its package importable without prompts on stdin."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _ENVIRONMENT = "LIBERO_ASSETS"
 _REMEDY = (
     f"set {_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets), or an archive"
 )
-_NEEDED = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
+_REQUIRED = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
 # The originals of these meshes have several megabytes; stand-ins have a few kilobytes.
 _MESHES_WITH_STANDINS = (
     "stable_scanned_objects/basket/visual/basket_vis.msh",
     "stable_scanned_objects/akita_black_bowl/visual/akita_black_bowl_vis.msh",
 )
-_SMALLEST_ORIGINAL = 1_000_000
+_MIN_ORIGINAL_BYTES = 1_000_000
 
 
 def package_folder() -> Path:
-    """Folder of LIBERO's inner package (tasks and initial states lie in it).
+    """Folder of LIBERO's inner package, with tasks and initial states.
 
     Raises:
         InputError: hf-libero is not installed.
@@ -52,40 +52,40 @@ def find_assets() -> Path:
     Raises:
         InputError: Nothing there, or not LIBERO's assets.
     """
-    wished = os.environ.get(_ENVIRONMENT)
-    if wished is None:
+    configured = os.environ.get(_ENVIRONMENT)
+    if configured is None:
         folder = package_folder() / "assets"
         if not folder.is_dir():
             raise InputError(
                 f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; {_REMEDY}"
             )
-    elif not Path(wished).exists():
-        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={wished} does not exist; {_REMEDY}")
-    elif Path(wished).is_file():
-        folder = _unpacked(Path(wished))
+    elif not Path(configured).exists():
+        raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={configured} does not exist; {_REMEDY}")
+    elif Path(configured).is_file():
+        folder = _unpacked(Path(configured))
     else:
-        folder = Path(wished)
-    missing = [name for name in _NEEDED if not (folder / name).is_dir()]
+        folder = Path(configured)
+    missing = [name for name in _REQUIRED if not (folder / name).is_dir()]
     if missing:
         raise InputError(f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; {_REMEDY}")
     return folder.resolve()
 
 
 def has_standins(assets: Path) -> bool:
-    """Whether some visual meshes are small stand-ins for originals that were not to be had."""
+    """Whether some visual meshes are small stand-ins for unavailable originals."""
     meshes = (assets / name for name in _MESHES_WITH_STANDINS)
-    return any(mesh.is_file() and mesh.stat().st_size < _SMALLEST_ORIGINAL for mesh in meshes)
+    return any(mesh.is_file() and mesh.stat().st_size < _MIN_ORIGINAL_BYTES for mesh in meshes)
 
 
 def configure(assets: Path) -> None:
-    """Point the `libero` package at its files; must run before it is imported.
+    """Point the `libero` package to its files; must run before it is imported.
 
-    LIBERO reads `$LIBERO_CONFIG_PATH/config.yaml` at import and asks on stdin where it is missing, so a
-    private one is made unless the user has set one up by that variable.
+    LIBERO reads `$LIBERO_CONFIG_PATH/config.yaml` at import and prompts on stdin where it is missing, so a
+    private one is written unless the user has configured one by that variable.
     """
     package = package_folder()
-    chosen = os.environ.get("LIBERO_CONFIG_PATH")
-    if chosen is None or not (Path(chosen) / "config.yaml").is_file():
+    existing = os.environ.get("LIBERO_CONFIG_PATH")
+    if existing is None or not (Path(existing) / "config.yaml").is_file():
         private = Path(tempfile.mkdtemp(prefix="worldvla-libero-"))
         atexit.register(shutil.rmtree, private, ignore_errors=True)
         paths = {
@@ -105,7 +105,7 @@ def configure(assets: Path) -> None:
 
 
 def _unpacked(archive: Path) -> Path:
-    """Unpack an archive into the cache once; concurrent callers agree on the first that is complete."""
+    """Unpack an archive into the cache once; concurrent callers use the first complete copy."""
     information = archive.stat()
     name = f"{archive.resolve()}:{information.st_size}:{information.st_mtime_ns}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldvla"
@@ -126,7 +126,7 @@ def _unpacked(archive: Path) -> Path:
         try:
             unfinished.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first
+            if not folder.is_dir():  # else another process finished first
                 raise
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
         raise InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Longest episode in steps (method of OpenVLA's and WorldVLA's LIBERO evaluation).
+# Maximum length of an episode in steps (method of OpenVLA's and WorldVLA's LIBERO evaluation).
 LIBERO_SUITES = {
     "libero_spatial": 220,
     "libero_object": 280,

@@ -1,4 +1,4 @@
-"""LIBERO's suites: fixed initial states 0 to 49 for evaluation, sampled ones beyond for collection."""
+"""LIBERO's suites: fixed initial states 0 to 49 for evaluation, sampled ones from 50 on for collection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
-_PLACEMENT_TRIES = 20
+_MAX_PLACEMENTS = 20
 
 
 class LiberoSuite:
@@ -68,7 +68,7 @@ class LiberoSuite:
         )
 
     def _initial_states(self, task: int) -> NDArray[np.float64]:
-        """The fixed initial states [50, D] that the package carries."""
+        """The package's fixed initial states float64 [50, D]; see `Simulator.sim_state`."""
         return np.asarray(self._benchmark.get_task_init_states(task), dtype=np.float64)
 
 
@@ -77,7 +77,7 @@ class LiberoSimulator(PandaSimulator):
 
     Args:
         task: The task.
-        initial_states: Physical states [N, D] of initial states 0 to N - 1.
+        initial_states: Physical states float64 [N, D] of initial states 0 to N - 1.
     """
 
     def __init__(self, task: TaskInfo, initial_states: NDArray[np.float64]) -> None:
@@ -90,8 +90,8 @@ class LiberoSimulator(PandaSimulator):
             raise InputError(
                 f"initial state {initial_state}: {self.task.name} has {len(self._initial_states)} fixed ones"
             )
-        # A reset places fixtures, too, and they are not part of the physical state: one seed for all
-        # fixed states keeps them where they were in the episode before.
+        # A reset also places fixtures, which are not part of the physical state: one seed for all fixed
+        # states gives them the same place in every episode.
         with seeded_numpy(0 if fixed else initial_state):
             self._sample_placement()
         if fixed:
@@ -100,16 +100,18 @@ class LiberoSimulator(PandaSimulator):
     def _sample_placement(self) -> None:
         from robosuite.utils.errors import RandomizationError
 
-        for attempt in range(_PLACEMENT_TRIES):
+        for attempt in range(_MAX_PLACEMENTS):
             try:
                 self._environment.reset()
                 return
             except RandomizationError as error:
-                if attempt + 1 == _PLACEMENT_TRIES:
-                    raise SimulatorError(f"no free places for the objects in {attempt + 1} tries") from error
+                if attempt + 1 == _MAX_PLACEMENTS:
+                    raise SimulatorError(
+                        f"no free places for the objects in {attempt + 1} attempts"
+                    ) from error
 
     def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
-        """Overwrite the physical state; LIBERO's own object states (a stove's knob) follow."""
+        """Set the physical state float64 [D]; LIBERO's own object states (a stove's knob) are updated."""
         super().set_sim_state(flat_state)
         self._environment._check_success()
         self._environment._post_process()
@@ -162,14 +164,14 @@ def _problem(path: str) -> str:
         content = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot read this task ({error.strerror}); reinstall hf-libero") from error
-    found = re.search(r"\(problem\s+(\w+)\)", content)
-    if found is None:
+    match = re.search(r"\(problem\s+(\w+)\)", content)
+    if match is None:
         raise InputError(f"{path}: no (problem NAME) in this task file; reinstall hf-libero")
-    return found.group(1)
+    return match.group(1)
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep LIBERO's informational prints off the console."""
+    """Suppress LIBERO's informational prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield

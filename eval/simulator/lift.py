@@ -1,4 +1,4 @@
-"""robosuite's Lift task as a suite: needs nothing but packages from PyPI."""
+"""robosuite's Lift task as a suite: needs only packages from PyPI."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from eval.simulator.rendering import choose_backend, quiet_robosuite
 SUITE = "robosuite_lift"
 CUBE = "cube"
 
-# The stock agent view shows the gripper only when it is down. This one looks from the same side, lower and
-# narrower, so that a 64 pixel frame shows gripper and cube during the whole task, 5 mm a pixel.
+# The default agent view shows the gripper only when it is low. This camera is on the same side, lower and
+# with a narrower view: a 64 pixel frame shows gripper and cube during the whole task, at 5 mm per pixel.
 _CAMERA_EYE = (0.6, 0.0, 1.32)
 _CAMERA_TARGET = (-0.06, 0.0, 0.92)
 _CAMERA_FIELD_OF_VIEW = 27.0
@@ -39,7 +39,7 @@ class LiftSimulator(PandaSimulator):
         super().__init__(_make_environment(), TASK)
 
     def _place(self, initial_state: int) -> None:
-        # Placement and the noise of the arm's start come from numpy's global generator.
+        # Placement and the noise of the arm's initial pose are drawn from numpy's global generator.
         with seeded_numpy(initial_state):
             self._environment.reset()
 
@@ -98,7 +98,7 @@ def _make_environment() -> Any:
                 quat=_look_at(_CAMERA_EYE, _CAMERA_TARGET),
                 camera_attribs={"fovy": str(_CAMERA_FIELD_OF_VIEW)},
             )
-            # Drawing the floor's faint reflection would take as long as everything else.
+            # Rendering the floor's faint reflection would take as long as everything else.
             self.model.mujoco_arena.asset.find("./material[@name='floorplane']").set("reflectance", "0")
 
     with seeded_numpy(0):  # the cube's size is drawn when the model is built
@@ -116,7 +116,7 @@ def _make_environment() -> Any:
 
 
 def _look_at(eye: tuple[float, float, float], target: tuple[float, float, float]) -> np.ndarray:
-    """Quaternion (w, x, y, z) of a MuJoCo camera at `eye` that looks at `target`, head up."""
+    """Quaternion (w, x, y, z) of an upright MuJoCo camera at `eye` that looks at `target`."""
     from robosuite.utils.transform_utils import mat2quat
 
     backward = np.subtract(eye, target)

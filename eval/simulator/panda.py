@@ -1,4 +1,4 @@
-"""What every robosuite-based simulator shares: a Panda arm seen through MuJoCo."""
+"""Base of the robosuite simulators: a Panda arm in MuJoCo."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CORNER_SIGNS = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (
 
 
 class PandaSimulator(abc.ABC):
-    """Implements `Simulator` on a robosuite environment; subclasses add resets, bodies and goals.
+    """Implements `Simulator` on a robosuite environment; subclasses add placement, bodies and goals.
 
     Args:
         environment: A robosuite `MujocoEnv` with one Panda under OSC_POSE control, soft resets.
-        task: The task it runs.
+        task: The task.
     """
 
     def __init__(self, environment: Any, task: TaskInfo) -> None:
@@ -50,7 +50,7 @@ class PandaSimulator(abc.ABC):
         self._settle()
 
     def replay_from(self, flat_state: NDArray[np.float64], initial_state: int) -> None:
-        """Start an episode from a stored physical state: reset, overwrite, settle."""
+        """Start an episode from a stored physical state float64 [D]: reset, overwrite, settle."""
         self._begin(initial_state)
         self.set_sim_state(flat_state)
         self._settle()
@@ -58,7 +58,7 @@ class PandaSimulator(abc.ABC):
     def _begin(self, initial_state: int) -> None:
         if initial_state < 0:
             raise InputError(f"initial state {initial_state}: expected a number from 0 on")
-        # A soft reset leaves the gripper's commanded opening as the last episode had it.
+        # A soft reset does not reset the gripper's commanded opening.
         gripper = self._environment.robots[0].gripper
         gripper.current_action = np.zeros_like(gripper.current_action)
         self._place(initial_state)
@@ -76,7 +76,7 @@ class PandaSimulator(abc.ABC):
             self._environment.step(action)
         except (FatalError, np.linalg.LinAlgError) as error:
             raise SimulatorError(f"{type(error).__name__}: {error}") from error
-        # MuJoCo resets an unstable simulation by itself and only counts a warning.
+        # MuJoCo resets an unstable simulation by itself and only counts warnings.
         warnings = self._environment.sim.data._data.warning
         for kind in (mjtWarning.mjWARN_BADQPOS, mjtWarning.mjWARN_BADQVEL, mjtWarning.mjWARN_BADQACC):
             if warnings[kind].number:
@@ -84,21 +84,21 @@ class PandaSimulator(abc.ABC):
 
     @property
     def success(self) -> bool:
-        """Whether the task is solved now."""
+        """Whether the task is solved in the current state."""
         return bool(self._environment._check_success())
 
     # --- observations
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
-        """The view [pixels, pixels, 3], rotated by 180 degrees from how MuJoCo draws it."""
+        """The upright view uint8 [pixels, pixels, 3]: MuJoCo's rotated by 180 degrees."""
         self._refresh()
-        # robosuite draws into whichever context is current: after another simulator's life, not this one's.
+        # robosuite renders into the current context, which another simulator may have changed.
         self._environment.sim._render_context_offscreen.gl_ctx.make_current()
         raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
         return np.ascontiguousarray(raw[::-1, ::-1])
 
     def state(self) -> NDArray[np.float64]:
-        """Proprioception [8]: gripper position, axis-angle, finger positions."""
+        """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2]."""
         from robosuite.utils.transform_utils import mat2quat, quat2axisangle
 
         self._refresh()
@@ -107,13 +107,13 @@ class PandaSimulator(abc.ABC):
         return np.concatenate([pose.position, quat2axisangle(mat2quat(pose.rotation)), fingers])
 
     def joints(self) -> NDArray[np.float64]:
-        """Angles [7] of the arm."""
+        """Joint angles float64 [7] of the arm."""
         return self._positions()[:_ARM_JOINTS].copy()
 
     def _refresh(self) -> None:
-        """Recompute poses from joint positions: a physics step leaves them one substep behind.
+        """Recompute poses from joint positions: after a physics step they are one substep old.
 
-        Only kinematics, so that looking never changes what the physics does next.
+        Only kinematics, so that rendering never changes the physics.
         """
         from mujoco import mj_camlight, mj_kinematics  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -125,11 +125,11 @@ class PandaSimulator(abc.ABC):
         return np.asarray(self._environment.sim.data.qpos)
 
     def sim_state(self) -> NDArray[np.float64]:
-        """Time, positions and velocities, flat."""
+        """Physical state float64 [D]: time, positions and velocities, flat."""
         return np.array(self._environment.sim.get_state().flatten())
 
     def set_sim_state(self, flat_state: NDArray[np.float64]) -> None:
-        """Overwrite time, positions and velocities and recompute what depends on them."""
+        """Set the physical state float64 [D] and recompute everything derived from it."""
         self._environment.sim.set_state_from_flattened(flat_state)
         self._environment.sim.forward()
 
@@ -175,7 +175,7 @@ class PandaSimulator(abc.ABC):
         return np.array(data.get_site_xpos(name))
 
     def corners(self, name: str) -> NDArray[np.float64]:
-        """World corners [N, 3] of the collision geometry of an object, box by box."""
+        """World positions [N, 3] of the corners of an object's collision boxes."""
         model, data, root = self._environment.sim.model, self._environment.sim.data, self._bodies()[name]
         corners = []
         for geom in range(model.ngeom):
@@ -192,7 +192,7 @@ class PandaSimulator(abc.ABC):
 
 @contextmanager
 def seeded_numpy(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator inside the block and put it back after."""
+    """Seed numpy's global generator inside the block and restore it afterwards."""
     before = np.random.get_state()
     np.random.seed(seed)
     try:
@@ -202,25 +202,25 @@ def seeded_numpy(seed: int) -> Iterator[None]:
 
 
 def installed_versions(*packages: str) -> dict[str, str]:
-    """Versions of the packages that are installed."""
-    found = {}
+    """Versions of those packages that are installed."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _belongs(model: Any, body: int, root: int) -> bool:
-    """Whether `body` is `root` or hangs from it."""
+    """Whether `body` is `root` or one of its descendants."""
     while body not in (0, root):
         body = int(model.body_parentid[body])
     return body == root
 
 
 def _half_extents(model: Any, geom: int) -> NDArray[np.float64]:
-    """Half the box [3] around a collision geometry, in its own frame."""
+    """Half extents [3] of the box around a collision geometry, in its own frame."""
     kind, size = int(model.geom_type[geom]), np.array(model.geom_size[geom])
     if kind == _MUJOCO_BOX:
         return size

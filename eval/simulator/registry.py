@@ -20,8 +20,8 @@ def open_suite(name: str) -> Suite:
     """
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"suite {name!r}: expected one of {', '.join(SUITES)}{hint}")
+        suggestion = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"suite {name!r}: expected one of {', '.join(SUITES)}{suggestion}")
     if name in LIBERO_SUITES:
         from eval.simulator.libero_tasks import LiberoSuite
 
@@ -32,7 +32,7 @@ def open_suite(name: str) -> Suite:
 
 
 def select_tasks(suite: Suite, tasks: list[int] | None) -> list[int]:
-    """The task numbers asked for, all where null.
+    """The requested task numbers, ascending; all where None.
 
     Raises:
         InputError: A number that the suite does not have, or an empty list.
@@ -41,9 +41,9 @@ def select_tasks(suite: Suite, tasks: list[int] | None) -> list[int]:
         return [task.number for task in suite.tasks]
     if not tasks:
         raise InputError(f"suite {suite.name}: tasks=[] selects nothing; leave it out to take all tasks")
-    wrong = [task for task in tasks if not 0 <= task < len(suite.tasks)]
-    if wrong:
+    unknown = [task for task in tasks if not 0 <= task < len(suite.tasks)]
+    if unknown:
         last = len(suite.tasks) - 1
-        there = f"tasks 0 to {last}" if last else "task 0 alone"
-        raise InputError(f"suite {suite.name}: task {wrong[0]} does not exist; it has {there}")
+        available = f"tasks 0 to {last}" if last else "task 0 alone"
+        raise InputError(f"suite {suite.name}: task {unknown[0]} does not exist; it has {available}")
     return sorted(set(tasks))

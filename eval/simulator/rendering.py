@@ -1,4 +1,4 @@
-"""Choose MuJoCo's rendering backend before it is imported, and say what is missing."""
+"""Choose MuJoCo's rendering backend before it is imported, and check its system library."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from types import ModuleType
 
 from data.errors import InputError
 
-_LIBRARY_OF_BACKEND = {"osmesa": "OSMesa", "egl": "EGL", "glfw": None}  # glfw's wheel brings its own
+_LIBRARY_OF_BACKEND = {"osmesa": "OSMesa", "egl": "EGL", "glfw": None}  # glfw's wheel contains its library
 _PACKAGE_OF_BACKEND = {"osmesa": "libosmesa6", "egl": "libegl1"}
 
 
 def choose_backend() -> str:
-    """Set MUJOCO_GL and PYOPENGL_PLATFORM where the user has not, and check the library.
+    """Set MUJOCO_GL and PYOPENGL_PLATFORM unless the user has, and check the library.
 
     An NVIDIA device renders through EGL; anything else in software through OSMesa.
 
@@ -36,7 +36,7 @@ def choose_backend() -> str:
     if ctypes.util.find_library(library) is None:
         package = _PACKAGE_OF_BACKEND[backend]
         raise InputError(
-            f"renderer {backend}: system library lib{library} not found, the simulator draws frames "
+            f"renderer {backend}: system library lib{library} not found, the simulator renders "
             f"with it; run: apt-get install -y --no-install-recommends {package}"
         )
     platform = os.environ.setdefault("PYOPENGL_PLATFORM", backend)
@@ -48,10 +48,10 @@ def choose_backend() -> str:
 
 
 def quiet_robosuite() -> None:
-    """Keep robosuite from warning on the console and from writing a log file shared by all users.
+    """Stop robosuite from warning on the console and from writing a log file shared by all users.
 
-    robosuite reads its macros from a module that the user may add; this adds one with both
-    handlers off unless there is one. Call it before robosuite is imported.
+    robosuite reads its macros from a module that the user may add; this adds one with both handlers off
+    unless it exists. Call it before robosuite is imported.
     """
     name = "robosuite.macros_private"
     if name in sys.modules or "robosuite" in sys.modules:

@@ -1,6 +1,6 @@
 """Distances that need a trained backbone: LPIPS between frames, FVD between sets of videos.
 
-The backbones' weights are given by path and never fetched; without them the metric is not computed.
+The backbones' weights are given by path and never downloaded; without them the metric is not computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LPIPS_SHIFT = (-0.030, -0.088, -0.188)
 _LPIPS_SCALE = (0.458, 0.448, 0.450)
 _CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's five activations
 _CONVOLUTIONS = (0, 3, 6, 8, 10)  # their numbers in torchvision's `features`
-_AT_ONCE = 32  # frames
+_BATCH = 32  # frames
 
 
 class Lpips(nn.Module):
@@ -58,7 +58,7 @@ class Lpips(nn.Module):
     @torch.inference_mode()
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
         """Distances [N] between frames uint8 [N, H, W, 3]."""
-        pairs = zip(frames.split(_AT_ONCE), others.split(_AT_ONCE), strict=True)
+        pairs = zip(frames.split(_BATCH), others.split(_BATCH), strict=True)
         return torch.cat([self._distance(one, other) for one, other in pairs])
 
     def _distance(self, one: Tensor, other: Tensor) -> Tensor:
@@ -72,17 +72,17 @@ class Lpips(nn.Module):
         x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         shift, scale = (torch.tensor(values)[:, None, None] for values in (_LPIPS_SHIFT, _LPIPS_SCALE))
         x = (x - shift) / scale
-        found = []
+        activations = []
         for number, convolution in enumerate(self.convolutions):
             if number in (1, 2):
                 x = F.max_pool2d(x, 3, 2)
             x = F.relu(convolution(x))
-            found.append(x)
-        return found
+            activations.append(x)
+        return activations
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Each position's channels over their length."""
+    """Channels of each position, scaled to unit length."""
     return x / torch.sqrt(1e-8 + (x**2).sum(dim=1, keepdim=True))
 
 
@@ -96,20 +96,20 @@ def _linear_layers() -> list[Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors or a PyTorch file; no other object of it is ever made."""
+    """Tensors of a safetensors or PyTorch file; other objects in it are never unpickled."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds, all of them about the file
+    except Exception as error:  # torch and safetensors raise many types, all of them about the file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as weights ({reason}); download the file again") from error
 
 
 class VideoFeatures:
-    """Features of whole videos, between whose distributions FVD is the distance.
+    """Features of whole videos; FVD is the distance between their distributions.
 
     Args:
         path: The I3D network (Carreira and Zisserman 2017, arXiv 1705.07750) as the TorchScript file that
@@ -135,11 +135,11 @@ class VideoFeatures:
     @torch.inference_mode()
     def __call__(self, videos: Tensor) -> Tensor:
         """Features [N, D] of videos uint8 [N, T, H, W, 3]."""
-        found = []
+        features = []
         for video in videos.split(1):
             x = video.permute(0, 4, 1, 2, 3).float()
-            found.append(self._network(x, rescale=True, resize=True, return_features=True))
-        return torch.cat(found)
+            features.append(self._network(x, rescale=True, resize=True, return_features=True))
+        return torch.cat(features)
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:

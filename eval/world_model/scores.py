@@ -1,4 +1,4 @@
-"""How predicted frames compare with the true ones."""
+"""Scores of predicted frames against the true ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from eval.world_model.perceptual import Lpips, VideoFeatures, frechet_distance
 
 HORIZONS = (10, 50)  # frames, of the published scores
-_MOST_PSNR = 60.0  # dB: equal frames would score infinity, which JSON cannot hold
-_LEAST_VIDEOS = 2
+_MAX_PSNR = 60.0  # dB: equal frames would score infinity, which JSON cannot hold
+_MIN_VIDEOS = 2  # for FVD
 
 # FVD, PSNR in dB, SSIM and LPIPS of WorldVLA (arXiv 2506.21539), by predicted frames.
 PUBLISHED = {
@@ -24,13 +24,13 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class FrameScore:
-    """How one predicted frame compares with the true one.
+    """Scores of one predicted frame.
 
     Attributes:
         psnr: Peak signal-to-noise ratio in dB.
         ssim: Structural similarity (Wang et al. 2004), at most 1.
-        held_psnr: PSNR of the given first frame in its place: what predicting no change would reach.
-        code_accuracy: Share of image codes that are the true ones.
+        held_psnr: PSNR of the given first frame in its place: the score of predicting no change.
+        code_accuracy: Share of image codes equal to the true ones.
         lpips: Learned perceptual distance; None: not computed.
     """
 
@@ -43,26 +43,33 @@ class FrameScore:
 
 def score(
     truth: NDArray[np.uint8],
-    dream: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
     code_accuracy: NDArray[np.floating],
     lpips: Lpips | None = None,
 ) -> tuple[FrameScore, ...]:
-    """Scores of frames 1 .. T of uint8 [T + 1, H, W, 3]; frame 0 was given."""
+    """Scores of predicted frames 1 .. T of uint8 [T + 1, H, W, 3]; frame 0 was given.
+
+    Args:
+        truth: True frames uint8 [T + 1, H, W, 3].
+        predicted: Predicted frames uint8 [T + 1, H, W, 3].
+        code_accuracy: Share of correct image codes of each frame, [T + 1].
+        lpips: Computes LPIPS; None: it is not computed.
+    """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    true, predicted = (torch.as_tensor(frames).permute(0, 3, 1, 2).float() for frames in (truth, dream))
+    true, other = (torch.as_tensor(frames).permute(0, 3, 1, 2).float() for frames in (truth, predicted))
     first = true[:1].expand_as(true)
     psnr, held_psnr = (
-        peak_signal_noise_ratio(other, true, data_range=255.0, reduction="none", dim=(1, 2, 3))
-        for other in (predicted, first)
+        peak_signal_noise_ratio(frames, true, data_range=255.0, reduction="none", dim=(1, 2, 3))
+        for frames in (other, first)
     )
-    ssim = structural_similarity_index_measure(predicted, true, data_range=255.0, reduction="none")
+    ssim = structural_similarity_index_measure(other, true, data_range=255.0, reduction="none")
     columns = (torch.as_tensor(values)[1:].tolist() for values in (psnr, ssim, held_psnr, code_accuracy))
     distances: Sequence[float | None] = [None] * (len(truth) - 1)
     if lpips is not None:
-        distances = lpips(torch.as_tensor(dream[1:]), torch.as_tensor(truth[1:])).tolist()
+        distances = lpips(torch.as_tensor(predicted[1:]), torch.as_tensor(truth[1:])).tolist()
     return tuple(
-        FrameScore(min(p, _MOST_PSNR), similarity, min(held, _MOST_PSNR), share, distance)
+        FrameScore(min(p, _MAX_PSNR), similarity, min(held, _MAX_PSNR), share, distance)
         for p, similarity, held, share, distance in zip(*columns, distances, strict=True)
     )
 
@@ -81,14 +88,14 @@ def mean_score(scores: Sequence[FrameScore]) -> FrameScore:
 
 @dataclass(frozen=True)
 class HorizonScore:
-    """Scores over the first frames of every rollout that is long enough, as they are published.
+    """Scores over the first frames of every rollout that is long enough, as published.
 
     Attributes:
-        frames: Predicted frames that count.
-        episodes: Rollouts that have so many.
+        frames: Number of predicted frames.
+        episodes: Number of rollouts with at least so many.
         psnr, ssim, lpips: Means over these frames; LPIPS None: not computed.
         fvd: Distance between true and predicted videos; None: not computed.
-        not_computed: Metric -> why.
+        not_computed: Metric -> reason.
         published: WorldVLA's scores over as many frames.
     """
 
@@ -112,29 +119,29 @@ def horizon_scores(
     Args:
         rollouts: True and predicted frames uint8 [T + 1, H, W, 3] and the scores of frames 1 .. T.
         lpips: Whether LPIPS was computed.
-        features: Of FVD; None: it is not computed.
+        features: Features for FVD; None: it is not computed.
     """
-    found = []
+    scores = []
     for frames in HORIZONS:
         long = [rollout for rollout in rollouts if len(rollout[2]) >= frames]
         if not long:
             continue
-        mean = mean_score([score for _, _, scores in long for score in scores[:frames]])
+        mean = mean_score([score for _, _, each in long for score in each[:frames]])
         reasons = {} if lpips else {"lpips": "lpips_weights is not set"}
         fvd = None
         if features is None:
             reasons["fvd"] = "fvd_network is not set"
-        elif len(long) < _LEAST_VIDEOS:
-            reasons["fvd"] = f"{len(long)} video, needs at least {_LEAST_VIDEOS}"
+        elif len(long) < _MIN_VIDEOS:
+            reasons["fvd"] = f"{len(long)} video, needs at least {_MIN_VIDEOS}"
         else:
             videos = [[rollout[0] for rollout in long], [rollout[1] for rollout in long]]
-            true, dreamt = (
+            true, predicted = (
                 features(torch.as_tensor(np.stack([video[1 : frames + 1] for video in part])))
                 for part in videos
             )
-            fvd = frechet_distance(true, dreamt)
+            fvd = frechet_distance(true, predicted)
         published = PUBLISHED.get(frames, {})
-        found.append(
+        scores.append(
             HorizonScore(frames, len(long), mean.psnr, mean.ssim, mean.lpips, fvd, reasons, published)
         )
-    return found
+    return scores

@@ -1,10 +1,10 @@
-"""Scores of a world model as a table, the published ones beside them."""
+"""Scores of a world model as a table, with the published scores."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
-from eval.world_model.imagine import Imagination
+from eval.world_model.results import ImagineResult
 from eval.world_model.scores import PUBLISHED
 
 _COLUMNS = {
@@ -15,8 +15,8 @@ _COLUMNS = {
 }
 
 
-def scores_table(result: Imagination) -> Table:
-    """Scores over the first 10 and 50 frames; a metric that was not computed says why below the table."""
+def scores_table(result: ImagineResult) -> Table:
+    """Scores over the first 10 and 50 frames; the caption says why a metric was not computed."""
     table = Table(title_justify="left", caption_justify="left")
     for title in ("frames", "episodes", *(title for title, _ in _COLUMNS.values())):
         table.add_column(title, justify="right")
@@ -24,7 +24,7 @@ def scores_table(result: Imagination) -> Table:
     for horizon in result.horizons:
         cells = [_cell(getattr(horizon, name), form) for name, (_, form) in _COLUMNS.items()]
         table.add_row(str(horizon.frames), str(horizon.episodes), *cells)
-        reasons |= {name: f"{_COLUMNS[name][0]}: {why}" for name, why in horizon.not_computed.items()}
+        reasons |= {name: f"{_COLUMNS[name][0]}: {reason}" for name, reason in horizon.not_computed.items()}
     for frames, scores in PUBLISHED.items():
         cells = [f"[dim]{_cell(scores[name], form)}" for name, (_, form) in _COLUMNS.items()]
         table.add_row(f"[dim]published {frames}", "", *cells)

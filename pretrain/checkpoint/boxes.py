@@ -1,6 +1,6 @@
 """Flat ranges of a tensor as rectangular boxes, and the tensor type that DCP saves and loads them by.
 
-ZeRO gives a rank a flat range [a, b) of its (tensor-parallel) part of a parameter. In row-major order
+ZeRO gives a rank a flat range [a, b) of its (tensor-parallel) partition of a parameter. In row-major order
 such a range is at most 2 d - 1 boxes of a d-dimensional tensor; here a = 3, b = 14 in a 4 x 5 matrix::
 
     . . . x x      rest of the first row
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangular part of a tensor.
+    """A rectangular region of a tensor.
 
     Attributes:
         offset: Its first element.
@@ -42,6 +42,10 @@ class Box:
         """The same box, further along every dimension."""
         return Box(tuple(o + b for o, b in zip(self.offset, by, strict=True)), self.shape)
 
+    def metadata(self) -> ChunkStorageMetadata:
+        """The box as DCP describes it."""
+        return ChunkStorageMetadata(torch.Size(self.offset), torch.Size(self.shape))
+
 
 def boxes_of_range(shape: Sequence[int], start: int, stop: int) -> list[Box]:
     """Cut the flat range [start, stop) of a row-major tensor into boxes, in flat order."""
@@ -49,55 +53,49 @@ def boxes_of_range(shape: Sequence[int], start: int, stop: int) -> list[Box]:
         return []
     if len(shape) <= 1:
         return [Box((start,), (stop - start,)) if shape else Box((), ())]
-    row = math.prod(shape[1:])
-    first, before = divmod(start, row)
-    last, after = divmod(stop, row)
+    row_size = math.prod(shape[1:])
+    first, before = divmod(start, row_size)
+    last, after = divmod(stop, row_size)
     if first == last:
-        return _within(shape, first, before, after)
-    found: list[Box] = []
+        return _boxes_within_row(shape, first, before, after)
+    boxes: list[Box] = []
     if before:
-        found += _within(shape, first, before, row)
+        boxes += _boxes_within_row(shape, first, before, row_size)
         first += 1
     if last > first:
-        found.append(Box((first, *(0 for _ in shape[1:])), (last - first, *shape[1:])))
+        boxes.append(Box((first, *(0 for _ in shape[1:])), (last - first, *shape[1:])))
     if after:
-        found += _within(shape, last, 0, after)
-    return found
+        boxes += _boxes_within_row(shape, last, 0, after)
+    return boxes
 
 
-def _within(shape: Sequence[int], row: int, start: int, stop: int) -> list[Box]:
+def _boxes_within_row(shape: Sequence[int], row: int, start: int, stop: int) -> list[Box]:
     return [Box((row, *box.offset), (1, *box.shape)) for box in boxes_of_range(shape[1:], start, stop)]
 
 
-def boxes_of_part(
-    part: Sequence[int], dimension: int | None, tensor_rank: int, start: int, stop: int
+def global_boxes(
+    partition: Sequence[int], dimension: int | None, tensor_rank: int, start: int, stop: int
 ) -> tuple[Box, ...]:
-    """The flat range [start, stop) of a tensor-parallel part, as boxes of the global tensor.
+    """Cut the flat range [start, stop) of a tensor-parallel partition into boxes of the global tensor.
 
     Args:
-        part: Shape of the part.
-        dimension: Along which the tensor is shared out over tensor-parallel ranks; None: it is not.
-        tensor_rank: Whose part it is.
-        start: First element of the part, in row-major order.
+        partition: Shape of the partition.
+        dimension: Along which the tensor is divided among tensor-parallel ranks; None: it is replicated.
+        tensor_rank: Rank whose partition it is.
+        start: First element of the partition, in row-major order.
         stop: Last element, exclusive.
     """
-    shift = [0] * len(part)
+    shift = [0] * len(partition)
     if dimension is not None:
-        shift[dimension] = tensor_rank * part[dimension]
-    return tuple(box.shifted(shift) for box in boxes_of_range(part, start, stop))
-
-
-def even_share(size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """First and last (exclusive) of `size` elements that ZeRO-3 gives a rank; the last is padded."""
-    each = -(-size // ranks)
-    return min(rank * each, size), min((rank + 1) * each, size)
+        shift[dimension] = tensor_rank * partition[dimension]
+    return tuple(box.shifted(shift) for box in boxes_of_range(partition, start, stop))
 
 
 class BoxedTensor(torch.Tensor):
-    """A rank's boxes of one global tensor, as torch.distributed.checkpoint asks for them.
+    """A rank's boxes of one global tensor, in the form that torch.distributed.checkpoint (DCP) expects.
 
-    DCP saves any tensor that has the three dunder methods below (its `_Checkpointable` protocol), and on
-    loading copies from the boxes that were saved whatever the boxes that are wanted overlap.
+    DCP saves any tensor that has the three dunder methods below (its `_Checkpointable` protocol). On loading,
+    it copies into the boxes whatever saved chunks overlap them.
 
     Args:
         shape: Of the global tensor.
@@ -105,53 +103,51 @@ class BoxedTensor(torch.Tensor):
         flat: float32 [sum of the boxes' sizes], the boxes' content one after the other; not copied.
     """
 
-    _pieces: list[tuple[Box, torch.Tensor]]
+    _parts: list[tuple[Box, torch.Tensor]]
 
     @staticmethod
     def __new__(cls, shape: Sequence[int], boxes: Sequence[Box], flat: torch.Tensor) -> BoxedTensor:
-        """Make the wrapper; it has a shape and pieces, but no memory of its own."""
+        """Make the wrapper; it has a shape and boxes, but no memory of its own."""
         tensor = torch.Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=flat.dtype)
         parts = flat.split([box.size for box in boxes])
-        tensor._pieces = [(box, part.view(box.shape)) for box, part in zip(boxes, parts, strict=True)]
+        tensor._parts = [(box, part.view(box.shape)) for box, part in zip(boxes, parts, strict=True)]
         return tensor
 
     @property
     def boxes(self) -> list[Box]:
         """This rank's part."""
-        return [box for box, _ in self._pieces]
+        return [box for box, _ in self._parts]
 
     def __init__(self, *args: Any) -> None:
         pass  # torch.Tensor's own takes none of the arguments of __new__
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Only DCP reads a boxed tensor: it has no arithmetic."""
+        """Refuse arithmetic: only DCP reads a boxed tensor."""
         raise NotImplementedError(f"{func} on a boxed tensor")
 
     def __create_write_items__(self, fqn: str, tensor: object) -> list[WriteItem]:
-        """What this rank has to write."""
+        """List what this rank writes."""
         return [
             WriteItem(
                 index=MetadataIndex(fqn, torch.Size(box.offset), number),
                 type=WriteItemType.SHARD,
                 tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.shape)),
+                    chunk=box.metadata(),
                     properties=TensorProperties.create_from_tensor(part),
                     size=self.size(),
                 ),
             )
-            for number, (box, part) in enumerate(self._pieces)
+            for number, (box, part) in enumerate(self._parts)
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """What this rank wants to read."""
-        return [
-            ChunkStorageMetadata(torch.Size(box.offset), torch.Size(box.shape)) for box, _ in self._pieces
-        ]
+        """List what this rank reads."""
+        return [box.metadata() for box in self.boxes]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
-        """The memory of one box."""
-        return next(part for box, part in self._pieces if torch.Size(box.offset) == index.offset)
+        """Return the memory of one box."""
+        return next(part for box, part in self._parts if torch.Size(box.offset) == index.offset)
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        return f"BoxedTensor({tuple(self.size())}, {len(self._pieces)} boxes)"
+        return f"BoxedTensor({tuple(self.size())}, {len(self._parts)} boxes)"

@@ -1,55 +1,52 @@
-"""Weights of a checkpoint in an object store as a folder of its run, for whoever reads folders."""
+"""Weights of a checkpoint in an object store, copied to a folder of its run for readers of folders."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import folder_written_whole
 from data.storage.store import Store
-from pretrain.checkpoint.load import damage
 from pretrain.checkpoint.location import open_checkpoint, step_name
 from pretrain.checkpoint.manifest import READY, Manifest, manifest_file
+from pretrain.checkpoint.verification import damage_error
 
 FETCHED = "fetched"  # below the run's folder
 _BLOCK = 1 << 24
-_KEPT = 2
+_MAX_FETCHED = 2  # checkpoints
 
 
-def local_checkpoint(where: str, run: Path | None = None) -> Path:
-    """A checkpoint as a folder of its run: itself, or its weights in `fetched/step_...` there.
+def local_checkpoint(url: str, run: Path | None = None) -> Path:
+    """Return a checkpoint as a folder of its run: itself, or its weights in `fetched/step_...` there.
 
-    Tokenizers and action ranges lie in the run's folder, so that whoever evaluates finds them. Moments are
-    not fetched. Every file is verified as it comes; a folder that was fetched before and is the same
-    checkpoint is taken as it is. Besides it the folder fetched last stays, older ones go.
+    Tokenizers and action ranges are in the run's folder, where an evaluation looks for them. Moments are not
+    fetched. Every file is verified while it is copied; a folder that was fetched before from the same
+    checkpoint is used again. The checkpoint fetched before it stays, older ones are removed.
 
     Args:
-        where: Folder, or URL of one checkpoint in an object store.
+        url: Folder, or URL of one checkpoint in an object store.
         run: Folder of its run; None: the one that the checkpoint's settings name, and a folder as it is.
 
     Raises:
         InputError: No committed checkpoint there, a damaged file (named), a run whose folder is not here, or
             one that cannot be written to.
     """
-    if "://" not in where and (run is None or Path(where).resolve().parent.parent == run.resolve()):
-        return Path(where)
-    store = open_checkpoint(where)
+    if "://" not in url and (run is None or Path(url).resolve().parent.parent == run.resolve()):
+        return Path(url)
+    store = open_checkpoint(url)
     manifest = Manifest.read(store)
-    run = run or _run_folder(where, manifest)
+    run = run or _run_folder(url, manifest)
     folder, ready = run / FETCHED / step_name(manifest.step), store.read(READY)
     if _content(folder / READY) == ready:
         return folder
     try:
         folder.parent.mkdir(exist_ok=True)
-        _clear(folder)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
-            part = Path(temporary) / "checkpoint"
-            part.mkdir()
-            _fetch(store, manifest, part)
-            (part / READY).write_bytes(ready)
-            part.rename(folder)
+        _make_room(folder)
+        with folder_written_whole(folder) as temporary:
+            _fetch_weights(store, manifest, temporary)
+            (temporary / READY).write_bytes(ready)
     except OSError as error:
         if _content(folder / READY) != ready:  # else another process has fetched it meanwhile
             raise InputError(
@@ -58,23 +55,23 @@ def local_checkpoint(where: str, run: Path | None = None) -> Path:
     return folder
 
 
-def _run_folder(where: str, manifest: Manifest) -> Path:
+def _run_folder(url: str, manifest: Manifest) -> Path:
     settings = manifest.metadata.get("config", {}).get("run", {})
     run = Path(str(settings.get("dir", ""))) / str(settings.get("name", ""))
     if not settings or not (run / "config.yaml").is_file():
         raise InputError(
-            f"{where}: is of the run {run}, which is not here (no config.yaml, no tokenizers); call it "
+            f"{url}: is of the run {run}, which is not here (no config.yaml, no tokenizers); call it "
             "where that folder is, or copy the folder without its checkpoints"
         )
     return run
 
 
-def _fetch(store: Store, manifest: Manifest, folder: Path) -> None:
+def _fetch_weights(store: Store, manifest: Manifest, folder: Path) -> None:
     moments = {name for name in manifest.files if ".optimizer" in name}
     for name in sorted(manifest.files.keys() - moments):
         stored = manifest.files[name]
         if store.size(name) != stored.bytes:
-            raise damage(store.url, [f"{name} has {store.size(name)} bytes, expected {stored.bytes}"])
+            raise damage_error(store.url, [f"{name} has {store.size(name)} bytes, expected {stored.bytes}"])
         digest = hashlib.sha256()
         with (folder / name).open("wb") as file:
             for offset in range(0, stored.bytes, _BLOCK):
@@ -82,17 +79,17 @@ def _fetch(store: Store, manifest: Manifest, folder: Path) -> None:
                 digest.update(block)
                 file.write(block)
         if digest.hexdigest() != stored.sha256:
-            raise damage(store.url, [f"{name} differs from its checksum"])
+            raise damage_error(store.url, [f"{name} differs from its checksum"])
     name = manifest_file(manifest.attempt)
     (folder / name).write_bytes(store.read(name))
 
 
-def _clear(folder: Path) -> None:
+def _make_room(folder: Path) -> None:
     """Remove an older checkpoint of the same step, and all but the newest of the others."""
     if folder.exists():
         shutil.rmtree(folder)
     others = sorted(folder.parent.glob("step_*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in others[_KEPT - 1 :]:
+    for path in others[_MAX_FETCHED - 1 :]:
         shutil.rmtree(path)
 
 

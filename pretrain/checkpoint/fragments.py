@@ -1,9 +1,9 @@
-"""Which part of every parameter and of its moments this rank holds, for every ZeRO stage.
+"""Which fragment of every parameter and of its moments this rank holds, for every ZeRO stage.
 
-| stage | fp32 master and moments lie in | a rank holds |
+| stage | fp32 master and moments are in | a rank holds |
 |---|---|---|
 | 0 | one tensor a parameter | every parameter |
-| 1, 2 | one flat tensor a parameter group, cut evenly over the ranks | any range of some parameters |
+| 1, 2 | one flat tensor a parameter group, divided evenly among the ranks | any range of some parameters |
 | 3 | one flat tensor a sub-group | an even range of every parameter, padded at the end |
 
 This is the only place that knows DeepSpeed's insides.
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint.boxes import Box, boxes_of_part
+from pretrain.checkpoint.boxes import Box, global_boxes
 from pretrain.checkpoint.manifest import MASTER
 from pretrain.optim import counts_updates, moments_of
 
-if TYPE_CHECKING:  # importing it takes seconds, and reading bare weights does without
+if TYPE_CHECKING:  # importing it takes seconds, and bare weights are read without it
     from pretrain.parallel.engine import Engine
 
 
@@ -36,86 +36,87 @@ class Fragment:
         boxes: The part, as boxes of the global parameter.
         states: Master weights and moments of the part, flat fp32 [n], in the order of the boxes. They are
             the optimiser's own memory: copying into them changes the training.
-        written: Whether this rank writes it (of ranks that hold the same, one does).
+        is_writer: Whether this rank writes it (of ranks that hold the same, one does).
     """
 
     name: str
     shape: tuple[int, ...]
     boxes: tuple[Box, ...]
     states: Mapping[str, Tensor]
-    written: bool
+    is_writer: bool
 
 
-def moments(engine: Engine) -> tuple[str, ...]:
-    """Names of the moments that the engine's optimiser keeps of every weight."""
-    return moments_of(engine.deepspeed_engine.optimizer.optimizer)
-
-
-def states(engine: Engine) -> tuple[str, ...]:
-    """Names of all that is kept of every weight: its master, then the moments."""
-    return (MASTER, *moments(engine))
+def state_names(engine: Engine) -> tuple[str, ...]:
+    """Names of the states that the engine's optimiser has for every weight: master, then the moments."""
+    return (MASTER, *moments_of(engine.deepspeed_engine.optimizer.optimizer))
 
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
-    """This rank's part of every parameter; parameters of which it holds nothing are left out."""
+    """Yield this rank's fragment of every parameter of which it holds anything."""
     zero, mesh = engine.deepspeed_engine.optimizer, engine.groups.mesh
-    keys = _make_moments(zero)
+    moments = _make_moments(zero)
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        start, held = _held(parameter, zero, keys, engine.groups.data_rank)
-        count = held[MASTER].numel() if held else 0
+        start, states = _local_states(parameter, zero, moments, engine.groups.data_rank)
+        count = states[MASTER].numel() if states else 0
         if not count:
             continue
-        part = _part(parameter)
         dimension = _sharded_dimension(parameter, mesh.tensor)
-        boxes = boxes_of_part(part, dimension, engine.groups.tensor_rank, start, start + count)
-        written = dimension is not None or engine.groups.tensor_rank == 0
+        tensor_rank = engine.groups.tensor_rank
+        boxes = global_boxes(_partition_shape(parameter), dimension, tensor_rank, start, start + count)
+        is_writer = dimension is not None or tensor_rank == 0
         if _is_replicated(zero):  # the data-parallel ranks take turns
-            written = written and number % mesh.data == engine.groups.data_rank
-        yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, held, written)
+            is_writer = is_writer and number % mesh.data == engine.groups.data_rank
+        yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, states, is_writer)
 
 
-def _part(parameter: Any) -> tuple[int, ...]:
-    """Shape of the tensor-parallel part, which ZeRO-3 hides."""
+def _partition_shape(parameter: Any) -> tuple[int, ...]:
+    """Shape of the tensor-parallel partition, which ZeRO-3 hides."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _sharded_dimension(parameter: Any, tensor: int) -> int | None:
-    """Along which the parameter is shared out over tensor-parallel ranks."""
+    """Dimension along which the parameter is divided among tensor-parallel ranks."""
     sharded = tensor > 1 and getattr(parameter, "tensor_model_parallel", False)
     return parameter.partition_dim if sharded else None
 
 
 def _global_shape(parameter: Any, tensor: int) -> tuple[int, ...]:
     dimension = _sharded_dimension(parameter, tensor)
-    return tuple(size * tensor if d == dimension else size for d, size in enumerate(_part(parameter)))
+    return tuple(
+        size * tensor if d == dimension else size for d, size in enumerate(_partition_shape(parameter))
+    )
 
 
-def _held(parameter: Any, zero: Any, keys: tuple[str, ...], data_rank: int) -> tuple[int, dict[str, Tensor]]:
-    """Where in the flat (tensor-parallel) parameter the rank's part begins, and the part's states."""
+def _local_states(
+    parameter: Any, zero: Any, moments: tuple[str, ...], data_rank: int
+) -> tuple[int, dict[str, Tensor]]:
+    """Where the rank's range of the flat (tensor-parallel) parameter begins, and the range's states."""
     if hasattr(parameter, "ds_tensor"):
-        return _held_stage_3(parameter, keys, data_rank)
+        return _local_states_stage_3(parameter, moments, data_rank)
     if _is_replicated(zero):
         master = zero.masters[parameter]
-        whole = {MASTER: master.data, **{key: zero.optimizer.state[master][key] for key in keys}}
+        whole = {MASTER: master.data, **{key: zero.optimizer.state[master][key] for key in moments}}
         return 0, {key: value.view(-1) for key, value in whole.items()}
     mapping = parameter._hp_mapping
     if mapping is None:
         return 0, {}
     flat = _flat_masters(zero)[mapping.param_group_index]
-    where = mapping.hp_fragment_address
-    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in keys}}
-    views = {key: value.narrow(0, where.start, where.numel) for key, value in flats.items()}
+    address = mapping.hp_fragment_address
+    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in moments}}
+    views = {key: value.narrow(0, address.start, address.numel) for key, value in flats.items()}
     return mapping.lp_fragment_address.start, views
 
 
-def _held_stage_3(parameter: Any, keys: tuple[str, ...], data_rank: int) -> tuple[int, dict[str, Tensor]]:
+def _local_states_stage_3(
+    parameter: Any, moments: tuple[str, ...], data_rank: int
+) -> tuple[int, dict[str, Tensor]]:
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-    each = parameter.ds_tensor.ds_numel
-    start = min(data_rank * each, parameter.ds_numel)
-    count = min(each, parameter.ds_numel - start)
+    per_rank = parameter.ds_tensor.ds_numel
+    start = min(data_rank * per_rank, parameter.ds_numel)
+    count = min(per_rank, parameter.ds_numel - start)
     states = {MASTER: cast(Tensor, safe_get_local_fp32_param(parameter))}
-    states |= {key: cast(Tensor, safe_get_local_optimizer_state(parameter, key)) for key in keys}
+    states |= {key: cast(Tensor, safe_get_local_optimizer_state(parameter, key)) for key in moments}
     return start, {key: value.data[:count] for key, value in states.items()}
 
 
@@ -125,13 +126,13 @@ def _is_replicated(zero: Any) -> bool:
 
 
 def _flat_masters(zero: Any) -> list[Tensor]:
-    """The tensors that the optimiser itself updates."""
+    """The tensors that the wrapped optimiser updates."""
     if _is_replicated(zero):
         return list(zero.masters.values())
     for name in (
         "fp32_partitioned_groups_flat",  # stage 3
         "single_partition_of_fp32_groups",  # stages 1 and 2
-        "fp32_groups_flat_partition",  # stage 1 that adds bf16 gradients up in fp32
+        "fp32_groups_flat_partition",  # stage 1 that accumulates bf16 gradients in fp32
     ):
         if hasattr(zero, name):
             return list(getattr(zero, name))
@@ -139,21 +140,21 @@ def _flat_masters(zero: Any) -> list[Tensor]:
 
 
 def _make_moments(zero: Any) -> tuple[str, ...]:
-    """Make the moments, which the optimiser would make itself at the first step; their names."""
-    keys = moments_of(zero.optimizer)
+    """Create the moments, as the optimiser would do itself at the first step; return their names."""
+    moments = moments_of(zero.optimizer)
     for master in _flat_masters(zero):
         state = zero.optimizer.state[master]
-        for key in keys:
+        for key in moments:
             if key not in state:
                 state[key] = torch.zeros_like(master.data)
         if counts_updates(zero.optimizer) and "step" not in state:
-            # The fused kernel wants its count with the weights.
+            # The fused kernel expects its count on the device of the weights.
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
-    return keys
+    return moments
 
 
 def optimizer_step(engine: Engine) -> int:
-    """Updates that AdamW has counted, for its bias correction; 0 of an optimiser that does not count."""
+    """Updates that AdamW has counted, for its bias correction; 0 for an optimiser that does not count."""
     zero = engine.deepspeed_engine.optimizer
     _make_moments(zero)
     if not counts_updates(zero.optimizer):
@@ -162,7 +163,7 @@ def optimizer_step(engine: Engine) -> int:
 
 
 def finish_loading(engine: Engine, count: int) -> None:
-    """Let the working weights follow the masters, and the optimiser (if it counts) count on from `count`.
+    """Update the working weights from the masters, and set the optimiser's count of updates (if it has one).
 
     Every rank calls it, after the fragments' states were filled.
     """
@@ -178,8 +179,8 @@ def finish_loading(engine: Engine, count: int) -> None:
         return
     from deepspeed.utils import safe_get_local_fp32_param
 
-    zero.invalidate_secondary_tensor()  # hpZ's second copy is of the weights before
-    zero.checkpoint_event_prologue()  # small parameters that are kept whole are cut first
+    zero.invalidate_secondary_tensor()  # hpZ's second copy is outdated
+    zero.checkpoint_event_prologue()  # small parameters that are gathered are partitioned first
     for parameter in engine.module.parameters():
         cast(Any, parameter).ds_tensor.data.copy_(safe_get_local_fp32_param(parameter))
     zero.checkpoint_event_epilogue()  # and gathered again

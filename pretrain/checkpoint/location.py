@@ -1,14 +1,13 @@
-"""Where the checkpoints of a run lie: a folder, or a prefix of an object store; both are used alike.
+"""Where the checkpoints of a run are: a folder, or a prefix of an object store; both are used alike.
 
-A save is an *attempt*: every rank writes its files, under names that hold the attempt's digits, then rank 0
-commits all of them at once by writing READY. Whoever looks sees the older checkpoint or the whole new one,
-never a part. Neither needs a rename, which object stores do not have.
+In an attempt to save, every rank writes its files, under names with the attempt's id, then rank 0 commits all
+of them at once by writing READY. A reader sees the older checkpoint or the whole new one, never a part.
+Neither needs a rename, which object stores do not have.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,12 +19,11 @@ from pretrain.config import CheckpointingConfig
 from pretrain.run_folder import RunFolder
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
-_SET_ASIDE = "DAMAGED"  # what READY said, of a checkpoint that was found to be damaged
-_TEMPORARY = ".tmp-"  # of saves and imports before the files' names held the attempt
+_SET_ASIDE = "DAMAGED"  # the former READY of a checkpoint that was set aside
 
 
-class UnsureError(OSError):
-    """Nobody knows whether the storage has committed a checkpoint."""
+class UncertainCommitError(OSError):
+    """It is not known whether the storage has committed a checkpoint."""
 
 
 def step_name(step: int) -> str:
@@ -44,24 +42,24 @@ def step_of(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def place_of(settings: CheckpointingConfig, folder: RunFolder) -> CheckpointPlace:
-    """Where a run keeps its checkpoints: `checkpointing.url`, or `checkpoints/` of its folder."""
-    return CheckpointPlace(settings.url or folder.checkpoints)
+def checkpoint_location(settings: CheckpointingConfig, folder: RunFolder) -> CheckpointLocation:
+    """Location of a run's checkpoints: `checkpointing.url`, or `checkpoints/` of its folder."""
+    return CheckpointLocation(settings.url or folder.checkpoints)
 
 
-def open_checkpoint(where: str | Path) -> Store:
-    """The files of one checkpoint.
+def open_checkpoint(url: str | Path) -> Store:
+    """Open the files of one checkpoint.
 
     Args:
-        where: Folder, or URL of an object store with the checkpoint's name at its end.
+        url: Folder, or URL of an object store with the checkpoint's name at its end.
 
     Raises:
         InputError: The scheme is unknown or its settings are missing.
     """
-    return open_store(str(where))
+    return open_store(str(url))
 
 
-class CheckpointPlace:
+class CheckpointLocation:
     """All checkpoints of one run.
 
     Nothing is opened before it is used: an object store's threads do not survive a fork.
@@ -75,14 +73,9 @@ class CheckpointPlace:
         self._opened: BulkStore | None = None
 
     @property
-    def remote(self) -> bool:
-        """Whether it is an object store, where every look is a request."""
+    def is_remote(self) -> bool:
+        """Whether it is an object store, where every listing is a request."""
         return "://" in self.url and not self.url.startswith("file://")
-
-    @property
-    def folder(self) -> Path | None:
-        """The local folder; None for an object store."""
-        return None if self.remote else Path(self._store.url)
 
     @property
     def _store(self) -> BulkStore:
@@ -90,7 +83,7 @@ class CheckpointPlace:
             self._opened = open_bulk(self.url)
         return self._opened
 
-    def where(self, step: int) -> str:
+    def checkpoint_url(self, step: int) -> str:
         """Folder or URL of the checkpoint of a step."""
         return f"{self._store.url}/{step_name(step)}"
 
@@ -98,15 +91,15 @@ class CheckpointPlace:
         """Steps of the committed checkpoints, ascending.
 
         Raises:
-            InputError: The place cannot be listed.
+            InputError: The location cannot be listed.
         """
-        return [step for step, whole in self.found().items() if whole]
+        return [step for step, committed in self.scan().items() if committed]
 
-    def found(self) -> dict[int, bool]:
-        """Every step of which something is there, ascending, and whether it is a committed checkpoint.
+    def scan(self) -> dict[int, bool]:
+        """Every step with any file, ascending, and whether it has a committed checkpoint.
 
         Raises:
-            InputError: The place cannot be listed.
+            InputError: The location cannot be listed.
         """
         store = open_store(self.url)
         steps = {step: name for name in self._store.folders() if (step := step_of(name)) is not None}
@@ -129,25 +122,25 @@ class CheckpointPlace:
 
         Raises:
             OSError: The storage refused; an older checkpoint of this step is as it was.
-            UnsureError: Whether it refused is not known: nothing of the attempt may be removed.
+            UncertainCommitError: Whether it refused is not known: no file of the attempt may be removed.
         """
         folder, ready = step_name(step), ready_content(manifest, attempt)
         self._store.put(f"{folder}/{manifest_file(attempt)}", manifest)
         try:
             self._store.put(f"{folder}/{READY}", ready)
         except OSError as error:
-            if not self._holds(f"{folder}/{READY}", ready, error):
+            if not self._was_written(f"{folder}/{READY}", ready, error):
                 raise
 
-    def _holds(self, name: str, content: bytes, error: OSError) -> bool:
-        """Whether an object was written although the storage said no, or its answer was lost."""
+    def _was_written(self, name: str, content: bytes, error: OSError) -> bool:
+        """Whether an object was written although the storage reported an error, or its answer was lost."""
         try:
             store = open_store(self.url)
             return store.exists(name) and store.read(name) == content
         except InputError:
-            raise UnsureError(str(error)) from error
+            raise UncertainCommitError(str(error)) from error
 
-    def tidy(self, step: int, attempt: str) -> None:
+    def remove_other_attempts(self, step: int, attempt: str) -> None:
         """Remove what other attempts than the committed one left at a step.
 
         Raises:
@@ -158,16 +151,16 @@ class CheckpointPlace:
         if others:
             self._store.remove(folder, others)
 
-    def abandon(self, step: int, attempt: str, names: Sequence[str]) -> None:
-        """Remove files that this rank wrote in an attempt that failed.
+    def remove_files(self, step: int, names: Sequence[str]) -> None:
+        """Remove files of an attempt that failed.
 
         Raises:
-            OSError: The storage refused; `clean` removes them when the run is started again.
+            OSError: The storage refused; `remove_incomplete` removes them at the next start of the run.
         """
         self._store.remove(step_name(step), list(names))
 
     def set_aside(self, step: int) -> None:
-        """Let a damaged checkpoint be none any more; its files stay until the step is saved again.
+        """Uncommit a damaged checkpoint; its files stay until the step is saved again.
 
         Raises:
             OSError: The storage refused.
@@ -178,7 +171,7 @@ class CheckpointPlace:
         self._store.remove(folder, [READY])
 
     def remove(self, step: int) -> None:
-        """Remove a checkpoint, which stops being one before its first file goes.
+        """Remove a checkpoint, READY first, so that it is uncommitted before any other file goes.
 
         Raises:
             OSError: The storage refused.
@@ -187,36 +180,29 @@ class CheckpointPlace:
         names = self._store.names(folder)
         self._store.remove(folder, [*(n for n in names if n == READY), *(n for n in names if n != READY)])
 
-    def clean(self) -> list[str]:
-        """Remove what saves that were cut short left (before any save, while nobody else saves).
+    def remove_incomplete(self) -> list[str]:
+        """Remove the files of interrupted saves (only while no save is running).
 
         Returns:
-            What it was, by name.
+            Names of the checkpoints' folders that had such files.
 
         Raises:
             OSError: The storage refused.
         """
-        store, removed = open_store(self.url), []
+        store, cleaned = open_store(self.url), []
         for folder in self._store.folders():
             if step_of(folder) is None:
                 continue
             names = self._store.names(folder)
             if _SET_ASIDE in names and READY not in names:
                 continue
-            torn = names
+            incomplete = names
             if READY in names:
                 _, _, manifest = store.read(f"{folder}/{READY}").decode("utf-8", "replace").partition(" ")
                 attempt = manifest.strip().removeprefix("manifest-").removesuffix(".json")
-                torn = [name for name in names if name != READY and attempt not in name] if attempt else []
-            if torn or not names:
-                self._store.remove(folder, torn)
-                removed.append(folder)
-        return removed + self._clean_temporary()
-
-    def _clean_temporary(self) -> list[str]:
-        if self.folder is None or not self.folder.is_dir():
-            return []
-        found = sorted(self.folder.glob(f"{_TEMPORARY}*"))
-        for path in found:
-            shutil.rmtree(path)
-        return [path.name for path in found]
+                others = [name for name in names if name != READY and attempt not in name]
+                incomplete = others if attempt else []
+            if incomplete or not names:
+                self._store.remove(folder, incomplete)
+                cleaned.append(folder)
+        return cleaned

@@ -1,22 +1,21 @@
-"""What a checkpoint holds: `manifest.json`, checked on reading, and the READY marker.
+"""What a checkpoint holds: the manifest, checked on reading, and the READY marker.
 
 step_00000100/
   rank_00000-1f2e3d4c.safetensors             the fp32 weights that each rank wrote
   rank_00000.optimizer-1f2e3d4c.safetensors   and its moments
-  pieces-1f2e3d4c.safetensors                 which box of which parameter lies where (`pieces.py`)
+  pieces-1f2e3d4c.safetensors                 the chunk table
   manifest-1f2e3d4c.json                      every file's checksum, the tensors' shapes, step and metadata
   READY                                       checksum and name of the manifest; written last
 
-The eight digits are those of the attempt to save: files of two attempts never have the same name, so that
-a step can be saved again while its older checkpoint stays whole until READY names the new manifest.
-Imported weights have files without digits; so had checkpoints of schema 1, whose manifest holds the pieces.
+The eight digits are the attempt's id: files of two attempts never have the same name, so that a step can be
+saved again while its older checkpoint stays whole until READY names the new manifest. The files of imported
+weights have no id.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,22 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.files import write_whole
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.pieces import Piece, PieceTable
+from pretrain.checkpoint.chunks import Chunk, ChunkTable
 
-MANIFEST = "manifest"
-PIECES = "pieces"
 READY = "READY"
 MASTER = "master"  # the fp32 weights that the optimiser updates
-SCHEMA = 2
 FLOAT32 = "float32"
 DTYPES = (FLOAT32, "bfloat16", "float16")
-_READ_SCHEMAS = (1, SCHEMA)
+_MANIFEST = "manifest"
+_CHUNK_TABLE = "pieces"
+_SCHEMA = 2
 _ATTEMPT = "[0-9a-f]{8}"
 _READY = re.compile(rf"([0-9a-f]{{64}})(?: (manifest-{_ATTEMPT}\.json))?")
-_FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer)?|{PIECES})(-{_ATTEMPT})?\.safetensors")
-_WRITER = re.compile(r"rank_(\d{5,})\.safetensors")
+_FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer)?|{_CHUNK_TABLE})(-{_ATTEMPT})?\.safetensors")
+_HASH_BLOCK = 1 << 22
 
 
 class DamagedCheckpointError(InputError):
@@ -53,14 +52,28 @@ class StoredFile:
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, content: bytes) -> StoredFile:
+        """Describe a file by its content."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+    @classmethod
+    def of_path(cls, path: Path) -> StoredFile:
+        """Describe a file on the disk."""
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(_HASH_BLOCK):
+                digest.update(block)
+        return cls(path.stat().st_size, digest.hexdigest())
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor: its global shape and what it is stored as.
+    """One tensor: its global shape and the dtype that it is stored as.
 
     Attributes:
         shape: Of the whole tensor.
-        dtype: Of `DTYPES`: imported weights stay what they were published as, a training writes float32.
+        dtype: Of `DTYPES`: imported weights keep the dtype they were published in, training writes float32.
     """
 
     shape: tuple[int, ...]
@@ -69,16 +82,15 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The content of `manifest.json`.
+    """The content of a manifest.
 
     Attributes:
         step: Optimiser steps done.
-        optimizer_step: AdamW's own count, for its bias correction; 0 of an optimiser that does not count.
-        metadata: What the trainer wants back: settings, data set, tokens seen.
-        tensors: `master/<parameter>`, `exp_avg/<parameter>`, and of AdamW `exp_avg_sq/<parameter>`.
+        optimizer_step: AdamW's own count, for its bias correction; 0 for an optimiser that does not count.
+        metadata: The trainer's own: settings, data set, tokens seen.
+        tensors: `master/<parameter>`, `exp_avg/<parameter>`, and for AdamW `exp_avg_sq/<parameter>`.
         files: The files, all but the manifest itself.
-        attempt: Digits in the files' names; empty: none.
-        inline: Pieces that the manifest itself holds (schema 1); None: they are a file.
+        attempt: Id in the files' names; empty: none.
     """
 
     step: int
@@ -87,7 +99,6 @@ class Manifest:
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, StoredFile]
     attempt: str = ""
-    inline: PieceTable | None = None
 
     @property
     def weights(self) -> dict[str, StoredTensor]:
@@ -101,7 +112,7 @@ class Manifest:
 
     @property
     def only_weights(self) -> bool:
-        """Whether there are weights without moments, from which no run can be resumed."""
+        """Whether there are weights without moments, from which no run can resume."""
         return all(name.startswith(f"{MASTER}/") for name in self.tensors)
 
     @property
@@ -110,19 +121,18 @@ class Manifest:
         return sum(file.bytes for file in self.files.values())
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """Number of every parameter in the table of pieces."""
+    def parameter_numbers(self) -> dict[str, int]:
+        """Number of every parameter in the chunk table."""
         return {name: number for number, name in enumerate(sorted(self.weights))}
 
     def file_of(self, writer: int, state: str) -> str:
-        """Name of the file in which a rank wrote its pieces of a state."""
-        own = state_file(writer, state, self.attempt)
-        return own if own in self.files else state_file(writer, MASTER, self.attempt)
+        """Name of the file in which a rank wrote its chunks of a state."""
+        return state_file(writer, state, self.attempt)
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """Encode as JSON."""
         content = {
-            "schema": SCHEMA,
+            "schema": _SCHEMA,
             "step": self.step,
             "optimizer_step": self.optimizer_step,
             "attempt": self.attempt,
@@ -135,8 +145,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the manifest, then `READY`, both on the disk when this returns."""
         text = self.encode()
-        write_durably(folder / manifest_file(self.attempt), text)
-        write_durably(folder / READY, ready_content(text, self.attempt))
+        write_whole(folder / manifest_file(self.attempt), text)
+        write_whole(folder / READY, ready_content(text, self.attempt))
 
     @classmethod
     def read(cls, store: Store) -> Manifest:
@@ -145,21 +155,21 @@ class Manifest:
         Raises:
             InputError: No committed checkpoint there, or its manifest was changed.
         """
-        return cls.parse(f"{store.url}/{MANIFEST}", read_manifest(store))
+        return cls.parse(f"{store.url}/{_MANIFEST}", read_manifest(store))
 
     @classmethod
     def parse(cls, where: str, content: bytes) -> Manifest:
-        """Check the content of a manifest.
+        """Parse and check the content of a manifest; `where` leads the messages.
 
         Raises:
-            InputError: It is none, or names files that are not a checkpoint's.
+            InputError: It is not a manifest, or names files that are not a checkpoint's.
         """
         try:
             values = json.loads(content)
-            if values["schema"] not in _READ_SCHEMAS:
+            if values["schema"] != _SCHEMA:
                 raise InputError(
-                    f"{where}: schema {values['schema']}, this program reads "
-                    f"{' and '.join(map(str, _READ_SCHEMAS))}; take the program that wrote it"
+                    f"{where}: schema {values['schema']}, this program reads {_SCHEMA}; take the program "
+                    "that wrote it"
                 )
             files = {
                 name: StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in values["files"].items()
@@ -168,27 +178,24 @@ class Manifest:
                 name: _tensor(tensor["shape"], tensor.get("dtype", FLOAT32))
                 for name, tensor in values["tensors"].items()
             }
-            inline = _inline(tensors, values["tensors"]) if values["schema"] == 1 else None
             metadata, attempt = dict(values["metadata"]), str(values.get("attempt", ""))
             step, count = int(values["step"]), int(values["optimizer_step"])
-            manifest = cls(step, count, metadata, tensors, files, attempt, inline)
+            manifest = cls(step, count, metadata, tensors, files, attempt)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise InputError(f"{where}: not a checkpoint's manifest ({error!r})") from error
         if not re.fullmatch(f"({_ATTEMPT})?", attempt):
             raise InputError(f"{where}: not a checkpoint's manifest (attempt {attempt!r})")
-        if strange := [name for name in files if not _FILE.fullmatch(name)]:
-            raise InputError(f"{where}: names the file {strange[0]!r}, expected only its own rank files")
+        if unexpected := [name for name in files if not _FILE.fullmatch(name)]:
+            raise InputError(f"{where}: names the file {unexpected[0]!r}, expected only its own rank files")
         return manifest
 
-    def read_pieces(self, store: Store) -> bytes:
-        """The file with the table of pieces, verified; empty where the manifest holds them.
+    def read_chunk_table(self, store: Store) -> bytes:
+        """Read and verify the file of the chunk table.
 
         Raises:
             InputError: It is missing or damaged.
         """
-        if self.inline is not None:
-            return b""
-        name = pieces_file(self.attempt)
+        name = chunk_table_file(self.attempt)
         content = store.read(name)
         if name not in self.files or hashlib.sha256(content).hexdigest() != self.files[name].sha256:
             raise InputError(
@@ -196,44 +203,43 @@ class Manifest:
             )
         return content
 
-    def table(self, where: str, pieces: bytes) -> PieceTable:
-        """The table of pieces, of which every writer has a file and every parameter is made up.
+    def chunk_table(self, where: str, content: bytes) -> ChunkTable:
+        """Decode the chunk table and check that every writer has its files and every parameter is complete.
 
         Args:
             where: For messages.
-            pieces: From `read_pieces`.
+            content: From `read_chunk_table`.
 
         Raises:
             InputError: It does not fit the manifest.
         """
-        table = self.inline if self.inline is not None else PieceTable.decode(where, pieces)
-        problem = table.problem({name: tensor.shape for name, tensor in self.weights.items()})
+        table = ChunkTable.decode(where, content)
+        error = table.inconsistency({name: tensor.shape for name, tensor in self.weights.items()})
+        states = {name.partition("/")[0] for name in self.tensors}
         for writer in sorted(set(table.writer.tolist())):
-            if problem is None and self.file_of(writer, MASTER) not in self.files:
-                problem = (
-                    f"it names {state_file(writer, MASTER, self.attempt)}, expected only its own rank files"
-                )
-        if problem is not None:
-            raise InputError(f"{where}: its table of pieces is wrong ({problem}); take another checkpoint")
+            for file in sorted({self.file_of(writer, state) for state in states} - self.files.keys()):
+                error = error or f"it names {file}, expected only its own rank files"
+        if error is not None:
+            raise InputError(f"{where}: its table of chunks is wrong ({error}); take another checkpoint")
         return table
 
-    def pieces(self, table: PieceTable, parameter: str, boxes: list[Box] | None = None) -> list[Piece]:
-        """The pieces of a parameter that have something of any of the boxes (None: all)."""
+    def chunks(self, table: ChunkTable, parameter: str, boxes: list[Box] | None = None) -> list[Chunk]:
+        """List the chunks of a parameter that overlap any of the boxes (None: all)."""
         dimensions = len(self.tensors[f"{MASTER}/{parameter}"].shape)
-        return table.pieces(self.parameters[parameter], dimensions, boxes)
+        return table.chunks(self.parameter_numbers[parameter], dimensions, boxes)
 
 
 def read_manifest(store: Store) -> bytes:
-    """The manifest that READY names, verified.
+    """Read and verify the manifest that READY names.
 
     Raises:
         InputError: No committed checkpoint there, or its manifest was changed.
     """
     if not store.exists(READY):
-        way = "name a folder step_... below a run's checkpoints/, or what convert import made"
+        remedy = "name a folder step_... below a run's checkpoints/, or what convert import made"
         if store.exists("config.json"):
-            way = f"Hugging Face weights come in by: worldvla convert import source={store.url} out=..."
-        raise InputError(f"{store.url}: no committed checkpoint (no {READY} there); {way}")
+            remedy = f"import Hugging Face weights by: worldvla convert import source={store.url} out=..."
+        raise InputError(f"{store.url}: no committed checkpoint (no {READY} there); {remedy}")
     match = _READY.fullmatch(store.read(READY).decode("utf-8", "replace").strip())
     name = (match.group(2) if match else None) or manifest_file("")
     content = store.read(name)
@@ -250,44 +256,23 @@ def _tensor(shape: list[int], dtype: str) -> StoredTensor:
     return StoredTensor(tuple(map(int, shape)), dtype)
 
 
-def _inline(tensors: Mapping[str, StoredTensor], values: Mapping[str, Any]) -> PieceTable:
-    """The pieces of a manifest of schema 1, which lists them tensor by tensor."""
-    names = sorted(name for name in tensors if name.startswith(f"{MASTER}/"))
-    rows: list[tuple[int, int, Box]] = []
-    for number, name in enumerate(names):
-        for file, offset, shape in values[name]["pieces"]:
-            match = _WRITER.fullmatch(file)
-            if match is None:
-                raise InputError(f"names the file {file!r}, expected only its own rank files")
-            rows.append((number, int(match.group(1)), Box(tuple(map(int, offset)), tuple(map(int, shape)))))
-    return PieceTable.of(rows, max((len(tensors[name].shape) for name in names), default=1) or 1)
-
-
 def ready_content(manifest: bytes, attempt: str) -> bytes:
-    """What READY holds: the manifest's checksum, and its name unless that is `manifest.json`."""
+    """Content of READY: the manifest's checksum, and its name unless that is `manifest.json`."""
     name = f" {manifest_file(attempt)}" if attempt else ""
     return f"{hashlib.sha256(manifest).hexdigest()}{name}".encode()
 
 
 def manifest_file(attempt: str) -> str:
     """Name of an attempt's manifest."""
-    return f"{MANIFEST}-{attempt}.json" if attempt else f"{MANIFEST}.json"
+    return f"{_MANIFEST}-{attempt}.json" if attempt else f"{_MANIFEST}.json"
 
 
-def pieces_file(attempt: str = "") -> str:
-    """Name of an attempt's table of pieces."""
-    return f"{PIECES}{f'-{attempt}' if attempt else ''}.safetensors"
+def chunk_table_file(attempt: str = "") -> str:
+    """Name of an attempt's chunk table."""
+    return f"{_CHUNK_TABLE}{f'-{attempt}' if attempt else ''}.safetensors"
 
 
 def state_file(writer: int, state: str, attempt: str = "") -> str:
-    """Name of the file for a rank's pieces of a state: weights and moments lie apart."""
+    """Name of the file for a rank's chunks of a state: weights and moments have a file each."""
     kind = "" if state == MASTER else ".optimizer"
     return f"rank_{writer:05d}{kind}{f'-{attempt}' if attempt else ''}.safetensors"
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

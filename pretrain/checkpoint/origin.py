@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.errors import InputError
 from pretrain.checkpoint.load import check_network
-from pretrain.checkpoint.location import CheckpointPlace, open_checkpoint
+from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import CheckpointingConfig
 from pretrain.model.config import ModelConfig
@@ -18,54 +18,54 @@ class Origin:
 
     Attributes:
         checkpoint: Folder or URL of a committed checkpoint.
-        goes_on: Whether the run goes on from it, with its moments and its step; else a new run begins with
+        resumes: Whether the run resumes from it, with its moments and its step; else a new run starts with
             its weights.
     """
 
     checkpoint: str
-    goes_on: bool
+    resumes: bool
 
 
 def choose_origin(
-    settings: CheckpointingConfig, model: ModelConfig, checkpoints: CheckpointPlace, run: str
+    settings: CheckpointingConfig, model: ModelConfig, location: CheckpointLocation, run: str
 ) -> Origin | None:
-    """The checkpoint that a run goes on from, or begins with; None: random weights.
+    """Choose the checkpoint that a run resumes from or starts with; None: random weights.
 
     Args:
-        settings: What was asked for.
+        settings: `resume` and `start_from` decide.
         model: The run's network.
-        checkpoints: Where the run's own checkpoints lie.
+        location: Of the run's own checkpoints.
         run: Its name.
 
     Raises:
-        InputError: `start_from` is no checkpoint or of another network, or a new run was asked for where
-            one is already, or `checkpointing.url` holds those of another run.
+        InputError: `start_from` is no checkpoint or of another network, or a new run was requested where
+            one exists, or `checkpointing.url` holds those of another run.
     """
-    step = checkpoints.latest()
-    newest = None if step is None else checkpoints.where(step)
+    step = location.latest()
+    newest = None if step is None else location.checkpoint_url(step)
     if settings.resume == "none" and newest is not None:
         raise InputError(
             f"checkpointing.resume=none, but {newest} is there; choose another run.name to begin anew, "
             "or resume=auto to go on"
         )
     if newest is not None and settings.url is not None:
-        _check_own(newest, settings.url, run)
+        _check_same_run(newest, settings.url, run)
     if settings.resume not in ("auto", "none"):
-        return Origin(settings.resume, goes_on=True)
+        return Origin(settings.resume, resumes=True)
     if newest is not None:
-        return Origin(newest, goes_on=True)
+        return Origin(newest, resumes=True)
     if settings.start_from is None:
         return None
     check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), model)
-    return Origin(settings.start_from, goes_on=False)
+    return Origin(settings.start_from, resumes=False)
 
 
-def _check_own(newest: str, url: str, run: str) -> None:
-    """Refuse a place of another run, which would go on from, and remove, what this one writes."""
+def _check_same_run(newest: str, url: str, run: str) -> None:
+    """Refuse the location of another run, which would resume from, and remove, what this one writes."""
     settings = Manifest.read(open_checkpoint(newest)).metadata.get("config", {}).get("run", {})
     if (other := settings.get("name", run)) != run:
         raise InputError(
             f"checkpointing.url={url}: holds checkpoints of the run {other}, this one is {run}; give each "
-            f"run a place of its own (such as '{url}/${{run.name}}'); to begin with those weights, add "
+            f"run a location of its own (such as '{url}/${{run.name}}'); to start with those weights, add "
             f"checkpointing.start_from={newest}"
         )

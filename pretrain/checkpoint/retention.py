@@ -1,45 +1,44 @@
-"""Which checkpoints are kept: a pure rule, and the evaluations that it looks at."""
+"""Which checkpoints stay: a pure rule, and the evaluations that it depends on."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from pretrain.checkpoint.location import step_of
 from pretrain.config import CheckpointingConfig
 
 RESULTS = "results.json"
-_FOLDER = re.compile(r"step_(\d{8,})")
 
 
-def evaluated(evaluations: Path | None) -> dict[int, float | None]:
-    """Success rate of every evaluated step below a run's `eval/`; None: none was measured, all was errors.
+def success_rates(evaluations: Path | None) -> dict[int, float | None]:
+    """Success rate of every evaluated step below a run's `eval/`; None: not measured, only errors.
 
-    A file that is not an evaluation's results says nothing: whoever made it is told where it is read.
+    A file that is not an evaluation's results is skipped: it is reported where evaluations are read.
     """
-    found: dict[int, float | None] = {}
+    rates: dict[int, float | None] = {}
     for path in sorted(evaluations.glob(f"step_*/{RESULTS}")) if evaluations is not None else []:
-        match = _FOLDER.fullmatch(path.parent.name)
+        step = step_of(path.parent.name)
         try:
             values = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue
-        if match and isinstance(values, dict):
+        if step is not None and isinstance(values, dict):
             rate = values.get("success_rate")
-            found[int(match.group(1))] = float(rate) if isinstance(rate, int | float) else None
-    return found
+            rates[step] = float(rate) if isinstance(rate, int | float) else None
+    return rates
 
 
-def superfluous(
-    steps: Collection[int], settings: CheckpointingConfig, scores: Mapping[int, float | None]
+def steps_to_remove(
+    steps: Collection[int], settings: CheckpointingConfig, rates: Mapping[int, float | None]
 ) -> list[int]:
-    """Committed steps that may go, ascending. The newest always stays.
+    """Committed steps that the retention settings do not keep, ascending. The newest always stays.
 
     Args:
         steps: All committed.
         settings: `keep_last` (None: all stay), `keep_every`, `keep_best`, `await_evaluation`.
-        scores: As from `evaluated`; of equal rates the later step is the better.
+        rates: As from `success_rates`; of equal rates the later step is the better.
     """
     ordered = sorted(steps)
     if settings.keep_last is None or not ordered:
@@ -47,9 +46,9 @@ def superfluous(
     keep = set(ordered[-max(1, settings.keep_last) :])
     if settings.keep_every:
         keep |= {step for step in ordered if step % settings.keep_every == 0}
-    rated = {step: rate for step in ordered if (rate := scores.get(step)) is not None}
+    rated = {step: rate for step in ordered if (rate := rates.get(step)) is not None}
     best = sorted(rated, key=lambda step: (rated[step], step), reverse=True)
     keep |= set(best[: settings.keep_best])
     if settings.await_evaluation:
-        keep |= {step for step in ordered if step % settings.await_evaluation == 0 and step not in scores}
+        keep |= {step for step in ordered if step % settings.await_evaluation == 0 and step not in rates}
     return [step for step in ordered if step not in keep]

@@ -16,20 +16,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import InputError
-from pretrain.checkpoint.attempt import RefusedError, Shard, commit, write_shard
 from pretrain.checkpoint.boxes import BoxedTensor
+from pretrain.checkpoint.commit import AttemptFailedError, Shard, commit, write_shard
 from pretrain.checkpoint.fragments import fragments, optimizer_step
-from pretrain.checkpoint.location import CheckpointPlace, UnsureError
-from pretrain.checkpoint.retention import evaluated, superfluous
+from pretrain.checkpoint.location import CheckpointLocation, UncertainCommitError
+from pretrain.checkpoint.retention import steps_to_remove, success_rates
 from pretrain.config import CheckpointingConfig
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
-Report = Callable[..., None]
+ReportEvent = Callable[..., None]
 """Takes the name of an event and its details; called from the thread that writes, on rank 0."""
 
-_PATIENCE = timedelta(hours=2)  # for a rank whose storage is slow
+_GROUP_TIMEOUT = timedelta(hours=2)  # for a rank whose storage is slow
 
 
 class CheckpointError(RuntimeError):
@@ -38,7 +38,7 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Save:
-    """What a save needs to know beside the tensors."""
+    """A save, beside its tensors."""
 
     step: int
     optimizer_step: int
@@ -46,60 +46,62 @@ class _Save:
 
 
 class CheckpointWriter:
-    """Writes checkpoints of one engine to one place; made and used by all ranks alike.
+    """Writes checkpoints of one engine to one location; every rank makes one and calls the same methods.
 
-    A checkpoint is one from the moment in which its READY marker is written, with everything durable before.
-    What saves left that were cut short goes when the writer is made. A save that fails is tried again in the
-    background; only when all attempts have failed do all ranks get the error, at the next call.
+    A checkpoint is committed when its READY marker is written, with everything durable before. Files of
+    interrupted saves are removed when the writer is made. A save that fails is retried in the background;
+    only when all attempts have failed do all ranks get the error, at the next call.
 
     Args:
-        place: Where to; a path or URL serves as well.
-        engine: What is saved.
-        settings: Attempts, waits between them, and which checkpoints are kept.
+        location: Of the run's checkpoints; a path or URL serves as well.
+        engine: Whose state is saved.
+        settings: Attempts, waits between them, and retention.
         evaluations: The run's `eval/`, for `keep_best` and `await_evaluation`.
-        report: Told what goes wrong as `checkpoint_failed` and `checkpoint_not_removed`.
+        report: Called with the events `checkpoint_cleaned`, `checkpoint_failed` and `checkpoint_not_removed`.
 
     Attributes:
-        stall: Seconds for which the last `save` held up the training.
-        committed: Steps of the checkpoints that are there, as last seen (rank 0; empty on others).
+        stall: Seconds for which the last `save` blocked the training.
+        committed: Steps of the committed checkpoints, as of the last save (rank 0; empty on others).
 
     Raises:
-        InputError: The place cannot be listed, or not be cleaned of what saves left that were cut short.
+        InputError: The location cannot be listed, or files of interrupted saves cannot be removed.
     """
 
     def __init__(
         self,
-        place: CheckpointPlace | Path | str,
+        location: CheckpointLocation | Path | str,
         engine: Engine,
         settings: CheckpointingConfig | None = None,
         evaluations: Path | None = None,
-        report: Report | None = None,
+        report: ReportEvent | None = None,
     ) -> None:
-        self._place = place if isinstance(place, CheckpointPlace) else CheckpointPlace(place)
+        self._location = (
+            location if isinstance(location, CheckpointLocation) else CheckpointLocation(location)
+        )
         self._engine = engine
         self._settings = settings or CheckpointingConfig()
         self._evaluations = evaluations
         self._report = report
-        # The thread's own group: training uses others meanwhile.
-        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        # A group of the thread's own: training uses the others at the same time.
+        self._group: Any = dist.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         self._staging: dict[str, Tensor] = {}
-        self._stage()  # takes the host memory now, not in the middle of the training
+        self._stage()  # allocates the host memory now, not in the middle of the training
         self.stall = 0.0
         self.committed: list[int] = []
-        if problem := self._first(self._clean)[0]:
+        if error := self._on_first_rank(self._clean)[0]:
             raise InputError(
-                f"{self._place.url}: cannot be used for checkpoints ({problem}); set checkpointing.url to a "
+                f"{self._location.url}: cannot be used for checkpoints ({error}); set checkpointing.url to a "
                 "place that you may write to"
             )
 
     def save(self, step: int, metadata: Mapping[str, Any]) -> None:
-        """Begin a checkpoint; returns as soon as the state is copied.
+        """Start a checkpoint; returns as soon as the state is copied.
 
         Args:
             step: Optimiser steps done.
-            metadata: JSON values to get back from `load`; rank 0's are stored.
+            metadata: JSON values that `load` returns; rank 0's are stored.
 
         Raises:
             CheckpointError: The save before this one failed.
@@ -108,7 +110,7 @@ class CheckpointWriter:
         self.wait()
         shard = self._stage()
         save = _Save(step, optimizer_step(self._engine), dict(metadata))
-        # True until the thread says otherwise, so that one that dies cannot pass for a success.
+        # Set until the thread has succeeded, so that a thread that dies cannot pass for a success.
         self._failure = CheckpointError(
             f"checkpoint of step {step} was not written: its thread died, see the traceback above"
         )
@@ -117,7 +119,7 @@ class CheckpointWriter:
         self.stall = time.perf_counter() - start
 
     def wait(self) -> None:
-        """Wait until the save that was begun is committed.
+        """Wait until the running save, if any, is committed.
 
         Raises:
             CheckpointError: It failed; the message names the rank and the cause.
@@ -130,10 +132,10 @@ class CheckpointWriter:
             raise failure
 
     def _stage(self) -> Shard:
-        """Copy this rank's part to host memory that is kept for the next save."""
+        """Copy this rank's shard to host memory, which is reused by the next save."""
         tensors: dict[str, BoxedTensor] = {}
         for fragment in fragments(self._engine):
-            if not fragment.written:
+            if not fragment.is_writer:
                 continue
             for state, values in fragment.states.items():
                 name = f"{state}/{fragment.name}"
@@ -150,87 +152,86 @@ class CheckpointWriter:
     def _run(self, shard: Shard, save: _Save) -> None:
         """The thread: attempts until one succeeds or all have failed, the same on every rank."""
         settings, wait = self._settings, self._settings.retry_seconds
-        problem = ""
+        error = ""
         for number in range(1, max(1, settings.attempts) + 1):
             if number > 1:
                 time.sleep(wait)
                 wait *= 2
             try:
-                problem = self._attempt(shard, save)
-            except RuntimeError as error:  # a rank is gone: nobody can agree on anything any more
-                self._failure = CheckpointError(f"checkpoint of step {save.step} was not written: {error}")
-                self._failure.__cause__ = error
+                error = self._attempt(shard, save)
+            except RuntimeError as lost:  # a rank is gone, and with it the group
+                self._failure = CheckpointError(f"checkpoint of step {save.step} was not written: {lost}")
+                self._failure.__cause__ = lost
                 return
-            if not problem:
+            if not error:
                 self._failure = None
                 return
-            again = wait if number < settings.attempts else None
-            self._tell("checkpoint_failed", save.step, attempt=number, error=problem, retry_seconds=again)
+            retry = wait if number < settings.attempts else None
+            self._report_event(
+                "checkpoint_failed", save.step, attempt=number, error=error, retry_seconds=retry
+            )
         tries = f" in {settings.attempts} attempts" if settings.attempts > 1 else ""
-        self._failure = CheckpointError(f"checkpoint of step {save.step} was not written{tries}: {problem}")
+        self._failure = CheckpointError(f"checkpoint of step {save.step} was not written{tries}: {error}")
 
     def _attempt(self, shard: Shard, save: _Save) -> str:
-        """Write and commit once; every rank gets to know what went wrong, empty: nothing."""
-        name = [uuid.uuid4().hex[:8]]
-        dist.broadcast_object_list(name, 0, group=self._group)
-        written = write_shard(self._place, save.step, dist.get_rank(), name[0], shard)
-        first = dist.get_rank() == 0
-        parts: list[Any] | None = [None] * dist.get_world_size() if first else None
-        dist.gather_object(written, parts, 0, group=self._group)
+        """Write and commit once; return the error, on every rank the same (empty: none)."""
+        attempt = [uuid.uuid4().hex[:8]]
+        dist.broadcast_object_list(attempt, 0, group=self._group)
+        written = write_shard(self._location, save.step, dist.get_rank(), attempt[0], shard)
+        gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(written, gathered, 0, group=self._group)
 
-        def work() -> None:
-            metadata = dict(save.metadata)
-            commit(self._place, save.step, save.optimizer_step, metadata, name[0], parts or [], shard.shapes)
+        def commit_all() -> None:
+            metadata, shards = dict(save.metadata), gathered or []
+            commit(self._location, save.step, save.optimizer_step, metadata, attempt[0], shards, shard.shapes)
 
-        problem, sure = self._first(work)
-        if not problem:
-            self._retain(save.step, name[0])
-        elif sure:
-            self._clear(save.step, name[0], written.begun)
-        return problem
+        error, certain = self._on_first_rank(commit_all)
+        if not error:
+            self._remove_old(save.step, attempt[0])
+        elif certain:
+            self._remove_attempt(save.step, written.started)
+        return error
 
-    def _first(self, work: Callable[[], None]) -> tuple[str, bool]:
-        """Do something on rank 0; every rank gets what the storage said, and whether that is for sure.
-
-        Empty: nothing went wrong.
-        """
+    def _on_first_rank(self, function: Callable[[], None]) -> tuple[str, bool]:
+        """Call a function on rank 0; every rank gets its error (empty: none), and whether it is certain."""
         outcome: list[Any] = ["", True]
         if dist.get_rank() == 0:
             try:
-                work()
-            except RefusedError as error:
+                function()
+            except AttemptFailedError as error:
                 outcome[0] = str(error)
             except (OSError, InputError) as error:
-                outcome = [f"rank 0: {error}", not isinstance(error, UnsureError)]
+                outcome = [f"rank 0: {error}", not isinstance(error, UncertainCommitError)]
         dist.broadcast_object_list(outcome, 0, group=self._group)
         return outcome[0], outcome[1]
 
     def _clean(self) -> None:
-        torn = self._place.clean()
-        self.committed = self._place.steps()
-        if torn and self._report is not None:
-            self._report("checkpoint_cleaned", step=self._engine.step_count, removed=torn)
+        removed = self._location.remove_incomplete()
+        self.committed = self._location.steps()
+        if removed and self._report is not None:
+            self._report("checkpoint_cleaned", step=self._engine.step_count, removed=removed)
 
-    def _clear(self, step: int, attempt: str, names: list[str]) -> None:
-        """Remove what a failed attempt left, as far as the storage allows."""
+    def _remove_attempt(self, step: int, names: list[str]) -> None:
+        """Remove this rank's files of a failed attempt, as far as the storage allows."""
         try:
-            self._place.abandon(step, attempt, names)
+            self._location.remove_files(step, names)
         except OSError as error:  # the next start cleans up
-            self._tell("checkpoint_not_removed", step, error=str(error))
+            self._report_event("checkpoint_not_removed", step, error=str(error))
 
-    def _retain(self, step: int, attempt: str) -> None:
-        """Remove what is superfluous (rank 0); what cannot be removed now is tried after the next save."""
+    def _remove_old(self, step: int, attempt: str) -> None:
+        """Apply the retention settings (rank 0); a removal that fails is retried after the next save."""
         if dist.get_rank() != 0:
             return
         try:
-            self._place.tidy(step, attempt)
-            self.committed = self._place.steps()
-            for old in superfluous(self.committed, self._settings, evaluated(self._evaluations)):
-                self._place.remove(old)
-                self.committed = [kept for kept in self.committed if kept != old]
+            self._location.remove_other_attempts(step, attempt)
+            self.committed = self._location.steps()
+            rates = success_rates(self._evaluations)
+            for old in steps_to_remove(self.committed, self._settings, rates):
+                self._location.remove(old)
+                self.committed = [other for other in self.committed if other != old]
         except (OSError, InputError) as error:
-            self._tell("checkpoint_not_removed", step, error=str(error))
+            self._report_event("checkpoint_not_removed", step, error=str(error))
 
-    def _tell(self, event: str, step: int | None, **details: Any) -> None:
+    def _report_event(self, event: str, step: int | None, **details: Any) -> None:
         if self._report is not None and dist.get_rank() == 0:
             self._report(event, step=step, **details)

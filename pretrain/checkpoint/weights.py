@@ -12,69 +12,69 @@ from torch import Tensor
 
 from data.errors import InputError
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.load import damage
+from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
-from pretrain.checkpoint.storage import piece_key
-from pretrain.checkpoint.tensor_stream import Take, read_whole
+from pretrain.checkpoint.tensor_stream import ReadRequest, read_verified
+from pretrain.checkpoint.verification import damage_error
 from pretrain.model.transformer import sharded_dimension
 
 _THREADS = 4
 
 
 def load_weights(
-    where: str | Path, dtype: torch.dtype = torch.float32, tensor_rank: int = 0, tensor_size: int = 1
+    url: str | Path, dtype: torch.dtype = torch.float32, tensor_rank: int = 0, tensor_size: int = 1
 ) -> dict[str, Tensor]:
-    """The weights alone, by their global names: whole, or the part of one tensor-parallel rank.
+    """Load the bare weights, by their global names: whole, or the partition of one tensor-parallel rank.
 
-    Every file with weights is read once, verified on the way, and nothing is held beside the result but
-    some blocks of a file. The result does not depend on the layout that wrote the checkpoint.
+    Every file with weights is read once and verified on the way; beside the result only some blocks of a file
+    are in memory. The result does not depend on the layout that wrote the checkpoint.
 
     Args:
-        where: The checkpoint's folder or URL.
+        url: The checkpoint's folder or URL.
         dtype: Of the result.
-        tensor_rank: Which part of the parameters that tensor-parallel ranks share out.
-        tensor_size: Number of those ranks; 1: whole weights.
+        tensor_rank: Whose partition of the tensor-parallel parameters is loaded.
+        tensor_size: Number of tensor-parallel ranks; 1: whole weights.
 
     Raises:
         InputError: No committed checkpoint there, a damaged file (named), or a parameter that cannot be
-            shared out over so many ranks.
+            divided among so many ranks.
     """
-    store = open_checkpoint(where)
+    store = open_checkpoint(url)
     manifest = Manifest.read(store)
-    table = manifest.table(store.url, manifest.read_pieces(store))
+    table = manifest.chunk_table(store.url, manifest.read_chunk_table(store))
     weights: dict[str, Tensor] = {}
-    takes: dict[str, dict[str, list[Take]]] = defaultdict(lambda: defaultdict(list))
+    requests: dict[str, dict[str, list[ReadRequest]]] = defaultdict(lambda: defaultdict(list))
     for name, tensor in manifest.weights.items():
-        part = _part(store.url, name, tensor.shape, tensor_rank, tensor_size)
+        part = _partition(store.url, name, tensor.shape, tensor_rank, tensor_size)
         weights[name] = torch.empty(part.shape, dtype=dtype)
-        for piece in manifest.pieces(table, name, [part]):
-            key = piece_key(f"{MASTER}/{name}", piece.box.offset)
-            take = _take(piece.box, part, weights[name])
-            takes[manifest.file_of(piece.writer, MASTER)][key].append(take)
+        for chunk in manifest.chunks(table, name, [part]):
+            key = chunk_name(f"{MASTER}/{name}", chunk.box.offset)
+            request = _overlap(chunk.box, part, weights[name])
+            requests[manifest.file_of(chunk.writer, MASTER)][key].append(request)
 
     def read(file: str) -> str | None:
         try:
-            read_whole(store, file, manifest.files[file], takes[file])
+            read_verified(store, file, manifest.files[file], requests[file])
         except InputError as error:
             return str(error)
         return None
 
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        wrong = [line for line in pool.map(read, sorted(takes)) if line is not None]
-    if wrong:
-        raise damage(store.url, wrong)
+        damage = [line for line in pool.map(read, sorted(requests)) if line is not None]
+    if damage:
+        raise damage_error(store.url, damage)
     return weights
 
 
-def _part(where: str, name: str, shape: tuple[int, ...], rank: int, size: int) -> Box:
-    """What a tensor-parallel rank holds of a parameter."""
+def _partition(url: str, name: str, shape: tuple[int, ...], rank: int, size: int) -> Box:
+    """The box of a parameter that a tensor-parallel rank holds."""
     dimension = sharded_dimension(name)
     offset, sides = [0] * len(shape), list(shape)
     if size > 1 and dimension is not None:
         if shape[dimension] % size:
             raise InputError(
-                f"{where}: {name} has {shape[dimension]} rows to share out, not a multiple of {size} ranks; "
+                f"{url}: {name} has {shape[dimension]} rows to share out, not a multiple of {size} ranks; "
                 "choose another tensor-parallel size"
             )
         sides[dimension] //= size
@@ -82,12 +82,12 @@ def _part(where: str, name: str, shape: tuple[int, ...], rank: int, size: int) -
     return Box(tuple(offset), tuple(sides))
 
 
-def _take(stored: Box, part: Box, target: Tensor) -> Take:
-    """What the stored box has of the wanted part, and where in it that belongs."""
+def _overlap(stored: Box, part: Box, target: Tensor) -> ReadRequest:
+    """What a stored box has of `part`, whose memory is `target`."""
     source: list[slice] = []
-    there: list[slice] = []
+    destination: list[slice] = []
     for first, length, start, size in zip(stored.offset, stored.shape, part.offset, part.shape, strict=True):
         low, high = max(first, start), min(first + length, start + size)
         source.append(slice(low - first, high - first))
-        there.append(slice(low - start, high - start))
-    return Take(stored.shape, tuple(source), target[tuple(there)])
+        destination.append(slice(low - start, high - start))
+    return ReadRequest(stored.shape, tuple(source), target[tuple(destination)])

@@ -1,1 +1,1 @@
-"""Published weights in and out: Hugging Face's Chameleon layout and our checkpoints."""
+"""Import and export of published weights: Hugging Face's Chameleon layout and our checkpoints."""

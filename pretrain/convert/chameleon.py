@@ -1,7 +1,7 @@
-"""Hugging Face's `config.json` of Chameleon and our settings of the same network.
+"""Converts between Hugging Face's `config.json` of Chameleon and our settings of the same network.
 
-Parameter names are the same on both sides; the names that only theirs has (`model.vqmodel.*`, the image
-encoder) belong to the image tokenizer here.
+Parameter names are the same on both sides; names that only theirs has (`model.vqmodel.*`, the image encoder)
+belong to the image tokenizer here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import check_divides
 
 VQ_PREFIX = "model.vqmodel."
-ROTARY_SUFFIX = "rotary_emb.inv_freq"  # old files keep this table, which follows from rope_theta
+ROTARY_SUFFIX = "rotary_emb.inv_freq"  # old files store this table, which follows from rope_theta
 VQ_GROUPS = 32
 HEAD_NORM_EPS = 1e-5
 
@@ -30,7 +30,7 @@ _SIZES = {
     "key_value_heads": "num_key_value_heads",
     "max_positions": "max_position_embeddings",
 }
-_MOST, _MOST_OF_ANY = {"layers": 1000}, 1 << 20
+_MAX_SIZES, _MAX_SIZE = {"layers": 1000}, 1 << 20
 # ChameleonConfig's defaults: a config.json may leave out what equals them.
 _DEFAULTS = {
     "vocab_size": 65_536,
@@ -43,7 +43,7 @@ _DEFAULTS = {
     "rms_norm_eps": 1e-5,
     "swin_norm": False,
 }
-# Other values than these make another network than Chameleon's.
+# With other values it is not Chameleon's network.
 _FIXED = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
@@ -51,20 +51,20 @@ _FIXED = {
     "tie_word_embeddings": (False, None),
     "rope_scaling": (None,),
 }
-# The first ids of Chameleon's text tokenizer; our samples do without </s> and end a turn by <reserved08706>.
+# The first ids of Chameleon's text tokenizer; our samples have no </s> and end a turn by <reserved08706>.
 _BOS, _PAD, _EOS = 0, 1, 2
 _IMAGE_PLACEHOLDER = 8_711  # <reserved08707>, which transformers shows as <image>
 
 
 def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
-    """Our settings of the network that a `config.json` describes.
+    """Convert a `config.json` to our settings of the network.
 
     Args:
         values: Its content.
         where: The file, for errors.
 
     Raises:
-        InputError: A size that is no positive integer, or a network that ours is not.
+        InputError: A size that is no positive integer, or another network than ours.
     """
     wrong = [
         f"{key}={values[key]!r}, expected {allowed[0]!r}"
@@ -74,22 +74,22 @@ def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
     kind = values.get("model_type", "chameleon")
     if not isinstance(kind, str) or "chameleon" not in kind:  # Lumina-mGPT's and WorldVLA's: chameleon_xllmx
         wrong.append(f"model_type={kind!r}, expected 'chameleon'")
-    found = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
+    settings = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
     if "num_key_value_heads" in values:  # null: as many as there are heads
-        found["num_key_value_heads"] = values["num_key_value_heads"] or found["num_attention_heads"]
-    sizes = {ours: found[theirs] for ours, theirs in _SIZES.items()}
+        settings["num_key_value_heads"] = values["num_key_value_heads"] or settings["num_attention_heads"]
+    sizes = {ours: settings[theirs] for ours, theirs in _SIZES.items()}
     wrong += [
-        f"{_SIZES[ours]}={value!r}, expected an integer from 1 to {_MOST.get(ours, _MOST_OF_ANY)}"
+        f"{_SIZES[ours]}={value!r}, expected an integer from 1 to {_MAX_SIZES.get(ours, _MAX_SIZE)}"
         for ours, value in sizes.items()
-        if type(value) is not int or not 1 <= value <= _MOST.get(ours, _MOST_OF_ANY)
+        if type(value) is not int or not 1 <= value <= _MAX_SIZES.get(ours, _MAX_SIZE)
     ]
-    theta, eps, swin = _theta(found, wrong), found["rms_norm_eps"], found["swin_norm"]
+    theta, eps, swin = _theta(settings, wrong), settings["rms_norm_eps"], settings["swin_norm"]
     if not isinstance(swin, bool):
         wrong.append(f"swin_norm={swin!r}, expected true or false")
     if eps != HEAD_NORM_EPS:
         wrong.append(f"rms_norm_eps={eps!r}, expected {HEAD_NORM_EPS} (Chameleon's q/k norm has no other)")
-    if not wrong and found.get("head_dim") not in (None, sizes["hidden_size"] // sizes["heads"]):
-        wrong.append(f"head_dim={found['head_dim']!r}, expected hidden_size / num_attention_heads")
+    if not wrong and settings.get("head_dim") not in (None, sizes["hidden_size"] // sizes["heads"]):
+        wrong.append(f"head_dim={settings['head_dim']!r}, expected hidden_size / num_attention_heads")
     if wrong:
         raise InputError(f"{where}: not a Chameleon network of ours: {'; '.join(wrong)}")
     if sizes["key_value_heads"] == sizes["heads"]:
@@ -102,12 +102,12 @@ def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
 def hugging_face_config(
     config: ModelConfig, dtype: str, image: ImageModelConfig | None, architecture: str
 ) -> dict[str, Any]:
-    """The content of `config.json` that transformers makes the same network of.
+    """Make the content of the `config.json` by which transformers builds the same network.
 
     Args:
         config: Of the network.
         dtype: Of most weights, for example `bfloat16`.
-        image: Of the image encoder that goes along; None: Chameleon's sizes.
+        image: Of the image encoder that is exported too; None: Chameleon's sizes.
         architecture: Class in transformers.
     """
     sizes = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
@@ -145,18 +145,18 @@ def hugging_face_config(
 
 
 def generation_config(config: ModelConfig) -> dict[str, Any]:
-    """The content of `generation_config.json`: an answer ends with its end of turn."""
+    """Make the content of `generation_config.json`: an answer ends with its end-of-turn token."""
     ends = [_EOS, END_OF_TURN] if config.vocabulary_size > END_OF_TURN else [_EOS]
     return {"bos_token_id": _BOS, "pad_token_id": _PAD, "eos_token_id": ends}
 
 
 def vocabulary_map(size: int, codes: int) -> dict[str, int]:
-    """Names by which transformers knows the image's place and the image codes; those with ids below `size`.
+    """Names of the image placeholder and of image codes in transformers, with their ids below `size`.
 
     Args:
         size: Of the vocabulary.
-        codes: Image codes that get a name. transformers needs the names to encode images itself, and never
-            predicts a code that has one; so there are none without an image encoder.
+        codes: Number of image codes that are named. transformers needs the names to encode images itself, and
+            never predicts a code that has one; so there are none without an image encoder.
     """
     names = {code_name(code): IMAGE_CODE_START + code for code in range(codes)}
     names["<image>"] = _IMAGE_PLACEHOLDER
@@ -169,7 +169,7 @@ def code_name(code: int) -> str:
 
 
 def _theta(values: Mapping[str, Any], wrong: list[str]) -> float:
-    """`rope_theta`, which newer files keep in `rope_parameters`; anything but plain RoPE is wrong."""
+    """Read `rope_theta`, in newer files from `rope_parameters`; any but plain RoPE is added to `wrong`."""
     rope = values.get("rope_parameters", {})
     if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
         wrong.append(f"rope_parameters={rope!r}, expected the rope_type 'default'")
@@ -182,7 +182,7 @@ def _theta(values: Mapping[str, Any], wrong: list[str]) -> float:
 
 
 def other_codes(values: Mapping[str, Any]) -> int:
-    """Image codes that have another id in a `config.json` than `IMAGE_CODE_START` plus the code."""
+    """Count image codes that have another id in a `config.json` than `IMAGE_CODE_START` plus the code."""
     names = values.get("vocabulary_map")
     if not isinstance(names, dict):
         return 0

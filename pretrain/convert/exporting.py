@@ -1,4 +1,4 @@
-"""A checkpoint of ours as a folder that transformers loads: ChameleonForConditionalGeneration."""
+"""A checkpoint as a folder that transformers loads: ChameleonForConditionalGeneration."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
+from data.files import write_whole
 from data.storage.store import Store
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_model import ImageModelConfig
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
+from pretrain.checkpoint.chunks import Chunk
+from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor, write_durably
-from pretrain.checkpoint.pieces import Piece
-from pretrain.checkpoint.storage import piece_key
-from pretrain.checkpoint.verification import damaged
+from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor
+from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
+from pretrain.checkpoint.verification import find_damage
 from pretrain.convert.chameleon import (
     HEAD_NORM_EPS,
     VQ_GROUPS,
@@ -30,9 +32,9 @@ from pretrain.convert.chameleon import (
     generation_config,
     hugging_face_config,
 )
-from pretrain.convert.importing import Progress, check_new, new_folder
+from pretrain.convert.importing import Progress, check_unused, output_folder
 from pretrain.convert.source import CONFIG, INDEX, SINGLE, check_shapes, listed
-from pretrain.convert.tensor_files import Content, TensorFile, shards, tensor_blocks, write_tensors
+from pretrain.convert.tensor_files import TensorFile, split_into_files, write_tensors
 from pretrain.model.config import ModelConfig
 
 GENERATION_CONFIG = "generation_config.json"
@@ -43,7 +45,7 @@ _VQ_PARTS = ("encoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportSummary:
     """What was exported.
 
     Attributes:
@@ -66,24 +68,24 @@ def export_weights(
     out: Path,
     dtype: str | None,
     image_tokenizer: Path | None,
-    shard_bytes: int,
+    file_bytes: int,
     progress: Progress,
-) -> Exported:
+) -> ExportSummary:
     """Write the weights of a checkpoint for transformers, one tensor in memory at a time.
 
     Args:
         checkpoint: Folder of a training's checkpoint, of any layout, or of imported weights.
         out: New folder, or an empty one; it appears in one rename, complete.
         dtype: One of `manifest.DTYPES`; None: imported weights keep theirs, a training's become bfloat16.
-        image_tokenizer: File of an image tokenizer with Chameleon's network, whose encoder goes along.
-        shard_bytes: Largest weight file to write.
-        progress: Told the bytes that are written and all that there are.
+        image_tokenizer: File of an image tokenizer with Chameleon's network, whose encoder is exported too.
+        file_bytes: Largest weight file to write.
+        progress: Called with the bytes that are written and those of all tensors.
 
     Raises:
         InputError: No checkpoint or a damaged one, a network or an image tokenizer that transformers does
             not have, or `out` cannot be written.
     """
-    check_new(out)
+    check_unused(out)
     store = open_checkpoint(checkpoint)
     manifest = Manifest.read(store)
     config = stored_model(checkpoint, manifest)
@@ -91,22 +93,22 @@ def export_weights(
     image, encoder = None, []
     if image_tokenizer is not None:
         image, encoder = _encoder(image_tokenizer, dtype)
-    if found := damaged(store, manifest.files):  # last: it reads all of them
-        raise InputError(f"{checkpoint}: damaged: {listed(found)}; take another checkpoint")
-    contents = _contents(checkpoint, store, manifest, dtype)
-    exported = [*contents, *encoder]
-    dtypes = Counter(content.dtype for content in contents)
+    if damage := find_damage(store, manifest.files):  # last: it reads all of them
+        raise InputError(f"{checkpoint}: damaged: {listed(damage)}; take another checkpoint")
+    weights = _network_tensors(checkpoint, store, manifest, dtype)
+    tensors = [*weights, *encoder]
+    dtypes = Counter(tensor.dtype for tensor in weights)
     values = hugging_face_config(config, dtypes.most_common(1)[0][0], image, ARCHITECTURE)
-    size = sum(content.bytes for content in exported)
-    with new_folder(out, size) as temporary:
-        files = _write(temporary, shards(exported, shard_bytes), size, progress)
+    size = sum(tensor.bytes for tensor in tensors)
+    with output_folder(out, size) as temporary:
+        files = _write_files(temporary, split_into_files(tensors, file_bytes), size, progress)
         _write_json(temporary / CONFIG, values)
         _write_json(temporary / GENERATION_CONFIG, generation_config(config))
-    return Exported(len(exported), size, files, dict(dtypes), len(encoder))
+    return ExportSummary(len(tensors), size, files, dict(dtypes), len(encoder))
 
 
 def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
-    """Settings of the network that a checkpoint's metadata holds.
+    """Read the settings of the network from a checkpoint's metadata.
 
     Raises:
         InputError: There are none, or they are of a network that transformers does not have.
@@ -126,37 +128,39 @@ def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
     return config
 
 
-def _contents(checkpoint: Path, store: Store, manifest: Manifest, dtype: str | None) -> list[Content]:
-    """The network's tensors, each made of its pieces when it is written."""
-    table = manifest.table(store.url, manifest.read_pieces(store))
-    pieces = {name: manifest.pieces(table, name) for name in manifest.weights}
-    writers = sorted({piece.writer for found in pieces.values() for piece in found})
+def _network_tensors(
+    checkpoint: Path, store: Store, manifest: Manifest, dtype: str | None
+) -> list[LazyTensor]:
+    """The network's tensors, each assembled from its chunks when it is written."""
+    table = manifest.chunk_table(store.url, manifest.read_chunk_table(store))
+    chunks = {name: manifest.chunks(table, name) for name in manifest.weights}
+    writers = sorted({chunk.writer for of_tensor in chunks.values() for chunk in of_tensor})
     files = {writer: TensorFile(checkpoint / manifest.file_of(writer, MASTER)) for writer in writers}
-    found: list[Content] = []
-    for name, tensor in sorted(manifest.weights.items()):
-        _check_pieces(checkpoint, files, name, tensor, pieces[name])
-        chosen = dtype or (tensor.dtype if manifest.only_weights else _TRAINED_DTYPE)
-        blocks = partial(_assembled, files, name, tensor, pieces[name], chosen)
-        found.append(Content(name, chosen, tensor.shape, blocks))
-    return found
+    tensors: list[LazyTensor] = []
+    for name, stored in sorted(manifest.weights.items()):
+        _check_chunks(checkpoint, files, name, stored, chunks[name])
+        target_dtype = dtype or (stored.dtype if manifest.only_weights else _TRAINED_DTYPE)
+        blocks = partial(_assembled, files, name, stored, chunks[name], target_dtype)
+        tensors.append(LazyTensor(name, target_dtype, stored.shape, blocks))
+    return tensors
 
 
-def _check_pieces(
+def _check_chunks(
     checkpoint: Path,
     files: Mapping[int, TensorFile],
     name: str,
-    tensor: StoredTensor,
-    pieces: Sequence[Piece],
+    stored: StoredTensor,
+    chunks: Sequence[Chunk],
 ) -> None:
-    """Compare what the manifest says of a tensor with its files: nothing is exported that nobody wrote.
+    """Compare a tensor's chunks with its files, so that nothing but stored values is exported.
 
     Raises:
-        InputError: A piece is not there or is another one.
+        InputError: A chunk is missing or has another shape or dtype.
     """
-    for piece in pieces:
-        file = files[piece.writer]
-        entry = file.entries.get(piece_key(f"{MASTER}/{name}", piece.box.offset))
-        if entry is None or (entry.shape, entry.dtype) != (piece.box.shape, tensor.dtype):
+    for chunk in chunks:
+        file = files[chunk.writer]
+        entry = file.entries.get(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
+        if entry is None or (entry.shape, entry.dtype) != (chunk.box.shape, stored.dtype):
             raise InputError(
                 f"{checkpoint}: {file.path.name} does not hold {name} as its manifest says; take another "
                 "checkpoint"
@@ -164,18 +168,18 @@ def _check_pieces(
 
 
 def _assembled(
-    files: Mapping[int, TensorFile], name: str, tensor: StoredTensor, pieces: Sequence[Piece], dtype: str
+    files: Mapping[int, TensorFile], name: str, stored: StoredTensor, chunks: Sequence[Chunk], dtype: str
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of a tensor made of its pieces; copied from the file where it is one piece of that dtype."""
-    if len(pieces) == 1 and tensor.dtype == dtype:
-        (piece,) = pieces
-        return files[piece.writer].blocks(piece_key(f"{MASTER}/{name}", piece.box.offset))
-    whole = torch.empty(tensor.shape, dtype=getattr(torch, dtype))
-    for piece in pieces:
-        where = tuple(slice(o, o + n) for o, n in zip(piece.box.offset, piece.box.shape, strict=True))
-        part = files[piece.writer].tensor(piece_key(f"{MASTER}/{name}", piece.box.offset))
-        whole[where] = part  # copying converts
-        _check_range(name, part, whole[where])
+    """The bytes of a tensor, assembled from its chunks; of one chunk of that dtype, copied from its file."""
+    if len(chunks) == 1 and stored.dtype == dtype:
+        (chunk,) = chunks
+        return files[chunk.writer].blocks(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
+    whole = torch.empty(stored.shape, dtype=getattr(torch, dtype))
+    for chunk in chunks:
+        region = tuple(slice(o, o + n) for o, n in zip(chunk.box.offset, chunk.box.shape, strict=True))
+        part = files[chunk.writer].tensor(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
+        whole[region] = part  # copying converts
+        _check_range(name, part, whole[region])
     return tensor_blocks(whole)
 
 
@@ -187,7 +191,7 @@ def _check_range(name: str, values: Tensor, converted: Tensor) -> None:
         )
 
 
-def _encoder(path: Path, dtype: str | None) -> tuple[ImageModelConfig, list[Content]]:
+def _encoder(path: Path, dtype: str | None) -> tuple[ImageModelConfig, list[LazyTensor]]:
     """Sizes and tensors of an image tokenizer's encoder, under their names in transformers.
 
     Raises:
@@ -200,20 +204,19 @@ def _encoder(path: Path, dtype: str | None) -> tuple[ImageModelConfig, list[Cont
             f"{tokenizer.codebook_size} codes; transformers' encoder has {VQ_GROUPS} groups and at most "
             f"{IMAGE_CODE_COUNT} codes: export without it"
         )
-    found: list[Content] = []
+    tensors: list[LazyTensor] = []
     for name, tensor in tokenizer.tensors().items():
         if name.startswith(_VQ_PARTS):
-            chosen = dtype or str(tensor.dtype).removeprefix("torch.")
-            values = tensor.to(getattr(torch, chosen))
+            target_dtype = dtype or str(tensor.dtype).removeprefix("torch.")
+            values = tensor.to(getattr(torch, target_dtype))
             _check_range(name, tensor, values)
-            found.append(
-                Content(f"{VQ_PREFIX}{name}", chosen, tuple(tensor.shape), partial(tensor_blocks, values))
-            )
-    return tokenizer.config, found
+            blocks = partial(tensor_blocks, values)
+            tensors.append(LazyTensor(f"{VQ_PREFIX}{name}", target_dtype, tuple(tensor.shape), blocks))
+    return tokenizer.config, tensors
 
 
-def _write(folder: Path, parts: list[list[Content]], size: int, progress: Progress) -> int:
-    """Write the files and, of several, their index; their number."""
+def _write_files(folder: Path, parts: list[list[LazyTensor]], size: int, progress: Progress) -> int:
+    """Write the files and, for several, their index; return their number."""
     written = 0
 
     def count(length: int) -> None:
@@ -221,15 +224,15 @@ def _write(folder: Path, parts: list[list[Content]], size: int, progress: Progre
         written += length
         progress(written, size)
 
-    where: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for number, part in enumerate(parts):
         name = SINGLE if len(parts) == 1 else f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
         write_tensors(folder / name, part, count)
-        where |= {content.name: name for content in part}
+        file_of |= {tensor.name: name for tensor in part}
     if len(parts) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": where})
+        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
     return len(parts)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    write_durably(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(path, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())

@@ -1,7 +1,7 @@
-"""Published weights into a checkpoint of ours that holds weights alone.
+"""Published weights as a checkpoint that holds weights without moments.
 
-Bytes are copied from file to file: a tensor keeps the dtype it was published in, and no more than a block
-of it is in memory.
+Bytes are copied from file to file: a tensor keeps the dtype it was published in, and only one block of it is
+in memory.
 """
 
 from __future__ import annotations
@@ -9,38 +9,36 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from data.errors import InputError
-from data.files import sync_folder
+from data.files import folder_written_whole, write_whole
 from pretrain.checkpoint.boxes import Box
+from pretrain.checkpoint.chunks import ChunkTable
+from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.manifest import (
     MASTER,
     Manifest,
     StoredFile,
     StoredTensor,
-    pieces_file,
+    chunk_table_file,
     state_file,
-    write_durably,
 )
-from pretrain.checkpoint.pieces import PieceTable
-from pretrain.checkpoint.storage import piece_key
-from pretrain.checkpoint.verification import describe, describe_file
-from pretrain.convert.source import open_source
-from pretrain.convert.tensor_files import Content, TensorFile, finite, shards, write_tensors
+from pretrain.checkpoint.tensor_blocks import LazyTensor
+from pretrain.convert.source import open_weights_folder
+from pretrain.convert.tensor_files import TensorFile, is_finite, split_into_files, write_tensors
 from pretrain.model.config import ModelConfig
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
-    """What was imported.
+class ImportSummary:
+    """What was imported; all but the model is stored as metadata of the checkpoint.
 
     Attributes:
         model: Settings of the network.
@@ -48,7 +46,7 @@ class Imported:
         bytes: Their length.
         dtypes: Number of tensors of each dtype.
         left_out: Number of tensors that were left out, by what they are.
-        other_codes: Image codes whose ids in the source's vocabulary are not ours.
+        other_codes: Number of image codes whose ids in the source's vocabulary are not ours.
         fingerprint: SHA-256 over the names and the content of all tensors.
     """
 
@@ -61,78 +59,79 @@ class Imported:
     fingerprint: str
 
 
-def import_weights(folder: Path, out: Path, shard_bytes: int, progress: Progress) -> Imported:
+def import_weights(folder: Path, out: Path, file_bytes: int, progress: Progress) -> ImportSummary:
     """Make the checkpoint folder `out` of a folder of Hugging Face weights.
 
     Args:
         folder: `config.json` and safetensors files.
         out: New folder, or an empty one; it appears in one rename, complete.
-        shard_bytes: Largest file to write.
-        progress: Told the bytes that are written and all that there are.
+        file_bytes: Largest file to write.
+        progress: Called with the bytes that are written and those of all tensors.
 
     Raises:
         InputError: Weights that are not a network of ours (listed, before anything is written), or `out`
-            cannot be written; or numbers that are not finite (found while they are copied).
+            cannot be written; or numbers that are not finite (detected while they are copied).
     """
-    source = open_source(folder)
+    source = open_weights_folder(folder)
     digests = {name: hashlib.sha256() for name in source.tensors}
-    contents: list[Content] = []
+    tensors: list[LazyTensor] = []
     for name, file in source.tensors.items():
-        entry, blocks = file.entries[name], partial(_checked, file, name, digests[name])
-        contents.append(Content(f"{MASTER}/{name}", entry.dtype, entry.shape, blocks))
-    with new_folder(out, sum(content.bytes for content in contents)) as temporary:
-        files, tensors = _write(temporary, shards(contents, shard_bytes), progress)
+        entry, blocks = file.entries[name], partial(_checked_blocks, file, name, digests[name])
+        tensors.append(LazyTensor(f"{MASTER}/{name}", entry.dtype, entry.shape, blocks))
+    size = sum(tensor.bytes for tensor in tensors)
+    with output_folder(out, size) as temporary:
+        files, stored = _write_files(temporary, split_into_files(tensors, file_bytes), size, progress)
         lines = "".join(f"{name} {digests[name].hexdigest()}\n" for name in sorted(digests))
-        done = Imported(
+        summary = ImportSummary(
             source.model,
-            len(contents),
-            sum(content.bytes for content in contents),
-            dict(Counter(content.dtype for content in contents)),
+            len(tensors),
+            size,
+            dict(Counter(tensor.dtype for tensor in tensors)),
             dict(source.left_out),
             source.other_codes,
             hashlib.sha256(lines.encode()).hexdigest(),
         )
-        facts = asdict(done)
-        metadata = {"config": {"model": facts.pop("model")}, "imported": {"source": folder.name, **facts}}
-        Manifest(0, 0, metadata, tensors, files).write(temporary)
-    return done
+        values = asdict(summary)
+        metadata = {"config": {"model": values.pop("model")}, "imported": {"source": folder.name, **values}}
+        Manifest(0, 0, metadata, stored, files).write(temporary)
+    return summary
 
 
-def _write(
-    folder: Path, parts: list[list[Content]], progress: Progress
+def _write_files(
+    folder: Path, parts: list[list[LazyTensor]], size: int, progress: Progress
 ) -> tuple[dict[str, StoredFile], dict[str, StoredTensor]]:
-    """Write the files, every tensor as one piece; what the manifest has to say of them."""
-    total = sum(content.bytes for part in parts for content in part)
+    """Write the files, every tensor as one chunk; return the manifest's entries."""
     files: dict[str, StoredFile] = {}
     tensors: dict[str, StoredTensor] = {}
-    boxes: dict[str, tuple[int, Box]] = {}
+    chunks: dict[str, tuple[int, Box]] = {}
     written = 0
 
     def count(length: int) -> None:
         nonlocal written
         written += length
-        progress(written, total)
+        progress(written, size)
 
     for number, part in enumerate(parts):
         path = folder / state_file(number, MASTER)
-        origins = [tuple(0 for _ in content.shape) for content in part]
-        keyed = [replace(c, name=piece_key(c.name, o)) for c, o in zip(part, origins, strict=True)]
-        write_tensors(path, keyed, count)
-        files[path.name] = describe_file(path)
-        for content, origin in zip(part, origins, strict=True):
-            tensors[content.name] = StoredTensor(content.shape, content.dtype)
-            boxes[content.name] = (number, Box(origin, content.shape))
-    rows = [(number, *boxes[name]) for number, name in enumerate(sorted(boxes))]
-    pieces = PieceTable.of(rows, max((len(tensor.shape) for tensor in tensors.values()), default=1)).encode()
-    write_durably(folder / pieces_file(), pieces)
-    return files | {pieces_file(): describe(pieces)}, tensors
+        origins = [tuple(0 for _ in tensor.shape) for tensor in part]
+        renamed = [replace(t, name=chunk_name(t.name, o)) for t, o in zip(part, origins, strict=True)]
+        write_tensors(path, renamed, count)
+        files[path.name] = StoredFile.of_path(path)
+        for tensor, origin in zip(part, origins, strict=True):
+            tensors[tensor.name] = StoredTensor(tensor.shape, tensor.dtype)
+            chunks[tensor.name] = (number, Box(origin, tensor.shape))
+    rows = [(number, *chunks[name]) for number, name in enumerate(sorted(chunks))]
+    dimensions = max((len(tensor.shape) for tensor in tensors.values()), default=1)
+    table = ChunkTable.of(rows, dimensions).encode()
+    write_whole(folder / chunk_table_file(), table)
+    return files | {chunk_table_file(): StoredFile.of(table)}, tensors
 
 
-def check_new(out: Path) -> None:
-    """Check that nothing stands in the way of a new folder.
+def check_unused(out: Path) -> None:
+    """Check that a folder does not exist or is empty.
 
     Raises:
-        InputError: There is something else than an empty folder.
+        InputError: Something else is there.
     """
     try:
         taken = out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir())))
@@ -143,41 +142,35 @@ def check_new(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, size: int) -> Iterator[Path]:
-    """A folder to fill beside `out`, which takes its name at the end, or goes away after an error.
+def output_folder(out: Path, size: int) -> Generator[Path, None, None]:
+    """Make a folder to fill; at the end of the `with` block it becomes `out`, after an error it is removed.
 
     Args:
         out: Must not exist or be empty.
         size: Bytes that will be written.
 
     Raises:
-        InputError: There is something, no room, or no permission.
+        InputError: Something else is there, or there is no space, or no permission.
     """
-    check_new(out)
-    temporary = out.with_name(f".tmp-{out.name}-{uuid.uuid4().hex[:8]}")
+    check_unused(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
         if free < size:
             old = [f"remove {path}" for path in sorted(out.parent.glob(f".tmp-{out.name}-*"))]
-            way = " and ".join(old) or "make room"
-            raise InputError(f"out={out}: needs {size:,} bytes, {free:,} are free there; {way}")
-        temporary.mkdir()
-        yield temporary
-        sync_folder(temporary)
-        temporary.rename(out)
-        sync_folder(out.parent)
+            remedy = " and ".join(old) or "make room"
+            raise InputError(f"out={out}: needs {size:,} bytes, {free:,} are free there; {remedy}")
+        with folder_written_whole(out) as temporary:
+            yield temporary
     except OSError as error:
         raise InputError(f"out={out}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _checked(file: TensorFile, name: str, digest: hashlib._Hash) -> Iterator[bytes]:
-    """The bytes of a tensor, counted into `digest`; a training could not begin with what is not finite."""
+def _checked_blocks(file: TensorFile, name: str, digest: hashlib._Hash) -> Iterator[bytes]:
+    """The bytes of a tensor, added to `digest`; no training could start with infinite values or NaN."""
     dtype = file.entries[name].dtype
     for block in file.blocks(name):
-        if not finite(block, dtype):
+        if not is_finite(block, dtype):
             raise InputError(
                 f"{file.path}: {name} holds infinite values or NaN; download it again, or take weights from "
                 "before they diverged"

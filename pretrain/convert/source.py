@@ -1,4 +1,4 @@
-"""A folder of Hugging Face weights, looked through before a byte of a tensor is read."""
+"""A folder of Hugging Face weights, checked before a byte of a tensor is read."""
 
 from __future__ import annotations
 
@@ -16,29 +16,27 @@ from pretrain.model.transformer import expected_shapes
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_LISTED = 5
+_MAX_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WeightsFolder:
     """Weights that fit their settings.
 
     Attributes:
-        folder: Where they lie.
         model: Our settings of the network.
         tensors: The network's tensors, in the order of the files, each with the file that holds it.
         left_out: Number of tensors that are not the network's, by what they are.
-        other_codes: Image codes whose ids in its vocabulary are not ours.
+        other_codes: Number of image codes whose ids in its vocabulary are not ours.
     """
 
-    folder: Path
     model: ModelConfig
     tensors: Mapping[str, TensorFile]
     left_out: Mapping[str, int]
     other_codes: int
 
 
-def open_source(folder: Path) -> Source:
+def open_weights_folder(folder: Path) -> WeightsFolder:
     """Check a folder: `config.json`, the files and every name and shape.
 
     Raises:
@@ -51,32 +49,31 @@ def open_source(folder: Path) -> Source:
         )
     values = read_object(folder / CONFIG)
     config = model_config(values, folder / CONFIG)
-    files = _files(folder)
-    found = {name: file for file in files.values() for name in file.entries}
-    vq = [name for name in found if name.startswith(VQ_PREFIX)]
-    rotary = [name for name in found if name.endswith(ROTARY_SUFFIX)]
+    tensors = {name: file for file in _weight_files(folder).values() for name in file.entries}
+    vq = [name for name in tensors if name.startswith(VQ_PREFIX)]
+    rotary = [name for name in tensors if name.endswith(ROTARY_SUFFIX)]
     for name in vq + rotary:
-        del found[name]
-    check_shapes(folder, config, {name: file.entries[name].shape for name, file in found.items()})
+        del tensors[name]
+    check_shapes(folder, config, {name: file.entries[name].shape for name, file in tensors.items()})
     left_out = {"of the image encoder (vqmodel)": len(vq), "tables of the rotary embedding": len(rotary)}
     left_out = {what: count for what, count in left_out.items() if count}
-    return Source(folder, config, found, left_out, other_codes(values))
+    return WeightsFolder(config, tensors, left_out, other_codes(values))
 
 
-def check_shapes(where: Path, config: ModelConfig, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare with the network of `config`.
+def check_shapes(where: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare the shapes of tensors, by name, with the network of `config`; `where` leads the message.
 
     Raises:
         InputError: Names that are missing or too many, or other shapes: the first few and their number.
     """
     expected = expected_shapes(config)
     kinds = {
-        "missing": [name for name in expected if name not in found],
-        "not of the network": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in shapes],
+        "not of the network": [name for name in shapes if name not in expected],
         "of another shape": [
-            f"{name} {list(found[name])}, expected {list(shape)}"
+            f"{name} {list(shapes[name])}, expected {list(shape)}"
             for name, shape in expected.items()
-            if name in found and found[name] != shape
+            if name in shapes and shapes[name] != shape
         ],
     }
     if any(kinds.values()):
@@ -89,16 +86,16 @@ def check_shapes(where: Path, config: ModelConfig, found: Mapping[str, tuple[int
 
 
 def listed(lines: Iterable[str]) -> str:
-    """The first few and how many more there are."""
+    """Join the first few lines and the number of the others."""
     lines = list(lines)
-    more = f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    return ", ".join(lines[:_LISTED]) + more
+    more = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+    return ", ".join(lines[:_MAX_LISTED]) + more
 
 
-def _files(folder: Path) -> dict[str, TensorFile]:
-    """The weight files by name; every tensor lies in exactly one."""
+def _weight_files(folder: Path) -> dict[str, TensorFile]:
+    """Open the weight files, by name; every tensor is in exactly one."""
     if (folder / INDEX).is_file():
-        return _indexed(folder)
+        return _indexed_files(folder)
     if (folder / SINGLE).is_file():
         return {SINGLE: TensorFile(folder / SINGLE)}
     if pickles := sorted(path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}")):
@@ -109,7 +106,7 @@ def _files(folder: Path) -> dict[str, TensorFile]:
     raise InputError(f"{folder}: neither {INDEX} nor {SINGLE} there; is the download complete?")
 
 
-def _indexed(folder: Path) -> dict[str, TensorFile]:
+def _indexed_files(folder: Path) -> dict[str, TensorFile]:
     path = folder / INDEX
     if (folder / SINGLE).is_file():
         raise InputError(f"{folder}: both {INDEX} and {SINGLE} there; remove the one that is left over")
@@ -123,14 +120,14 @@ def _indexed(folder: Path) -> dict[str, TensorFile]:
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise InputError(f"{folder}: {listed(missing)} missing; is the download complete?")
     files = {name: TensorFile(folder / name) for name in names}
-    where = Counter(name for file in files.values() for name in file.entries)
-    wrong = [f"{name} lies in {count} files" for name, count in where.items() if count > 1]
+    counts = Counter(name for file in files.values() for name in file.entries)
+    wrong = [f"{name} is in {count} files" for name, count in counts.items() if count > 1]
     wrong += [
         f"{name} is not in {file_name}"
         for name, file_name in weights.items()
         if name not in files[file_name].entries
     ]
-    wrong += [f"{name} is not in the index" for name in where if name not in weights]
+    wrong += [f"{name} is not in the index" for name in counts if name not in weights]
     if wrong:
         raise InputError(f"{path}: does not fit its files: {listed(wrong)}; download all of them again")
     return files

@@ -62,7 +62,7 @@ def go_back(
             "checkpointing.start_from=the newest checkpoint"
         )
     origin = on_first_rank(lambda: newest_checkpoint(config, folder))
-    if origin is None or not origin.goes_on:
+    if origin is None or not origin.resumes:
         raise DivergedError(f"{bad}, and there is no checkpoint yet to go back to; {advice}")
     metadata = load(origin.checkpoint, engine)
     offset = guard.offset + step - engine.step_count

@@ -83,7 +83,7 @@ class GroupNorms:
         mine = [
             _Piece(GROUPS.index(group_of(part.name)), part.states[MASTER])
             for part in fragments(self._engine)
-            if part.written
+            if part.is_writer
         ]
         self._pieces = sorted(mine, key=lambda piece: piece.address)
 

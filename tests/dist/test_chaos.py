@@ -11,9 +11,9 @@ import pytest
 
 import pretrain.trainer  # noqa: F401 - preloaded for the ranks
 from data.storage.store import open_store
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.checkpoint.verification import damaged
+from pretrain.checkpoint.verification import find_damage
 from pretrain.config import ParallelConfig, TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
@@ -53,7 +53,7 @@ def _disturbed(
 ) -> Chaos:
     """Train with a rank killed in each start but the last."""
     draws, folder, torn = random.Random(7), RunFolder.of(config.run), 0
-    place = CheckpointPlace(folder.checkpoints)
+    place = CheckpointLocation(folder.checkpoints)
     for number, occasion in enumerate([*kills, None]):
         tensor, data, stage = layouts[number % len(layouts)]
         config = replace(config, parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage))
@@ -68,22 +68,21 @@ def _disturbed(
     return Chaos(folder, torn)
 
 
-def _unfinished(place: CheckpointPlace) -> set[Path]:
+def _unfinished(place: CheckpointLocation) -> set[Path]:
     """Files of checkpoints that are not committed; each attempt's names are its own."""
-    assert place.folder is not None
-    steps = place.found().items() if place.folder.exists() else ()
-    return {path for step, whole in steps if not whole for path in Path(place.where(step)).iterdir()}
+    steps = place.scan().items() if Path(place.url).exists() else ()
+    return {path for step, whole in steps if not whole for path in Path(place.checkpoint_url(step)).iterdir()}
 
 
 def _assert_nothing_torn(folder: RunFolder) -> None:
     """Two checkpoints are there, whole, and no file beside theirs."""
-    place = CheckpointPlace(folder.checkpoints)
-    assert place.found() == {STEPS - 2: True, STEPS: True}
+    place = CheckpointLocation(folder.checkpoints)
+    assert place.scan() == {STEPS - 2: True, STEPS: True}
     for step in place.steps():
-        store = open_store(place.where(step))
+        store = open_store(place.checkpoint_url(step))
         manifest = Manifest.read(store)
-        assert damaged(store, manifest.files) == []
-        beside = {path.name for path in Path(place.where(step)).iterdir()} - manifest.files.keys()
+        assert find_damage(store, manifest.files) == []
+        beside = {path.name for path in Path(place.checkpoint_url(step)).iterdir()} - manifest.files.keys()
         assert beside == {"READY", f"manifest-{manifest.attempt}.json"}
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong while saving, or lies damaged on the disk, is named and leaves older checkpoints whole."""
+"""Failed saves and damaged files are reported on every rank and leave older checkpoints whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.errors import InputError
 from data.storage import bulk
 from pretrain.checkpoint import save
 from pretrain.checkpoint.load import load
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.save import CheckpointError, CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import CheckpointingConfig
@@ -29,7 +29,7 @@ ONCE = CheckpointingConfig(attempts=1)
 
 
 def _save_and_die(root: Path) -> None:
-    """Rank 0 is killed after every file was written and before the commit of the second checkpoint."""
+    """Kill rank 0 after every file was written and before the commit of the second checkpoint."""
     engine = case.build(case.config(LAYOUT))
     writer = CheckpointWriter(root, engine)
     case.steps(engine, 1)
@@ -45,36 +45,34 @@ def _save_and_die(root: Path) -> None:
     writer.wait()
 
 
-def _go_on(root: Path) -> tuple[list[str], list[dict[str, Any]]]:
+def _resume(root: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Load the newest checkpoint and make a writer; folders that remain, and the events reported."""
     engine = case.build(case.config(LAYOUT))
     newest = case.latest(root)
     assert newest is not None
     load(newest, engine)
-    told: list[dict[str, Any]] = []
-    CheckpointWriter(root, engine, report=lambda event, **details: told.append({"event": event, **details}))
-    return sorted(path.name for path in root.iterdir()), told
+    events: list[dict[str, Any]] = []
+    CheckpointWriter(root, engine, report=lambda event, **details: events.append({"event": event, **details}))
+    return sorted(path.name for path in root.iterdir()), events
 
 
-def test_killed_while_saving_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+def test_rank_killed_while_saving_leaves_the_older_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RankFailedError, match=r"rank 0 died|rank 1 failed"):
         run_ranks(_save_and_die, 2, tmp_path)
     assert len(list(tmp_path.glob("step_00000002/rank_*.safetensors"))) == 4
-    (tmp_path / ".tmp-step_00000009-aa").mkdir()  # as older versions left them
-    found = run_ranks(_go_on, 2, tmp_path)
-    names, told = found[0]
-    assert names == ["step_00000001"], "loaded, and the torn save is cleaned away"
-    removed = ["step_00000002", ".tmp-step_00000009-aa"]
-    assert told == [{"event": "checkpoint_cleaned", "step": 1, "removed": removed}]
-    assert found[1][1] == [], "told once"
+    (names, events), (_, events_of_rank_1) = run_ranks(_resume, 2, tmp_path)
+    assert names == ["step_00000001"], "loaded, and the interrupted save is removed"
+    assert events == [{"event": "checkpoint_cleaned", "step": 1, "removed": ["step_00000002"]}]
+    assert events_of_rank_1 == [], "reported once"
 
 
 def _full_disk(root: Path) -> tuple[str, str]:
-    """Rank 1 cannot write its file of the second checkpoint; the third is written again."""
+    """Rank 1 cannot write its file of the second checkpoint; then the third is saved."""
     engine = case.build(case.config(LAYOUT))
     writer = CheckpointWriter(root, engine, ONCE)
     writer.save(1, {})
     writer.wait()
-    if engine.groups.rank == 1:  # the kernel cuts its files short
+    if engine.groups.rank == 1:  # the kernel truncates its files
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     writer.save(2, {})
     try:
@@ -84,71 +82,70 @@ def _full_disk(root: Path) -> tuple[str, str]:
         message = str(error)
     newest = case.latest(root)
     assert newest is not None
-    dist.barrier()  # both have removed theirs
-    assert not (root / "step_00000002").exists(), "what the ranks had written is gone"
+    dist.barrier()  # both ranks have removed their files
+    assert not (root / "step_00000002").exists(), "files of the failed attempt are removed"
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     writer.save(3, {})
     writer.wait()
     return message, newest.name
 
 
-def test_a_file_cut_short_on_one_rank_is_told_on_all_and_the_next_save_works(tmp_path: Path) -> None:
+def test_write_error_of_one_rank_is_raised_on_all_and_the_next_save_succeeds(tmp_path: Path) -> None:
     for message, newest in run_ranks(_full_disk, 2, tmp_path):
         assert message == "checkpoint of step 2 was not written: rank 1: [Errno 27] File too large"
         assert newest == "step_00000001"
     assert {path.name for path in tmp_path.iterdir()} == {"step_00000001", "step_00000003"}
 
 
-def _fails_for_a_while(root: Path, times: int, attempts: int) -> tuple[str, list[dict[str, Any]]]:
-    """No space left for rank 1, so many times."""
+def _save_on_full_disk(root: Path, failures: int, attempts: int) -> tuple[str, list[dict[str, Any]]]:
+    """Save with no space left for rank 1 the first `failures` times; the error and the events reported."""
     engine = case.build(case.config(LAYOUT))
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     settings = CheckpointingConfig(attempts=attempts, retry_seconds=0.01)
     writer = CheckpointWriter(
-        root, engine, settings, report=lambda event, **details: told.append({"event": event, **details})
+        root, engine, settings, report=lambda event, **details: events.append({"event": event, **details})
     )
-    really_sync, left = os.fsync, [times]
+    fsync, remaining = os.fsync, [failures]
 
     def fail(descriptor: int) -> None:
-        if engine.groups.rank == 1 and left[0]:
-            left[0] -= 1
+        if engine.groups.rank == 1 and remaining[0]:
+            remaining[0] -= 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        really_sync(descriptor)
+        fsync(descriptor)
 
     bulk.os.fsync = fail
     writer.save(1, {})
     try:
         writer.wait()
     except CheckpointError as error:
-        return str(error), told
-    return "", told
+        return str(error), events
+    return "", events
 
 
-def test_a_full_disk_is_tried_again_with_doubling_waits(tmp_path: Path) -> None:
-    (message, told), (other, silent) = run_ranks(_fails_for_a_while, 2, tmp_path, 2, 3)
+def test_save_on_a_full_disk_is_retried_with_doubling_waits(tmp_path: Path) -> None:
+    (message, events), (other, silent) = run_ranks(_save_on_full_disk, 2, tmp_path, 2, 3)
     assert (message, other, silent) == ("", "", [])
-    problem = "rank 1: [Errno 28] No space left on device"
-    event = {"event": "checkpoint_failed", "step": 1, "error": problem}
-    assert told == [
+    error = "rank 1: [Errno 28] No space left on device"
+    event = {"event": "checkpoint_failed", "step": 1, "error": error}
+    assert events == [
         {**event, "attempt": 1, "retry_seconds": 0.01},
         {**event, "attempt": 2, "retry_seconds": 0.02},
     ]
-    weights = load_weights(tmp_path / "step_00000001")
-    assert weights
+    assert load_weights(tmp_path / "step_00000001")
     names = [path.name.split("-")[0] for path in (tmp_path / "step_00000001").iterdir()]
-    assert len(names) == len(set(names)) == 7, "nothing of the attempts that failed"
+    assert len(names) == len(set(names)) == 7, "files of the failed attempts are removed"
 
 
-def test_an_error_comes_on_all_ranks_when_every_attempt_failed(tmp_path: Path) -> None:
-    (message, told), (other, _) = run_ranks(_fails_for_a_while, 2, tmp_path, 9, 2)
+def test_error_is_raised_on_all_ranks_after_the_last_attempt(tmp_path: Path) -> None:
+    (message, events), (other, _) = run_ranks(_save_on_full_disk, 2, tmp_path, 9, 2)
     expected = (
         "checkpoint of step 1 was not written in 2 attempts: rank 1: [Errno 28] No space left on device"
     )
     assert message == other == expected
-    assert [event["retry_seconds"] for event in told] == [0.01, None]
+    assert [event["retry_seconds"] for event in events] == [0.01, None]
 
 
-def _commit_fails(root: Path, layout: case.Layout, error: Exception) -> str:
+def _save_and_fail_to_commit(root: Path, layout: case.Layout, error: Exception) -> str:
     engine = case.build(case.config(layout))
     writer = CheckpointWriter(root, engine, ONCE)
 
@@ -164,24 +161,24 @@ def _commit_fails(root: Path, layout: case.Layout, error: Exception) -> str:
     return "no error"
 
 
-def test_a_commit_that_fails_on_the_first_rank_is_told_on_all(tmp_path: Path) -> None:
-    for message in run_ranks(_commit_fails, 2, tmp_path, LAYOUT, OSError(5, "Input/output error")):
+def test_commit_that_fails_on_rank_0_raises_on_all(tmp_path: Path) -> None:
+    for message in run_ranks(_save_and_fail_to_commit, 2, tmp_path, LAYOUT, OSError(5, "Input/output error")):
         assert "rank 0: [Errno 5] Input/output error" in message
     assert case.latest(tmp_path) is None
 
 
-def test_a_save_that_dies_of_a_defect_is_told_as_well(tmp_path: Path) -> None:
-    (message,) = run_ranks(_commit_fails, 1, tmp_path, (1, 1, 1), TypeError("a defect"))
+def test_defect_in_the_saving_thread_is_raised(tmp_path: Path) -> None:
+    (message,) = run_ranks(_save_and_fail_to_commit, 1, tmp_path, (1, 1, 1), TypeError("a defect"))
     assert message == "checkpoint of step 1 was not written: its thread died, see the traceback above"
 
 
-def _marker_fails(root: Path, written: bool, readable: bool) -> tuple[str, list[str]]:
-    """A save over an older checkpoint of its step whose READY is refused, or whose answer is lost."""
+def _save_and_fail_to_mark(root: Path, written: bool, readable: bool) -> tuple[str, list[str]]:
+    """Save a step again; writing READY fails, or only its answer is lost, and READY may be unreadable."""
     engine = case.build(case.config((1, 1, 1)))
     writer = CheckpointWriter(root, engine, ONCE)
     writer.save(1, {"first": True})
     writer.wait()
-    put, exists = bulk.BulkFolder.put, CheckpointPlace._holds
+    put, was_written = bulk.BulkFolder.put, CheckpointLocation._was_written
 
     def fail(self: Any, name: str, content: bytes) -> None:
         if written or not name.endswith("READY"):
@@ -191,22 +188,22 @@ def _marker_fails(root: Path, written: bool, readable: bool) -> tuple[str, list[
 
     def unreadable(self: Any, name: str, content: bytes, error: OSError) -> bool:
         if readable:
-            return exists(self, name, content, error)
-        raise save.UnsureError(str(error)) from error
+            return was_written(self, name, content, error)
+        raise save.UncertainCommitError(str(error)) from error
 
-    bulk.BulkFolder.put, CheckpointPlace._holds = fail, unreadable
+    bulk.BulkFolder.put, CheckpointLocation._was_written = fail, unreadable
     writer.save(1, {"second": True})
     try:
         writer.wait()
         message = ""
     except CheckpointError as error:
         message = str(error)
-    assert load_weights(root / "step_00000001"), "whole, in any case"
+    assert load_weights(root / "step_00000001"), "complete in any case"
     return message, sorted(case.metadata(root / "step_00000001"))
 
 
 @pytest.mark.parametrize(
-    ("written", "readable", "message", "there"),
+    ("written", "readable", "message", "committed"),
     [
         (True, True, "", "second"),
         (False, True, "the answer was lost", "first"),
@@ -214,12 +211,12 @@ def _marker_fails(root: Path, written: bool, readable: bool) -> tuple[str, list[
         (False, False, "the answer was lost", "first"),
     ],
 )
-def test_an_older_checkpoint_of_the_step_stays_whole(
-    tmp_path: Path, written: bool, readable: bool, message: str, there: str
+def test_step_has_a_complete_checkpoint_when_its_second_commit_fails(
+    tmp_path: Path, written: bool, readable: bool, message: str, committed: str
 ) -> None:
-    ((found, metadata),) = run_ranks(_marker_fails, 1, tmp_path, written, readable)
-    assert metadata == [there]
-    assert (message in found) if message else not found
+    ((error, metadata),) = run_ranks(_save_and_fail_to_mark, 1, tmp_path, written, readable)
+    assert metadata == [committed]
+    assert message in error if message else error == ""
 
 
 def _load_damaged(path: Path, layout: case.Layout) -> str:
@@ -237,35 +234,39 @@ def _flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def _cut(file: Path) -> None:
+def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
 
 
 @pytest.mark.parametrize("kind", ["", ".optimizer"])
 @pytest.mark.parametrize(
-    ("harm", "told"),
-    [(_flip, "differs from its checksum"), (_cut, "has 100 bytes, expected"), (Path.unlink, "is missing")],
+    ("damage", "expected"),
+    [
+        (_flip, "differs from its checksum"),
+        (_truncate, "has 100 bytes, expected"),
+        (Path.unlink, "is missing"),
+    ],
 )
-def test_a_damaged_file_is_named_by_every_rank(
-    tmp_path: Path, kind: str, harm: Callable[[Path], None], told: str
+def test_damaged_file_is_named_by_every_rank(
+    tmp_path: Path, kind: str, damage: Callable[[Path], None], expected: str
 ) -> None:
     run_ranks(case.train_and_save, 2, case.config(LAYOUT), tmp_path, [1], 1)
     checkpoint = tmp_path / "step_00000001"
     file = case.file(checkpoint, 1, kind)
-    harm(file)
+    damage(file)
     for message in [
         m for layout in (LAYOUT, (2, 1, 3)) for m in run_ranks(_load_damaged, 2, checkpoint, layout)
     ]:
-        assert message.startswith(f"{checkpoint}: damaged: {file.name} {told}")
+        assert message.startswith(f"{checkpoint}: damaged: {file.name} {expected}")
         assert message.endswith("; take another checkpoint")
     if kind:
-        assert load_weights(checkpoint), "the weights alone do not need it"
+        assert load_weights(checkpoint), "bare weights do not need it"
     else:
-        with pytest.raises(InputError, match=f"{file.name} {told}"):
+        with pytest.raises(InputError, match=f"{file.name} {expected}"):
             load_weights(checkpoint)
 
 
-def _keep_two(root: Path) -> None:
+def _save_four_times(root: Path) -> None:
     engine = case.build(case.config(LAYOUT))
     writer = CheckpointWriter(root, engine, CheckpointingConfig(keep_last=2))
     for step in (1, 2, 3, 3):
@@ -274,7 +275,7 @@ def _keep_two(root: Path) -> None:
     assert writer.committed == ([2, 3] if engine.groups.rank == 0 else [])
 
 
-def test_older_checkpoints_go_and_a_step_may_be_saved_again(tmp_path: Path) -> None:
-    run_ranks(_keep_two, 2, tmp_path)
+def test_older_checkpoints_are_removed_and_a_step_can_be_saved_again(tmp_path: Path) -> None:
+    run_ranks(_save_four_times, 2, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
-    assert len(list((tmp_path / "step_00000003").iterdir())) == 7, "of the second save alone"
+    assert len(list((tmp_path / "step_00000003").iterdir())) == 7, "only files of the second save"

@@ -1,11 +1,10 @@
-"""Checkpoints in an object store, fetched for whoever reads folders."""
+"""Checkpoints in an object store, fetched to a folder of their run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -40,31 +39,33 @@ def run(server: ObjectServer, tmp_path: Path) -> Path:
     return case.train(config).path
 
 
-def _said(work: Any, *args: Any) -> str:
+def _error_of(function: Callable[[str], object], url: str) -> str:
     try:
-        work(*args)
+        function(url)
     except InputError as error:
         return str(error)
     return "no error"
 
 
 def _fetch_twice(run: Path) -> None:
-    """In a process of its own: nobody may fork after using a store."""
+    """Fetch, use and fetch again; in a process of its own, as no process may fork after using a store."""
     source, step, out = named_policy(EvalCommandConfig(checkpoint=LAST, suite="fake"))
     folder = run / "fetched" / "step_00000004"
     assert (source.name, step, out) == (str(folder), 4, run / "eval" / "step_00000004-fake")
-    whole, here = load_weights(LAST), load_weights(folder)
-    assert whole.keys() == here.keys()
-    assert all(torch.equal(whole[name], here[name]) for name in whole)
+    stored, fetched = load_weights(LAST), load_weights(folder)
+    assert stored.keys() == fetched.keys()
+    assert all(torch.equal(stored[name], fetched[name]) for name in stored)
     network = load_model(folder, device="cpu").network
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in network.state_dict().items())
-    assert not list(folder.glob("*.optimizer*")), "moments stay where they are"
-    before = (folder / "READY").stat().st_mtime_ns
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in network.state_dict().items())
+    assert not list(folder.glob("*.optimizer*")), "moments are not fetched"
+    (folder / "mark").touch()
     assert local_checkpoint(LAST) == folder
-    assert (folder / "READY").stat().st_mtime_ns == before, "fetched once"
+    assert (folder / "mark").exists(), "fetched once"
+    ready = (folder / "READY").read_text()
     (folder / "READY").write_text("of an older checkpoint of the step")
-    local_checkpoint(LAST)
-    assert (folder / "READY").stat().st_mtime_ns > before, "and again where the step was saved anew"
+    assert local_checkpoint(LAST) == folder
+    assert not (folder / "mark").exists(), "fetched again where the step was saved again"
+    assert (folder / "READY").read_text() == ready
     older = run / "fetched" / "step_00000001"
     older.mkdir()
     os.utime(older, (0, 0))
@@ -72,28 +73,30 @@ def _fetch_twice(run: Path) -> None:
     assert {path.name for path in (run / "fetched").iterdir()} == {"step_00000002", "step_00000004"}
 
 
-def test_evaluation_takes_a_url(run: Path, server: ObjectServer) -> None:
+def test_evaluation_reads_a_checkpoint_by_its_url(run: Path, server: ObjectServer) -> None:
     run_ranks(_fetch_twice, 1, run)
-    read = [path for method, path in server.requests if method == "GET" and "optimizer" in path]
-    assert read == [], "moments are not read"
+    read = [path for method, path in server.requests if method == "GET" and "rank_" in path]
+    assert read
+    assert not any("optimizer" in path for path in read), "moments are not read"
 
 
-def _damage(run: Path) -> list[str]:
+def _fetch_damaged(run: Path) -> list[str]:
+    """Errors about a changed, a truncated and a missing checkpoint and a missing run; what was fetched."""
     store = open_store(LAST)
     name = sorted(name for name in Manifest.read(store).files if name.startswith("rank_00001-"))[0]
     content = store.read(name)
     store.write(name, content[:-1] + bytes([content[-1] ^ 1]))
-    said = [_said(local_checkpoint, LAST)]
-    assert f"{name} differs from its checksum" in said[0]
+    errors = [_error_of(local_checkpoint, LAST)]
+    assert f"{name} differs from its checksum" in errors[0]
     store.write(name, content[:-1])
-    said.append(_said(local_checkpoint, LAST))
-    said.append(_said(local_checkpoint, f"{URL}/step_00000003"))
+    errors.append(_error_of(local_checkpoint, LAST))
+    errors.append(_error_of(local_checkpoint, f"{URL}/step_00000003"))
     (run / "config.yaml").rename(run / "elsewhere.yaml")
-    return [*said, _said(local_checkpoint, FIRST), str(list((run / "fetched").iterdir()))]
+    return [*errors, _error_of(local_checkpoint, FIRST), str(list((run / "fetched").iterdir()))]
 
 
-def test_what_cannot_be_fetched_is_told_and_leaves_nothing(run: Path) -> None:
-    ((changed, short, missing, elsewhere, left),) = run_ranks(_damage, 1, run)
+def test_failed_fetch_is_reported_and_leaves_no_file(run: Path) -> None:
+    ((changed, short, missing, elsewhere, left),) = run_ranks(_fetch_damaged, 1, run)
     assert changed.startswith(f"{LAST}: damaged: rank_00001-")
     assert " bytes, expected " in short
     assert "no committed checkpoint" in missing

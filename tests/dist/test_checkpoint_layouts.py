@@ -24,8 +24,8 @@ from tests.support import checkpoint_case as case
 from tests.support.ranks import run_ranks
 
 
-def _offloaded(settings: TrainingConfig, what: str) -> TrainingConfig:
-    settings.parallel.offload = what
+def _offloaded(settings: TrainingConfig, states: str) -> TrainingConfig:
+    settings.parallel.offload = states
     return settings
 
 
@@ -51,35 +51,37 @@ SOURCES = {  # layout that loads -> layouts that saved, beside itself
 }
 
 
-def _ranks(settings: TrainingConfig) -> int:
+def _num_ranks(settings: TrainingConfig) -> int:
     return settings.parallel.tensor * settings.parallel.data
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[float]]]:
-    """By layout a run that was never interrupted: the checkpoint it left on its way, and its losses."""
-    found: dict[str, tuple[Path, list[float]]] = {}
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[float]]]:
+    """By layout a run that was not interrupted: a checkpoint that it saved on the way, and its losses."""
+    runs: dict[str, tuple[Path, list[float]]] = {}
     for name, settings in LAYOUTS.items():
         root = tmp_path_factory.mktemp(name)
-        losses = run_ranks(case.train_and_save, _ranks(settings), settings, root, [SAVED], LAST)[0]
+        losses = run_ranks(case.train_and_save, _num_ranks(settings), settings, root, [SAVED], LAST)[0]
         checkpoint = root / f"step_{SAVED:08d}"
         assert case.latest(root) == checkpoint
-        found[name] = checkpoint, losses
-    return found
+        runs[name] = checkpoint, losses
+    return runs
 
 
 @pytest.mark.parametrize("reader", LAYOUTS)
 def test_training_continues_from_the_checkpoints_of_other_layouts(
-    written: dict[str, tuple[Path, list[float]]], reader: str, tmp_path: Path
+    runs: dict[str, tuple[Path, list[float]]], reader: str, tmp_path: Path
 ) -> None:
     settings = LAYOUTS[reader]
-    checkpoints = {name: written[name][0] for name in (reader, *SOURCES[reader])}
-    continued = run_ranks(case.resume_each, _ranks(settings), settings, checkpoints, LAST, tmp_path)[0]
+    checkpoints = {name: runs[name][0] for name in (reader, *SOURCES[reader])}
+    continued = run_ranks(case.resume_each, _num_ranks(settings), settings, checkpoints, LAST, tmp_path)[0]
     for writer, checkpoint in checkpoints.items():
-        losses = written[writer][1]
+        losses = runs[writer][1]
         assert len(continued[writer]) == LAST - SAVED == 4
-        off = max(abs(a - b) for a, b in zip(continued[writer], losses[SAVED:], strict=True))
-        assert off == 0.0 if reader == writer else off < 1e-5, f"{writer} -> {reader}: {off}"
+        difference = max(abs(a - b) for a, b in zip(continued[writer], losses[SAVED:], strict=True))
+        assert difference == 0.0 if reader == writer else difference < 1e-5, (
+            f"{writer} -> {reader}: {difference}"
+        )
         before, after = load_weights(checkpoint), load_weights(tmp_path / writer / checkpoint.name)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before), "bitwise, through another layout"
@@ -114,7 +116,7 @@ def test_the_weights_alone_fit_a_plain_network(written: dict[str, tuple[Path, li
     assert {tensor.dtype for tensor in halves.values()} == {torch.bfloat16}
 
 
-def test_bf16_keeps_its_masters(tmp_path: Path) -> None:
+def test_bf16_training_resumes_bit_exactly(tmp_path: Path) -> None:
     layout = (2, 2, 3)
     settings = case.config(layout, precision="bf16", dropout=0.1)
     losses = run_ranks(case.train_and_save, 4, settings, tmp_path, [3], 6)[0]
@@ -133,8 +135,8 @@ def _load_another(checkpoint: Path) -> str:
     return "no error"
 
 
-def test_another_network_is_refused_by_name(written: dict[str, tuple[Path, list[float]]]) -> None:
-    checkpoint, _ = written["TP2xDP2-ZeRO3"]
+def test_other_network_is_refused_with_its_differences(runs: dict[str, tuple[Path, list[float]]]) -> None:
+    checkpoint, _ = runs["TP2xDP2-ZeRO3"]
     (message,) = run_ranks(_load_another, 1, checkpoint)
     assert "another network: model.layers.2." in message
     assert "is missing there" in message

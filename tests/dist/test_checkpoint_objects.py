@@ -1,4 +1,4 @@
-"""Checkpoints in an object store: the same as in a folder, with a server that refuses for a while."""
+"""Checkpoints in an object store: the same as in a folder, also when the server refuses some requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster.inspect.checkpoint import inspect_checkpoint
 from cluster.inspect.config import InspectCheckpointConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import CheckpointingConfig
@@ -40,60 +40,60 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
 
 def _train(settings: CheckpointingConfig) -> tuple[list[float], list[dict[str, Any]]]:
     engine = case.build(case.config(WRITER))
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     writer = CheckpointWriter(
-        URL, engine, settings, report=lambda event, **details: told.append({"event": event, **details})
+        URL, engine, settings, report=lambda event, **details: events.append({"event": event, **details})
     )
     for step in (1, 2):
         case.steps(engine, step)
         writer.save(step, {"rank": engine.groups.rank, "tokens": 10 * step})
     losses = case.steps(engine, 4)
     writer.wait()
-    return losses, told
+    return losses, events
 
 
-def test_a_store_that_refuses_for_a_while_gets_every_checkpoint(server: ObjectServer) -> None:
-    left = [3]
+def test_saves_are_retried_while_a_store_refuses_them(server: ObjectServer) -> None:
+    remaining = [3]
 
     def refuse(method: str, path: str) -> int | None:
-        refused = method == "PUT" and "step_00000002" in path and left[0] > 0
-        left[0] -= refused
+        refused = method == "PUT" and "step_00000002" in path and remaining[0] > 0
+        remaining[0] -= refused
         return 403 if refused else None
 
     server.refuse = refuse
     settings = CheckpointingConfig(keep_last=1, attempts=5, retry_seconds=0.01)
-    losses, told = run_ranks(_train, 4, settings)[0]
-    assert told
-    assert {event["event"] for event in told} == {"checkpoint_failed"}
-    assert all("cannot be written" in event["error"] for event in told)
+    losses, events = run_ranks(_train, 4, settings)[0]
+    assert events
+    assert {event["event"] for event in events} == {"checkpoint_failed"}
+    assert all("cannot be written" in event["error"] for event in events)
     names = [path for method, path in server.requests if method == "PUT"]
     assert names[-1].endswith("step_00000002/READY"), "committed last"
     continued = run_ranks(case.resume, 2, case.config(READER), f"{URL}/step_00000002", 4)[0]
     assert max(abs(a - b) for a, b in zip(continued, losses, strict=True)) < 1e-5
-    ((found, listed),) = run_ranks(_look, 1)
-    assert found == {2: True}, "the older one went"
+    ((steps, listed),) = run_ranks(_read_store, 1)
+    assert steps == {2: True}, "the older one was removed"
     rows = [(row["step"], row["complete"], row["verified"], row["files"]) for row in listed["checkpoints"]]
     assert rows == [(2, True, True, 9)]
 
 
-def _look() -> tuple[dict[int, bool], dict[str, Any]]:
-    """What lies in the store, looked at by a process of its own: nobody may fork after using a store."""
-    where = f"{URL}/step_00000002"
-    whole = load_weights(where)
-    parts = [load_weights(where, torch.bfloat16, rank, 4) for rank in range(4)]
-    for name, tensor in whole.items():
+def _read_store() -> tuple[dict[int, bool], dict[str, Any]]:
+    """Steps in the store and what `inspect` prints; in its own process: none may fork after using a store."""
+    url = f"{URL}/step_00000002"
+    weights = load_weights(url)
+    parts = [load_weights(url, torch.bfloat16, rank, 4) for rank in range(4)]
+    for name, tensor in weights.items():
         dimension = sharded_dimension(name)
         part = parts[0][name] if dimension is None else torch.cat([part[name] for part in parts], dimension)
         assert torch.equal(part, tensor.bfloat16()), name
     with pytest.raises(InputError, match="not a multiple of 5 ranks"):
-        load_weights(where, torch.bfloat16, 0, 5)
+        load_weights(url, torch.bfloat16, 0, 5)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         call = Invocation(Console(file=io.StringIO()), json=True)
         inspect_checkpoint(InspectCheckpointConfig(URL), call)
-    return CheckpointPlace(URL).found(), json.loads(printed.getvalue())
+    return CheckpointLocation(URL).scan(), json.loads(printed.getvalue())
 
 
-def test_inspect_names_what_is_damaged_or_torn(tmp_path: Path) -> None:
+def test_inspect_names_damaged_and_incomplete_checkpoints(tmp_path: Path) -> None:
     root = tmp_path / "run" / "checkpoints"
     run_ranks(case.train_and_save, 2, case.config((1, 2, 3)), root, [1, 2], 2)
     (tmp_path / "run" / "config.yaml").write_text("checkpointing: {url: null}\n")
@@ -102,11 +102,11 @@ def test_inspect_names_what_is_damaged_or_torn(tmp_path: Path) -> None:
     (root / "step_00000003").mkdir()
     file = case.file(root / "step_00000001", 1, ".optimizer")
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
-    shown = io.StringIO()
-    call = Invocation(Console(file=shown, width=200))
+    output = io.StringIO()
+    call = Invocation(Console(file=output, width=200))
     with pytest.raises(CommandFailedError, match=f"{file.name} differs from its checksum; take another"):
         inspect_checkpoint(InspectCheckpointConfig(str(tmp_path / "run")), call)
-    lines = shown.getvalue()
+    lines = output.getvalue()
     assert "50 %" in lines
     assert "torn: no READY" in lines
     assert "damaged: rank_00001" in lines
@@ -115,33 +115,33 @@ def test_inspect_names_what_is_damaged_or_torn(tmp_path: Path) -> None:
         inspect_checkpoint(InspectCheckpointConfig(str(tmp_path / "nothing")), call)
 
 
-@pytest.mark.parametrize("json_wanted", [False, True])
+@pytest.mark.parametrize("as_json", [False, True])
 def test_inspect_names_files_that_are_missing_cut_short_or_changed(
-    json_wanted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "checkpoints"
     run_ranks(case.train_and_save, 2, case.config((1, 2, 3)), root, [1], 1)
     folder = root / "step_00000001"
     missing, short = case.file(folder, 0), case.file(folder, 1)
     changed = case.file(folder, 0, ".optimizer")
-    (pieces,) = folder.glob("pieces-*.safetensors")
+    (table,) = folder.glob("pieces-*.safetensors")
     length = short.stat().st_size
     missing.unlink()
     os.truncate(short, length - 5)
     content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 1
     changed.write_bytes(content)
-    pieces.write_bytes(bytes(pieces.stat().st_size))
-    call = Invocation(Console(file=io.StringIO()), json=json_wanted)
+    table.write_bytes(bytes(table.stat().st_size))
+    call = Invocation(Console(file=io.StringIO()), json=as_json)
     with pytest.raises(CommandFailedError) as raised:
         inspect_checkpoint(InspectCheckpointConfig(str(folder)), call)
     lines = str(raised.value).split("; ")
     assert [line.removeprefix(f"{folder}: damaged: ") for line in lines] == [
-        f"{pieces.name} differs from its checksum",
+        f"{table.name} differs from its checksum",
         f"{missing.name} is missing",
         f"{changed.name} differs from its checksum",
         f"{short.name} has {length - 5} bytes, expected {length}",
         "take another checkpoint",
     ]
-    if json_wanted:
+    if as_json:
         assert json.loads(capsys.readouterr().out)["verified"] is False

@@ -1,4 +1,4 @@
-"""A training keeps its best checkpoints by their evaluations, and removes the others as it saves."""
+"""A training keeps its best checkpoints by their evaluations, and removes others after each save."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from pretrain.checkpoint.load import load
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import CheckpointingConfig
 from tests.support import checkpoint_case as case
@@ -17,10 +17,10 @@ RATES = {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.0}
 
 
 def _train(root: Path, settings: CheckpointingConfig) -> list[dict[int, bool]]:
-    """Save each step; evaluations leave their results one step late. What was there after each save."""
+    """Save each step, with results of evaluations one step late; the checkpoints after each save."""
     engine = case.build(case.config(LAYOUT))
-    place = CheckpointPlace(root / "checkpoints")
-    writer = CheckpointWriter(place, engine, settings, root / "eval")
+    location = CheckpointLocation(root / "checkpoints")
+    writer = CheckpointWriter(location, engine, settings, root / "eval")
     seen: list[dict[int, bool]] = []
     for step in range(1, 6):
         case.steps(engine, step)
@@ -31,8 +31,8 @@ def _train(root: Path, settings: CheckpointingConfig) -> list[dict[int, bool]]:
         writer.save(step, {})
         writer.wait()
         if engine.groups.rank == 0:
-            assert writer.committed == place.steps()
-            seen.append(place.found())
+            assert writer.committed == location.steps()
+            seen.append(location.scan())
     return seen
 
 
@@ -42,7 +42,7 @@ def _load(checkpoint: Path) -> int:
     return engine.step_count
 
 
-def test_the_best_by_success_rate_stays_and_can_be_loaded(tmp_path: Path) -> None:
+def test_best_checkpoint_by_success_rate_is_kept_and_can_be_loaded(tmp_path: Path) -> None:
     seen, _ = run_ranks(_train, 2, tmp_path, CheckpointingConfig(keep_last=1, keep_best=1))
     assert seen == [
         {1: True},
@@ -54,7 +54,7 @@ def test_the_best_by_success_rate_stays_and_can_be_loaded(tmp_path: Path) -> Non
     assert run_ranks(_load, 2, step_folder(tmp_path / "checkpoints", 2)) == [2, 2]
 
 
-def test_a_checkpoint_waits_for_its_evaluation(tmp_path: Path) -> None:
+def test_checkpoint_is_kept_until_it_is_evaluated(tmp_path: Path) -> None:
     settings = CheckpointingConfig(keep_last=1, keep_best=2, keep_every=5, await_evaluation=2)
     seen, _ = run_ranks(_train, 2, tmp_path, settings)
-    assert [list(found) for found in seen] == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 5]]
+    assert [list(steps) for steps in seen] == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 5]]

@@ -38,7 +38,7 @@ def train(engine: Any, first: int, last: int, micro_batches: int = 1) -> Curve:
 
 def forget_and_remember(mesh: Mesh, stage: int, kept: Kept) -> tuple[Curve, Curve, dict[str, int]]:
     """A training whose state is spoilt and put back half way, an undisturbed one, and what is written."""
-    from pretrain.checkpoint.fragments import finish_loading, fragments, optimizer_step, states
+    from pretrain.checkpoint.fragments import finish_loading, fragments, optimizer_step, state_names
 
     micro_batches = kept.get("micro_batches", 1)
     engine = build(mesh, stage, kept)
@@ -47,7 +47,7 @@ def forget_and_remember(mesh: Mesh, stage: int, kept: Kept) -> tuple[Curve, Curv
     assert count == 2
     held = list(fragments(engine))
     copies = [{key: values.clone() for key, values in part.states.items()} for part in held]
-    assert all(set(copy) == set(states(engine)) for copy in copies)
+    assert all(set(copy) == set(state_names(engine)) for copy in copies)
     train(engine, 2, 4, micro_batches)
     for part, copy in zip(fragments(engine), copies, strict=True):
         for key, values in copy.items():
@@ -56,7 +56,7 @@ def forget_and_remember(mesh: Mesh, stage: int, kept: Kept) -> tuple[Curve, Curv
     disturbed += train(engine, 2, STEPS, micro_batches)
     written: dict[str, int] = {}
     for part in held:
-        if part.written:
+        if part.is_writer:
             written[part.name] = sum(box.size for box in part.boxes)
     return disturbed, train(build(mesh, stage, kept), 0, STEPS, micro_batches), written
 

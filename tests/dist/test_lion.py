@@ -139,4 +139,4 @@ def test_the_other_optimisers_checkpoint_is_refused(
         assert "resume with the optimiser that it was saved with" in message
     run_ranks(case.train_and_save, 2, case.config((1, 2, 3)), tmp_path, [1], 1)
     for message in run_ranks(_load, 2, lion((1, 2, 3)), tmp_path / "step_00000001"):
-        assert "holds exp_avg_sq, which this optimiser has not" in message
+        assert "holds exp_avg_sq, which this optimiser does not have" in message

@@ -1,4 +1,4 @@
-"""A new run begins with the weights of any checkpoint, in any layout, at step 0 and with fresh moments."""
+"""A new run starts with the weights of any checkpoint, in any layout, at step 0 and with fresh moments."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from data.errors import InputError
 from pretrain.checkpoint import load as loading
-from pretrain.checkpoint.fragments import fragments, moments, optimizer_step
-from pretrain.checkpoint.load import load, load_start
+from pretrain.checkpoint.fragments import fragments, optimizer_step, state_names
+from pretrain.checkpoint.load import load, load_initial_weights
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.save import CheckpointWriter
@@ -28,7 +28,7 @@ from tests.support.ranks import run_ranks
 READERS = [(2, 2, 3), (1, 2, 1), (1, 1, 2), (4, 1, 3)]
 
 
-def world(layout: case.Layout) -> int:
+def num_ranks(layout: case.Layout) -> int:
     return layout[0] * layout[1]
 
 
@@ -43,15 +43,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _start(checkpoint: Path, layout: case.Layout, root: Path) -> list[float]:
-    """Start from the checkpoint, save at once, train two steps; their losses."""
+    """Start from the checkpoint, save it again, train two steps; return the losses."""
     settings = case.config(layout)
-    settings.trainer.seed = 4  # other random weights than the checkpoint's began with
+    settings.trainer.seed = 4  # other random weights than those the checkpoint was trained from
     engine = case.build(settings)
-    load_start(checkpoint, engine)
+    load_initial_weights(checkpoint, engine)
     assert (engine.step_count, optimizer_step(engine)) == (0, 0)
-    held = list(fragments(engine))
-    assert held
-    assert not any(fragment.states[moment].any() for fragment in held for moment in moments(engine))
+    local = list(fragments(engine))
+    assert local
+    _, *moments = state_names(engine)
+    assert moments
+    assert not any(fragment.states[moment].any() for fragment in local for moment in moments)
     writer = CheckpointWriter(root, engine)
     writer.save(0, {})
     writer.wait()
@@ -63,15 +65,15 @@ def test_any_layout_starts_with_the_same_weights(written: Path, tmp_path: Path) 
     expected = load_weights(written)
     for layout in READERS:
         root = tmp_path / str(layout)
-        losses[layout] = run_ranks(_start, world(layout), written, layout, root)[0]
-        found = load_weights(root / "step_00000000")
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected), layout
+        losses[layout] = run_ranks(_start, num_ranks(layout), written, layout, root)[0]
+        loaded = load_weights(root / "step_00000000")
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected), layout
     first = losses[READERS[0]]
     assert all(abs(a - b) < 1e-5 for other in losses.values() for a, b in zip(other, first, strict=True))
 
 
-def test_imported_weights_of_two_bytes_start_any_layout(tmp_path: Path) -> None:
+def test_imported_bf16_weights_start_any_layout(tmp_path: Path) -> None:
     settings = case.config((1, 1, 1))
     hugging_face.save(tmp_path / "theirs", settings.model, dtype=torch.bfloat16)
     import_weights(tmp_path / "theirs", tmp_path / "ours", 20_000, lambda *_: None)
@@ -81,10 +83,10 @@ def test_imported_weights_of_two_bytes_start_any_layout(tmp_path: Path) -> None:
     theirs = hugging_face.network(hugging_face.tensors(tmp_path / "theirs"))
     for layout in [(2, 2, 3), (1, 2, 1)]:
         root = tmp_path / str(layout)
-        run_ranks(_start, world(layout), tmp_path / "ours", layout, root)
-        found = load_weights(root / "step_00000000")
-        assert found.keys() == theirs.keys()
-        assert all(torch.equal(found[name], theirs[name].float()) for name in theirs), layout
+        run_ranks(_start, num_ranks(layout), tmp_path / "ours", layout, root)
+        loaded = load_weights(root / "step_00000000")
+        assert loaded.keys() == theirs.keys()
+        assert all(torch.equal(loaded[name], theirs[name].float()) for name in theirs), layout
     (message,) = run_ranks(_resume, 1, tmp_path / "ours")
     assert "without moments" in message
     assert "checkpointing.start_from" in message
@@ -107,16 +109,16 @@ def _train_and_save(root: Path) -> None:
     writer.wait()
 
 
-def test_a_training_of_four_ranks_is_exported_with_the_same_numbers(tmp_path: Path) -> None:
+def test_training_of_four_ranks_is_exported_with_the_same_weights_and_logits(tmp_path: Path) -> None:
     from transformers import ChameleonForConditionalGeneration
 
     run_ranks(_train_and_save, 4, tmp_path / "run")
     checkpoint = tmp_path / "run" / "step_00000003"
     store = open_checkpoint(checkpoint)
     manifest = Manifest.read(store)
-    table = manifest.table(store.url, manifest.read_pieces(store))
-    pieces = manifest.pieces(table, "model.layers.0.self_attn.q_proj.weight")
-    assert {piece.writer for piece in pieces} == {0, 1, 2, 3}, "of every rank"
+    table = manifest.chunk_table(store.url, manifest.read_chunk_table(store))
+    chunks = manifest.chunks(table, "model.layers.0.self_attn.q_proj.weight")
+    assert {chunk.writer for chunk in chunks} == {0, 1, 2, 3}, "every rank wrote some"
     export_weights(checkpoint, tmp_path / "back", "float32", None, 30_000, lambda *_: None)
     weights = load_weights(checkpoint)
     assert hugging_face.bitwise(hugging_face.tensors(tmp_path / "back"), weights)
@@ -127,26 +129,28 @@ def test_a_training_of_four_ranks_is_exported_with_the_same_numbers(tmp_path: Pa
     positions = torch.arange(case.LENGTH).expand(tokens.shape)
     mask = packed_mask(torch.ones_like(tokens), torch.zeros_like(tokens), ours.config, tokens.device)
     with torch.no_grad():
-        found, expected = theirs.eval()(input_ids=tokens).logits, ours(tokens, positions, mask)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        logits, expected = theirs.eval()(input_ids=tokens).logits, ours(tokens, positions, mask)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     export_weights(checkpoint, tmp_path / "halves", None, None, 30_000, lambda *_: None)
     halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
-    assert hugging_face.bitwise(hugging_face.tensors(tmp_path / "halves"), halves), "a training's default"
+    assert hugging_face.bitwise(hugging_face.tensors(tmp_path / "halves"), halves), (
+        "bfloat16 is a training's default"
+    )
 
 
 def _refused(checkpoint: Path, settings: TrainingConfig, only_names: bool = True) -> str:
-    """The error of a start; with `only_names` nothing but the manifest may be read before it."""
+    """The error of a start; with `only_names` only the manifest may be read before it."""
     engine = case.build(settings)
     if only_names:
         loading.SafetensorsReader = lambda *_: pytest.fail("read before names and shapes were compared")
     try:
-        load_start(checkpoint, engine)
+        load_initial_weights(checkpoint, engine)
     except InputError as error:
         return str(error)
     return "no error"
 
 
-def test_another_network_is_listed_before_anything_is_read(written: Path) -> None:
+def test_differences_to_another_network_are_listed_before_weights_are_read(written: Path) -> None:
     settings = case.config((2, 1, 3))
     settings.model.layers = 1
     settings.model.ffn_size = 48
@@ -156,7 +160,7 @@ def test_another_network_is_listed_before_anything_is_read(written: Path) -> Non
     assert "more; give the model.*" in messages[0]
 
 
-def test_a_wrong_shape_is_named_with_both(written: Path) -> None:
+def test_wrong_shape_is_named_with_both_shapes(written: Path) -> None:
     settings = case.config((1, 2, 3))
     settings.model.vocabulary_size += 8
     messages = run_ranks(_refused, 2, written, settings)
@@ -164,7 +168,7 @@ def test_a_wrong_shape_is_named_with_both(written: Path) -> None:
     assert "lm_head.weight is [264, 32] there, [272, 32] here" in messages[0]
 
 
-def test_a_damaged_file_is_named(written: Path, tmp_path: Path) -> None:
+def test_damaged_file_is_named(written: Path, tmp_path: Path) -> None:
     copy = tmp_path / written.name
     copy.mkdir()
     for file in written.iterdir():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.storage.bulk import open_bulk
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from tests.support import training_case as case
 from tests.support.clouds import cloud
 from tests.support.ranks import run_ranks
@@ -22,7 +22,7 @@ def _upload(folder: str, url: str) -> None:
 
 
 def _steps(url: str) -> list[int]:
-    return CheckpointPlace(url).steps()
+    return CheckpointLocation(url).steps()
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"])

@@ -11,7 +11,7 @@ import pytest
 
 from data.errors import InputError
 from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import JsonlSink, read_metrics
@@ -163,4 +163,4 @@ def test_a_training_that_diverged_before_its_first_checkpoint_ends(url: str, tmp
     config.checkpointing.every, config.guard.bad_steps = 100, 3
     with pytest.raises(RankFailedError, match=r"DivergedError: step 5: 3 steps in a row .* no checkpoint"):
         train(config)
-    assert CheckpointPlace(tmp_path / "run" / "checkpoints").steps() == []
+    assert CheckpointLocation(tmp_path / "run" / "checkpoints").steps() == []

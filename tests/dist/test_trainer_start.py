@@ -92,7 +92,7 @@ def test_a_place_apart_from_the_run_folder_is_of_one_run(url: str, tmp_path: Pat
     case.train(config)
     config.run.name = "other"
     said = run_ranks(case.try_train, 2, config)
-    assert "holds checkpoints of the run run, this one is other; give each run a place of its own" in said[0]
+    assert "of the run run, this one is other; give each run a location of its own" in said[0]
     assert said[1] == said[0]
     assert not (tmp_path / "other").exists()
     config.run.name, config.trainer.stop_after = "run", 3

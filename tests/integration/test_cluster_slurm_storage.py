@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.run.training import last_reported
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from tests.integration.test_cluster_storage import upload
 from tests.support.object_server import BUCKET, ObjectServer, object_server
@@ -81,7 +81,7 @@ def test_a_job_waits_for_its_object_store(
         told = slurm.await_state(job, *ENDED)
         assert told["JobState"] == "COMPLETED", log()
         assert slurm.processes() == []
-        assert CheckpointPlace(f"s3://{BUCKET}/run").steps() == [2, 4, 6]
+        assert CheckpointLocation(f"s3://{BUCKET}/run").steps() == [2, 4, 6]
         assert any(method == "GET" and "/shards/shard-" in path for method, path in server.requests)
     assert [line["loss"] for line in measured(folder)] == expected
     assert not folder.events.exists() or "failed" not in folder.events.read_text(), "nobody was started again"

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.run.worker_tasks import train_rank
 from data.storage.bulk import open_bulk
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from tests.integration.test_cluster_restarts import run, under_ray
@@ -64,7 +64,7 @@ def test_an_outage_of_the_object_store_costs_no_step(tmp_path: Path, monkeypatch
 
         threading.Thread(target=outage, daemon=True).start()
         run(config, with_an_outage)
-        assert CheckpointPlace(config.checkpointing.url).steps() == [2, 4, 6, 8, 10]
+        assert CheckpointLocation(config.checkpointing.url).steps() == [2, 4, 6, 8, 10]
     assert refused
     folder = RunFolder.of(config.run)
     plain = under_ray(tmp_path / "plain", local)

@@ -1,4 +1,4 @@
-"""One task of LIBERO Object for real: solved by the expert, recorded, replayed, evaluated.
+"""One task of LIBERO Object in the real simulator: solved by the expert, recorded, replayed, evaluated.
 
 Needs LIBERO's assets: `LIBERO_ASSETS`, or an archive of them beside the checkout.
 """
@@ -30,7 +30,7 @@ from eval.simulator.registry import open_suite
 
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "libero" / "assets.tar.xz"
 SUITE, TASK = "libero_object", 1
-PIXELS = 64
+RESOLUTION = 32
 
 
 def h5(path: Path) -> Any:
@@ -52,10 +52,10 @@ def _assets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demonstrations(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demonstrations")
     config = CollectConfig(
-        suite=SUITE, tasks=[TASK], episodes=1, out=str(folder), resolution=PIXELS, workers=1
+        suite=SUITE, tasks=[TASK], episodes=1, out=str(folder), resolution=RESOLUTION, workers=1
     )
     collect(config)
     return folder
@@ -63,8 +63,11 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
+    """One simulator for all tests of this process."""
     opened = open_suite(SUITE).open(TASK)
-    yield opened
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.demonstrations.collect.cached_simulator", lambda suite, task: opened)
+        yield opened
     opened.close()
 
 
@@ -77,7 +80,7 @@ def test_suite_has_its_ten_tasks_and_fifty_states() -> None:
     assert task.horizon == 280
 
 
-def test_an_initial_state_is_the_same_episode_whatever_ran_before(simulator: Simulator) -> None:
+def test_initial_state_gives_the_same_episode_after_any_other(simulator: Simulator) -> None:
     action = np.array([0.2, 0.1, -0.3, 0.0, 0.0, 0.1, 1.0])
     ends = []
     for number in (3, 1004, 3, 1004):
@@ -95,7 +98,7 @@ def test_recorded_demonstration_is_read_back_and_replays(simulator: Simulator, d
     assert demonstration.suite == SUITE
     steps = len(demonstration.actions)
     assert 80 < steps < 280
-    assert demonstration.frames["agent"].shape == (steps, PIXELS, PIXELS, 3)
+    assert demonstration.frames["agent"].shape == (steps, RESOLUTION, RESOLUTION, 3)
     assert demonstration.frames["wrist"].std() > 10
     with h5(next(demonstrations.glob("*.hdf5"))) as file:
         data = file["data"]
@@ -110,7 +113,9 @@ def test_recorded_demonstration_is_read_back_and_replays(simulator: Simulator, d
 
 
 def test_expert_solves_the_task_in_an_evaluation(tmp_path: Path) -> None:
-    config = EvalCommandConfig(policy="expert", suite=SUITE, tasks=[TASK], episodes=1, out=str(tmp_path))
+    config = EvalCommandConfig(
+        policy="expert", suite=SUITE, tasks=[TASK], episodes=1, videos=0, out=str(tmp_path)
+    )
     results = evaluate_command(config)
     assert (results.successes, results.errors) == (1, 0)
     content = json.loads((tmp_path / "results.json").read_text())
@@ -119,7 +124,7 @@ def test_expert_solves_the_task_in_an_evaluation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LIBERO_SUITES)
-def test_training_and_evaluation_speak_the_same_words(name: str) -> None:
+def test_training_and_evaluation_have_the_same_instructions(name: str) -> None:
     suite = open_suite(name)
     assert len(suite.tasks) == (90 if name == "libero_90" else 10)
     for task in suite.tasks:

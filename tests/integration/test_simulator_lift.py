@@ -1,4 +1,4 @@
-"""robosuite's Lift for real: the expert, its demonstrations, and its evaluation."""
+"""robosuite's Lift in the real simulator: the expert, its demonstrations, and its evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from eval.expert.scripts import demonstrate
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
 
-PIXELS = 64
+SUITE = "robosuite_lift"
+PIXELS = 64  # of views that are looked at
+RESOLUTION = 32  # of recorded demonstrations
 
 
 def h5(path: Path) -> Any:
@@ -35,41 +37,45 @@ def h5(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    opened = open_suite("robosuite_lift").open(0)
-    yield opened
+    """One simulator for all tests of this process."""
+    opened = open_suite(SUITE).open(0)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("collect", "replay"):
+            patch.setattr(f"eval.demonstrations.{module}.cached_simulator", lambda suite, task: opened)
+        yield opened
     opened.close()
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demonstrations(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demonstrations")
-    collect(CollectConfig(episodes=2, out=str(folder), resolution=PIXELS, workers=1))
+    collect(CollectConfig(suite=SUITE, episodes=2, out=str(folder), resolution=RESOLUTION, workers=1))
     return folder
 
 
-def test_an_initial_state_is_the_same_episode_whatever_ran_before(simulator: Simulator) -> None:
+def test_initial_state_gives_the_same_episode_after_any_other(simulator: Simulator) -> None:
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 7))
     ends = []
     for number in (3, 4, 3):
         simulator.reset(number)
         for action in actions:
             simulator.step(action)
-            simulator.state()  # looking changes nothing
+            simulator.state()  # reading changes nothing
         ends.append(simulator.sim_state())
         simulator.step(np.ones(7))
     np.testing.assert_array_equal(ends[0], ends[2])
     assert not np.array_equal(ends[0], ends[1])
 
 
-def test_drawing_does_not_change_the_physics_and_shows_gripper_and_cube(simulator: Simulator) -> None:
+def test_rendering_does_not_change_the_physics_and_shows_gripper_and_cube(simulator: Simulator) -> None:
     actions = np.tile([0.0, 0.0, -0.4, 0.0, 0.0, 0.0, -1.0], (6, 1))
     ends = []
     view = np.zeros((PIXELS, PIXELS, 3), np.uint8)
-    for draw in (False, True):
+    for render in (False, True):
         simulator.reset(0)
         for action in actions:
             simulator.step(action)
-            if draw:
+            if render:
                 view = simulator.render("agent", PIXELS)
         ends.append(simulator.sim_state())
     np.testing.assert_array_equal(ends[0], ends[1])
@@ -80,10 +86,10 @@ def test_drawing_does_not_change_the_physics_and_shows_gripper_and_cube(simulato
     assert view[: PIXELS // 3].std() > 30  # the robot is above it
 
 
-def test_each_of_two_simulators_in_a_process_draws_its_own_view(simulator: Simulator) -> None:
+def test_two_simulators_in_a_process_render_their_own_views(simulator: Simulator) -> None:
     simulator.reset(3)
     alone = simulator.render("agent", PIXELS)
-    other = open_suite("robosuite_lift").open(0)
+    other = open_suite(SUITE).open(0)
     other.reset(4)
     view = other.render("agent", PIXELS)
     np.testing.assert_array_equal(simulator.render("agent", PIXELS), alone)
@@ -101,36 +107,36 @@ def test_demonstrations_are_read_back_and_replay_through_the_action_tokens(
     with h5(demonstrations / "lift_the_red_cube_demo.hdf5") as file:
         for number, demonstration in enumerate(read):
             stored = file[f"data/demo_{number}"]
-            assert demonstration.frames["agent"].shape == (len(demonstration.actions), PIXELS, PIXELS, 3)
+            assert demonstration.frames["agent"].shape == (
+                len(demonstration.actions),
+                RESOLUTION,
+                RESOLUTION,
+                3,
+            )
             assert 35 <= len(demonstration.actions) <= 70
             assert stored.attrs["initial_state_number"] >= 1000
             assert "<mujoco" in stored.attrs["model_file"]
-            kept = demonstration.actions[moving_steps(demonstration.actions)]
-            seen_by_a_policy = decode(encode(kept))
+            moving = demonstration.actions[moving_steps(demonstration.actions)]
+            decoded = decode(encode(moving))
             first, number = stored["states"][0], int(stored.attrs["initial_state_number"])
-            assert replay(simulator, seen_by_a_policy, first, number)
-            assert not replay(simulator, -seen_by_a_policy, first, number)
+            assert replay(simulator, decoded, first, number)
+            assert not replay(simulator, -decoded, first, number)
 
 
-def test_a_demonstration_acted_out_again_is_the_recorded_one(
-    demonstrations: Path, monkeypatch: pytest.MonkeyPatch, simulator: Simulator
-) -> None:
-    monkeypatch.setattr("eval.demonstrations.replay.kept_simulator", lambda suite, task: simulator)
+def test_replayed_demonstration_equals_the_recorded_one(demonstrations: Path) -> None:
     source = open_source(SourceConfig(str(demonstrations)))
     reference = source.references()[0]
-    recorded, again = source.read(reference), replay_demonstration(reference, PIXELS)
+    recorded, again = source.read(reference), replay_demonstration(reference, RESOLUTION)
     assert again is not None
-    kept = moving_steps(recorded.actions)
-    assert np.array_equal(again.actions, recorded.actions[kept])
-    assert np.abs(again.states[:, :3] - recorded.states[kept, :3]).max() < 0.02, "metres"
-    difference = again.frames["agent"].astype(int) - recorded.frames["agent"][kept]
-    assert np.abs(difference).mean() < 5, "the ten settling steps come first, so not to the bit"
+    moving = moving_steps(recorded.actions)
+    assert np.array_equal(again.actions, recorded.actions[moving])
+    assert np.abs(again.states[:, :3] - recorded.states[moving, :3]).max() < 0.02, "metres"
+    difference = again.frames["agent"].astype(int) - recorded.frames["agent"][moving]
+    assert np.abs(difference).mean() < 5, "settling steps run before, so not bitwise equal"
 
 
-def test_the_same_settings_collect_the_same_demonstrations_with_two_workers(
-    demonstrations: Path, tmp_path: Path
-) -> None:
-    collect(CollectConfig(episodes=2, out=str(tmp_path), resolution=PIXELS, workers=2))
+def test_two_workers_collect_the_same_demonstrations(demonstrations: Path, tmp_path: Path) -> None:
+    collect(CollectConfig(suite=SUITE, episodes=2, out=str(tmp_path), resolution=RESOLUTION, workers=2))
     name = "lift_the_red_cube_demo.hdf5"
     with h5(demonstrations / name) as one, h5(tmp_path / name) as two:
         for demo in ("demo_0", "demo_1"):
@@ -139,7 +145,7 @@ def test_the_same_settings_collect_the_same_demonstrations_with_two_workers(
 
 
 def test_expert_lifts_the_cube_in_every_evaluation(tmp_path: Path) -> None:
-    config = EvalCommandConfig(policy="expert", suite="robosuite_lift", episodes=2, out=str(tmp_path))
+    config = EvalCommandConfig(policy="expert", suite=SUITE, episodes=2, videos=1, out=str(tmp_path))
     results = evaluate_command(config)
     assert (results.successes, results.errors) == (2, 0)
     content = json.loads((tmp_path / "results.json").read_text())

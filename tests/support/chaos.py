@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
 from tests.support.training_case import try_train
@@ -56,7 +56,7 @@ def train_until_killed(config: TrainingConfig, kill: Kill | None) -> str:
         elif kill.occasion == "step":
             _at_call_of(Engine, "step", kill)
         else:  # the thread that saves calls it first for the rank's own files
-            _at_call_of(CheckpointPlace, "write", kill)
+            _at_call_of(CheckpointLocation, "write", kill)
     return try_train(config)
 
 

@@ -1,4 +1,4 @@
-"""A tiny network on made-up sequences, trained, saved and resumed at any layout (for the tests beside it)."""
+"""A tiny network on synthetic sequences, trained, saved and resumed at any layout (for checkpoint tests)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.checkpoint.load import load, load_metadata
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
@@ -45,33 +45,33 @@ def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> Tra
 
 
 def batch(step: int, data_rank: int, data_size: int) -> PackedBatch:
-    """Sequences of a repeating pattern; the same global batch for any number of ranks."""
+    """This rank's sequences of a repeating pattern; the global batch is the same for any number of ranks."""
     generator = np.random.default_rng(step)
     tokens = generator.integers(0, VOCABULARY, (SEQUENCES, LENGTH), dtype=np.int32)
     tokens[:, 1::2] = (tokens[:, ::2] * 7 + 5) % VOCABULARY
     labels = np.roll(tokens, -1, axis=1)
     labels[:, 1::2] = IGNORED_LABEL
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (SEQUENCES, 1))
-    each = SEQUENCES // data_size
-    rows = slice(data_rank * each, (data_rank + 1) * each)
+    per_rank = SEQUENCES // data_size
+    rows = slice(data_rank * per_rank, (data_rank + 1) * per_rank)
     ones, zeros = np.ones_like(tokens), np.zeros_like(tokens)
     return PackedBatch(tokens[rows], labels[rows], positions[rows], ones[rows], zeros[rows])
 
 
 def latest(root: Path) -> Path | None:
     """The newest committed checkpoint below a folder."""
-    step = CheckpointPlace(root).latest()
+    step = CheckpointLocation(root).latest()
     return None if step is None else step_folder(root, step)
 
 
 def file(checkpoint: Path, writer: int, kind: str = "") -> Path:
-    """A file that a rank wrote."""
-    (found,) = checkpoint.glob(f"rank_{writer:05d}{kind}-*.safetensors")
-    return found
+    """The file that a rank wrote: weights, or with `kind=".optimizer"` moments."""
+    (path,) = checkpoint.glob(f"rank_{writer:05d}{kind}-*.safetensors")
+    return path
 
 
 def metadata(checkpoint: Path) -> Mapping[str, Any]:
-    """What the trainer stored beside the tensors."""
+    """What was stored beside the tensors."""
     return load_metadata(checkpoint)
 
 
@@ -81,18 +81,18 @@ def build(settings: TrainingConfig) -> Engine:
 
 
 def steps(engine: Engine, last: int) -> list[float]:
-    """Train up to and with step `last`; the losses."""
+    """Train to step `last`, inclusive; return the losses."""
     groups = engine.groups
     losses: list[float] = []
     while engine.step_count < last:
-        part = batch(engine.step_count, groups.data_rank, groups.mesh.data)
-        losses.append(float(engine.step([part], LEARNING_RATE).loss))
+        micro_batch = batch(engine.step_count, groups.data_rank, groups.mesh.data)
+        losses.append(float(engine.step([micro_batch], LEARNING_RATE).loss))
         assert math.isfinite(losses[-1])
     return losses
 
 
 def train_and_save(settings: TrainingConfig, root: Path, save_at: list[int], last: int) -> list[float]:
-    """Train from the beginning, saving at some steps while it goes on; losses of all steps."""
+    """Train from random weights, saving at some steps in the background; return the losses of all steps."""
     engine = build(settings)
     writer = CheckpointWriter(root, engine)
     losses: list[float] = []
@@ -105,16 +105,16 @@ def train_and_save(settings: TrainingConfig, root: Path, save_at: list[int], las
 
 
 def resume(settings: TrainingConfig, checkpoint: Path, last: int) -> list[float]:
-    """Load into a fresh engine and train on; the losses."""
+    """Load into a fresh engine and train to step `last`; return the losses."""
     return resume_each(settings, {"only": checkpoint}, last)["only"]
 
 
 def resume_each(
     settings: TrainingConfig, checkpoints: Mapping[str, Path], last: int, root: Path | None = None
 ) -> dict[str, list[float]]:
-    """Load one checkpoint after the other into one engine and train on from it each time; the losses.
+    """Load each checkpoint into the same engine and train on from it; return the losses by its name.
 
-    With `root` what was loaded is saved again at once, in a folder of the checkpoint's name in `checkpoints`.
+    With `root` each is saved again as soon as it is loaded, in a folder of its name there.
     """
     engine = build(settings)
     losses: dict[str, list[float]] = {}

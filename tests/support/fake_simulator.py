@@ -1,4 +1,4 @@
-"""A simulator without physics: the gripper moves by the action, the cube is lifted when it goes along."""
+"""A simulator without physics: the gripper moves by the action, and carries the cube while it holds it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from eval.simulator.interface import Goal, Pose, SimulatorError, TaskInfo
 
 TASK = TaskInfo("fake", 0, "fake_lift", "lift the fake cube", 40, "Fake")
 POINTING_DOWN = np.diag([1.0, -1.0, -1.0])
-_STEP = 0.05  # m that an action of 1 moves
+_STEP = 0.05  # m moved by an action of 1
 _CUBE = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * 0.02
 
 
 class FakeSimulator:
-    """Success is a cube more than 4 cm up. Counts what is asked of it."""
+    """Solved when the cube is lifted by more than 4 cm. Records actions and rendered frames."""
 
     task = TASK
 
@@ -40,7 +40,7 @@ class FakeSimulator:
 
     def step(self, action: NDArray[np.float64]) -> None:
         if self.breaks_at is not None and len(self.actions) >= self.breaks_at:
-            raise SimulatorError("the fake broke")
+            raise SimulatorError("the fake simulator failed")
         self.actions.append(np.array(action))
         self.held = action[6] > 0 and (self.held or bool(np.linalg.norm(self.hand - self.cube) < 0.02))
         self.hand = self.hand + _STEP * action[:3]

@@ -1,7 +1,8 @@
 """Suites without physics and policies without weights, which other processes can open by name.
 
 The name of a suite says what goes wrong in it, always at initial state 1 of task 1:
-`fake` nothing, `fake_hangs`, `fake_dies`, `fake_breaks` (once), `fake_incomplete` (no assets for task 1).
+`fake` nothing, `fake_hangs`, `fake_dies`, `fake_breaks` (once), `fake_incomplete` (no assets for task 1);
+`fake_empty` has no assets at all.
 """
 
 from __future__ import annotations
@@ -21,29 +22,41 @@ from eval.policy.interface import Observation, Policy
 from eval.simulator.interface import Simulator, SimulatorError
 from tests.support.fake_simulator import TASK, FakeSimulator
 
-MARKS = "FAKE_SUITE_MARKS"  # environment variable: folder for what has happened once
+MARKS = "FAKE_SUITE_MARKS"  # environment variable: folder for files that record what has happened
+_FOREVER = 600.0  # seconds, longer than any test
 
 
-class Troubled(FakeSimulator):
-    """Does what the suite's name says."""
+def hung_marker(folder: Path, pid: int) -> Path:
+    """File that a process writes just before it hangs."""
+    return folder / f"hung_{pid}"
+
+
+def _hang() -> None:
+    if MARKS in os.environ:
+        hung_marker(Path(os.environ[MARKS]), os.getpid()).touch()
+    time.sleep(_FOREVER)
+
+
+class FaultySimulator(FakeSimulator):
+    """Fails in the way that the suite's name says."""
 
     def __init__(self, suite: str, task: int) -> None:
         self.task = replace(TASK, number=task, name=f"fake_{task}", suite=suite)
-        self._trouble = ""
+        self._fault = ""
         super().__init__()
 
     def reset(self, initial_state: int) -> None:
         super().reset(initial_state)
-        here = (self.task.number, initial_state) == (1, 1)
-        self._trouble = self.task.suite.removeprefix("fake_") if here else ""
+        is_faulty = (self.task.number, initial_state) == (1, 1)
+        self._fault = self.task.suite.removeprefix("fake_") if is_faulty else ""
 
     def step(self, action: NDArray[np.float64]) -> None:
         if len(self.actions) == 3:
-            if self._trouble == "hangs":
-                time.sleep(600)
-            if self._trouble == "dies":
+            if self._fault == "hangs":
+                _hang()
+            if self._fault == "dies":
                 os._exit(7)
-            if self._trouble == "breaks":
+            if self._fault == "breaks":
                 mark = Path(os.environ[MARKS]) / "broken"
                 if not mark.exists():
                     mark.touch()
@@ -66,49 +79,73 @@ class FakeSuite:
     def open(self, task: int) -> FakeSimulator:
         if self.name == "fake_empty" or (self.name == "fake_incomplete" and task == 1):
             raise InputError(f"task {task}: an asset is missing")
-        return Troubled(self.name, task)
+        return FaultySimulator(self.name, task)
 
 
 def open_fake_suite(name: str) -> FakeSuite:
     return FakeSuite(name)
 
 
-class Reaching:
-    """Goes for the cube by what it sees alone: the gripper's position is in the state, the rest is noise.
+class ReachingPolicy:
+    """Reaches for the cube by the gripper's position in the observed state; the frames add noise.
 
-    Every action depends on frames and state, so that an episode that goes another way gets other actions.
+    Every action depends on frames and state, so that episodes which differ anywhere have other actions.
     """
 
     chunk, history, camera, pixels = 2, 2, "agent", 8
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self._seconds = seconds
 
     def reset(self, environment: int, simulator: Simulator) -> None:
         pass
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        time.sleep(self._seconds)
         chunks = []
-        for seen in observations:
-            hand = seen.state[:3]
-            down = hand[2] > 0.03
-            towards = np.clip((np.array([0.01, 0.0, 0.02]) - hand) / 0.05, -0.5, 0.5)
-            move = towards if down else np.array([0.0, 0.0, 0.8])
-            wobble = 1e-3 * float(seen.frames[-1][0, 0, 0])
-            chunks.append([[*(move + wobble), 0, 0, 0, -1.0 if down else 1.0]] * self.chunk)
+        for observation in observations:
+            hand = observation.state[:3]
+            is_above = hand[2] > 0.03
+            descent = np.clip((np.array([0.01, 0.0, 0.02]) - hand) / 0.05, -0.5, 0.5)
+            move = descent if is_above else np.array([0.0, 0.0, 0.8])
+            noise = 1e-3 * float(observation.frames[-1][0, 0, 0])
+            chunks.append([[*(move + noise), 0, 0, 0, -1.0 if is_above else 1.0]] * self.chunk)
         return np.array(chunks)
 
 
+class FailingPolicy(ReachingPolicy):
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        raise ZeroDivisionError("the network fell over")
+
+
+class HangingPolicy(ReachingPolicy):
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        _hang()
+        return super().act(observations)
+
+
+class PolicyHangingOnce(ReachingPolicy):
+    """Hangs at the first observation, unless another process already has."""
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        if not list(Path(os.environ[MARKS]).glob("hung_*")):
+            _hang()
+        return super().act(observations)
+
+
+_POLICIES = {
+    "reaching": ReachingPolicy,
+    "failing": FailingPolicy,
+    "hanging": HangingPolicy,
+    "hanging_once": PolicyHangingOnce,
+    "expert": ExpertPolicy,
+}
+
+
 @dataclass(frozen=True)
-class Source:
-    """Names a policy of this file: `reaching`, `expert`, or what goes wrong with it."""
+class FakePolicySource:
+    """Refers to a policy of this file by its name; `unusable` and `dying` ones fail when they are loaded."""
 
     name: str
-    seconds: float = 0.0
 
     @property
-    def served(self) -> bool:
+    def uses_server(self) -> bool:
         return self.name != "expert"
 
     def load(self) -> Policy:
@@ -116,24 +153,7 @@ class Source:
             raise InputError("no tokenizer there")
         if self.name == "dying":
             os._exit(9)
-        if self.name == "expert":
-            return ExpertPolicy()
-        others = {"failing": Failing, "hanging": HangingOnce}
-        return others[self.name]() if self.name in others else Reaching(self.seconds)
+        return _POLICIES[self.name]()
 
     def identity(self) -> str:
         return self.name
-
-
-class Failing(Reaching):
-    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        raise ZeroDivisionError("the network fell over")
-
-
-class HangingOnce(Reaching):
-    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        mark = Path(os.environ[MARKS]) / "hung"
-        if not mark.exists():
-            mark.touch()
-            time.sleep(600)
-        return super().act(observations)

@@ -1,8 +1,8 @@
 """How `pytest -n` deals the tests out to its workers.
 
 A worker runs one file after the other, so that what a module sets up is set up once. Files that share the
-virtual Slurm, which is started once a run, are one group and stay with one worker. Each worker prefers one tier:
-beside a test that waits for a cluster another one computes.
+virtual Slurm, which is started once a run, are one group and stay with one worker. Each worker prefers one
+tier: beside a test that waits for a cluster another one computes.
 """
 
 from __future__ import annotations

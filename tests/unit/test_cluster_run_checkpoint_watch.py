@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
-from pretrain.checkpoint.location import CheckpointPlace, step_folder
+from pretrain.checkpoint.location import CheckpointLocation, step_folder
 
 
 def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
-    watch = CheckpointWatch(CheckpointPlace(tmp_path))
+    watch = CheckpointWatch(CheckpointLocation(tmp_path))
     for step in (100, 20):
         step_folder(tmp_path, step).mkdir()
         (step_folder(tmp_path, step) / "READY").touch()
@@ -18,7 +18,7 @@ def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
     assert watch.steps() == [20, 100]
     (step_folder(tmp_path, 300) / "READY").touch()
     assert watch.steps() == [20, 100, 300]
-    assert CheckpointWatch(CheckpointPlace(tmp_path / "missing")).steps() == []
+    assert CheckpointWatch(CheckpointLocation(tmp_path / "missing")).steps() == []
 
 
 def test_evaluated_steps_are_those_with_results(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_arrays_are_those_of_safetensors(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "entry",
     [
-        {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "I32", "shape": [1, 2, 1], "data_offsets": [0, 8]},
         {"dtype": "I32", "shape": [2], "data_offsets": [0, 4]},
         {"dtype": "I32", "shape": [3], "data_offsets": [0, 12]},
         {"dtype": "I32", "shape": [-1], "data_offsets": [4, 0]},
@@ -69,7 +70,7 @@ def test_arrays_are_those_of_safetensors(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_arrays_that_reach_out_of_the_file_are_refused(entry: object) -> None:
     header = json.dumps({"a": entry}).encode()
-    with pytest.raises(InputError, match="x: a: not a safetensors file"):
+    with pytest.raises(InputError, match=r"x: not a safetensors file \(a: "):
         mapped.array_views(len(header).to_bytes(8, "little") + header + bytes(8), "x")
 
 

@@ -147,8 +147,12 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
         ImageTokenizer.load(tmp_path / "absent.safetensors")
     garbage = tmp_path / "garbage.safetensors"
     garbage.write_bytes(b"\xff" * 100)
-    with pytest.raises(InputError, match="settings"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         ImageTokenizer.load(garbage)
+    bare = tmp_path / "bare.safetensors"
+    save_file({"a": torch.zeros(1)}, bare)
+    with pytest.raises(InputError, match="no valid image tokenizer settings in its header"):
+        ImageTokenizer.load(bare)
     good = tmp_path / "good.safetensors"
     small_tokenizer().save(good)
     cut = tmp_path / "cut.safetensors"

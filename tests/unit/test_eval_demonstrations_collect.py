@@ -35,8 +35,8 @@ class FakeSuite:
         return {"robosuite": "1.4.0"}
 
 
-class Clumsy(FakeSimulator):
-    """Breaks the grasp from odd initial states."""
+class DropsCube(FakeSimulator):
+    """Loses the cube from odd initial states."""
 
     def reset(self, initial_state: int) -> None:
         super().reset(initial_state % 3)
@@ -50,18 +50,18 @@ class Clumsy(FakeSimulator):
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> FakeSimulator:
-    made = Clumsy()
+    made = DropsCube()
     monkeypatch.setattr(collect_module, "open_suite", lambda name: FakeSuite())
-    monkeypatch.setattr(collect_module, "kept_simulator", lambda suite, task: made)
+    monkeypatch.setattr(collect_module, "cached_simulator", lambda suite, task: made)
     return made
 
 
 @pytest.mark.usefixtures("simulator")
-def test_collected_files_are_read_back_upright_and_only_successes_are_kept(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+def test_collected_files_are_read_back_upright_and_hold_only_successes(tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
     config = CollectConfig(suite="fake", episodes=2, out=str(tmp_path), resolution=16, workers=1)
-    collected = collect(config, progress=lambda *done: told.append(done))
-    assert told == [(1, 2), (2, 2)]
+    collected = collect(config, progress=lambda *done: reported.append(done))
+    assert reported == [(1, 2), (2, 2)]
     assert (collected[0].episodes, collected[0].attempts) == (2, 3)  # 1001 slips
     with opened(collected[0].path) as file:
         assert file["data"].attrs["num_demos"] == 2
@@ -142,7 +142,7 @@ def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
         rendering.choose_backend()
     with pytest.raises(InputError, match=r"apt-get install .* libosmesa6"):
-        open_suite("robosuite_lift")  # told before any process starts
+        open_suite("robosuite_lift")  # refused before any process starts
     monkeypatch.setenv("MUJOCO_GL", "opengl")
     with pytest.raises(InputError, match="MUJOCO_GL=opengl: expected one of osmesa, egl, glfw"):
         rendering.choose_backend()
@@ -186,7 +186,7 @@ def test_assets_are_found_in_a_folder_and_in_an_archive(
     assert len(list((tmp_path / "cache" / "worldvla").iterdir())) == 1
 
 
-def test_missing_assets_say_where_they_were_looked_for(
+def test_missing_assets_error_names_the_places_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "none"))

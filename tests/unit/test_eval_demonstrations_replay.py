@@ -1,4 +1,4 @@
-"""Demonstrations acted out again: what succeeds is taken anew, what does not is left out."""
+"""Replay of demonstrations: successes are recorded anew, failures are left out."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class FakeSuite:
         return {}
 
 
-class Near(FakeSimulator):
-    """Its cubes lie within reach, whatever the number of the initial state."""
+class NearCube(FakeSimulator):
+    """Its cube is within reach for every initial state."""
 
     def reset(self, initial_state: int) -> None:
         super().reset(initial_state % 3)
@@ -39,10 +39,10 @@ class Near(FakeSimulator):
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch) -> FakeSimulator:
-    made = Near()
+    made = NearCube()
     for module in (collect_module, replay_module):
         monkeypatch.setattr(module, "open_suite", lambda name: FakeSuite())
-        monkeypatch.setattr(module, "kept_simulator", lambda suite, task: made)
+        monkeypatch.setattr(module, "cached_simulator", lambda suite, task: made)
     return made
 
 
@@ -62,24 +62,26 @@ def change(reference: DemonstrationReference, name: str, edit: Any) -> None:
             demo[name] = changed
 
 
-def test_a_success_is_rendered_again_at_the_size_asked_for(
+def test_success_is_rendered_again_at_the_requested_size(
     reference: DemonstrationReference, simulator: FakeSimulator
 ) -> None:
     motion = read_motion(reference)
-    kept = motion.actions[moving_steps(motion.actions)]
-    assert 0 < len(kept) <= reference.length
-    found = replay_demonstration(reference, 32)
-    assert found is not None
-    assert set(found.frames) == {"agent", "wrist"}
-    assert found.frames["agent"].shape == (len(kept), 32, 32, 3)
-    assert np.array_equal(found.actions, kept.astype(np.float32))
-    assert found.frames["agent"][:, 0, 0, 0].tolist() == list(range(len(kept))), "drawn before each action"
-    assert found.states.dtype == np.float32
-    assert np.allclose(found.states[0, :3], motion.first_physics[:3])
+    moving = motion.actions[moving_steps(motion.actions)]
+    assert 0 < len(moving) <= reference.length
+    replayed = replay_demonstration(reference, 32)
+    assert replayed is not None
+    assert set(replayed.frames) == {"agent", "wrist"}
+    assert replayed.frames["agent"].shape == (len(moving), 32, 32, 3)
+    assert np.array_equal(replayed.actions, moving.astype(np.float32))
+    assert replayed.frames["agent"][:, 0, 0, 0].tolist() == list(range(len(moving))), (
+        "rendered before each action"
+    )
+    assert replayed.states.dtype == np.float32
+    assert np.allclose(replayed.states[0, :3], motion.first_physics[:3])
     assert simulator.success
 
 
-def test_a_failure_is_left_out(reference: DemonstrationReference) -> None:
+def test_failure_is_left_out(reference: DemonstrationReference) -> None:
     def never_closes(actions: np.ndarray) -> np.ndarray:
         actions[:, 6] = -1
         return actions
@@ -88,14 +90,14 @@ def test_a_failure_is_left_out(reference: DemonstrationReference) -> None:
     assert replay_demonstration(reference, 16) is None
 
 
-def test_a_simulator_that_breaks_down_counts_as_a_failure(
+def test_simulator_error_counts_as_a_failure(
     reference: DemonstrationReference, simulator: FakeSimulator
 ) -> None:
     simulator.breaks_at = 3
     assert replay_demonstration(reference, 16) is None
 
 
-def test_what_cannot_be_replayed_is_explained(reference: DemonstrationReference) -> None:
+def test_error_explains_why_a_file_cannot_be_replayed(reference: DemonstrationReference) -> None:
     renamed = reference.path.with_name("other_demo.hdf5")
     reference.path.rename(renamed)
     other = open_source(SourceConfig(str(renamed))).references()[0]

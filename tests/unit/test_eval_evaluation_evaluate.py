@@ -1,4 +1,4 @@
-"""Whole evaluations: settings, files, and going on after an interruption."""
+"""Whole evaluations: settings, files, and continuation after an interruption."""
 
 from __future__ import annotations
 
@@ -10,24 +10,40 @@ from typing import Any
 import pytest
 
 from data.errors import InputError
-from eval.config import EvalCommandConfig
-from eval.evaluation.evaluate import Resources, Tally, evaluate, evaluate_command
+from eval.config import EvalCommandConfig, EvaluationConfig, EvaluationSettings
+from eval.evaluation.evaluate import (
+    EvaluationProgress,
+    Progress,
+    check_settings,
+    evaluate,
+    evaluate_command,
+)
 from eval.evaluation.results import Results
-from eval.policy.source import PolicyName, step_of
-from tests.support.fake_suite import MARKS, Source, open_fake_suite
+from eval.policy.source import PolicyReference, step_of
+from tests.support.fake_suite import MARKS, FakePolicySource, open_fake_suite
 
 
-def run(out: Path, episodes: int = 2, suite: str = "fake", **more: Any) -> Results:
-    settings: dict[str, Any] = {"tasks": [0, 1], "videos": 1, "open_suite": open_fake_suite}
-    return evaluate(Source("expert"), suite, episodes=episodes, out=out, **(settings | more))
+def run(
+    out: Path, progress: Progress | None = None, resume: bool = True, suite: str = "fake", **changed: Any
+) -> Results:
+    settings = EvaluationSettings(**({"suite": suite, "tasks": [0, 1], "episodes": 2, "videos": 1} | changed))
+    return evaluate(
+        FakePolicySource("expert"),
+        settings,
+        out,
+        resume=resume,
+        open_suite=open_fake_suite,
+        progress=progress,
+    )
 
 
-def test_evaluation_writes_results_and_the_videos_asked_for(tmp_path: Path) -> None:
-    told: list[Tally] = []
-    found = run(tmp_path, progress=told.append)
-    assert found.success_rate == 1.0
-    assert [(tally.done, tally.successes) for tally in told] == [(i, i) for i in range(5)]
-    assert str(told[-1]) == "success 4/4 (100%)"
+def test_evaluation_writes_results_and_the_requested_videos(tmp_path: Path) -> None:
+    reported: list[EvaluationProgress] = []
+    results = run(tmp_path, reported.append)
+    assert results.success_rate == 1.0
+    assert [(state.done, state.successes) for state in reported] == [(i, i) for i in range(5)]
+    assert {state.total for state in reported} == {4}
+    assert str(reported[-1]) == "success 4/4 (100%)"
     videos = [f"fake_{task}_state_00_success.mp4" for task in (0, 1)]
     assert sorted(file.name for file in tmp_path.glob("*.mp4")) == videos
     content = json.loads((tmp_path / "results.json").read_text())
@@ -37,40 +53,37 @@ def test_evaluation_writes_results_and_the_videos_asked_for(tmp_path: Path) -> N
     assert content["horizon"] == 40
 
 
-def test_a_second_evaluation_runs_only_what_is_missing(tmp_path: Path) -> None:
+def test_second_evaluation_runs_only_missing_episodes(tmp_path: Path) -> None:
     first = run(tmp_path)
     (journal,) = tmp_path.glob("episodes-*.jsonl")
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:2]) + lines[2][:20])  # killed while it wrote the third
-    told: list[Tally] = []
-    again = run(tmp_path, progress=told.append)
-    assert [tally.done for tally in told] == [2, 3, 4]
+    reported: list[EvaluationProgress] = []
+    again = run(tmp_path, reported.append)
+    assert [state.done for state in reported] == [2, 3, 4]
 
     def essence(results: Results) -> list[tuple[object, ...]]:
         return [(e.task, e.initial_state, e.steps, e.actions_sha256) for e in results.episodes]
 
     assert essence(again) == essence(first)
-    more: list[Tally] = []
+    more: list[EvaluationProgress] = []
     assert len(run(tmp_path, episodes=3, progress=more.append).episodes) == 6
-    assert [tally.done for tally in more] == [4, 5, 6]
-    anew: list[Tally] = []
+    assert [state.done for state in more] == [4, 5, 6]
+    anew: list[EvaluationProgress] = []
     run(tmp_path, resume=False, progress=anew.append)
-    assert [tally.done for tally in anew] == [0, 1, 2, 3, 4]
+    assert [state.done for state in anew] == [0, 1, 2, 3, 4]
 
 
-def test_other_settings_take_nothing_of_what_is_there(tmp_path: Path) -> None:
+def test_other_settings_do_not_reuse_episodes(tmp_path: Path) -> None:
     run(tmp_path)
-    told: list[Tally] = []
-    run(tmp_path, horizon=39, progress=told.append)
-    assert told[0].done == 0
+    reported: list[EvaluationProgress] = []
+    run(tmp_path, reported.append, horizon=39)
+    assert reported[0].done == 0
 
 
-def test_errors_are_tried_again_by_the_next_evaluation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
+def test_errors_are_run_again_by_the_next_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MARKS, str(tmp_path))
-    first = run(tmp_path / "out", suite="fake_breaks", resources=Resources(retries=0))
+    first = run(tmp_path / "out", suite="fake_breaks", retries=0)
     assert (first.successes, first.errors) == (3, 1)
     assert first.success_rate == 1.0
     second = run(tmp_path / "out", suite="fake_breaks")
@@ -109,39 +122,46 @@ def test_wrong_settings_are_explained(options: dict[str, Any], message: str) -> 
 
 
 @pytest.mark.parametrize("out", ["/proc/nowhere", "/proc"])
-def test_unwritable_folder_is_told_before_the_first_episode(out: str) -> None:
-    told: list[Tally] = []
+def test_unwritable_folder_is_refused_before_the_first_episode(out: str) -> None:
+    reported: list[EvaluationProgress] = []
     with pytest.raises(InputError, match=f"out={out}: cannot write into this folder"):
-        run(Path(out), progress=told.append)
-    assert told == []
+        run(Path(out), reported.append)
+    assert reported == []
 
 
-def test_step_is_read_off_a_checkpoint_s_name() -> None:
+def test_step_is_parsed_from_the_checkpoint_name() -> None:
     assert step_of(Path("runs/a/checkpoints/step_00000100")) == 100
     assert step_of(Path("runs/a/checkpoints/best")) is None
 
 
-def test_the_identity_of_a_checkpoint_is_that_of_its_weights_not_of_its_files_times(tmp_path: Path) -> None:
+def test_checkpoint_identity_depends_on_weights_not_on_file_times(tmp_path: Path) -> None:
     (tmp_path / "READY").write_text("0123 manifest-0123abcd.json")
     weights = tmp_path / "rank_00000-0123abcd.safetensors"
     weights.write_bytes(b"weights")
-    before = PolicyName(str(tmp_path)).identity()
+    before = PolicyReference(str(tmp_path)).identity()
     os.utime(weights, (0, 0))  # fetched again
-    assert PolicyName(str(tmp_path)).identity() == before
+    assert PolicyReference(str(tmp_path)).identity() == before
     (tmp_path / "READY").write_text("4567 manifest-4567cdef.json")
-    assert PolicyName(str(tmp_path)).identity() != before
+    assert PolicyReference(str(tmp_path)).identity() != before
 
 
-def test_the_identity_of_a_checkpoint_changes_with_its_run_s_tokenizers_and_ranges(tmp_path: Path) -> None:
+def test_checkpoint_identity_changes_with_the_runs_tokenizers_and_ranges(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / "READY").write_text("0123 manifest-0123abcd.json")
     files = [tmp_path / "action_ranges.json", tmp_path / "tokenizers" / "text_tokenizer.json"]
     files[1].parent.mkdir()
-    identities = [PolicyName(str(checkpoint)).identity()]
+    identities = [PolicyReference(str(checkpoint)).identity()]
     for path, text in ((files[0], "a"), (files[0], "b"), (files[1], "a"), (files[1], "b")):
         path.write_text(text)
-        identities.append(PolicyName(str(checkpoint)).identity())
+        identities.append(PolicyReference(str(checkpoint)).identity())
     assert len(set(identities)) == 5
     os.utime(files[0], (0, 0))
-    assert PolicyName(str(checkpoint)).identity() == identities[-1]
+    assert PolicyReference(str(checkpoint)).identity() == identities[-1]
+
+
+def test_settings_beside_a_training_are_refused_by_their_full_name() -> None:
+    with pytest.raises(InputError, match=r"^eval\.retries=-1: expected at least 0$"):
+        check_settings(EvaluationConfig(retries=-1), "eval.")
+    with pytest.raises(InputError, match=r"eval\.episodes=51 from eval\.seed=0: .* initial states 0 to 49"):
+        check_settings(EvaluationConfig(episodes=51), "eval.")

@@ -30,8 +30,8 @@ def test_wilson_interval(successes: int, trials: int, expected: tuple[float, flo
 
 
 def test_errors_count_neither_as_success_nor_as_failure(tmp_path: Path) -> None:
-    found = results(episode(0, True), episode(1, False), episode(2, False, "broke"))
-    path = write_results(found, tmp_path / "eval")
+    outcome = results(episode(0, True), episode(1, False), episode(2, False, "broke"))
+    path = write_results(outcome, tmp_path / "eval")
     content = json.loads(path.read_text())
     assert (content["episodes"], content["successes"], content["errors"]) == (3, 1, 1)
     assert content["success_rate"] == 0.5
@@ -44,9 +44,9 @@ def test_errors_count_neither_as_success_nor_as_failure(tmp_path: Path) -> None:
 
 
 def test_no_regular_episode_gives_no_rate() -> None:
-    found = results(episode(0, False, "broke"))
-    assert found.success_rate is None
-    json.dumps(found.to_json(), allow_nan=False)
+    outcome = results(episode(0, False, "broke"))
+    assert outcome.success_rate is None
+    json.dumps(outcome.to_json(), allow_nan=False)
 
 
 def test_table_shows_counts_without_errors() -> None:
@@ -58,11 +58,11 @@ def test_table_shows_counts_without_errors() -> None:
     assert "stand-ins" in text
 
 
-def test_published_rates_stand_beside_ours() -> None:
-    found = results(episode(0, True), suite="libero_goal")
-    assert found.to_json()["published"]["WorldVLA 512 px"] == 0.834
+def test_published_rates_are_listed() -> None:
+    outcome = results(episode(0, True), suite="libero_goal")
+    assert outcome.to_json()["published"]["WorldVLA 512 px"] == 0.834
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_table(found))
+    console.print(results_table(outcome))
     text = console.export_text()
     assert "published: RynnVLA-002 discrete" in text
     assert "94.6 %" in text

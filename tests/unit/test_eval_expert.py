@@ -24,12 +24,12 @@ def test_rotation_vector_is_axis_times_angle(angle: float) -> None:
     np.testing.assert_allclose(rotation_vector(about_z(angle)), [0, 0, angle], atol=1e-9)
 
 
-def test_nearest_turn_takes_the_equal_grip_closest_to_the_present_one() -> None:
+def test_nearest_turn_is_the_equivalent_angle_closest_to_the_current_one() -> None:
     assert nearest_turn(3.0, 0.0) == pytest.approx(3.0 - np.pi)
     assert nearest_turn(-3.0, 3.0) == pytest.approx(-3.0 + 2 * np.pi)
 
 
-def test_arm_stays_in_the_range_that_actions_are_tokenised_with() -> None:
+def test_arm_stays_within_the_ranges_of_action_tokens() -> None:
     arm = Arm(FakeSimulator())
     for target in (np.full(3, 9.0), np.full(3, -9.0)):
         for yaw in (None, 0.1, 2.9):
@@ -38,11 +38,11 @@ def test_arm_stays_in_the_range_that_actions_are_tokenised_with() -> None:
             assert (action <= ACTION_MAX).all()
 
 
-def test_arm_turns_the_fingers_toward_the_wished_direction() -> None:
+def test_arm_turns_the_fingers_towards_the_target_direction() -> None:
     arm = Arm(FakeSimulator())
     assert arm.yaw() == pytest.approx(-np.pi / 2)
-    here = FakeSimulator().hand
-    turn = arm.toward(here, OPEN, arm.yaw() + 0.1)[3:6]
+    position = FakeSimulator().hand
+    turn = arm.toward(position, OPEN, arm.yaw() + 0.1)[3:6]
     np.testing.assert_allclose(turn, [0, 0, 0.2], atol=1e-9)  # gain 2 per radian
 
 
@@ -66,7 +66,7 @@ def test_unknown_goal_is_named() -> None:
 
 def test_grasp_goes_across_the_narrow_side() -> None:
     simulator = FakeSimulator({"book": BOX * [0.10, 0.02, 0.03]})
-    grasp = plan_grasp(simulator, "book", present_yaw=0.0)
+    grasp = plan_grasp(simulator, "book", current_yaw=0.0)
     assert abs(np.sin(grasp.yaw)) == pytest.approx(1.0)  # fingers open along y
     np.testing.assert_allclose(grasp.position[:2], 0.0, atol=1e-9)
     assert grasp.bottom < grasp.position[2] < grasp.top
@@ -74,13 +74,13 @@ def test_grasp_goes_across_the_narrow_side() -> None:
 
 def test_grasp_keeps_the_fingers_off_a_neighbour() -> None:
     cube = BOX * 0.02
-    alone = plan_grasp(FakeSimulator({"cube": cube}), "cube", present_yaw=np.pi / 2)
+    alone = plan_grasp(FakeSimulator({"cube": cube}), "cube", current_yaw=np.pi / 2)
     assert abs(np.sin(alone.yaw)) == pytest.approx(1.0)
     beside = BOX * 0.01 + [0.0, 0.05, 0.0]  # where a finger would come down
-    crowded = plan_grasp(FakeSimulator({"cube": cube, "other": beside}), "cube", present_yaw=np.pi / 2)
+    crowded = plan_grasp(FakeSimulator({"cube": cube, "other": beside}), "cube", current_yaw=np.pi / 2)
     assert abs(np.sin(crowded.yaw)) < 0.9
 
 
-def test_bowls_are_taken_at_the_rim() -> None:
+def test_bowls_are_grasped_at_the_rim() -> None:
     grasp = plan_grasp(FakeSimulator({"black_bowl": BOX * [0.06, 0.06, 0.03]}), "black_bowl", 0.0)
     np.testing.assert_allclose(grasp.position, [0.0, 0.054, 0.018], atol=1e-9)

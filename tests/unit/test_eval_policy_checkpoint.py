@@ -19,7 +19,7 @@ from eval.config import ExportedConfig
 from eval.policy import loaded_model as model_module
 from eval.policy.checkpoint_policy import CheckpointPolicy
 from eval.policy.interface import Observation
-from eval.policy.source import PolicyName
+from eval.policy.source import PolicyReference
 from eval.rollout.episode import run_episode
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.convert.chameleon import hugging_face_config
@@ -65,7 +65,7 @@ def observation(seed: int, frames: int) -> Observation:
     return Observation(seed, f"lift cube {seed}", views, np.zeros(8))
 
 
-def test_policy_decodes_what_the_network_says_for_each_environment(
+def test_policy_decodes_the_networks_output_for_each_environment(
     checkpoint: Path, network: Transformer
 ) -> None:
     policy = CheckpointPolicy(checkpoint, device="cpu")
@@ -83,7 +83,7 @@ def test_policy_decodes_what_the_network_says_for_each_environment(
         np.testing.assert_array_equal(actions[number], decode(bins))
 
 
-def test_actions_are_those_of_the_runs_ranges(checkpoint: Path) -> None:
+def test_actions_use_the_action_ranges_of_the_run(checkpoint: Path) -> None:
     before = CheckpointPolicy(checkpoint, device="cpu").act([observation(1, 1)])
     path = checkpoint.parents[1] / "action_ranges.json"
     low, high = np.array(ACTION_MIN), np.array(ACTION_MAX)
@@ -142,7 +142,7 @@ def test_actions_in_other_units_than_the_simulators_take_are_refused(checkpoint:
 
 @pytest.fixture
 def exported(tmp_path: Path, network: Transformer) -> Path:
-    """The same weights as transformers keeps them, and the tokenizers elsewhere."""
+    """The same weights in transformers' layout; the tokenizers are elsewhere."""
     folder = tmp_path / "exported"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(hugging_face_config(MODEL, "float32", None, ARCHITECTURE)))
@@ -176,12 +176,12 @@ def test_exported_weights_need_tokenizers(exported: Path) -> None:
 
 def test_identity_changes_with_the_weights(checkpoint: Path, exported: Path) -> None:
     (checkpoint / "manifest.json").write_text("{}")
-    first = PolicyName(str(checkpoint)).identity()
+    first = PolicyReference(str(checkpoint)).identity()
     (checkpoint / "manifest.json").write_text('{"other": 1}')
-    assert PolicyName(str(checkpoint)).identity() != first
-    first = PolicyName(str(exported)).identity()
-    assert PolicyName(str(exported)).identity() == first
-    assert PolicyName(str(exported), exported=ExportedConfig(chunk=9)).identity() != first
+    assert PolicyReference(str(checkpoint)).identity() != first
+    first = PolicyReference(str(exported)).identity()
+    assert PolicyReference(str(exported)).identity() == first
+    assert PolicyReference(str(exported), exported=ExportedConfig(chunk=9)).identity() != first
     with (exported / "model.safetensors").open("ab") as file:
         file.write(b" ")
-    assert PolicyName(str(exported)).identity() != first
+    assert PolicyReference(str(exported)).identity() != first

@@ -1,4 +1,4 @@
-"""The report: from the run folder alone, one file, hostile text harmless, damage named."""
+"""The report: one file made from the run folder alone; hostile text is harmless, damage is named."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 
 from data.errors import InputError
 from eval.report.comparison import comparison_charts, task_comparison, write_comparison
-from eval.report.media import videos
+from eval.report.evaluation_tables import failure_rows
 from eval.report.page import write_report
+from eval.report.rollout_media import videos
 from eval.report.run_contents import read_run
-from eval.report.training import history, learning_charts, speed_charts
-from eval.report.view import failure_rows
+from eval.report.training_charts import history, learning_charts, speed_charts
 from pretrain.telemetry.norms import GROUPS
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7 * 7 }}"
@@ -62,7 +62,7 @@ def metrics_line(step: int) -> str:
 
 
 def validation_line(step: int) -> str:
-    """Both splits at a step; the unseen tasks have no images."""
+    """Both splits at a step; the new tasks have no images."""
     fall = float(np.exp(-step / 50))
     values = {"loss": 3 * fall + 1.2, "loss_action": 5 * fall + 0.6, "loss_image": 6 * fall + 1.6}
     values |= {"loss_structure": fall, "action_l1": 0.6 * fall}
@@ -176,10 +176,10 @@ class Page(HTMLParser):
 def test_page_shows_the_run(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "demo"))
     assert page == tmp_path / "demo/report.html"
-    found = Page(page.read_text())
-    assert found.tags.count("svg") == 17  # nine of learning, six of speed, success, PSNR by frame
-    assert found.tags.count("video") == 2
-    assert found.tags.count("img") == 1
+    parsed = Page(page.read_text())
+    assert parsed.tags.count("svg") == 17  # nine of learning, six of speed, success, PSNR by frame
+    assert parsed.tags.count("video") == 2
+    assert parsed.tags.count("img") == 1
     for text in (
         "75 %",
         "resumed, TP 1 x DP 2, ZeRO-3",
@@ -197,32 +197,37 @@ def test_page_shows_the_run(tmp_path: Path) -> None:
         "since the last start",
         "Waiting for data, a step",
     ):
-        assert text in found.text
+        assert text in parsed.text
     assert [p.name for p in page.parent.glob("*.tmp")] == []
 
 
 def test_held_out_splits_are_drawn_beside_the_training(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "demo"))
     charts = learning_charts(run)
-    lines = {chart.title: [line.label for line in chart.lines] for chart in charts}
+    lines = {chart.title: [series.label for series in chart.series] for chart in charts}
     assert lines["Loss of actions"] == ["training", "new episodes", "new tasks"]
     assert lines["Loss of images"] == ["training", "new episodes"], "what has no label has no curve"
     assert all(len(chart.marks) == 1 for chart in charts), "only the resume is marked"
-    assert [len(chart.lines) for chart in charts if chart.unit == "by group"] == [5, 5]
+    assert [len(chart.series) for chart in charts if chart.unit == "by group"] == [5, 5]
     assert history(run) == ["Resumed at step 60 on TP 1 x DP 2, ZeRO-3."]
 
 
 def test_speed_shows_only_what_was_measured(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "demo"))
     charts = {chart.title: chart for chart in speed_charts(run)}
-    assert len(charts["Stall by checkpoints"].lines[0].dots) == 2
-    assert [line.label for line in charts["Own time of the ranks"].lines] == ["median", "90 %", "slowest"]
+    assert len(charts["Stall by checkpoints"].series[0].points) == 2
+    assert charts["Stall by checkpoints"].series[0].dots
+    assert [series.label for series in charts["Own time of the ranks"].series] == [
+        "median",
+        "90 %",
+        "slowest",
+    ]
     (run.path / "metrics.jsonl").write_text('{"step": 1, "tokens_per_second": 5, "mfu": 0.1}\n')
     titles = [chart.title for chart in speed_charts(read_run(run.path))]
     assert titles == ["Throughput", "Model FLOPs utilisation"]
 
 
-def test_page_tells_that_assets_were_standins(tmp_path: Path) -> None:
+def test_page_states_that_assets_were_standins(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     assert "stand-in" not in Page(write_report(run).read_text()).text
     for path in run.glob("eval/step_*/results.json"):
@@ -231,19 +236,21 @@ def test_page_tells_that_assets_were_standins(tmp_path: Path) -> None:
 
 
 def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    found = Page(write_report(write_run(tmp_path / "demo")).read_text())
-    assert "script" not in found.tags
-    for name, value in found.attributes:
+    parsed = Page(write_report(write_run(tmp_path / "demo")).read_text())
+    assert "script" not in parsed.tags
+    for name, value in parsed.attributes:
         assert not name.startswith("on")
         if name in ("src", "href"):
             assert re.match(r"data:(image/png|video/mp4);base64,", value or "")
-    assert HOSTILE in found.text  # shown as text, in full, unevaluated
+        if name == "xlink:href":
+            assert re.match(r"#\w+$", value or "")
+    assert HOSTILE in parsed.text  # shown as text, in full, unevaluated
 
 
 def test_name_of_the_folder_is_escaped(tmp_path: Path) -> None:
-    found = Page(write_report(write_run(tmp_path / "<b onmouseover=x>&amp;")).read_text())
-    assert "b" not in found.tags or "onmouseover" not in dict(found.attributes)
-    assert "<b onmouseover=x>&amp;" in found.text
+    parsed = Page(write_report(write_run(tmp_path / "<b onmouseover=x>&amp;")).read_text())
+    assert "b" not in parsed.tags or "onmouseover" not in dict(parsed.attributes)
+    assert "<b onmouseover=x>&amp;" in parsed.text
 
 
 @pytest.mark.parametrize("keep", ["config.yaml", "metrics.jsonl"])
@@ -255,7 +262,7 @@ def test_unfinished_run_has_a_page_too(tmp_path: Path, keep: str) -> None:
     assert "No checkpoint was evaluated" in text
 
 
-def test_torn_last_line_and_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+def test_unfinished_last_line_and_non_finite_values_are_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 121, "loss": NaN, "loss_action": NaN}\n{"step": 122, "loss": 0.')
@@ -263,7 +270,7 @@ def test_torn_last_line_and_values_that_are_not_finite_are_left_out(tmp_path: Pa
     assert "NaN" not in Page(write_report(run).read_text()).text
 
 
-def test_rate_that_was_not_measured_is_not_called_zero(tmp_path: Path) -> None:
+def test_missing_success_rate_is_not_shown_as_zero(tmp_path: Path) -> None:
     run = write_run(tmp_path / "demo")
     results = run / "eval/step_00000120/results.json"
     content = json.loads(results.read_text())
@@ -303,7 +310,7 @@ def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
     rows = failure_rows(read_run(run))
     assert [(row.task, row.initial_state, row.outcome, row.video) for row in rows] == [
         ("task 0", "1", "not solved in 120 steps", "z_failure.mp4"),
-        ("lift the cube", "1", f"error: {HOSTILE}", "not filmed"),
+        ("lift the cube", "1", f"error: {HOSTILE}", "no video"),
     ]
     captions = [video.caption for video in videos(read_run(run))[0]]
     assert captions[:2] == [
@@ -315,7 +322,7 @@ def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
     assert "<script>alert" not in text
 
 
-def test_published_rates_stand_in_the_notes(tmp_path: Path) -> None:
+def test_published_rates_are_in_the_notes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     path = run / "eval/step_00000120/results.json"
     path.write_text(path.read_text().replace("robosuite_lift", "libero_10"))
@@ -335,12 +342,12 @@ def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
         "Loss of actions",
         "Loss of images",
     ]
-    assert [len(line.bars) for line in charts[0].lines] == [2, 2]
+    assert [len(series.intervals) for series in charts[0].series] == [2, 2]
     (row,) = [row for row in task_comparison([read_run(one), read_run(two)]) if row.task == "lift the cube"]
     assert row.cells == ("0/2 (-)", "0/2 (-)")
 
 
-def test_a_comparison_needs_several_runs_and_a_place(tmp_path: Path) -> None:
+def test_comparison_needs_several_runs_and_an_existing_folder(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(InputError, match="found 1, expected 2 to 4"):
         write_comparison([run], tmp_path / "page.html")
@@ -348,7 +355,7 @@ def test_a_comparison_needs_several_runs_and_a_place(tmp_path: Path) -> None:
         write_comparison([run, run], tmp_path / "nowhere" / "page.html")
 
 
-def test_scores_over_the_published_numbers_of_frames_are_told(tmp_path: Path) -> None:
+def test_scores_over_the_published_numbers_of_frames_are_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     path = run / "eval/step_00000120/imagine.json"
     horizon = {"frames": 10, "psnr": 29.5, "ssim": 0.9, "lpips": None, "fvd": 255.0}

@@ -16,7 +16,7 @@ from tests.support.fake_simulator import FakeSimulator
 
 
 class CountingPolicy:
-    """Acts upward, never grasps, and remembers what it saw."""
+    """Moves upwards, never grasps, and records its observations."""
 
     camera, pixels = "wrist", 8
 
@@ -36,7 +36,7 @@ def steps_seen(observation: Observation) -> list[int]:
     return [int(frame[0, 0, 0]) for frame in observation.frames]
 
 
-def test_policy_looks_before_each_chunk_at_its_last_frames_and_nothing_else_is_drawn() -> None:
+def test_only_the_frames_that_the_policy_sees_are_rendered() -> None:
     simulator, policy = FakeSimulator(), CountingPolicy(chunk=5, history=2)
     result = run_episode(simulator, policy, initial_state=0, horizon=12)
     assert result.steps == 12
@@ -55,7 +55,7 @@ def test_frames_are_always_the_newest_of_the_history(chunk: int, history: int) -
         assert steps_seen(observation) == expected
 
 
-def test_expert_succeeds_stops_at_once_and_is_filmed() -> None:
+def test_expert_succeeds_stops_at_once_and_is_recorded() -> None:
     simulator = FakeSimulator()
     result = run_episode(simulator, ExpertPolicy(), 1, video=True)
     assert result.success
@@ -93,9 +93,9 @@ def test_failure_ends_at_the_horizon() -> None:
     assert (result.success, result.steps, result.error) == (False, 6, None)
 
 
-def test_broken_simulator_is_an_error_and_not_a_failure() -> None:
+def test_simulator_error_is_not_a_failure() -> None:
     result = run_episode(FakeSimulator(breaks_at=7), CountingPolicy(4, 1), 0)
-    assert result.error == "the fake broke"
+    assert result.error == "the fake simulator failed"
     assert result.steps == 7
     assert not result.success
 

@@ -1,4 +1,4 @@
-"""World-model rollouts: predictions feed on themselves, true actions, honest scores, files that open."""
+"""World-model rollouts: autoregressive predictions, true actions, scores, and files that open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from eval.config import ImagineConfig
-from eval.contact_sheet import evenly, tile
+from eval.contact_sheet import evenly_spaced, tile
 from eval.world_model import imagine as world_model
 from eval.world_model.imagine import choose_episodes, imagine, predict
 from eval.world_model.scores import score
@@ -54,7 +54,7 @@ def image() -> ImageTokenizer:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint whose world model adds one to every code, and remembers what it was asked."""
+    """A checkpoint whose world model adds one to every code, and records its inputs."""
     write_file(
         tmp_path / "demos/lift_demo.hdf5",
         [demonstration(steps=7, seed=seed) for seed in range(12)],
@@ -66,12 +66,12 @@ def checkpoint(tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.Monkey
     monkeypatch.setattr(world_model, "load_model", lambda path: model)
     monkeypatch.setattr(world_model, "decode_image", add_one)
     PROMPTS.clear()
-    ASKED.clear()
+    REQUESTS.clear()
     return tmp_path / "runs/demo/checkpoints/step_00000100"
 
 
 PROMPTS: list[list[int]] = []
-ASKED: list[tuple[Sampling, Guidance]] = []
+REQUESTS: list[tuple[Sampling, Guidance]] = []
 
 
 def add_one(
@@ -84,20 +84,20 @@ def add_one(
     sampling: Sampling,
     guidance: Guidance,
 ) -> NDArray[np.uint16]:
-    ASKED.append((sampling, guidance))
+    REQUESTS.append((sampling, guidance))
     assert (rows, columns, pixels) == (8, 8, PIXELS)
     assert codebook_size == CODEBOOK
-    dreamt = []
+    predicted = []
     for prompt in prompts:
         ids = np.asarray(prompt)
         PROMPTS.append(ids.tolist())
         start = int(np.flatnonzero(ids == IMAGE_START)[0])
         codes = image_codes(ids[start : start + image_block_length(8, 8)])
-        dreamt.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
-    return np.array(dreamt, np.uint16)
+        predicted.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
+    return np.array(predicted, np.uint16)
 
 
-def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
+def test_each_prediction_starts_from_the_previous_one_and_the_true_action(
     checkpoint: Path, image: ImageTokenizer
 ) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=4))
@@ -114,9 +114,9 @@ def test_each_prediction_feeds_on_the_one_before_and_on_the_true_action(
     assert len(PROMPTS) == len(done.frames) == 4
 
 
-def test_guidance_is_towards_the_action_and_every_frame_draws_anew(checkpoint: Path) -> None:
+def test_guidance_is_towards_the_action_and_every_frame_has_its_own_seed(checkpoint: Path) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, temperature=0.5, guidance=2.0, seed=7))
-    for step, (sampling, guidance) in enumerate(ASKED):
+    for step, (sampling, guidance) in enumerate(REQUESTS):
         assert sampling == Sampling(0.5, seed=7, environments=[step])
         assert guidance.scale == 2.0
         prompt = PROMPTS[step]
@@ -126,7 +126,7 @@ def test_guidance_is_towards_the_action_and_every_frame_draws_anew(checkpoint: P
     assert [scores[key] for key in ("temperature", "guidance", "seed")] == [0.5, 2.0, 7]
 
 
-def test_the_network_dreams_the_same_for_the_same_seed(
+def test_predictions_are_the_same_for_the_same_seed(
     checkpoint: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
@@ -137,23 +137,23 @@ def test_the_network_dreams_the_same_for_the_same_seed(
     )
     episode = read_episode(index, index.episodes[0])
 
-    def dream(seed: int, scale: float) -> list[Any]:
+    def predicted(seed: int, scale: float) -> list[Any]:
         return predict(model, index, [episode], 2, Sampling(1.0, seed=seed), scale)[0].tolist()
 
-    first = dream(0, 3.0)
+    first = predicted(0, 3.0)
     assert np.shape(first) == (3, 8, 8)
-    assert dream(0, 3.0) == first
-    assert dream(1, 3.0) != first
-    assert dream(0, 1.0) != first
+    assert predicted(0, 3.0) == first
+    assert predicted(1, 3.0) != first
+    assert predicted(0, 1.0) != first
 
 
-def test_frames_are_greedy_and_unguided_unless_asked_for(checkpoint: Path) -> None:
+def test_frames_are_greedy_and_unguided_by_default(checkpoint: Path) -> None:
     imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
-    sampling, guidance = ASKED[0]
+    sampling, guidance = REQUESTS[0]
     assert (sampling.temperature, guidance.scale) == (0.0, 1.0)
 
 
-def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoint: Path) -> None:
+def test_held_out_episode_is_used_and_files_are_written_beside_the_evaluation(checkpoint: Path) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
     assert done.rollouts[0].split == "val_ind"
     folder = checkpoint.parents[1] / "eval/step_00000100"
@@ -171,7 +171,7 @@ def test_held_out_episode_is_taken_and_files_lie_beside_the_evaluation(checkpoin
     assert len(scores["frames"]) == 3
 
 
-def test_a_gif_is_written_where_it_is_asked_for(checkpoint: Path) -> None:
+def test_gif_is_written_on_request(checkpoint: Path) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
     assert done.gif is None
     assert not list(done.video.parent.glob("*.gif"))
@@ -184,8 +184,8 @@ def test_a_gif_is_written_where_it_is_asked_for(checkpoint: Path) -> None:
         gif.seek(0)
         shown = np.asarray(gif.convert("RGB"), np.float64)
     with av.open(str(done.video)) as video:
-        filmed = next(video.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.abs(shown - filmed).mean() < 10
+        in_video = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(shown - in_video).mean() < 10
 
 
 def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> 
         imagine(ImagineConfig(checkpoint=str(checkpoint)))
 
 
-def test_without_held_out_episodes_the_last_one_is_taken(tmp_path: Path, image: ImageTokenizer) -> None:
+def test_without_held_out_episodes_the_last_one_is_used(tmp_path: Path, image: ImageTokenizer) -> None:
     write_file(
         tmp_path / "demos/lift_demo.hdf5", [demonstration(steps=4, seed=s) for s in range(2)], suite="s"
     )
@@ -219,14 +219,14 @@ def test_without_held_out_episodes_the_last_one_is_taken(tmp_path: Path, image: 
     assert choose_episodes(prepare(Preparer(config, image)), None)[0].key == "lift/demo_1"
 
 
-def test_scores_are_the_definitions() -> None:
+def test_scores_match_their_definitions() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    dream = truth.copy()
-    dream[2] = np.clip(truth[2].astype(int) + rng.integers(-9, 10, truth[2].shape), 0, 255)
-    exact, noisy = score(truth, dream, np.array([1.0, 1.0, 0.5]))
+    predicted = truth.copy()
+    predicted[2] = np.clip(truth[2].astype(int) + rng.integers(-9, 10, truth[2].shape), 0, 255)
+    exact, noisy = score(truth, predicted, np.array([1.0, 1.0, 0.5]))
     assert (exact.psnr, exact.ssim, exact.code_accuracy) == (60.0, pytest.approx(1.0), 1.0)
-    error = np.mean((dream[2].astype(float) - truth[2]) ** 2)
+    error = np.mean((predicted[2].astype(float) - truth[2]) ** 2)
     assert noisy.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
     held = np.mean((truth[0].astype(float) - truth[2]) ** 2)
     assert noisy.held_psnr == pytest.approx(10 * np.log10(255**2 / held), abs=1e-3)
@@ -234,7 +234,7 @@ def test_scores_are_the_definitions() -> None:
     assert noisy.code_accuracy == 0.5
 
 
-def test_episodes_dreamt_side_by_side_are_those_dreamt_alone(
+def test_episodes_predicted_side_by_side_equal_those_predicted_alone(
     checkpoint: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
@@ -251,7 +251,7 @@ def test_episodes_dreamt_side_by_side_are_those_dreamt_alone(
         np.testing.assert_array_equal(together[number], alone)
 
 
-def test_several_episodes_are_scored_and_what_is_missing_is_said(
+def test_several_episodes_are_scored_and_missing_metrics_are_named(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = DatasetIndex.load(str(checkpoint.parents[3] / "data")).episodes[:3]
@@ -268,12 +268,12 @@ def test_several_episodes_are_scored_and_what_is_missing_is_said(
     assert content["horizons"] == []  # none is ten frames long
 
 
-def test_a_sheet_shows_at_most_twelve_frames() -> None:
-    assert evenly(4).tolist() == [0, 1, 2, 3]
-    shown = evenly(51)
+def test_contact_sheet_shows_at_most_twelve_frames() -> None:
+    assert evenly_spaced(4).tolist() == [0, 1, 2, 3]
+    shown = evenly_spaced(51)
     assert (len(shown), shown[0], shown[-1]) == (12, 0, 50)
 
 
-def test_tiles_lie_in_order() -> None:
+def test_tiles_are_in_order() -> None:
     frames = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1).repeat(3, axis=4)
     assert tile(frames)[::3, ::3, 0].tolist() == [[0, 1, 2], [3, 4, 5]]

@@ -49,9 +49,9 @@ def test_lpips_is_that_of_torchmetrics(
     one, other = torch.as_tensor(frames(3)), torch.as_tensor(frames(3, seed=1))
     to_input = [x.permute(0, 3, 1, 2).float() / 127.5 - 1 for x in (one, other)]
     expected = reference(*to_input).flatten()
-    found = Lpips(weights)(one, other)
-    torch.testing.assert_close(found, expected)
-    assert (found > 0.01).all()
+    distances = Lpips(weights)(one, other)
+    torch.testing.assert_close(distances, expected)
+    assert (distances > 0.01).all()
     assert Lpips(weights)(one, one).abs().max() == 0
 
 
@@ -104,8 +104,8 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     rollouts = []
     for seed, length in enumerate((12, 60, 60)):
         truth = frames(length + 1, seed)
-        dream = np.where(np.arange(length + 1)[:, None, None, None] > 10, 0, truth).astype(np.uint8)
-        rollouts.append((truth, dream, score(truth, dream, np.ones(length + 1))))
+        predicted = np.where(np.arange(length + 1)[:, None, None, None] > 10, 0, truth).astype(np.uint8)
+        rollouts.append((truth, predicted, score(truth, predicted, np.ones(length + 1))))
     short, long = horizon_scores(rollouts, False, VideoFeatures(network))
     assert (short.frames, short.episodes, short.psnr) == (10, 3, 60.0)
     assert short.fvd == pytest.approx(0, abs=1e-6)
@@ -121,7 +121,7 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     assert horizon_scores(rollouts[:1], False, None)[0].not_computed["fvd"] == "fvd_network is not set"
 
 
-def test_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         VideoFeatures(tmp_path / "i3d.pt")
     (tmp_path / "i3d.pt").write_bytes(b"nothing")
@@ -129,14 +129,14 @@ def test_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
         VideoFeatures(tmp_path / "i3d.pt")
 
 
-def test_mean_leaves_out_what_was_not_computed() -> None:
+def test_mean_ignores_scores_that_were_not_computed() -> None:
     mean = mean_score([FrameScore(20, 0.5, 10, 0.5, 0.2), FrameScore(30, 0.7, 20, 1.0)])
     assert (mean.psnr, mean.ssim, mean.held_psnr, mean.code_accuracy) == pytest.approx((25, 0.6, 15, 0.75))
     assert mean.lpips == 0.2
     assert mean_score([FrameScore(20, 0.5, 10, 0.5)]).lpips is None
 
 
-def test_table_says_what_is_missing() -> None:
+def test_table_names_missing_weights() -> None:
     from types import SimpleNamespace
     from typing import Any
 

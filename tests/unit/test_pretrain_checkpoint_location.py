@@ -1,4 +1,4 @@
-"""A damaged checkpoint is set aside: it is none any more, and nothing of it is lost."""
+"""A damaged checkpoint that is set aside is no longer committed, and no file of it is lost."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.location import CheckpointLocation
 from tests.support.object_server import BUCKET, object_server
 
 
-def committed(place: CheckpointPlace, *steps: int) -> None:
+def commit_steps(location: CheckpointLocation, *steps: int) -> None:
     for step in steps:
-        place.write(step, "rank_00000-1f2e3d4c.safetensors", [b"weights"], 7)
-        place.commit(step, b"{}", "1f2e3d4c")
+        location.write(step, "rank_00000-1f2e3d4c.safetensors", [b"weights"], 7)
+        location.commit(step, b"{}", "1f2e3d4c")
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["folder", "object store"])
-def test_a_damaged_checkpoint_is_set_aside(
+def test_checkpoint_that_is_set_aside_keeps_its_files_until_it_is_saved_again(
     remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with object_server(monkeypatch):
-        place = CheckpointPlace(f"s3://{BUCKET}/run" if remote else tmp_path)
-        committed(place, 2, 4)
-        place.set_aside(4)
-        assert place.steps() == [2]
-        assert place.found() == {2: True, 4: False}
-        assert place.clean() == []
-        assert len(place._store.names("step_00000004")) == 3  # weights, manifest, DAMAGED
-        place.commit(4, b"{}", "aaaabbbb")
-        place.tidy(4, "aaaabbbb")
-        assert place.steps() == [2, 4]
-        assert sorted(place._store.names("step_00000004")) == ["READY", "manifest-aaaabbbb.json"]
+        location = CheckpointLocation(f"s3://{BUCKET}/run" if remote else tmp_path)
+        commit_steps(location, 2, 4)
+        location.set_aside(4)
+        assert location.steps() == [2]
+        assert location.scan() == {2: True, 4: False}
+        assert location.remove_incomplete() == []
+        assert len(location._store.names("step_00000004")) == 3  # weights, manifest, DAMAGED
+        location.commit(4, b"{}", "aaaabbbb")
+        location.remove_other_attempts(4, "aaaabbbb")
+        assert location.steps() == [2, 4]
+        assert sorted(location._store.names("step_00000004")) == ["READY", "manifest-aaaabbbb.json"]

@@ -1,4 +1,4 @@
-"""Weights alone are read in little more memory than they take, without DeepSpeed."""
+"""Bare weights are read in little more memory than they occupy, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from data.storage.store import open_store
-from pretrain.checkpoint.attempt import Shard, commit, write_shard
 from pretrain.checkpoint.boxes import BoxedTensor, boxes_of_range
-from pretrain.checkpoint.location import CheckpointPlace
+from pretrain.checkpoint.commit import Shard, commit, write_shard
+from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
@@ -25,7 +25,7 @@ MODEL = ModelConfig(
 )
 SMALL = ModelConfig(vocabulary_size=256, hidden_size=32, ffn_size=48, layers=1, heads=4, max_positions=64)
 
-# The process has read a small checkpoint before, so that what it imports and its threads are there.
+# The process reads a small checkpoint first, so that imports and threads are not counted.
 READ = """
 import json, sys
 from pathlib import Path
@@ -36,31 +36,31 @@ def memory(name):
     status = Path("/proc/self/status").read_text()
     return int(status.split(name + ":")[1].split()[0]) * 1024
 
-small, where, dtype, rank, size = sys.argv[1:]
+small, url, dtype, tensor_rank, tensor_size = sys.argv[1:]
 load_weights(small)
-Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
 before = memory("VmRSS")
-weights = load_weights(where, getattr(torch, dtype), int(rank), int(size))
+weights = load_weights(url, getattr(torch, dtype), int(tensor_rank), int(tensor_size))
 peak = memory("VmHWM") - before
-held = sum(tensor.nbytes for tensor in weights.values())
+size = sum(tensor.nbytes for tensor in weights.values())
 probe = {name: float(weights[name].flatten()[-1]) for name in ("lm_head.weight", "model.norm.weight")}
 heavy = [name for name in ("deepspeed", "megatron") if name in sys.modules]
-print(json.dumps({"peak": peak, "held": held, "probe": probe, "heavy": heavy}))
+print(json.dumps({"peak": peak, "size": size, "probe": probe, "heavy": heavy}))
 """
 
 
 def _write(root: Path, model: ModelConfig) -> Path:
     """A checkpoint of step 1 whose parameters all hold 1, 2, 3, ...; without moments."""
-    place, shapes, parts = CheckpointPlace(root), expected_shapes(model), []
+    location, shapes, shards = CheckpointLocation(root), expected_shapes(model), []
     for writer in range(WRITERS):
-        held: dict[str, BoxedTensor] = {}
+        tensors: dict[str, BoxedTensor] = {}
         for number, (name, shape) in enumerate(sorted(shapes.items())):
             count = torch.Size(shape).numel()
             start, stop = writer * count // WRITERS, (writer + 1) * count // WRITERS
             flat = torch.full((stop - start,), float(number + 1))
-            held[f"master/{name}"] = BoxedTensor(shape, boxes_of_range(shape, start, stop), flat)
-        parts.append(write_shard(place, 1, writer, "0123abcd", Shard(held, model)))
-    commit(place, 1, 1, {}, "0123abcd", parts, shapes)
+            tensors[f"master/{name}"] = BoxedTensor(shape, boxes_of_range(shape, start, stop), flat)
+        shards.append(write_shard(location, 1, writer, "0123abcd", Shard(tensors, model)))
+    commit(location, 1, 1, {}, "0123abcd", shards, shapes)
     return root / "step_00000001"
 
 
@@ -83,11 +83,11 @@ def test_reading_takes_at_most_a_fifth_more_than_the_weights(
 ) -> None:
     command = [sys.executable, "-c", READ, str(small), str(large), dtype, str(rank), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    found = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
     stored = Manifest.read(open_store(str(large)))
     names = sorted(stored.weights)
-    assert found["probe"] == {name: names.index(name) + 1 for name in found["probe"]}
+    assert measured["probe"] == {name: names.index(name) + 1 for name in measured["probe"]}
     whole = stored.bytes * getattr(torch, dtype).itemsize / 4
-    assert whole / size * 0.95 < found["held"] < whole / size * 1.05
-    assert found["peak"] <= 1.2 * found["held"]
-    assert found["heavy"] == []
+    assert whole / size * 0.95 < measured["size"] < whole / size * 1.05
+    assert measured["peak"] <= 1.2 * measured["size"]
+    assert measured["heavy"] == []

@@ -1,4 +1,4 @@
-"""Published weights in and out: the same bytes, the same numbers, a bounded piece of memory."""
+"""Import and export of published weights: the same bytes, the same logits, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.chameleon import LENGTH, chameleon_logits, our_logits
 from tests.support.hugging_face import SMALL
 
 
-def convert(*words: str) -> None:
-    assert main(["convert", *words]) == 0
+def convert(*arguments: str) -> None:
+    assert main(["convert", *arguments]) == 0
 
 
 def tokens() -> torch.Tensor:
@@ -34,7 +34,7 @@ def tokens() -> torch.Tensor:
 
 
 def load_back(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """What transformers makes of an exported folder."""
+    """Load an exported folder with transformers; model and loading info."""
     from transformers import ChameleonForConditionalGeneration
 
     loaded: Any = ChameleonForConditionalGeneration.from_pretrained(
@@ -45,7 +45,7 @@ def load_back(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, "mixed"], ids=str)
-def test_there_and_back_is_bitwise(dtype: Any, tmp_path: Path) -> None:
+def test_import_and_export_give_the_same_bytes(dtype: Any, tmp_path: Path) -> None:
     model = hugging_face.save(tmp_path / "theirs", dtype=dtype)
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 3
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours", "shard_megabytes=1")
@@ -66,8 +66,8 @@ def test_logits_are_the_same_on_both_sides(changes: dict[str, Any], tmp_path: Pa
     config = replace(SMALL, **changes)
     theirs = hugging_face.save(tmp_path / "theirs", config)
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours")
-    made = Manifest.read(open_checkpoint(tmp_path / "ours")).metadata["config"]["model"]
-    ours = Transformer(replace(ModelConfig(**made), dropout=0.0)).eval()
+    settings = Manifest.read(open_checkpoint(tmp_path / "ours")).metadata["config"]["model"]
+    ours = Transformer(replace(ModelConfig(**settings), dropout=0.0)).eval()
     ours.load_state_dict(load_weights(tmp_path / "ours"), strict=True)
     expected = chameleon_logits(theirs, tokens())
     torch.testing.assert_close(our_logits(ours, tokens()), expected, atol=1e-5, rtol=0)
@@ -79,7 +79,7 @@ def test_logits_are_the_same_on_both_sides(changes: dict[str, Any], tmp_path: Pa
     assert all(name.startswith("model.vqmodel.") for name in info["missing_keys"])
 
 
-def test_settings_survive_the_way(tmp_path: Path) -> None:
+def test_settings_survive_import_and_export(tmp_path: Path) -> None:
     hugging_face.save(tmp_path / "theirs")
     hugging_face.edit_json(
         tmp_path / "theirs" / "config.json",
@@ -87,8 +87,8 @@ def test_settings_survive_the_way(tmp_path: Path) -> None:
     )
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours")
     convert("export", f"checkpoint={tmp_path}/ours", f"out={tmp_path}/back", "dtype=float16")
-    made = ModelConfig(**Manifest.read(open_checkpoint(tmp_path / "ours")).metadata["config"]["model"])
-    assert replace(made, dropout=0.0) == replace(SMALL, rope_theta=5000.0)
+    imported = ModelConfig(**Manifest.read(open_checkpoint(tmp_path / "ours")).metadata["config"]["model"])
+    assert replace(imported, dropout=0.0) == replace(SMALL, rope_theta=5000.0)
     back, _ = load_back(tmp_path / "back")
     assert back.dtype == torch.float16
     assert back.config.rope_parameters["rope_theta"] == 5000.0
@@ -96,12 +96,12 @@ def test_settings_survive_the_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 1 << 12])
-def test_files_are_bounded_and_indexed(size: int, tmp_path: Path) -> None:
+def test_files_are_bounded_in_size_and_indexed(size: int, tmp_path: Path) -> None:
     from pretrain.convert.exporting import export_weights
     from pretrain.convert.importing import import_weights
 
     hugging_face.save(tmp_path / "theirs")
-    done = import_weights(tmp_path / "theirs", tmp_path / "ours", size, lambda *_: None)
+    summary = import_weights(tmp_path / "theirs", tmp_path / "ours", size, lambda *_: None)
     manifest = Manifest.read(open_checkpoint(tmp_path / "ours"))
     largest = max(tensor.numel() * 4 for tensor in load_weights(tmp_path / "ours").values())
     header = 4096
@@ -109,7 +109,7 @@ def test_files_are_bounded_and_indexed(size: int, tmp_path: Path) -> None:
     assert max(file.bytes for file in manifest.files.values()) <= max(size, largest) + header
     export_weights(tmp_path / "ours", tmp_path / "back", None, None, size, lambda *_: None)
     index = json.loads((tmp_path / "back" / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == done.bytes
+    assert index["metadata"]["total_size"] == summary.bytes
     assert set(index["weight_map"].values()) == {
         path.name for path in (tmp_path / "back").glob("*.safetensors")
     }
@@ -117,30 +117,30 @@ def test_files_are_bounded_and_indexed(size: int, tmp_path: Path) -> None:
     assert not info["unexpected_keys"]
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_files(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_content_and_not_on_the_files(tmp_path: Path) -> None:
     from pretrain.convert.importing import import_weights
 
     hugging_face.save(tmp_path / "a")
     hugging_face.save(tmp_path / "b", shard="1GB")
     hugging_face.save(tmp_path / "c")
-    hugging_face.edit_tensors(tmp_path / "c", lambda found: found["lm_head.weight"][0, 0].add_(1.0))
-    prints = [
+    hugging_face.edit_tensors(tmp_path / "c", lambda tensors: tensors["lm_head.weight"][0, 0].add_(1.0))
+    fingerprints = [
         import_weights(tmp_path / name, tmp_path / f"{name}_out", 1 << 20, lambda *_: None).fingerprint
         for name in "abc"
     ]
-    assert prints[0] == prints[1] != prints[2]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_published_layouts_without_an_image_encoder_and_with_old_tables(
+def test_published_layouts_without_an_image_encoder_and_with_old_rotary_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """WorldVLA's checkpoints: another class name, no vqmodel; old ones keep the rotary embedding's tables."""
     hugging_face.save(tmp_path / "theirs")
 
-    def change(found: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in found if "vqmodel" in name]:
-            del found[name]
-        found["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "vqmodel" in name]:
+            del tensors[name]
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
 
     hugging_face.edit_tensors(tmp_path / "theirs", change)
     hugging_face.edit_json(
@@ -160,7 +160,9 @@ def test_published_layouts_without_an_image_encoder_and_with_old_tables(
     assert load_weights(tmp_path / "ours").keys() == expected_shapes(SMALL).keys()
 
 
-def test_the_command_tells_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_how_to_train_with_the_imported_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     hugging_face.save(tmp_path / "theirs", dtype=torch.bfloat16)
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours")
     printed = capsys.readouterr().out
@@ -168,10 +170,10 @@ def test_the_command_tells_the_way_on(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "tensors of the image encoder (vqmodel)" in printed
     assert f"checkpointing.start_from={tmp_path}/ours model=tiny model.vocabulary_size=320" in printed
     assert main(["inspect", "checkpoint", f"path={tmp_path}/ours", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["only_weights"]
-    assert found["dtypes"] == {"bfloat16": 29}
-    assert found["imported"]["source"] == "theirs"
+    described = json.loads(capsys.readouterr().out)
+    assert described["only_weights"]
+    assert described["dtypes"] == {"bfloat16": 29}
+    assert described["imported"]["source"] == "theirs"
     assert main(["inspect", "checkpoint", f"path={tmp_path}/ours"]) == 0
     assert "weights alone" in capsys.readouterr().out
 
@@ -185,15 +187,17 @@ def test_names_of_image_codes_are_those_that_transformers_reads() -> None:
     assert code_name(1023) == "IMGIMGBACDZ"
 
 
-def test_float16_that_is_too_small_is_refused(tmp_path: Path) -> None:
+def test_weights_beyond_the_range_of_float16_are_refused(tmp_path: Path) -> None:
     from pretrain.convert.exporting import export_weights
 
     hugging_face.save(tmp_path / "theirs")
-    hugging_face.edit_tensors(tmp_path / "theirs", lambda found: found["model.norm.weight"][0].fill_(1e6))
+    hugging_face.edit_tensors(tmp_path / "theirs", lambda tensors: tensors["model.norm.weight"][0].fill_(1e6))
     convert("import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours")
     with pytest.raises(InputError, match=r"model.norm.weight: has values beyond 65504"):
         export_weights(tmp_path / "ours", tmp_path / "back", "float16", None, 1 << 20, lambda *_: None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"], "nothing is left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"], (
+        "no temporary folder is left"
+    )
 
 
 PEAK = """
@@ -208,7 +212,7 @@ def peak():
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 expected_shapes(ModelConfig(layers=1))  # torch imports more for it
-Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
 before = peak()
 {function}(Path(sys.argv[1]), Path(sys.argv[2]), {arguments}, lambda *_: None)
 print(peak() - before)
@@ -216,14 +220,14 @@ print(peak() - before)
 
 
 def _peak(module: str, function: str, arguments: str, source: Path, out: Path) -> int:
-    """Bytes of memory that a conversion takes above its start."""
+    """Peak memory in bytes of a conversion, above that at its start."""
     program = PEAK.format(module=module, function=function, arguments=arguments)
     command = [sys.executable, "-c", program, str(source), str(out)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-def test_memory_stays_below_one_shard(tmp_path: Path) -> None:
+def test_peak_memory_stays_below_one_file(tmp_path: Path) -> None:
     config = ModelConfig(vocabulary_size=16_384, hidden_size=1024, ffn_size=2752, layers=7, heads=8)
     header: dict[str, Any] = {}
     total = 0
@@ -236,18 +240,16 @@ def test_memory_stays_below_one_shard(tmp_path: Path) -> None:
     source.mkdir()
     with (source / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + total)  # zeros that take no disk
+        file.truncate(8 + len(text) + total)  # a sparse file of zeros
     sizes = {"vocab_size": 16_384, "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 7}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
     (source / "config.json").write_text(json.dumps(sizes | heads))
-    shard = 64_000_000
+    file_bytes = 64_000_000
     largest = 4 * 16_384 * 1024
     assert total > 230e6
-    peak = _peak("importing", "import_weights", str(shard), source, tmp_path / "ours")
-    print("PEAK", peak)
-    assert peak < shard / 2, f"{peak:,} bytes to import {total:,}"
+    peak = _peak("importing", "import_weights", str(file_bytes), source, tmp_path / "ours")
+    assert peak < file_bytes / 2, f"{peak:,} bytes to import {total:,}"
     peak = _peak(
         "exporting", "export_weights", f"'float32', None, {1 << 30}", tmp_path / "ours", tmp_path / "back"
     )
-    print("PEAK", peak)
     assert peak < 2 * largest, f"{peak:,} bytes to export {2 * total:,}"

@@ -1,4 +1,4 @@
-"""An environment's actions do not depend, to the last bit, on who else waits for the policy."""
+"""An environment's actions do not depend, to the last bit, on the batch they are decoded in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import pytest
 from numpy.typing import NDArray
 
 from data.tokens.image import ImageTokenizer
-from eval.policy.batching import ChunkDecoder, FrameEncoder, agreeing_sizes, batches
+from eval.policy.batch_invariance import (
+    BatchInvariantDecoder,
+    BatchInvariantEncoder,
+    invariant_batch_sizes,
+    split_into_batches,
+)
 from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
@@ -40,30 +45,30 @@ def prompts(count: int, seed: int = 0) -> list[NDArray[np.int64]]:
     return [rng.integers(4, 8000, rng.integers(20, 150)) for _ in range(count)]
 
 
-def test_chunks_are_the_same_alone_and_in_any_company(network: Transformer) -> None:
+def test_chunks_are_the_same_alone_and_in_any_batch(network: Transformer) -> None:
     rows = prompts(11)
-    alone = [ChunkDecoder(network, CHUNK, most=4).decode([row])[0] for row in rows]
+    alone = [BatchInvariantDecoder(network, CHUNK, max_batch=4).decode([row])[0] for row in rows]
     assert len({chunk.tobytes() for chunk in alone}) > 5
-    decoder = ChunkDecoder(network, CHUNK, most=4)
+    decoder = BatchInvariantDecoder(network, CHUNK, max_batch=4)
     for order in (np.arange(11), np.arange(11)[::-1], np.random.default_rng(1).permutation(11)[:6]):
         together = decoder.decode([rows[i] for i in order])
-        for place, number in enumerate(order):
-            np.testing.assert_array_equal(together[place], alone[number])
+        for row, number in enumerate(order):
+            np.testing.assert_array_equal(together[row], alone[number])
 
 
-def test_logits_are_the_same_bits_at_every_size_that_is_used(network: Transformer) -> None:
-    decoder, (row,) = ChunkDecoder(network, CHUNK, most=4), prompts(1)
-    sizes = decoder._agreeing(128, row)
+def test_logits_are_bitwise_equal_at_every_size_in_use(network: Transformer) -> None:
+    decoder, (row,) = BatchInvariantDecoder(network, CHUNK, max_batch=4), prompts(1)
+    sizes = decoder._batch_sizes(128, row)
     others = [other[:60] for other in prompts(8, seed=5) if len(other) >= 60]
     expected = decoder._logits([row] * sizes[0], 128)[0]
     for size in sizes:
-        for place in range(size):
+        for position in range(size):
             filled = [others[i % len(others)] for i in range(size)]
-            filled[place] = row
-            np.testing.assert_array_equal(decoder._logits(filled, 128)[place], expected)
+            filled[position] = row
+            np.testing.assert_array_equal(decoder._logits(filled, 128)[position], expected)
 
 
-def test_padding_changes_no_choice(network: Transformer) -> None:
+def test_padding_does_not_change_the_decoded_bins(network: Transformer) -> None:
     rows = prompts(4)
     for row in rows:
         plain = decode_action_chunk(network, [row], CHUNK)
@@ -82,18 +87,20 @@ def test_sizes_that_do_not_agree_are_not_used(rounding, expected: tuple[int, ...
     def run(size: int) -> NDArray[np.float32]:
         return np.array([[1.0 + rounding(size, row)] for row in range(size)], np.float32)
 
-    assert agreeing_sizes(run, 6) == expected
+    assert invariant_batch_sizes(run, 6) == expected
 
 
 def test_batches_hold_every_row_once() -> None:
-    assert batches(11, (1, 2, 4)) == [(4, 4), (4, 4), (3, 4)]
-    assert batches(3, (8,)) == [(3, 8)]
-    assert batches(2, (1,)) == [(1, 1), (1, 1)]
+    assert split_into_batches(11, (1, 2, 4)) == [(4, 4), (4, 4), (3, 4)]
+    assert split_into_batches(3, (8,)) == [(3, 8)]
+    assert split_into_batches(2, (1,)) == [(1, 1), (1, 1)]
 
 
-def test_frames_are_encoded_as_they_are_alone() -> None:
+def test_frames_are_encoded_as_they_would_be_alone() -> None:
     tokenizer = ImageTokenizer.load()
     frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    together = FrameEncoder(tokenizer, most=4).encode(frames)
+    together = BatchInvariantEncoder(tokenizer, max_batch=4).encode(frames)
     for frame, codes in zip(frames, together, strict=True):
-        np.testing.assert_array_equal(FrameEncoder(tokenizer, most=4).encode(frame[None])[0], codes)
+        np.testing.assert_array_equal(
+            BatchInvariantEncoder(tokenizer, max_batch=4).encode(frame[None])[0], codes
+        )

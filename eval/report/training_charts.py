@@ -1,4 +1,4 @@
-"""What the report says of the training: curves of learning, speed, memory, and ranks that held it up."""
+"""Training in the report: charts of learning, speed and memory, stragglers, and events of the run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.report.charts import Chart, Mark, Series, format_number, line_chart
-from eval.report.run_contents import Json, RunFolder, mapping, number
+from eval.report.run_contents import Json, RunContents, mapping, number
 
 _PERCENT = 100.0
 _GROUPS = {
@@ -17,12 +17,12 @@ _GROUPS = {
     "head": "head",
 }
 _SPLITS = {"val_ind": "new episodes", "val_ood": "new tasks"}
-_NO_MARK = ("validation", "straggler", "profile")  # shown in places of their own
+_UNMARKED_EVENTS = ("validation", "straggler", "profile")  # shown elsewhere
 
 
 @dataclass(frozen=True)
 class StragglerRow:
-    """A rank for which the others waited."""
+    """A rank that delayed the others."""
 
     rank: str
     host: str
@@ -31,17 +31,17 @@ class StragglerRow:
     data_wait: str
 
 
-def learning_charts(run: RunFolder) -> list[Chart]:
-    """Curves over steps, with every resume marked; held-out splits beside the training."""
+def learning_charts(run: RunContents) -> list[Chart]:
+    """Curves over steps with marks at every event; held-out splits beside the training."""
     marks = _marks(run)
     validations = [event for event in run.events if event.get("event") == "validation"]
 
-    def beside(key: str) -> list[Series]:
-        found = [_curve(run.steps, key, "training", 1)]
+    def with_splits(key: str) -> list[Series]:
+        curves = [_curve(run.steps, key, "training", 1)]
         for tone, split in enumerate(_split_names(validations), start=2):
             label = _SPLITS.get(split, split)
-            found.append(_curve(validations, f"{split}/{key}", label, min(tone, 5), dots=True))
-        return found
+            curves.append(_curve(validations, f"{split}/{key}", label, min(tone, 5), dots=True))
+        return curves
 
     def groups(kind: str) -> list[Series]:
         return [
@@ -54,12 +54,12 @@ def learning_charts(run: RunFolder) -> list[Chart]:
         _curve(run.steps, f"accuracy_{kind}", label, tone, _PERCENT)
         for tone, (kind, label) in enumerate(kinds, start=1)
     ]
-    return _drawn(
-        line_chart("Loss of actions", "nats a token", beside("loss_action"), marks=marks),
-        line_chart("Loss of images", "nats a token", beside("loss_image"), marks=marks),
-        line_chart("Loss of structure", "nats a token", beside("loss_structure"), marks=marks),
+    return _without_empty(
+        line_chart("Loss of actions", "nats a token", with_splits("loss_action"), marks=marks),
+        line_chart("Loss of images", "nats a token", with_splits("loss_image"), marks=marks),
+        line_chart("Loss of structure", "nats a token", with_splits("loss_structure"), marks=marks),
         line_chart("Token accuracy", "%", accuracies, marks=marks, y_range=(0.0, 100.0)),
-        line_chart("Error of actions", "L1, range -1 to 1", beside("action_l1"), marks=marks),
+        line_chart("Error of actions", "L1, range -1 to 1", with_splits("action_l1"), marks=marks),
         line_chart("Learning rate", "", [_curve(run.steps, "learning_rate", "training", 4)], marks=marks),
         line_chart(
             "Gradient norm", "before clipping", [_curve(run.steps, "gradient_norm", "global", 3)], marks=marks
@@ -69,11 +69,11 @@ def learning_charts(run: RunFolder) -> list[Chart]:
     )
 
 
-def speed_charts(run: RunFolder) -> list[Chart]:
-    """How fast it went, what held it up, and what memory it took."""
+def speed_charts(run: RunContents) -> list[Chart]:
+    """Throughput, times of a step, memory, and stalls by checkpoints."""
     steps, marks = run.steps, _marks(run)
     stalls = [line for line in steps if (number(line, "checkpoint_stall") or 0.0) > 0]
-    return _drawn(
+    return _without_empty(
         line_chart(
             "Throughput", "tokens/s", [_curve(steps, "tokens_per_second", "all ranks", 1)], marks=marks
         ),
@@ -117,13 +117,13 @@ def speed_charts(run: RunFolder) -> list[Chart]:
     )
 
 
-def straggler_rows(run: RunFolder) -> list[StragglerRow]:
-    """Ranks that were named, in the order of the steps."""
+def straggler_rows(run: RunContents) -> list[StragglerRow]:
+    """Reported stragglers, in the order of steps."""
     return [
         StragglerRow(
-            rank=_whole(event, "rank"),
+            rank=_integer(event, "rank"),
             host=str(event.get("host", "")),
-            step=_whole(event, "step"),
+            step=_integer(event, "step"),
             above=_seconds(event, "seconds_above_median"),
             data_wait=_seconds(event, "data_wait"),
         )
@@ -132,14 +132,14 @@ def straggler_rows(run: RunFolder) -> list[StragglerRow]:
     ]
 
 
-def history(run: RunFolder) -> list[str]:
-    """What happened to the run, in sentences."""
-    return [event_sentence(event) for event in run.events if event.get("event") not in _NO_MARK]
+def history(run: RunContents) -> list[str]:
+    """Events of the run, one sentence each."""
+    return [event_sentence(event) for event in run.events if event.get("event") not in _UNMARKED_EVENTS]
 
 
 def event_sentence(event: Json) -> str:
-    """What happened, in a sentence."""
-    at = f" at step {_whole(event, 'step')}" if number(event, "step") is not None else ""
+    """An event as a sentence."""
+    at = f" at step {_integer(event, 'step')}" if number(event, "step") is not None else ""
     before, after = mapping(event, "parallel_before"), mapping(event, "parallel")
     text = f"{str(event.get('event', 'event')).capitalize()}{at}"
     if before and after and before != after:
@@ -148,15 +148,17 @@ def event_sentence(event: Json) -> str:
 
 
 def layout(parallel: Json) -> str:
-    """A layout of ranks in a few words."""
+    """A parallel layout as short text."""
     stage = number(parallel, "zero_stage")
-    grid = f"TP {_whole(parallel, 'tensor')} x DP {_whole(parallel, 'data')}"
+    grid = f"TP {_integer(parallel, 'tensor')} x DP {_integer(parallel, 'data')}"
     return grid + (f", ZeRO-{stage:.0f}" if stage is not None else "")
 
 
-def _marks(run: RunFolder) -> list[Mark]:
-    placed = [(number(event, "step"), event) for event in run.events if event.get("event") not in _NO_MARK]
-    return [Mark(step, _event_label(event)) for step, event in placed if step is not None]
+def _marks(run: RunContents) -> list[Mark]:
+    events = [
+        (number(event, "step"), event) for event in run.events if event.get("event") not in _UNMARKED_EVENTS
+    ]
+    return [Mark(step, _event_label(event)) for step, event in events if step is not None]
 
 
 def _event_label(event: Json) -> str:
@@ -166,9 +168,9 @@ def _event_label(event: Json) -> str:
 
 
 def _split_names(validations: Sequence[Json]) -> list[str]:
-    """Splits that were measured, the known ones first."""
-    found = {name.removesuffix("/loss") for event in validations for name in event if name.endswith("/loss")}
-    return sorted(found, key=lambda split: (split not in _SPLITS, split))
+    """Measured splits, the known ones first."""
+    names = {name.removesuffix("/loss") for event in validations for name in event if name.endswith("/loss")}
+    return sorted(names, key=lambda split: (split not in _SPLITS, split))
 
 
 def _curve(
@@ -179,11 +181,11 @@ def _curve(
     return Series(label, points, tone, dots=dots)
 
 
-def _drawn(*charts: Chart | None) -> list[Chart]:
+def _without_empty(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _whole(values: Json, key: str) -> str:
+def _integer(values: Json, key: str) -> str:
     return f"{number(values, key) or 0.0:.0f}"
 
 

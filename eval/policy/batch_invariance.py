@@ -1,10 +1,10 @@
-"""Decoding for several environments at once without a bit of one depending on the others.
+"""Decoding and encoding in batches, with results that do not depend on the batch.
 
-Kernels may sum in another order for another number of rows, or for another place of a row among them, and
-then the last bit of a logit depends on who else happens to wait for the policy. So before a width of
-prompts is decoded for the first time, copies of one prompt are decoded in batches of several sizes and
-compared bit by bit. Sizes that agree are used; a batch that lies between two of them is filled up with
-copies. Prompts are padded to a multiple of tokens that depends on their own length alone.
+Kernels may sum in another order for another number of rows, or for another position of a row among them; then
+the last bit of a logit depends on which other environments happen to wait for the policy. So before prompts
+of a width are decoded for the first time, copies of one prompt are decoded in batches of several sizes and
+compared bit by bit. Sizes that agree are used; a batch between two of them is filled up with copies. The
+length that a prompt is padded to depends on its own length alone.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pretrain.model.generate import Order, decode_action_chunk
 from pretrain.model.reader import Reader
 from pretrain.model.transformer import Transformer
 
-_WIDTH = 64  # tokens; prompts of the same multiple share a batch
+_WIDTH = 64  # tokens; prompts padded to the same multiple share a batch
 
 
-def agreeing_sizes(run: Callable[[int], NDArray], most: int) -> tuple[int, ...]:
-    """Batch sizes whose rows are the same to the last bit.
+def invariant_batch_sizes(run: Callable[[int], NDArray], max_size: int) -> tuple[int, ...]:
+    """Batch sizes whose rows are equal to the last bit.
 
     Args:
         run: Gives the outputs [n, ...] for n copies of one input.
-        most: Largest size wanted.
+        max_size: Largest size needed.
 
     Returns:
-        Powers of two from 1 up to `most` (at least) where all agree with one another; else the largest of
+        Powers of two from 1 up to `max_size` (at least) where all agree with one another; else the largest of
         them alone where its rows agree; else only 1.
     """
     sizes = [1]
-    while sizes[-1] < most:
+    while sizes[-1] < max_size:
         sizes.append(2 * sizes[-1])
     outputs = [run(size) for size in sizes]
     alone, full = outputs[0][0], outputs[-1]
@@ -48,29 +48,29 @@ def agreeing_sizes(run: Callable[[int], NDArray], most: int) -> tuple[int, ...]:
     return (1,)
 
 
-def batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """How `count` rows are cut: (rows, size of the batch that they are filled up to)."""
-    cut = []
+def split_into_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Split `count` rows into batches: (rows, size that they are filled up to) of each."""
+    batches = []
     while count:
         size = next((size for size in sizes if size >= count), sizes[-1])
         rows = min(count, size)
-        cut.append((rows, size))
+        batches.append((rows, size))
         count -= rows
-    return cut
+    return batches
 
 
-class ChunkDecoder:
-    """Decodes action chunks for many prompts; each as it would be decoded alone.
+class BatchInvariantDecoder:
+    """Decodes action chunks for many prompts, each as it would be decoded alone.
 
     Args:
         network: The transformer.
         chunk: K, actions in a chunk.
-        most: Most prompts in a batch.
-        order: Of the tokens, as in `decode_action_chunk`; all give the same bins.
+        max_batch: Maximum number of prompts in a batch.
+        order: Order of the tokens, as in `decode_action_chunk`; all orders give the same bins.
     """
 
-    def __init__(self, network: Transformer, chunk: int, most: int, order: Order = "parallel") -> None:
-        self._network, self._chunk, self._most = network, chunk, most
+    def __init__(self, network: Transformer, chunk: int, max_batch: int, order: Order = "parallel") -> None:
+        self._network, self._chunk, self._max_batch = network, chunk, max_batch
         self._order: Order = order
         self._sizes: dict[int, tuple[int, ...]] = {}  # by width of the prompts
 
@@ -78,14 +78,15 @@ class ChunkDecoder:
         """Bins [B, K, 7] of B prompts [S].
 
         Raises:
-            InputError: As `decode_action_chunk`.
+            InputError: As for `decode_action_chunk`.
         """
         by_width: dict[int, list[int]] = defaultdict(list)
         for number, prompt in enumerate(prompts):
             by_width[self._width(len(prompt))].append(number)
         bins: dict[int, NDArray[np.int64]] = {}
         for width, numbers in by_width.items():
-            for rows, size in batches(len(numbers), self._agreeing(width, prompts[numbers[0]])):
+            sizes = self._batch_sizes(width, prompts[numbers[0]])
+            for rows, size in split_into_batches(len(numbers), sizes):
                 chosen, numbers = numbers[:rows], numbers[rows:]
                 filled = [prompts[number] for number in chosen] + [prompts[chosen[0]]] * (size - rows)
                 decoded = decode_action_chunk(
@@ -95,13 +96,15 @@ class ChunkDecoder:
         return np.stack([bins[number] for number in range(len(prompts))])
 
     def _width(self, length: int) -> int:
-        """Tokens that a prompt is padded to."""
-        most = self._network.config.max_positions - self._chunk * ACTION_BLOCK_LENGTH
-        return max(length, min(-(-length // _WIDTH) * _WIDTH, most))
+        """Number of tokens that a prompt is padded to."""
+        longest = self._network.config.max_positions - self._chunk * ACTION_BLOCK_LENGTH
+        return max(length, min(-(-length // _WIDTH) * _WIDTH, longest))
 
-    def _agreeing(self, width: int, prompt: NDArray[np.integer]) -> tuple[int, ...]:
+    def _batch_sizes(self, width: int, prompt: NDArray[np.integer]) -> tuple[int, ...]:
         if width not in self._sizes:
-            self._sizes[width] = agreeing_sizes(lambda n: self._logits([prompt] * n, width), self._most)
+            self._sizes[width] = invariant_batch_sizes(
+                lambda n: self._logits([prompt] * n, width), self._max_batch
+            )
         return self._sizes[width]
 
     @torch.inference_mode()
@@ -114,27 +117,27 @@ class ChunkDecoder:
         return reader.logits(hidden, ACTION_START, ACTION_END).float().cpu().numpy()
 
 
-class FrameEncoder:
-    """Encodes frames for many environments; each as it would be encoded alone.
+class BatchInvariantEncoder:
+    """Encodes frames of many environments, each as it would be encoded alone.
 
     Args:
         tokenizer: The image tokenizer.
-        most: Most frames in a batch.
+        max_batch: Maximum number of frames in a batch.
     """
 
-    def __init__(self, tokenizer: ImageTokenizer, most: int) -> None:
-        self._tokenizer, self._most = tokenizer, most
+    def __init__(self, tokenizer: ImageTokenizer, max_batch: int) -> None:
+        self._tokenizer, self._max_batch = tokenizer, max_batch
         self._sizes: tuple[int, ...] | None = None
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
         """Frames uint8 [N, H, W, 3] -> codes uint16 [N, R, C]."""
         if self._sizes is None:
             first = frames[:1]
-            self._sizes = agreeing_sizes(
-                lambda n: self._tokenizer.encode(np.repeat(first, n, axis=0)), self._most
+            self._sizes = invariant_batch_sizes(
+                lambda n: self._tokenizer.encode(np.repeat(first, n, axis=0)), self._max_batch
             )
         codes, begin = [], 0
-        for rows, size in batches(len(frames), self._sizes):
+        for rows, size in split_into_batches(len(frames), self._sizes):
             part = frames[begin : begin + rows]
             filled = np.concatenate([part, np.repeat(part[:1], size - rows, axis=0)])
             codes.append(self._tokenizer.encode(filled)[:rows])

@@ -1,8 +1,8 @@
-"""Where every piece of every parameter lies, as arrays, so that nobody loops over the pieces of all ranks.
+"""The chunk table: which rank stored which box of which parameter, as arrays.
 
-One row is one box of a parameter that one rank wrote. All states of a parameter (master weights, moments)
-are cut in the same way. With a thousand ranks there are some hundred thousand rows: rank 0 puts the
-ranks' arrays behind each other, and a reader picks what it wants by comparing whole columns.
+One row is one chunk. All states of a parameter (master weights, moments) are cut in the same way. With a
+thousand ranks there are some hundred thousand rows: rank 0 concatenates the ranks' arrays, and a reader
+selects rows by comparing whole columns, so that no Python loop runs over the chunks of all ranks.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _COLUMNS = ("parameter", "writer", "offset", "shape")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One box of a parameter and the number of the rank that wrote it."""
+class Chunk:
+    """One stored box of a parameter and the rank that wrote it."""
 
     writer: int
     box: Box
 
 
 @dataclass(frozen=True, slots=True)
-class PieceTable:
-    """All pieces of a checkpoint, ordered by parameter.
+class ChunkTable:
+    """All chunks of a checkpoint, ordered by parameter.
 
     Attributes:
-        parameter: int64 [n], place of the parameter among all names in ascending order.
-        writer: int64 [n], number of the rank that wrote the piece.
+        parameter: int64 [n], position of the parameter among all names in ascending order.
+        writer: int64 [n], rank that wrote the chunk.
         offset: int64 [n, D], first element of the box; D is the largest number of dimensions.
         shape: int64 [n, D], its size; 1 in dimensions that the parameter does not have.
     """
@@ -46,53 +46,53 @@ class PieceTable:
     shape: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[int, int, Box]], dimensions: int) -> PieceTable:
-        """From (parameter, writer, box) of one rank."""
+    def of(cls, rows: Sequence[tuple[int, int, Box]], dimensions: int) -> ChunkTable:
+        """Make a table of rows (parameter, writer, box)."""
         table = cls(
             np.array([row[0] for row in rows], np.int64),
             np.array([row[1] for row in rows], np.int64),
             _padded([row[2].offset for row in rows], dimensions, 0),
             _padded([row[2].shape for row in rows], dimensions, 1),
         )
-        return table._ordered()
+        return table._sorted()
 
     @classmethod
-    def joined(cls, parts: Sequence[PieceTable]) -> PieceTable:
-        """The pieces of several ranks."""
-        columns = (np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS)
-        return cls(*columns)._ordered()
+    def concatenated(cls, tables: Sequence[ChunkTable]) -> ChunkTable:
+        """Join the tables of several ranks."""
+        columns = (np.concatenate([getattr(table, name) for table in tables]) for name in _COLUMNS)
+        return cls(*columns)._sorted()
 
-    def _ordered(self) -> PieceTable:
+    def _sorted(self) -> ChunkTable:
         order = np.argsort(self.parameter, kind="stable")
-        return PieceTable(*(getattr(self, name)[order] for name in _COLUMNS))
+        return ChunkTable(*(getattr(self, name)[order] for name in _COLUMNS))
 
     def encode(self) -> bytes:
-        """As a safetensors file."""
+        """Encode as a safetensors file."""
         return save({name: np.ascontiguousarray(getattr(self, name)) for name in _COLUMNS})
 
     @classmethod
-    def decode(cls, where: str, content: bytes) -> PieceTable:
-        """From a safetensors file.
+    def decode(cls, where: str, content: bytes) -> ChunkTable:
+        """Decode a safetensors file; `where` leads the messages.
 
         Raises:
-            InputError: It is none, or holds other arrays.
+            InputError: It is not one, or holds other arrays.
         """
         try:
-            found = load(content)
-            table = cls(*(found[name] for name in _COLUMNS))
+            columns = load(content)
+            table = cls(*(columns[name] for name in _COLUMNS))
         except (SafetensorError, KeyError, ValueError) as error:
             raise InputError(
-                f"{where}: not a table of pieces ({error!r}); take another checkpoint"
+                f"{where}: not a table of chunks ({error!r}); take another checkpoint"
             ) from error
         rows = len(table.parameter)
         flat = [table.parameter.shape, table.writer.shape] == [(rows,)] * 2
         wide = table.offset.shape == table.shape.shape and table.offset.shape[:1] == (rows,)
         if not (flat and wide) or any(getattr(table, name).dtype != np.int64 for name in _COLUMNS):
-            raise InputError(f"{where}: not a table of pieces (wrong shapes); take another checkpoint")
+            raise InputError(f"{where}: not a table of chunks (wrong shapes); take another checkpoint")
         return table
 
-    def problem(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """What is wrong if these are to make up parameters of these shapes; None: nothing.
+    def inconsistency(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """Describe why the chunks do not make up parameters of these shapes; None: they do.
 
         Args:
             shapes: Of all parameters by name.
@@ -100,35 +100,35 @@ class PieceTable:
         names = sorted(shapes)
         sides = _padded([shapes[name] for name in names], self.offset.shape[1], 1)
         if len(self.parameter) and not 0 <= self.parameter.min() <= self.parameter.max() < len(names):
-            return "a piece of an unknown parameter"
+            return "a chunk of an unknown parameter"
         inside = (self.offset >= 0) & (self.shape >= 1) & (self.offset + self.shape <= sides[self.parameter])
         if not inside.all():
-            return f"a piece beyond {names[int(self.parameter[~inside.all(axis=1)][0])]}"
+            return f"a chunk beyond {names[int(self.parameter[~inside.all(axis=1)][0])]}"
         sizes = np.zeros(len(names), np.int64)
         np.add.at(sizes, self.parameter, self.shape.prod(axis=1))
         if (wrong := np.flatnonzero(sizes != sides.prod(axis=1))).size:
-            return f"the pieces of {names[int(wrong[0])]} do not make it up"
+            return f"the chunks of {names[int(wrong[0])]} do not make it up"
         return None
 
-    def pieces(self, parameter: int, dimensions: int, boxes: Sequence[Box] | None = None) -> list[Piece]:
-        """The pieces of one parameter that have something of any of the boxes (None: all)."""
+    def chunks(self, parameter: int, dimensions: int, boxes: Sequence[Box] | None = None) -> list[Chunk]:
+        """List the chunks of one parameter that overlap any of the boxes (None: all)."""
         rows = slice(*np.searchsorted(self.parameter, [parameter, parameter + 1]))
         offset, shape = self.offset[rows, :dimensions], self.shape[rows, :dimensions]
-        wanted = np.full(len(offset), boxes is None)
+        selected = np.full(len(offset), boxes is None)
         for box in boxes or ():
             start, size = np.array(box.offset, np.int64), np.array(box.shape, np.int64)
-            wanted |= ((offset < start + size) & (start < offset + shape)).all(axis=1)
+            selected |= ((offset < start + size) & (start < offset + shape)).all(axis=1)
         return [
-            Piece(writer, Box(tuple(first), tuple(sides)))
+            Chunk(writer, Box(tuple(first), tuple(sides)))
             for writer, first, sides in zip(
-                self.writer[rows][wanted].tolist(),
-                offset[wanted].tolist(),
-                shape[wanted].tolist(),
+                self.writer[rows][selected].tolist(),
+                offset[selected].tolist(),
+                shape[selected].tolist(),
                 strict=True,
             )
         ]
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, with_: int) -> NDArray[np.int64]:
+def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> NDArray[np.int64]:
     """Rows of different lengths as one array [n, width]."""
-    return np.array([(*row, *(with_,) * (width - len(row))) for row in rows], np.int64).reshape(-1, width)
+    return np.array([(*row, *(fill,) * (width - len(row))) for row in rows], np.int64).reshape(-1, width)

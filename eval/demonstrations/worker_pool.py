@@ -16,63 +16,63 @@ from eval.simulator.registry import open_suite
 
 R = TypeVar("R")
 
-_kept: dict[tuple[str, int], Simulator] = {}
+_open: dict[tuple[str, int], Simulator] = {}
 
 
-def kept_simulator(suite: str, task: int) -> Simulator:
-    """This process's simulator of a task; it is kept until another task is asked for."""
-    if (suite, task) not in _kept:
-        close_simulators()
-        _kept[suite, task] = open_suite(suite).open(task)
-    return _kept[suite, task]
+def cached_simulator(suite: str, task: int) -> Simulator:
+    """This process's simulator of a task, open until another task is requested."""
+    if (suite, task) not in _open:
+        close_cached_simulator()
+        _open[suite, task] = open_suite(suite).open(task)
+    return _open[suite, task]
 
 
-def close_simulators() -> None:
-    """Close the simulator that this process keeps."""
-    for simulator in _kept.values():
+def close_cached_simulator() -> None:
+    """Close this process's simulator, if one is open."""
+    for simulator in _open.values():
         simulator.close()
-    _kept.clear()
+    _open.clear()
 
 
-class Workers:
-    """Calls a function on many arguments, `count` at a time, and gives the results in order.
+class WorkerPool:
+    """Maps a function over arguments in `count` processes, with results in order.
 
-    With one worker everything runs in this process. Use it as a context manager: leaving it ends the
-    processes and closes this process's simulator. They also end when this process is killed.
+    With one worker everything runs in this process. A context manager: leaving it ends the processes and
+    closes this process's simulator. The processes also end when this one is killed.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._pool: ProcessPoolExecutor | None = None
+        self._executor: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         if self._count > 1:
             # spawn: a rendering context does not survive a fork
-            self._pool = ProcessPoolExecutor(
+            self._executor = ProcessPoolExecutor(
                 self._count, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
             )
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
         else:
-            close_simulators()
+            close_cached_simulator()
 
     def map(self, function: Callable[..., R], arguments: Iterable[tuple]) -> Iterator[R]:
-        """Results in the order of `arguments`, which are taken only as far as workers are free.
+        """Yield results in the order of `arguments`, which are consumed only as workers become free.
 
         Raises:
             InputError: A process died.
         """
-        if self._pool is None:
+        if self._executor is None:
             for argument in arguments:
                 yield function(*argument)
             return
         pending: deque[Future[R]] = deque()
         try:
             for argument in arguments:
-                pending.append(self._pool.submit(function, *argument))
+                pending.append(self._executor.submit(function, *argument))
                 if len(pending) > self._count:
                     yield pending.popleft().result()
             while pending:

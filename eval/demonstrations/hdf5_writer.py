@@ -19,7 +19,7 @@ _FRAME_NAMES = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 
 
 def demonstration_path(folder: Path, task: TaskInfo) -> Path:
-    """Where the demonstrations of a task lie."""
+    """File of the demonstrations of a task."""
     return folder / f"{task.name}_demo.hdf5"
 
 
@@ -30,7 +30,10 @@ def write_demonstrations(
     versions: dict[str, str],
     standin_assets: bool,
 ) -> None:
-    """Write one file: complete under its name, or not at all."""
+    """Write one file of a task: complete under its name, or not at all.
+
+    Dataset `states` of a demonstration is float64 [T, D], the physical state before each action.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -94,7 +97,7 @@ def _write_demonstration(group: h5py.Group, recording: Recording) -> None:
     group.create_dataset("robot_states", data=np.concatenate([fingers, position, quaternions], axis=1))
     observations = group.create_group("obs")
     for camera, frames in recording.frames.items():
-        # Stored the way the simulator draws them: rotated by 180 degrees.
+        # Stored as MuJoCo renders them: rotated by 180 degrees.
         observations.create_dataset(
             _FRAME_NAMES[camera], data=frames[:, ::-1, ::-1], compression="gzip", compression_opts=1
         )

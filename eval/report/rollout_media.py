@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.report.charts import Chart, Series, format_number, line_chart
-from eval.report.run_contents import Evaluation, Json, RunFolder, number, read_json, rows
+from eval.report.run_contents import EvaluationRecord, Json, RunContents, number, read_json, rows
 
-_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
-_MOST_VIDEOS = 12
+_MAX_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
+_MAX_VIDEOS = 12
 _IMAGINE = "imagine"  # stem of the world-model files in an evaluation folder
 
 
@@ -24,7 +24,7 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Imagined:
+class WorldModelRollout:
     """The newest world-model rollout."""
 
     picture: str
@@ -33,28 +33,28 @@ class Imagined:
     chart: Chart | None
 
 
-def videos(run: RunFolder) -> tuple[list[Video], int]:
-    """Rollout videos, as many as a page can carry, and how many were left out.
+def videos(run: RunContents) -> tuple[list[Video], int]:
+    """Rollout videos within the page's size limit, and the number of omitted ones.
 
-    The newest step comes first, and of a step the first failing episode of each task.
+    The newest step is first; within a step the first failing episode of each task.
     """
     files = [
         (evaluation, file)
         for evaluation in reversed(run.evaluations)
-        for file in _ordered(evaluation, sorted(evaluation.folder.glob("*.mp4")))
-        if file.name in _videos_of(evaluation)
+        for file in _failures_first(evaluation, sorted(evaluation.folder.glob("*.mp4")))
+        if file.name in _video_names(evaluation)
     ]
     shown: list[Video] = []
-    room = _VIDEO_BYTES
+    bytes_left = _MAX_VIDEO_BYTES
     for evaluation, file in files:
         size = file.stat().st_size
-        if len(shown) < _MOST_VIDEOS and size <= room:
-            room -= size
+        if len(shown) < _MAX_VIDEOS and size <= bytes_left:
+            bytes_left -= size
             shown.append(Video(_data_url(file, "video/mp4"), _video_caption(evaluation, file)))
     return shown, len(files) - len(shown)
 
 
-def imagined(run: RunFolder) -> Imagined | None:
+def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
     """The world-model rollout of the newest step that has one."""
     pictures = sorted(run.path.glob(f"eval/step_*/{_IMAGINE}.png"))
     if not pictures:
@@ -70,13 +70,13 @@ def imagined(run: RunFolder) -> Imagined | None:
         if (value := number(results, key)) is not None:
             caption.append(f"{key.upper()} {format_number(value)}{unit} over {len(frames)} frames")
     for horizon in rows(results, "horizons"):
-        found = [
+        scores = [
             f"{key.upper()} {format_number(value)}"
             for key in ("fvd", "psnr", "ssim", "lpips")
             if (value := number(horizon, key)) is not None
         ]
-        caption.append(f"over the first {number(horizon, 'frames') or 0:.0f} frames {', '.join(found)}")
-    return Imagined(
+        caption.append(f"over the first {number(horizon, 'frames') or 0:.0f} frames {', '.join(scores)}")
+    return WorldModelRollout(
         picture=_data_url(picture, "image/png"),
         caption=", ".join(caption),
         video=_data_url(video, "video/mp4") if video.is_file() else None,
@@ -99,8 +99,8 @@ def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Serie
     return Series(label, points, tone, dots=True)
 
 
-def _ordered(evaluation: Evaluation, files: Sequence[Path]) -> list[Path]:
-    """First failures first."""
+def _failures_first(evaluation: EvaluationRecord, files: Sequence[Path]) -> list[Path]:
+    """Sort videos: the first failing episode of each task first."""
     first: dict[object, object] = {}
     for row in rows(evaluation.results, "per_episode"):
         if not row.get("success") and row.get("video"):
@@ -109,12 +109,12 @@ def _ordered(evaluation: Evaluation, files: Sequence[Path]) -> list[Path]:
     return sorted(files, key=lambda file: (file.name not in failing, file.name))
 
 
-def _videos_of(evaluation: Evaluation) -> set[object]:
-    """Videos that the results name; an earlier evaluation may have left others in the folder."""
+def _video_names(evaluation: EvaluationRecord) -> set[object]:
+    """Videos named in the results; the folder may contain others of an earlier evaluation."""
     return {row.get("video") for row in rows(evaluation.results, "per_episode")}
 
 
-def _video_caption(evaluation: Evaluation, file: Path) -> str:
+def _video_caption(evaluation: EvaluationRecord, file: Path) -> str:
     row = next(r for r in rows(evaluation.results, "per_episode") if r.get("video") == file.name)
     if row.get("error"):
         outcome = "simulator error"
