@@ -24,15 +24,16 @@ from cluster.run.supervisor import supervise
 from cluster.run.worker_tasks import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
+from pretrain.faults.watchdog import Watchdog
 from pretrain.run_folder import RunFolder
 from tests.support.training_case import measured, settings, train, write_dataset
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 pytestmark = pytest.mark.usefixtures("preloaded_workers")
 
 KILLS = {3: 1, 6: 0, 7: 1}  # step after which a rank dies -> that rank
 HANGS = {3: "1", 7: "0"}  # step after which a rank hangs -> that rank
-STEP_TIMEOUT = 12.0  # seconds: a step takes a fraction of one
+STEP_TIMEOUT = 12.0  # seconds, counted from the hang on
 LAST = 10
 LAYOUT = (1, 2, 3)
 
@@ -56,6 +57,7 @@ def under_ray(folder: Path, url: str, **cluster: Any) -> RootConfig:
     config.trainer.steps = LAST
     config.eval.every = 0
     config.cluster.gpus_per_rank, config.cluster.restart_delay = 0, 0.0
+    config.cluster.start_timeout = int(HANG_SECONDS)
     for name, value in cluster.items():
         setattr(config.cluster, name, value)
     return config
@@ -135,14 +137,47 @@ def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
     assert len(list(tmp_path.glob("killed_*"))) == len(KILLS)
 
 
+class LateWatchdog:
+    """The trainer's watchdog, which watches from `watch` on: until then steps may take any time."""
+
+    def __init__(self, timeout: float, rank: int) -> None:
+        self._watchdog, self._watches = Watchdog(timeout, rank), False
+
+    def watch(self) -> None:
+        self._watchdog.__enter__()
+        self._watches = True
+
+    def __enter__(self) -> LateWatchdog:
+        LATE_WATCHDOGS.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._watches:
+            self._watchdog.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None  # steps that finish are not counted
+
+
+LATE_WATCHDOGS: list[LateWatchdog] = []  # of this process: one
+
+
 def hangs_twice(config: TrainingConfig) -> None:
+    import pretrain.trainer as trainer
+
+    trainer.Watchdog = LateWatchdog  # type: ignore[misc, assignment]
     folder, rank = Path(config.run.dir), os.environ["RANK"]
 
     def act(step: int) -> None:
-        if HANGS.get(step) != rank or (folder / f"hung_{step}").exists():
+        if step not in HANGS or (folder / f"hung_{step}").exists():
+            return
+        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists)
+        (folder / f"at_{step}_{rank}").touch()
+        wait_until(lambda: len(list(folder.glob(f"at_{step}_*"))) == 2)
+        LATE_WATCHDOGS[0].watch()
+        if HANGS[step] != rank:
             return
         (folder / f"hung_{step}").write_text(str(os.getpid()))
-        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists)
         if step == min(HANGS):
             never()
         os.kill(os.getpid(), signal.SIGSTOP)  # its watchdog cannot speak either

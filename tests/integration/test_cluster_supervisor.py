@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from data.storage.store import open_store
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from tests.support.object_server import BUCKET, object_server
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 LAST, BROKEN = 3, 2
 
@@ -66,7 +66,7 @@ def config(tmp_path: Path) -> RootConfig:
     config.trainer.steps = LAST
     config.checkpointing.every = 1
     config.eval.every = 1
-    config.cluster.gpus_per_rank = 0
+    config.cluster.gpus_per_rank, config.cluster.start_timeout = 0, int(HANG_SECONDS)
     return config
 
 
@@ -138,10 +138,7 @@ def test_evaluations_of_older_checkpoints_are_given_up_where_asked_for(config: R
 def train_and_fail(config: TrainingConfig) -> None:
     folder = RunFolder.of(config.run)
     train_and_commit(config)
-    deadline = time.monotonic() + 60
-    while not (folder.path / "logs" / "eval_00000001.log").exists():  # the supervisor has seen it
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((folder.path / "logs" / "eval_00000001.log").exists)  # the supervisor has seen it
     raise InputError("the data ended")
 
 

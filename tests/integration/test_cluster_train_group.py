@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from cluster.resources.ray_session import Session, open_session
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.config import ParallelConfig, TrainingConfig
+from tests.support.waiting import HANG_SECONDS
 
 
 def reduce_ranks(config: TrainingConfig) -> None:
@@ -47,13 +48,13 @@ def mistake(config: TrainingConfig) -> None:
 def die(config: TrainingConfig) -> None:
     if os.environ["RANK"] == "0":
         os.kill(os.getpid(), 9)
-    time.sleep(60)  # ended by Ray long before
+    threading.Event().wait()  # ended by Ray
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
-    with open_session(ClusterConfig(), place(config, gpus_found=0)) as opened:
+    with open_session(ClusterConfig(start_timeout=int(HANG_SECONDS)), place(config, gpus_found=0)) as opened:
         yield opened
         folder = opened.folder
     assert not folder.exists()
