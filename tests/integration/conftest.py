@@ -13,7 +13,7 @@ from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
 # Ray's own limits, for a machine that is busy with other things.
 os.environ.update(
     RAY_worker_register_timeout_seconds="900",
-    RAY_gcs_rpc_server_connect_timeout_s="300",
+    RAY_gcs_rpc_server_connect_timeout_s="30",
     RAY_agent_register_timeout_ms="900000",
     RAY_health_check_timeout_ms="300000",
 )

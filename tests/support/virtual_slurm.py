@@ -49,6 +49,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 ReturnToService=2
 SlurmdTimeout=3600
+MinJobAge=86400
 SlurmctldTimeout=3600
 KillWait=3600
 JobRequeue=1
