@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.checkpoint_run import OURS, Case, Measured, Turn, measure
 from benchmarks.report import Column, Report, arguments, free_port
-from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig, ZeroStage
 from pretrain.settings import named_models
 
 _RANKS = 2
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace, stage: int) -> list[Measured]:
+def _run(options: argparse.Namespace, stage: ZeroStage) -> list[Measured]:
     """Each rank in a process of its own."""
     width = options.hidden_size
     model = replace(named_models()["tiny"], hidden_size=width, ffn_size=11 * width // 4)

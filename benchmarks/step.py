@@ -33,7 +33,7 @@ import torch
 
 from benchmarks.report import Column, Report, arguments
 from benchmarks.step_run import Case, Measured, measure
-from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.config import ParallelConfig, Precision, TrainerConfig, TrainingConfig
 from pretrain.model.attention.choose import BACKENDS
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES, ModelConfig
 from pretrain.settings import named_models
@@ -200,7 +200,7 @@ def _add_target(report: Report, device: str) -> None:
     report.target("7B (layers as in the table) on an H100 or H200, bf16: MFU of 50 % or better", met, best)
 
 
-def _precision(device: str) -> str:
+def _precision(device: str) -> Precision:
     return "bf16" if device == "cuda" else "fp32"
 
 

@@ -137,9 +137,9 @@ def _turn(case: Case, engine: Engine, folder: RunFolder, batch: PackedBatch, way
 
 
 def _recorded_step(engine: Engine, recorder: Recorder, batch: PackedBatch) -> None:
-    """A step with all that `pretrain.trainer` tells the recorder."""
-    recorder.begin()
-    recorder.fed([batch], seconds=0.0)
+    """A step with every call of the recorder that `pretrain.trainer` makes."""
+    recorder.before_step(engine.step_count + 1)
+    recorder.add_batches([batch], wait_seconds=0.0)
     result = engine.step([batch], _LEARNING_RATE)
-    recorder.record(engine.step_count, result, _LEARNING_RATE, _EPOCHS, void=torch.zeros_like(result.skipped))
-    recorder.end()
+    discarded = torch.zeros_like(result.skipped)
+    recorder.record_step(engine.step_count, result, _LEARNING_RATE, _EPOCHS, discarded)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data.config import PrepareConfig
 from eval.config import EvaluationConfig
 from pretrain.config import TrainingConfig
+
+Network = Literal["infiniband", "efa", "tcp"]
 
 
 @dataclass
@@ -47,7 +50,7 @@ class ClusterConfig:
     gpus_per_node: int = 8
     gpu: str | None = None
     gpu_memory: str | None = None
-    network: str = "infiniband"
+    network: Network = "infiniband"
 
 
 @dataclass

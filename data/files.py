@@ -27,6 +27,11 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a UTF-8 text file like `write_whole`."""
+    write_whole(path, text.encode())
+
+
 @contextlib.contextmanager
 def folder_written_whole(folder: Path) -> Generator[Path, None, None]:
     """Make a temporary folder to fill, beside `folder`; it takes that name at the end of the `with` block.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-STALE = ("queue", "cancel")
+Stale = Literal["queue", "cancel"]
 
 
 @dataclass
@@ -55,7 +56,7 @@ class EvaluationConfig(EvaluationSettings):
 
     every: int = 0
     gpus: float = 0.0
-    stale: str = "queue"
+    stale: Stale = "queue"
     imagine_frames: int = 8
     imagine_episodes: int = 1
     lpips_weights: str | None = None

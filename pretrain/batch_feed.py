@@ -1,13 +1,13 @@
-"""The batches of a training; what a rank does whose batch does not come while the run is asked to end.
+"""Batches of a training, with placeholders once a batch is late and the run is asked to end.
 
-A read of an object store that is away is tried again for minutes, and the other ranks wait in the middle of
-the step meanwhile. A rank that knows of the wish takes part in the step with a stand-in of its batch and has
-the step left out on all ranks (`StepGuard.leave_out`), so that all of them end with the step before.
+A read of an object store that is unreachable is retried for minutes, while the other ranks wait in the middle
+of the step. A rank that knows of a stop request then takes part in the step with placeholder batches and has
+the step discarded on all ranks (`StepGuard.discard_from_now`), so that all of them end with the step before.
 """
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 
 from data.contracts import PackedBatch
@@ -16,18 +16,20 @@ from pretrain.faults.guard import StepGuard
 from pretrain.faults.preemption import Preemption
 from pretrain.parallel.groups import ProcessGroups
 
-PATIENCE = 5.0  # seconds that a batch may take before a wish to end is not kept waiting for it
-_SECONDS_BETWEEN_LOOKS = 0.5
+MAX_WAIT_SECONDS = 5.0  # for a batch, once the run is asked to end
+_POLL_SECONDS = 0.5
+
+_LOG = logging.getLogger(__name__)
 
 
-class Feed:
-    """Asks the stream for this rank's batches.
+class BatchFeed:
+    """Gives this rank its micro-batches.
 
     Args:
-        stream: Of the training split.
-        groups: This rank's groups.
-        guard: Told when a batch is missing.
-        preemption: Whether the run is asked to end.
+        stream: Stream of the training split.
+        groups: Process groups of this rank.
+        guard: Discards the steps from a missing batch on.
+        preemption: Knows whether this rank was asked to end.
     """
 
     def __init__(
@@ -37,34 +39,33 @@ class Feed:
         self._guard, self._preemption = guard, preemption
         self._gave_up = False
 
-    def next(self, position: int) -> list[PackedBatch]:
-        """The micro-batches of global batch `position`; stand-ins of them once they are waited for no longer.
+    def next_batches(self, position: int) -> list[PackedBatch]:
+        """The micro-batches of global batch `position`; placeholders once a batch has been given up.
 
         Raises:
-            InputError: A shard is missing or broken, or its store was away for too long.
+            InputError: A shard is missing or damaged, or its store was unreachable for too long.
         """
         share = (position, self._groups.data_rank, self._groups.mesh.data)
-        if self._gave_up or not self._comes(*share):
-            self._give_up(position)
-            return self._stream.stand_ins(*share)
-        return self._stream.micro_batches(*share)
+        if not self._gave_up and self._wait_for(*share):
+            return self._stream.micro_batches(*share)
+        self._give_up(position)
+        return self._stream.stand_ins(*share)
 
-    def _comes(self, position: int, data_rank: int, data_size: int) -> bool:
-        """Wait for the batch, or until the run is to end and the batch has had its time."""
-        end = time.monotonic() + PATIENCE
-        while not self._stream.comes(position, data_rank, data_size, _SECONDS_BETWEEN_LOOKS):
-            wished = self._preemption.asked(waiting=True) or self._guard.asked
-            if wished and time.monotonic() >= end:
+    def _wait_for(self, position: int, data_rank: int, data_size: int) -> bool:
+        """Wait for the batch; False if the run is to end and the batch is later than allowed."""
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
+        while not self._stream.comes(position, data_rank, data_size, _POLL_SECONDS):
+            stop = self._preemption.requested(waiting=True) or self._guard.knows_stop
+            if stop and time.monotonic() >= deadline:
                 return False
         return True
 
     def _give_up(self, position: int) -> None:
         if not self._gave_up:
             self._gave_up = True
-            print(
-                f"rank {self._groups.rank}: batch {position} has not come within {PATIENCE:g} s and the "
-                "training is to end; it ends without it",
-                file=sys.stderr,
-                flush=True,
+            self._guard.discard_from_now()
+            _LOG.warning(
+                "batch %d has not come within %g s and the training is to end; it ends without it",
+                position,
+                MAX_WAIT_SECONDS,
             )
-            self._guard.leave_out()

@@ -1,78 +1,67 @@
-"""Settings of a training that cannot be right, refused before anything starts."""
+"""Checks of the settings of a training, before anything starts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 
 from data.errors import InputError
-from pretrain.config import GuardConfig, TrainingConfig
+from pretrain.config import GuardConfig, Offload, Precision, TrainingConfig, ZeroStage
 from pretrain.model.attention.choose import BACKENDS, check_backend
 from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
 from pretrain.model.transformer import check_divides
-from pretrain.optim import OPTIMIZERS, SCHEDULES
-from pretrain.telemetry.profiling import check_profile_steps
-from pretrain.telemetry.wandb_sink import WANDB_MODES
 
-OFFLOAD_STAGES = {"none": (0, 1, 2, 3), "optimizer": (1, 2, 3), "all": (3,)}
-PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+OFFLOAD_STAGES: dict[Offload, tuple[ZeroStage, ...]] = {
+    "none": (0, 1, 2, 3),
+    "optimizer": (1, 2, 3),
+    "all": (3,),
+}
+PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def check_training(config: TrainingConfig) -> None:
-    """Refuse sizes below their least value, unknown choices and what does not fit the layout.
+    """Refuse sizes below their minimum, unknown choices and values that do not fit the layout.
 
-    What depends on the data (sequence length, vocabulary) is checked by the stream, what depends on the
-    hardware by `check_hardware`.
+    Values that depend on the data (sequence length, vocabulary) are checked by the stream, values that depend
+    on the hardware by `check_hardware`. Called once, by the command or by torchrun's entry point.
 
     Raises:
         InputError: Names the setting, what it is and what was expected.
     """
-    _check_least("trainer.steps", config.trainer.steps, 1)
-    _check_least("trainer.stop_after", config.trainer.stop_after, 1)
-    _check_least("trainer.log_every", config.trainer.log_every, 1)
-    _check_least("parallel.tensor", config.parallel.tensor, 1)
-    _check_least("parallel.data", config.parallel.data, 1)
-    _check_least("checkpointing.every", config.checkpointing.every, 1)
-    _check_least("checkpointing.keep_last", config.checkpointing.keep_last, 1)
+    _check_minimum("trainer.steps", config.trainer.steps, 1)
+    _check_minimum("trainer.stop_after", config.trainer.stop_after, 1)
+    _check_minimum("trainer.log_every", config.trainer.log_every, 1)
+    _check_minimum("parallel.tensor", config.parallel.tensor, 1)
+    _check_minimum("parallel.data", config.parallel.data, 1)
+    _check_minimum("checkpointing.every", config.checkpointing.every, 1)
+    _check_minimum("checkpointing.keep_last", config.checkpointing.keep_last, 1)
     _check_guard(config.guard)
-    _check_least("optim.lr", config.optim.lr, 0)
-    _check_least("optim.warmup_steps", config.optim.warmup_steps, 0)
-    _check_least("optim.gradient_clipping", config.optim.gradient_clipping, 0)
-    _check_least("optim.weight_decay", config.optim.weight_decay, 0)
-    _check_least("optim.eps", config.optim.eps, 0)
-    _check_share("optim.warmup_fraction", config.optim.warmup_fraction)
-    _check_share("optim.decay_fraction", config.optim.decay_fraction)
-    _check_share("optim.min_lr_ratio", config.optim.min_lr_ratio)
-    _check_least("loss.image_weight", config.loss.image_weight, 0)
-    _check_least("loss.z_loss", config.loss.z_loss, 0)
+    _check_minimum("optim.lr", config.optim.lr, 0)
+    _check_minimum("optim.warmup_steps", config.optim.warmup_steps, 0)
+    _check_minimum("optim.gradient_clipping", config.optim.gradient_clipping, 0)
+    _check_minimum("optim.weight_decay", config.optim.weight_decay, 0)
+    _check_minimum("optim.eps", config.optim.eps, 0)
+    _check_fraction("optim.warmup_fraction", config.optim.warmup_fraction)
+    _check_fraction("optim.decay_fraction", config.optim.decay_fraction)
+    _check_fraction("optim.min_lr_ratio", config.optim.min_lr_ratio)
+    _check_minimum("loss.image_weight", config.loss.image_weight, 0)
+    _check_minimum("loss.z_loss", config.loss.z_loss, 0)
     for name in ("vocabulary_size", "hidden_size", "ffn_size", "layers", "heads", "max_positions"):
-        _check_least(f"model.{name}", getattr(config.model, name), 1)
-    _check_least("model.key_value_heads", config.model.key_value_heads, 1)
-    _check_least("model.recompute_layers", config.model.recompute_layers, 0)
-    _check_least("model.rope_theta", config.model.rope_theta, 1)
-    _check_least("model.norm_eps", config.model.norm_eps, 0)
+        _check_minimum(f"model.{name}", getattr(config.model, name), 1)
+    _check_minimum("model.key_value_heads", config.model.key_value_heads, 1)
+    _check_minimum("model.recompute_layers", config.model.recompute_layers, 0)
+    _check_minimum("model.rope_theta", config.model.rope_theta, 1)
+    _check_minimum("model.norm_eps", config.model.norm_eps, 0)
     _check_below_one("model.dropout", config.model.dropout)
     for beta in config.optim.betas:
         _check_below_one("optim.betas", beta)
-    _check_choice("trainer.precision", config.trainer.precision, PRECISIONS)
     _check_choice("model.attention", config.model.attention, BACKENDS)
     _check_choice("model.recompute", config.model.recompute, RECOMPUTE_POLICIES)
     _check_choice("model.compile", config.model.compile, COMPILE_CHOICES)
-    _check_choice("optim.schedule", config.optim.schedule, SCHEDULES)
-    _check_choice("telemetry.wandb", config.telemetry.wandb, WANDB_MODES)
-    check_profile_steps(config.telemetry.profile_steps)
-    _check_choice("parallel.zero_stage", config.parallel.zero_stage, (0, 1, 2, 3))
-    _check_choice("parallel.offload", config.parallel.offload, OFFLOAD_STAGES)
-    _check_least("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
-    if config.optim.name == "muon":
-        raise InputError(
-            f"optim.name=muon, expected one of {', '.join(OPTIMIZERS)}: Muon needs whole matrices, which "
-            "ZeRO and tensor parallelism cut, and DeepSpeed's changes its momentum before a bad step is known"
-            "; set it to one of them"
-        )
-    _check_choice("optim.name", config.optim.name, OPTIMIZERS)
+    _check_profile_steps(config.telemetry.profile_steps)
+    _check_minimum("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
     _check_layout(config)
     _check_zero(config)
     if not config.run.name or config.run.name in (".", "..") or "/" in config.run.name:
@@ -83,20 +72,27 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_hardware(config: TrainingConfig, device: torch.device) -> None:
-    """Refuse what this rank's device cannot do, before anything is built or written.
+    """Refuse settings that this rank's device does not support, before anything is built or written.
 
     Raises:
-        InputError: Says what was found and what to do.
+        InputError: Names the setting and what to do.
     """
     check_backend(config.model, device, PRECISIONS[config.trainer.precision])
 
 
 def _check_guard(guard: GuardConfig) -> None:
-    _check_least("guard.spike", guard.spike, 1)
-    _check_least("guard.memory", guard.memory, 2)
-    _check_least("guard.bad_steps", guard.bad_steps, 1)
-    _check_least("guard.rollbacks", guard.rollbacks, 0)
-    _check_least("guard.step_timeout", guard.step_timeout, 0)
+    _check_minimum("guard.spike", guard.spike, 1)
+    _check_minimum("guard.memory", guard.memory, 2)
+    _check_minimum("guard.bad_steps", guard.bad_steps, 1)
+    _check_minimum("guard.rollbacks", guard.rollbacks, 0)
+    _check_minimum("guard.step_timeout", guard.step_timeout, 0)
+
+
+def _check_profile_steps(steps: Sequence[int]) -> None:
+    if any(step < 1 for step in steps):
+        raise InputError(
+            f"telemetry.profile_steps={list(steps)}, expected steps from 1 (the first of the process) on"
+        )
 
 
 def _check_layout(config: TrainingConfig) -> None:
@@ -144,12 +140,12 @@ def _check_zero(config: TrainingConfig) -> None:
         )
 
 
-def _check_least(name: str, value: float | None, least: int) -> None:
-    if value is not None and not least <= value < math.inf:  # NaN is refused as well
-        raise InputError(f"{name}={value}, expected {least} or more, and finite; correct the setting")
+def _check_minimum(name: str, value: float | None, minimum: int) -> None:
+    if value is not None and not minimum <= value < math.inf:  # NaN is refused as well
+        raise InputError(f"{name}={value}, expected {minimum} or more, and finite; correct the setting")
 
 
-def _check_share(name: str, value: float | None) -> None:
+def _check_fraction(name: str, value: float | None) -> None:
     if value is not None and not 0 <= value <= 1:
         raise InputError(f"{name}={value}, expected 0 to 1; correct the setting")
 

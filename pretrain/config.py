@@ -6,9 +6,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data.config import DataConfig, SourceConfig
 from pretrain.model.config import ModelConfig
+
+Precision = Literal["bf16", "fp32"]
+ZeroStage = Literal[0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "all"]
+OptimizerName = Literal["adamw", "lion"]
+Schedule = Literal["constant", "cosine", "wsd"]
+WeightsDtype = Literal["float32", "bfloat16", "float16"]
+WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 
 @dataclass
@@ -40,7 +49,7 @@ class TrainerConfig:
     global_batch: int = 8
     micro_batch: int | None = None
     sequence_length: int = 4096
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     log_every: int = 1
 
 
@@ -53,19 +62,19 @@ class ParallelConfig:
         data: Data-parallel size.
         zero_stage: DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 also gradients, 3 also
             parameters.
-        offload: What lies in host memory: `none`, `optimizer` (fp32 weights and moments, stages 1 to 3) or
+        offload: State in host memory: `none`, `optimizer` (fp32 weights and moments, stages 1 to 3) or
             `all` (parameters too, stage 3).
         hpz_partition_size: Ranks of one node that hold a second copy of the parameters, so that the backward
             pass gathers within the node (ZeRO++ hpZ, stage 3, `tensor` 1); 1: none.
-        sequence_parallel: Share out the tokens between tensor-parallel peers where layers are not shared
-            out (norms, dropout, residuals): less memory for the same communication.
+        sequence_parallel: Split the tokens between tensor-parallel ranks where layers are not split
+            (norms, dropout, residuals): less memory for the same communication.
         bind_cpus: Keep each rank on the CPUs beside its GPU (`pretrain.parallel.affinity`).
     """
 
     tensor: int = 1
     data: int = 1
-    zero_stage: int = 3
-    offload: str = "none"
+    zero_stage: ZeroStage = 3
+    offload: Offload = "none"
     hpz_partition_size: int = 1
     sequence_parallel: bool = False
     bind_cpus: bool = True
@@ -106,9 +115,17 @@ class OptimConfig:
         gradient_clipping: Largest global gradient norm; 0: not limited.
     """
 
-    name: str = "adamw"
+    name: OptimizerName = field(
+        default="adamw",
+        metadata={
+            "refused": {
+                "muon": "Muon needs whole matrices, which ZeRO and tensor parallelism cut, and DeepSpeed's "
+                "changes its momentum before a bad step is known; set it to one of them"
+            }
+        },
+    )
     lr: float = 5e-6
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     warmup_steps: int = 0
     warmup_fraction: float | None = None
     decay_fraction: float = 0.2
@@ -125,7 +142,7 @@ class CheckpointingConfig:
 
     Attributes:
         every: Steps between checkpoints; the last step always gets one.
-        start_from: Checkpoint whose weights a new run begins with, at step 0 and with fresh moments (made
+        start_from: Checkpoint whose weights a new run starts from, at step 0 and with zero moments (made
             by `worldvla convert import`, or of another run); null: random weights.
         resume: `auto` (newest committed checkpoint of the run folder, if any), `none`, or the path of
             one checkpoint.
@@ -134,8 +151,8 @@ class CheckpointingConfig:
         keep_last: Newest committed checkpoints to keep; null keeps all.
         keep_every: Checkpoints of multiples of this step are kept as well; null: not.
         keep_best: Checkpoints with the highest success rates in their evaluations that are kept as well.
-        await_evaluation: Checkpoints of multiples of this step are kept until their evaluation has left
-            results; 0: none is waited for. `worldvla train` sets it to `eval.every`.
+        await_evaluation: Checkpoints of multiples of this step are kept until their evaluation has
+            written results; 0: no wait. `worldvla train` sets it to `eval.every`.
         attempts: Tries to write a checkpoint before the training ends with an error; an older checkpoint is
             not touched by a failure.
         retry_seconds: Wait before the second try, doubled before each further one.
@@ -155,16 +172,16 @@ class CheckpointingConfig:
 
 @dataclass
 class GuardConfig:
-    """What is done about bad steps.
+    """Handling of bad steps.
 
     Attributes:
         spike: A loss this many standard deviations above the mean of the recent ones is a spike; null: no
             loss is. A loss or gradient norm that is not finite always is a bad step.
-        memory: Steps over which the recent losses are remembered (the decay of their averages); no loss is
-            a spike before that many.
-        bad_steps: Bad steps in a row after which the run goes back to its newest checkpoint and leaves out
-            the batches that led there. Each of them before is left out alone: no weight changes.
-        rollbacks: Times that a run may go back before it ends with an error.
+        memory: Steps that the running mean and deviation of the loss cover (their decay); no loss is a
+            spike before that many.
+        bad_steps: Consecutive bad steps after which the run rolls back to its newest checkpoint and skips the
+            batches that led there. Fewer are skipped one by one, without an update of the weights.
+        rollbacks: Times that a run may roll back before it ends with an error.
         step_timeout: Seconds without a finished step after which the stacks of every rank are written to its
             log and the process ends, so that a supervisor restarts it; 0: never.
     """
@@ -203,7 +220,7 @@ class TelemetryConfig:
         profile_steps: Steps to trace, counted from the start of the process (the first is 1).
     """
 
-    wandb: str = "auto"
+    wandb: WandbMode = "auto"
     project: str = "worldvla"
     profile: bool = False
     profile_steps: list[int] = field(default_factory=lambda: [4, 5])
@@ -211,7 +228,7 @@ class TelemetryConfig:
 
 @dataclass
 class TrainingConfig:
-    """Everything that a training process needs to know."""
+    """All settings of a training process."""
 
     run: RunConfig = field(default_factory=RunConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -259,7 +276,7 @@ class VqConfig(SourceConfig):
     held_out: float = 0.1
     frames: int = 32
     foreground: float = 30.0
-    precision: str = "bf16"
+    precision: Precision = "bf16"
     pixels: int = 64
     codebook_size: int = 1024
     embedding_size: int = 8

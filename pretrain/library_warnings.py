@@ -1,4 +1,4 @@
-"""What the libraries below us say that nobody here can act on."""
+"""Warnings of libraries that a user of this project can do nothing about."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import warnings
 
 
 def silence_known_warnings() -> None:
-    """Leave out warnings that would come once a call site and rank.
+    """Ignore warnings that would appear once for each call site and rank.
 
-    DeepSpeed calls collectives by names that torch renamed; megatron tells that optional packages are
-    missing, whose parts of it are not used here; torch tells that a rank plans its part of a checkpoint
-    alone.
+    DeepSpeed calls collectives by names that torch has renamed; megatron reports optional packages that are
+    not used here; torch reports that a rank plans its part of a checkpoint alone.
     """
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", r"torch.distributed is disabled, unavailable or uninit", UserWarning)

@@ -1,8 +1,8 @@
 """`torchrun --nproc-per-node 4 -m pretrain.main experiment=...`: the trainer without Ray.
 
-The same settings as `worldvla train`, the same losses. Nothing is evaluated: run `worldvla eval` on the
-checkpoints. Exit codes of a rank, each with one line: 2 for what the user can mend, 1 where the training
-diverged, 85 where it was asked to end (SIGTERM, SIGUSR1) and wrote a checkpoint, 86 where a step hung.
+Same settings and same losses as `worldvla train`. Nothing is evaluated: run `worldvla eval` on the
+checkpoints. Exit codes of a rank, each with one line: 2 for an error that the user can correct, 1 if the
+training diverged, 85 if it was asked to end (SIGTERM, SIGUSR1) and wrote a checkpoint, 86 if a step hung.
 torchrun itself ends with 1 whatever the code is, and names it in its last lines.
 """
 
@@ -17,22 +17,29 @@ from typing import Any
 from data.errors import InputError
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
-from pretrain.faults.exit_codes import REQUEUE, DivergedError, PreemptedError
+from pretrain.faults.exit_codes import (
+    EXIT_FAILED,
+    EXIT_INVALID_INPUT,
+    EXIT_PREEMPTED,
+    DivergedError,
+    PreemptedError,
+)
 from pretrain.library_warnings import silence_known_warnings
+from pretrain.logs import set_up_logging
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
 
-_SECONDS_BETWEEN_LOOKS = 1.0
-_NOT_HERE = ("eval", "cluster")
+_POLL_SECONDS = 1.0
+_UNUSED_SECTIONS = ("eval", "cluster")
 
 
 @dataclass
 class TorchrunConfig(TrainingConfig):
-    """A training's settings as the experiment files hold them.
+    """Settings of a training in the form of the experiment files.
 
     Attributes:
-        eval: Settings of evaluations, which are not run here.
-        cluster: Settings of Ray, which is not used here.
+        eval: Settings of evaluations; not used here.
+        cluster: Settings of Ray; not used here.
     """
 
     eval: dict[str, Any] = field(default_factory=dict)
@@ -40,52 +47,55 @@ class TorchrunConfig(TrainingConfig):
 
 
 def main(arguments: list[str]) -> int:
-    """Train with the settings of the command line; the exit code."""
+    """Train with the settings of the command line; return the exit code."""
     rank = int(os.environ.get("RANK", "0"))
     try:
-        config = _settings(arguments)
+        set_up_logging(rank)
+        config = _compose_settings(arguments)
     except InputError as error:
         if rank == 0:  # the same on every rank
-            _tell(f"error: {error}")
-        return 2
+            _print_line(f"error: {error}")
+        return EXIT_INVALID_INPUT
     try:
-        _run(config)
-    except InputError as error:  # perhaps this rank's alone: a shard that only it reads
-        _tell(f"error{f' on rank {rank}' if rank else ''}: {error}")
-        return 2
+        _run(config, rank)
+    except InputError as error:  # possibly of this rank alone, such as a shard that only it reads
+        _print_line(f"error{f' on rank {rank}' if rank else ''}: {error}")
+        return EXIT_INVALID_INPUT
     except DivergedError as error:  # the same on every rank
         if rank == 0:
-            _tell(f"error: {error}")
-        return 1
+            _print_line(f"error: {error}")
+        return EXIT_FAILED
     except PreemptedError as error:
         if rank == 0:
-            _tell(str(error))
-        return REQUEUE
+            _print_line(str(error))
+        return EXIT_PREEMPTED
     return 0
 
 
-def _tell(line: str) -> None:
-    """One write, so that the lines of several ranks do not mix."""
+def _print_line(line: str) -> None:
+    """Print to standard error in one write, so that the lines of several ranks do not mix."""
     sys.stderr.write(f"{line}\n")
 
 
-def _settings(arguments: list[str]) -> TrainingConfig:
-    overrides = [text for text in arguments if not text.startswith(tuple(f"{name}." for name in _NOT_HERE))]
+def _compose_settings(arguments: list[str]) -> TrainingConfig:
+    unused = tuple(f"{name}." for name in _UNUSED_SECTIONS)
+    overrides = [text for text in arguments if not text.startswith(unused)]
     config = compose("pretrain.main", TorchrunConfig, "train", overrides)
     check_training(config)
     return config
 
 
-def _run(config: TrainingConfig) -> None:
+def _run(config: TrainingConfig, rank: int) -> None:
     import torch.distributed as dist
 
     silence_known_warnings()
     os.environ.setdefault("TORCH_NCCL_ENABLE_TIMING", "1")  # for pretrain.telemetry.waits, before any group
-    from pretrain.trainer import train  # seconds of import: only after the settings are known to be right
+    from pretrain.trainer import train  # takes seconds to import: only once the settings are accepted
 
-    if int(os.environ.get("RANK", "0")) == 0:
+    display: Display | None = None
+    if rank == 0:
         RunFolder.of(config.run).stop_request.unlink(missing_ok=True)  # of an earlier start
-    display = Display(config) if int(os.environ.get("RANK", "0")) == 0 else None
+        display = Display(config)
     try:
         train(config)
     finally:
@@ -95,10 +105,10 @@ def _run(config: TrainingConfig) -> None:
 
 
 class Display:
-    """Follows `metrics.jsonl` in a thread: a progress bar, and Weights & Biases."""
+    """Follows `metrics.jsonl` in a thread and shows it: progress bar, and Weights & Biases."""
 
     def __init__(self, config: TrainingConfig) -> None:
-        """Begin to follow the run of these settings."""
+        """Start to follow the run of these settings."""
         from pretrain.telemetry.console import ConsoleSink
         from pretrain.telemetry.sinks import MetricsTail, Sink
 
@@ -106,31 +116,31 @@ class Display:
         self._folder = RunFolder.of(config.run)
         self._tail = MetricsTail(self._folder.metrics, from_end=True)
         self._sinks: list[Sink] = [ConsoleSink(config.trainer.stop_after or config.trainer.steps)]
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="display", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Show what is left and finish."""
-        self._over.set()
+        """Show the remaining records and finish."""
+        self._closed.set()
         self._thread.join()
 
     def _follow(self) -> None:
         from pretrain.telemetry.wandb_sink import WandbSink
 
-        wandb_due = True
+        wandb_pending = True
         while True:
-            over = self._over.wait(_SECONDS_BETWEEN_LOOKS)
+            closed = self._closed.wait(_POLL_SECONDS)
             records = self._tail.new()
-            if wandb_due and records:  # only now is the run folder known to be this run's
-                wandb_due = False
+            if wandb_pending and records:  # only now is the run folder known to belong to this run
+                wandb_pending = False
                 settings = self._config.telemetry
                 config = to_mapping(self._config)
                 self._sinks.append(WandbSink(self._folder.path, self._config.run.name, settings, config))
             for record in records:
                 for sink in self._sinks:
                     sink.write(record)
-            if over:
+            if closed:
                 break
         for sink in self._sinks:
             sink.close()

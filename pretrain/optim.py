@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.errors import InputError
 from pretrain.config import OptimConfig
-
-SCHEDULES = ("constant", "cosine", "wsd")
-OPTIMIZERS = ("adamw", "lion")
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -24,14 +20,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
         constant  /------------    cosine  /--.__     wsd  /--------\
                  /                        /      `--      /          \
-
-    Raises:
-        InputError: Unknown schedule.
     """
-    if config.schedule not in SCHEDULES:
-        raise InputError(
-            f"optim.schedule={config.schedule!r}, expected one of {', '.join(SCHEDULES)}; correct the setting"
-        )
     warmup = warmup_updates(config, steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)

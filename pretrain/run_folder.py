@@ -1,15 +1,4 @@
-"""The folder of a run: who may write into it, and what lies where.
-
-runs/<name>/
-  config.yaml       settings of the newest start
-  metrics.jsonl     one JSON object a logged step
-  events.jsonl      what happened, with the time of day: starts, failures, restarts
-  summary.json      what came out of it
-  checkpoints/      step_00000100/ ...
-  tokenizers/       the text and image tokenizer, so that a checkpoint can be used alone
-  action_ranges.json  what the data set's actions were quantised over
-  eval/  report.html  wandb/
-"""
+"""The folder of a run as a command writes it: the check of its settings, its summary, its W&B id."""
 
 from __future__ import annotations
 
@@ -26,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from data.files import write_whole
+from data.files import write_text_whole
 from pretrain.config import RunConfig, TrainingConfig
+from pretrain.run_layout import RunLayout
 from pretrain.settings import read_yaml, to_mapping, to_yaml
 
-# These may differ between two starts of one run: they change where and how fast it runs, not what it learns.
+# These may differ between two starts of one run: they change where and how fast it runs, not the result.
 _MAY_DIFFER = (
     "run.",
     "parallel.",
@@ -71,88 +61,28 @@ _WANDB_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Paths within a run folder.
-
-    Attributes:
-        path: The folder itself.
-    """
-
-    path: Path
+class RunFolder(RunLayout):
+    """A run folder that is written: `RunLayout`, and the files that several commands share."""
 
     @classmethod
     def of(cls, run: RunConfig) -> RunFolder:
         """The folder that the settings name; it need not exist yet."""
         return cls(Path(run.dir) / run.name)
 
-    @property
-    def config(self) -> Path:
-        """Settings of the newest start."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def events(self) -> Path:
-        """One JSON object an event, from the first start on."""
-        return self.path / "events.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        """What came out of the run."""
-        return self.path / "summary.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def tokenizers(self) -> Path:
-        """Folder of the text and image tokenizer."""
-        return self.path / "tokenizers"
-
-    @property
-    def action_ranges(self) -> Path:
-        """Ranges over which the actions of the data set became tokens: `minimum` and `maximum`, 7 numbers."""
-        return self.path / "action_ranges.json"
-
-    @property
-    def report(self) -> Path:
-        """The self-contained page."""
-        return self.path / "report.html"
-
     def wandb_run(self, known: str | None = None) -> str:
-        """Id of this run in Weights & Biases, the same at every start; made at the first.
+        """Return the run's id in Weights & Biases, the same at every start; created at the first.
 
         Args:
-            known: Id to take where the folder has none yet, from a checkpoint that the run goes on from.
+            known: Id to use where the folder has none yet, from the checkpoint that the run resumes from.
         """
-        file = self.path / "wandb" / "run_id"
+        file = self.wandb_run_id
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, known or secrets.token_hex(4))
+            write_text_whole(file, known or secrets.token_hex(4))
         return file.read_text(encoding="utf-8").strip()
 
-    @property
-    def evaluations(self) -> Path:
-        """Folder of the evaluations."""
-        return self.path / "eval"
-
-    @property
-    def stop_request(self) -> Path:
-        """File that asks a training to end with a checkpoint."""
-        return self.path / ".stop"
-
-    def evaluation(self, step: int) -> Path:
-        """Folder of the evaluation of the checkpoint of a step."""
-        return self.evaluations / f"step_{step:08d}"
-
     def open(self, config: TrainingConfig) -> None:
-        """Make the folder for this run, or check that it already is this run's; write `config.yaml`.
+        """Create the folder, or check that it belongs to a run of these settings; write `config.yaml`.
 
         Raises:
             InputError: The folder cannot be written, or belongs to a run of other settings.
@@ -164,7 +94,7 @@ class RunFolder:
                 raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.tokenizers.mkdir(exist_ok=True)
-            write_atomically(self.config, to_yaml(config))
+            write_text_whole(self.config, to_yaml(config))
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot write the run folder ({error.strerror}); set run.dir to a folder you "
@@ -172,11 +102,11 @@ class RunFolder:
             ) from error
 
     def _check_same(self, config: TrainingConfig) -> None:
-        then, now = _flat(read_yaml(self.config)), _flat(to_mapping(config))
+        before, now = _flat(read_yaml(self.config)), _flat(to_mapping(config))
         differing = [
-            f"{key} was {then.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(then.keys() | now.keys())
-            if not key.startswith(_MAY_DIFFER) and then.get(key) != now.get(key)
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if not key.startswith(_MAY_DIFFER) and before.get(key) != now.get(key)
         ]
         if differing:
             shown = "; ".join(differing[:_DIFFERENCES_SHOWN])
@@ -188,7 +118,7 @@ class RunFolder:
             )
 
     def read_summary(self) -> dict[str, Any]:
-        """`summary.json`, or an empty dictionary before there is one.
+        """Read `summary.json`; an empty dictionary where it does not exist yet.
 
         Raises:
             InputError: The file is not JSON.
@@ -199,7 +129,7 @@ class RunFolder:
             return {}
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{self.summary}: not JSON ({error}); remove it, the run writes it anew"
+                f"{self.summary}: not JSON ({error}); remove it, the run writes a new one"
             ) from error
 
     def update_summary(self, **parts: Any) -> dict[str, Any]:
@@ -207,18 +137,18 @@ class RunFolder:
 
         Trainer and supervisor both call this: a lock keeps their parts, a rename keeps the file whole.
         """
-        with _locked(self.path / ".summary.lock"):
+        with _locked(self.summary_lock):
             summary = {**self.read_summary(), **parts}
-            write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+            write_text_whole(self.summary, json.dumps(summary, indent=2) + "\n")
         return summary
 
 
 def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
-    """Id in Weights & Biases that a checkpoint's metadata give; None if it is another run's, or odd.
+    """Id in Weights & Biases from a checkpoint's metadata; None if it is another run's, or malformed.
 
     Args:
         metadata: Of a checkpoint.
-        name: `run.name` of the run that goes on from it.
+        name: `run.name` of the run that resumes from it.
     """
     identity = metadata.get("wandb_run")
     same = metadata.get("config", {}).get("run", {}).get("name") == name
@@ -226,20 +156,15 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
     return identity if same and isinstance(identity, str) and _WANDB_RUN.fullmatch(identity) else None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old or the new content and nothing between."""
-    write_whole(path, text.encode())
-
-
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @contextmanager

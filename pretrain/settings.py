@@ -1,7 +1,7 @@
-"""Settings from YAML and the command line into typed objects, strictly: the one door to Hydra.
+"""Typed settings from YAML and the command line, strictly checked; the only module that imports Hydra.
 
-`configs/train.yaml` names the groups; a group file holds differences from the defaults that stand in
-the dataclasses. A key that no dataclass has is refused, and the nearest one is named.
+`configs/train.yaml` names the groups; a group file holds differences from the defaults in the dataclasses.
+An unknown key is refused, and the nearest known one is named.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
@@ -22,36 +22,41 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data.errors import InputError
+from pretrain.installation import project_file
 from pretrain.model.config import ModelConfig
+from pretrain.setting_types import build, choices, field_of, plain, structured
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "configs"
+CONFIG_FOLDER = project_file("configs")
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
-_SHORT = {"profile": "telemetry.profile"}  # words of the command line for a key that has another place
+_ABBREVIATIONS = {"profile": "telemetry.profile"}  # of keys, on the command line
 _FULL_KEY = re.compile(r"^\s*full_key: (.+)$", re.MULTILINE)
+_NOT_A_CHOICE = re.compile(
+    r"(?:Invalid value|Value) '?(.*?)'?(?:, expected one of \[| \(.*is not a valid input for <enum)"
+)
 
 T = TypeVar("T")
 
 
 def compose(schema_name: str, schema: type[T], config_name: str | None, overrides: Sequence[str]) -> T:
-    """Settings of one command.
+    """Compose the settings of one command.
 
     Args:
-        schema_name: What errors call these settings, for example the command's name.
+        schema_name: Name of these settings in errors, for example the command's name.
         schema: Dataclass with every key, its type and its default.
         config_name: Primary file in `configs/` (`"train"`); None: the dataclass alone.
         overrides: `key=value` of the command line, in Hydra's syntax (`optim.lr=1e-4`, `model=tiny`).
 
     Raises:
-        InputError: Unknown key or group file, wrong type, malformed override, or a value that must be
-            given and was not.
+        InputError: Unknown key or group file, wrong type, a value that is none of the allowed ones, malformed
+            override, or a required value is missing.
     """
-    overrides = [_written_out(override, schema) for override in overrides]
+    overrides = [_in_full(override, schema) for override in overrides]
     for override in overrides:
         if override.startswith(("+", "~")):
             raise InputError(
                 f"{schema_name}: {override!r}: settings are changed, not added or removed; write key=value"
             )
-    ConfigStore.instance().store(_SCHEMA, schema)
+    ConfigStore.instance().store(_SCHEMA, structured(schema))
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name or _SCHEMA, overrides)
@@ -61,9 +66,9 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
 
 
 def from_mapping(schema_name: str, schema: type[T], values: Mapping[str, Any]) -> T:
-    """Typed settings from a plain mapping, as strictly as `compose`; missing keys take their defaults."""
+    """Make typed settings of a plain mapping, as strictly as `compose`; missing keys get their defaults."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(structured(schema)), OmegaConf.create(dict(values)))
     except OmegaConfBaseException as error:
         raise _explain(schema_name, schema, error) from error
     return _typed(schema_name, schema, merged)
@@ -71,22 +76,22 @@ def from_mapping(schema_name: str, schema: type[T], values: Mapping[str, Any]) -
 
 def to_mapping(settings: object) -> dict[str, Any]:
     """Typed settings as plain nested dictionaries and lists (JSON and YAML can hold them)."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(settings)))
+    return plain(settings)
 
 
 def to_yaml(settings: object) -> str:
     """Typed settings as YAML, every value written out."""
-    return OmegaConf.to_yaml(OmegaConf.structured(settings))
+    return OmegaConf.to_yaml(OmegaConf.create(to_mapping(settings)))
 
 
 def named_models() -> dict[str, ModelConfig]:
-    """The networks of `configs/model` by their names, in order of these."""
+    """The networks of `configs/model` by name, sorted."""
     files = sorted((CONFIG_FOLDER / "model").glob("*.yaml"))
     return {path.stem: from_mapping(f"model {path.stem}", ModelConfig, read_yaml(path)) for path in files}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file.
+    """Read a YAML mapping from a file.
 
     Raises:
         InputError: The file is missing or unreadable, or holds no mapping.
@@ -112,21 +117,21 @@ def keys(schema: type) -> Iterator[str]:
 
 def nearest(word: str, candidates: Sequence[str]) -> str:
     """`"; did you mean 'x'?"` when a candidate is near, else an empty string (for error messages)."""
-    found = difflib.get_close_matches(word, candidates, n=1)
-    if not found:  # the right name in the wrong section
+    matches = difflib.get_close_matches(word, candidates, n=1)
+    if not matches:  # the right name in the wrong section
         leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
-        found = [
+        matches = [
             leaves[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(leaves), n=1)
         ]
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def _written_out(override: str, schema: type) -> str:
+def _in_full(override: str, schema: type) -> str:
     """An override with its key in full: `profile=true` is `telemetry.profile=true` where there is one."""
     key, separator, value = override.partition("=")
-    if key not in _SHORT or _SHORT[key] not in keys(schema):
+    if key not in _ABBREVIATIONS or _ABBREVIATIONS[key] not in keys(schema):
         return override
-    return f"{_SHORT[key]}{separator}{value}"
+    return f"{_ABBREVIATIONS[key]}{separator}{value}"
 
 
 def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
@@ -136,43 +141,29 @@ def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
         raise InputError(f"{schema_name}: unknown setting {key!r}{nearest(key, list(keys(schema)))}")
     try:
         OmegaConf.resolve(composed)
-        _leave_out_alternatives(schema, composed)
+        _clear_alternatives(schema, composed)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             listed = " ".join(f"{key}=..." for key in missing)
             raise InputError(f"{schema_name}: no value for {', '.join(missing)}; add {listed}")
-        settings = OmegaConf.to_object(composed)
+        values = OmegaConf.to_container(composed)
     except OmegaConfBaseException as error:
         raise _explain(schema_name, schema, error) from error
-    _tuples(schema_name, settings)
-    return cast(T, settings)
+    try:
+        return build(schema, values)
+    except InputError as error:
+        raise InputError(f"{schema_name}: {error}") from None
 
 
-def _leave_out_alternatives(schema: type, composed: Any) -> None:
-    """Make empty what need not be given: a field with metadata `{"or": other}` whose `other` is given."""
+def _clear_alternatives(schema: type, composed: Any) -> None:
+    """Set a missing field with metadata `{"or": other}` to an empty string where `other` is given."""
     hints = get_type_hints(schema)
     for field in fields(schema):
         inner, other = hints[field.name], field.metadata.get("or")
         if isinstance(inner, type) and is_dataclass(inner):
-            _leave_out_alternatives(inner, composed[field.name])
+            _clear_alternatives(inner, composed[field.name])
         elif other is not None and OmegaConf.is_missing(composed, field.name) and composed[other]:
             composed[field.name] = ""
-
-
-def _tuples(schema_name: str, settings: Any, prefix: str = "") -> None:
-    """OmegaConf keeps a tuple as a list of any length: make it a tuple of the declared one, in place."""
-    hints = get_type_hints(type(settings))
-    for field in fields(settings):
-        value, hint = getattr(settings, field.name), hints[field.name]
-        if is_dataclass(value):
-            _tuples(schema_name, value, f"{prefix}{field.name}.")
-        elif getattr(hint, "__origin__", None) is tuple:
-            if len(value) != len(hint.__args__):
-                raise InputError(
-                    f"{schema_name}: {prefix}{field.name}={list(value)} has {len(value)} values, "
-                    f"expected {len(hint.__args__)}"
-                )
-            setattr(settings, field.name, tuple(value))
 
 
 def _explain(schema_name: str, schema: type, error: Exception) -> InputError:
@@ -183,16 +174,25 @@ def _explain(schema_name: str, schema: type, error: Exception) -> InputError:
     text = "\n".join(str(link) for link in chain)
     source = re.match(r"In '([^']+)'", text)
     where = f"{schema_name} (configs/{source.group(1)}.yaml)" if source else schema_name
-    found = _FULL_KEY.search(text)
-    key = found.group(1) if found else ""
+    named = _FULL_KEY.search(text)
+    key = named.group(1) if named else ""
     if key and re.search(r"Key '.*' (is )?not in ", text):
         return InputError(f"{where}: unknown setting {key!r}{nearest(key, [*keys(schema), *_groups()])}")
     if missing := re.search(r"Could not find '([^']+)'", text):
         return InputError(
             f"{schema_name}: no file configs/{missing.group(1)}.yaml{_available(missing.group(1))}"
         )
+    if key and (invalid := _NOT_A_CHOICE.search(text)) and (setting := field_of(schema, key)):
+        return InputError(f"{where}: {key}={invalid.group(1)}, {_expected(invalid.group(1), *setting)}")
     cause = next((line for line in str(chain[-1]).splitlines() if line and not line.startswith("In '")), "")
     return InputError(f"{where}: {f'{key}: ' if key else ''}{cause}")
+
+
+def _expected(value: str, setting: Field[Any], hint: Any) -> str:
+    """What a setting allows, and why not `value` where its field's metadata `refused` says so."""
+    allowed = ", ".join("or null" if choice is None else str(choice) for choice in choices(hint))
+    reason = setting.metadata.get("refused", {}).get(value)
+    return f"expected one of {allowed}" + (f": {reason}" if reason else "; correct the setting")
 
 
 def _groups() -> list[str]:

@@ -1,89 +1,101 @@
-"""What happens before the first step: checks, the run folder, and where the weights come from."""
+"""Start of a training on its ranks: first weights, files of the run folder, whether data and network fit."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
-from typing import Any, TypeVar
-
-import torch.distributed as dist
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from data.errors import InputError
+from data.files import write_text_whole
 from data.stream.advice import NOTABLE_PADDING, packing_advice
 from data.stream.loader import TokenStream
 from data.stream.plan import Plan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
-from pretrain.checkpoint.location import checkpoint_location
-from pretrain.checkpoint.origin import Origin, choose_origin
+from pretrain.checkpoint.origin import Origin
 from pretrain.config import TrainingConfig
+from pretrain.logs import log_to_file
 from pretrain.parallel.engine import Engine
-from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.rank_zero import run_on_rank_zero
+from pretrain.run_folder import RunFolder
+from pretrain.run_layout import rank_log_name
+from pretrain.run_start import RunStart, open_run
 from pretrain.telemetry.recorder import Recorder
 
-IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
-
-T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 
-def take_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
-    """Load what the run goes on from or begins with, if anything.
+def open_run_on_ranks(config: TrainingConfig, folder: RunFolder, rank: int) -> RunStart:
+    """`open_run` on rank 0 for all ranks, which then also log to files in the folder; every rank calls this.
 
-    Returns:
-        Metadata of the checkpoint that it goes on from; those of a new run otherwise.
+    For ranks that no command has started: those of a command get a `RunStart` and have their logs already.
 
     Raises:
-        InputError: It is damaged, of another network, or (to go on from) was trained on other data.
+        InputError: The folder or a checkpoint cannot be used.
+    """
+    start = run_on_rank_zero(lambda: open_run(config, folder))
+    log_to_file(folder.logs / rank_log_name(rank), rank)
+    return start
+
+
+def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
+    """Load the weights of the origin, if there is one; to resume, also the optimiser's state.
+
+    Returns:
+        Metadata of the checkpoint that the run resumes from; those of a new run otherwise.
+
+    Raises:
+        InputError: The checkpoint is damaged, of another network, or (to resume) was trained on other data.
     """
     if origin is None:
         return {"tokens": 0}
     if not origin.resumes:
         load_initial_weights(origin.checkpoint, engine)
         return {"tokens": 0}
-    trained_on = load_metadata(origin.checkpoint).get("dataset")  # none: weights alone, which `load` refuses
-    if trained_on not in (None, stream.fingerprint):
+    dataset = load_metadata(origin.checkpoint).get("dataset")  # None: weights alone, which `load` refuses
+    if dataset not in (None, stream.fingerprint):
         raise InputError(
-            f"{origin.checkpoint}: was trained on the data set {trained_on[:12]}, "
+            f"{origin.checkpoint}: was trained on the data set {dataset[:12]}, "
             f"{stream.place} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
             "another name"
         )
     return load(origin.checkpoint, engine)
 
 
-def announce(
-    recorder: Recorder, origin: Origin | None, before: Mapping[str, Any], config: TrainingConfig, step: int
-) -> str | None:
-    """Note in the metrics what the run goes on from or begins with; the former, for the summary."""
-    if origin is None:
-        return None
-    path, parallel = str(origin.checkpoint), asdict(config.parallel)
-    if not origin.resumes:
+def report_start(
+    recorder: Recorder, start: RunStart, metadata: Mapping[str, Any], config: TrainingConfig, step: int
+) -> None:
+    """Write an event that says which checkpoint the run resumes from or takes its first weights from.
+
+    Args:
+        recorder: Writes the event.
+        start: Start of the run; random weights need no event.
+        metadata: Metadata of the checkpoint that the run resumes from.
+        config: Settings of the run.
+        step: Optimiser steps done.
+    """
+    if start.origin is None:
+        return
+    path, parallel = str(start.origin.checkpoint), asdict(config.parallel)
+    if start.origin.resumes:
+        previous = metadata["config"]["parallel"]
+        recorder.event("resumed", step=step, checkpoint=path, parallel_before=previous, parallel=parallel)
+    else:
         recorder.event("started", step=step, checkpoint=path, parallel=parallel)
-        return None
-    layout = before["config"]["parallel"]
-    recorder.event("resumed", step=step, checkpoint=path, parallel_before=layout, parallel=parallel)
-    return path
 
 
-def newest_checkpoint(config: TrainingConfig, folder: RunFolder) -> Origin | None:
-    """The run's newest checkpoint, whatever it began from this time; None: there is none."""
-    settings = replace(config.checkpointing, resume="auto", start_from=None)
-    location = checkpoint_location(config.checkpointing, folder)
-    return choose_origin(settings, config.model, location, config.run.name)
+def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> None:
+    """Write tokenizers and action ranges to the run folder, so that its checkpoints can be used alone.
 
-
-def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> Origin | None:
-    """Open the run folder, put tokenizers and action ranges into it, and choose where the weights come from.
+    One rank calls this; it also logs advice on packing.
 
     Raises:
-        InputError: The folder or a checkpoint cannot be used, or the image tokenizer is not the data set's.
+        InputError: The folder cannot be written, or the image tokenizer is not the data set's.
     """
-    place = checkpoint_location(config.checkpointing, folder)
-    origin = choose_origin(config.checkpointing, config.model, place, config.run.name)
-    folder.open(config)
     advise_on_packing(stream.plan)
     text = TextTokenizer.load(config.data.text_tokenizer)
     image = ImageTokenizer.load(config.data.image_tokenizer)
@@ -95,27 +107,26 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
         )
     try:
         text.save(folder.tokenizers)
-        image.save(folder.tokenizers / IMAGE_TOKENIZER_FILE)
-        write_atomically(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
+        image.save(folder.image_tokenizer)
+        write_text_whole(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
             "write to, or free space"
         ) from error
-    return origin
 
 
 def advise_on_packing(plan: Plan) -> None:
-    """Say so if much of the sequences is padding and another length would waste less."""
+    """Log advice if much of the sequences is padding and another length would waste less."""
     if plan.padding > NOTABLE_PADDING and (advice := packing_advice(plan)).notable:
-        print(f"data: {advice}", file=sys.stderr, flush=True)
+        _LOG.warning("%s", advice)
 
 
 def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
     """Check that the network is large enough for the samples.
 
     Raises:
-        InputError: Its vocabulary or its positions are too few.
+        InputError: Its vocabulary or its number of positions is too small.
     """
     if stream.vocabulary_size > config.model.vocabulary_size:
         raise InputError(
@@ -127,17 +138,3 @@ def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
             f"model.max_positions={config.model.max_positions}, but samples have up to "
             f"{stream.longest_sample} tokens; raise it, or let samples hold less (data.history, data.chunk)"
         )
-
-
-def on_first_rank(work: Callable[[], T]) -> T:
-    """Do something on rank 0 alone; every rank gets its result or its InputError."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = work()
-        except InputError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, 0)
-    if outcome[1] is not None:
-        raise InputError(outcome[1])
-    return outcome[0]

@@ -1,7 +1,8 @@
 """`python -m pretrain.torchrun OPTIONS -m pretrain.main ...`: torchrun that ends with its ranks' exit code.
 
-torchrun itself ends with 1 whatever the ranks said; a batch script must tell 85 (asked to end, a checkpoint
-is written) from a failure. SIGUSR1 is left to the ranks: Slurm sends it to every process of a step.
+torchrun itself ends with 1 whatever the ranks' codes are; a batch script has to distinguish 85 (asked to end,
+a checkpoint is written) from a failure. SIGUSR1 is left to the ranks: Slurm sends it to every process of a
+step.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch.distributed.run import parse_args, run
 
 
 def main(arguments: list[str]) -> int:
-    """Run the ranks of this node; 0, or the exit code of the rank that failed first."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the ranks inherit that until they listen themselves
+    """Run the ranks of this node; return 0, or the exit code of the rank that failed first."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # inherited by the ranks until they handle it
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:

@@ -1,13 +1,14 @@
-"""Loss and accuracy on episodes that are not trained on, beside the training.
+"""Loss and accuracy on held-out episodes, measured during the training.
 
-Every validation takes the same batches, in every run on a data set with the same shape of batches: their
-order has a seed of its own. Numbers are means over all labels of these batches, added up before they are
-divided, so that they do not depend on the layout.
+Every validation uses the same batches, in all runs with the same data set and shape of batches: their order
+has a seed of its own. Results are means over all labels of these batches, summed before they are divided, so
+that they do not depend on the layout.
 """
 
 from __future__ import annotations
 
-import sys
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -21,27 +22,31 @@ from data.stream.datasets import splits_held
 from data.stream.loader import TokenStream
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import SUMS_SHAPE, LabelKind, Total, means
+from pretrain.phases import phase
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
+    from pretrain.telemetry.recorder import Recorder
 
-SEED = 0  # of the order of validation batches, whatever the training's is
+SEED = 0  # of the order of validation batches, independent of the training's seed
+
+_LOG = logging.getLogger(__name__)
 
 
 class Validation:
-    """The validation batches of a training; every rank makes one and calls it at the same steps.
+    """The validation of a training; every rank makes one and calls it at the same steps.
 
-    Each split is opened once; of its episodes as many stay in memory as of those that are trained on
-    (`data.stream.episodes.CACHE_BYTES`). Use as a context manager, or call `close`, to end its threads.
+    Each split is opened once and has an episode memory of its own (`data.memory_megabytes`). Use as a context
+    manager, or call `close`, to end its threads.
 
     Args:
-        config: Of the training.
-        groups: This rank's groups.
+        config: Settings of the training.
+        groups: Process groups of this rank.
 
     Raises:
-        InputError: Settings that cannot be, an unknown split, samples that the model is too small for or
-            of which a split holds no window.
+        InputError: Invalid settings, an unknown split, a split whose samples are too large for the model, or
+            a split without any window.
     """
 
     def __init__(self, config: TrainingConfig, groups: ProcessGroups) -> None:
@@ -59,42 +64,45 @@ class Validation:
                 if split in held:
                     self._open(split, config)
                 elif groups.rank == 0:
-                    print(
-                        f"validation: the data has no episode in split {split}; it is left out",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    _LOG.warning("the data has no episode in split %s; it is left out", split)
         except BaseException:
             self.close()
             raise
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that are measured."""
+        """Names of the splits that are measured."""
         return tuple(self._streams)
 
-    def due(self, step: int) -> bool:
-        """Whether to measure after optimiser step `step` (from 1): every so many, and after the last."""
+    def is_due(self, step: int) -> bool:
+        """Whether to measure after optimiser step `step` (from 1): every `validation.every`, and the last."""
         return bool(self._streams) and (step % self._every == 0 or step == self._last)
 
-    def measure(self, engine: Engine) -> dict[str, float | None]:
-        """Forward passes over all batches; every rank calls it and gets the same.
+    def run(self, step: int, engine: Engine, recorder: Recorder) -> None:
+        """Measure after optimiser step `step`, outside the time of training, and write an event."""
+        start = time.perf_counter()
+        with phase("validation"), recorder.paused():
+            values = self.measure(engine)
+        recorder.event("validation", step=step, seconds=time.perf_counter() - start, **values)
 
-        Weights, optimiser and random numbers stay as they are.
+    def measure(self, engine: Engine) -> dict[str, float | None]:
+        """Evaluate all batches with forward passes; every rank calls this and gets the same values.
+
+        Weights, optimiser and random numbers do not change.
 
         Returns:
-            Of each split `<split>/loss` (cross entropy, kinds weighted as in training, without z-loss), and
-            `loss_<kind>`, `accuracy_<kind>` and `action_l1` as `pretrain.model.loss.means` has them.
+            For each split `<split>/loss` (cross entropy, kinds weighted as in training, without z-loss), and
+            `loss_<kind>`, `accuracy_<kind>` and `action_l1` of `pretrain.model.loss.means`.
 
         Raises:
-            InputError: A shard is missing or broken.
+            InputError: A shard is missing or damaged.
         """
         totals = {split: self._sums(engine, stream) for split, stream in self._streams.items()}
-        found: dict[str, float | None] = {}
-        for split, sums in totals.items():  # the device is waited for when all its work is queued
+        results: dict[str, float | None] = {}
+        for split, sums in totals.items():  # waits for the device once all its work is queued
             values = {"loss": weighted_loss(sums.tolist(), self._image_weight), **means(sums.tolist())}
-            found |= {f"{split}/{name}": value for name, value in values.items()}
-        return found
+            results |= {f"{split}/{name}": value for name, value in values.items()}
+        return results
 
     def close(self) -> None:
         """End the threads that read batches."""
@@ -114,7 +122,7 @@ class Validation:
         self._streams[split] = stream
         needs = {"vocabulary_size": stream.vocabulary_size, "max_positions": stream.longest_sample}
         _check_model(split, needs, config)
-        # Tells at once, and not at the first validation, where the layout does not fit.
+        # Raises now, and not at the first validation, if the layout does not fit.
         stream.plan.share(self._groups.data_rank, self._groups.mesh.data)
 
     def _sums(self, engine: Engine, stream: TokenStream) -> Tensor:
@@ -127,11 +135,11 @@ class Validation:
 
 
 def weighted_loss(sums: Sequence[Sequence[float]], image_weight: float) -> float | None:
-    """Cross entropy with image codes weighted as in training; None where nothing weighs anything.
+    """Cross entropy with image codes weighted as in training; None if the weights add up to 0.
 
     Args:
-        sums: `LossTerms.sums` as numbers.
-        image_weight: Of image codes; all other labels weigh 1.
+        sums: `LossTerms.sums` [3, 4] as numbers.
+        image_weight: Weight of image codes; all other labels weigh 1.
     """
     weights = [image_weight if kind == LabelKind.IMAGE else 1.0 for kind in LabelKind]
     entropy = sum(w * row[Total.CROSS_ENTROPY] for w, row in zip(weights, sums, strict=True))

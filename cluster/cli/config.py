@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
+from pretrain.config import WeightsDtype
 
 
 @dataclass
@@ -86,6 +87,6 @@ class ConvertExportConfig:
 
     checkpoint: str = "???"
     out: str = "???"
-    dtype: str | None = None
+    dtype: WeightsDtype | None = None
     image_tokenizer: str | None = None
     shard_megabytes: int = 5000

@@ -81,11 +81,8 @@ def convert_export(config: ConvertExportConfig, call: Invocation) -> None:
         InputError: No checkpoint there, or settings that do not fit it.
     """
     from pretrain.checkpoint.fetch import local_checkpoint
-    from pretrain.checkpoint.manifest import DTYPES
     from pretrain.convert.exporting import export_weights
 
-    if config.dtype is not None and config.dtype not in DTYPES:
-        raise InputError(f"dtype={config.dtype}, expected one of {', '.join(DTYPES)}, or null")
     image = Path(config.image_tokenizer) if config.image_tokenizer else None
     with Board(call.console) as board:
         done = export_weights(

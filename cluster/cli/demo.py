@@ -21,12 +21,13 @@ from cluster.invocation import Invocation
 from cluster.run.supervisor import plan_run, supervise
 from cluster.run.worker_tasks import evaluate_checkpoint, train_rank
 from data.errors import InputError
+from data.files import write_text_whole
 from data.storage.index import INDEX_FILE
 from eval.config import CollectConfig
 from eval.report.page import write_report
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.config import ParallelConfig
-from pretrain.run_folder import RunFolder, write_atomically
+from pretrain.run_folder import RunFolder
 
 _STAGES = 6
 
@@ -87,7 +88,7 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, call: Invocation
         call.console.print(f"  {folder}: already there")
         return False
     run_collect(settings, call)
-    write_atomically(marker, wanted)
+    write_text_whole(marker, wanted)
     return True
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
 from pretrain.telemetry.sinks import read_metrics
 
 _AVERAGED = 10  # logged steps at either end: single steps scatter
@@ -44,7 +45,7 @@ def learned(folder: RunFolder) -> list[tuple[str, str]]:
     ]
     if speed := summary.get("tokens_per_second"):
         rows.append(("speed of training", f"{speed:,.0f} tokens/s"))
-    rows += [_evaluation_row(path) for path in sorted(folder.path.glob("eval/step_*/results.json"))]
+    rows += [_evaluation_row(path) for path in files_by_step(folder.evaluations, RESULTS_FILE).values()]
     return rows + _imagined_rows(folder)
 
 
@@ -68,7 +69,7 @@ def _evaluation_row(path: Path) -> tuple[str, str]:
 
 
 def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:
-    paths = sorted(folder.path.glob("eval/step_*/imagine.json"))
+    paths = list(files_by_step(folder.evaluations, f"{IMAGINE_STEM}.json").values())
     if not paths:
         return []
     scores = json.loads(paths[-1].read_text())

@@ -1,4 +1,4 @@
-"""`--help`: the commands, and each command's settings as the docstrings of its dataclasses tell them."""
+"""`--help`: the commands, and each command's settings with the texts of its dataclasses' docstrings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import cleandoc
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from cluster.cli.commands import COMMANDS, Command, members
+from pretrain.installation import project_file
+from pretrain.setting_types import choices
 
 _WIDTH = 100
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_CONFIGS = project_file("configs")
 _ENTRY = re.compile(r"^([a-z_][a-z_0-9]*(?:, [a-z_][a-z_0-9]*)*): (.*)$")
 
 
@@ -24,13 +25,15 @@ class Setting:
 
     Attributes:
         key: With dots (`optim.lr`).
-        default: As it is written on the command line; `required` without one.
+        default: As written on the command line; `required` without one.
         text: What it means, empty where nothing is written.
+        choices: The values that it takes; empty: any of its type.
     """
 
     key: str
     default: str
     text: str
+    choices: tuple[str, ...] = ()
 
 
 def overview(group: str | None = None) -> str:
@@ -76,8 +79,8 @@ def describe(command: Command) -> str:
         lines += [f"  {group}={'|'.join(names)}" for group, names in _groups(command.config_name)]
     lines += ["", "settings:"]
     for setting in settings(_defaults(command)):
-        head = f"  {setting.key}={setting.default}"
-        lines.append(head)
+        listed = f"  ({' | '.join(setting.choices)})" if setting.choices else ""
+        lines.append(f"  {setting.key}={setting.default}{listed}")
         lines += textwrap.wrap(setting.text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -92,7 +95,8 @@ def settings(defaults: Any, prefix: str = "") -> Iterator[Setting]:
         if isinstance(hint, type) and is_dataclass(hint):
             yield from settings(hint if defaults is schema else value, f"{prefix}{field.name}.")
         else:
-            yield Setting(f"{prefix}{field.name}", _written(value), texts.get(field.name, ""))
+            allowed = tuple(map(_written, choices(hint)))
+            yield Setting(f"{prefix}{field.name}", _written(value), texts.get(field.name, ""), allowed)
 
 
 def _defaults(command: Command) -> Any:
@@ -111,7 +115,7 @@ def _class_default(field: Field[Any]) -> Any:
 
 
 def _written(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value as written on the command line."""
     if value == "???":
         return "(required)"
     if value is None:
@@ -137,15 +141,15 @@ def _entries(schema: type) -> Iterator[tuple[list[str], str]]:
     """Names and text of each entry of the class's own `Attributes` section."""
     _, _, section = cleandoc(schema.__doc__ or "").partition("Attributes:\n")
     for entry in re.split(r"\n    (?=\w)", "\n" + section.split("\n\n")[0]):
-        found = _ENTRY.match(" ".join(entry.split()))
-        if found:
-            yield found.group(1).split(", "), found.group(2)
+        match = _ENTRY.match(" ".join(entry.split()))
+        if match:
+            yield match.group(1).split(", "), match.group(2)
 
 
 def _other_class(text: str) -> str:
     """The class that an entry `As in `Class`` points to, else an empty string."""
-    found = re.match(r"As in `(\w+)`", text)
-    return found.group(1) if found else ""
+    match = re.match(r"As in `(\w+)`", text)
+    return match.group(1) if match else ""
 
 
 def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:

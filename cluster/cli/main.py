@@ -81,9 +81,11 @@ def _carry_out(command: Command, overrides: list[str], flags: set[str]) -> int:
     from cluster.console import make_console
     from cluster.failures import CommandFailedError
     from cluster.invocation import Invocation
-    from pretrain.faults.exit_codes import REQUEUE, PreemptedError
+    from pretrain.faults.exit_codes import EXIT_PREEMPTED, PreemptedError
+    from pretrain.logs import set_up_logging
     from pretrain.settings import compose
 
+    set_up_logging()
     settings = compose(
         f"worldvla {command.name}",
         command.load_schema(),
@@ -101,7 +103,7 @@ def _carry_out(command: Command, overrides: list[str], flags: set[str]) -> int:
         return FAILED
     except PreemptedError as error:
         print(error, file=sys.stderr)
-        return REQUEUE
+        return EXIT_PREEMPTED
     return 0
 
 

@@ -11,8 +11,9 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.doctor.finding import FAIL, OK, WARN, Finding
-from cluster.slurm.sbatch import PROJECT
+from pretrain.installation import project_file
 
+_CONSTRAINTS = project_file("constraints.txt")
 _LEAST_SHARED_MEMORY = 1e9  # bytes; Ray's object store and gloo live there
 _RENDER_SECONDS = 120
 # A box that fills the picture: a frame that is not one colour proves that the renderer works.
@@ -37,7 +38,7 @@ def python() -> Finding:
     return Finding("Python", FAIL, found, "take Python 3.11 or 3.12")
 
 
-def packages(constraints: Path = PROJECT / "constraints.txt") -> Finding:
+def packages(constraints: Path = _CONSTRAINTS) -> Finding:
     """Installed versions against those that were tested together."""
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints.read_text(), re.MULTILINE))
     wrong, missing = [], []

@@ -18,9 +18,10 @@ from cluster.inspect.config import InspectCheckpointConfig
 from cluster.invocation import Invocation
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
-from pretrain.checkpoint.manifest import READY, Manifest
+from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.retention import success_rates
 from pretrain.checkpoint.verification import find_damage
+from pretrain.run_layout import READY, RunLayout
 from pretrain.settings import read_yaml
 
 _THREADS = 4
@@ -93,11 +94,12 @@ def _inspect_all(config: InspectCheckpointConfig, call: Invocation) -> list[str]
 def _place(path: str) -> tuple[CheckpointLocation, Path | None]:
     """Where the checkpoints are that are meant, and the evaluations of their run, if it is known."""
     folder = Path(path)
-    if "://" not in path and (folder / "config.yaml").is_file():
-        url = (read_yaml(folder / "config.yaml").get("checkpointing") or {}).get("url")
-        return CheckpointLocation(url or folder / "checkpoints"), folder / "eval"
-    if "://" not in path and (folder.resolve().parent / "config.yaml").is_file():
-        return CheckpointLocation(folder), folder.resolve().parent / "eval"
+    run, parent = RunLayout(folder), RunLayout(folder.resolve().parent)
+    if "://" not in path and run.config.is_file():
+        url = (read_yaml(run.config).get("checkpointing") or {}).get("url")
+        return CheckpointLocation(url or run.checkpoints), run.evaluations
+    if "://" not in path and parent.config.is_file():
+        return CheckpointLocation(folder), parent.evaluations
     return CheckpointLocation(path), None
 
 

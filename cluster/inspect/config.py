@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
+from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
 
 
@@ -112,7 +113,7 @@ class InspectMemoryConfig:
     gpu: str = "H100"
     efficiency: float = 0.45
     node_gpus: int = 8
-    offloads: list[str] = field(default_factory=lambda: ["none", "optimizer", "all"])
+    offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
     show: int = 12

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from cluster.config import RootConfig
 from data.errors import InputError
-from eval.config import STALE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +95,6 @@ def resources_of(config: RootConfig, gpus_found: int) -> Placement:
             raise InputError(f"{name}={value}, expected 0 or more")
     if config.eval.gpus < 0 or (config.eval.gpus > 1 and config.eval.gpus % 1):
         raise InputError(f"eval.gpus={config.eval.gpus}, expected a share below 1 or a whole number")
-    if config.eval.stale not in STALE:
-        raise InputError(f"eval.stale={config.eval.stale}, expected one of {', '.join(STALE)}")
     wanted = config.cluster.gpus_per_rank
     if wanted is not None and wanted not in (0, 1):
         raise InputError(f"cluster.gpus_per_rank={wanted}, expected 0, 1 or null (1 where there is a GPU)")

@@ -40,6 +40,7 @@ from cluster.config import ClusterConfig
 from cluster.resources.node_assignment import Node
 from cluster.resources.placement import Placement, check_fits
 from data.errors import InputError
+from pretrain.logs import LEVEL_VARIABLE
 
 _DRIVER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -107,7 +108,7 @@ def worker_environment(placement: Placement) -> dict[str, str]:
     """Environment variables of every process that Ray starts for this command."""
     environment = {
         name: os.environ[name]
-        for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH")
+        for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH", LEVEL_VARIABLE)
         if name in os.environ
     }
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")

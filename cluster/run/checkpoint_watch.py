@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 from pretrain.checkpoint.location import CheckpointLocation
+from pretrain.run_layout import RESULTS_FILE, files_by_step
 
-_FOLDER = re.compile(r"^step_(\d{8})$")
 _SECONDS_BETWEEN_REQUESTS = 10.0
-RESULTS = "results.json"
 
 
 class CheckpointWatch:
@@ -43,8 +41,7 @@ class CheckpointWatch:
 
 def evaluated_steps(evaluations: Path) -> set[int]:
     """Steps whose evaluation has left its results."""
-    found = (_FOLDER.match(path.parent.name) for path in evaluations.glob(f"step_*/{RESULTS}"))
-    return {int(match.group(1)) for match in found if match}
+    return set(files_by_step(evaluations, RESULTS_FILE))
 
 
 def due_steps(committed: Collection[int], every: int, last: int, done: Collection[int]) -> list[int]:

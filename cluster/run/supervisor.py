@@ -19,18 +19,17 @@ from cluster.console import Bar, Board
 from cluster.failures import CommandFailedError
 from cluster.resources.placement import Placement, place
 from cluster.resources.ray_session import Session, open_session
-from cluster.run.checkpoint_watch import RESULTS, CheckpointWatch, due_steps, evaluated_steps
+from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
 from cluster.run.evaluation_group import Evaluate, EvaluationGroup, EvaluationJob, Finished
 from cluster.run.stop_request import WishToEnd, signals_passed_on
-from cluster.run.train_group import Train
-from cluster.run.training import Training
+from cluster.run.training import Train, Training
 from data.errors import InputError
-from pretrain.checkpoint.load import load_metadata
 from pretrain.checkpoint.location import checkpoint_location
-from pretrain.checkpoint.origin import choose_origin
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
-from pretrain.run_folder import RunFolder, wandb_run_of
+from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RESULTS_FILE, files_by_step
+from pretrain.run_start import RunStart, open_run
 from pretrain.settings import to_mapping
 from pretrain.telemetry.console import describe, describe_event
 from pretrain.telemetry.events import EventLog
@@ -69,12 +68,7 @@ def supervise(
     placement = plan_run(config)
     config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
-    # The ranks do it again, later.
-    place = checkpoint_location(config.checkpointing, folder)
-    origin = choose_origin(config.checkpointing, config.model, place, config.run.name)
-    folder.open(config)
-    before = load_metadata(origin.checkpoint) if origin is not None and origin.resumes else {}
-    folder.wandb_run(wandb_run_of(before, config.run.name))
+    start = open_run(config, folder)
     with (
         _alone_in(folder),
         closing(WandbSink(folder.path, config.run.name, config.telemetry, to_mapping(config))) as wandb,
@@ -82,14 +76,14 @@ def supervise(
         Board(console) as board,
         signals_passed_on(folder.stop_request) as wish,  # after the session, which sets a handler of its own
     ):
-        _Supervisor(config, folder, board, wandb, evaluate).run(session, train, wish, trained)
+        _Supervisor(config, folder, board, wandb, evaluate).run(session, start, train, wish, trained)
     return folder
 
 
 @contextmanager
 def _alone_in(folder: RunFolder) -> Iterator[None]:
     """Keep a second command out of the run folder; the lock goes with the process, however it ends."""
-    with (folder.path / ".supervisor.lock").open("w") as lock:
+    with folder.supervisor_lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -136,7 +130,7 @@ class _Supervisor:
         self, config: RootConfig, folder: RunFolder, board: Board, wandb: WandbSink, evaluate: Evaluate
     ) -> None:
         self._config, self._folder, self._board, self._wandb = config, folder, board, wandb
-        self._logs = folder.path / "logs"
+        self._logs = folder.logs
         self._tail = MetricsTail(folder.metrics, from_end=True)
         self._evaluations = EvaluationGroup(self._logs, evaluate)
         self._begun = evaluated_steps(folder.evaluations)
@@ -148,10 +142,17 @@ class _Supervisor:
         self._failures: list[Finished] = []
         self._events = EventLog(folder.events)
 
-    def run(self, session: Session, train: Train, wish: WishToEnd, trained: Callable[[], None]) -> None:
+    def run(
+        self,
+        session: Session,
+        start: RunStart,
+        train: Train,
+        wish: WishToEnd,
+        trained: Callable[[], None],
+    ) -> None:
         """Until the training and every evaluation have ended."""
         self._train_bar.update(self._done_before, note=f"starting {session.placement.ranks} processes")
-        training = Training(self._config, session, self._folder, train, wish, self._place)
+        training = Training(self._config, session, self._folder, start, train, wish, self._place)
         trained_out = _in_background(training.run)
         while not trained_out.done():
             wait([trained_out], _SECONDS_BETWEEN_LOOKS)
@@ -258,7 +259,8 @@ def outcome(results: Mapping[str, Any]) -> str:
 
 def record_evaluations(folder: RunFolder) -> None:
     """Write what all evaluations of a run left into its `summary.json`."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.path.glob(f"eval/step_*/{RESULTS}"))]
+    paths = files_by_step(folder.evaluations, RESULTS_FILE).values()
+    found = [json.loads(path.read_text()) for path in paths]
     folder.update_summary(evaluations=[{key: results.get(key) for key in _SUMMARY_KEYS} for results in found])
 
 

@@ -16,6 +16,7 @@ from data.errors import InputError
 from pretrain.checkpoint.manifest import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import cause_of_end
+from pretrain.run_layout import RANK_PATTERN, rank_log_name, rank_name
 
 if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
@@ -40,7 +41,7 @@ def run_train_group(
     """Run `train(config)` in `parallel.tensor * parallel.data` processes; return when all have ended.
 
     Every process is in a torch process group (gloo, or NCCL with GPUs) with `RANK`, `LOCAL_RANK` and
-    `WORLD_SIZE` set, as under torchrun. Their output goes to `logs/rank_00.log` and so on.
+    `WORLD_SIZE` set, as under torchrun. Their output goes to `logs/rank_00000.log` and so on.
 
     Args:
         config: Handed to `train` in each process.
@@ -59,7 +60,7 @@ def run_train_group(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logs.mkdir(parents=True, exist_ok=True)
-    forget_failures(logs, "rank_*")
+    forget_failures(logs, RANK_PATTERN)
     placement = placement or session.placement
     written = _log_lengths(logs)
     trainer = TorchTrainer(
@@ -82,13 +83,8 @@ def run_train_group(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _explain(logs, str(error), placement.ranks, written) from error
-    for ended in read_failures(logs, "rank_*"):
+    for ended in read_failures(logs, RANK_PATTERN):
         raise PreemptedError(ended.message)
-
-
-def rank_name(rank: int) -> str:
-    """Name of a rank's log: `rank_00`."""
-    return f"rank_{rank:02d}"
 
 
 def _explain(
@@ -103,7 +99,7 @@ def _explain(
         written: Lengths that the logs had before these ranks were started.
     """
     # A rank that was asked to end and has is no cause.
-    failures = [each for each in read_failures(logs, "rank_*") if each.kind != PreemptedError.__name__]
+    failures = [each for each in read_failures(logs, RANK_PATTERN) if each.kind != PreemptedError.__name__]
     mistakes = [failure for failure in failures if failure.user_mistake]
     if mistakes:
         damaged = mistakes[0].kind == DamagedCheckpointError.__name__
@@ -126,20 +122,20 @@ def _explain(
         )
     return TrainingFailedError(
         "a training process ended without a word of its own (killed, or out of memory); "
-        f"see {report} and {logs}/rank_*.log"
+        f"see {report} and {logs}/{RANK_PATTERN}.log"
     )
 
 
 def _log_lengths(logs: Path) -> dict[str, int]:
     """Bytes in each log, by the name of its process."""
-    return {path.stem: path.stat().st_size for path in logs.glob("rank_*.log")}
+    return {path.stem: path.stat().st_size for path in logs.glob(f"{RANK_PATTERN}.log")}
 
 
 def _explain_hang(logs: Path, ranks: int, written: Mapping[str, int]) -> TrainingFailedError | None:
     """The error about ranks that their watchdogs have ended; None: no rank was ended so."""
     causes: dict[str, str] = {}
-    for name in map(rank_name, range(ranks)):
-        log = logs / f"{name}.log"
+    for rank in range(ranks):
+        name, log = rank_name(rank), logs / rank_log_name(rank)
         said = log.read_bytes()[written.get(name, 0) :] if log.exists() else b""
         if cause := cause_of_end(said.decode("utf-8", "replace")):
             causes[name] = cause
@@ -149,7 +145,7 @@ def _explain_hang(logs: Path, ranks: int, written: Mapping[str, int]) -> Trainin
     mute = [name for name in map(rank_name, range(ranks)) if name not in causes]
     # All others wait for a rank that cannot even speak.
     who = f"; {_listed(mute)} did not answer" if mute else ""
-    message = f"{cause}{who}; the stacks of all threads are in {logs}/rank_*.log"
+    message = f"{cause}{who}; the stacks of all threads are in {logs}/{RANK_PATTERN}.log"
     return TrainingFailedError(message, "Hang", f"{cause}{who}")
 
 
@@ -162,8 +158,9 @@ def _rank_main(task: dict[str, Any]) -> None:
     """Body of one training process."""
     if os.path.isdir(task["cwd"]):  # relative paths of the settings; other machines may not have it
         os.chdir(task["cwd"])
-    name = rank_name(int(os.environ["RANK"]))
-    with recorded(task["logs"], name):
+    rank = int(os.environ["RANK"])
+    name = rank_name(rank)
+    with recorded(task["logs"], name, rank):
         try:
             task["train"](task["config"])
         except PreemptedError as error:  # all ranks end so; a failure of one would have Ray end the others

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.config import RootConfig
 from cluster.failures import TrainingFailedError
@@ -13,15 +14,26 @@ from cluster.resources.elastic import Fit, largest_fit
 from cluster.resources.ray_session import Session
 from cluster.run.restarts import RestartPolicy
 from cluster.run.stop_request import WishToEnd
-from cluster.run.train_group import Train, run_train_group
+from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checks import check_training
+from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
+from pretrain.run_start import RunStart, open_run
 from pretrain.telemetry.sinks import read_metrics
 
 _SECONDS_BETWEEN_LOOKS = 5.0
+
+
+class Train(Protocol):
+    """Trains as one rank, in a process of its own: importable under its name."""
+
+    def __call__(self, config: TrainingConfig, start: RunStart) -> None:
+        """Train with these settings from this start."""
+        ...
 
 
 class Training:
@@ -31,6 +43,7 @@ class Training:
         config: The run's settings; its layout is the largest.
         session: The open Ray session.
         folder: Of the run.
+        start: Where the first start of the ranks begins; for each later one it is chosen anew.
         train: What each rank does.
         wish: Whether the command was asked to end.
         place: Where the run's checkpoints lie.
@@ -41,12 +54,14 @@ class Training:
         config: RootConfig,
         session: Session,
         folder: RunFolder,
+        start: RunStart,
         train: Train,
         wish: WishToEnd,
         place: CheckpointLocation,
     ) -> None:
         self._config, self._session, self._folder, self._train = config, session, folder, train
         self._wish, self._place = wish, place
+        self._first: RunStart | None = start
         self._policy = RestartPolicy(config.cluster)
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._fit: Fit | None = None
@@ -104,13 +119,19 @@ class Training:
             self._wish.ask()
 
     def _start(self, fit: Fit) -> None:
+        start, self._first = self._first, None
+        if fit.config is not self._config:
+            check_training(fit.config)
+        if start is None or fit.config is not self._config:
+            start = open_run(fit.config, self._folder)
         nodes = fit.rank_nodes if self._session.several_nodes else None
-        run_train_group(fit.config, self._session, self.logs, self._train, fit.placement, nodes)
+        train = partial(self._train, start=start)
+        run_train_group(fit.config, self._session, self.logs, train, fit.placement, nodes)
 
     @property
     def logs(self) -> Path:
         """Folder of the ranks' output."""
-        return self._folder.path / "logs"
+        return self._folder.logs
 
     def _recover(self, failure: TrainingFailedError) -> None:
         step, newest = last_reported(self._folder), self._newest()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from pretrain.logs import set_up_logging
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Failure:
     """Why a process ended.
 
     Attributes:
-        name: Of the process (`rank_00`).
+        name: Of the process (`rank_00000`).
         time: Seconds since the epoch.
         user_mistake: Whether it was an `InputError`.
         kind: Name of the exception's class.
@@ -41,17 +44,19 @@ class Failure:
 
 
 @contextmanager
-def recorded(logs: Path, name: str) -> Iterator[None]:
+def recorded(logs: Path, name: str, rank: int | None = None) -> Iterator[None]:
     """Send this process's output to `logs/<name>.log`; write down an exception that passes through.
+
+    Log messages go there too, with the number of the training rank if there is one.
 
     The exception goes on its way; its traceback is in the log, its `Failure` in `logs/<name>.failure.json`.
     """
     _redirect_output(logs / f"{name}.log")
+    set_up_logging(rank)
     try:
         yield
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
+        _LOG.exception("%s ended with an error", name)
         note_failure(logs, name, error)
         raise
 

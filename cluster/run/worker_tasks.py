@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.run.evaluation_group import EvaluationJob, Progress
@@ -10,16 +11,18 @@ if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
     from data.prepare.command import Preparer
     from pretrain.config import TrainingConfig
+    from pretrain.hooks import StepHook
+    from pretrain.run_start import RunStart
 
 
-def train_rank(config: TrainingConfig) -> None:
+def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook] = ()) -> None:
     """Train as one rank of the process group that exists."""
     from pretrain.library_warnings import silence_known_warnings
 
     silence_known_warnings()
     from pretrain.trainer import train
 
-    train(config)
+    train(config, start, hooks)
 
 
 def make_preparer(config: PrepareCommandConfig) -> Preparer:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from cluster.config import PrepareCommandConfig, RootConfig
+from cluster.config import Network, PrepareCommandConfig, RootConfig
 from eval.config import EvalCommandConfig
 
-STAGES = ("prepare", "train", "eval")
+Stage = Literal["prepare", "train", "eval"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass
@@ -26,7 +28,8 @@ class SlurmConfig:
         requeue: Go back into the queue after preemption, a lost node or the time limit, and go on there.
         most_requeues: Times that the job may go back into the queue.
         modules: Environment modules to load.
-        venv: Virtual environment; null: `.venv` of the project.
+        venv: Virtual environment; null: `.venv` of the checkout, or the one of this command where worldvla is
+            installed.
         container: Image for `srun --container-image` (pyxis); null: no container.
         mounts: `host:container` folders of the container.
         environment: Variables to set on every node (`["NCCL_DEBUG=INFO"]`). Secrets do not belong here:
@@ -50,7 +53,7 @@ class SlurmConfig:
     container: str | None = None
     mounts: list[str] = field(default_factory=list)
     environment: list[str] = field(default_factory=list)
-    network: str | None = None
+    network: Network | None = None
     start_timeout: int = 300
     sbatch: list[str] = field(default_factory=list)
 
@@ -76,7 +79,7 @@ class SubmitConfig(RootConfig):
     nodes: int = 1
     after: int | None = None
     sweep: str | None = None
-    stages: list[str] = field(default_factory=lambda: ["train"])
+    stages: list[Stage] = field(default_factory=lambda: ["train"])
     prepare: PrepareCommandConfig = field(default_factory=lambda: PrepareCommandConfig(source="", out=""))
     final_eval: EvalCommandConfig = field(default_factory=EvalCommandConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)

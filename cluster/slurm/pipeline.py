@@ -14,8 +14,9 @@ from cluster.slurm.config import STAGES, SubmitConfig
 from cluster.slurm.sbatch import render, render_stage
 from cluster.slurm.sweep import Run
 from data.errors import InputError
-from pretrain.checkpoint.location import checkpoint_location, step_name
+from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import step_name
 
 SECTIONS = {"prepare": "prepare", "eval": "final_eval"}  # stage -> settings of its own
 

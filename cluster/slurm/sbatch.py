@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
+from cluster.config import Network
 from cluster.slurm.config import SlurmConfig, SubmitConfig
 from data.errors import InputError
+from pretrain.installation import checkout, project_file
 
-PROJECT = Path(__file__).resolve().parents[2]
 TEMPLATE, STAGE_TEMPLATE = "ray.sbatch.j2", "stage.sbatch.j2"
 # What NCCL is told about the network between the nodes, by `cluster.network`.
-NETWORKS: dict[str, dict[str, str]] = {
+NETWORKS: dict[Network, dict[str, str]] = {
     "infiniband": {"NCCL_IB_TIMEOUT": "22"},
     "efa": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_USE_HUGE_PAGE": "0"},
     "tcp": {"NCCL_IB_DISABLE": "1"},
@@ -104,7 +106,7 @@ def render_stage(
 
 def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PROJECT / "slurm"),
+        loader=jinja2.FileSystemLoader(project_file("slurm")),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         comment_start_string="<#",  # bash writes ${#nodes[@]}
@@ -122,15 +124,12 @@ def _setup(
     check(config.slurm)
     slurm = config.slurm
     network = slurm.network or config.cluster.network
-    if network not in NETWORKS:
-        name = "slurm.network" if slurm.network else "cluster.network"
-        raise InputError(f"{name}={network}, expected one of {', '.join(NETWORKS)}")
     variables = NETWORKS[network] if gpus_per_node(config) else {}
     return {
-        "project": PROJECT,
+        "project": checkout(),
         "caller": caller,
         "modules": slurm.modules,
-        "venv": None if slurm.container else slurm.venv or PROJECT / ".venv",
+        "venv": None if slurm.container else slurm.venv or _environment(),
         "network": variables,
         "environment": variables | _variables(slurm),
         "arguments": arguments,
@@ -139,6 +138,13 @@ def _setup(
         "binding": "--cpu-bind=none" + (" --gpu-bind=none" if gpus_per_node(config) else ""),
         "container_options": _container_options(slurm, caller),
     }
+
+
+def _environment() -> Path | None:
+    """The virtual environment of a job: `.venv` of the checkout, else the one that this command runs in."""
+    if project := checkout():
+        return project / ".venv"
+    return Path(sys.prefix) if sys.prefix != sys.base_prefix else None
 
 
 def gpus_per_node(config: SubmitConfig) -> int:
@@ -215,7 +221,7 @@ def _container_options(slurm: SlurmConfig, caller: Path) -> str:
     """What makes srun start its tasks in the container, in the caller's folder; empty without one."""
     if slurm.container is None:
         return ""
-    ours = dict.fromkeys((PROJECT, caller))
+    ours = dict.fromkeys(path for path in (checkout(), caller) if path)
     mounts = ",".join([*(f"{path}:{path}" for path in ours), *slurm.mounts])
     options = {"image": slurm.container, "mounts": mounts, "workdir": str(caller)}
     return "".join(f" --container-{name}={shlex.quote(value)}" for name, value in options.items())

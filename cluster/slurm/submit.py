@@ -43,7 +43,7 @@ def submit(config: SubmitConfig, call: Invocation) -> None:
     arguments = [word for word in call.overrides if not word.startswith(_JOB_ALONE)]
     arguments += choose_layout(config, call.overrides)
     sweep = runs_of_sweep(config, call.overrides)
-    folder = RunFolder.of(config.run).path.resolve() / "slurm"
+    folder = RunFolder.of(config.run).slurm.resolve()
     made = jobs(config, call.overrides, arguments, folder, Path.cwd(), sweep)
     if call.dry_run:
         _show(made)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +26,7 @@ from data.config import CacheConfig
 from data.errors import InputError
 from data.sizes import parse_bytes
 
+_LOG = logging.getLogger(__name__)
 _FOLDER = re.compile("[0-9a-f]{2}")
 _NAME = re.compile("[0-9a-f]{64}")
 _DIGEST = 32  # bytes
@@ -183,11 +184,10 @@ class EpisodeCache:
     def _give_up(self, error: OSError) -> None:
         if not self._broken:
             self._broken = True
-            print(
-                f"storage: data.cache.dir={self._folder}: {error.strerror}; this process goes on without "
-                "keeping episodes there",
-                file=sys.stderr,
-                flush=True,
+            _LOG.warning(
+                "data.cache.dir=%s: %s; this process goes on without keeping episodes there",
+                self._folder,
+                error.strerror,
             )
 
 

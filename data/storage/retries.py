@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from tenacity import (
 
 from data.storage.credentials import told
 
+_LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 300.0
 FIRST_PAUSE = 0.1  # seconds, doubled at every try: a pause is a random part of it
 LONGEST_PAUSE = 15.0
@@ -96,11 +97,7 @@ class Patience:
             if self._waiting > 1:
                 return
         reason = told(self._where, error) if error is not None else "no answer"
-        print(
-            f"storage: {self._where}: {reason}; trying again for up to {self._seconds:g} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        _LOG.warning("%s: %s; trying again for up to %g s", self._where, reason, self._seconds)
 
     def _end(self) -> None:
         with self._lock:

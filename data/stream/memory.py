@@ -9,7 +9,7 @@ their episodes (`data.stream.slices`); only what is not kept there either is rea
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +29,7 @@ from data.stream.steps import TimeSteps, tokenise
 from data.tokens.state import check_state_ranges
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
 
+_LOG = logging.getLogger(__name__)
 MEGABYTE = 2**20
 _ABSENT, _BAD = -1, -2
 
@@ -158,10 +159,8 @@ class EpisodeMemory:
             raise error
         self.skipped.append(number)
         self._begins[number] = _BAD
-        print(
-            f"data: skipped {len(self.skipped)} of data.skip_bad_episodes={allowed} episodes: {error}",
-            file=sys.stderr,
-            flush=True,
+        _LOG.warning(
+            "skipped %d of data.skip_bad_episodes=%d episodes: %s", len(self.skipped), allowed, error
         )
 
     def _locate(self, number: int) -> tuple[Source, int]:

@@ -15,8 +15,8 @@ from rich.table import Table
 from eval.evaluation.published_rates import published_rates
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
+from pretrain.run_layout import RESULTS_FILE
 
-RESULTS_FILE = "results.json"
 _Z_95 = 1.959963984540054
 
 

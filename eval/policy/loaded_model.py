@@ -19,7 +19,7 @@ from pretrain.checkpoint.weights import load_weights
 from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
-from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RunLayout
 from pretrain.settings import from_mapping, read_yaml
 
 _TOKENIZER = "tokenizer.json"
@@ -64,25 +64,24 @@ def load_model(path: Path, exported: ExportedConfig | None = None, device: str |
 
 
 def _load_checkpoint(checkpoint: Path, device: str) -> LoadedModel:
-    run = checkpoint.resolve().parent.parent
-    if not (checkpoint.is_dir() and (run / "config.yaml").is_file()):
+    run = RunLayout.of_checkpoint(checkpoint)
+    if not (checkpoint.is_dir() and run.config.is_file()):
         raise InputError(
             f"checkpoint={checkpoint}: no checkpoint of a run there (a folder, config.yaml two folders "
             "above it); expected runs/<name>/checkpoints/step_... or a folder of exported weights "
             f"({CONFIG} in it)"
         )
-    settings = {"data": {}, "model": {}} | read_yaml(run / "config.yaml")
-    data: DataConfig = from_mapping(f"{run}/config.yaml data", DataConfig, settings["data"])
+    settings = {"data": {}, "model": {}} | read_yaml(run.config)
+    data: DataConfig = from_mapping(f"{run.config} data", DataConfig, settings["data"])
     if len(data.cameras) > 1 or data.state or data.predicted_frames > 1:
         raise InputError(
-            f"{run}/config.yaml: data.cameras={data.cameras}, data.state={data.state}, data.predicted_frames="
+            f"{run.config}: data.cameras={data.cameras}, data.state={data.state}, data.predicted_frames="
             f"{data.predicted_frames}; evaluation acts and imagines with one camera, no state and one frame"
         )
-    model = from_mapping(f"{run}/config.yaml model", ModelConfig, settings["model"])
-    tokenizers = run / "tokenizers"
-    text = TextTokenizer.load(_only_file(tokenizers, "json", "text"))
-    image = ImageTokenizer.load(_only_file(tokenizers, "safetensors", "image"), device=device)
-    ranges = _read_ranges(RunFolder(run).action_ranges, "copy it there from the training run")
+    model = from_mapping(f"{run.config} model", ModelConfig, settings["model"])
+    text = TextTokenizer.load(_only_file(run.tokenizers, "json", "text"))
+    image = ImageTokenizer.load(_only_file(run.tokenizers, "safetensors", "image"), device=device)
+    ranges = _read_ranges(run.action_ranges, "copy it there from the training run")
     network = _network(model, checkpoint, load_weights(checkpoint))
     return LoadedModel(data, network.to(device), text, image, ranges)
 

@@ -11,10 +11,9 @@ from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Policy
-from pretrain.run_folder import RunFolder
+from pretrain.run_layout import READY, RunLayout, parse_step_name
 
 EXPERT = "expert"
-READY = "READY"  # of a checkpoint: holds the checksum of its manifest
 CONFIG = "config.json"  # of exported weights
 
 
@@ -68,7 +67,7 @@ class PolicyReference:
 
 def _run_files(checkpoint: Path) -> list[Path]:
     """Files of the run that the policy depends on: tokenizers and action ranges."""
-    run = RunFolder(checkpoint.resolve().parent.parent)
+    run = RunLayout.of_checkpoint(checkpoint)
     return sorted(path for path in (run.action_ranges, *run.tokenizers.glob("*")) if path.is_file())
 
 
@@ -104,7 +103,7 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
     source = PolicyReference(str(checkpoint), config.batch, config.exported)
     return (
         source,
-        step_of(checkpoint),
+        parse_step_name(checkpoint.resolve().name),
         Path(config.out) if config.out else _results_folder(checkpoint, config.suite),
     )
 
@@ -122,11 +121,4 @@ def _results_folder(checkpoint: Path, suite: str) -> Path:
     """Folder for results in the checkpoint's run; named by the suite, apart from the training's own."""
     if (checkpoint / CONFIG).is_file():
         raise InputError(f"checkpoint={checkpoint}: exported weights are in no run folder; add out=FOLDER")
-    resolved = checkpoint.resolve()
-    return resolved.parent.parent / "eval" / f"{resolved.name}-{suite}"
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """Step in a checkpoint's name (`step_00000100`); None for another name."""
-    prefix, _, digits = checkpoint.resolve().name.partition("_")
-    return int(digits) if prefix == "step" and digits.isdecimal() else None
+    return RunLayout.of_checkpoint(checkpoint).evaluations / f"{checkpoint.resolve().name}-{suite}"

@@ -13,8 +13,7 @@ import jinja2
 from data.errors import InputError
 from eval.report import evaluation_tables, headline, rollout_media, training_charts
 from eval.report.run_contents import RunContents, mapping, read_run
-
-REPORT_NAME = "report.html"
+from pretrain.run_layout import STEP_PATTERN, RunLayout
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -24,7 +23,7 @@ def write_report(run_dir: str | Path) -> Path:
         InputError: The folder is no run folder, a file in it is damaged, or it cannot be written.
     """
     run = read_run(Path(run_dir))
-    return write_page(run.path / REPORT_NAME, render(run))
+    return write_page(RunLayout(run.path).report, render(run))
 
 
 def write_page(page: Path, text: str) -> Path:
@@ -75,7 +74,7 @@ def render(run: RunContents) -> str:
         videos=videos,
         num_videos_omitted=num_omitted,
         world_model=rollout_media.world_model_rollout(run),
-        checkpoints=[path.name for path in sorted((run.path / "checkpoints").glob("step_*"))],
+        checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
         configuration=run.configuration,
     )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from eval.report.charts import Chart, Series, format_number, line_chart
 from eval.report.run_contents import EvaluationRecord, Json, RunContents, number, read_json, rows
+from pretrain.run_layout import IMAGINE_STEM, RunLayout, files_by_step
 
 _MAX_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
 _MAX_VIDEOS = 12
-_IMAGINE = "imagine"  # stem of the world-model files in an evaluation folder
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def videos(run: RunContents) -> tuple[list[Video], int]:
 
 def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
     """The world-model rollout of the newest step that has one."""
-    pictures = sorted(run.path.glob(f"eval/step_*/{_IMAGINE}.png"))
+    pictures = list(files_by_step(RunLayout(run.path).evaluations, f"{IMAGINE_STEM}.png").values())
     if not pictures:
         return None
     picture = pictures[-1]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from pretrain.run_layout import RESULTS_FILE, RunLayout, files_by_step
 
 Json = Mapping[str, Any]
 
@@ -62,11 +63,12 @@ def read_run(path: Path) -> RunContents:
     Raises:
         InputError: It contains neither `config.yaml` nor `metrics.jsonl`, or a file is damaged.
     """
-    configuration, metrics, summary = (path / n for n in ("config.yaml", "metrics.jsonl", "summary.json"))
+    layout = RunLayout(path)
+    configuration, metrics, summary = layout.config, layout.metrics, layout.summary
     if not configuration.is_file() and not metrics.is_file():
         raise InputError(f"{path}: no config.yaml and no metrics.jsonl here; name a run folder (runs/<name>)")
     lines = _read_lines(metrics) if metrics.is_file() else []
-    results = path.glob("eval/step_*/results.json")
+    results = files_by_step(layout.evaluations, RESULTS_FILE).values()
     evaluations = [EvaluationRecord(file.parent, read_json(file)) for file in results]
     return RunContents(
         path=path,

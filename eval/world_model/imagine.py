@@ -29,8 +29,8 @@ from eval.world_model.scores import FrameScore, horizon_scores, mean_score, scor
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.model.generate import Guidance, decode_image
 from pretrain.model.sampling import GREEDY, Sampling
+from pretrain.run_layout import IMAGINE_STEM, RunLayout
 
-STEM = "imagine"  # of the files in the evaluation folder
 _SEED_STRIDE = 1_000_000  # between the seeds of two episodes
 
 
@@ -74,7 +74,7 @@ def imagine(config: ImagineConfig) -> ImagineResult:
         for entry, each in zip(entries, rolled_out, strict=True)
     )
     mean = mean_score([frame for rollout in rollouts for frame in rollout.frames])
-    default_out = checkpoint.resolve().parents[1] / "eval" / checkpoint.resolve().name
+    default_out = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.resolve().name
     out = Path(config.out) if config.out else default_out
     result = ImagineResult(
         rollouts=rollouts,
@@ -82,10 +82,10 @@ def imagine(config: ImagineConfig) -> ImagineResult:
         ssim=mean.ssim,
         lpips=mean.lpips,
         horizons=tuple(horizons),
-        picture=out / f"{STEM}.png",
-        video=out / f"{STEM}.mp4",
-        scores=out / f"{STEM}.json",
-        gif=out / f"{STEM}.gif" if config.gif else None,
+        picture=out / f"{IMAGINE_STEM}.png",
+        video=out / f"{IMAGINE_STEM}.mp4",
+        scores=out / f"{IMAGINE_STEM}.json",
+        gif=out / f"{IMAGINE_STEM}.gif" if config.gif else None,
     )
     request = {
         "checkpoint": checkpoint.name,

@@ -9,11 +9,11 @@ from pathlib import Path
 from data.errors import InputError
 from data.files import folder_written_whole
 from data.storage.store import Store
-from pretrain.checkpoint.location import open_checkpoint, step_name
-from pretrain.checkpoint.manifest import READY, Manifest, manifest_file
+from pretrain.checkpoint.location import open_checkpoint
+from pretrain.checkpoint.manifest import Manifest, manifest_file
 from pretrain.checkpoint.verification import damage_error
+from pretrain.run_layout import READY, STEP_PATTERN, RunLayout, step_name
 
-FETCHED = "fetched"  # below the run's folder
 _BLOCK = 1 << 24
 _MAX_FETCHED = 2  # checkpoints
 
@@ -33,12 +33,12 @@ def local_checkpoint(url: str, run: Path | None = None) -> Path:
         InputError: No committed checkpoint there, a damaged file (named), a run whose folder is not here, or
             one that cannot be written to.
     """
-    if "://" not in url and (run is None or Path(url).resolve().parent.parent == run.resolve()):
+    if "://" not in url and (run is None or RunLayout.of_checkpoint(Path(url)).path == run.resolve()):
         return Path(url)
     store = open_checkpoint(url)
     manifest = Manifest.read(store)
     run = run or _run_folder(url, manifest)
-    folder, ready = run / FETCHED / step_name(manifest.step), store.read(READY)
+    folder, ready = RunLayout(run).fetched / step_name(manifest.step), store.read(READY)
     if _content(folder / READY) == ready:
         return folder
     try:
@@ -58,7 +58,7 @@ def local_checkpoint(url: str, run: Path | None = None) -> Path:
 def _run_folder(url: str, manifest: Manifest) -> Path:
     settings = manifest.metadata.get("config", {}).get("run", {})
     run = Path(str(settings.get("dir", ""))) / str(settings.get("name", ""))
-    if not settings or not (run / "config.yaml").is_file():
+    if not settings or not RunLayout(run).config.is_file():
         raise InputError(
             f"{url}: is of the run {run}, which is not here (no config.yaml, no tokenizers); call it "
             "where that folder is, or copy the folder without its checkpoints"
@@ -88,7 +88,7 @@ def _make_room(folder: Path) -> None:
     """Remove an older checkpoint of the same step, and all but the newest of the others."""
     if folder.exists():
         shutil.rmtree(folder)
-    others = sorted(folder.parent.glob("step_*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    others = sorted(folder.parent.glob(STEP_PATTERN), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in others[_MAX_FETCHED - 1 :]:
         shutil.rmtree(path)
 

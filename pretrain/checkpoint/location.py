@@ -7,18 +7,17 @@ Neither needs a rename, which object stores do not have.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import InputError
 from data.storage.bulk import Block, BulkStore, open_bulk
 from data.storage.store import Store, open_store
-from pretrain.checkpoint.manifest import READY, manifest_file, ready_content
+from pretrain.checkpoint.manifest import manifest_file, ready_content
 from pretrain.config import CheckpointingConfig
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import READY, parse_step_name, step_name
 
-_STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _SET_ASIDE = "DAMAGED"  # the former READY of a checkpoint that was set aside
 
 
@@ -26,20 +25,9 @@ class UncertainCommitError(OSError):
     """It is not known whether the storage has committed a checkpoint."""
 
 
-def step_name(step: int) -> str:
-    """`step_00000100`."""
-    return f"step_{step:08d}"
-
-
 def step_folder(root: Path, step: int) -> Path:
     """`<root>/step_00000100`."""
     return root / step_name(step)
-
-
-def step_of(name: str) -> int | None:
-    """The step of a checkpoint's folder name; None for another name."""
-    match = _STEP_FOLDER.fullmatch(name)
-    return int(match.group(1)) if match else None
 
 
 def checkpoint_location(settings: CheckpointingConfig, folder: RunFolder) -> CheckpointLocation:
@@ -102,7 +90,7 @@ class CheckpointLocation:
             InputError: The location cannot be listed.
         """
         store = open_store(self.url)
-        steps = {step: name for name in self._store.folders() if (step := step_of(name)) is not None}
+        steps = {step: name for name in self._store.folders() if (step := parse_step_name(name)) is not None}
         return {step: store.exists(f"{name}/{READY}") for step, name in sorted(steps.items())}
 
     def latest(self) -> int | None:
@@ -191,7 +179,7 @@ class CheckpointLocation:
         """
         store, cleaned = open_store(self.url), []
         for folder in self._store.folders():
-            if step_of(folder) is None:
+            if parse_step_name(folder) is None:
                 continue
             names = self._store.names(folder)
             if _SET_ASIDE in names and READY not in names:

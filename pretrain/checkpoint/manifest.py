@@ -20,18 +20,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data.errors import InputError
 from data.files import write_whole
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import Chunk, ChunkTable
+from pretrain.config import WeightsDtype
+from pretrain.run_layout import READY
 
-READY = "READY"
 MASTER = "master"  # the fp32 weights that the optimiser updates
 FLOAT32 = "float32"
-DTYPES = (FLOAT32, "bfloat16", "float16")
+DTYPES: tuple[WeightsDtype, ...] = get_args(WeightsDtype)
 _MANIFEST = "manifest"
 _CHUNK_TABLE = "pieces"
 _SCHEMA = 2

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data.errors import InputError
 from pretrain.checkpoint.load import check_network
-from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
+from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location, open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.config import CheckpointingConfig
+from pretrain.config import CheckpointingConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
+from pretrain.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,13 @@ def choose_origin(
         return None
     check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), model)
     return Origin(settings.start_from, resumes=False)
+
+
+def newest_checkpoint(config: TrainingConfig, folder: RunFolder) -> Origin | None:
+    """The run's own newest checkpoint, whatever this start began from; None if it has none yet."""
+    settings = replace(config.checkpointing, resume="auto", start_from=None)
+    location = checkpoint_location(config.checkpointing, folder)
+    return choose_origin(settings, config.model, location, config.run.name)
 
 
 def _check_same_run(newest: str, url: str, run: str) -> None:

@@ -6,10 +6,8 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from pretrain.checkpoint.location import step_of
 from pretrain.config import CheckpointingConfig
-
-RESULTS = "results.json"
+from pretrain.run_layout import RESULTS_FILE, files_by_step
 
 
 def success_rates(evaluations: Path | None) -> dict[int, float | None]:
@@ -18,13 +16,13 @@ def success_rates(evaluations: Path | None) -> dict[int, float | None]:
     A file that is not an evaluation's results is skipped: it is reported where evaluations are read.
     """
     rates: dict[int, float | None] = {}
-    for path in sorted(evaluations.glob(f"step_*/{RESULTS}")) if evaluations is not None else []:
-        step = step_of(path.parent.name)
+    results = files_by_step(evaluations, RESULTS_FILE) if evaluations is not None else {}
+    for step, path in results.items():
         try:
             values = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue
-        if step is not None and isinstance(values, dict):
+        if isinstance(values, dict):
             rate = values.get("success_rate")
             rates[step] = float(rate) if isinstance(rate, int | float) else None
     return rates

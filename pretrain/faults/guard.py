@@ -1,8 +1,8 @@
-"""Bad steps: found on the device, left out, counted, and answered by going back.
+"""Bad steps: detected on the device, skipped and counted.
 
-A step is bad where its loss or gradient norm is not finite, or where its loss is a spike. The engine leaves
-out the update of a bad step on all ranks. What the host has to know (a bad step, too many in a row, a wish
-to end) is copied to it while the next step runs, so that no step waits for the device.
+A step is bad if its loss or gradient norm is not finite, or if its loss is a spike. The engine skips the
+update of a bad step on all ranks. What the host has to know (a bad step, too many in a row, a stop request)
+is copied to it while the next step runs, so that no step waits for the device.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class GuardState:
-    """What a resumed run needs to guard on as if it had never stopped; kept in each checkpoint.
+    """State with which a resumed run judges steps as if it had never stopped; stored in each checkpoint.
 
     Attributes:
-        offset: Batches left out by going back: step `n` (from 0) trains on batch `n + offset`.
-        rollbacks: Times that the run has gone back.
-        skipped: Bad steps since the beginning of the run, also of stretches that it went back from.
-        in_a_row: Bad steps at the end.
-        good: Steps that `mean` and `variance` are of.
-        mean: Of the recent losses.
-        variance: Of the recent losses.
+        offset: Batches left out by rolling back: step `n` (from 0) trains on batch `n + offset`.
+        rollbacks: Number of rollbacks so far.
+        skipped: Bad steps since the beginning of the run, also of steps that were rolled back.
+        in_a_row: Consecutive bad steps up to the newest step.
+        good: Good steps that `mean` and `variance` are over.
+        mean: Mean of the recent losses.
+        variance: Variance of the recent losses.
     """
 
     offset: int = 0
@@ -46,8 +46,8 @@ class GuardState:
     variance: float = 0.0
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> GuardState:
-        """That of a checkpoint's metadata; a fresh one where it holds none.
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> GuardState:
+        """The state in a checkpoint's metadata; a fresh one if they hold none.
 
         Raises:
             InputError: Another version of this program wrote it.
@@ -60,66 +60,65 @@ class GuardState:
                 f"{', '.join(asdict(cls()))}; begin a new run with checkpointing.start_from"
             ) from error
 
-    def stored(self) -> dict[str, int | float]:
-        """As JSON values."""
+    def to_json(self) -> dict[str, int | float]:
+        """The state as JSON values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """What all ranks know about a step.
+class StepVerdict:
+    """What all ranks know about a finished step.
 
     Attributes:
-        step: Its number, from 1.
-        skipped: Whether its update was left out.
-        in_a_row: Bad steps up to it.
+        step: Number of the step, from 1.
+        skipped: Whether its update was skipped as bad.
+        in_a_row: Consecutive bad steps up to it.
         stop: Whether some rank was asked to end.
-        missing: Whether some rank had no batch for it, or for one before it: it does not count.
-        loss: Of the global batch.
-        gradient_norm: Before clipping.
-        mean: Of the losses before.
-        deviation: Standard deviation of the losses before.
+        discarded: Whether some rank had no batch for it or for an earlier step: it does not count.
+        loss: Loss of the global batch.
+        gradient_norm: Gradient norm before clipping.
+        recent_loss: Mean of the losses before.
+        recent_deviation: Standard deviation of the losses before.
     """
 
     step: int
     skipped: bool
     in_a_row: int
     stop: bool
-    missing: bool
+    discarded: bool
     loss: float
     gradient_norm: float
-    mean: float
-    deviation: float
+    recent_loss: float
+    recent_deviation: float
 
 
 class StepGuard:
-    """Judges steps on the device; every rank has one and asks it alike.
+    """Judges steps on the device; every rank has one and calls it at the same steps.
 
-    The mean and variance of the loss are those of all good steps at first, and decay over `memory` steps
-    from then on::
+    Mean and variance of the loss are over all good steps at first, and decay over `memory` steps afterwards::
 
         a = 1 / min(good steps, memory)    mean += a d    variance = (1 - a) (variance + a d^2)
 
-    with d the distance from the mean before. Sums are fp64 scalars.
+    where d is the distance from the previous mean. The state is kept in fp64 scalars.
 
     Args:
-        settings: What is a spike.
-        device: Where the engine computes.
-        state: Of the checkpoint that the run goes on from.
+        settings: Limits of a spike.
+        device: Device of the engine.
+        state: State of the checkpoint that the run resumes from.
 
     Attributes:
-        missing: Scalar bool on the device, whether the steps from some one on do not count (`leave_out`).
+        discarding: Scalar bool on the device, whether the newest step does not count (`discard_from_now`).
     """
 
     def __init__(self, settings: GuardConfig, device: torch.device, state: GuardState | None = None) -> None:
         self._settings = settings
         self._device = device
-        self._pending: deque[_OnItsWay] = deque()
-        self.missing = self._scalar(0.0).bool()
+        self._pending: deque[_PendingVerdict] = deque()
+        self.discarding = self._scalar(0.0).bool()
         self.restore(state or GuardState())
 
     def restore(self, state: GuardState) -> None:
-        """Guard on from `state`; what is not yet on the host is forgotten."""
+        """Replace the state; verdicts that are not yet on the host are dropped."""
         self.offset, self.rollbacks = state.offset, state.rollbacks
         self._pending.clear()
         self._skipped, self._in_a_row, self._good = (
@@ -139,68 +138,72 @@ class StepGuard:
             variance=float(self._variance),
         )
 
-    def leave_out(self) -> None:
-        """This rank has no batch: the update of its step and of all that follow is left out on all ranks.
+    def discard_from_now(self) -> None:
+        """Skip the update of the next step and of all later ones on all ranks: this rank has no batch.
 
-        Other ranks get to know with the step's finding, and compute steps until then.
+        Other ranks learn it from the verdict of that step, and compute steps until then.
         """
-        self.missing = torch.ones_like(self.missing)
+        self.discarding = torch.ones_like(self.discarding)
 
     @property
-    def asked(self) -> bool:
-        """Whether a step of which this rank knows by now tells that the run is to end; waits for nothing."""
-        known = [finding.arrived() for finding in self._pending if finding.here]
-        return any(finding.stop or finding.missing for finding in known)
+    def knows_stop(self) -> bool:
+        """Whether a verdict that has reached this rank's host ends the run; does not wait."""
+        known = [pending.wait() for pending in self._pending if pending.is_ready]
+        return any(verdict.stop or verdict.discarded for verdict in known)
 
     def judge(self, loss: Tensor, gradient_norm: Tensor) -> Tensor:
         """Whether a step is bad, before any weight changes: scalar bool on the device.
 
         Args:
-            loss: Scalar of the whole global batch.
+            loss: Scalar, loss of the whole global batch.
             gradient_norm: Scalar, before clipping.
         """
-        bad = ~(loss.isfinite() & gradient_norm.isfinite()) | self.missing
+        bad = ~(loss.isfinite() & gradient_norm.isfinite()) | self.discarding
         if self._settings.spike is None:
             return bad
         limit = self._mean + self._settings.spike * self._variance.sqrt()
         return bad | ((self._good >= self._settings.memory) & (loss > limit))
 
     @torch.no_grad()
-    def note(self, step: int, result: StepResult, asked: bool) -> None:
-        """Take in what became of a step.
+    def record(self, step: int, result: StepResult, stop_requested: bool) -> None:
+        """Update the state with the result of a step.
 
         Args:
-            step: Its number, from 1.
-            result: Of the engine; whether the update was left out is the same on every rank.
-            asked: Whether this rank was asked to end; one that was speaks for all.
+            step: Number of the step, from 1.
+            result: Result of the engine; `skipped` is the same on every rank.
+            stop_requested: Whether this rank was asked to end; one such rank ends all.
         """
         mean, deviation = self._mean, self._variance.sqrt()
-        wishes = torch.stack([self._scalar(float(asked)), self.missing.double()])
-        dist.all_reduce(wishes, dist.ReduceOp.MAX)
-        stop, self.missing = wishes[0], wishes[1].bool()
-        loss, skipped = result.loss.double(), result.skipped & ~self.missing
+        flags = torch.stack([self._scalar(float(stop_requested)), self.discarding.double()])
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        stop, self.discarding = flags[0], flags[1].bool()
+        loss, skipped = result.loss.double(), result.skipped & ~self.discarding
         self._in_a_row = torch.where(
-            self.missing, self._in_a_row, torch.where(skipped, self._in_a_row + 1, 0)
+            self.discarding, self._in_a_row, torch.where(skipped, self._in_a_row + 1, 0)
         )
         self._skipped = self._skipped + skipped
-        self._remember(result.skipped, loss)
-        parts = (skipped, self._in_a_row, stop, self.missing, loss, result.gradient_norm, mean, deviation)
-        self._pending.append(_OnItsWay(step, torch.stack([part.double() for part in parts])))
+        self._update_statistics(result.skipped, loss)
+        parts = (skipped, self._in_a_row, stop, self.discarding, loss, result.gradient_norm, mean, deviation)
+        self._pending.append(_PendingVerdict(step, torch.stack([part.double() for part in parts])))
 
-    def findings(self, everything: bool = False) -> list[Finding]:
-        """What is new about the steps before the newest; `everything`: about that as well, which waits."""
-        left = 0 if everything else 1
-        found = []
-        while len(self._pending) > left:
-            found.append(self._pending.popleft().arrived())
-        return found
+    def verdicts(self, newest: bool = False) -> list[StepVerdict]:
+        """New verdicts, of the steps before the newest one.
 
-    def _remember(self, skipped: Tensor, loss: Tensor) -> None:
+        Args:
+            newest: Return the newest step's verdict as well, which waits for the device.
+        """
+        remaining = 0 if newest else 1
+        verdicts = []
+        while len(self._pending) > remaining:
+            verdicts.append(self._pending.popleft().wait())
+        return verdicts
+
+    def _update_statistics(self, skipped: Tensor, loss: Tensor) -> None:
         good = self._good + 1
         share = 1 / good.clamp(max=self._settings.memory)
         distance = loss - self._mean
         variance = (1 - share) * (self._variance + share * distance.square())
-        # `where`, not a product: what is left out may be NaN.
+        # `where`, not a product: the loss of a skipped step may be NaN.
         self._mean = torch.where(skipped, self._mean, self._mean + share * distance)
         self._variance = torch.where(skipped, self._variance, variance)
         self._good = torch.where(skipped, self._good, good)
@@ -210,28 +213,28 @@ class StepGuard:
 
 
 @dataclass(slots=True)
-class _OnItsWay:
-    """A finding that is being copied to the host."""
+class _PendingVerdict:
+    """A verdict that is being copied to the host."""
 
     step: int
     values: Tensor
-    _ready: torch.cuda.Event | None = field(default=None, init=False)
+    _copied: torch.cuda.Event | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.values.is_cuda:
             on_host = torch.empty(self.values.shape, dtype=self.values.dtype, pin_memory=True)
             self.values = on_host.copy_(self.values, non_blocking=True)
-            self._ready = torch.cuda.Event()
-            self._ready.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     @property
-    def here(self) -> bool:
-        """Whether `arrived` would not wait."""
-        return self._ready is None or self._ready.query()
+    def is_ready(self) -> bool:
+        """Whether `wait` returns at once."""
+        return self._copied is None or self._copied.query()
 
-    def arrived(self) -> Finding:
-        """Wait for it; after the next step was begun it is there."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        skipped, in_a_row, stop, missing, *numbers = self.values.tolist()
-        return Finding(self.step, bool(skipped), int(in_a_row), bool(stop), bool(missing), *numbers)
+    def wait(self) -> StepVerdict:
+        """Wait for the copy, which is complete once the next step has been started."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        skipped, in_a_row, stop, discarded, *numbers = self.values.tolist()
+        return StepVerdict(self.step, bool(skipped), int(in_a_row), bool(stop), bool(discarded), *numbers)

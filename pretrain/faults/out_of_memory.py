@@ -1,4 +1,4 @@
-"""A device that is out of memory: one line that says which layouts would fit."""
+"""Out of memory on a device: one line that says which layouts would fit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pretrain.config import TrainingConfig
 from pretrain.planner.layouts import Plan, Wanted, feasible, machine
 from pretrain.planner.speed import Machine
 
-RESERVE, EFFICIENCY = 0.1, 0.45  # as `worldvla inspect memory` has them
-_ANY_GPU = "H100"  # whose speed orders the layouts of a GPU that no data sheet is known of
-_MOST_NODE_GPUS = 8
-_LISTED = 3
+RESERVE, EFFICIENCY = 0.1, 0.45  # defaults of `worldvla inspect memory`
+_FALLBACK_GPU = "H100"  # its speed orders the layouts for a GPU without a known data sheet
+_MAX_NODE_GPUS = 8
+_MAX_LISTED = 3
 
 
 @contextmanager
@@ -28,22 +28,22 @@ def explained_out_of_memory(config: TrainingConfig, device: torch.device) -> Ite
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             memory, name = properties.total_memory, properties.name
-        raise InputError(f"out of memory on {device}: {advice(config, memory, name)}") from error
+        raise InputError(f"out of memory on {device}: {layout_advice(config, memory, name)}") from error
 
 
-def advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
-    """Which layouts of the same ranks and the same global batch fit.
+def layout_advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
+    """Layouts of the same number of ranks and the same global batch that fit, in words.
 
     Args:
-        config: Of the training that did not fit.
+        config: Settings of the training that did not fit.
         gpu_memory: Bytes of one GPU; 0: not known.
-        gpu: Its name.
+        gpu: Name of the GPU.
     """
-    now = _named(
+    current = _settings_of(
         config.parallel.tensor, config.parallel.data, config.trainer.micro_batch, config.model.recompute
     )
     if not gpu_memory:
-        return f"{now}; lower trainer.micro_batch, or take more ranks"
+        return f"{current}; lower trainer.micro_batch, or take more ranks"
     share = config.trainer.global_batch // config.parallel.data
     try:
         plans = feasible(
@@ -60,29 +60,29 @@ def advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
             )
         )
     except InputError as error:
-        return f"{now}; {error}"
-    fitting = "; ".join(_described(plan) for plan in plans[:_LISTED])
+        return f"{current}; {error}"
+    fitting = "; ".join(_describe(plan) for plan in plans[:_MAX_LISTED])
     return (
-        f"{now}; by estimate these fit {gpu_memory / 1e9:.4g} GB (parallel.zero_stage=3), the quickest "
+        f"{current}; by estimate these fit {gpu_memory / 1e9:.4g} GB (parallel.zero_stage=3), the quickest "
         f"first: {fitting}"
     )
 
 
 def _machine(gpu: str) -> Machine:
     try:
-        return machine(gpu, EFFICIENCY, _MOST_NODE_GPUS)
+        return machine(gpu, EFFICIENCY, _MAX_NODE_GPUS)
     except InputError:
-        return machine(_ANY_GPU, EFFICIENCY, _MOST_NODE_GPUS)
+        return machine(_FALLBACK_GPU, EFFICIENCY, _MAX_NODE_GPUS)
 
 
-def _described(plan: Plan) -> str:
+def _describe(plan: Plan) -> str:
     layout = plan.layout
-    named = _named(layout.tensor, layout.data, layout.micro_batch, layout.recompute)
+    settings = _settings_of(layout.tensor, layout.data, layout.micro_batch, layout.recompute)
     offload = f" parallel.offload={layout.offload}" if layout.offload != "none" else ""
-    return f"{named}{offload} ({plan.memory.total / 1e9:.1f} GB)"
+    return f"{settings}{offload} ({plan.memory.total / 1e9:.1f} GB)"
 
 
-def _named(tensor: int, data: int, micro_batch: int | None, recompute: str) -> str:
+def _settings_of(tensor: int, data: int, micro_batch: int | None, recompute: str) -> str:
     size = "null" if micro_batch is None else micro_batch
     return (
         f"parallel.tensor={tensor} parallel.data={data} trainer.micro_batch={size} "

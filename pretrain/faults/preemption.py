@@ -1,7 +1,7 @@
-"""Whether a training was asked to end with a checkpoint: by a signal, or by a file in its run folder.
+"""Stop requests: a training is asked to end with a checkpoint by a signal, or by a file in its run folder.
 
-A signal reaches the processes that Slurm or torchrun know. `worldvla train` gets it in a process of its own,
-and its ranks run outside the main thread, where Python hears no signals: it leaves a file instead.
+A signal reaches the processes that Slurm or torchrun know. `worldvla train` receives it in a process of its
+own, and its ranks run outside the main thread, where Python delivers no signals: it leaves a file instead.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 
 
 class Preemption:
-    """Listens on one rank for the length of a `with` block; the ranks still have to agree.
+    """Watches for a stop request on one rank for the length of a `with` block; the ranks agree separately.
 
-    The signals are caught in the main thread only, and as often as they come: schedulers and launchers send
-    them more than once. SIGINT stays what it is.
+    Signals are caught in the main thread only, and repeatedly: schedulers and launchers send them more than
+    once. SIGINT is left alone.
 
     Args:
-        request: File that asks; None: this rank does not look for it.
-        always: Whether this rank looks for it at every step (one rank is enough) and not only where it waits.
+        stop_file: File whose existence is a request; None: only signals are.
+        polls: Whether this rank looks for the file at every step (one rank is enough) or only while it waits.
     """
 
-    def __init__(self, request: Path | None, always: bool = True) -> None:
-        self._request, self._always = request, always
-        self._asked = False
-        self._next_look = 0.0
-        self._before: dict[signal.Signals, Any] = {}
+    def __init__(self, stop_file: Path | None, polls: bool = True) -> None:
+        self._stop_file, self._polls = stop_file, polls
+        self._requested = False
+        self._next_poll = 0.0
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
-    def asked(self, waiting: bool = False) -> bool:
+    def requested(self, waiting: bool = False) -> bool:
         """Whether this rank was asked to end; the file is looked for at most once a second.
 
         Args:
-            waiting: Whether the rank waits for something, and so cannot hear from the one that always looks.
+            waiting: Whether the rank is waiting, and so cannot learn it from the rank that polls.
         """
-        if self._request is None or self._asked or not (self._always or waiting):
-            return self._asked
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-            self._asked = self._request.exists()
-        return self._asked
+        if self._stop_file is None or self._requested or not (self._polls or waiting):
+            return self._requested
+        if time.monotonic() >= self._next_poll:
+            self._next_poll = time.monotonic() + _POLL_SECONDS
+            self._requested = self._stop_file.exists()
+        return self._requested
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            self._previous_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if not self._asked:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._requested:
             line = f"{signal.Signals(number).name}: a checkpoint follows at the next step boundary\n"
-            os.write(2, line.encode())  # a print may be under way: its buffer is locked
-        self._asked = True
+            os.write(2, line.encode())  # a log message may be under way, with its stream's buffer locked
+        self._requested = True

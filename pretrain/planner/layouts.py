@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from data.errors import InputError
+from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
 from pretrain.model.transformer import check_divides
-from pretrain.optim import OPTIMIZERS
 from pretrain.planner.memory import OFFLOADS, Layout, Memory, memory
 from pretrain.planner.speed import BANDWIDTHS, Machine, Speed, speed
 from pretrain.telemetry.meters import known_peak
@@ -43,9 +43,9 @@ class Wanted:
     micro_batches: Sequence[int]
     global_batch: int | None
     machine: Machine
-    offloads: Sequence[str] = OFFLOADS
+    offloads: Sequence[Offload] = OFFLOADS
     host_memory: float | None = None
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
 
     def holds(self, need: Memory) -> bool:
         """Whether GPU and host have the memory."""
@@ -161,14 +161,8 @@ def _check(wanted: Wanted) -> None:
     for name, value in least.items():
         if value < 1:
             raise InputError(f"{name}={value}, expected 1 or more; correct the setting")
-    unknown = [value for value in wanted.offloads if value not in OFFLOADS]
-    if unknown or not wanted.offloads:
-        found = unknown[0] if unknown else "[]"
-        raise InputError(f"offloads={found}, expected some of {', '.join(OFFLOADS)}; correct the setting")
-    if wanted.optimizer not in OPTIMIZERS:
-        raise InputError(
-            f"optimizer={wanted.optimizer}, expected one of {', '.join(OPTIMIZERS)}; correct the setting"
-        )
+    if not wanted.offloads:
+        raise InputError(f"offloads=[], expected some of {', '.join(OFFLOADS)}; correct the setting")
     if not 0 <= wanted.reserve < 1:
         raise InputError(f"reserve={wanted.reserve}, expected at least 0 and below 1; correct the setting")
     if not 0 < wanted.machine.efficiency <= 1:

@@ -22,16 +22,25 @@ What is offloaded lies in host memory, P a rank's share of the parameters:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
 from pretrain.model.vocabulary import ACCELERATOR_LOGIT_BYTES
 
 REDUCE_BUCKET = 200_000_000  # gradients; DeepSpeed allocates all of it at the start
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time
 STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters updated at a time
-STATE_BYTES = {"adamw": 12, "lion": 8}  # a parameter: master weight and moments, fp32
-STEP_BYTES = {"adamw": 4, "lion": 12}  # fp32 gradient while it is updated; Lion: its direction, once scaled
-OFFLOADS = ("none", "optimizer", "all")  # values of `parallel.offload`
+# Bytes of a parameter.
+STATE_BYTES: dict[OptimizerName, int] = {
+    "adamw": 12,
+    "lion": 8,
+}  # master weight and moments, fp32
+STEP_BYTES: dict[OptimizerName, int] = {
+    "adamw": 4,
+    "lion": 12,
+}  # fp32 gradient in the update; Lion: also its direction
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +62,8 @@ class Layout:
     micro_batch: int
     recompute: str
     accumulates: bool = False
-    offload: str = "none"
-    optimizer: str = "adamw"
+    offload: Offload = "none"
+    optimizer: OptimizerName = "adamw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What an operator sees: the newest step in one line, and events as sentences."""
+"""Progress of a training for an operator: the newest step in one line, and events as sentences."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ConsoleSink:
 
 
 def describe(record: Record) -> str:
-    """A step in one line, what matters most first; what was not measured is left out."""
+    """A step in one line, most important numbers first; numbers that were not measured are left out."""
     parts = [f"loss {record['loss']:.3f}" if record.get("loss") is not None else "loss not finite"]
     for kind in ("action", "image"):
         if (loss := record.get(f"loss_{kind}")) is not None:
@@ -94,26 +94,26 @@ def describe_event(record: Record) -> str:
 
 
 def _shares(record: Record) -> dict[str, float]:
-    """Parts of a step that are no training."""
+    """Shares of a step that were spent waiting."""
     names, step_time = {"data": "data_wait", "peers": "peer_wait"}, record.get("step_time")
     return {what: (record.get(name) or 0.0) / step_time for what, name in names.items()} if step_time else {}
 
 
 def _splits(record: Record) -> list[str]:
     """The losses of each split of a validation."""
-    found = []
+    parts = []
     for split in sorted(name.removesuffix("/loss") for name in record if name.endswith("/loss")):
         kinds = [
             f"{kind} {loss:.3f}" for kind in ("action", "image") if (loss := record[f"{split}/loss_{kind}"])
         ]
         joined, loss = ", ".join(kinds), record[f"{split}/loss"]
-        whole = "no labels" if loss is None else f"loss {loss:.3f}"
-        found.append(f"{split} {whole}{f' ({joined})' if joined else ''}")
-    return found
+        total = "no labels" if loss is None else f"loss {loss:.3f}"
+        parts.append(f"{split} {total}{f' ({joined})' if joined else ''}")
+    return parts
 
 
 def _layouts(record: Mapping[str, Any]) -> str:
-    """How the ranks were and are laid out, where a record tells."""
+    """Layouts of the ranks before and now, if a record has them."""
     named = [
         f"tensor {layout['tensor']} x data {layout['data']}"
         for layout in (record.get("parallel_before"), record.get("parallel"))

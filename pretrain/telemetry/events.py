@@ -1,8 +1,8 @@
-"""What happened to a run, beginning with its first start: one JSON object a line in `events.jsonl`.
+"""History of a run from its first start on: one JSON object a line in `events.jsonl`.
 
-`metrics.jsonl` follows the training's own time: going back cuts it off. This file only grows: starts, skipped
-steps, checkpoints that could not be written, failures and restarts, each with the time of day. Trainer and
-supervisor both append to it; a line is one write, so that theirs do not mix.
+`metrics.jsonl` follows the training's steps and is cut when the run goes back to a checkpoint. This file only
+grows: starts, skipped steps, checkpoints that could not be written, failures and restarts, each with the time
+of day. Trainer and supervisor both append to it; each line is one write, so that their lines do not mix.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EventLog:
     """Appends events to a file.
 
     Args:
-        path: `events.jsonl` of a run folder; made at the first event.
+        path: `events.jsonl` of a run folder; created with the first event.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,7 +31,7 @@ class EventLog:
         """Append `{"time": ..., **event}`; the time is UTC, to the millisecond.
 
         Args:
-            event: With its name under `event`. Measurements are left out.
+            event: Details, with the name under `event`. Measurements are left out.
         """
         if event["event"] in _MEASUREMENTS:
             return

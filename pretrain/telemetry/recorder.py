@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,72 +14,57 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
+from pretrain.hooks import StepHook
 from pretrain.model.loss import means
-from pretrain.phases import phase
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry import ranks
 from pretrain.telemetry.events import EventLog
-from pretrain.telemetry.meters import Stopwatch, Work, peak_flops
+from pretrain.telemetry.meters import Work, peak_flops
 from pretrain.telemetry.norms import GroupNorms
-from pretrain.telemetry.profiling import StepProfiler
 from pretrain.telemetry.sinks import JsonlSink, drop_after
-from pretrain.telemetry.summary import Timed, speeds, write_summary
-from pretrain.telemetry.waits import peer_wait
+from pretrain.telemetry.step_timer import StepTimer, StepTimes
+from pretrain.telemetry.summary import Throughput, speeds, write_summary
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine, StepResult
-    from pretrain.validation import Validation
 
-_NEWEST = 2  # steps that a rank may have done when it learns that they do not count
+_DISCARDABLE = 2  # newest steps that a rank may have done when it learns that they do not count
 
 
-class Recorder:
+class Recorder(StepHook):
     """Counts and times the steps on every rank; rank 0 writes.
 
-    Between two lines nothing waits for the device and nothing is sent: numbers are read and added up over
-    the ranks when a line is due. Every rank calls every method.
+    Between two lines nothing waits for the device and nothing is communicated: numbers are read and summed
+    over the ranks when a line is due. Every rank calls every method.
 
     Args:
-        config: The run's settings.
-        folder: The run's folder.
-        engine: What is trained; lines of steps that it has not done are dropped from `metrics.jsonl`.
-        tokens: Tokens trained on before.
+        config: Settings of the run.
+        folder: Folder of the run.
+        engine: The engine in training; lines of steps that it has not done are dropped from `metrics.jsonl`.
+        tokens: Tokens of the steps that it has done.
     """
 
     def __init__(self, config: TrainingConfig, folder: RunFolder, engine: Engine, tokens: int) -> None:
-        self._config = config
-        self._folder = folder
-        self._engine = engine
+        self._config, self._folder, self._engine = config, folder, engine
         self._groups = groups = engine.groups
-        self._step = engine.step_count
+        self._last_line = engine.step_count  # step of the last line
         self._tokens = tokens
-        self._work = Work()  # of this rank, not yet added up over the ranks
-        self._line = Work()  # of all ranks, since the last line
-        self._watch = Stopwatch()
-        self._newest: deque[int] = deque(maxlen=_NEWEST)  # tokens of this rank's newest steps
-        self._stall = 0.0
+        self._rank_work = Work()  # of this rank, not yet summed over the ranks
+        self._line_work = Work()  # of all ranks, since the last line
+        self._newest_tokens: deque[int] = deque(maxlen=_DISCARDABLE)  # of this rank's newest steps
+        self._checkpoint_stall = 0.0
         self._skipped = torch.zeros((), dtype=torch.int64, device=groups.device)
-        self._timed: list[Timed] = []  # of each line
+        self._throughput: list[Throughput] = []  # of each line
         self._norms = GroupNorms(engine)
-        self._waits = peer_wait(groups.device)
-        self._stragglers = ranks.Stragglers()
-        self._hosts = ranks.host_names()
-        profiled = config.telemetry.profile and groups.rank == 0
-        self._profiler = StepProfiler(
-            folder.path / "profile", config.telemetry.profile_steps if profiled else ()
-        )
+        self._stragglers = ranks.StragglerDetector()
+        self._hosts = ranks.gather_host_names()
         self._sink: JsonlSink | None = None
         self._events = EventLog(folder.events)
         if groups.rank == 0:
-            drop_after(folder.metrics, self._step)
+            drop_after(folder.metrics, self._last_line)
             self._sink = JsonlSink(folder.metrics)
-        dist.barrier()  # all ranks measure at the same time: on a CPU they share the cores
-        peak = torch.tensor(peak_flops(groups.device, config.trainer.precision), dtype=torch.float64)
-        peak = peak.to(groups.device)
-        dist.all_reduce(peak)
-        self._peak = float(peak)
-        self._watch.read()
-        self._waits.read(1)
+        self._peak = self._sum_peak_flops()
+        self._timer = StepTimer(groups.device)
 
     def event(self, name: str, **details: Any) -> None:
         """Write a line that is no step, `{"event": name, ...}`, also to `events.jsonl`."""
@@ -87,63 +72,51 @@ class Recorder:
             self._sink.write({"event": name, **details})
             self._events.write({"event": name, **details})
 
-    def begin(self) -> None:
-        """The next step begins; call it before its batches are asked for."""
-        step = self._engine.step_count + 1
-        self._profiler.begin(step)
-        if self._due(step):
-            self._norms.want()
-            self._waits.begin()
+    def before_step(self, step: int) -> None:
+        """Prepare the measurements of optimiser step `step` (from 1), before its batches are read."""
+        if self._is_line_due(step):
+            self._norms.request()
+            self._timer.before_last_step()
 
-    def end(self) -> None:
-        """All that belongs to the step is done, its checkpoint too."""
-        if (trace := self._profiler.end()) is not None:
-            self.event("profile", step=self._engine.step_count, trace=str(trace))
-
-    def fed(self, batches: Sequence[PackedBatch], seconds: float) -> None:
-        """Count the work of a step, and the seconds that were spent waiting for it."""
+    def add_batches(self, batches: Sequence[PackedBatch], wait_seconds: float) -> None:
+        """Count the work of the next step, and the seconds of waiting for its batches."""
         work = sum((Work.of(batch) for batch in batches), Work())
-        self._work = self._work + work
-        self._newest.append(work.tokens)
-        self._watch.waited(seconds)
+        self._rank_work = self._rank_work + work
+        self._newest_tokens.append(work.tokens)
+        self._timer.add_data_wait(wait_seconds)
 
-    def saved(self, stall: float) -> None:
-        """Count seconds for which a checkpoint held up the training."""
-        self._stall += stall
+    def add_checkpoint_stall(self, seconds: float) -> None:
+        """Count seconds for which a checkpoint blocked the training."""
+        self._checkpoint_stall += seconds
 
     def total_tokens(self) -> int:
         """Tokens trained on since the beginning of the run, over all ranks."""
-        self._add_up()
+        self._sum_work()
         return self._tokens
 
-    def record(
+    def record_step(
         self,
         step: int,
         result: StepResult,
         learning_rate: float,
         epochs: Mapping[str, float],
-        void: Tensor,
+        discarded: Tensor,
     ) -> None:
-        """Write the line of a step, if one is due; what is not finite is null there.
+        """Write the line of a step, if one is due; values that are not finite are null in it.
 
         Args:
-            step: Its number, from 1.
-            result: Of the engine.
-            learning_rate: Of the step.
+            step: Number of the step, from 1.
+            result: Result of the engine.
+            learning_rate: Learning rate of the step.
             epochs: How often the windows of each stream (`<data set>/<kind>`) have been trained on, with it.
-            void: Scalar bool on the device, the same on all ranks: whether the step does not count.
+            discarded: Scalar bool on the device, the same on all ranks: whether the step does not count.
         """
         self._skipped += result.skipped
-        if not self._due(step):
+        if not self._is_line_due(step):
             return
-        self._add_up()
-        loss = float(result.loss)  # waits for the device: what follows is timed right
-        seconds, waited = self._watch.read()
-        steps, work = step - self._step, self._line
-        flops = work.flops(self._config.model)
-        self._step, self._line = step, Work()
-        self._timed.append(Timed(seconds, flops, work.tokens))
-        world = self._groups.mesh.size
+        self._sum_work()
+        loss = float(result.loss)  # waits for the device, so that the times below include its work
+        times = self._timer.read(step - self._last_line)
         line: dict[str, Any] = {
             "step": step,
             "loss": _finite(loss),
@@ -154,95 +127,100 @@ class Recorder:
             "skipped_steps": int(self._skipped),
             "tokens": self._tokens,
             **{f"epoch/{name}": count for name, count in epochs.items()},
-            **speeds(self._timed[-1:], self._peak, world),
-            "step_time": seconds / steps,
+            **self._measure_speed(times),
+            "step_time": times.step,
+            **self._compare_ranks(step, times),
         }
+        self._last_line, self._line_work = step, Work()
         self._skipped.zero_()
-        line |= self._compare_ranks(step, seconds / steps, waited / steps, self._waits.read(steps))
-        if self._sink is not None and not void:
+        if self._sink is not None and not discarded:
             self._sink.write(line)
 
     def rewind(self, tokens: int) -> None:
-        """The engine went back to a checkpoint: drop the lines after it, and count on from its tokens."""
-        self._add_up()
+        """Drop the lines after the engine's step, and count on from `tokens`: a checkpoint was loaded."""
+        self._sum_work()
         self._tokens = tokens
-        self._step, self._line = self._engine.step_count, Work()
+        self._last_line, self._line_work = self._engine.step_count, Work()
         if self._sink is not None:
-            drop_after(self._folder.metrics, self._step)
-        self._watch.read()
+            drop_after(self._folder.metrics, self._last_line)
+        self._timer.restart()
 
-    def take_back(self, steps: int) -> None:
-        """The newest steps (2 at most) do not count: forget their tokens, and drop their lines."""
-        tokens = torch.tensor(sum(list(self._newest)[-steps:]), device=self._groups.device)
+    def discard_steps(self, count: int) -> None:
+        """Forget the tokens and drop the lines of the newest steps (2 at most), which do not count."""
+        tokens = torch.tensor(sum(list(self._newest_tokens)[-count:]), device=self._groups.device)
         dist.all_reduce(tokens, group=self._groups.data)
         self.rewind(self.total_tokens() - int(tokens))
 
-    def validate(self, step: int, validation: Validation) -> None:
-        """Measure the held-out splits, outside the time of training, and write an event."""
-        start = time.perf_counter()
-        with phase("validation"), self._waits.paused():
-            values = validation.measure(self._engine)
-        seconds = time.perf_counter() - start
-        self._watch.paused(seconds)
-        self.event("validation", step=step, seconds=seconds, **values)
+    def paused(self) -> AbstractContextManager[None]:
+        """A `with` block whose time belongs to no step."""
+        return self._timer.paused()
 
     def summarise(self, step: int, resumed_from: str | None, checkpoints: Sequence[int]) -> None:
         """Write the training's part of `summary.json` (rank 0).
 
         Args:
             step: Optimiser steps done.
-            resumed_from: Checkpoint that this start went on from, if any.
+            resumed_from: Checkpoint that this start resumed from, if any.
             checkpoints: Steps of the committed checkpoints.
         """
         if self._sink is not None:
             progress = {"steps": step, "tokens": self._tokens, "resumed_from": resumed_from}
-            speed = speeds(self._timed, self._peak, self._groups.mesh.size)
+            speed = speeds(self._throughput, self._peak, self._groups.mesh.size)
             write_summary(self._folder, self._config, progress, checkpoints, speed)
 
     def close(self) -> None:
-        """Close the file, write an unfinished trace, give back what was hooked."""
-        if (trace := self._profiler.close()) is not None:
-            self.event("profile", step=self._engine.step_count, trace=str(trace))
+        """Close the file and remove the hooks in optimiser and torch."""
         self._norms.close()
-        self._waits.close()
+        self._timer.close()
         if self._sink is not None:
             self._sink.close()
 
-    def _due(self, step: int) -> bool:
+    def _is_line_due(self, step: int) -> bool:
         trainer = self._config.trainer
         return step % trainer.log_every == 0 or step in (trainer.steps, trainer.stop_after)
 
-    def _compare_ranks(
-        self, step: int, step_time: float, data_wait: float, peers: float | None
-    ) -> dict[str, Any]:
-        """The part of a line that is of all ranks; names those that hold up the others."""
-        own = math.nan if peers is None else max(0.0, step_time - peers)
-        mine = ranks.Reading(own, data_wait, self._stall, *ranks.memory(self._groups.device))
-        self._stall = 0.0
-        readings = ranks.everybody(mine, self._groups.device)
-        for rank, excess in self._stragglers.new([reading.own_time for reading in readings], step_time):
-            found = readings[rank]
+    def _measure_speed(self, times: StepTimes) -> dict[str, float]:
+        flops = self._line_work.flops(self._config.model)
+        self._throughput.append(Throughput(times.total, flops, self._line_work.tokens))
+        return speeds(self._throughput[-1:], self._peak, self._groups.mesh.size)
+
+    def _compare_ranks(self, step: int, times: StepTimes) -> dict[str, Any]:
+        """The part of a line that compares the ranks; reports those that delay the others."""
+        reading = ranks.read_rank(times, self._checkpoint_stall, self._groups.device)
+        self._checkpoint_stall = 0.0
+        readings = ranks.gather_readings(reading, self._groups.device)
+        own_times = [reading.own_time for reading in readings]
+        for rank, excess in self._stragglers.update(own_times, times.step):
             self.event(
                 "straggler",
                 step=step,
                 rank=rank,
                 host=self._hosts[rank],
                 seconds_above_median=excess,
-                data_wait=found.data_wait,
+                data_wait=readings[rank].data_wait,
             )
-        return ranks.summarise(readings, self._hosts, step_time)
+        return ranks.summarise(readings, self._hosts, times.step)
 
-    def _add_up(self) -> None:
-        """Add this rank's work to everybody's; tensor-parallel peers do the same work once."""
-        mine = self._work
-        counts = torch.tensor([mine.tokens, mine.labelled, mine.pairs], device=self._groups.device)
+    def _sum_work(self) -> None:
+        """Sum the work over the data-parallel ranks; tensor-parallel peers share the same work."""
+        work = self._rank_work
+        counts = torch.tensor([work.tokens, work.labelled, work.pairs], device=self._groups.device)
         dist.all_reduce(counts, group=self._groups.data)
-        work = Work(*(int(count) for count in counts))
-        self._work = Work()
-        self._line = self._line + work
-        self._tokens += work.tokens
+        total = Work(*(int(count) for count in counts))
+        self._rank_work = Work()
+        self._line_work = self._line_work + total
+        self._tokens += total.tokens
+
+    def _sum_peak_flops(self) -> float:
+        """Peak FLOP/s of all ranks, measured by all at the same time: on a CPU they share the cores."""
+        dist.barrier()
+        device = self._groups.device
+        peak = torch.tensor(peak_flops(device, self._config.trainer.precision), dtype=torch.float64)
+        peak = peak.to(device)
+        dist.all_reduce(peak)
+        return float(peak)
 
 
 def _finite(value: float | None) -> float | None:
-    """None for what is not finite, which JSON has no number for."""
+    """None for a value that is not finite, which JSON cannot hold."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,8 +1,8 @@
 """Records of a run and the file that holds them, `metrics.jsonl`.
 
 A record is one JSON object: a step (`{"step": 7, "loss": ...}`) or an event (`{"event": "resumed",
-"step": 5, ...}`). Rank 0 writes the file; whoever shows them (`pretrain.telemetry.console`, `wandb_sink`)
-reads it back with `MetricsTail`, so that training never waits for a display.
+"step": 5, ...}`). Rank 0 writes the file; displays (`pretrain.telemetry.console`, `wandb_sink`) read it back
+with `MetricsTail`, so that training never waits for a display.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Takes records as they come."""
+    """Receives records one by one."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Show or store one record."""
         ...
 
     def close(self) -> None:
-        """Finish; nothing is written afterwards."""
+        """Finish; no record follows."""
         ...
 
 
@@ -50,20 +50,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_after(path: Path, step: int) -> int:
-    """Cut the lines of steps beyond `step` off a `metrics.jsonl` and return how many they were.
+    """Remove the lines of steps after `step` from a `metrics.jsonl` and return their number.
 
-    The file is shortened in place, so that a reader of its end sees that it shrank.
+    The file is shortened in place, so that a `MetricsTail` notices it.
     """
     if not path.exists():
         return 0
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = next((i for i, line in enumerate(lines) if _step_of(line) > step), len(lines))
-    os.truncate(path, sum(map(len, lines[:kept])))
-    return len(lines) - kept
+    count = next((i for i, line in enumerate(lines) if _step_of(line) > step), len(lines))
+    os.truncate(path, sum(map(len, lines[:count])))
+    return len(lines) - count
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; a line that was cut short or torn counts as beyond every step."""
+    """The step of a line; infinite for a line that is incomplete or damaged."""
     try:
         return json.loads(line).get("step", 0) if line.endswith(b"\n") else float("inf")
     except ValueError:  # not JSON, or not even text
@@ -71,20 +71,20 @@ def _step_of(line: bytes) -> float:
 
 
 class MetricsTail:
-    """Reads what was appended to a `metrics.jsonl` since the last look."""
+    """Reads the records appended to a `metrics.jsonl` since the last call."""
 
     def __init__(self, path: Path, from_end: bool = False) -> None:
-        """Follow `path`, which need not exist yet; `from_end` passes over what it holds now."""
+        """Follow `path`, which need not exist yet; `from_end` skips its present content."""
         self._path = path
         self._offset = path.stat().st_size if from_end and path.exists() else 0
 
     def new(self) -> list[dict[str, Any]]:
-        """Records of the complete lines appended since; a half-written line waits for the next look."""
+        """Records of the complete lines appended since; an incomplete line is left for the next call."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            self._offset = min(self._offset, size)  # a resume shortened the file; the rest was given
+            self._offset = min(self._offset, size)  # a resume shortened the file; the rest was returned
             file.seek(self._offset)
             text = file.read(size - self._offset)
         complete = text[: text.rfind(b"\n") + 1]

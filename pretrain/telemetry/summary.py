@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.checkpoint.location import step_name
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder, versions
+from pretrain.run_layout import step_name
 from pretrain.telemetry.sinks import read_metrics
 
 _LOSSES = ("loss", "loss_action", "loss_image")
@@ -17,13 +17,13 @@ _SPEEDS = ("tokens_per_second", "tflops_per_rank", "mfu")
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """What was trained between two lines of metrics, over all ranks.
+class Throughput:
+    """Work done between two lines of metrics, over all ranks.
 
     Attributes:
-        seconds: Between the lines.
-        flops: Of the model.
-        tokens: Without padding.
+        seconds: Time between the lines.
+        flops: Floating-point operations of the model.
+        tokens: Tokens without padding.
     """
 
     seconds: float
@@ -31,15 +31,15 @@ class Timed:
     tokens: int
 
 
-def speeds(timed: Sequence[Timed], peak_flops: float, ranks: int) -> dict[str, float]:
+def speeds(lines: Sequence[Throughput], peak_flops: float, ranks: int) -> dict[str, float]:
     """Mean `tokens_per_second`, `tflops_per_rank` and `mfu`; empty before the first line.
 
     Args:
-        timed: Of each line; the first has the warm-up in it and counts only alone.
-        peak_flops: FLOP/s of all ranks.
-        ranks: Their number.
+        lines: One for each line of metrics; the first includes the warm-up and counts only if it is alone.
+        peak_flops: Peak FLOP/s of all ranks.
+        ranks: Number of ranks.
     """
-    lines = timed[1:] or timed
+    lines = lines[1:] or lines
     seconds = sum(line.seconds for line in lines)
     if not seconds:
         return {}
@@ -55,14 +55,14 @@ def write_summary(
     checkpoints: Sequence[int],
     speed: Mapping[str, float],
 ) -> None:
-    """Write what the training knows; evaluations and what others wrote stay.
+    """Write the training's keys of `summary.json`; keys written by others stay.
 
     Args:
-        folder: Of the run.
-        config: Its settings.
+        folder: Run folder.
+        config: Settings of the run.
         progress: `steps`, `tokens`, `resumed_from`.
-        checkpoints: Steps of the committed ones.
-        speed: As `speeds` gives it; empty keeps that of an earlier start.
+        checkpoints: Steps of the committed checkpoints.
+        speed: Result of `speeds`; empty leaves the speed of an earlier start in place.
     """
     parallel = config.parallel
     before = folder.read_summary()
@@ -83,23 +83,25 @@ def write_summary(
 
 
 def _first_and_last(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`{"first", "last", "action": {"first", "last"}, "image": {"first", "last"}}` of a run's losses."""
-    found: dict[str, Any] = {}
+    """First and last losses: `{"first", "last", "action": {"first", "last"}, "image": {"first", "last"}}`."""
+    losses: dict[str, Any] = {}
     for name in _LOSSES:
         values = [record[name] for record in records if record.get(name) is not None]
         pair = {"first": values[0], "last": values[-1]} if values else {"first": None, "last": None}
-        found |= pair if name == "loss" else {name.removeprefix("loss_"): pair}
-    return found
+        losses |= pair if name == "loss" else {name.removeprefix("loss_"): pair}
+    return losses
 
 
 def _newest_norms(records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Norms by group of the last line."""
+    """Norms by group in the last line."""
     lines = [record for record in records if "event" not in record]
     newest = lines[-1] if lines else {}
     return {name: value for name, value in newest.items() if name.startswith(_NORMS)}
 
 
 def _newest_validation(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """`{"step", "<split>/loss", ...}` of the last validation."""
-    found = [record for record in records if record.get("event") == "validation"]
-    return {name: value for name, value in found[-1].items() if name != "event"} if found else None
+    """The last validation: `{"step", "<split>/loss", ...}`."""
+    validations = [record for record in records if record.get("event") == "validation"]
+    return (
+        {name: value for name, value in validations[-1].items() if name != "event"} if validations else None
+    )

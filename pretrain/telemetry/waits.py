@@ -1,14 +1,14 @@
-"""How long a rank waits for its peers: what is left of a step is its own time.
+"""Time that a rank spends waiting for its peers; the rest of a step is the rank's own time.
 
-Ranks step together, so all steps take the same time on all of them, and the one that everybody waits for is
-the one that waits least. Time in collectives is waiting plus transfer; the transfer is about the same for
-all ranks, so that differences between ranks are waiting.
+Ranks step together, so a step takes the same time on all of them, and the slowest rank is the one that waits
+least. Time in collectives is waiting plus transfer; the transfer takes about the same time on all ranks, so
+differences between ranks are waiting.
 
-- gloo: the host blocks in `Work.wait`. It is timed in the thread that made the counter; others (a
-  checkpoint being written) hold up no step.
-- NCCL: a kernel spins on the GPU until all peers have come. NCCL's flight recorder times each, where
-  TORCH_NCCL_ENABLE_TIMING=1 was set before the process groups were made; it keeps the newest
-  TORCH_NCCL_TRACE_BUFFER_SIZE collectives. Nothing waits for the device.
+- gloo: the host blocks in `Work.wait`. Only the thread that made the counter is timed; other threads (such as
+  the one that writes a checkpoint) delay no step.
+- NCCL: a kernel spins on the GPU until all peers have arrived. NCCL's flight recorder times each kernel where
+  TORCH_NCCL_ENABLE_TIMING=1 was set before the process groups were made; it holds the newest
+  TORCH_NCCL_TRACE_BUFFER_SIZE collectives. Reading it does not wait for the device.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from torch._C import _distributed_c10d
 class PeerWait(Protocol):
     """Counts the seconds that this rank spends in collectives."""
 
-    def begin(self) -> None:
-        """The step before a reading begins."""
+    def start(self) -> None:
+        """Called before the last step that the next reading covers."""
         ...
 
     def read(self, steps: int) -> float | None:
-        """Seconds a step, of the last `steps` or the newest of them; None where they cannot be known."""
+        """Seconds a step, mean of the last `steps` or of the newest one; None where not measured."""
         ...
 
     def paused(self) -> AbstractContextManager[None]:
@@ -41,7 +41,7 @@ class PeerWait(Protocol):
         ...
 
     def close(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         ...
 
 
@@ -59,8 +59,8 @@ class BlockingWait:
         self._original = dist.Work.wait
         dist.Work.wait = self._counted()  # type: ignore[method-assign]
 
-    def begin(self) -> None:
-        """All steps are counted."""
+    def start(self) -> None:
+        """Do nothing: all steps are counted."""
 
     def read(self, steps: int) -> float:
         """Seconds a step since the last reading."""
@@ -75,7 +75,7 @@ class BlockingWait:
         self._seconds = before
 
     def close(self) -> None:
-        """Give torch its own method back."""
+        """Restore torch's own method."""
         dist.Work.wait = self._original  # type: ignore[method-assign]
 
     def _counted(self) -> Callable[..., Any]:
@@ -94,32 +94,32 @@ class BlockingWait:
 
 
 class KernelWait:
-    """Seconds of this rank's NCCL kernels in the newest step, as NCCL's flight recorder has them."""
+    """Seconds of this rank's NCCL kernels in the newest step, from NCCL's flight recorder."""
 
     def __init__(self) -> None:
-        self._before = -1
+        self._previous = -1
 
-    def begin(self) -> None:
-        """Only what is recorded from now on belongs to the step."""
-        self._before = max((int(entry["record_id"]) for entry in _recorded()), default=-1)
+    def start(self) -> None:
+        """Count only collectives that are recorded from now on."""
+        self._previous = max((int(entry["record_id"]) for entry in _recorded()), default=-1)
 
     def read(self, steps: int) -> float | None:
         """Seconds of the newest step; None without timing."""
-        return kernel_seconds(_recorded(), self._before)
+        return kernel_seconds(_recorded(), self._previous)
 
     def paused(self) -> AbstractContextManager[None]:
-        """Only what runs between `begin` and `read` is counted."""
+        """Do nothing: only what runs between `start` and `read` is counted."""
         return nullcontext()
 
     def close(self) -> None:
-        """Nothing was changed."""
+        """Do nothing: torch was not changed."""
 
 
 def kernel_seconds(entries: Sequence[Mapping[str, Any]], after: int) -> float | None:
     """Seconds of the collectives with a record id above `after`; None where none of them was timed.
 
     Args:
-        entries: Of the flight recorder: `record_id`, `duration_ms` once it is known.
+        entries: Entries of the flight recorder: `record_id`, and `duration_ms` once it is known.
         after: Record id.
     """
     timed = [

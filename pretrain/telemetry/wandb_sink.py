@@ -1,41 +1,42 @@
-"""Weights & Biases: one W&B run for a run folder, and no failure of it that stops the training."""
+"""Weights & Biases: one W&B run for each run folder; its failures never stop the training."""
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from pretrain.config import TelemetryConfig
+from pretrain.config import TelemetryConfig, WandbMode
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RunLayout
 from pretrain.telemetry.sinks import Record
 
-WANDB_MODES = ("auto", "online", "offline", "disabled")
-INIT_SECONDS = 30.0  # to reach the server at the start; then the run is written offline
-FINISH_SECONDS = 120.0  # for the rest of the upload at the end; what is left stays in the run folder
+_LOG = logging.getLogger(__name__)
+
+INIT_SECONDS = 30.0  # limit for reaching the server at the start; then the run is written offline
+FINISH_SECONDS = 120.0  # limit for the rest of the upload at the end; the rest stays in the run folder
 _MEASURED_EVENTS = ("validation",)
 
 
 class WandbSink:
-    """One W&B run per run folder: after a restart the same run goes on.
+    """One W&B run per run folder: a restart continues it.
 
-    What W&B cannot do is told once on standard error; then it is left out, and its files stay.
+    The first failure of W&B is logged; afterwards W&B is left out, and its files stay.
     """
 
     def __init__(self, folder: Path, name: str, settings: TelemetryConfig, config: Mapping[str, Any]) -> None:
-        """Open the run; offline where the server does not answer.
+        """Open the run; offline if the server does not answer.
 
         Args:
             folder: Run folder; files go to its `wandb/`, the run's id to `wandb/run_id`.
-            name: Name shown.
+            name: Display name.
             settings: Mode and project.
-            config: The run's settings, for W&B's table.
+            config: Settings of the run, shown by W&B.
 
         Raises:
             InputError: Unknown mode.
@@ -45,20 +46,19 @@ class WandbSink:
         self._run: Any = None
         mode = wandb_mode(settings.wandb)
 
-        def begin(mode: str) -> None:
+        def open_run(mode: str) -> None:
             self._run = _open(folder, name, settings.project, config, mode)
 
-        if not self._attempt(lambda: begin(mode), "goes on offline" if mode == "online" else "is left out"):
-            if mode != "online":
-                return
-            # A service of W&B's own still holds the run; without it the id is free again.
+        consequence = "goes on offline" if mode == "online" else "is left out"
+        if not self._attempt(lambda: open_run(mode), consequence) and mode == "online":
+            # W&B's service process still holds the run; without it the id is free again.
             self._failed = not self._attempt(_library().teardown) or not self._attempt(
-                lambda: begin("offline")
+                lambda: open_run("offline")
             )
 
     @property
     def failed(self) -> bool:
-        """Whether W&B is left out from here on."""
+        """Whether W&B has failed and is left out."""
         return self._failed
 
     def write(self, record: Record) -> None:
@@ -79,7 +79,7 @@ class WandbSink:
         """Finish the run; its files are complete afterwards."""
         if self._run is not None and not self._failed:
             self._failed = not self._attempt(self._run.finish)
-        if self._failed:  # told already; W&B itself would try once more at the exit, and print a traceback
+        if self._failed:  # logged already; W&B would try again at exit and print a traceback
             with suppress(*_errors()):
                 _library().teardown()
 
@@ -87,13 +87,13 @@ class WandbSink:
         if self._run is not None and not self._failed:
             self._failed = not self._attempt(lambda: self._run.log({"step": step, **values}))
 
-    def _attempt(self, work: Callable[[], Any], otherwise: str = "is left out from here on") -> bool:
-        """Do something with W&B; whether it worked. A failure is told."""
+    def _attempt(self, call: Callable[[], Any], consequence: str = "is left out from here on") -> bool:
+        """Call W&B; return whether it succeeded. A failure is logged with its consequence."""
         try:
-            work()
+            call()
         except _errors() as error:
             cause = next(iter(str(error).splitlines()), "") or type(error).__name__
-            print(f"W&B failed ({cause}): it {otherwise}; training goes on", file=sys.stderr, flush=True)
+            _LOG.warning("W&B failed (%s): it %s; training goes on", cause, consequence)
             return False
         return True
 
@@ -101,7 +101,7 @@ class WandbSink:
 def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode: str) -> Any:
     wandb = _library()
     identity = RunFolder(folder).wandb_run()
-    _await_new_second(folder / "wandb", identity)
+    _await_new_second(RunLayout(folder).wandb, identity)
     run = wandb.init(
         dir=str(folder),
         project=project,
@@ -120,7 +120,7 @@ def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What W&B raises where its service, its server or its files fail."""
+    """Exceptions that W&B raises when its service, its server or its files fail."""
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
     from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
@@ -134,16 +134,16 @@ def _library() -> Any:
 
 
 def _numbers(record: Record) -> list[tuple[str, float]]:
-    """What W&B can draw: no text, nothing that was not measured."""
+    """The values that W&B can plot: neither text nor null."""
     return [
         (name, value) for name, value in record.items() if name != "step" and isinstance(value, int | float)
     ]
 
 
 def _await_new_second(folder: Path, identity: str) -> None:
-    """Wait, a second at most, until W&B's folder gets a name of its own.
+    """Wait, a second at most, until the name of W&B's next folder is free.
 
-    W&B names it by run and second: a run that went on within the second would write over what it has.
+    W&B names it by run and second: a restart within the same second would overwrite the earlier folder.
     """
     while any(folder.glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-{identity}")):
         time.sleep(0.02)
@@ -157,12 +157,8 @@ def _media(value: float | Path) -> Any:
     return _library().Image(str(value))
 
 
-def wandb_mode(mode: str) -> Any:
+def wandb_mode(mode: WandbMode) -> Any:
     """W&B's own mode: `auto` follows WANDB_MODE, else is online when a key is found."""
-    if mode not in WANDB_MODES:
-        raise InputError(
-            f"telemetry.wandb={mode!r}, expected one of {', '.join(WANDB_MODES)}; correct the setting"
-        )
     if mode != "auto":
         return mode
     return os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")

@@ -122,8 +122,6 @@ def read_frames(config: VqConfig) -> list[FrameSet]:
 
 
 def _check(config: VqConfig) -> None:
-    if config.precision not in ("bf16", "fp32"):
-        raise InputError(f"precision={config.precision}: expected bf16 or fp32")
     for name in ("steps", "batch_size", "frames"):
         if (value := getattr(config, name)) < 1:
             raise InputError(f"{name}={value}: expected at least 1")

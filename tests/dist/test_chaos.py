@@ -1,4 +1,4 @@
-"""A run whose ranks are killed again and again ends with the loss curve of one that nobody disturbs."""
+"""A run whose ranks are killed repeatedly ends with the loss curve of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import random
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-import pretrain.trainer  # noqa: F401 - preloaded for the ranks
 from data.storage.store import open_store
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.verification import find_damage
-from pretrain.config import ParallelConfig, TrainingConfig
+from pretrain.config import ParallelConfig, TrainingConfig, ZeroStage
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
 from tests.support import training_case as case
@@ -30,11 +30,11 @@ LAYOUTS = ((1, 2, 3), (2, 1, 1), (1, 1, 2), (1, 2, 0), (2, 1, 3))
 
 @dataclass(frozen=True, slots=True)
 class Chaos:
-    """What a disturbed run went through.
+    """Result of a disturbed run.
 
     Attributes:
-        folder: Of the run.
-        torn: Kills that left a save unfinished behind.
+        folder: Folder of the run.
+        torn: Number of kills that left an unfinished save.
     """
 
     folder: RunFolder
@@ -56,7 +56,9 @@ def _disturbed(
     place = CheckpointLocation(folder.checkpoints)
     for number, occasion in enumerate([*kills, None]):
         tensor, data, stage = layouts[number % len(layouts)]
-        config = replace(config, parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage))
+        config = replace(
+            config, parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage))
+        )
         if occasion is None:
             assert run_ranks(train_until_killed, tensor * data, config, None) == [""] * tensor * data
             break
@@ -75,7 +77,7 @@ def _unfinished(place: CheckpointLocation) -> set[Path]:
 
 
 def _assert_nothing_torn(folder: RunFolder) -> None:
-    """Two checkpoints are there, whole, and no file beside theirs."""
+    """Two checkpoints are complete, and there are no other files."""
     place = CheckpointLocation(folder.checkpoints)
     assert place.scan() == {STEPS - 2: True, STEPS: True}
     for step in place.steps():
@@ -108,7 +110,7 @@ def test_twenty_kills_change_nothing(undisturbed: RunFolder, url: str, tmp_path:
     assert chaos.folder.read_summary()["tokens"] == undisturbed.read_summary()["tokens"]
     _assert_nothing_torn(chaos.folder)
     cleaned = [e for e in read_metrics(chaos.folder.metrics) if e.get("event") == "checkpoint_cleaned"]
-    assert cleaned, "saves that were cut short are told"
+    assert cleaned, "unfinished saves are reported"
     assert all(re.fullmatch(r"step_\d{8}", name) for event in cleaned for name in event["removed"])
 
 

@@ -18,13 +18,13 @@ import torch
 
 from data.errors import InputError
 from pretrain.checkpoint.weights import load_weights
-from pretrain.config import TrainingConfig
+from pretrain.config import Offload, TrainingConfig
 from pretrain.model.transformer import Transformer
 from tests.support import checkpoint_case as case
 from tests.support.ranks import run_ranks
 
 
-def _offloaded(settings: TrainingConfig, states: str) -> TrainingConfig:
+def _offloaded(settings: TrainingConfig, states: Offload) -> TrainingConfig:
     settings.parallel.offload = states
     return settings
 

@@ -1,4 +1,4 @@
-"""Updates that are left out: nothing changes on any rank, and the training goes on as if they never were."""
+"""Skipped updates: nothing changes on any rank, and the training continues as if they had not happened."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.config import OptimizerName
 from pretrain.parallel.mesh import Mesh
 from tests.support.engine_case import LEARNING_RATE, Curve, global_batch, parts, settings
 from tests.support.ranks import run_ranks
@@ -16,7 +17,7 @@ GOOD_STEPS = 4
 
 
 def weights_and_states(engine: Any) -> list[Tensor]:
-    """Copies of all that this rank holds: working weights, masters, moments and counts."""
+    """Copies of the state of this rank: working weights, masters, moments and counts."""
     from pretrain.checkpoint.fragments import fragments
 
     held = [getattr(p, "ds_tensor", p).detach().clone() for p in engine.module.parameters()]
@@ -25,8 +26,10 @@ def weights_and_states(engine: Any) -> list[Tensor]:
     return held + [state["step"].clone() for state in engine.optimizer.state.values() if "step" in state]
 
 
-def run(mesh: Mesh, stage: int, precision: str, optimizer: str, disturbed: bool) -> tuple[Curve, list[str]]:
-    """Losses and norms of the good steps, and what was wrong with the bad ones between them."""
+def run(
+    mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName, disturbed: bool
+) -> tuple[Curve, list[str]]:
+    """Losses and norms of the good steps, and the problems found with the bad steps between them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
@@ -117,7 +120,7 @@ def test_bad_steps_change_nothing_with_lion(mesh: Mesh, stage: int, precision: s
     check(mesh, stage, precision, "lion")
 
 
-def check(mesh: Mesh, stage: int, precision: str, optimizer: str) -> None:
+def check(mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName) -> None:
     undisturbed = run_ranks(run, mesh.size, mesh, stage, precision, optimizer, False)
     disturbed = run_ranks(run, mesh.size, mesh, stage, precision, optimizer, True)
     assert [wrong for _, wrong in disturbed] == [[]] * mesh.size

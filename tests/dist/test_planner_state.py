@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pretrain.config import OptimizerName
 from pretrain.parallel.mesh import Mesh
 from pretrain.planner.memory import REDUCE_BUCKET, Layout, memory
 from tests.support.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch, parts, settings
@@ -16,7 +17,7 @@ from tests.support.ranks import run_ranks
 RANKS = 2
 
 
-def measure(micro_batches: int, optimizer: str) -> tuple[int, int]:
+def measure(micro_batches: int, optimizer: OptimizerName) -> tuple[int, int]:
     """Bytes that live after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
@@ -43,7 +44,7 @@ def _storages() -> dict[int, int]:
 
 
 @pytest.mark.parametrize(("micro_batches", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "lion")])
-def test_state_of_the_engine(micro_batches: int, optimizer: str) -> None:
+def test_state_of_the_engine(micro_batches: int, optimizer: OptimizerName) -> None:
     config = settings(Mesh(1, RANKS), hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
     layout = Layout(
         1, RANKS, BATCH // RANKS // micro_batches, "none", accumulates=micro_batches > 1, optimizer=optimizer

@@ -17,7 +17,7 @@ from tests.support.engine_case import LEARNING_RATE, global_batch, logits_and_la
 from tests.support.ranks import run_ranks
 
 STEPS = 4
-LOOKED_AT = (0, 2, 3)
+MEASURED = (0, 2, 3)
 CLIPPED, UNCLIPPED = 0.5, 0.0
 
 Norms = dict[str, float | None]
@@ -26,7 +26,7 @@ Norms = dict[str, float | None]
 def partitioned(
     mesh: Mesh, stage: int, clipping: float, precision: str, micro_batches: int
 ) -> tuple[list[Norms], list[float], list[list[float]]]:
-    """Group norms of the steps looked at, their global norms, and [loss, norm] of every step."""
+    """Group norms of the measured steps, their global norms, and [loss, norm] of every step."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.telemetry.norms import GroupNorms
@@ -40,11 +40,11 @@ def partitioned(
     norms = GroupNorms(engine)
     found, whole, curve = [], [], []
     for step in range(STEPS):
-        if step in LOOKED_AT:
-            norms.want()
+        if step in MEASURED:
+            norms.request()
         batches = parts(global_batch(step), mesh, micro_batches, groups.data_rank)
         result = engine.step(batches, LEARNING_RATE)
-        if step in LOOKED_AT:
+        if step in MEASURED:
             found.append(norms.read())
             whole.append(float(result.gradient_norm))
         curve.append([float(result.loss), float(result.gradient_norm)])
@@ -70,7 +70,7 @@ def plain() -> list[Norms]:
         assert norm > CLIPPED, "clipping changes nothing"
         optimizer.step()
         optimizer.zero_grad()
-        if step in LOOKED_AT:
+        if step in MEASURED:
             found.append(gradients | by_group(model, "parameter"))
     return found
 
@@ -109,7 +109,7 @@ def test_in_bf16_the_groups_give_the_reported_norm(stage: int, clipping: float) 
         assert [root_sum_square(one) for one in found] == pytest.approx(whole, rel=1e-5)
 
 
-def training_without_looking(mesh: Mesh, stage: int) -> list[list[float]]:
+def train_without_measuring(mesh: Mesh, stage: int) -> list[list[float]]:
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
@@ -123,14 +123,14 @@ def training_without_looking(mesh: Mesh, stage: int) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_looking_changes_no_bit_of_the_training(stage: int) -> None:
+def test_measuring_changes_no_bit_of_the_training(stage: int) -> None:
     mesh = Mesh(1, 2)
-    looked = run_ranks(partitioned, 2, mesh, stage, CLIPPED, "fp32", 1)[0]
-    assert looked[2] == run_ranks(training_without_looking, 2, mesh, stage)[0]
+    measured = run_ranks(partitioned, 2, mesh, stage, CLIPPED, "fp32", 1)[0]
+    assert measured[2] == run_ranks(train_without_measuring, 2, mesh, stage)[0]
 
 
 def broken_then_read(mesh: Mesh) -> tuple[Norms, str]:
-    """Norms of a step with a weight that is no number, and the message of reading without asking."""
+    """Norms of a step with a weight that is NaN, and the message of reading without a request."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.telemetry.norms import GroupNorms
@@ -140,7 +140,7 @@ def broken_then_read(mesh: Mesh) -> tuple[Norms, str]:
     with torch.no_grad():
         engine.module.lm_head.weight[0, 0] = torch.nan
     norms = GroupNorms(engine)
-    norms.want()
+    norms.request()
     engine.step(parts(global_batch(0), mesh, 1, groups.data_rank), LEARNING_RATE)
     found = norms.read()
     try:
@@ -150,10 +150,10 @@ def broken_then_read(mesh: Mesh) -> tuple[Norms, str]:
     return found, ""
 
 
-def test_a_gradient_that_is_no_number_has_no_norm_and_nothing_is_read_unasked() -> None:
+def test_a_gradient_of_nan_has_no_norm_and_reading_needs_a_request() -> None:
     found, message = run_ranks(broken_then_read, 1, Mesh(1, 1))[0]
     assert found["gradient_norm/attention"] is None
-    assert "call want() before it" in message
+    assert "call request() before the step" in message
 
 
 def test_every_parameter_has_a_group() -> None:

@@ -1,4 +1,4 @@
-"""A training whose data and checkpoints lie in gs:// or az://: the losses of one with them in a folder."""
+"""A training with data and checkpoints in gs:// or az:// has the losses of one that uses folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.training_case import measured
 
 
 def _upload(folder: str, url: str) -> None:
-    """In a process of its own, as what follows: nobody may fork after using a store."""
+    """Runs in a process of its own: a process that has used a store may not fork."""
     store = open_bulk(url)
     for path in sorted(Path(folder).iterdir()):
         store.write_blocks(path.name, [path.read_bytes()], path.stat().st_size)
@@ -26,15 +26,15 @@ def _steps(url: str) -> list[int]:
 
 
 @pytest.mark.parametrize("scheme", ["gs", "az"])
-def test_a_training_reads_there_and_goes_on_from_there(
+def test_a_training_reads_from_and_resumes_from_object_storage(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = case.write_dataset(tmp_path / "shards")
-    with cloud(scheme, tmp_path, monkeypatch) as there:
-        run_ranks(_upload, 1, local, f"{there.url}/shards")
+    with cloud(scheme, tmp_path, monkeypatch) as storage:
+        run_ranks(_upload, 1, local, f"{storage.url}/shards")
         for layout, stop in (((1, 2, 3), 4), ((2, 1, 1), None)):
-            config = case.settings(tmp_path, f"{there.url}/shards", layout)
-            config.checkpointing.url, config.checkpointing.keep_last = f"{there.url}/run", 2
+            config = case.settings(tmp_path, f"{storage.url}/shards", layout)
+            config.checkpointing.url, config.checkpointing.keep_last = f"{storage.url}/run", 2
             config.trainer.stop_after = stop
             folder = case.train(config)
         assert run_ranks(_steps, 1, config.checkpointing.url) == [[4, 6]]

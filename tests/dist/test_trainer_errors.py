@@ -1,4 +1,4 @@
-"""What a user can get wrong before a training starts: one line each, nothing written is lost."""
+"""Mistakes of a user before a training starts: one line each, and nothing written is lost."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _unwritable(config: TrainingConfig) -> None:
     config.run.dir = "/proc/nowhere"
 
 
-def _unknown_schedule(config: TrainingConfig) -> None:
-    config.optim.schedule = "linear"
+def _negative_warmup(config: TrainingConfig) -> None:
+    config.optim.warmup_steps = -1
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def _unknown_schedule(config: TrainingConfig) -> None:
         (_no_data, "no index.json there; make the data set with `worldvla prepare`"),
         (_wrong_world, "1 processes run, but parallel.tensor=1 x parallel.data=2 needs 2"),
         (_unwritable, "/proc/nowhere/run: cannot write the run folder"),
-        (_unknown_schedule, "optim.schedule=linear, expected one of constant, cosine, wsd"),
+        (_negative_warmup, "optim.warmup_steps=-1, expected 0 or more"),
     ],
 )
-def test_what_cannot_be_trained(
+def test_invalid_input_is_refused(
     url: str, tmp_path: Path, spoil: Callable[[TrainingConfig], None], expected: str
 ) -> None:
     config = case.settings(tmp_path, url)
@@ -94,7 +94,7 @@ def test_attention_that_this_machine_lacks_leaves_no_folder(url: str, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_tokenizers_that_cannot_be_written_are_told_on_every_rank(url: str, tmp_path: Path) -> None:
+def test_tokenizers_that_cannot_be_written_are_an_error_on_every_rank(url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 1))
     (tmp_path / "run" / "tokenizers" / "image_tokenizer.safetensors").mkdir(parents=True)
     assert "run/tokenizers: cannot be written (Is a directory)" in message(config, ranks=2)

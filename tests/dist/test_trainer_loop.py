@@ -1,4 +1,4 @@
-"""Train, stop, resume: the loop as users see it."""
+"""Train, stop, resume: the training loop from a user's view."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
+from pretrain import trainer
 from pretrain.checkpoint.load import load_metadata
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig
@@ -29,11 +30,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def whole(url: str, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run that nobody interrupts, at tensor 2 x data 2, ZeRO-3."""
+    """An uninterrupted run at tensor 2 x data 2, ZeRO-3."""
     return train(case.settings(tmp_path_factory.mktemp("whole"), url, (2, 2, 3)))
 
 
-def test_a_run_leaves_what_the_interface_promises(whole: RunFolder) -> None:
+def test_a_run_writes_metrics_summary_tokenizers_and_checkpoints(whole: RunFolder) -> None:
     records = measured(whole)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert records[-1]["loss"] < records[0]["loss"]
@@ -123,18 +124,16 @@ def test_torchrun_gives_the_same_run(whole: RunFolder, url: str, tmp_path: Path)
 
 
 def _second_rank_fails(overrides: list[str]) -> int:
-    import pretrain.trainer
-
     def fail(config: TrainingConfig) -> None:
         if os.environ["RANK"] == "1":
             raise InputError("a shard that only this rank reads is cut short")
         raise InputError("a setting is wrong")
 
-    pretrain.trainer.train = fail
+    trainer.train = fail
     return case.run_main(overrides)
 
 
-def test_torchrun_tells_what_only_another_rank_has_met(capfd: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_reports_an_error_of_another_rank_alone(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_ranks(_second_rank_fails, 2, ["run.name=x", "data.url=d", "model=tiny"]) == [2, 2]
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert sorted(lines) == [
@@ -143,14 +142,14 @@ def test_torchrun_tells_what_only_another_rank_has_met(capfd: pytest.CaptureFixt
     ]
 
 
-def test_torchrun_names_a_value_that_cannot_be_right_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_reports_an_invalid_value_once(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_ranks(case.run_main, 2, ["run.name=x", "data.url=d", "optim.schedule=linear"]) == [2, 2]
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1
     assert "optim.schedule=linear, expected one of" in lines[0]
 
 
-def test_torchrun_names_a_misspelt_key_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_reports_a_misspelt_key_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert run_ranks(case.run_main, 1, ["run.name=x", "data.url=d", "trainer.stepz=3"]) == [2]
     assert capfd.readouterr().err.splitlines()[-1] == (
         "error: pretrain.main: unknown setting 'trainer.stepz'; did you mean 'trainer.steps'?"

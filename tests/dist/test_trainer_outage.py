@@ -1,4 +1,4 @@
-"""A wish to end while a rank waits for data of a store that is away: the end comes without the data."""
+"""A stop request while a rank waits for data of an unreachable store: the run ends without the data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.stream.loader import TokenStream
-from pretrain import batch_feed as feed
+from pretrain import batch_feed
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.telemetry.sinks import read_metrics
@@ -23,7 +23,8 @@ from tests.support.ranks import run_ranks
 from tests.support.training_case import measured
 
 URL = f"s3://{BUCKET}/shards"
-PATIENCE = 0.5  # seconds
+MAX_WAIT_SECONDS = 0.5
+UNLIMITED = 60.0  # seconds: ranks whose batch is there get all the time that they need
 
 
 @pytest.fixture(scope="module")
@@ -48,33 +49,37 @@ def proxy(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]
             proxy.stop()
 
 
-def _asked_in_an_outage(
+def _stop_in_an_outage(
     config: TrainingConfig, overrides: list[str], waiting: set[int], batch: int, gone: Path, by_file: bool
 ) -> int:
-    """On some ranks batch `batch` has to be fetched when the store is away; they are asked once they wait."""
-    feed.PATIENCE = PATIENCE
-    mine = int(os.environ["RANK"]) in waiting
-    real_assemble, real_comes = TokenStream._assemble, TokenStream.comes
+    """Train where some ranks have to fetch `batch` during an outage, and get a stop request while they wait.
+
+    Returns:
+        The exit code.
+    """
+    batch_feed.MAX_WAIT_SECONDS = MAX_WAIT_SECONDS
+    waits = int(os.environ["RANK"]) in waiting
+    assemble_batch, wait_for_batch = TokenStream._assemble, TokenStream.comes
 
     def assemble(self: TokenStream, step: int, *rest: Any) -> Any:
-        if len(rest) == 2:  # no stand-in
+        if len(rest) == 2:  # not a placeholder
             everything = np.arange(len(case.LENGTHS))
-            if step >= batch and mine:
+            if step >= batch and waits:
                 gone.touch()
                 self._memory._begins[:] = -1  # every episode has to be read again
             elif step == 0:
                 self._memory._read(everything.tolist())
                 assert (self._memory._begins >= 0).all()
-        return real_assemble(self, step, *rest)
+        return assemble_batch(self, step, *rest)
 
-    def comes(self: TokenStream, step: int, *rest: Any) -> bool:
-        here = real_comes(self, step, *rest)
-        if not here and step == batch and mine:
+    def comes(self: TokenStream, step: int, data_rank: int, data_size: int, seconds: float) -> bool:
+        is_ready = wait_for_batch(self, step, data_rank, data_size, seconds if waits else UNLIMITED)
+        if not is_ready and step == batch and waits:
             if by_file:
                 case.RunFolder.of(config.run).stop_request.touch()
             else:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return here
+        return is_ready
 
     TokenStream._assemble = assemble  # type: ignore[method-assign]
     TokenStream.comes = comes  # type: ignore[method-assign]
@@ -87,7 +92,7 @@ def _asked_in_an_outage(
         pytest.param((1, 2, 3), {1}, 2, False, id="one of two data-parallel ranks"),
         pytest.param((2, 1, 1), {1}, 2, False, id="one of two tensor-parallel ranks"),
         pytest.param((1, 2, 1), {0, 1}, 2, False, id="all ranks"),
-        pytest.param((1, 2, 1), {1}, 3, True, id="by a file, the checkpoint is there already"),
+        pytest.param((1, 2, 1), {1}, 3, True, id="by a file, with the checkpoint already written"),
     ],
 )
 def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
@@ -105,11 +110,15 @@ def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
     config = case.settings(tmp_path, URL, layout)
     config.checkpointing.every = every
     overrides = case.overrides(config)
-    assert run_ranks(_asked_in_an_outage, 2, config, overrides, waiting, 3, gone, by_file) == [85, 85]
-    said = capfd.readouterr().err
-    assert said.count("batch 3 has not come within 0.5 s and the training is to end") == len(waiting)
-    assert "ended as asked, with a checkpoint of step 3" in said
+    assert run_ranks(_stop_in_an_outage, 2, config, overrides, waiting, 3, gone, by_file) == [85, 85]
+    output = capfd.readouterr().err
+    warning = "batch 3 has not come within 0.5 s and the training is to end"
+    assert output.count(warning) == len(waiting)
+    assert "ended as asked, with a checkpoint of step 3" in output
     folder = case.RunFolder.of(config.run)
+    for rank in range(2):  # under torchrun each rank logs to a file in the run folder, too
+        log = (folder.path / "logs" / f"rank_{rank:05d}.log").read_text()
+        assert (f" rank {rank} WARNING pretrain.batch_feed: {warning}" in log) == (rank in waiting)
     assert sorted(path.name for path in folder.checkpoints.iterdir())[-1] == "step_00000003"
     records = read_metrics(folder.metrics)
     assert [record["step"] for record in records if "event" not in record] == [1, 2, 3]
@@ -124,13 +133,13 @@ def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
         assert [line[name] for line in measured(folder)] == [line[name] for line in measured(plain)], name
 
 
-def test_before_the_first_step_there_is_nothing_to_keep(
+def test_a_stop_before_the_first_step_leaves_no_checkpoint(
     proxy: FaultProxy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     proxy.fault = lambda method, path: Fault("refuse") if ".tar" in path else None
     config = case.settings(tmp_path, URL, (1, 1, 1))
     gone = tmp_path / "gone"
-    assert run_ranks(_asked_in_an_outage, 1, config, case.overrides(config), {0}, 0, gone, False) == [85]
+    assert run_ranks(_stop_in_an_outage, 1, config, case.overrides(config), {0}, 0, gone, False) == [85]
     assert "ended as asked, before the first step" in capfd.readouterr().err
     folder = case.RunFolder.of(config.run)
     assert list(folder.checkpoints.glob("step_*")) == []

@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of a checkpoint."""
+"""A new run that starts with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def earlier(url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_keeps_the_action_ranges_of_its_data(earlier: Path, url: str) -> None:
-    kept = json.loads((earlier.parents[1] / "action_ranges.json").read_text())
+    written = json.loads((earlier.parents[1] / "action_ranges.json").read_text())
     ranges = DatasetIndex.load(url).action_ranges
-    assert kept == {"minimum": list(ranges.minimum), "maximum": list(ranges.maximum)}
+    assert written == {"minimum": list(ranges.minimum), "maximum": list(ranges.maximum)}
 
 
 def loss_of(checkpoint: Path, config: TrainingConfig) -> float:
@@ -66,7 +66,7 @@ def events(folder: RunFolder) -> list[tuple[str, int, str]]:
 
 
 @pytest.mark.parametrize("layout", [(2, 1, 3), (1, 2, 1)])
-def test_a_new_run_begins_with_the_weights_of_another(
+def test_a_new_run_starts_with_the_weights_of_another(
     url: str, earlier: Path, tmp_path: Path, layout: tuple[int, int, int]
 ) -> None:
     config = case.settings(tmp_path, url, layout)
@@ -86,24 +86,25 @@ def test_a_new_run_begins_with_the_weights_of_another(
     assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
 
 
-def test_a_place_apart_from_the_run_folder_is_of_one_run(url: str, tmp_path: Path) -> None:
+def test_checkpoints_outside_the_run_folder_belong_to_one_run(url: str, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 2, 1))
-    config.checkpointing.url, config.trainer.stop_after = str(tmp_path / "kept"), 2
+    config.checkpointing.url, config.trainer.stop_after = str(tmp_path / "checkpoints"), 2
     case.train(config)
     config.run.name = "other"
-    said = run_ranks(case.try_train, 2, config)
-    assert "of the run run, this one is other; give each run a location of its own" in said[0]
-    assert said[1] == said[0]
+    messages = run_ranks(case.try_train, 2, config)
+    refusal = "holds checkpoints of the run run, this one is other; give each run a location of its own"
+    assert refusal in messages[0]
+    assert messages[1] == messages[0]
     assert not (tmp_path / "other").exists()
     config.run.name, config.trainer.stop_after = "run", 3
     folder = case.train(config)
     assert [record["step"] for record in case.measured(folder)] == [1, 2, 3]
-    kept, fetched = tmp_path / "kept" / "step_00000003", folder.path / "fetched" / "step_00000003"
-    weights = load_weights(kept)
-    for found in (local_checkpoint(str(kept), run=folder.path), local_checkpoint(kept.as_uri())):
+    remote, fetched = tmp_path / "checkpoints" / "step_00000003", folder.path / "fetched" / "step_00000003"
+    weights = load_weights(remote)
+    for found in (local_checkpoint(str(remote), run=folder.path), local_checkpoint(remote.as_uri())):
         assert found == fetched, "an evaluation needs the tokenizers of the run's folder"
         assert all(torch.equal(tensor, weights[name]) for name, tensor in load_weights(found).items())
-    assert local_checkpoint(str(kept)) == kept
+    assert local_checkpoint(str(remote)) == remote
 
 
 def test_weights_that_cannot_be_used_are_refused_before_a_run_folder_is_made(
@@ -120,7 +121,7 @@ def test_weights_that_cannot_be_used_are_refused_before_a_run_folder_is_made(
     case.train(config)  # the name was not spent
 
 
-def test_going_on_from_weights_alone_is_refused(url: str, earlier: Path, tmp_path: Path) -> None:
+def test_resuming_from_weights_alone_is_refused(url: str, earlier: Path, tmp_path: Path) -> None:
     config = case.settings(tmp_path, url, (1, 1, 1))
     export_weights(earlier, tmp_path / "exported", "float32", None, 10**9, lambda done, total: None)
     import_weights(tmp_path / "exported", tmp_path / "alone", 10**9, lambda done, total: None)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.config import ParallelConfig, Precision, TrainerConfig, TrainingConfig, ZeroStage
 from pretrain.model.config import ModelConfig
 from pretrain.parallel.mesh import Mesh
 from tests.support.ranks import run_ranks
@@ -70,7 +70,7 @@ def describe_partitions(precision: str) -> dict[str, Any]:
 
     plain = (torch.empty, nn.Linear.__init__)
     config = TrainingConfig(
-        trainer=TrainerConfig(global_batch=2, precision=precision),
+        trainer=TrainerConfig(global_batch=2, precision=cast(Precision, precision)),
         parallel=ParallelConfig(2, 2, 3),
         model=SMALL,
     )
@@ -107,7 +107,7 @@ def describe_engine(mesh: Mesh, stage: int) -> dict[str, Any]:
 
     config = TrainingConfig(
         trainer=TrainerConfig(global_batch=mesh.data, precision="fp32"),
-        parallel=ParallelConfig(mesh.tensor, mesh.data, stage),
+        parallel=ParallelConfig(mesh.tensor, mesh.data, cast(ZeroStage, stage)),
         model=SMALL,
     )
     engine = Engine.build(config, ProcessGroups.create(mesh))

@@ -1,4 +1,4 @@
-"""Loss on held-out episodes: against plain torch, in every layout, and without a trace in the training."""
+"""Loss on held-out episodes: against plain torch, in every layout, and without effect on the training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from data.errors import InputError
 from data.storage.index import DatasetIndex, EpisodeTable
 from data.stream.loader import TokenStream
 from pretrain.config import TrainingConfig, ValidationConfig
+from pretrain.logs import set_up_logging
 from pretrain.model.loss import LabelKind, label_kinds
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.validation import SEED, Validation, weighted_loss
@@ -53,8 +54,8 @@ def measure(config: TrainingConfig, times: int = 1) -> list[dict[str, float | No
         return [validation.measure(engine) for _ in range(times)]
 
 
-def plainly(config: TrainingConfig, split: str) -> dict[str, float]:
-    """The same numbers from whole logits of all batches at once, in one process."""
+def measure_with_torch(config: TrainingConfig, split: str) -> dict[str, float]:
+    """The same values from the logits of all batches at once, in one process."""
     model = Transformer(config.model)
     initialise(model, config.trainer.seed)
     with TokenStream(config.data, config.trainer, SEED, split) as stream, torch.no_grad():
@@ -78,7 +79,7 @@ def plainly(config: TrainingConfig, split: str) -> dict[str, float]:
 def test_equal_to_plain_torch_and_in_every_layout(tmp_path: Path) -> None:
     url = dataset(tmp_path / "data")
     config = settings(tmp_path, url)
-    expected = plainly(config, "val_ind") | plainly(config, "val_ood")
+    expected = measure_with_torch(config, "val_ind") | measure_with_torch(config, "val_ood")
     alone = run_ranks(measure, 1, config, 2)[0]
     assert alone[0] == alone[1], "not the same batches every time"
     for name, value in expected.items():
@@ -93,7 +94,7 @@ def test_equal_to_plain_torch_and_in_every_layout(tmp_path: Path) -> None:
 
 
 def bits_of_training(config: TrainingConfig, every: int) -> tuple[list[Any], list[float | None]]:
-    """Loss, norm and sums of six steps, and the losses of a validation after every so many."""
+    """Loss, norm and sums of six steps, and the validation losses after every `every` steps."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.mesh import Mesh
@@ -110,7 +111,7 @@ def bits_of_training(config: TrainingConfig, every: int) -> tuple[list[Any], lis
             batches = stream.micro_batches(step, groups.data_rank, groups.mesh.data)
             result = engine.step(batches, config.optim.lr)
             curve.append((result.loss.item(), result.gradient_norm.item(), result.sums.tolist()))
-            if validation.due(engine.step_count):
+            if validation.is_due(engine.step_count):
                 measured.append(validation.measure(engine)["val_ind/loss"])
                 assert engine.module.training
     return curve, measured
@@ -128,29 +129,30 @@ def test_a_training_with_validation_has_the_same_bits(tmp_path: Path, layout: tu
     assert len(set(validated[1])) == 3, "the training changes the loss"
 
 
-def opened(config: TrainingConfig) -> tuple[tuple[str, ...], list[bool]]:
+def open_validation(config: TrainingConfig) -> tuple[tuple[str, ...], list[bool]]:
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.mesh import Mesh
 
+    set_up_logging(rank=0)
     with Validation(config, ProcessGroups.create(Mesh(1, 1))) as validation:
-        return validation.splits, [validation.due(step) for step in range(1, 8)]
+        return validation.splits, [validation.is_due(step) for step in range(1, 8)]
 
 
-def test_an_empty_split_is_left_out_with_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_split_is_left_out_with_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = settings(tmp_path, dataset(tmp_path / "data", ("train", "train", "val_ind")))
     config.trainer.steps = 7
-    splits, due = run_ranks(opened, 1, config)[0]
+    splits, due = run_ranks(open_validation, 1, config)[0]
     assert splits == ("val_ind",)
     assert due == [False, True, False, True, False, True, True], "every second step and the last"
     assert "has no episode in split val_ood; it is left out" in capfd.readouterr().err
     config.validation.splits = ["val_ood"]
-    assert run_ranks(opened, 1, config)[0] == ((), [False] * 7)
+    assert run_ranks(open_validation, 1, config)[0] == ((), [False] * 7)
 
 
 def test_no_validation_opens_nothing(tmp_path: Path) -> None:
     config = settings(tmp_path, str(tmp_path / "no data there"))
     config.validation.every = 0
-    assert run_ranks(opened, 1, config)[0] == ((), [False] * 7)
+    assert run_ranks(open_validation, 1, config)[0] == ((), [False] * 7)
 
 
 @pytest.mark.parametrize(
@@ -169,14 +171,14 @@ def test_no_validation_opens_nothing(tmp_path: Path) -> None:
         ("trainer.global_batch", 0, "trainer.global_batch is 0"),
     ],
 )
-def test_what_cannot_be_is_refused_before_the_training(
+def test_invalid_settings_are_refused_before_the_training(
     tmp_path: Path, setting: str, value: object, message: str
 ) -> None:
     config = settings(tmp_path, dataset(tmp_path / "data"))
     part, name = setting.split(".")
     setattr(getattr(config, part), name, value)
     with pytest.raises(RankFailedError, match=InputError.__name__) as caught:
-        run_ranks(opened, 1, config)
+        run_ranks(open_validation, 1, config)
     assert message in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""A rank that hangs: every rank tells where, and ends with its own exit code."""
+"""A rank that hangs: every rank reports its stacks, and ends with an exit code of its own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.faults.exit_codes import HUNG
+from pretrain.faults.exit_codes import EXIT_HUNG
 from pretrain.faults.watchdog import Watchdog, cause_of_end
 from tests.support.ranks import free_port
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0  # seconds; the ranks hang at once, nothing has to happen within it
 
 
 def _never() -> None:
@@ -25,14 +25,14 @@ def _never() -> None:
 
 
 def hang_in_data(rank: int) -> None:
-    """Rank 1 waits for a batch that never comes, rank 0 for rank 1."""
+    """Rank 1 waits forever for a batch, rank 0 for rank 1."""
     if rank == 1:
         _never()
     dist.all_reduce(torch.ones(1))
 
 
 def hang_in_collective(rank: int) -> None:
-    """Rank 0 joins a collective that rank 1 left out."""
+    """Rank 0 joins a collective that rank 1 does not join."""
     if rank == 0:
         dist.all_reduce(torch.ones(1))
     dist.barrier()
@@ -42,16 +42,14 @@ def _rank(rank: int, port: int, log: Path, hang: Callable[[int], None]) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 2)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    with Watchdog(TIMEOUT, rank) as watchdog:
-        for _ in range(3):
-            dist.barrier()
-            watchdog.step_finished()
+    dist.barrier()
+    with Watchdog(TIMEOUT, rank):
         hang(rank)
     os._exit(0)
 
 
 @pytest.mark.parametrize("hang", [hang_in_data, hang_in_collective])
-def test_every_rank_tells_where_it_hangs(tmp_path: Path, hang: Callable[[int], None]) -> None:
+def test_every_rank_reports_where_it_hangs(tmp_path: Path, hang: Callable[[int], None]) -> None:
     context = multiprocessing.get_context("fork")
     port = free_port()
     logs = [tmp_path / f"rank_{rank}.log" for rank in range(2)]
@@ -61,34 +59,35 @@ def test_every_rank_tells_where_it_hangs(tmp_path: Path, hang: Callable[[int], N
     try:
         for process in processes:
             process.join(60)
-        assert [process.exitcode for process in processes] == [HUNG, HUNG]
+        assert [process.exitcode for process in processes] == [EXIT_HUNG, EXIT_HUNG]
     finally:
         for process in processes:
             process.kill()
             process.join()
     for rank, log in enumerate(logs):
-        said = log.read_text()
-        assert f"rank {rank}: no step has finished for 1 s (guard.step_timeout); all threads:" in said
-        assert re.search(rf'File "{__file__}", line \d+ in {hang.__name__}', said)
-        assert cause_of_end(said) == "no step has finished for 1 s (guard.step_timeout)"
-        assert cause_of_end(said[: said.index(" ends itself")]) is None, "it may have gone on"
+        output = log.read_text()
+        assert f"rank {rank}: no step has finished for 2 s (guard.step_timeout); all threads:" in output
+        assert re.search(rf'File "{__file__}", line \d+ in {hang.__name__}', output)
+        assert cause_of_end(output) == "no step has finished for 2 s (guard.step_timeout)"
+        assert cause_of_end(output[: output.index(" ends itself")]) is None, "it may have continued"
     where = logs[1].read_text() if hang is hang_in_data else logs[0].read_text()
     assert ("in _never" if hang is hang_in_data else "all_reduce") in where
 
 
-def _slow_but_alive() -> None:
-    with Watchdog(0.4, 0) as watchdog:
-        for _ in range(4):
-            threading.Event().wait(0.2)
-            watchdog.step_finished()
+def _survive() -> None:
+    """Outlive two watchdogs: one that is closed in time, one whose clock says that steps finish quickly."""
+    with Watchdog(TIMEOUT, 0):
+        pass
+    with Watchdog(TIMEOUT, 0, clock=lambda: 0.0) as watchdog:
+        watchdog.after_step(1)
     with Watchdog(0.0, 0):
         threading.Event().wait(0.2)
-    threading.Event().wait(0.7)  # nobody watches any more
+    threading.Event().wait(2 * TIMEOUT)  # longer than any of them would have waited
     os._exit(7)
 
 
-def test_steps_that_finish_are_left_alone() -> None:
-    process = multiprocessing.get_context("fork").Process(target=_slow_but_alive)
+def test_a_closed_watchdog_ends_nothing() -> None:
+    process = multiprocessing.get_context("fork").Process(target=_survive)
     process.start()
-    process.join(30)
+    process.join(60)
     assert process.exitcode == 7

@@ -19,13 +19,14 @@ from cluster.config import RootConfig
 from cluster.run.supervisor import supervise
 from cluster.run.worker_tasks import evaluate_checkpoint
 from pretrain.config import TrainingConfig
+from pretrain.run_start import RunStart
 from tests.support.waiting import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.integration.test_cluster_interrupt import body; body()"
 
 
-def train_for_ever(config: TrainingConfig) -> None:
+def train_for_ever(config: TrainingConfig, start: RunStart) -> None:
     Path(config.run.dir, "training").touch()
     threading.Event().wait()
 

@@ -17,17 +17,19 @@ import pytest
 from cluster.config import RootConfig
 from cluster.resources.placement import resources_of
 from cluster.resources.ray_session import worker_environment
+from cluster.run.worker_tasks import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
-from tests.integration.test_cluster_restarts import LAST, at_step, events, run, under_ray
-from tests.support.training_case import measured, train, write_dataset
+from pretrain.run_start import RunStart
+from tests.integration.test_cluster_restarts import LAST, events, run, under_ray
+from tests.support.training_case import BeforeStep, measured, train, write_dataset
 from tests.support.waiting import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.integration.test_cluster_lost_node import body; body()"
 
 
-def in_acts(config: TrainingConfig) -> None:
+def in_acts(config: TrainingConfig, start: RunStart) -> None:
     """Before step 4 with two ranks: wait for the end of a node. Before step 6 with one: for its return."""
     folder = Path(config.run.dir)
 
@@ -40,7 +42,7 @@ def in_acts(config: TrainingConfig) -> None:
             wait_until(RunFolder.of(config.run).stop_request.exists)
             time.sleep(1.1)  # rank 0 looks for the file once a second
 
-    at_step(config, act)
+    train_rank(config, start, [BeforeStep(act)])
 
 
 def body() -> None:

@@ -21,12 +21,14 @@ from cluster.config import RootConfig
 from cluster.failures import CommandFailedError
 from cluster.run.evaluation_group import EvaluationJob, Progress
 from cluster.run.supervisor import supervise
+from cluster.run.training import Train
 from cluster.run.worker_tasks import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import Watchdog
 from pretrain.run_folder import RunFolder
-from tests.support.training_case import measured, settings, train, write_dataset
+from pretrain.run_start import RunStart
+from tests.support.training_case import BeforeStep, measured, settings, train, write_dataset
 from tests.support.waiting import HANG_SECONDS, wait_until
 
 pytestmark = pytest.mark.usefixtures("preloaded_workers")
@@ -67,8 +69,8 @@ def no_evaluation(job: EvaluationJob, progress: Progress) -> Mapping[str, Any]:
     raise AssertionError("none was asked for")
 
 
-def run(config: RootConfig, body: Callable[[TrainingConfig], None]) -> str:
-    """Supervise a training; what the console showed."""
+def run(config: RootConfig, body: Train) -> str:
+    """Supervise a training; return what the console showed."""
     shown = io.StringIO()
     supervise(config, Console(file=shown), body, no_evaluation)
     return shown.getvalue()
@@ -82,21 +84,7 @@ def names(folder: RunFolder) -> list[str]:
     return [event["event"] for event in events(folder)]
 
 
-def at_step(config: TrainingConfig, act: Callable[[int], None]) -> None:
-    """Train as one rank, and call `act` with the steps done before each step."""
-    import pretrain.trainer as trainer
-
-    rate = trainer.learning_rate
-
-    def acting(optim: Any, step: int, steps: int) -> float:
-        act(step)
-        return rate(optim, step, steps)
-
-    trainer.learning_rate = acting
-    train_rank(config)
-
-
-def killed_three_times(config: TrainingConfig) -> None:
+def killed_three_times(config: TrainingConfig, start: RunStart) -> None:
     folder = Path(config.run.dir)
 
     def act(step: int) -> None:
@@ -106,7 +94,7 @@ def killed_three_times(config: TrainingConfig) -> None:
                 damage(RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    at_step(config, act)
+    train_rank(config, start, [BeforeStep(act)])
 
 
 def damage(checkpoint: Path) -> None:
@@ -162,7 +150,7 @@ class LateWatchdog:
 LATE_WATCHDOGS: list[LateWatchdog] = []  # of this process: one
 
 
-def hangs_twice(config: TrainingConfig) -> None:
+def hangs_twice(config: TrainingConfig, start: RunStart) -> None:
     import pretrain.trainer as trainer
 
     trainer.Watchdog = LateWatchdog  # type: ignore[misc, assignment]
@@ -182,7 +170,7 @@ def hangs_twice(config: TrainingConfig) -> None:
             never()
         os.kill(os.getpid(), signal.SIGSTOP)  # its watchdog cannot speak either
 
-    at_step(config, act)
+    train_rank(config, start, [BeforeStep(act)])
 
 
 def never() -> None:
@@ -202,20 +190,20 @@ def test_ranks_that_hang_are_told_and_change_no_loss(
     where = f"; the stacks of all threads are in {folder.path}/logs/rank_*.log"
     assert [event["error"] for event in failed] == [
         f"{cause}{where}",
-        f"{cause}; rank_00 did not answer{where}",
+        f"{cause}; rank_00000 did not answer{where}",
     ]
     resumed = [event["step"] for event in events(folder) if event["event"] == "resumed"]
     assert resumed == [2, 6]
-    assert re.search(r'", line \d+ in never\n', (folder.path / "logs" / "rank_01.log").read_text())
+    assert re.search(r'", line \d+ in never\n', (folder.path / "logs" / "rank_00001.log").read_text())
     assert not any(psutil.pid_exists(int((tmp_path / f"hung_{step}").read_text())) for step in HANGS)
 
 
-def always_fails(config: TrainingConfig) -> None:
+def always_fails(config: TrainingConfig, start: RunStart) -> None:
     def act(step: int) -> None:
         if step == 3:
             raise ValueError("batch 3 is odd")
 
-    at_step(config, act)
+    train_rank(config, start, [BeforeStep(act)])
 
 
 def test_a_failure_that_comes_back_is_told_and_not_tried_for_ever(url: str, tmp_path: Path) -> None:
@@ -227,7 +215,7 @@ def test_a_failure_that_comes_back_is_told_and_not_tried_for_ever(url: str, tmp_
     assert "batch 3 is odd" in (folder.path / "events.jsonl").read_text()
 
 
-def asks_the_command_to_end(config: TrainingConfig) -> None:
+def asks_the_command_to_end(config: TrainingConfig, start: RunStart) -> None:
     folder = RunFolder.of(config.run)
 
     def act(step: int) -> None:
@@ -236,7 +224,7 @@ def asks_the_command_to_end(config: TrainingConfig) -> None:
             wait_until(folder.stop_request.exists)
             time.sleep(1.1)  # rank 0 looks for the file once a second
 
-    at_step(config, act)
+    train_rank(config, start, [BeforeStep(act)])
 
 
 def test_a_signal_to_the_command_ends_it_with_a_checkpoint_to_go_on_from(

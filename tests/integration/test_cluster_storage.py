@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,9 +12,10 @@ from data.storage.bulk import open_bulk
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
+from pretrain.run_start import RunStart
 from tests.integration.test_cluster_restarts import run, under_ray
 from tests.support.object_server import BUCKET, object_server
-from tests.support.training_case import measured, train, write_dataset
+from tests.support.training_case import BeforeStep, measured, train, write_dataset
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("preloaded_workers")
@@ -23,20 +23,16 @@ pytestmark = pytest.mark.usefixtures("preloaded_workers")
 OUTAGE = 4  # requests that are refused: fewer than one request is retried
 
 
-def with_an_outage(config: TrainingConfig) -> None:
-    """Before step 4: tell that the server may go, and wait until it has."""
-    import pretrain.trainer as trainer
+def with_an_outage(config: TrainingConfig, start: RunStart) -> None:
+    """Train with an outage that begins after step 4."""
+    folder = Path(config.run.dir)
 
-    folder, rate = Path(config.run.dir), trainer.learning_rate
-
-    def acting(optim: Any, step: int, steps: int) -> float:
+    def act(step: int) -> None:
         if step == 4:
             (folder / "go").touch()
             wait_until((folder / "gone").exists)
-        return rate(optim, step, steps)
 
-    trainer.learning_rate = acting
-    train_rank(config)
+    train_rank(config, start, [BeforeStep(act)])
 
 
 def test_an_outage_of_the_object_store_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
+from pretrain.run_start import RunStart
 from tests.support.object_server import BUCKET, object_server
 from tests.support.waiting import HANG_SECONDS, wait_until
 
@@ -31,7 +32,7 @@ LAST, BROKEN = 3, 2
 pytestmark = pytest.mark.usefixtures("preloaded_workers")
 
 
-def train_and_commit(config: TrainingConfig) -> None:
+def train_and_commit(config: TrainingConfig, start: RunStart) -> None:
     folder = RunFolder.of(config.run)
     for step in range(1, LAST + 1):
         record = {"step": step, "loss": 1 / step, "tokens_per_second": 10.0, "mfu": 0.1}
@@ -70,7 +71,7 @@ def config(tmp_path: Path) -> RootConfig:
     return config
 
 
-def train_and_commit_to_store(config: TrainingConfig) -> None:
+def train_and_commit_to_store(config: TrainingConfig, start: RunStart) -> None:
     assert config.checkpointing.url is not None
     for step in range(1, LAST + 1):
         open_store(config.checkpointing.url).write(f"step_{step:08d}/READY", b"%d" % step)
@@ -135,9 +136,9 @@ def test_evaluations_of_older_checkpoints_are_given_up_where_asked_for(config: R
     assert json.loads((folder.evaluation(LAST) / "results.json").read_text())["imagined"] is False
 
 
-def train_and_fail(config: TrainingConfig) -> None:
+def train_and_fail(config: TrainingConfig, start: RunStart) -> None:
     folder = RunFolder.of(config.run)
-    train_and_commit(config)
+    train_and_commit(config, start)
     wait_until((folder.path / "logs" / "eval_00000001.log").exists)  # the supervisor has seen it
     raise InputError("the data ended")
 
@@ -178,7 +179,7 @@ def test_a_run_in_a_relative_folder_whose_episodes_all_end_in_errors_still_ends_
     assert [entry["errors"] for entry in folder.read_summary()["evaluations"]] == [1]
 
 
-def train_one_step(config: TrainingConfig) -> None:
+def train_one_step(config: TrainingConfig, start: RunStart) -> None:
     folder = RunFolder.of(config.run)
     step = len(list(folder.checkpoints.iterdir())) + 1
     with folder.metrics.open("a") as metrics:

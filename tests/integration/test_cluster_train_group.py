@@ -83,9 +83,9 @@ def test_four_ranks_form_a_process_group(session: Session, config: TrainingConfi
 def test_a_failed_rank_is_one_error_that_names_its_log(
     pair: Session, config: TrainingConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(CommandFailedError, match="rank_01 failed: ValueError: the second rank") as caught:
+    with pytest.raises(CommandFailedError, match="rank_00001 failed: ValueError: the second rank") as caught:
         run_train_group(config, pair, tmp_path / "logs", fail_on_rank_1)
-    log = tmp_path / "logs" / "rank_01.log"
+    log = tmp_path / "logs" / "rank_00001.log"
     assert str(log) in str(caught.value)
     assert "fail_on_rank_1" in log.read_text()
 

@@ -1,8 +1,8 @@
-"""Kills a rank of a training in the middle of what it does, at a moment that a seed decides.
+"""Kills a rank of a training at a moment that a seed decides.
 
 The moment is a number of Python calls after an occasion: the beginning of a start, of some step, or of the
-writing of some checkpoint's files. So it falls anywhere, between any two lines, and the same seed finds the
-same place again. The signal is SIGKILL: nothing is cleaned up, as when the kernel or a node ends a process.
+writing of some checkpoint's files. It can fall between any two lines, and the same seed finds the same
+place again. The signal is SIGKILL: nothing is cleaned up, as when the kernel or a node ends a process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
 from tests.support.training_case import try_train
 
-# Calls, C functions included, that are made after each occasion; a little more than there usually are.
+# Calls, C functions included, after each occasion; a little more than usually happen.
 CALLS = {"start": 40_000, "step": 6_000, "save": 900}
-WAIT = {"start": 1, "step": 4, "save": 2}  # at most: the how-manieth occasion of a start
+WAIT = {"start": 1, "step": 4, "save": 2}  # largest number of an occasion in one start
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Kill:
     """When a rank dies.
 
     Attributes:
-        rank: Which.
+        rank: Number of the rank.
         occasion: `start`, `step` or `save`.
-        number: The how-manieth such occasion of its process, from 1.
-        calls: Calls after it.
+        number: Which occasion of this kind in its process, from 1.
+        calls: Number of calls after it.
     """
 
     rank: int
@@ -49,7 +49,7 @@ class Kill:
 
 
 def train_until_killed(config: TrainingConfig, kill: Kill | None) -> str:
-    """Train on this rank, which dies if it is the one; else as `try_train`."""
+    """`try_train` on this rank, which dies if the kill is for it."""
     if kill is not None and os.environ["RANK"] == str(kill.rank):
         if kill.occasion == "start":
             _count_down(kill.calls)
@@ -61,8 +61,8 @@ def train_until_killed(config: TrainingConfig, kill: Kill | None) -> str:
 
 
 def _at_call_of(owner: type, method: str, kill: Kill) -> None:
-    """Count down from the `kill.number`-th call of a method on, in the thread that calls it."""
-    really: Callable[..., Any] = getattr(owner, method)
+    """Start the countdown at the `kill.number`-th call of a method, in the thread that calls it."""
+    original: Callable[..., Any] = getattr(owner, method)
     occasions: set[int] = set()
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ def _at_call_of(owner: type, method: str, kill: Kill) -> None:
         occasions.add(args[0] if kill.occasion == "save" else len(occasions))
         if len(occasions) == kill.number:
             _count_down(kill.calls)
-        return really(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
 
     setattr(owner, method, wrapped)
 

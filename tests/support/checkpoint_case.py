@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.checkpoint.load import load, load_metadata
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
-from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.config import OptimConfig, ParallelConfig, Precision, TrainerConfig, TrainingConfig, ZeroStage
 from pretrain.model.config import ModelConfig
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
@@ -29,8 +29,10 @@ LEARNING_RATE = 0.01
 def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> TrainingConfig:
     tensor, data, stage = layout
     return TrainingConfig(
-        trainer=TrainerConfig(global_batch=SEQUENCES, sequence_length=LENGTH, precision=precision, seed=3),
-        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage),
+        trainer=TrainerConfig(
+            global_batch=SEQUENCES, sequence_length=LENGTH, precision=cast(Precision, precision), seed=3
+        ),
+        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage)),
         model=ModelConfig(
             vocabulary_size=VOCABULARY,
             hidden_size=32,

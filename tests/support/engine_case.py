@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.config import OptimConfig, ParallelConfig, TrainerConfig, TrainingConfig
+from pretrain.config import OptimConfig, ParallelConfig, Precision, TrainerConfig, TrainingConfig, ZeroStage
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
@@ -28,8 +28,8 @@ Curve = list[tuple[float, float]]
 
 def settings(mesh: Mesh, stage: int = 3, precision: str = "fp32", **model: object) -> TrainingConfig:
     return TrainingConfig(
-        trainer=TrainerConfig(global_batch=BATCH, precision=precision),
-        parallel=ParallelConfig(mesh.tensor, mesh.data, stage),
+        trainer=TrainerConfig(global_batch=BATCH, precision=cast(Precision, precision)),
+        parallel=ParallelConfig(mesh.tensor, mesh.data, cast(ZeroStage, stage)),
         model=ModelConfig(
             **{
                 "vocabulary_size": VOCABULARY,

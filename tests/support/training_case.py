@@ -1,11 +1,12 @@
-"""A small data set and the settings of a training on it (for the trainer's tests)."""
+"""A small data set, and the settings of a training on it (for the trainer's tests)."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
+from pretrain import main, trainer
+from pretrain.checks import check_training
 from pretrain.config import (
     CheckpointingConfig,
     LossConfig,
@@ -27,7 +30,9 @@ from pretrain.config import (
     TelemetryConfig,
     TrainerConfig,
     TrainingConfig,
+    ZeroStage,
 )
+from pretrain.hooks import StepHook
 from pretrain.model.config import ModelConfig
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
@@ -71,7 +76,7 @@ def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1))
     return TrainingConfig(
         run=RunConfig(name="run", dir=str(tmp_path)),
         trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=256, precision="fp32"),
-        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=stage),
+        parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage)),
         data=DataConfig(url=url, history=1, chunk=3),
         model=ModelConfig(
             vocabulary_size=16_896,
@@ -89,31 +94,44 @@ def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1))
     )
 
 
-def try_train(config: TrainingConfig) -> str:
-    """Train on this rank; the message of the InputError, or nothing."""
-    from pretrain.trainer import train
+class BeforeStep(StepHook):
+    """Calls a function before each step.
 
+    Args:
+        act: Gets the number of steps done.
+    """
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        self._act = act
+
+    def before_step(self, step: int) -> None:
+        self._act(step - 1)
+
+
+def try_train(config: TrainingConfig, hooks: Sequence[StepHook] = ()) -> str:
+    """Check the settings and train on this rank; return the message of the InputError, or nothing."""
     try:
-        train(config)
+        check_training(config)
+        trainer.train(config, hooks=hooks)
     except InputError as error:
         return str(error)
     return ""
 
 
 def train(config: TrainingConfig) -> RunFolder:
-    """Train on as many ranks as the layout asks for."""
+    """Train on as many ranks as the layout needs."""
     ranks = config.parallel.tensor * config.parallel.data
     assert run_ranks(try_train, ranks, config) == [""] * ranks
     return RunFolder.of(config.run)
 
 
 def measured(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of the steps."""
+    """The lines of metrics of the steps."""
     return [record for record in read_metrics(folder.metrics) if "event" not in record]
 
 
 def overrides(config: TrainingConfig) -> list[str]:
-    """The settings as words of a command line."""
+    """The settings as arguments of a command line."""
     return [
         f"{section}.{key}={'null' if value is None else value}"
         for section, values in dataclasses.asdict(config).items()
@@ -123,8 +141,6 @@ def overrides(config: TrainingConfig) -> list[str]:
 
 
 def run_main(arguments: list[str]) -> int:
-    """The entry point of torchrun."""
-    from pretrain.main import main
-
+    """Run the entry point of torchrun on this rank; return its exit code."""
     os.environ["WANDB_MODE"] = "offline"
-    return main(arguments)
+    return main.main(arguments)

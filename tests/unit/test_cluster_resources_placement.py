@@ -68,7 +68,7 @@ def test_the_policy_of_evaluations_has_gpus_of_its_own() -> None:
     assert place(config, gpus_found=2).gpus == 2
     with pytest.raises(InputError, match=r"1 GPUs found, the run needs 2 .*one each \+ 1 for evaluation"):
         place(config, gpus_found=1)
-    for name, value in (("gpus", 1.5), ("gpus", -0.5), ("stale", "drop")):
+    for name, value in (("gpus", 1.5), ("gpus", -0.5)):
         wrong = RootConfig()
         setattr(wrong.eval, name, value)
         with pytest.raises(InputError, match=f"eval.{name}={value}"):

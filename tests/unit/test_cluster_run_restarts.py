@@ -12,7 +12,7 @@ KILLED = TrainingFailedError("a training process ended without a word of its own
 
 
 def wrong(text: str = "ValueError: odd", kind: str = "ValueError") -> TrainingFailedError:
-    return TrainingFailedError(f"rank_01 failed: {text}; its traceback is in rank_01.log", kind, text)
+    return TrainingFailedError(f"rank_00001 failed: {text}; its traceback is in rank_00001.log", kind, text)
 
 
 def policy(restarts: int = 5, delay: float = 2.0) -> RestartPolicy:
@@ -43,7 +43,7 @@ def test_the_same_failure_after_the_same_step_three_times_is_told() -> None:
     decide.after(wrong(), step=7, newest=4)
     decide.after(wrong(), step=7, newest=4)
     with pytest.raises(
-        CommandFailedError, match=r"3 times in the same way after step 7: rank_01 failed: Val"
+        CommandFailedError, match=r"3 times in the same way after step 7: rank_00001 failed: Val"
     ):
         decide.after(wrong(), step=7, newest=4)
 

@@ -104,7 +104,7 @@ def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixtu
         (["sweep='optim.lr=1e-5,much'"], "worldvla submit: optim.lr: Value 'much'"),
         (["stages=[train,prepare]"], "stages=[train,prepare], expected some of [prepare,train,eval]"),
         (["stages=[]"], "stages=[], expected some of"),
-        (["stages=[train,test]"], "stages=[train,test], expected some of"),
+        (["stages=[train,test]"], "worldvla submit: stages[1]=test, expected one of prepare, train, eval"),
         (["prepare.source=demos"], "prepare.source=demos is given, but stages=[train] has no prepare"),
         (["stages=[prepare,train]"], "stages has prepare, but nothing to prepare; name it: prepare.source="),
         ([*ALL, "prepare.out=x"], "prepare.out=x: the data goes to where the training reads it, data.url="),

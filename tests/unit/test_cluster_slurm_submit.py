@@ -13,7 +13,7 @@ import pytest
 
 from cluster.cli.main import main
 from cluster.slurm.config import SubmitConfig
-from cluster.slurm.sbatch import PROJECT
+from pretrain.installation import checkout
 from pretrain.settings import compose
 
 PROFILES = ["a100_40gb", "a100_80gb", "h100", "h200", "aws_p4d", "aws_p5", "aws_p5en"]
@@ -80,7 +80,7 @@ def test_relative_paths_start_where_the_job_was_submitted(
         cwd="/",
         env={"PYTHONPATH": "before"},
     )
-    assert shown.stdout == f"{tmp_path}|{PROJECT}:before", "our programs are found from there, too"
+    assert shown.stdout == f"{tmp_path}|{checkout()}:before", "our programs are found from there, too"
 
 
 def test_a_container_gets_every_step(
@@ -88,7 +88,7 @@ def test_a_container_gets_every_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = script(capsys, GOAL, "slurm.container=/images/worldvla.sqsh", "slurm.mounts=['/data:/data']")
-    mounts = f"{PROJECT}:{PROJECT},{tmp_path}:{tmp_path},/data:/data"
+    mounts = f"{checkout()}:{checkout()},{tmp_path}:{tmp_path},/data:/data"
     options = f"image=/images/worldvla.sqsh --container-mounts={mounts} --container-workdir={tmp_path} "
     assert f" --container-{options}" in text
     assert "bin/activate" not in text
@@ -157,8 +157,11 @@ def test_the_papers_hyper_parameters() -> None:
     ("words", "message"),
     [
         (["nodes=0"], "nodes=0, expected 1 or more"),
-        (["slurm.network=wifi"], "slurm.network=wifi, expected one of infiniband, efa, tcp"),
-        (["cluster.network=wifi"], "cluster.network=wifi, expected one of infiniband, efa, tcp"),
+        (["slurm.network=wifi"], "worldvla submit: slurm.network=wifi, expected one of infiniband, efa, tcp"),
+        (
+            ["cluster.network=wifi"],
+            "worldvla submit: cluster.network=wifi, expected one of infiniband",
+        ),
         (["slurm.time=soon"], "slurm.time=soon, expected D-HH:MM:SS"),
         (["slurm.partition='a b'"], "slurm: 'partition=a b' is no option of sbatch"),
         (["slurm.sbatch=['--mem=0']"], "slurm: '--mem=0' is no option of sbatch"),

@@ -28,7 +28,7 @@ def experiment(*words: str) -> SubmitConfig:
     return compose("worldvla submit", SubmitConfig, "train", [NAME, "nodes=8", *words])
 
 
-def test_64_gpus_are_used_and_hold_it() -> None:
+def test_layout_uses_64_gpus_and_fits_their_memory() -> None:
     config = experiment()
     check_training(config)
     assert config.parallel.tensor * config.parallel.data == 64
@@ -39,7 +39,7 @@ def test_64_gpus_are_used_and_hold_it() -> None:
     assert int(chosen["trainer.micro_batch"]) == config.trainer.micro_batch
 
 
-def test_submit_writes_its_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_submit_writes_its_job_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", NAME, "nodes=8", "--dry-run"]) == 0
     assert "#SBATCH --job-name=worldvla_pretrain_7b\n#SBATCH --nodes=8\n" in capsys.readouterr().out
 

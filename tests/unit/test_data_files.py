@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from data.files import write_whole
+from data.files import write_text_whole, write_whole
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 
 WRITERS: list[Callable[[Path], object]] = [
     lambda folder: write_whole(folder / "file", b"new"),
+    lambda folder: write_text_whole(folder / "file", "new"),
     lambda folder: TextTokenizer.load().save(folder),
     lambda folder: ImageTokenizer.load().save(folder / "image.safetensors"),
 ]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=["bytes", "text tokenizer", "image tokenizer"])
+@pytest.mark.parametrize("write", WRITERS, ids=["bytes", "text", "text tokenizer", "image tokenizer"])
 def test_a_full_disk_leaves_the_older_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
 ) -> None:

@@ -126,7 +126,7 @@ def test_a_wrong_size_is_counted_again(tmp_path: Path, noted: bytes) -> None:
 
 
 def test_a_full_disk_is_told_once_and_changes_nothing(
-    index: DatasetIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    index: DatasetIndex, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check(index, 0)
     before = kept(tmp_path / "cache")
@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_once_and_changes_nothing(
     for number in range(COUNT):
         check(index, number)
     assert kept(tmp_path / "cache") == before
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert "No space left on device; this process goes on without keeping episodes" in line
     assert not (tmp_path / "cache" / ".writing").is_symlink()
 

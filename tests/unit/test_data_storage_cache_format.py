@@ -137,11 +137,11 @@ def test_numbers_that_are_none_are_refused_and_not_kept(
     assert not list((tmp_path / "cache").glob("??/*"))
 
 
-def test_a_cache_that_fails_is_told_once(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_that_fails_is_told_once(index: DatasetIndex, caplog: pytest.LogCaptureFixture) -> None:
     path = keep(index, 0)
     path.unlink()
     path.symlink_to(path)
     for _ in range(2):
         assert rows_of(index, 0, (0, 1)) is None
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert "this process goes on without keeping episodes there" in line

@@ -101,15 +101,15 @@ def test_a_read_goes_on_where_it_broke_off(proxy: FaultProxy, pauses: list[float
 
 
 def test_a_burst_of_refusals_is_waited_out_and_told_once(
-    index: DatasetIndex, proxy: FaultProxy, pauses: list[float], capsys: pytest.CaptureFixture[str]
+    index: DatasetIndex, proxy: FaultProxy, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.fault = first(12, Fault("refuse"))
     check_all(index)
     assert len(pauses) == 12
     assert all(0 <= wait <= min(0.1 * 2**i, 15) for i, wait in enumerate(pauses))
-    told = capsys.readouterr().err.splitlines()
+    told = [record.getMessage() for record in caplog.records if record.name.startswith("data.")]
     assert len(told) == 1
-    assert told[0].startswith(f"storage: {URL}: ")
+    assert told[0].startswith(f"{URL}: ")
     assert "503" in told[0]
     assert told[0].endswith("trying again for up to 300 s")
 
@@ -302,15 +302,13 @@ def test_a_byte_that_changes_on_the_way_is_noticed(index: DatasetIndex, proxy: F
 
 @pytest.mark.parametrize("allowed", [0, 8])
 def test_a_stream_that_waits_for_a_server_closes_at_once(
-    index: DatasetIndex, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], allowed: int
+    index: DatasetIndex, proxy: FaultProxy, caplog: pytest.LogCaptureFixture, allowed: int
 ) -> None:
     config = DataConfig(URL, chunk=2, skip_bad_episodes=allowed)
     with TokenStream(config, TRAINER, seed=0) as stream:
         proxy.away()
-        assert not stream.comes(
-            0, 0, 1, seconds=3.0
-        )  # by then pauses last longer than the time allowed below
+        assert not stream.comes(0, 0, 1, seconds=3.0)  # by then pauses last longer than the time below
         began = time.monotonic()
     assert time.monotonic() - began < 2.0
-    assert "skipped" not in capsys.readouterr().err, "what was given up is not bad"
+    assert "skipped" not in caplog.text, "what was given up is not bad"
     proxy.back()

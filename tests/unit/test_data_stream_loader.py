@@ -316,7 +316,7 @@ def test_several_data_sets_are_mixed_and_named(url: str, tmp_path: Path) -> None
 
 
 def test_skipping_a_bad_episode_leaves_everything_else_in_its_place(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = write_dataset(tmp_path)
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
@@ -340,9 +340,7 @@ def test_skipping_a_bad_episode_leaves_everything_else_in_its_place(
             for field, empty in padding.items():
                 assert np.array_equal(getattr(found, field), np.where(gone, empty, getattr(whole, field)))
         assert stream.skipped_episodes == 1
-    assert (
-        f"skipped 1 of data.skip_bad_episodes=1 episodes: {url}: shard {bad.shard}" in capsys.readouterr().err
-    )
+    assert f"skipped 1 of data.skip_bad_episodes=1 episodes: {url}: shard {bad.shard}" in caplog.text
 
 
 @pytest.mark.parametrize(

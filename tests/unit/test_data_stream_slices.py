@@ -143,7 +143,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(
 
 @pytest.mark.usefixtures("little")
 def test_a_bad_shard_is_named_and_skipped_as_without_a_cache(
-    config: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     entry = DatasetIndex.load(config.url).split("train")[4]
     shard = Path(config.url) / entry.shard
@@ -151,10 +151,10 @@ def test_a_bad_shard_is_named_and_skipped_as_without_a_cache(
     content[entry.offset + 700] ^= 1
     shard.write_bytes(content)
     expected = list(batches(replace(config, skip_bad_episodes=1)))
-    assert entry.key in capsys.readouterr().err
+    assert entry.key in caplog.text
     for _ in range(2):
         check(cached(config, tmp_path, skip_bad_episodes=1), expected)
-        assert f"episode {entry.key}, offset {entry.offset}: sha256" in capsys.readouterr().err
+        assert f"episode {entry.key}, offset {entry.offset}: sha256" in caplog.text
         with pytest.raises(InputError, match=rf"shard {entry.shard}, episode {entry.key}, offset"):
             check(cached(config, tmp_path), expected)
 

@@ -19,7 +19,7 @@ from eval.evaluation.evaluate import (
     evaluate_command,
 )
 from eval.evaluation.results import Results
-from eval.policy.source import PolicyReference, step_of
+from eval.policy.source import PolicyReference
 from tests.support.fake_suite import MARKS, FakePolicySource, open_fake_suite
 
 
@@ -127,11 +127,6 @@ def test_unwritable_folder_is_refused_before_the_first_episode(out: str) -> None
     with pytest.raises(InputError, match=f"out={out}: cannot write into this folder"):
         run(Path(out), reported.append)
     assert reported == []
-
-
-def test_step_is_parsed_from_the_checkpoint_name() -> None:
-    assert step_of(Path("runs/a/checkpoints/step_00000100")) == 100
-    assert step_of(Path("runs/a/checkpoints/best")) is None
 
 
 def test_checkpoint_identity_depends_on_weights_not_on_file_times(tmp_path: Path) -> None:

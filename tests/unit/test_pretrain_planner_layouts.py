@@ -182,7 +182,10 @@ def test_sizes_are_read(text: str, size: float) -> None:
             "nothing fits gpus=1 of 80 GB (72 GB without the reserve)",
         ),
         (["gpus=1", "host_memory=50GB"], "nothing fits a host memory of 50 GB a GPU: the least need is 1"),
-        (["offloads=[disk]"], "offloads=disk, expected some of none, optimizer, all"),
+        (
+            ["offloads=[disk]"],
+            "worldvla inspect memory: offloads[0]=disk, expected one of none",
+        ),
         (["offloads=[]"], "offloads=[], expected some of none, optimizer, all"),
         (["model.heads=3"], "model.hidden_size=4096 over model.heads=3"),
     ],

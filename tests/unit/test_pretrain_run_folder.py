@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import multiprocessing
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from data.errors import InputError
 from pretrain.config import TrainingConfig
-from pretrain.run_folder import RunFolder, versions, write_atomically
+from pretrain.run_folder import RunFolder, versions
 from pretrain.settings import from_mapping, read_yaml
 
 
@@ -105,11 +104,6 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     folder.summary.write_text("{")
     with pytest.raises(InputError, match=r"summary.json: not JSON"):
         folder.read_summary()
-
-
-def test_atomic_writes_leave_nothing_beside(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.json", json.dumps({"a": 1}))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_versions_name_what_results_depend_on() -> None:

@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from cluster.cli.config import DemoConfig
+from cluster.cli.commands import COMMANDS
+from cluster.cli.config import ConvertExportConfig, DemoConfig
+from cluster.cli.help import describe, settings
 from cluster.config import RootConfig
+from cluster.slurm.config import SubmitConfig
 from data.errors import InputError
 from eval.config import CollectConfig
 from pretrain.checks import check_training
-from pretrain.config import TrainingConfig
+from pretrain.config import TrainingConfig, VqConfig
 from pretrain.main import TorchrunConfig
 from pretrain.model.transformer import Transformer
-from pretrain.settings import CONFIG_FOLDER, compose, from_mapping, to_mapping
+from pretrain.settings import CONFIG_FOLDER, compose, from_mapping, to_mapping, to_yaml
 
 GIVEN = ["run.name=x", "data.url=d"]
 CHOICES = sorted(path.relative_to(CONFIG_FOLDER).with_suffix("") for path in CONFIG_FOLDER.glob("*/*.yaml"))
@@ -23,7 +28,7 @@ def train(*overrides: str) -> RootConfig:
     return compose("train", RootConfig, "train", [*GIVEN, *overrides])
 
 
-def test_the_command_line_stands_above_the_experiment_and_that_above_the_groups() -> None:
+def test_command_line_overrides_experiment_overrides_groups() -> None:
     config = compose(
         "train", RootConfig, "train", ["experiment=demo", "optim.lr=1e-4", "model=tiny", "data.url=d"]
     )
@@ -39,7 +44,7 @@ def test_a_group_on_the_command_line_replaces_the_experiments() -> None:
     assert (config.parallel.tensor, config.parallel.data) == (1, 1)
 
 
-def test_a_trace_is_asked_for_in_one_word() -> None:
+def test_profile_is_an_abbreviation_of_telemetry_profile() -> None:
     assert train("profile=true").telemetry.profile
     assert not train("profile=false").telemetry.profile
     with pytest.raises(InputError, match=r"telemetry\.profile: "):
@@ -57,7 +62,7 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [path.name for path in CHOICES if path.parent.name == "model"])
-def test_every_model_has_its_size_and_can_be_shared_out(model: str) -> None:
+def test_every_model_has_its_documented_size_and_can_be_split(model: str) -> None:
     millions = {"tiny": 6.68, "300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3}[model]
     for size in (1, 2, 4) if model == "tiny" else (1, 2, 4, 8):
         shared = "true" if size > 1 else "false"
@@ -87,21 +92,91 @@ def test_every_model_has_its_size_and_can_be_shared_out(model: str) -> None:
         ("optim.lr=${nope}", "Interpolation key 'nope' not found"),
     ],
 )
-def test_a_wrong_override_is_one_line_that_says_why(override: str, message: str) -> None:
+def test_wrong_override_is_explained_in_one_line(override: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         train(override)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_values_that_must_be_given_are_named() -> None:
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32"),
+        ("trainer.precision=16", "trainer.precision=16, expected one of bf16, fp32"),
+        ("optim.schedule=linear", "optim.schedule=linear, expected one of constant, cosine, wsd"),
+        ("optim.name=1.5", "optim.name=1.5, expected one of adamw, lion; correct the setting"),
+        ("optim.name=muon", "optim.name=muon, expected one of adamw, lion: Muon needs whole matrices"),
+        ("parallel.offload=disk", "parallel.offload=disk, expected one of none, optimizer, all"),
+        ("parallel.zero_stage=4", "parallel.zero_stage=4, expected one of 0, 1, 2, 3; correct the setting"),
+        ("parallel.zero_stage=true", "parallel.zero_stage=True, expected one of 0, 1, 2, 3"),
+        ("telemetry.wandb=maybe", "telemetry.wandb=maybe, expected one of auto, online, offline, disabled"),
+        ("eval.stale=drop", "eval.stale=drop, expected one of queue, cancel"),
+        ("optim.schedule=${optim.name}", "optim.schedule=adamw, expected one of constant, cosine, wsd"),
+    ],
+)
+def test_a_value_that_is_no_choice_is_refused_with_the_choices(override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        train(override)
+    assert str(caught.value).startswith(f"train: {message}")
+    assert "\n" not in str(caught.value)
+    key, _, value = override.partition("=")
+    section, name = key.split(".")
+    with pytest.raises(InputError, match=re.escape(f"config.yaml: {message}")):
+        from_mapping("config.yaml", RootConfig, {section: {name: yaml.safe_load(value)}})
+
+
+def test_choices_of_other_commands_lists_and_files_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"^vq: precision=fp8, expected one of bf16, fp32; correct"):
+        compose("vq", VqConfig, None, ["source=x", "out=y", "precision=fp8"])
+    with pytest.raises(
+        InputError, match=r"^export: dtype=int8, expected one of float32, .*float16, or null;"
+    ):
+        compose("export", ConvertExportConfig, None, ["checkpoint=x", "out=y", "dtype=int8"])
+    with pytest.raises(InputError, match=r"^submit: stages\[1\]=test, expected one of prepare, train, eval;"):
+        compose("submit", SubmitConfig, "train", [*GIVEN, "stages=[train,test]"])
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "train.yaml").write_text("defaults: [schema, _self_, experiment: null]\n")
+    (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\noptim: {schedule: linear}\n")
+    monkeypatch.setattr("pretrain.settings.CONFIG_FOLDER", tmp_path)
+    message = r"^train \(configs/experiment/bad.yaml\): optim.schedule=linear, expected one of constant"
+    with pytest.raises(InputError, match=message):
+        train("experiment=bad")
+
+
+def test_choices_become_plain_values() -> None:
+    config = train("parallel.zero_stage=2", "trainer.precision=fp32")
+    assert (config.parallel.zero_stage, config.trainer.precision) == (2, "fp32")
+    assert type(config.parallel.zero_stage) is int
+    assert type(config.trainer.precision) is str
+    assert "zero_stage: 2\n" in to_yaml(config)
+    assert train("run.name=${optim.name}-${parallel.zero_stage}").run.name == "adamw-3"
+    copied = train("run.name=${optim.name}", "data.url=${trainer.precision}")
+    assert (copied.run.name, type(copied.run.name), copied.data.url) == ("adamw", str, "bf16")
+    assert compose("submit", SubmitConfig, "train", [*GIVEN, "stages=[train,eval]"]).stages == [
+        "train",
+        "eval",
+    ]
+
+
+def test_help_lists_the_choices() -> None:
+    listed = {setting.key: setting.choices for setting in settings(RootConfig)}
+    assert listed["optim.name"] == ("adamw", "lion")
+    assert listed["parallel.zero_stage"] == ("0", "1", "2", "3")
+    assert listed["optim.lr"] == ()
+    assert {each.key: each.choices for each in settings(SubmitConfig)}["slurm.network"][-1] == "null"
+    text = describe(next(command for command in COMMANDS if command.name == "train"))
+    assert "  optim.name=adamw  (adamw | lion)\n" in text
+
+
+def test_missing_required_values_are_named() -> None:
     with pytest.raises(InputError, match=r"no value for data.url, run.name; add data.url=... run.name=..."):
         compose("train", RootConfig, "train", [])
 
 
-def test_a_key_in_a_file_that_no_dataclass_has_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_key_in_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "train.yaml").write_text("defaults: [schema, _self_, experiment: null]\n")
     (tmp_path / "experiment" / "bad.yaml").write_text("# @package _global_\ntrainer: {step: 3}\n")
@@ -117,7 +192,7 @@ def test_commands_without_a_file_take_overrides_too() -> None:
         compose("collect", CollectConfig, None, ["episods=2"])
 
 
-def test_settings_survive_the_way_through_a_mapping() -> None:
+def test_settings_round_trip_through_a_mapping() -> None:
     config = train("experiment=demo")
     assert from_mapping("config.yaml", RootConfig, to_mapping(config)) == config
     with pytest.raises(InputError, match=r"unknown setting 'trainer.stepz'"):
@@ -128,17 +203,12 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
     ("override", "message"),
     [
         ("trainer.steps=0", "trainer.steps=0, expected 1 or more"),
-        ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32"),
-        ("optim.schedule=linear", "optim.schedule=linear, expected one of constant, cosine, wsd"),
         ("optim.lr=nan", "optim.lr=nan"),
         ("optim.lr=inf", "optim.lr=inf, expected 0 or more, and finite"),
         ("optim.decay_fraction=1.5", "optim.decay_fraction=1.5, expected 0 to 1"),
         ("optim.warmup_fraction=-0.1", "optim.warmup_fraction=-0.1, expected 0 to 1"),
         ("optim.min_lr_ratio=-0.1", "optim.min_lr_ratio=-0.1, expected 0 to 1"),
-        ("optim.name=muon", "optim.name=muon, expected one of adamw, lion: Muon needs whole matrices"),
-        ("parallel.offload=disk", "parallel.offload=disk, expected one of none, optimizer, all"),
         ("parallel.hpz_partition_size=0", "parallel.hpz_partition_size=0, expected 1 or more"),
-        ("parallel.zero_stage=4", "expected one of 0, 1, 2, 3"),
         ("run.name=../x", "expected the name of one folder"),
         ("model.heads=0", "model.heads=0, expected 1 or more"),
         ("model.layers=0", "model.layers=0, expected 1 or more"),
@@ -152,7 +222,7 @@ def test_settings_survive_the_way_through_a_mapping() -> None:
         ("loss.z_loss=-1", "loss.z_loss=-1.0, expected 0 or more"),
     ],
 )
-def test_values_that_cannot_be_right_are_refused(override: str, message: str) -> None:
+def test_invalid_values_are_refused(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(override))
 
@@ -170,6 +240,6 @@ def test_values_that_cannot_be_right_are_refused(override: str, message: str) ->
         (["hpz_partition_size=3", "data=4"], "hpz_partition_size=3 does not divide parallel.data=4"),
     ],
 )
-def test_what_zero_cannot_do_together_is_refused(overrides: list[str], message: str) -> None:
+def test_zero_settings_that_exclude_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(*(f"parallel.{override}" for override in overrides)))

@@ -1,4 +1,4 @@
-"""What an operator reads: steps and events, on a terminal and in a log file."""
+"""Progress for an operator: steps and events, on a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_a_log_file_gets_a_line_now_and_then_and_at_the_end(monkeypatch: pytest.
     assert shown == ["train 1/5", "train 3/5", "train 5/5"]
 
 
-def test_a_step_says_what_was_measured_and_what_was_lost() -> None:
-    assert describe(RECORD).endswith("L1 0.125 · peers 25%"), "0.1 % of waiting for data is not worth a word"
+def test_a_step_shows_measured_values_and_waiting() -> None:
+    assert describe(RECORD).endswith("L1 0.125 · peers 25%"), "0.1 % of waiting for data is not shown"
     line = describe({**RECORD, "skipped_steps": 2, "data_wait": 1.0, "memory/device_reserved": 70.25})
     assert line.endswith("70.2 GB on GPU · data 50% · peers 25% · 2 skipped")
     assert describe({**RECORD, "loss": None}).startswith("loss not finite")

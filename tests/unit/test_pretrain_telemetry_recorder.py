@@ -1,3 +1,5 @@
+"""Work and peak speed of a training, and the file of metrics."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,7 @@ import torch
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.model.config import ModelConfig
-from pretrain.telemetry.meters import Stopwatch, Work, peak_flops
+from pretrain.telemetry.meters import Work, peak_flops
 from pretrain.telemetry.sinks import (
     JsonlSink,
     MetricsTail,
@@ -55,15 +57,6 @@ def test_peak_of_a_known_gpu_comes_from_the_table(monkeypatch: pytest.MonkeyPatc
     assert peak_flops(torch.device("cuda", 0), "bf16") == 756e12
 
 
-def test_stopwatch_starts_anew_with_each_reading() -> None:
-    watch = Stopwatch()
-    watch.waited(0.5)
-    elapsed, waited = watch.read()
-    assert elapsed >= 0
-    assert waited == 0.5
-    assert watch.read()[1] == 0.0
-
-
 def write(path: Path, *records: Mapping[str, object]) -> None:
     sink = JsonlSink(path)
     for record in records:
@@ -71,7 +64,7 @@ def write(path: Path, *records: Mapping[str, object]) -> None:
     sink.close()
 
 
-def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
+def test_a_tail_returns_each_complete_line_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     tail = MetricsTail(path)
     assert tail.new() == []
@@ -79,14 +72,14 @@ def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
     assert tail.new() == [{"step": 1}, {"step": 2}]
     with path.open("a") as file:
         file.write('{"step"')
-    assert tail.new() == [], "half a line waits"
+    assert tail.new() == [], "an incomplete line is left for the next call"
     with path.open("a") as file:
         file.write(": 3}\n")
     assert tail.new() == [{"step": 3}]
     assert MetricsTail(path, from_end=True).new() == []
 
 
-def test_lines_beyond_the_resumed_step_are_dropped_and_a_tail_goes_on(tmp_path: Path) -> None:
+def test_lines_after_the_resumed_step_are_dropped_and_a_tail_continues(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     assert drop_after(path, 5) == 0
     write(path, *({"step": step} for step in range(1, 8)))
@@ -101,17 +94,17 @@ def test_lines_beyond_the_resumed_step_are_dropped_and_a_tail_goes_on(tmp_path: 
     assert tail.new() == [{"event": "resumed", "step": 5}, {"step": 6}]
 
 
-@pytest.mark.parametrize("torn", [b'{"step": \xff}', b"\x00" * 7, b'{"step": 2'])
-def test_what_a_crash_tore_is_dropped(tmp_path: Path, torn: bytes) -> None:
+@pytest.mark.parametrize("damaged", [b'{"step": \xff}', b"\x00" * 7, b'{"step": 2'])
+def test_a_line_damaged_by_a_crash_is_dropped(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, {"step": 1})
     with path.open("ab") as file:
-        file.write(torn + b"\n")
+        file.write(damaged + b"\n")
     assert drop_after(path, 5) == 1
     assert read_metrics(path) == [{"step": 1}]
 
 
-def test_every_line_is_on_the_disk_when_written(tmp_path: Path) -> None:
+def test_every_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     sink.write({"step": 1})

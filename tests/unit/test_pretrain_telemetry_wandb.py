@@ -1,15 +1,15 @@
-"""Weights & Biases: one run over restarts, and training that does without it."""
+"""Weights & Biases: one run over restarts, and a training that continues without it."""
 
 from __future__ import annotations
 
 import signal
 import socket
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from data.errors import InputError
 from pretrain.config import TelemetryConfig
 from pretrain.run_folder import RunFolder, wandb_run_of
 from pretrain.telemetry import wandb_sink
@@ -18,13 +18,17 @@ from pretrain.telemetry.wandb_sink import WandbSink, wandb_mode
 STEP = {"step": 1, "loss": 2.5, "loss_image": None, "rank_time/slowest_host": "node7"}
 
 
+def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if line.startswith("W&B failed")]
+
+
 def offline_runs(folder: Path) -> list[str]:
     """The files of the starts, of the one run."""
     identity = (folder / "wandb" / "run_id").read_text()
     return [str(path) for path in folder.glob(f"wandb/offline-run-*-{identity}/run-{identity}.wandb")]
 
 
-def test_a_restart_goes_on_with_the_same_run(tmp_path: Path) -> None:
+def test_a_restart_continues_the_same_run(tmp_path: Path) -> None:
     for step in (1, 2):
         sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb="offline"), {"optim": {"lr": 1.0}})
         sink.write({**STEP, "step": step})
@@ -35,7 +39,7 @@ def test_a_restart_goes_on_with_the_same_run(tmp_path: Path) -> None:
     assert len(offline_runs(tmp_path)) == 2
 
 
-def test_only_what_can_be_drawn_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_values_that_can_be_plotted_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb="offline"), {})
     logged: list[dict[str, float]] = []
     monkeypatch.setattr(sink._run, "log", logged.append)
@@ -50,7 +54,7 @@ def test_only_what_can_be_drawn_is_logged(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_the_run_is_known_from_a_checkpoint_of_the_same_name(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_same_run_name_gives_the_id(tmp_path: Path) -> None:
     metadata = {"config": {"run": {"name": "mine"}}, "wandb_run": "abcd1234"}
     assert wandb_run_of(metadata, "mine") == "abcd1234"
     assert wandb_run_of(metadata, "another") is None
@@ -61,10 +65,10 @@ def test_the_run_is_known_from_a_checkpoint_of_the_same_name(tmp_path: Path) -> 
     assert folder.wandb_run("ffff0000") == folder.wandb_run() == "abcd1234"
 
 
-def test_a_server_that_does_not_answer_is_told_once_and_the_run_goes_on_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_a_server_that_does_not_answer_is_logged_once_and_the_run_continues_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as taken:  # bound, and nobody listens
+    with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -74,11 +78,13 @@ def test_a_server_that_does_not_answer_is_told_once_and_the_run_goes_on_offline(
         sink.close()
     assert not sink.failed
     assert len(offline_runs(tmp_path)) == 1
-    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("W&B failed")]
+    (line,) = failures(caplog)
     assert line.endswith("it goes on offline; training goes on")
 
 
-def test_wandb_that_dies_under_way_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wandb_that_dies_during_a_run_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import wandb
 
     wandb.teardown()  # a process of its own, not that of the tests before
@@ -87,16 +93,15 @@ def test_wandb_that_dies_under_way_is_told_once(tmp_path: Path, capfd: pytest.Ca
     (service,) = [child for child in psutil.Process().children() if "wandb-core" in child.name()]
     service.send_signal(signal.SIGKILL)
     psutil.wait_procs([service])
-    for step in range(2, 2000):  # what is on its way when the connection breaks is lost without a word
+    step, deadline = 1, time.monotonic() + 90
+    while not sink.failed:  # records in transit when the connection breaks are lost without an error
+        assert time.monotonic() < deadline, "the failure was not noticed"
+        step += 1
         sink.write({**STEP, "step": step})
-        if sink.failed:
-            break
-    assert sink.failed
-    sink.write({**STEP, "step": 2000})
+    sink.write({**STEP, "step": step + 1})
     sink.close()
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("W&B failed")]
-    assert len(told) == 1
-    assert "left out from here on; training goes on" in told[0]
+    (line,) = failures(caplog)
+    assert "left out from here on; training goes on" in line
     wandb.teardown()  # nothing is left that could fail as the process ends
 
 
@@ -110,5 +115,3 @@ def test_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert wandb_mode("auto") == "disabled"
     assert wandb_mode("offline") == "offline"
-    with pytest.raises(InputError, match=r"telemetry.wandb='off', expected one of auto"):
-        wandb_mode("off")

@@ -105,7 +105,6 @@ def test_frames_are_held_out_by_whole_demonstrations(demonstrations: list[Demons
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "fp8"}, "precision=fp8"),
         ({"norm_groups": 3}, "norm_groups=3"),
         ({"pixels": 15}, "pixels=15"),
         ({"steps": 0}, "steps=0"),

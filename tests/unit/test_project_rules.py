@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("data", "pretrain", "eval", "cluster")
 LONGEST_FILE = 400
+LONGEST_MEDIAN = 150
 
 
 def tracked_files(*patterns: str) -> list[Path]:
@@ -34,17 +37,40 @@ def test_no_source_file_is_longer_than_400_lines() -> None:
     assert {name: n for name, n in lengths.items() if n > LONGEST_FILE} == {}
 
 
-@pytest.mark.parametrize("folder", ["data", "pretrain", "eval", "cluster"])
+@pytest.mark.parametrize("folder", PACKAGES)
+def test_half_of_the_source_files_are_short(folder: str) -> None:
+    lengths = [len(path.read_text().splitlines()) for path in tracked_files(f"{folder}/*.py")]
+    assert statistics.median(lengths) <= LONGEST_MEDIAN
+
+
+@pytest.mark.parametrize("folder", PACKAGES)
 def test_packages_keep_no_code_in_init(folder: str) -> None:
+    """Every folder with modules is a package, and its docstring says what is in it."""
+    for path in tracked_files(f"{folder}/*.py"):
+        assert (path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
     for path in (ROOT / folder).rglob("__init__.py"):
         text = path.read_text().strip()
         assert text.startswith('"""'), f"{path} has no docstring"
         assert text.endswith('"""'), f"{path} holds more than its docstring"
 
 
+def test_names_in_a_run_folder_are_spelt_in_one_module() -> None:
+    """`pretrain.run_layout` knows them; a second spelling once had other digits."""
+    spelling = re.compile(
+        r"step_\{|step_\(|glob\(.*step_|rank_\{\w+:02|[\"'/](results\.json|metrics\.jsonl|events\.jsonl|summary\.json|"
+        r"report\.html|action_ranges\.json|image_tokenizer\.safetensors|READY|\.stop)[\"']"
+    )
+    spelt = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in tracked_files(*(f"{folder}/*.py" for folder in PACKAGES))
+        for line in path.read_text().splitlines()
+        if spelling.search(line) and path.name != "run_layout.py"
+    }
+    assert spelt == set()
+
+
 def test_no_module_is_named_after_a_package() -> None:
-    packages = {"data", "eval", "cluster", "pretrain"}
-    clashes = [path for path in tracked_files("*.py") if path.stem in packages]
+    clashes = [path for path in tracked_files("*.py") if path.stem in PACKAGES]
     assert clashes == []
 
 
@@ -73,7 +99,7 @@ def test_everything_imported_is_declared_and_pinned() -> None:
     pins = (ROOT / "constraints.txt").read_text() + "\n".join(without_dependencies)
     pinned = {normal(line.split("==")[0]) for line in pins.splitlines() if "==" in line}
     distributions = packages_distributions()
-    for name in sorted(imported_packages("data", "pretrain", "eval", "cluster")):
+    for name in sorted(imported_packages(*PACKAGES)):
         found = {normal(distribution) for distribution in distributions.get(name, [name])}
         assert found & declared, f"{name} is imported but not a dependency in pyproject.toml"
         assert found & pinned, f"{name} is imported but has no version in constraints.txt"

@@ -1,0 +1,30 @@
+"""Work that one rank does for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from data.errors import InputError
+
+T = TypeVar("T")
+
+
+def run_on_rank_zero(function: Callable[[], T]) -> T:
+    """Call a function on rank 0 alone; every rank returns its result. All ranks call this.
+
+    Raises:
+        InputError: Raised by the function; the same on every rank.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except InputError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, 0)
+    if outcome[1] is not None:
+        raise InputError(outcome[1])
+    return outcome[0]
