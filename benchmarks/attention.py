@@ -4,7 +4,7 @@ Sequences hold one action sample (two frames of 276 tokens, five actions) for ea
 256 px; or, in the rows "one", a single action sample as long as the sequence, whose mask is nearly
 causal: what a kernel loses by the mask alone.
 
-TFLOP/s count the pairs of tokens that the mask shows: 4 x pairs x heads x head size forward, 2.5 times
+TFLOP/s count the visible pairs of tokens: 4 x pairs x heads x head size forward, 2.5 times
 that backward. Ratios are times: "x causal" is the fastest causal attention's time by the row's, both
 forward and backward; "x dense" the same of torch's attention with a dense mask.
 """
@@ -26,11 +26,11 @@ from benchmarks.packed import LAYOUTS, packed_row, visible_pairs
 from benchmarks.report import Column, Report, arguments, peak_memory, seconds_of
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.causal import CausalMask
-from pretrain.model.attention.choose import obstacle, packed_mask
+from pretrain.model.attention.choose import packed_mask, unsupported_reason
 from pretrain.model.attention.hardware import FLASH_ATTENTION_2, FLASH_ATTENTION_4, detect
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig
 
-MASKED = ("flash", "flex", "flash2", "sdpa")
+MASKED: tuple[AttentionBackend, ...] = ("flash", "flex", "flash2", "sdpa")
 TARGET_TOKENS = 8192
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -38,7 +38,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """What is attended: one sequence of `tokens`."""
+    """Shape of the attention: one sequence of `tokens`."""
 
     tokens: int
     heads: int
@@ -47,7 +47,7 @@ class Shape:
     device: torch.device
     dtype: torch.dtype
 
-    def config(self, backend: str) -> ModelConfig:
+    def config(self, backend: AttentionBackend) -> ModelConfig:
         """A model with these heads."""
         return ModelConfig(
             hidden_size=self.heads * self.size,
@@ -57,7 +57,7 @@ class Shape:
         )
 
     def tensors(self) -> list[Tensor]:
-        """Random queries, keys, values and gradient, laid out as the layers make them."""
+        """Random queries, keys, values and gradient, in the memory layout of the layers."""
         generator = torch.Generator(self.device).manual_seed(0)
         return [
             torch.randn(1, self.tokens, n, self.size, generator=generator, device=self.device)
@@ -68,15 +68,15 @@ class Shape:
 
 
 def causal_attentions(shape: Shape) -> Iterator[tuple[str, Attend | str]]:
-    """Every plain causal attention of this machine, or why it is not there."""
+    """Every plain causal attention of this machine, or the reason why it is missing."""
     if shape.device.type != "cuda":
         yield "causal, torch", CausalMask().attend
         return
     query, key, value, _ = shape.tensors()
-    asked = SDPAParams(query, key, value, None, 0.0, True, shape.heads != shape.shared)
-    for kernel, possible in (("flash", can_use_flash_attention), ("cuDNN", can_use_cudnn_attention)):
-        refused = "torch has no such kernel for these shapes on this GPU"
-        yield f"causal, torch {kernel}", _torch_causal(kernel) if possible(asked) else refused
+    parameters = SDPAParams(query, key, value, None, 0.0, True, shape.heads != shape.shared)
+    for kernel, supported in (("flash", can_use_flash_attention), ("cuDNN", can_use_cudnn_attention)):
+        missing = "torch has no such kernel for these shapes on this GPU"
+        yield f"causal, torch {kernel}", _torch_causal(kernel) if supported(parameters) else missing
     hardware = detect(shape.device)
     for package, module in ((FLASH_ATTENTION_2, "flash_attn"), (FLASH_ATTENTION_4, "flash_attn.cute")):
         name = f"causal, {package}"
@@ -100,8 +100,8 @@ def _flash_causal(module: str) -> Attend:
     function = import_module(module).flash_attn_func
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        found = function(*(x.transpose(1, 2) for x in (query, key, value)), causal=True)
-        return (found[0] if isinstance(found, tuple) else found).transpose(1, 2)
+        result = function(*(x.transpose(1, 2) for x in (query, key, value)), causal=True)
+        return (result[0] if isinstance(result, tuple) else result).transpose(1, 2)
 
     return attend
 
@@ -150,7 +150,7 @@ class _Best:
         self.causal: dict[str, float] = {}
         self.dense: dict[str, float] = {}
 
-    def see(self, layout: str, causal: float, dense: float) -> None:
+    def update(self, layout: str, causal: float, dense: float) -> None:
         self.causal[layout] = max(causal, self.causal.get(layout, 0.0))
         self.dense[layout] = max(dense, self.dense.get(layout, 0.0))
 
@@ -161,7 +161,7 @@ class _Measured:
 
     Attributes:
         seconds: Forward, and forward and backward.
-        masks: Seconds and bytes to make the mask.
+        masks: Seconds and bytes to build the mask.
         reasons: Why something was not measured.
     """
 
@@ -171,7 +171,7 @@ class _Measured:
 
 
 def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measured:
-    torch.compiler.reset()  # each length compiles anew; the number of versions kept is limited
+    torch.compiler.reset()  # each length is compiled; the number of compiled versions is limited
     measured = _Measured()
     for name, attend in causal_attentions(shape):
         if isinstance(attend, str):
@@ -179,17 +179,17 @@ def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measure
         else:
             measured.seconds[name] = times(attend, shape)
     for name in MASKED:
-        reason = obstacle(name, detect(shape.device), shape.dtype, shape.size)
+        reason = unsupported_reason(name, detect(shape.device), shape.dtype, shape.size)
         if reason is not None:
             measured.reasons[name] = reason
             continue
 
-        def make(name: str = name) -> AttentionMask:
+        def build(name: AttentionBackend = name) -> AttentionMask:
             return packed_mask(segments, blocks, shape.config(name), shape.device, shape.dtype)
 
         device = shape.device.type
-        measured.masks[name] = seconds_of(make, device), peak_memory(make, device)
-        measured.seconds[name] = times(make().attend, shape)
+        measured.masks[name] = seconds_of(build, device), peak_memory(build, device)
+        measured.seconds[name] = times(build().attend, shape)
     return measured
 
 
@@ -198,26 +198,26 @@ def _add_rows(report: Report, shape: Shape, layout: str, best: _Best) -> None:
     measured = _measure(shape, segments, blocks)
     causal = min(both for name, (_, both) in measured.seconds.items() if name.startswith("causal"))
     dense = measured.seconds["sdpa"][1]
-    shown = {True: shape.tokens * (shape.tokens + 1) // 2, False: visible_pairs(segments, blocks)}
+    visible = {True: shape.tokens * (shape.tokens + 1) // 2, False: visible_pairs(segments, blocks)}
     for name in (*measured.seconds, *measured.reasons):
         plain = name.startswith("causal")
-        time, made = measured.seconds.get(name), measured.masks.get(name)
-        work = 4e-12 * shown[plain] * shape.heads * shape.size
+        time, mask = measured.seconds.get(name), measured.masks.get(name)
+        teraflops = 4e-12 * visible[plain] * shape.heads * shape.size
         report.add(
             layout=layout,
             tokens=shape.tokens,
             attention="sdpa, dense mask" if name == "sdpa" else name,
             forward=time and time[0] * 1e3,
             both=time and time[1] * 1e3,
-            forward_rate=time and work / time[0],
-            both_rate=time and 3.5 * work / time[1],
+            forward_rate=time and teraflops / time[0],
+            both_rate=time and 3.5 * teraflops / time[1],
             causal=time and causal / time[1],
             dense=time and dense / time[1],
-            mask="-" if plain else made and made[0] * 1e3,
-            memory="-" if plain else made and made[1] / 2**20,
+            mask="-" if plain else mask and mask[0] * 1e3,
+            memory="-" if plain else mask and mask[1] / 2**20,
         )
         if time and name in MASKED[:-1] and shape.tokens == TARGET_TOKENS:
-            best.see(layout, causal / time[1], dense / time[1])
+            best.update(layout, causal / time[1], dense / time[1])
     for name, reason in measured.reasons.items():
         if f"{name}: {reason}" not in report.notes:
             report.note(f"{name}: {reason}")
@@ -226,11 +226,11 @@ def _add_rows(report: Report, shape: Shape, layout: str, best: _Best) -> None:
 def _targets(report: Report, best: _Best) -> None:
     for layout in LAYOUTS:
         text = f"0.9 x causal FlashAttention at {TARGET_TOKENS:,} tokens, layout {layout!r}"
-        found = best.causal.get(layout)
-        report.target(text, None if found is None else found >= 0.9, found)
-    found = best.dense.get("packed")
+        ratio = best.causal.get(layout)
+        report.target(text, None if ratio is None else ratio >= 0.9, ratio)
+    ratio = best.dense.get("packed")
     text = f"5 x dense-mask SDPA at {TARGET_TOKENS:,} tokens"
-    report.target(text, None if found is None else found >= 5, found)
+    report.target(text, None if ratio is None else ratio >= 5, ratio)
 
 
 def _columns() -> list[Column]:

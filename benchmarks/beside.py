@@ -1,8 +1,8 @@
 """A training step while an evaluation runs on another core, against the same step alone.
 
-The trainer keeps to the first core of this machine, the evaluation (the scripted expert in robosuite's Lift,
-simulator and drawing) to the second. Turns with and without the evaluation alternate, so that whatever else
-the machine does slows both.
+The trainer runs on the first core of this machine, the evaluation (the scripted expert in robosuite's Lift,
+simulation and rendering) on the second. Turns with and without the evaluation alternate, so that other load
+of the machine slows both.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks import processes
 from benchmarks.report import Column, Report, arguments
 from benchmarks.step_run import Case, measure
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.settings import named_models
 
-_MOST = 1.05
+_MAX_RATIO = 1.05
 _START_SECONDS = 120.0
 _COLUMNS = (
     Column("way", "way"),
@@ -61,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.add(way=way, seconds=median, spread=spread, relative=median / alone)
     relative = report.rows[-1]["relative"]
     report.target(
-        f"a step takes at most {_MOST:g} times as long on separate cores", relative <= _MOST, relative
+        f"a step takes at most {_MAX_RATIO:g} times as long on separate cores",
+        relative <= _MAX_RATIO,
+        relative,
     )
     report.note(f"load of the machine at the end: {os.getloadavg()[0]:.1f} on {len(cores)} cores")
     report.finish(options.out)
@@ -76,42 +77,49 @@ def _case(length: int, steps: int) -> Case:
 
 
 def _steps(case: Case, core: int) -> list[float]:
-    """Seconds of each timed step, in a fresh process on one core."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_keep_to, initargs=(core,)) as process:
-        measured = process.submit(measure, case).result()
-    assert measured is not None  # memory is None on GPUs only
+    """Seconds of each timed step, in a new process on one core."""
+    return processes.run_in_processes(_measure_on_core, [(case, core)])[0]
+
+
+def _measure_on_core(case: Case, core: int) -> list[float]:
+    os.sched_setaffinity(0, {core})
+    measured = measure(case)
+    assert measured is not None  # out of memory happens on GPUs only
     return measured.seconds
 
 
-def _keep_to(core: int) -> None:
+def _evaluate_on_core(words: list[str], core: int) -> None:
+    """Run `worldvla` silently in this process, a new one."""
     os.sched_setaffinity(0, {core})
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    # Imported late: only in this process.
+    from cluster.cli.main import main as worldvla
+
+    sys.exit(worldvla(words))
 
 
 @contextmanager
 def _evaluating(core: int) -> Iterator[None]:
-    """An evaluation that runs for the length of a `with` block, from its first finished episode on."""
+    """Run an evaluation during a `with` block, which starts after its first finished episode."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["eval", "policy=expert", "suite=robosuite_lift", "episodes=50", f"out={folder}", "workers=1"]
-        command = [sys.executable, "-m", "cluster.cli.main", *words]
-        evaluation = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            preexec_fn=lambda: _keep_to(core),
-        )
+        context = multiprocessing.get_context(processes.START_METHOD)
+        evaluation = context.Process(target=_evaluate_on_core, args=(words, core))
+        evaluation.start()
         try:
             end = time.monotonic() + _START_SECONDS
             while not any(Path(folder).rglob("*.jsonl")):
-                if evaluation.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"the evaluation did not start: {' '.join(command)}")
+                if not evaluation.is_alive() or time.monotonic() > end:
+                    raise RuntimeError(f"the evaluation did not start: worldvla {' '.join(words)}")
                 time.sleep(0.1)
             yield
-            if evaluation.poll() is not None:
+            if not evaluation.is_alive():
                 raise RuntimeError("the evaluation ended before the training did; give fewer --steps")
         finally:
             evaluation.terminate()
-            evaluation.wait()
+            evaluation.join()
 
 
 if __name__ == "__main__":

@@ -1,26 +1,25 @@
 """Saving and loading a training's state: ours, DeepSpeed's own `save_checkpoint`, plain torch DCP.
 
 Two gloo ranks hold one engine (tensor 1 x data 2); its fp32 weights and moments are saved and loaded in each
-way in turn, round after round. *Stall* is how long the training cannot go on, *write* how long until the
-checkpoint is there (stall included), *load* how long until the state is back in the engine. Of the ranks the
-slower counts, of the rounds the median. Ours writes in the background, waits for the disk (fsync) and stores
-SHA-256 sums, which loading verifies; DeepSpeed does neither, DCP waits for the disk.
+way in turn, round after round. *Stall* is the time for which the training cannot continue, *write* the time
+until the checkpoint is complete (stall included), *load* the time until the state is in the engine again.
+Of the ranks the slower counts, of the rounds the median. Ours writes in the background, calls fsync and
+stores SHA-256 sums, which loading verifies; DeepSpeed does neither, DCP calls fsync.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.checkpoint_run import OURS, Case, Measured, Turn, measure
+from benchmarks.processes import run_in_processes
 from benchmarks.report import Column, Report, arguments, free_port
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig, ZeroStage
 from pretrain.settings import named_models
@@ -62,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, stage: ZeroStage) -> list[Measured]:
-    """Each rank in a process of its own."""
+    """Measure each rank in a process of its own."""
     width = options.hidden_size
     model = replace(named_models()["tiny"], hidden_size=width, ffn_size=11 * width // 4)
     config = TrainingConfig(
@@ -70,13 +69,9 @@ def _run(options: argparse.Namespace, stage: ZeroStage) -> list[Measured]:
         parallel=ParallelConfig(tensor=1, data=_RANKS, zero_stage=stage),
         model=replace(model, max_positions=max(model.max_positions, 1024)),
     )
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory(dir=options.folder) as folder,
-        ProcessPoolExecutor(_RANKS, mp_context=spawn) as processes,
-    ):
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         case = Case(config, Path(folder) / "checkpoints", options.rounds, free_port())
-        return list(processes.map(measure, [case] * _RANKS, range(_RANKS)))
+        return run_in_processes(measure, [(case, rank) for rank in range(_RANKS)])
 
 
 def _add_rows(report: Report, stage: int, ranks: Sequence[Measured]) -> None:

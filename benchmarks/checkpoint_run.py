@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 OURS, DEEPSPEED, DCP = "ours", "DeepSpeed", "torch DCP"
 
 Way = tuple[Callable[[], Callable[[], object]], Callable[[], object]]
-"""Begins a save and gives what waits for its end; and loads what was saved."""
+"""A function that starts a save and returns one that waits for its end; and one that loads what was saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is saved.
+    """A checkpoint to save in several ways.
 
     Attributes:
-        config: What the engine is built with.
-        folder: Where to; emptied after each way.
+        config: Of the engine.
+        folder: Of the checkpoint; emptied after each way.
         rounds: Turns of each way.
-        port: For the ranks to meet.
+        port: Of the ranks' rendezvous.
     """
 
     config: TrainingConfig
@@ -46,10 +46,10 @@ class Turn:
     """One save and load of one rank.
 
     Attributes:
-        stall: Seconds for which the training cannot go on.
-        processor: Seconds of them in which this thread had a processor, whatever else the machine did.
-        write: Seconds until the checkpoint is there, the stall included.
-        load: Seconds until the state is back in the engine.
+        stall: Seconds for which the training cannot continue.
+        processor: Processor time of this thread in them, in seconds.
+        write: Seconds until the checkpoint is complete, the stall included.
+        load: Seconds until the state is in the engine again.
     """
 
     stall: float
@@ -60,7 +60,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one rank measured.
+    """Measurements of one rank.
 
     Attributes:
         shard: Bytes of weights and moments in fp32 that the rank writes.
@@ -76,7 +76,7 @@ class Measured:
 
 
 def measure(case: Case, rank: int) -> Measured:
-    """Build the engine, train a step so that there are moments, then take turns; in a process of its own."""
+    """Build the engine, train a step so that there are moments, then measure; in a process of its own."""
     parallel = case.config.parallel
     become_rank(parallel, rank, case.port)
     # Imported late: DeepSpeed looks for GPUs when it is imported.
@@ -163,4 +163,4 @@ def _ways(engine: Engine, folder: Path) -> dict[str, Way]:
 
 
 def _nothing() -> None:
-    """It is written already."""
+    """Nothing to wait for."""

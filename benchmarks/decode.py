@@ -1,18 +1,18 @@
 """Decoding: action chunks in parallel against one after the other, images with and without guidance.
 
-Every way of decoding reads the prompt (prefill) and keeps keys and values; that is timed too:
+Every way of decoding includes the prefill of the prompt; that is timed too:
 
-    parallel  all K action blocks advance together: 7 reads of K tokens after the prompt
-    block     one block after the other, without reading structure tokens that no other block sees:
-              7 K reads of one token
-    token     every token of the answer is read on its own, as plain autoregressive generation with a
-              cache does: 9 K - 2 reads of one token
-    image     one image code a read
+    parallel  all K action blocks advance together: 7 forward passes of K tokens after the prompt
+    block     one block after the other, without structure tokens that no other block sees:
+              7 K forward passes of one token
+    token     every token of the answer on its own, as in plain autoregressive generation with a
+              cache: 9 K - 2 forward passes of one token
+    image     one image code in each forward pass
     guided    the same with classifier-free guidance: prompts with and without the action in one batch
 
 The bins are the same in all three orders. The ways are timed in turn, round after round, and the median of
-each is taken, so that a busy machine slows all of them; a quick way is repeated within a round. Weights are
-random; the time does not depend on them.
+each is reported, so that a busy machine slows all of them; a fast way is repeated within a round. Weights
+are random; the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pretrain.model.transformer import Transformer
 from pretrain.settings import named_models
 
 _TARGET = 8.0
-_LEAST_SECONDS = 0.2  # of one way in one round
+_MIN_SECONDS = 0.2  # of one way in one round
 _COLUMNS = (
     Column("model", "model"),
     Column("prompt", "prompt"),
@@ -177,20 +177,20 @@ def _add(
     """Time the ways in turn and add a row of each; `tokens` are those of one answer."""
     for decode in ways.values():
         decode()  # warms up
-    repeats = {way: math.ceil(_LEAST_SECONDS / _seconds(decode, 1)) for way, decode in ways.items()}
+    repeats = {way: math.ceil(_MIN_SECONDS / _seconds(decode, 1)) for way, decode in ways.items()}
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, decode in ways.items():
             times[way].append(_seconds(decode, repeats[way]))
-    seconds = {way: statistics.median(found) for way, found in times.items()}
-    for way, found in seconds.items():
+    seconds = {way: statistics.median(rounds_of_way) for way, rounds_of_way in times.items()}
+    for way, median in seconds.items():
         report.add(
             **about,
             way=way,
-            milliseconds=1000 * found,
-            tokens_per_second=batch * tokens / found,
-            answers_per_second=batch / found,
-            times_the_first=found / next(iter(seconds.values())),
+            milliseconds=1000 * median,
+            tokens_per_second=batch * tokens / median,
+            answers_per_second=batch / median,
+            times_the_first=median / next(iter(seconds.values())),
         )
 
 
@@ -204,9 +204,9 @@ def _seconds(decode: Callable[[], object], repeats: int) -> float:
 
 def add_targets(report: Report, device: str) -> None:
     """Parallel decoding against both sequential ones, on the CPU with the tiny model."""
-    wanted = {"model": "tiny", "batch": 1, "answer": "K=25", "prompt": 100}
+    reference = {"model": "tiny", "batch": 1, "answer": "K=25", "prompt": 100}
     for way, meaning in (("token", "token by token"), ("block", "block by block")):
-        rows = [row for row in report.rows if row["way"] == way and wanted.items() <= row.items()]
+        rows = [row for row in report.rows if row["way"] == way and reference.items() <= row.items()]
         ratio = rows[0]["times_the_first"] if rows and device == "cpu" else None
         met = None if ratio is None else ratio >= _TARGET
         text = f"CPU, tiny, K = 25, batch 1, prompt of 100: at least 8 x as fast in parallel as {meaning}"

@@ -1,16 +1,16 @@
 """Evaluation of a policy on a suite: the pool of simulators and policy servers against the plain loop.
 
-    loop         one environment, one episode after the other; both cameras are drawn at every step, as
-                 LIBERO's own environment does, and every token of an action chunk is read on its own: what
-                 the published evaluation scripts do
-    frugal loop  the same, but only frames that the policy looks at are drawn, and all actions of a chunk are
+    loop         one environment, one episode after the other; both cameras are rendered at every step, as in
+                 LIBERO's own environment, and every token of an action chunk is decoded on its own: as the
+                 published evaluation scripts do
+    frugal loop  the same, but only frames that the policy uses are rendered, and all actions of a chunk are
                  decoded together
-    N workers    the pool: N simulator processes and one policy server that decides for all of them
+    N workers    the pool: N simulator processes and one policy server for all of them
 
-The time is that of the whole evaluation, processes that start and simulators that open included. CPU seconds
-are those of all its processes: they tell how much less is computed, the wall time what is gained besides by
-computing side by side. The policy has the tiny network with random weights, so that every episode lasts to
-its horizon. Actions must be the same in all ways, to the last bit.
+The time is that of the whole evaluation, the start of processes and simulators included. CPU seconds are
+those of all its processes: they show how much less is computed, the wall time also what parallelism saves.
+The policy is the tiny network with random weights, so that every episode lasts to its horizon. Actions must
+be the same in all ways, to the last bit.
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def _measure(report: Report, suite: str, ways: dict[str, Run]) -> None:
     first: list[tuple[int, int, bool, int, str]] | None = None
     loop = 0.0
     for way, run in ways.items():
-        began, before = time.perf_counter(), _cpu_seconds()
+        start, cpu_start = time.perf_counter(), _cpu_seconds()
         results = run()
-        seconds, cpu = time.perf_counter() - began, _cpu_seconds() - before
-        essence = sorted((r.task, r.initial_state, r.success, r.steps, r.actions_sha256) for r in results)
+        seconds, cpu = time.perf_counter() - start, _cpu_seconds() - cpu_start
+        outcome = sorted((r.task, r.initial_state, r.success, r.steps, r.actions_sha256) for r in results)
         if first is None:
-            first, loop = essence, seconds
+            first, loop = outcome, seconds
         steps = sum(result.steps for result in results)
         report.add(
             suite=suite,
@@ -121,7 +121,7 @@ def _measure(report: Report, suite: str, ways: dict[str, Run]) -> None:
             cpu_seconds=cpu,
             steps_per_second=steps / seconds,
             faster=loop / seconds,
-            same_actions=essence == first,
+            same_actions=outcome == first,
         )
     pooled = max(row["faster"] for row in report.rows if "workers" in row["way"])
     report.target(f"the pool is at least {_TARGET:g} times as fast as the loop", pooled >= _TARGET, pooled)
@@ -143,7 +143,7 @@ def _random_policy(folder: Path) -> PolicyReference:
     network = Transformer(config)
     initialise(network, seed=0)
     for parameter in network.parameters():
-        if parameter.dim() > 1:  # else every observation would get the same actions
+        if parameter.dim() > 1:  # otherwise every observation would get the same actions
             parameter.data *= _SCALE
     save_file(network.state_dict(), folder / "model.safetensors")
     settings = hugging_face_config(config, "float32", None, ARCHITECTURE)
@@ -156,8 +156,8 @@ def _random_policy(folder: Path) -> PolicyReference:
     return PolicyReference(str(folder), exported=ExportedConfig(str(image), str(text)))
 
 
-class _DrawnAtEveryStep:
-    """A simulator that draws both cameras after every step, whether somebody looks or not."""
+class _RenderedAtEveryStep:
+    """A simulator that renders both cameras after every step, used or not."""
 
     def __init__(self, simulator: Simulator, pixels: int) -> None:
         self._simulator, self._pixels = simulator, pixels
@@ -167,20 +167,20 @@ class _DrawnAtEveryStep:
         return getattr(self._simulator, name)
 
     def reset(self, initial_state: int) -> None:
-        """Begin an episode."""
+        """Start an episode."""
         self._simulator.reset(initial_state)
-        self._draw()
+        self._render_all()
 
     def step(self, action: NDArray[np.float64]) -> None:
         """Apply an action."""
         self._simulator.step(action)
-        self._draw()
+        self._render_all()
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
-        """What was drawn after the last step."""
+        """The frame rendered after the last step."""
         return self._views[camera]
 
-    def _draw(self) -> None:
+    def _render_all(self) -> None:
         cameras = (AGENT_CAMERA, WRIST_CAMERA)
         self._views = {camera: self._simulator.render(camera, self._pixels) for camera in cameras}
 
@@ -192,7 +192,7 @@ def _loop(work: Sequence[EpisodeSpec], source: PolicyReference, frugal: bool) ->
     results = []
     for task in sorted({spec.task for spec in work}):
         with closing(open_suite(work[0].suite).open(task)) as simulator:
-            seen: Any = simulator if frugal else _DrawnAtEveryStep(simulator, policy.pixels)
+            seen: Any = simulator if frugal else _RenderedAtEveryStep(simulator, policy.pixels)
             for spec in work:
                 if spec.task == task:
                     results.append(run_episode(seen, policy, spec.initial_state, spec.horizon))

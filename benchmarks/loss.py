@@ -1,7 +1,7 @@
 """The loss in blocks of the vocabulary against cross entropy of whole logits: memory and time.
 
-Forward and backward pass of N labelled tokens, hidden size H, vocabulary V, from given hidden states and
-weight to both gradients. "Peak" is everything allocated on the way above those inputs; "beside the
+Forward and backward pass of N labelled tokens, hidden size H, vocabulary V, from hidden states and weight to
+both gradients. "Peak" is everything allocated besides these inputs; "beside the
 weight's gradient" is the same without V x H of that, which any training needs. "Whole logits" is
 torch's cross entropy of the linear layer's output in its own dtype, "whole logits, fp32" of that output
 cast to fp32, as Hugging Face's models do.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Column("seconds", "forward + backward", "ms", digits=1),
     ]
     report = Report("loss", "Loss: blocks of the vocabulary or whole logits", columns, options.device)
-    found: dict[tuple[str, str], int] = {}
+    peaks: dict[tuple[str, str], int] = {}
     for name in options.dtype:
         for method in METHODS:
             if DTYPES[name] == torch.float32 and method == "whole logits, fp32":
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             row, peak = measured(method, name, options)
             report.add(**row)
             if peak is not None:
-                found[method, name] = peak
-    add_targets(report, found, options)
+                peaks[method, name] = peak
+    add_targets(report, peaks, options)
     report.finish(options.out)
     return 0
 
@@ -109,7 +109,7 @@ def measured(method: str, dtype: str, options: Namespace) -> tuple[dict[str, obj
     peak = seconds = None
     if options.memory is None or method in options.memory:
         if options.device == "cuda":
-            step()  # what libraries allocate once is not the loss's
+            step()  # libraries allocate workspaces once
         peak = peak_memory(step, options.device)
     if options.memory is None:
         seconds = 1e3 * seconds_of(step, options.device, options.repeats, warmup=1)
@@ -127,7 +127,7 @@ def measured(method: str, dtype: str, options: Namespace) -> tuple[dict[str, obj
 
 
 def inputs(N: int, V: int, H: int, dtype: torch.dtype, device: str) -> tuple[VocabularyHead, Tensor, Tensor]:
-    """Head, hidden states that take a gradient, labels."""
+    """Head, hidden states [N, H] that require a gradient, labels [N]."""
     torch.manual_seed(0)
     head = VocabularyHead(LayerFactory(), V, H)
     values = torch.randn(V, H, dtype=dtype, device=device).mul_(H**-0.5)
@@ -136,15 +136,15 @@ def inputs(N: int, V: int, H: int, dtype: torch.dtype, device: str) -> tuple[Voc
     return head, hidden, torch.randint(V, (N,), device=device)
 
 
-def add_targets(report: Report, found: dict[tuple[str, str], int], options: Namespace) -> None:
+def add_targets(report: Report, peaks: dict[tuple[str, str], int], options: Namespace) -> None:
     """The memory target, and what the ratios are."""
     size = (options.tokens, options.vocabulary, options.width)
-    peak = found.get(("blocks", "bf16")) if size == TARGET_SIZE else None
+    peak = peaks.get(("blocks", "bf16")) if size == TARGET_SIZE else None
     text = "peak of 8,192 tokens x 65,536 x 4,096 in bf16 below 1,000 MB"
     report.target(text, None if peak is None else peak < TARGET_BYTES, None if peak is None else peak / 1e6)
-    for (method, dtype), peak in found.items():
-        if method != "blocks" and ("blocks", dtype) in found:
-            ratio = peak / found["blocks", dtype]
+    for (method, dtype), peak in peaks.items():
+        if method != "blocks" and ("blocks", dtype) in peaks:
+            ratio = peak / peaks["blocks", dtype]
             report.note(f"{dtype}: {method} take {ratio:.1f} x the memory of blocks")
     if options.memory is None and options.device == "cpu":
         report.note("on a CPU at a small H work on logits outweighs the products: not a GPU's time")

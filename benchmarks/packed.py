@@ -58,7 +58,7 @@ def packed_row(layout: str, tokens: int) -> tuple[NDArray[np.int32], NDArray[np.
 
 
 def visible_pairs(segments: NDArray[np.int32], blocks: NDArray[np.int32]) -> int:
-    """How many pairs of tokens the mask of [1, S] shows, counted without making it."""
+    """Number of visible pairs of tokens under the mask of [1, S], counted without building it."""
     count = 0
     for segment in np.unique(segments):
         block = blocks[segments == segment]

@@ -11,12 +11,12 @@ from pretrain.config import ParallelConfig
 
 
 def become_rank(parallel: ParallelConfig, rank: int, port: int) -> None:
-    """Set what DeepSpeed and torch.distributed read; before DeepSpeed is imported, which looks for GPUs then.
+    """Set the environment of DeepSpeed and torch.distributed; to be called before DeepSpeed is imported.
 
     Args:
         parallel: The layout: tensor x data ranks, all on this machine.
         rank: Of this process.
-        port: For the ranks to meet.
+        port: Of the ranks' rendezvous.
     """
     os.environ.update(
         RANK=str(rank),

@@ -1,7 +1,6 @@
-"""What every benchmark shares: command line, timing, memory, the table and the JSON file.
+"""The parts common to all benchmarks: command line, timing, memory, the table and the JSON file.
 
-A result is only worth something with what it was measured on, so device, versions and commit go into
-the file. Ratios are taken within one run.
+Device, versions and commit are part of every result. Ratios are of measurements of the same run.
 """
 
 from __future__ import annotations
@@ -93,7 +92,7 @@ def _commit() -> str | None:
 
 
 def free_port() -> int:
-    """A port of this machine for the ranks of a measurement to meet."""
+    """A free port of this machine for the rendezvous of a measurement's ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -103,7 +102,7 @@ def seconds_of(function: Callable[[], object], device: str, repeats: int = 5, wa
     """Median seconds of a call, the device's work included.
 
     Args:
-        function: What is timed.
+        function: To time.
         device: `cpu` or `cuda`.
         repeats: Timed calls.
         warmup: Calls before them.
@@ -126,10 +125,10 @@ def _wait(device: str) -> None:
 
 
 def peak_memory(function: Callable[[], object], device: str) -> int:
-    """Most bytes that a call holds at a time above what was held before it.
+    """Peak of bytes allocated during a call, relative to its start.
 
-    On a GPU torch's allocator counts; on the CPU every allocation that torch makes is recorded by its
-    profiler. What the call returns is still held when it ends.
+    On a GPU torch's allocator counts; on the CPU torch's profiler records every allocation. The result of the
+    call is included.
     """
     if device == "cuda":
         _wait(device)
@@ -143,7 +142,7 @@ def peak_memory(function: Callable[[], object], device: str) -> int:
         result = function()
     del result
     held = peak = 0
-    # The profiler's own summaries keep totals alone; the peak needs each allocation and release.
+    # The profiler's own summaries have only totals; the peak needs each allocation and release.
     recorded: Any = profile.profiler
     events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -170,14 +169,14 @@ class Column:
 
 
 class Report:
-    """Rows of measurements, the targets they are held against, and notes.
+    """Rows of measurements, targets to compare them with, and notes.
 
     Args:
         name: Of the benchmark.
         title: Above the table.
         columns: Of the table, in order.
         device: `cpu` or `cuda`.
-        hidden: Keys of columns that stand in the JSON file alone.
+        hidden: Keys of columns that are in the JSON file only.
     """
 
     def __init__(
@@ -210,7 +209,7 @@ class Report:
 
     def finish(self, out: Path | None, console: Console | None = None) -> None:
         """Print the table and write the JSON file."""
-        # A file or a pipe has no width to keep to: columns there are as wide as what they hold.
+        # A file or a pipe has no width: columns there are as wide as their content.
         self._print(console or Console(width=None if sys.stdout.isatty() else _WIDE))
         if out is not None:
             content = {
@@ -234,9 +233,9 @@ class Report:
             table.add_row(*(_cell(row[column.key], column.digits) for column in self._shown))
         console.print(table)
         for target in self.targets:
-            said = {True: "met", False: "missed", None: NOT_MEASURED}[target["met"]]
+            verdict = {True: "met", False: "missed", None: NOT_MEASURED}[target["met"]]
             value = "" if target["value"] is None else f" ({_cell(target['value'], 2)})"
-            console.print(f"target: {target['target']}: {said}{value}", markup=False)
+            console.print(f"target: {target['target']}: {verdict}{value}", markup=False)
         for note in self.notes:
             console.print(f"note: {note}", markup=False)
 

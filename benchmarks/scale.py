@@ -1,12 +1,12 @@
 """A run of the 7B on 4 to 4,096 GPUs without a GPU: what each part costs, and which is the next bottleneck.
 
-Measured, by the project's own code for every rank in turn: the data plan of a rank, the placement on nodes, a
-checkpoint's files and tables (what rank 0 gathers and commits, what every rank reads back). Estimated, from
-inputs that the JSON states: the step (the planner's, H100), requests to the storage, restarts. A limit's load
-is what the run asks of it over what it gives: at 1 the run waits for nothing else. The largest is the next
-bottleneck, at loads below 1 the one that would come first.
+Measured, with the project's own code for every rank in turn: the data plan of a rank, the placement on nodes,
+a checkpoint's files and tables (gathered and committed by rank 0, read by every rank). Estimated, from
+inputs stated in the JSON: the step (by the planner, H100), requests to the storage, restarts. The load of a
+limit is the run's demand over the limit's capacity: at 1 the run waits only for it. The largest load is the
+next bottleneck, even if it is below 1.
 
-Two kinds of batch: so many sequences for each GPU, and the same batch for any number of GPUs.
+Two kinds of batch: a fixed number of sequences for each GPU, and a fixed batch for any number of GPUs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from benchmarks.scale_measured import (
 )
 from benchmarks.scale_model import Inputs, loads, reading, recovery
 from pretrain.model.config import ModelConfig
-from pretrain.planner.layouts import Wanted, feasible, machine
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
+from pretrain.planner.layouts import LayoutRequest, feasible_layouts
 from pretrain.settings import named_models
 
-_GPU, _GPU_MEMORY, _EFFICIENCY, _RESERVE = "H100", 80e9, 0.45, 0.1
+_GPU, _GPU_MEMORY = "H100", 80e9
 _MICRO_BATCHES = (1, 2, 4, 8)
-_PART = 0.01  # of a step that the plan may take of the thread that prepares batches
+_MAX_PLAN_SHARE = 0.01  # of a step, in the thread that prepares batches
 _COMMIT_SECONDS, _PLACEMENT_SECONDS = 10.0, 0.1
 COLUMNS = (
     Column("batch", "batch"),
@@ -108,31 +109,31 @@ def measure(
     options: Namespace,
     inputs: Inputs,
 ) -> dict[str, Any] | None:
-    """One row; None where the batch cannot be shared out over so many ranks."""
-    wanted = Wanted(
+    """One row; None if the batch is too small for this number of ranks."""
+    request = LayoutRequest(
         model,
         ranks,
         _GPU_MEMORY,
-        _RESERVE,
+        DEFAULT_MEMORY_RESERVE,
         options.sequence_length,
         _MICRO_BATCHES,
         global_batch,
-        machine(_GPU, _EFFICIENCY, inputs.node_gpus),
+        Machine.of_gpu(_GPU, DEFAULT_EFFICIENCY, inputs.node_gpus),
     )
-    if wanted.step_sequences < ranks // inputs.node_gpus:
+    if request.step_sequences < ranks // inputs.node_gpus:
         return None
-    chosen = feasible(wanted)[0]
-    layout, step = chosen.layout, chosen.speed
-    plan = plan_cost(lengths, wanted.step_sequences, options.sequence_length, layout.data)
+    chosen = feasible_layouts(request)[0]
+    layout, step = chosen.layout, chosen.step
+    plan = plan_cost(lengths, request.step_sequences, options.sequence_length, layout.data)
     placing = placement_cost(ranks, layout.tensor, inputs.node_gpus, inputs.node_cpus)
     checkpoint = _checkpoint(options.model, layout.tensor, layout.data)
     read = reading(plan, step, ranks, int(lengths.sum()), episode_bytes(options.steps), FORM, inputs)
     recovered = recovery(checkpoint, plan, ranks, inputs)
-    tokens = wanted.step_sequences * options.sequence_length
-    found = loads(step, read, recovered, checkpoint, plan, ranks, tokens, inputs)
-    worst = max(found, key=lambda name: found[name])
+    tokens = request.step_sequences * options.sequence_length
+    load_of = loads(step, read, recovered, checkpoint, plan, ranks, tokens, inputs)
+    worst = max(load_of, key=lambda name: load_of[name])
     return {
-        "batch": f"{wanted.step_sequences // ranks} a GPU" if global_batch is None else str(global_batch),
+        "batch": f"{request.step_sequences // ranks} a GPU" if global_batch is None else str(global_batch),
         "ranks": ranks,
         "layout": f"{layout.tensor} x {layout.data}" + (f", {layout.offload}" * (layout.offload != "none")),
         "step": step.seconds,
@@ -151,8 +152,8 @@ def measure(
         "read_megabytes": read.bytes / 1e6,
         "sent_gigabytes": (step.partition_bytes + step.tensor_bytes) / 1e9,
         "bottleneck": worst,
-        "load": found[worst],
-        "loads": {name: round(value, 4) for name, value in found.items()},
+        "load": load_of[worst],
+        "loads": {name: round(value, 4) for name, value in load_of.items()},
     }
 
 
@@ -164,9 +165,11 @@ def _checkpoint(model: str, tensor: int, data: int) -> CheckpointCost:
 def _targets(report: Report) -> None:
     rows = report.rows
     most = max(row["ranks"] for row in rows)
-    part = max(row["plan_step"] / 1e3 / row["step"] for row in rows)
+    share = max(row["plan_step"] / 1e3 / row["step"] for row in rows)
     report.target(
-        f"a rank's plan of a step takes below 1 % of the step, up to {most} ranks", part < _PART, part
+        f"a rank's plan of a step takes below 1 % of the step, up to {most} ranks",
+        share < _MAX_PLAN_SHARE,
+        share,
     )
     commit = max(row["commit"] for row in rows)
     report.target(
@@ -182,7 +185,8 @@ def _notes(report: Report, options: Namespace, inputs: Inputs) -> None:
         f"made-up episodes of {options.steps} steps on average, 256 px)"
     )
     report.note(
-        f"estimated: step ({_GPU}, {_EFFICIENCY:.0%} of its peak), restart, lost, requests, reads, loads"
+        f"estimated: step ({_GPU}, {DEFAULT_EFFICIENCY:.0%} of its peak), restart, lost, requests, reads, "
+        "loads"
     )
     report.note("inputs: " + ", ".join(f"{name} {value:g}" for name, value in asdict(inputs).items()))
     for batch in dict.fromkeys(row["batch"] for row in report.rows):

@@ -1,7 +1,7 @@
-"""What a run of many ranks costs in our own code, measured by running that code for all of them in turn.
+"""Costs of a run of many ranks in our own code, measured by running that code for all ranks in turn.
 
-No rank is started and no tensor is made: the data plan, the placement and a checkpoint's bookkeeping are
-pure functions of sizes and rank numbers, so one process can go through them for thousands of ranks.
+No rank is started and no tensor allocated: the data plan, the placement and a checkpoint's bookkeeping are
+pure functions of sizes and rank numbers, so one process can compute them for thousands of ranks.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cluster.resources.node_assignment import Node, assign
-from cluster.resources.placement import Placement
+from cluster.resources.placement import Node, place_run
+from cluster.resources.run_resources import RunResources
 from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 def timed(function: Callable[[], T]) -> tuple[T, float]:
-    """What a call returns, and its seconds."""
+    """Result of a call, and its seconds."""
     start = time.perf_counter()
     result = function()
     return result, time.perf_counter() - start
@@ -58,9 +58,9 @@ class PlanCost:
     """The data plan of one rank.
 
     Attributes:
-        start_seconds: To make the plan, once.
-        bytes: That it keeps.
-        step_seconds: To find the windows of one step.
+        start_seconds: To build the plan, once.
+        bytes: Size of the plan in memory.
+        step_seconds: To look up the windows of one step.
         windows: Of one step.
     """
 
@@ -71,16 +71,16 @@ class PlanCost:
 
 
 def episode_lengths(episodes: int, mean: int) -> np.ndarray:
-    """Time steps of made-up episodes, int32 [episodes]: half to one and a half times the mean."""
+    """Time steps of synthetic episodes, int32 [episodes]: half to one and a half times the mean."""
     return np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, episodes, dtype=np.int32)
 
 
 def windows_of(lengths: np.ndarray) -> SourceWindows:
-    """The windows of made-up episodes, with instructions of different lengths."""
+    """The windows of synthetic episodes, with instructions of different lengths."""
     texts = np.random.default_rng(1).integers(*WORDS, len(lengths), dtype=np.int32)
     world_words = np.full(len(lengths), WORLD_WORDS, np.int32)
     return SourceWindows(
-        "made up",
+        "synthetic",
         (
             WindowTable(lengths, FORM.chunk - 1, FORM.history, texts, FORM.action_length),
             WindowTable(lengths, FORM.predicted, 1, world_words, lambda words, _: FORM.world_length(words)),
@@ -89,26 +89,26 @@ def windows_of(lengths: np.ndarray) -> SourceWindows:
 
 
 def plan_cost(lengths: np.ndarray, global_batch: int, sequence_length: int, data: int) -> PlanCost:
-    """Of one of `data` data-parallel ranks; the middle one's steps are looked at."""
+    """Cost of the plan of the middle one of `data` data-parallel ranks."""
 
-    def make() -> Plan:
+    def build() -> Plan:
         return Plan(
-            [windows_of(lengths)], MixtureConfig(1.0, 1.0), global_batch, sequence_length, 0, "made up"
+            [windows_of(lengths)], MixtureConfig(1.0, 1.0), global_batch, sequence_length, 0, "synthetic"
         )
 
-    plan, start = timed(make)
+    plan, start = timed(build)
     share = plan.share(data // 2, data)
-    found, seconds = [], []
+    counts, seconds = [], []
     for step in (0, 1, 1000):
         windows, one = timed(lambda step=step: plan.step(step, *share))
-        found.append(len(windows))
+        counts.append(len(windows))
         seconds.append(one)
     tracemalloc.start()
-    kept = make()
-    held = tracemalloc.get_traced_memory()[0]
+    second = build()
+    size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    del kept
-    return PlanCost(start, held, float(np.median(seconds)), float(np.mean(found)))
+    del second
+    return PlanCost(start, size, float(np.median(seconds)), float(np.mean(counts)))
 
 
 @cache
@@ -131,8 +131,8 @@ def placement_cost(ranks: int, tensor: int, node_gpus: int, cpus: int) -> float:
     """Seconds to give every rank its node; evaluations get one of their own."""
     nodes = [Node(f"gpu{number:04d}", cpus, node_gpus) for number in range(-(-ranks // node_gpus))]
     nodes.append(Node("cpu0000", cpus, 0))
-    placement = Placement(ranks, cpus // node_gpus, 1, cpus // 2)
-    return timed(lambda: assign(placement, tensor, nodes))[1]
+    placement = RunResources(ranks, cpus // node_gpus, 1, cpus // 2)
+    return timed(lambda: place_run(placement, tensor, nodes))[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +141,14 @@ class CheckpointCost:
 
     Attributes:
         files: Of weights, moments, chunk table and manifest.
-        rank_bytes: Most bytes that one rank writes.
+        rank_bytes: Maximum bytes written by one rank.
         bytes: Of all ranks' files.
         chunk_table_bytes: Of the chunk table.
         manifest_bytes: Of the manifest.
-        commit_seconds: That rank 0 takes alone.
-        gathered_bytes: That rank 0 gets from all ranks before it.
-        open_seconds: That every rank takes to read and check manifest and table before it loads.
-        written_by: Files of which a rank of a run with half the data-parallel ranks reads a part.
+        commit_seconds: Of rank 0's commit.
+        gathered_bytes: Gathered by rank 0 from all ranks before the commit.
+        open_seconds: For every rank to read and check manifest and table before loading.
+        written_by: Number of files read by a rank of a run with half the data-parallel ranks.
     """
 
     files: int
@@ -165,9 +165,9 @@ class CheckpointCost:
 def rank_boxes(
     shapes: dict[str, tuple[int, ...]], tensor: int, data: int, rank: int
 ) -> dict[str, tuple[Box, ...]]:
-    """What a rank writes at ZeRO stage 3: parameter -> boxes; tensor-parallel peers have following ranks."""
+    """Boxes of each parameter that a rank writes at ZeRO stage 3; tensor-parallel peers are consecutive."""
     data_rank, tensor_rank = divmod(rank, tensor)
-    found: dict[str, tuple[Box, ...]] = {}
+    boxes_of: dict[str, tuple[Box, ...]] = {}
     for name, shape in shapes.items():
         dimension = sharded_dimension(name) if tensor > 1 else None
         if dimension is None and tensor_rank:
@@ -176,8 +176,8 @@ def rank_boxes(
         start, stop = _zero_3_range(int(np.prod(part)), data_rank, data)
         boxes = global_boxes(part, dimension, tensor_rank, start, stop)
         if boxes:
-            found[name] = boxes
-    return found
+            boxes_of[name] = boxes
+    return boxes_of
 
 
 def _zero_3_range(size: int, rank: int, ranks: int) -> tuple[int, int]:
@@ -189,10 +189,10 @@ def _zero_3_range(size: int, rank: int, ranks: int) -> tuple[int, int]:
 def rank_written(
     shapes: dict[str, tuple[int, ...]], numbers: dict[str, int], tensor: int, data: int, rank: int
 ) -> WrittenShard:
-    """What a rank tells rank 0 after it has written its files."""
+    """The message of a rank to rank 0 after writing its files."""
     boxes = rank_boxes(shapes, tensor, data, rank)
-    rows = [(numbers[name], rank, box) for name, found in boxes.items() for box in found]
-    values = sum(box.size for found in boxes.values() for box in found)
+    rows = [(numbers[name], rank, box) for name, parts in boxes.items() for box in parts]
+    values = sum(box.size for parts in boxes.values() for box in parts)
     held = np.array([numbers[name] for name in boxes], np.int64)
     files = {
         state_file(rank, MASTER, _ATTEMPT): StoredFile(4 * values, "0" * 64),
@@ -209,7 +209,7 @@ def _shapes(layers: int, hidden: int, ffn: int, vocabulary: int, heads: int) -> 
 
 
 def checkpoint_cost(model: ModelConfig, tensor: int, data: int) -> CheckpointCost:
-    """Of a network in a layout at ZeRO stage 3, in bf16 with fp32 master weights and two moments."""
+    """Cost of a checkpoint at ZeRO stage 3, in bf16 with fp32 master weights and two moments."""
     shapes = _shapes(model.layers, model.hidden_size, model.ffn_size, model.vocabulary_size, model.heads)
     numbers = {name: number for number, name in enumerate(sorted(shapes))}
     parts = [rank_written(shapes, numbers, tensor, data, rank) for rank in range(tensor * data)]
@@ -251,17 +251,17 @@ def _table_bytes(table: ChunkTable) -> int:
 def _touched(
     manifest: Manifest, table: ChunkTable, shapes: dict[str, tuple[int, ...]], tensor: int, data: int
 ) -> int:
-    """Files that the middle rank of another layout reads of."""
-    wanted = rank_boxes(shapes, tensor, data, tensor * data // 2)
+    """Number of files that the middle rank of another layout reads from."""
+    requested = rank_boxes(shapes, tensor, data, tensor * data // 2)
     writers: set[int] = set()
-    for name, boxes in wanted.items():
+    for name, boxes in requested.items():
         writers |= {chunk.writer for chunk in manifest.chunks(table, name, list(boxes))}
     return 2 * len(writers)
 
 
 def sizes_of(largest: int, smallest: int = 4) -> Sequence[int]:
-    """4, 8, 32, 128, 512, ...: numbers of ranks to look at."""
-    found = [smallest, 8]
-    while found[-1] < largest:
-        found.append(min(4 * found[-1], largest))
-    return [ranks for ranks in found if ranks <= largest]
+    """Numbers of ranks to compare: 4, 8, 32, 128, 512, ... up to `largest`."""
+    sizes = [smallest, 8]
+    while sizes[-1] < largest:
+        sizes.append(min(4 * sizes[-1], largest))
+    return [ranks for ranks in sizes if ranks <= largest]

@@ -1,6 +1,6 @@
-"""What cannot be measured without thousands of GPUs, as formulas over stated inputs: limits and restarts.
+"""Limits and restarts, which cannot be measured without thousands of GPUs, as formulas over stated inputs.
 
-Every function takes `Inputs`; their values are assumptions or published figures, said beside each. The step
+Every function takes `Inputs`; its values are assumptions or published figures, as stated for each. The step
 itself is the planner's estimate (`pretrain.planner.speed`).
 """
 
@@ -13,14 +13,14 @@ from benchmarks.scale_measured import CheckpointCost, PlanCost
 from data.stream.memory import MEGABYTE
 from data.stream.sequence import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
-from pretrain.planner.speed import Speed
+from pretrain.planner.speed import StepEstimate
 
 HOUR = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the formulas are fed with.
+    """Inputs of the formulas.
 
     Attributes:
         node_gpus: GPUs, and ranks, of a node.
@@ -36,8 +36,8 @@ class Inputs:
             measured 45 s for imports and Ray on two CPU cores, the rest assumed.
         warm_seconds: Compilation and first steps; assumed.
         stall_seconds_per_byte: A save's hold-up of the training; measured at most 1 s a GB of a rank's part.
-        most_tokens: Tokens of a batch from which larger ones are not known to help; the largest that
-            published runs of this kind of network took.
+        most_tokens: Tokens of a batch beyond which larger ones are not known to help; the largest of
+            published runs of this kind of network.
         most_lost: Share of the time that restarts and saves may take before they count as a bottleneck.
     """
 
@@ -58,10 +58,10 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a run asks its storage for once the first steps are over.
+    """Load of a run on its storage after the first steps.
 
     Attributes:
-        hit: Share of the windows whose episode lies in the rank's memory.
+        hit: Share of the windows whose episode is in the rank's memory.
         requests: A second, of all ranks.
         bytes: A second, of all ranks.
     """
@@ -73,7 +73,7 @@ class Reading:
 
 def reading(
     plan: PlanCost,
-    step: Speed,
+    step: StepEstimate,
     ranks: int,
     total_steps: int,
     episode_size: int,
@@ -85,7 +85,7 @@ def reading(
     Windows come in a random order, so the share that is in memory is the memory's share of the data.
 
     Args:
-        plan: Windows that a data-parallel rank takes in a step.
+        plan: Windows of a data-parallel rank in a step.
         step: How long it lasts.
         ranks: Of the run; tensor-parallel peers read the same for themselves.
         total_steps: Time steps of the data set.
@@ -108,7 +108,7 @@ class Recovery:
         write_seconds: Of a checkpoint, in the background.
         interval_seconds: Between checkpoints, where the least is lost.
         between_seconds: Mean time between interruptions.
-        lost: Share of the time that goes into saves, restarts and work done again.
+        lost: Share of the time that goes into saves, restarts and repeated work.
     """
 
     restart_seconds: float
@@ -134,7 +134,7 @@ def recovery(checkpoint: CheckpointCost, plan: PlanCost, ranks: int, inputs: Inp
 
 
 def loads(
-    step: Speed,
+    step: StepEstimate,
     read: Reading,
     recovered: Recovery,
     checkpoint: CheckpointCost,
@@ -143,7 +143,7 @@ def loads(
     tokens: int,
     inputs: Inputs,
 ) -> dict[str, float]:
-    """How much of each limit a run takes; 1: it waits for nothing else."""
+    """Load of each limit: demand over capacity; at 1 the run waits only for it."""
     nodes = math.ceil(ranks / inputs.node_gpus)
     storage = min(nodes * inputs.node_storage, inputs.total_storage)
     return {

@@ -1,6 +1,6 @@
 """A whole training step through the engine: forward, backward, gradient reduction, clipping and AdamW.
 
-    FLOPs of a step = 6 N t + 6 V h l + 12 L h p                      (pretrain.telemetry.meters)
+    FLOPs of a step = 6 N t + 6 V h l + 12 L h p                      (pretrain.planner.flops)
     MFU             = FLOPs of the step / (seconds of the step * peak FLOP/s of all ranks)
 
 N parameters of the layers, t tokens without padding, V vocabulary, h hidden size, l labelled positions, L
@@ -20,22 +20,20 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from benchmarks.processes import run_in_processes
 from benchmarks.report import Column, Report, arguments
 from benchmarks.step_run import Case, Measured, measure
 from pretrain.config import ParallelConfig, Precision, TrainerConfig, TrainingConfig
-from pretrain.model.attention.choose import BACKENDS
-from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES, ModelConfig
+from pretrain.model.config import RECOMPUTE_POLICIES, AttentionBackend, CompileChoice, ModelConfig
 from pretrain.settings import named_models
 
 _STATE_BYTES = 16  # a parameter: weight and gradient in bf16, master and two moments in fp32
@@ -92,16 +90,14 @@ def _title(case: Case) -> str:
 
 
 def _measure_all(cases: Sequence[Case], rounds: int) -> list[Measured | None]:
-    """Under torchrun here; else each in a process of its own, so that none inherits another's memory.
+    """Measure in this process under torchrun, otherwise each variant in a process of its own.
 
     The variants take turns, round after round, so that a busy machine slows all of them.
     """
     if "RANK" in os.environ:
         return [measure(case) for case in cases]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
-        turns = [[processes.submit(measure, case) for case in cases] for _ in range(rounds)]
-        return [_joined([turn[number].result() for turn in turns]) for number in range(len(cases))]
+    turns = [[run_in_processes(measure, [(case,)])[0] for case in cases] for _ in range(rounds)]
+    return [_joined([turn[number] for turn in turns]) for number in range(len(cases))]
 
 
 def _joined(turns: Sequence[Measured | None]) -> Measured | None:
@@ -194,8 +190,10 @@ def _row(case: Case, measured: Measured | None, first: Measured | None, peak: fl
 def _add_target(report: Report, device: str) -> None:
     """Half of the peak with 7B on one H100 or H200."""
     hopper = device == "cuda" and any(name in torch.cuda.get_device_name() for name in ("H100", "H200"))
-    found = [row["mfu"] for row in report.rows if row["variant"].startswith("7b ") and row["mfu"] is not None]
-    best = max(found) if hopper and found else None
+    measured = [
+        row["mfu"] for row in report.rows if row["variant"].startswith("7b ") and row["mfu"] is not None
+    ]
+    best = max(measured) if hopper and measured else None
     met = None if best is None else best >= 100 * _TARGET
     report.target("7B (layers as in the table) on an H100 or H200, bf16: MFU of 50 % or better", met, best)
 
@@ -219,8 +217,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=3)
     parser.add_argument("--sequence-parallel", action="store_true")
     parser.add_argument("--recompute", nargs="+", choices=RECOMPUTE_POLICIES, help="default: all")
-    parser.add_argument("--attention", nargs="+", choices=BACKENDS, default=["auto"])
-    parser.add_argument("--compile", nargs="+", choices=COMPILE_CHOICES, default=["auto"])
+    parser.add_argument("--attention", nargs="+", choices=get_args(AttentionBackend), default=["auto"])
+    parser.add_argument("--compile", nargs="+", choices=get_args(CompileChoice), default=["auto"])
     parser.add_argument("--micro-batch", type=int, default=1, help="sequences a rank trains on at a time")
     parser.add_argument("--micro-batches", type=int, default=1, help="accumulated in a step")
     parser.add_argument("--sequence-length", type=int, help="default: 2048, on a GPU 8192")

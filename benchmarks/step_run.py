@@ -12,9 +12,11 @@ import torch
 from benchmarks.packed import packed_batch
 from benchmarks.report import peak_memory
 from data.contracts import PackedBatch
+from pretrain.checks import check_hardware, check_training
 from pretrain.config import TrainingConfig
 from pretrain.model.attention.choose import check_backend
-from pretrain.telemetry.meters import Work, peak_flops
+from pretrain.planner.flops import Workload
+from pretrain.telemetry.meters import peak_flops
 
 # A world of one rank, as torchrun would set it.
 ALONE = {
@@ -33,10 +35,10 @@ class Case:
     Attributes:
         model: Its name in `configs/model`.
         all_layers: Layers of that model; `config.model.layers` may be fewer.
-        config: What the engine is built with.
+        config: Of the engine.
         micro_batches: In a step.
         pixels: Side of the frames.
-        steps: Timed steps of a turn, after two that are not.
+        steps: Timed steps of a turn, after two of warm-up.
         device: `cpu` or `cuda`.
     """
 
@@ -51,19 +53,19 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a variant took.
+    """Measurements of a variant.
 
     Attributes:
         seconds: Of each timed step.
         work: Of one step, over all ranks.
         peak_flops: Of all ranks together, FLOP/s.
         held: Bytes on this rank's GPU between steps; None on a CPU.
-        added: Most bytes that a step holds above those.
-        attention: The backend that was used.
+        added: Peak of bytes allocated by a step besides those.
+        attention: The backend.
     """
 
     seconds: list[float]
-    work: Work
+    work: Workload
     peak_flops: float
     held: int | None
     added: int
@@ -71,7 +73,7 @@ class Measured:
 
 
 def measure(case: Case) -> Measured | None:
-    """Train some steps in this process (a fresh one); None where the GPU's memory is not enough."""
+    """Train some steps in this process (a fresh one); None if the GPU is out of memory."""
     if case.device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
@@ -92,7 +94,9 @@ def _train(case: Case) -> Measured:
     from pretrain.parallel.mesh import Mesh
 
     parallel = case.config.parallel
+    check_training(case.config)
     groups = ProcessGroups.create(Mesh(parallel.tensor, parallel.data))
+    check_hardware(case.config, groups.device)
     peak = _peak_of_all(groups.device, case.config.trainer.precision)
     engine = Engine.build(case.config, groups)
     batches = _batches(case, groups.data_rank)
@@ -109,10 +113,10 @@ def _train(case: Case) -> Measured:
         step()
         seconds.append(time.perf_counter() - start)
     dtype = torch.bfloat16 if case.config.trainer.precision == "bf16" else torch.float32
-    mine = sum((Work.of(batch) for batch in batches), Work())
+    mine = sum((Workload.of(batch) for batch in batches), Workload())
     result = Measured(
         seconds=seconds,
-        work=sum([mine] * parallel.data, Work()),
+        work=sum([mine] * parallel.data, Workload()),
         peak_flops=peak,
         held=held,
         added=peak_memory(step, case.device),
@@ -123,7 +127,7 @@ def _train(case: Case) -> Measured:
 
 
 def _peak_of_all(device: torch.device, precision: str) -> float:
-    """FLOP/s of all ranks; those on one CPU share its cores, so all are measured at the same time."""
+    """FLOP/s of all ranks; measured at the same time, since those on one CPU share its cores."""
     import torch.distributed as dist
 
     dist.barrier()

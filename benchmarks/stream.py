@@ -1,12 +1,12 @@
-"""The token stream: windows per CPU second, beside webdataset over the same windows.
+"""The token stream: windows per CPU second, compared with webdataset over the same windows.
 
     stream, first epoch    batches of packed sequences, every episode read from local shards, its checksum
-                           verified, tokenised and kept
+                           verified, tokenised and cached
     stream, later epochs   the same when all episodes are in memory
-    stream, little memory  room for one episode in ten: most windows cost a read of their episode
-    stream, little, cache  the same where all episodes are in the cache of the node: windows are read alone
+    stream, little memory  memory for one episode in ten: most windows cost a read of their episode
+    stream, little, cache  the same where all episodes are in the node cache: only windows are read
     webdataset, episodes   the same shards, windows cut from each episode, packed, the same five arrays
-    webdataset, tokens     the same, but padded batches of tokens alone, without the other four
+    webdataset, tokens     the same, but padded batches of tokens only, without the other four
     webdataset, samples    one pickled record a window, as the published data are, padded batches of tokens
 
 All run in this process and in the same run. CPU seconds are those of all its threads. The stream shuffles
@@ -94,8 +94,10 @@ def open_stream(
     options: Namespace, url: str, memory_megabytes: int = 512, cache: Path | None = None
 ) -> TokenStream:
     """The stream of a simulated data set."""
-    kept = CacheConfig(None if cache is None else str(cache))
-    config = DataConfig(url, history=HISTORY, chunk=CHUNK, memory_megabytes=memory_megabytes, cache=kept)
+    node_cache = CacheConfig(None if cache is None else str(cache))
+    config = DataConfig(
+        url, history=HISTORY, chunk=CHUNK, memory_megabytes=memory_megabytes, cache=node_cache
+    )
     trainer = TrainerConfig(global_batch=options.sequences, sequence_length=options.sequence_length)
     return TokenStream(config, trainer, seed=0)
 
@@ -103,35 +105,36 @@ def open_stream(
 def measure_rates(report: Report, options: Namespace, url: str, samples: Path, windows: int) -> None:
     """One row a way: an epoch of all windows, `options.repeats` rounds of all ways in turn."""
 
-    def own(stream: TokenStream, begin: int, count: int | None = None) -> int:
-        steps = range(begin, begin + (count or _steps_of_an_epoch(stream, windows)))
+    def read(stream: TokenStream, first: int, count: int | None = None) -> int:
+        steps = range(first, first + (count or _steps_of_an_epoch(stream, windows)))
         return sum(_windows(batch) for step in steps for batch in stream.micro_batches(step, 0, 1))
 
-    found: dict[str, list[tuple[int, float, float]]] = {}
+    measured: dict[str, list[tuple[int, float, float]]] = {}
 
-    def take(way: str, run: Callable[[], int]) -> None:
-        began, cpu = time.perf_counter(), time.process_time()
+    def measure(way: str, run: Callable[[], int]) -> None:
+        start, cpu_start = time.perf_counter(), time.process_time()
         count = run()
-        found.setdefault(way, []).append((count, time.process_time() - cpu, time.perf_counter() - began))
+        seconds = time.perf_counter() - start
+        measured.setdefault(way, []).append((count, time.process_time() - cpu_start, seconds))
 
     for _ in range(options.repeats):
         with open_stream(options, url) as stream:
-            take(FIRST, lambda stream=stream: own(stream, 0))
-            take(LATER, lambda stream=stream: own(stream, _steps_of_an_epoch(stream, windows)))
+            measure(FIRST, lambda stream=stream: read(stream, 0))
+            measure(LATER, lambda stream=stream: read(stream, _steps_of_an_epoch(stream, windows)))
         little = max(options.episodes // 120, 1)
         with open_stream(options, url, little) as stream:
-            take(LITTLE, lambda stream=stream: own(stream, 0, count=4))
+            measure(LITTLE, lambda stream=stream: read(stream, 0, count=4))
         with open_stream(options, url, little, samples.parent / "cache") as stream:
             steps = _steps_of_an_epoch(stream, windows)
-            own(stream, 0)  # until all are kept
-            take(CACHED, lambda stream=stream, steps=steps: own(stream, steps))
+            read(stream, 0)  # fills the cache
+            measure(CACHED, lambda stream=stream, steps=steps: read(stream, steps))
         packed = episode_batches(Path(url), options.sequences, options.sequence_length)
-        take(EPISODES, lambda packed=packed: sum(map(_windows, packed)))
-        take(TOKENS, lambda: _count(token_batches(Path(url))))
-        take(SAMPLES, lambda: _count(sample_batches(samples)))
-    rates = {way: [count / cpu for count, cpu, _ in rounds] for way, rounds in found.items()}
+        measure(EPISODES, lambda packed=packed: sum(map(_windows, packed)))
+        measure(TOKENS, lambda: _count(token_batches(Path(url))))
+        measure(SAMPLES, lambda: _count(sample_batches(samples)))
+    rates = {way: [count / cpu for count, cpu, _ in rounds] for way, rounds in measured.items()}
     times = {way: statistics.median(map(truediv, rates[FIRST], values)) for way, values in rates.items()}
-    for way, rounds in found.items():
+    for way, rounds in measured.items():
         if way in (EPISODES, TOKENS, SAMPLES) and rounds[0][0] != windows:
             raise RuntimeError(f"{way}: {rounds[0][0]} of {windows} windows")
         report.add(
@@ -154,17 +157,17 @@ def measure_first_batch(report: Report, options: Namespace, url: str) -> None:
     """Seconds from opening the data set to its first batch."""
     times: list[float] = []
     for _ in range(options.repeats):
-        began = time.perf_counter()
+        start = time.perf_counter()
         with open_stream(options, url) as stream:
             stream.micro_batches(0, 0, 1)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     text = f"first batch of {options.sequences} sequences in less than {_FIRST_BATCH:g} s from local disk"
     report.target(text, seconds < _FIRST_BATCH, seconds)
 
 
 def measure_padding(report: Report, options: Namespace, url: str) -> None:
-    """Share of padding in the batches of an epoch, and which length near the wished one pads least."""
+    """Share of padding in the batches of an epoch, and the advice on the sequence length."""
     with open_stream(options, url) as stream:
         steps = _steps_of_an_epoch(stream, window_count(DatasetIndex.load(url).episodes.lengths.tolist()))
         empty = [float((stream.micro_batches(step, 0, 1)[0].segments == 0).mean()) for step in range(steps)]
@@ -175,7 +178,7 @@ def measure_padding(report: Report, options: Namespace, url: str) -> None:
 
 
 def measure_scale(report: Report, options: Namespace, folder: Path) -> None:
-    """Planning for a thousand million windows, and memory beside the size of the data set."""
+    """Time and memory of planning 10^9 windows."""
     whole = not options.smoke
     scale = stream_scale.measure(folder / "scale", stream_scale.EPISODES if whole else 5000)
     windows, seconds, peak = scale["windows"], scale["cpu_seconds"], scale["peak_bytes"] / 1e6
@@ -187,7 +190,7 @@ def measure_scale(report: Report, options: Namespace, folder: Path) -> None:
 
 
 def measure_memory(report: Report, options: Namespace, folder: Path) -> None:
-    """Peak of memory of a few steps, of a data set and of one four times as large."""
+    """Peak memory of a few steps, of a data set and of one four times as large."""
     peaks: list[int] = []
     for episodes in (options.episodes // 4, options.episodes):
         url = write_episodes(folder / f"memory_{episodes}", episodes)

@@ -82,11 +82,11 @@ def write_samples(folder: Path, count: int) -> int:
     """
     folder.mkdir()
     text, total = TextTokenizer.load(), 0
-    for begin in range(0, count, 20):
-        numbers = range(begin, min(begin + 20, count))
+    for first in range(0, count, 20):
+        numbers = range(first, min(first + 20, count))
         samples = [s for number in numbers for s in _samples(simulated_episode(number), text)]
-        np.random.default_rng(begin).shuffle(samples)  # pyright: ignore[reportArgumentType]
-        with tarfile.open(folder / f"samples-{begin:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        np.random.default_rng(first).shuffle(samples)  # pyright: ignore[reportArgumentType]
+        with tarfile.open(folder / f"samples-{first:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
             for number, sample in enumerate(samples, start=total):
                 labels = [-100, *sample.labels[:-1].tolist()]
                 content = pickle.dumps({"token": sample.tokens.tolist(), "label": labels, "id": number})

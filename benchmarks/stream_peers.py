@@ -1,12 +1,12 @@
-"""What the stream is measured against: webdataset's own pipelines over the same windows.
+"""The baselines of the stream benchmark: webdataset's own pipelines over the same windows.
 
     episode_batches   windows cut from episode shards and packed one after the other, with the five arrays
                       that a training needs
-    token_batches     the same windows as padded tokens alone: no labels, positions, segments, block ids
-    sample_batches    pickled samples, one record each, as padded tokens alone
+    token_batches     the same windows as padded tokens only: no labels, positions, segments, block ids
+    sample_batches    pickled samples, one record each, as padded tokens only
 
-None verifies a checksum, and windows are drawn from the last 1,000 alone. Everything that an episode's
-windows have in common is made once an episode, or once for all.
+None verifies a checksum, and windows are shuffled among the last 1,000 only. Everything that an episode's
+windows have in common is computed once for each episode, or once in total.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import BOS, END_OF_TURN, IGNORED_LABEL, PADDING
 
 _BATCH = 64
-_SHUFFLED = 1000  # windows or samples kept to be drawn from
+_SHUFFLED = 1000  # windows or samples in the shuffle buffer
 
 Tokens = NDArray[np.int32]
-Window = tuple[Tokens, int, bool]  # tokens, where the answer begins, whether it is a world sample
+Window = tuple[Tokens, int, bool]  # tokens, index of the answer, whether it is a world sample
 
 
 def episode_batches(folder: Path, sequences: int, sequence_length: int) -> Iterable[PackedBatch]:
@@ -61,14 +61,14 @@ def _pipeline(folder: Path) -> Any:
 
 
 def _cut(episodes: Iterable[dict[str, Any]]) -> Iterator[Window]:
-    """All windows of each episode, each by one join of pieces that are made once an episode."""
-    text, known = TextTokenizer.load(), dict[str, Tokens]()
+    """All windows of each episode, each one concatenation of pieces computed once for the episode."""
+    text, encoded = TextTokenizer.load(), dict[str, Tokens]()
     end, world = np.array([END_OF_TURN], np.int32), np.array([BOS, *text.encode(WORLD_TEXT)], np.int32)
     for episode in episodes:
         instruction = episode["json"]["instruction"]
-        if instruction not in known:
-            known[instruction] = np.array([BOS, *text.encode(action_text(instruction))], np.int32)
-        words = known[instruction]
+        if instruction not in encoded:
+            encoded[instruction] = np.array([BOS, *text.encode(action_text(instruction))], np.int32)
+        words = encoded[instruction]
         frames = image_block(episode[f"codes.{AGENT_CAMERA}.npy"], PIXELS).astype(np.int32)
         actions = action_blocks(encode(episode["actions.npy"])).reshape(len(frames), -1)
         for t in range(len(frames) - CHUNK + 1):
@@ -81,7 +81,7 @@ def _cut(episodes: Iterable[dict[str, Any]]) -> Iterator[Window]:
 
 
 def _packed(windows: Iterable[Window], sequences: int, length: int) -> Iterator[PackedBatch]:
-    """Each window behind the one before, in the next sequence if it does not fit any more."""
+    """Append each window to the current sequence, or start the next one if it does not fit."""
     actions, before = answer_block_ids(CHUNK), -answer_block_ids(1)
     count = np.arange(length, dtype=np.int32)
     batch = _empty(sequences, length)
@@ -93,15 +93,15 @@ def _packed(windows: Iterable[Window], sequences: int, length: int) -> Iterator[
             if row == sequences:
                 yield batch
                 batch, row = _empty(sequences, length), 0
-        begin, end, number = end, end + size, number + 1
-        batch.tokens[row, begin:end] = tokens
-        batch.labels[row, begin + answer - 1 : end - 1] = tokens[answer:]
-        batch.positions[row, begin:end] = count[:size]
-        batch.segments[row, begin:end] = number
+        start, end, number = end, end + size, number + 1
+        batch.tokens[row, start:end] = tokens
+        batch.labels[row, start + answer - 1 : end - 1] = tokens[answer:]
+        batch.positions[row, start:end] = count[:size]
+        batch.segments[row, start:end] = number
         if world:
-            batch.blocks[row, begin + answer - 1 - len(before) : begin + answer - 1] = before
+            batch.blocks[row, start + answer - 1 - len(before) : start + answer - 1] = before
         else:
-            batch.blocks[row, begin + answer : end - 1] = actions
+            batch.blocks[row, start + answer : end - 1] = actions
     yield batch
 
 

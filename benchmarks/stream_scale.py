@@ -1,17 +1,11 @@
-"""Planning for a thousand million windows: run in a process of its own, so that nothing else is counted.
+"""Planning of 10^9 windows, in a process of its own, so that only the plan is measured.
 
-    python -m benchmarks.stream_scale FOLDER EPISODES
-
-writes the index of a simulated data set (no shards: a plan needs none) and plans one rank's sequence of one
-step, as a rank does when it starts: read and verify the index, number the windows, lay out the step. One line
-of JSON tells the windows, the CPU seconds and the peak of memory that Python and numpy allocated.
+Writes the index of a simulated data set (no shards: a plan needs none) and plans one rank's sequence of one
+step, as a rank does when it starts: read and verify the index, number the windows, lay out the step.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -20,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.processes import run_in_processes
 from benchmarks.stream_data import CODES, PIXELS, SIDE
 from data.config import DataConfig
 from data.contracts import AGENT_CAMERA
@@ -67,7 +62,7 @@ def write_index(folder: Path, episodes: int) -> None:
 
 
 def plan_a_rank(url: str) -> Plan:
-    """What a rank does before its first batch, but for reading episodes."""
+    """The work of a rank before its first batch, except for reading episodes."""
     trainer = TrainerConfig(global_batch=_RANKS, sequence_length=_LENGTH)
     plan = make_plan(DataConfig(url), trainer, seed=0)
     plan.step(10**6, *plan.share(17, _RANKS))
@@ -75,28 +70,26 @@ def plan_a_rank(url: str) -> Plan:
 
 
 def measure(folder: Path, episodes: int) -> dict[str, float]:
-    """Windows, CPU seconds and peak of memory, measured in another process."""
-    words = [sys.executable, "-m", "benchmarks.stream_scale", str(folder), str(episodes)]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    """Measure the plan of a data set in a process of its own, once for the time and once for the memory.
+
+    Args:
+        folder: For the index; it is created.
+        episodes: Of the data set.
+
+    Returns:
+        `windows`, `cpu_seconds`, and `peak_bytes` that Python and numpy allocated.
+    """
+    return run_in_processes(_measure, [(folder, episodes)])[0]
 
 
-def main(argv: list[str]) -> int:
-    """Write, plan twice (once for the time, once for the memory), print."""
-    folder, episodes = Path(argv[0]), int(argv[1])
+def _measure(folder: Path, episodes: int) -> dict[str, float]:
     write_index(folder, episodes)
-    began = time.process_time()
+    start = time.process_time()
     plan = plan_a_rank(str(folder))
-    seconds = time.process_time() - began
+    seconds = time.process_time() - start
     windows = sum(table.count for source in plan.sources for table in source.tables)
     del plan
     tracemalloc.start()
     plan_a_rank(str(folder))
     peak = tracemalloc.get_traced_memory()[1]
-    print(json.dumps({"windows": windows, "cpu_seconds": seconds, "peak_bytes": peak}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return {"windows": windows, "cpu_seconds": seconds, "peak_bytes": peak}

@@ -1,22 +1,21 @@
-"""A training step with all its telemetry, against the same step with none.
+"""A training step with all its telemetry, compared with the same step without.
 
 Two gloo ranks train one engine (tensor 1 x data 2, ZeRO-3) in turns: bare steps, steps with a line of
 metrics after each (`trainer.log_every=1`), and after every tenth. A line holds every metric of
-docs/observability.md: norms by group, speed, the ranks beside each other, memory. Beside them rank 0's
-process draws the console's bar and feeds W&B (offline). Batches and network are the same in every turn.
+docs/observability.md: norms by group, speed, comparison of the ranks, memory. Meanwhile rank 0's process
+updates the console's bar and logs to W&B (offline). Batches and network are the same in every turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
+from benchmarks.processes import run_in_processes
 from benchmarks.report import Column, Report, arguments, free_port
 from benchmarks.telemetry_run import WITHOUT, Case, Turn, measure
 from pretrain.config import ParallelConfig, RunConfig, TelemetryConfig, TrainerConfig, TrainingConfig
@@ -24,7 +23,7 @@ from pretrain.settings import named_models
 
 _RANKS = 2
 _EVERY = (1, 10)
-_MOST = 1.02
+_MAX_RATIO = 1.02
 _COLUMNS = (
     Column("way", "steps between lines"),
     Column("lines", "lines written"),
@@ -56,32 +55,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_targets(report: Report, smoke: bool) -> None:
-    """The clock's verdict counts only where the turns agree among themselves better than the target asks."""
+    """The wall time decides only if the turns differ by less than the target allows."""
     ways = report.rows[1:]
     worst = max(ways, key=lambda row: row["relative"])
-    scatters = smoke or max(row["high"] - row["low"] for row in ways) > _MOST - 1
-    met = None if scatters else worst["relative"] <= _MOST
+    scatters = smoke or max(row["high"] - row["low"] for row in ways) > _MAX_RATIO - 1
+    met = None if scatters else worst["relative"] <= _MAX_RATIO
     report.target(
-        f"a step with all telemetry takes at most {_MOST:g} times as long as with none",
+        f"a step with all telemetry takes at most {_MAX_RATIO:g} times as long as with none",
         met,
         worst["relative"],
     )
     processor = max(row["processor"] for row in ways)
-    met = None if smoke else processor <= _MOST
-    report.target(f"it takes at most {_MOST:g} times as much time on a core", met, processor)
+    met = None if smoke else processor <= _MAX_RATIO
+    report.target(f"it takes at most {_MAX_RATIO:g} times as much time on a core", met, processor)
     if scatters and not smoke:
         report.note(
-            f"the turns differ by more than {_MOST - 1:.0%}: the clock says nothing here, the core does"
+            f"the turns differ by more than {_MAX_RATIO - 1:.0%}: the clock says nothing here, the core does"
         )
 
 
 def _run(options: argparse.Namespace) -> list[list[Turn]]:
-    """The turns of each rank, which is a process of its own."""
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(_RANKS, mp_context=spawn) as processes,
-    ):
+    """Measure each rank in a process of its own; its turns."""
+    with tempfile.TemporaryDirectory() as folder:
         config = TrainingConfig(
             run=RunConfig(name="measured", dir=folder),
             trainer=TrainerConfig(global_batch=_RANKS, sequence_length=options.length, precision="fp32"),
@@ -90,11 +85,11 @@ def _run(options: argparse.Namespace) -> list[list[Turn]]:
             telemetry=TelemetryConfig(wandb="offline"),
         )
         case = Case(config, _EVERY, options.turns, options.steps, free_port())
-        return list(processes.map(measure, [case] * _RANKS, range(_RANKS)))
+        return run_in_processes(measure, [(case, rank) for rank in range(_RANKS)])
 
 
 def _row(ranks: Sequence[Sequence[Turn]], way: str, steps: int) -> dict[str, object]:
-    """One way against none, turn by turn: the first rank's clock, since all begin and end a turn together."""
+    """One way compared with none, turn by turn, by rank 0's clock: ranks start and end turns together."""
     turns, bare = (_of(ranks[0], name) for name in (way, WITHOUT))
     pairs = list(zip(turns, bare, strict=True))
     clock = [turn.seconds / other.seconds for turn, other in pairs]

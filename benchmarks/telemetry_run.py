@@ -30,14 +30,14 @@ _LAST = 10**9  # a schedule's end that is never reached: no line is due because 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is trained.
+    """A training to measure.
 
     Attributes:
-        config: What the engine is built with; its run folder takes metrics and W&B's files.
+        config: Of the engine; its run folder is for metrics and W&B's files.
         every: Steps between two lines of metrics, of each way.
         turns: Of each way.
         steps: Timed steps of a turn.
-        port: For the ranks to meet.
+        port: Of the ranks' rendezvous.
     """
 
     config: TrainingConfig
@@ -53,8 +53,8 @@ class Turn:
 
     Attributes:
         way: `none`, or the steps between two lines.
-        seconds: Of the whole turn, begun and ended by all ranks together.
-        processor: Seconds in which this rank's process had a core.
+        seconds: Of the whole turn; ranks start and end it together.
+        processor: Processor time of this rank's process in seconds.
         lines: Written meanwhile, on rank 0.
     """
 
@@ -65,7 +65,7 @@ class Turn:
 
 
 def measure(case: Case, rank: int) -> list[Turn]:
-    """Build the engine and take turns; in a process of its own."""
+    """Build the engine and measure turns; in a process of its own."""
     parallel = case.config.parallel
     become_rank(parallel, rank, case.port)
     # Imported late: DeepSpeed looks for GPUs when it is imported.
@@ -86,13 +86,13 @@ def measure(case: Case, rank: int) -> list[Turn]:
     turns: list[Turn] = []
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         display = Display(case.config) if rank == 0 else None
-        for way in ways:  # the console begins with the first line, and so does W&B
+        for way in ways:  # the first line starts the console and W&B
             _turn(case, engine, folder, batch, way, steps=_WARM_UP)
         if rank == 0:
             _await_wandb(folder)
         dist.barrier()
         for number in range(case.turns):
-            # The order turns round each time, so that what grows or shrinks steadily favours none.
+            # The order alternates, so that steady growth favours no way.
             for way in ways if number % 2 else reversed(ways):
                 turns.append(_turn(case, engine, folder, batch, way, case.steps))
         if display is not None:
@@ -102,7 +102,7 @@ def measure(case: Case, rank: int) -> list[Turn]:
 
 
 def _await_wandb(folder: RunFolder) -> None:
-    """Its start takes seconds, which belong to no step."""
+    """Wait for W&B's start, which takes seconds."""
     end = time.monotonic() + _START_SECONDS
     while not any(folder.path.glob("wandb/*run-*/*.wandb")):
         if time.monotonic() > end:
@@ -121,19 +121,19 @@ def _turn(case: Case, engine: Engine, folder: RunFolder, batch: PackedBatch, way
         return time.perf_counter(), time.process_time()
 
     if way == WITHOUT:
-        begun = timed()
+        start = timed()
         for _ in range(steps):
             float(engine.step([batch], _LEARNING_RATE).loss)
-        ended, lines = timed(), 0
+        end, lines = timed(), 0
     else:
         trainer = replace(case.config.trainer, log_every=int(way), steps=_LAST)
         with closing(Recorder(replace(case.config, trainer=trainer), folder, engine, 0)) as recorder:
             before = len(read_metrics(folder.metrics))
-            begun = timed()
+            start = timed()
             for _ in range(steps):
                 _recorded_step(engine, recorder, batch)
-            ended, lines = timed(), len(read_metrics(folder.metrics)) - before
-    return Turn(way, ended[0] - begun[0], ended[1] - begun[1], lines)
+            end, lines = timed(), len(read_metrics(folder.metrics)) - before
+    return Turn(way, end[0] - start[0], end[1] - start[1], lines)
 
 
 def _recorded_step(engine: Engine, recorder: Recorder, batch: PackedBatch) -> None:

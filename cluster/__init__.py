@@ -1,1 +1,1 @@
-"""Ray: who runs where, and the command line."""
+"""The `worldvla` command, and what it runs on Ray and Slurm."""

@@ -14,27 +14,27 @@ Network = Literal["infiniband", "efa", "tcp"]
 
 @dataclass
 class ClusterConfig:
-    """Which machines a run takes.
+    """The machines of a run.
 
     Attributes:
-        address: An existing Ray cluster (`auto` or `host:port`); null starts a private one on this machine,
-            which ends with the command.
+        address: An existing Ray cluster (`auto` or `host:port`); null starts a private one on this machine
+            for the length of the command.
         cpus: Logical CPUs of the private Ray; null: as many as the run needs.
-        cpus_per_rank: Logical CPUs that one training process takes.
-        gpus_per_rank: GPUs that one training process takes (0 or 1); null: 1 where there is a GPU, else 0.
+        cpus_per_rank: Logical CPUs of one training process.
+        gpus_per_rank: GPUs of one training process (0 or 1); null: 1 where there is a GPU, else 0.
         object_store_megabytes: Shared memory of the private Ray.
         start_timeout: Seconds within which the training processes must have started.
-        least_data: Smallest `parallel.data` to go on with where nodes are lost, with the same global batch;
-            the run grows again when they come back. Null: it waits for them, and ends with exit code 85.
-        node_timeout: Seconds in which lost nodes may come back before that.
-        restarts: Times in a row that a training which failed is started again from its newest checkpoint;
-            counted anew when a later checkpoint has been committed. 0: never.
-        restart_delay: Seconds before the first of them, doubled before each further one (300 at most).
+        least_data: Smallest `parallel.data` to continue with if nodes are lost, at the same global batch; the
+            run grows again when they return. Null: it waits for them, and ends with exit code 85.
+        node_timeout: Seconds in which lost nodes may return before that.
+        restarts: Restarts in a row of a training that fails, each from its newest checkpoint; counted from
+            zero when a later checkpoint has been committed. 0: never.
+        restart_delay: Seconds before the first restart, doubled before each further one (300 at most).
         gpus_per_node: GPUs of one node, for plans and jobs.
-        gpu: The GPUs' name in the planner's table (`H100`); null: unknown.
+        gpu: The GPU's name in the planner's table (`H100`); null: unknown.
         gpu_memory: Memory of one GPU (`80GB`); null: unknown.
-        network: Between the nodes: `infiniband`, `efa` (AWS) or `tcp`; decides which variables NCCL gets in a
-            Slurm job.
+        network: Between the nodes: `infiniband`, `efa` (AWS) or `tcp`; decides which variables are set for
+            NCCL in a Slurm job.
     """
 
     address: str | None = None
@@ -58,11 +58,11 @@ class PrepareCommandConfig(PrepareConfig):
     """`worldvla prepare`.
 
     Attributes:
-        workers: Processes that encode; with 1 the command itself does, without Ray. Each makes one shard at a
-            time: `shard_megabytes` small enough for several a worker keeps all of them busy.
-        gpus_per_worker: GPUs of each process, a share below 1 puts several on one GPU; 0: CPUs.
-        address: Existing Ray cluster (`auto` or `host:port`) whose machines the processes take; null starts a
-            private one on this machine.
+        workers: Processes that encode; 1: the command itself, without Ray. Each makes one shard at a time:
+            all are busy if `shard_megabytes` is small enough for several shards per worker.
+        gpus_per_worker: GPUs of each process; a share below 1 puts several on one GPU; 0: CPUs.
+        address: Existing Ray cluster (`auto` or `host:port`) for the processes; null starts a private one on
+            this machine.
     """
 
     workers: int = 1
@@ -72,12 +72,17 @@ class PrepareCommandConfig(PrepareConfig):
 
 @dataclass
 class RootConfig(TrainingConfig):
-    """Everything that `worldvla train` needs to know.
+    """All settings of `worldvla train`.
 
     Attributes:
         eval: Evaluations beside the training.
-        cluster: Which machines the run takes.
+        cluster: The machines of the run.
     """
 
     eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def last_step(self) -> int:
+        """Step that ends this command's training: `trainer.steps` or, if earlier, `trainer.stop_after`."""
+        return min(self.trainer.steps, self.trainer.stop_after or self.trainer.steps)

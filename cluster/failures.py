@@ -15,8 +15,8 @@ class TrainingFailedError(CommandFailedError):
 
     Args:
         message: Cause and log file.
-        kind: Class of the exception in the rank; None where a process ended without one.
-        headline: Class and first line of the exception, the same each time that it fails in the same way.
+        kind: Class of the exception in the rank; None if a process ended without one.
+        headline: Class and first line of the exception, which identify the failure when it is repeated.
     """
 
     def __init__(self, message: str, kind: str | None = None, headline: str = "") -> None:

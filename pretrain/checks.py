@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from data.errors import InputError
-from pretrain.config import GuardConfig, Offload, Precision, TrainingConfig, ZeroStage
-from pretrain.model.attention.choose import BACKENDS, check_backend
-from pretrain.model.config import COMPILE_CHOICES, RECOMPUTE_POLICIES
+from pretrain.config import GuardConfig, Offload, TrainingConfig, ZeroStage
+from pretrain.model.attention.choose import check_backend
 from pretrain.model.transformer import check_divides
+from pretrain.precision import PRECISIONS
 
 OFFLOAD_STAGES: dict[Offload, tuple[ZeroStage, ...]] = {
     "none": (0, 1, 2, 3),
     "optimizer": (1, 2, 3),
     "all": (3,),
 }
-PRECISIONS: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -57,9 +56,6 @@ def check_training(config: TrainingConfig) -> None:
     _check_below_one("model.dropout", config.model.dropout)
     for beta in config.optim.betas:
         _check_below_one("optim.betas", beta)
-    _check_choice("model.attention", config.model.attention, BACKENDS)
-    _check_choice("model.recompute", config.model.recompute, RECOMPUTE_POLICIES)
-    _check_choice("model.compile", config.model.compile, COMPILE_CHOICES)
     _check_profile_steps(config.telemetry.profile_steps)
     _check_minimum("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
     _check_layout(config)
@@ -153,10 +149,3 @@ def _check_fraction(name: str, value: float | None) -> None:
 def _check_below_one(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise InputError(f"{name}={value}, expected at least 0 and below 1; correct the setting")
-
-
-def _check_choice(name: str, value: object, choices: Collection[object]) -> None:
-    if value not in choices:
-        raise InputError(
-            f"{name}={value}, expected one of {', '.join(map(str, choices))}; correct the setting"
-        )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and the optimisers with their groups of parameters."""
+"""Learning-rate schedules, optimisers and their parameter groups."""
 
 from __future__ import annotations
 
@@ -50,30 +50,30 @@ def _decay(config: OptimConfig, step: int, steps: int, warmup: int) -> float:
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, decay_all: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of `config.name`. It leaves an update out where its attribute `found_inf` is 1.
+    """The optimiser of `config.name`, which skips an update if its attribute `found_inf` is 1.
 
     Args:
         parameters: `module.named_parameters()`.
-        config: Its settings; the learning rate is given anew at each step.
+        config: Its settings; the learning rate is set at each step.
         decay_all: See `parameter_groups`.
     """
     groups = parameter_groups(parameters, config.weight_decay, decay_all)
     if config.name == "lion":
-        from pretrain.lion import GatedLion  # late: its package takes seconds
+        from pretrain.lion import SkippableLion  # imported late: its package takes seconds
 
-        # Parameter by parameter, so that what it computes with is not there for all of them at a time.
-        return GatedLion(groups, lr=config.lr, betas=config.betas, foreach=False)
-    # One kernel a tensor that needs no build, and that reads the flag on the device.
+        # Parameter by parameter, so that temporaries exist for one of them at a time.
+        return SkippableLion(groups, lr=config.lr, betas=config.betas, foreach=False)
+    # One kernel for each tensor, without a build; reads the flag on the device.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of the tensors that an optimiser of `build_optimizer` keeps of every weight."""
-    return ("exp_avg", "exp_avg_sq") if counts_updates(optimizer) else ("exp_avg",)
+def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Names of the state tensors that an optimiser of `build_optimizer` has for every weight."""
+    return ("exp_avg", "exp_avg_sq") if has_step_count(optimizer) else ("exp_avg",)
 
 
-def counts_updates(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it keeps a count of updates, `step`: AdamW does, for its bias correction; Lion does not."""
+def has_step_count(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its state counts updates as `step`: AdamW's does, for the bias correction; Lion's does not."""
     return isinstance(optimizer, torch.optim.AdamW)
 
 
@@ -82,8 +82,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of the optimiser: weight decay on matrices, none on norms and biases.
 
-    The names decide, not the shapes: the q/k norms are matrices [heads, head size], and ZeRO-3 leaves a
-    parameter without its shape.
+    Decided by name, not by shape: q/k norms are matrices [heads, head size], and under ZeRO-3 parameters are
+    empty.
 
     Args:
         parameters: `module.named_parameters()`.

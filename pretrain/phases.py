@@ -8,7 +8,7 @@ PHASES: tuple[str, ...] = ("data", "forward", "backward", "optimizer", "checkpoi
 
 
 def phase(name: str) -> record_function:
-    """A `with` block that shows in a trace as a phase of the step; costs microseconds without a profiler.
+    """A context that marks a phase of the step in traces; costs microseconds without a profiler.
 
     Args:
         name: One of `PHASES`.

@@ -23,7 +23,7 @@ from pretrain.faults.rollback import exceeds_limit, report_skipped_steps, roll_b
 from pretrain.faults.watchdog import Watchdog
 from pretrain.hooks import StepHook
 from pretrain.optim import learning_rate
-from pretrain.parallel.affinity import bind_near_gpu
+from pretrain.parallel.affinity import bind_to_gpu_cpus
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
@@ -64,7 +64,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
     """
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
     check_hardware(config, groups.device)
-    if config.parallel.bind_cpus and (binding := bind_near_gpu(groups.device)):
+    if config.parallel.bind_cpus and (binding := bind_to_gpu_cpus(groups.device)):
         _LOG.info(binding)
     folder = RunFolder.of(config.run)
     with (
@@ -76,7 +76,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
         check_model_fits(config, stream)
         start = start or open_run_on_ranks(config, folder, groups.rank)
         run_on_rank_zero(lambda: prepare_folder(config, folder, stream))
-        engine = Engine.build(config, groups, draw=start.origin is None)
+        engine = Engine.build(config, groups, initialise=start.origin is None)
         metadata = load_weights(start.origin, engine, stream)
         with (
             closing(Recorder(config, folder, engine, metadata["tokens"])) as recorder,
@@ -88,7 +88,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
                 loop.run((profiler, recorder, watchdog, *hooks))
             loop.finish()
     if loop.is_preempted:
-        raise PreemptedError(f"ended as asked, {loop.progress}")
+        raise PreemptedError(f"stopped on request, {loop.progress}")
 
 
 class _Loop:
@@ -196,7 +196,7 @@ class _Loop:
         """End the run with the step before `step`, for which some rank has no batch."""
         last = step - 1
         steps, self._stop = self._engine.step_count - last, True
-        self._engine.count_back(last)
+        self._engine.rewind_step_count(last)
         self._recorder.discard_steps(steps)
         if last != self._saved_step:
             self._save()

@@ -1,1 +1,1 @@
-"""The `worldvla` command: its command line, the handler of each command, help and the demo."""
+"""The `worldvla` command: its command line, its settings, help, and one handler per command."""

@@ -1,4 +1,4 @@
-"""The commands of `worldvla`: names, settings and where each is carried out."""
+"""The commands of `worldvla`: their names, settings and handlers."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Command:
         name: Words on the command line (`"eval"`, `"inspect plan"`).
         summary: What it does, in one line.
         schema: `module:class` of its settings.
-        function: `module:function` that takes the settings and an `Invocation`.
+        handler: `module:function` in `cluster.cli.handlers` that takes the settings and an `Invocation`.
         config_name: Primary file in `configs/` whose groups apply; None: no groups.
-        examples: Command lines worth copying.
-        json: Whether `--json` is understood.
-        preset: Settings that the command begins with.
-        dry_run: Whether `--dry-run` is understood.
+        examples: Command lines for the help.
+        json: Whether it has the option `--json`.
+        preset: Overrides that precede those of the command line.
+        dry_run: Whether it has the option `--dry-run`.
     """
 
     name: str
     summary: str
     schema: str
-    function: str
+    handler: str
     config_name: str | None = None
     examples: tuple[str, ...] = ()
     json: bool = False
@@ -36,17 +36,17 @@ class Command:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What it understands besides `--debug` and `--help`."""
-        understood = {"--json": self.json, "--dry-run": self.dry_run}
-        return tuple(option for option, wanted in understood.items() if wanted)
+        """Its options besides `--debug` and `--help`."""
+        available = {"--json": self.json, "--dry-run": self.dry_run}
+        return tuple(option for option, is_available in available.items() if is_available)
 
     def load_schema(self) -> type:
         """Import the class of its settings."""
         return _load(self.schema)
 
-    def load_function(self) -> Callable[..., None]:
-        """Import the function that carries it out."""
-        return _load(self.function)
+    def load_handler(self) -> Callable[..., None]:
+        """Import its handler."""
+        return _load(self.handler)
 
 
 COMMANDS = (
@@ -54,7 +54,7 @@ COMMANDS = (
         "demo",
         "the whole loop on this machine: collect, prepare, train, resume, evaluate, report",
         "cluster.cli.config:DemoConfig",
-        "cluster.cli.demo:run_demo",
+        "cluster.cli.handlers.demo:run_demo",
         config_name="train",
         examples=("worldvla demo", "worldvla demo run.name=mine trainer.steps=100"),
         preset=("experiment=demo", "data.url=''"),
@@ -63,21 +63,21 @@ COMMANDS = (
         "collect",
         "record demonstrations of a scripted expert in a simulator (LIBERO's HDF5 layout)",
         "eval.config:CollectConfig",
-        "cluster.cli.handlers:run_collect",
+        "cluster.cli.handlers.collect:run_collect",
         examples=("worldvla collect suite=robosuite_lift episodes=12 out=demos",),
     ),
     Command(
         "vq",
         "train an image tokenizer (VQ-GAN) on the frames of demonstrations",
         "pretrain.config:VqConfig",
-        "cluster.cli.handlers:run_vq",
+        "cluster.cli.handlers.vq:run_vq",
         examples=("worldvla vq source=demos out=tokenizer.safetensors steps=2000",),
     ),
     Command(
         "prepare",
         "turn demonstrations into token shards with an index",
         "cluster.config:PrepareCommandConfig",
-        "cluster.cli.handlers:run_prepare",
+        "cluster.cli.handlers.prepare:run_prepare",
         examples=(
             "worldvla prepare source=demos out=shards",
             "worldvla prepare source=libero_lerobot out=s3://bucket/libero resolution=256 workers=8 "
@@ -88,7 +88,7 @@ COMMANDS = (
         "train",
         "train on shards, evaluating checkpoints as they are committed",
         "cluster.config:RootConfig",
-        "cluster.cli.handlers:run_train",
+        "cluster.cli.handlers.train:run_train",
         config_name="train",
         examples=(
             "worldvla train experiment=demo data.url=shards run.name=mine",
@@ -97,9 +97,9 @@ COMMANDS = (
     ),
     Command(
         "submit",
-        "train as a Slurm job that goes back into the queue and on by itself",
+        "train as a Slurm job that is requeued and resumes by itself",
         "cluster.slurm.config:SubmitConfig",
-        "cluster.slurm.submit:submit",
+        "cluster.cli.handlers.submit:run_submit",
         config_name="train",
         examples=(
             "worldvla submit experiment=worldvla_libero_goal_256 nodes=8",
@@ -113,7 +113,7 @@ COMMANDS = (
         "eval",
         "run a checkpoint's policy, or the expert, on a task suite",
         "eval.config:EvalCommandConfig",
-        "cluster.cli.handlers:run_eval",
+        "cluster.cli.handlers.evaluate:run_eval",
         examples=(
             "worldvla eval checkpoint=runs/mine/checkpoints/step_00000400 suite=robosuite_lift episodes=4",
             "worldvla eval policy=expert suite=libero_object tasks=[0] episodes=2 out=results",
@@ -122,9 +122,9 @@ COMMANDS = (
     ),
     Command(
         "imagine",
-        "roll a checkpoint's world model out along a recorded episode, beside the truth",
+        "roll a checkpoint's world model out along recorded episodes and compare with their frames",
         "eval.config:ImagineConfig",
-        "cluster.cli.handlers:run_imagine",
+        "cluster.cli.handlers.imagine:run_imagine",
         examples=(
             "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=8",
             "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=50 episodes=16",
@@ -133,9 +133,9 @@ COMMANDS = (
     ),
     Command(
         "report",
-        "write a run's report.html, or one page that compares runs: self-contained",
+        "write a run's report.html, or one self-contained page that compares runs",
         "cluster.cli.config:ReportConfig",
-        "cluster.cli.handlers:run_report",
+        "cluster.cli.handlers.report:run_report",
         examples=(
             "worldvla report run=runs/mine",
             "worldvla report runs=[runs/mine,runs/other] out=comparison.html",
@@ -143,9 +143,9 @@ COMMANDS = (
     ),
     Command(
         "convert import",
-        "published weights (Chameleon, Lumina-mGPT, WorldVLA; vqgan.ckpt) into what a training starts from",
+        "import published weights (Chameleon, Lumina-mGPT, WorldVLA; vqgan.ckpt) to start a training from",
         "cluster.cli.config:ConvertImportConfig",
-        "cluster.cli.convert:convert_import",
+        "cluster.cli.handlers.convert:run_convert_import",
         examples=(
             "worldvla convert import source=chameleon-7b out=weights/chameleon-7b",
             "worldvla convert import source=tokenizer/vqgan.ckpt out=weights/image_256px.safetensors "
@@ -154,9 +154,9 @@ COMMANDS = (
     ),
     Command(
         "convert samples",
-        "published WorldVLA samples (pickled token lists, nothing in them is trusted) into token shards",
+        "convert published WorldVLA samples (untrusted pickles of token lists) into token shards",
         "data.config:ConvertSamplesConfig",
-        "cluster.cli.convert:convert_samples",
+        "cluster.cli.handlers.convert:run_convert_samples",
         examples=(
             "worldvla convert samples source=libero_object_tokens out=shards suite=libero_object "
             "image_tokenizer=image_256px.safetensors text_tokenizer=tokenizer.json",
@@ -164,9 +164,9 @@ COMMANDS = (
     ),
     Command(
         "convert export",
-        "a checkpoint's weights as a folder that transformers loads",
+        "export a checkpoint's weights as a folder that transformers loads",
         "cluster.cli.config:ConvertExportConfig",
-        "cluster.cli.convert:convert_export",
+        "cluster.cli.handlers.convert:run_convert_export",
         examples=(
             "worldvla convert export checkpoint=runs/mine/checkpoints/step_00000400 out=exported",
             "worldvla convert export checkpoint=weights/chameleon-7b out=exported dtype=float32",
@@ -174,25 +174,25 @@ COMMANDS = (
     ),
     Command(
         "doctor",
-        "examine this machine or allocation: packages, GPUs, network, storage, renderer, Slurm",
+        "check this machine or allocation: packages, GPUs, network, storage, renderer, Slurm",
         "cluster.doctor.config:DoctorConfig",
-        "cluster.doctor.examine:doctor",
+        "cluster.cli.handlers.doctor:run_doctor",
         examples=("worldvla doctor", "worldvla doctor url=s3://bucket/shards folder=/shared/runs --json"),
         json=True,
     ),
     Command(
         "inspect plan",
-        "which windows each rank reads in a step",
+        "show which windows each rank reads in a step",
         "cluster.inspect.config:InspectPlanConfig",
-        "cluster.inspect.plan:inspect_plan",
+        "cluster.cli.handlers.inspect:run_inspect_plan",
         examples=("worldvla inspect plan url=shards seed=0 step=7 ranks=4 --json",),
         json=True,
     ),
     Command(
         "inspect data",
-        "what a data set holds: counts, lengths, actions, frames as a picture; every checksum verified",
+        "show what a data set holds (counts, lengths, actions, some frames) and verify every checksum",
         "cluster.inspect.config:InspectDataConfig",
-        "cluster.inspect.dataset:inspect_data",
+        "cluster.cli.handlers.inspect:run_inspect_data",
         examples=(
             "worldvla inspect data url=shards",
             "worldvla inspect data url=s3://bucket/libero image_tokenizer=image_256px.safetensors --json",
@@ -201,9 +201,9 @@ COMMANDS = (
     ),
     Command(
         "inspect checkpoint",
-        "checkpoints of a run, of a folder or of an object store, every file verified against its checksum",
+        "list the checkpoints of a run, a folder or an object store, and verify every checksum",
         "cluster.inspect.config:InspectCheckpointConfig",
-        "cluster.inspect.checkpoint:inspect_checkpoint",
+        "cluster.cli.handlers.inspect:run_inspect_checkpoint",
         examples=(
             "worldvla inspect checkpoint path=runs/mine",
             "worldvla inspect checkpoint path=s3://bucket/mine/step_00000400 --json",
@@ -212,9 +212,9 @@ COMMANDS = (
     ),
     Command(
         "inspect cluster",
-        "which node runs which ranks, and where evaluations find room",
+        "show which node runs which ranks, and which node the evaluations",
         "cluster.inspect.config:InspectClusterConfig",
-        "cluster.inspect.nodes:inspect_cluster",
+        "cluster.cli.handlers.inspect:run_inspect_cluster",
         config_name="train",
         examples=(
             "worldvla inspect cluster experiment=worldvla_libero_goal_256 nodes=8 parallel.tensor=2 "
@@ -226,9 +226,9 @@ COMMANDS = (
     ),
     Command(
         "inspect memory",
-        "which layouts of a training fit the GPUs, with estimated memory, communication and step time",
+        "show which layouts fit the GPUs, with estimated memory, communication and step time",
         "cluster.inspect.config:InspectMemoryConfig",
-        "cluster.inspect.memory:inspect_memory",
+        "cluster.cli.handlers.inspect:run_inspect_memory",
         config_name="inspect_memory",
         examples=(
             "worldvla inspect memory model=7b gpus=64 gpu_memory=80GB",
@@ -239,11 +239,11 @@ COMMANDS = (
 )
 
 
-def members(group: str) -> list[Command]:
-    """The commands of two words whose first is `group` (`inspect`, `convert`)."""
+def group_members(group: str) -> list[Command]:
+    """The commands of a group (`inspect`, `convert`): those of two words whose first is its name."""
     return [command for command in COMMANDS if command.name.startswith(f"{group} ")]
 
 
-def _load(where: str) -> Any:
-    module, _, name = where.partition(":")
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
     return getattr(import_module(module), name)

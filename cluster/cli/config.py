@@ -10,7 +10,7 @@ from pretrain.config import WeightsDtype
 
 @dataclass
 class DemoStageConfig:
-    """What the demo does around its training.
+    """Stages of the demo around its training.
 
     Attributes:
         episodes: Demonstrations to collect per task.
@@ -30,7 +30,7 @@ class DemoConfig(RootConfig):
     """`worldvla demo`: the settings of `worldvla train experiment=demo` and of the demo's own stages.
 
     Attributes:
-        demo: What the demo does around its training.
+        demo: Stages of the demo around its training.
     """
 
     demo: DemoStageConfig = field(default_factory=DemoStageConfig)
@@ -38,7 +38,7 @@ class DemoConfig(RootConfig):
 
 @dataclass
 class ReportConfig:
-    """`worldvla report`: one run, or several beside each other.
+    """`worldvla report`: one run, or a comparison of several.
 
     Attributes:
         run: The run's folder; the page is `report.html` in it.
@@ -56,11 +56,11 @@ class ConvertImportConfig:
     """`worldvla convert import`.
 
     Attributes:
-        source: What it is decides what is made of it. A folder with config.json and safetensors files
+        source: What to import. A folder with config.json and safetensors files
             (Chameleon, Lumina-mGPT, WorldVLA) becomes a checkpoint to start a training from; Chameleon's
-            vqgan.ckpt (vqgan.yaml beside it tells other sizes than Chameleon's) becomes an image tokenizer.
+            vqgan.ckpt (vqgan.yaml beside it gives sizes other than Chameleon's) becomes an image tokenizer.
         out: New checkpoint folder, or new image tokenizer file (*.safetensors).
-        shard_megabytes: Largest file of a checkpoint; a larger tensor gets a file of its own.
+        shard_megabytes: Largest file of a checkpoint; a larger tensor is in a file of its own.
         pixels: Side of the frames that an image tokenizer is for (Chameleon's serves 256 as well as 512);
             null: the side in vqgan.yaml, 512 without it.
     """
@@ -78,11 +78,11 @@ class ConvertExportConfig:
     Attributes:
         checkpoint: Folder of a checkpoint, of a training in any layout or imported.
         out: New folder for config.json and safetensors files.
-        dtype: `float32`, `bfloat16` or `float16`; null: imported weights keep theirs, a training's become
-            bfloat16.
-        image_tokenizer: Image tokenizer file whose encoder goes along as `model.vqmodel.*` (only one that has
-            the network of Chameleon's vqgan.ckpt); null: without.
-        shard_megabytes: Largest weight file; a larger tensor gets a file of its own.
+        dtype: `float32`, `bfloat16` or `float16`; null: that of imported weights, bfloat16 for
+            those of a training.
+        image_tokenizer: Image tokenizer file whose encoder is exported as `model.vqmodel.*` (only with the
+            network of Chameleon's vqgan.ckpt); null: none.
+        shard_megabytes: Largest weight file; a larger tensor is in a file of its own.
     """
 
     checkpoint: str = "???"

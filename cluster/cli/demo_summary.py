@@ -1,4 +1,4 @@
-"""The table at the demo's end: what was learned, and where to look."""
+"""The table at the end of the demo: what was learned, and which files to open."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from pretrain.run_folder import RunFolder
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
 from pretrain.telemetry.sinks import read_metrics
 
-_AVERAGED = 10  # logged steps at either end: single steps scatter
+_AVERAGED_STEPS = 10  # logged steps at either end: single steps are noisy
 
 
-def print_learned(console: Console, folder: RunFolder, page: Path, tokenizer: str) -> None:
-    """Print the table, the run folder and the page to open; `tokenizer`: the image tokenizer's quality."""
+def print_summary(console: Console, folder: RunFolder, page: Path, tokenizer: str) -> None:
+    """Print the table, the run folder and the page to open.
+
+    Args:
+        console: Where to print.
+        folder: Of the run.
+        page: The report.
+        tokenizer: Quality of the image tokenizer, as text.
+    """
     table = Table(title="What was learned", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in [*learned(folder), ("image tokenizer", tokenizer)]:
+    for name, value in [*summary_rows(folder), ("image tokenizer", tokenizer)]:
         table.add_row(name, value)
     console.print()
     console.print(table)
@@ -29,17 +36,17 @@ def print_learned(console: Console, folder: RunFolder, page: Path, tokenizer: st
     console.print(f"open        {page.resolve()}")
 
 
-def learned(folder: RunFolder) -> list[tuple[str, str]]:
-    """Rows of the table, from the run folder alone; what was not measured is left out."""
+def summary_rows(folder: RunFolder) -> list[tuple[str, str]]:
+    """Rows of the table, from the run folder alone; without what was not measured."""
     steps = [record for record in read_metrics(folder.metrics) if "event" not in record]
     summary = folder.read_summary()
     rows = [
-        (f"loss of {kind}s", f"{_ends(steps, f'loss_{kind}')} nats a token")
+        (f"loss of {kind}s", f"{_first_and_last(steps, f'loss_{kind}')} nats a token")
         for kind in ("action", "image")
         if _values(steps, f"loss_{kind}")
     ]
     rows += [
-        (f"{kind} tokens predicted right", f"{_ends(steps, f'accuracy_{kind}', percent=True)}")
+        (f"{kind} tokens predicted right", f"{_first_and_last(steps, f'accuracy_{kind}', percent=True)}")
         for kind in ("action", "image")
         if _values(steps, f"accuracy_{kind}")
     ]
@@ -53,10 +60,10 @@ def _values(steps: list[dict[str, Any]], key: str) -> list[float]:
     return [record[key] for record in steps if record.get(key) is not None]
 
 
-def _ends(steps: list[dict[str, Any]], key: str, percent: bool = False) -> str:
-    """Mean over the first and over the last logged steps."""
+def _first_and_last(steps: list[dict[str, Any]], key: str, percent: bool = False) -> str:
+    """Mean over the first and over the last logged steps, as text."""
     values = _values(steps, key)
-    count = min(_AVERAGED, len(values))
+    count = min(_AVERAGED_STEPS, len(values))
     first, last = sum(values[:count]) / count, sum(values[-count:]) / count
     return f"{first:.0%} -> {last:.0%}" if percent else f"{first:.2f} -> {last:.2f}"
 

@@ -1,4 +1,4 @@
-"""`--help`: the commands, and each command's settings with the texts of its dataclasses' docstrings."""
+"""`--help`: the commands, and the settings of each with the texts of its dataclasses' docstrings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from inspect import cleandoc
 from typing import Any, get_type_hints
 
-from cluster.cli.commands import COMMANDS, Command, members
+from cluster.cli.commands import COMMANDS, Command, group_members
+from cluster.overrides import format_value
 from pretrain.installation import project_file
 from pretrain.setting_types import choices
 
@@ -25,9 +26,9 @@ class Setting:
 
     Attributes:
         key: With dots (`optim.lr`).
-        default: As written on the command line; `required` without one.
-        text: What it means, empty where nothing is written.
-        choices: The values that it takes; empty: any of its type.
+        default: In the syntax of the command line; `(required)` without one.
+        text: Its description; empty if the docstring has none.
+        choices: The allowed values; empty: any of its type.
     """
 
     key: str
@@ -37,10 +38,10 @@ class Setting:
 
 
 def overview(group: str | None = None) -> str:
-    """The text of `worldvla --help`, or of `worldvla GROUP --help`."""
+    """Text of `worldvla --help`, or of `worldvla GROUP --help`."""
     width = max(len(command.name) for command in COMMANDS)
     if group is not None:
-        named = [f"  {command.name:<{width}}  {command.summary}" for command in members(group)]
+        named = [f"  {command.name:<{width}}  {command.summary}" for command in group_members(group)]
         return "\n".join([f"usage: worldvla {group} COMMAND [key=value ...] [--help]", "", *named])
     lines = [
         "usage: worldvla COMMAND [key=value ...] [--help] [--debug] [--json]",
@@ -56,16 +57,17 @@ def overview(group: str | None = None) -> str:
         "",
         "options:",
         "  --debug   tracebacks instead of one-line errors",
-        "  --json    machine-readable output (eval, inspect, submit)",
+        "  --json    machine-readable output (doctor, eval, imagine, inspect, submit)",
         "  --dry-run show what would be done, and do nothing (submit)",
         "",
-        "exit codes: 0 done, 1 failed, 2 wrong input or settings, 130 interrupted",
+        "exit codes: 0 done, 1 failed, 2 invalid input or settings, 85 stopped on request with a checkpoint,",
+        "  130 interrupted",
     ]
     return "\n".join(lines)
 
 
 def describe(command: Command) -> str:
-    """The text of `worldvla COMMAND --help`."""
+    """Text of `worldvla COMMAND --help`."""
     option = "".join(f" [{name}]" for name in command.options)
     lines = [
         f"usage: worldvla {command.name} [key=value ...]{option} [--debug]",
@@ -86,21 +88,21 @@ def describe(command: Command) -> str:
 
 
 def settings(defaults: Any, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a dataclass (or of an object of one, with its values), nested ones with dots."""
+    """All settings of a dataclass, or of an instance with its values; nested ones with dots."""
     schema = defaults if isinstance(defaults, type) else type(defaults)
-    hints, texts = get_type_hints(schema), _texts(schema)
+    types, texts = get_type_hints(schema), _descriptions(schema)
     for field in fields(schema):
-        hint = hints[field.name]
+        kind = types[field.name]
         value = _class_default(field) if defaults is schema else getattr(defaults, field.name)
-        if isinstance(hint, type) and is_dataclass(hint):
-            yield from settings(hint if defaults is schema else value, f"{prefix}{field.name}.")
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from settings(kind if defaults is schema else value, f"{prefix}{field.name}.")
         else:
-            allowed = tuple(map(_written, choices(hint)))
-            yield Setting(f"{prefix}{field.name}", _written(value), texts.get(field.name, ""), allowed)
+            allowed = tuple(map(format_value, choices(kind)))
+            yield Setting(f"{prefix}{field.name}", _format_default(value), texts.get(field.name, ""), allowed)
 
 
 def _defaults(command: Command) -> Any:
-    """The class of a command's settings; with a preset the values that the preset makes of it."""
+    """The class of a command's settings; with a preset an instance with the values of the preset."""
     if not command.preset:
         return command.load_schema()
     from pretrain.settings import compose
@@ -114,26 +116,17 @@ def _class_default(field: Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else "???"
 
 
-def _written(value: Any) -> str:
-    """A value as written on the command line."""
-    if value == "???":
-        return "(required)"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(str, value)) + "]"
-    return str(value)
+def _format_default(value: Any) -> str:
+    return "(required)" if value == "???" else format_value(value)
 
 
-def _texts(schema: type) -> dict[str, str]:
-    """Name -> what the `Attributes` section of its class, or of a base class, says."""
+def _descriptions(schema: type) -> dict[str, str]:
+    """Description of each setting in the `Attributes` section of its class, or of a base class."""
     texts: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         for names, text in _entries(base):
-            other = getattr(sys.modules[base.__module__], _other_class(text), None)
-            texts.update({name: (_texts(other).get(name, text) if other else text) for name in names})
+            other = getattr(sys.modules[base.__module__], _referenced_class(text), None)
+            texts.update({name: (_descriptions(other).get(name, text) if other else text) for name in names})
     return texts
 
 
@@ -146,8 +139,8 @@ def _entries(schema: type) -> Iterator[tuple[list[str], str]]:
             yield match.group(1).split(", "), match.group(2)
 
 
-def _other_class(text: str) -> str:
-    """The class that an entry `As in `Class`` points to, else an empty string."""
+def _referenced_class(text: str) -> str:
+    """The class that an entry `As in `Class`` refers to; an empty string for other entries."""
     match = re.match(r"As in `(\w+)`", text)
     return match.group(1) if match else ""
 

@@ -1,6 +1,6 @@
-"""The `worldvla` command: reads the command line, composes typed settings, hands over, reports mistakes.
+"""Entry point of `worldvla`: parse the command line, compose typed settings, call the handler, report errors.
 
-Nothing heavy is imported here: `worldvla --help` answers at once.
+Heavy libraries are not imported here, so that `worldvla --help` is quick.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import select
 import sys
 from collections.abc import Sequence
 
-from cluster.cli.commands import COMMANDS, Command, members
+from cluster.cli.commands import COMMANDS, Command, group_members
 from data.errors import InputError
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, INVALID_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,45 +25,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        if _is_read():  # another pipe broke
+        if _stdout_has_reader():  # another pipe broke
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails at the exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails as well
         return 0
     except InputError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
+        return INVALID_INPUT
     except KeyboardInterrupt:
         if debug:
             raise
-        print("interrupted; the same command goes on from what is already written", file=sys.stderr)
+        print("interrupted; the same command resumes from what is already written", file=sys.stderr)
         return INTERRUPTED
 
 
-def _is_read() -> bool:
-    """Whether somebody reads what is printed; `head`, for example, goes when it has seen enough."""
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)
-    return not any(event & select.POLLERR for _, event in output.poll(0))
+def _stdout_has_reader() -> bool:
+    """Whether the reader of standard output still exists; `head`, for example, ends after some lines."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _run(words: list[str]) -> int:
+    """Run the command that the words name; return the exit code."""
     flags = {word for word in words if word.startswith("-")}
     words = [word for word in words if not word.startswith("-")]
-    wants_help = bool(flags & {"--help", "-h"})
+    help_requested = bool(flags & {"--help", "-h"})
     if not words:
         from cluster.cli.help import overview
 
         print(overview())
-        return 0 if wants_help else WRONG_INPUT
-    if wants_help and len(words) == 1 and members(words[0]):
+        return 0 if help_requested else INVALID_INPUT
+    if help_requested and len(words) == 1 and group_members(words[0]):
         from cluster.cli.help import overview
 
         print(overview(words[0]))
         return 0
-    command, rest = _find(words)
-    if wants_help:
+    command, overrides = _find(words)
+    if help_requested:
         from cluster.cli.help import describe
 
         print(describe(command))
@@ -71,16 +72,16 @@ def _run(words: list[str]) -> int:
     unknown = flags - {"--debug", *command.options}
     if unknown:
         raise InputError(f"worldvla {command.name}: unknown option {sorted(unknown)[0]}; see --help")
-    for word in rest:
+    for word in overrides:
         if "=" not in word:
             raise InputError(f"worldvla {command.name}: {word!r}: settings are written key=value; see --help")
-    return _carry_out(command, rest, flags)
+    return _call_handler(command, overrides, flags)
 
 
-def _carry_out(command: Command, overrides: list[str], flags: set[str]) -> int:
-    from cluster.console import make_console
+def _call_handler(command: Command, overrides: list[str], flags: set[str]) -> int:
+    """Compose the settings and call the handler; return the exit code."""
+    from cluster.cli.invocation import Invocation, make_console
     from cluster.failures import CommandFailedError
-    from cluster.invocation import Invocation
     from pretrain.faults.exit_codes import EXIT_PREEMPTED, PreemptedError
     from pretrain.logs import set_up_logging
     from pretrain.settings import compose
@@ -95,7 +96,7 @@ def _carry_out(command: Command, overrides: list[str], flags: set[str]) -> int:
     json = "--json" in flags
     invocation = Invocation(make_console(stderr=json), json, tuple(overrides), "--dry-run" in flags)
     try:
-        command.load_function()(settings, invocation)
+        command.load_handler()(settings, invocation)
     except CommandFailedError as error:
         if "--debug" in flags:
             raise
@@ -115,12 +116,12 @@ def _find(words: list[str]) -> tuple[Command, list[str]]:
             return command, words[len(parts) :]
     import difflib
 
-    if found := members(words[0]):
-        raise InputError(f"worldvla {words[0]}: expected one of {', '.join(c.name for c in found)}")
+    if group := group_members(words[0]):
+        raise InputError(f"worldvla {words[0]}: expected one of {', '.join(c.name for c in group)}")
     names = [command.name for command in COMMANDS]
-    near = difflib.get_close_matches(words[0], names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown command {words[0]!r}{hint} (worldvla --help lists the commands)")
+    similar = difflib.get_close_matches(words[0], names, n=1)
+    suggestion = f"; did you mean {similar[0]!r}?" if similar else ""
+    raise InputError(f"unknown command {words[0]!r}{suggestion} (worldvla --help lists the commands)")
 
 
 if __name__ == "__main__":

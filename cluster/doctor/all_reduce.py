@@ -12,26 +12,26 @@ import sys
 import time
 from statistics import median
 
-_REPEATS, _WARM_UP = 10, 3
+_REPETITIONS, _WARM_UP = 10, 3
 
 
 def measure(megabytes: int) -> dict[str, float | int | str]:
-    """Median time of an all-reduce over the ranks of the process group that exists."""
+    """Measure the median time of an all-reduce over the ranks of the process group that exists."""
     import torch
     import torch.distributed as dist
 
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
     values = torch.ones(megabytes * 250_000, device=device)
-    taken: list[float] = []
-    for _ in range(_WARM_UP + _REPEATS):
+    durations: list[float] = []
+    for _ in range(_WARM_UP + _REPETITIONS):
         values.fill_(1.0)
         start = time.perf_counter()
         dist.all_reduce(values)
-        reached = float(values[-1])  # waits for the device
-        taken.append(time.perf_counter() - start)
-        if reached != dist.get_world_size():
-            raise RuntimeError(f"{dist.get_world_size()} ranks added ones up to {reached}")
-    ranks, seconds = dist.get_world_size(), median(taken[_WARM_UP:])
+        total = float(values[-1])  # waits for the device
+        durations.append(time.perf_counter() - start)
+        if total != dist.get_world_size():
+            raise RuntimeError(f"{dist.get_world_size()} ranks added ones up to {total}")
+    ranks, seconds = dist.get_world_size(), median(durations[_WARM_UP:])
     moved = values.numel() * 4 * 2 * (ranks - 1) / ranks
     return {
         "backend": dist.get_backend(),
@@ -43,11 +43,11 @@ def measure(megabytes: int) -> dict[str, float | int | str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Join the ranks that the environment names, measure and print."""
+    """Join the process group that the environment describes, measure and print; return the exit code."""
     import torch
     import torch.distributed as dist
 
-    # Under srun each task is a rank; MASTER_ADDR and MASTER_PORT come from whoever started it.
+    # Under srun each task is a rank; MASTER_ADDR and MASTER_PORT are set by the caller.
     for name, slurm in (
         ("RANK", "SLURM_PROCID"),
         ("WORLD_SIZE", "SLURM_NTASKS"),
@@ -58,9 +58,9 @@ def main(arguments: list[str]) -> int:
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
     dist.init_process_group("nccl" if gpus else "gloo")
-    found = measure(int(arguments[0]) if arguments else 64)
+    measured = measure(int(arguments[0]) if arguments else 64)
     if dist.get_rank() == 0:
-        print(json.dumps(found), flush=True)
+        print(json.dumps(measured), flush=True)
     dist.destroy_process_group()
     return 0
 

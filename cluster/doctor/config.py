@@ -10,10 +10,10 @@ class DoctorConfig:
     """`worldvla doctor`: is this machine, or this Slurm allocation, fit for a run?
 
     Attributes:
-        folder: Where runs are kept; on a cluster a folder that all nodes share.
-        url: Data set to try to read; null: none.
+        folder: Where runs are stored; on a cluster a folder that all nodes share.
+        url: Data set to read from; null: none.
         all_reduce: Measure an all-reduce between the nodes of the allocation, or on this machine.
-        render: Draw a frame.
+        render: Render a frame.
     """
 
     folder: str = "runs"

@@ -1,1 +1,1 @@
-"""`worldvla inspect`: data sets, data order, checkpoints, memory and node assignment, one file each."""
+"""What `worldvla inspect` computes and shows: data sets, data order, checkpoints, memory, node placement."""

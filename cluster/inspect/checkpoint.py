@@ -1,21 +1,16 @@
-"""`worldvla inspect checkpoint`: what checkpoints are there, and whether every file is as it was written."""
+"""Which checkpoints there are, and whether every file is as it was written."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cluster.console import Board
-from cluster.failures import CommandFailedError
-from cluster.inspect.config import InspectCheckpointConfig
-from cluster.invocation import Invocation
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
@@ -24,87 +19,21 @@ from pretrain.checkpoint.verification import find_damage
 from pretrain.run_layout import READY, RunLayout
 from pretrain.settings import read_yaml
 
-_THREADS = 4
-_MEGABYTE = 1_000_000
+MEGABYTE = 1_000_000
+_MAX_THREADS = 4
 
 
-def inspect_checkpoint(config: InspectCheckpointConfig, call: Invocation) -> None:
-    """`worldvla inspect checkpoint`: one checkpoint in full, or a list of those of a run or a place.
+def is_checkpoint(path: str) -> bool:
+    """Whether a folder or URL is one committed checkpoint."""
+    return open_checkpoint(path).exists(READY)
+
+
+def read_checkpoint(url: str) -> dict[str, Any]:
+    """A committed checkpoint according to its manifest, as `--json` prints it.
 
     Raises:
-        InputError: No checkpoint there.
-        CommandFailedError: A file is damaged or missing.
+        InputError: The manifest is missing or damaged.
     """
-    one = open_checkpoint(config.path).exists(READY)
-    if wrong := _inspect_one(config, call) if one else _inspect_all(config, call):
-        raise CommandFailedError(f"{'; '.join(wrong)}; take another checkpoint")
-
-
-def _inspect_one(config: InspectCheckpointConfig, call: Invocation) -> list[str]:
-    found = _described(config.path)
-    wrong = _verified([found], config, call)
-    if call.json:
-        print(json.dumps(found, indent=2))
-        return wrong
-    if imported := found["imported"]:
-        call.console.print(
-            f"  imported from {imported['source']}, fingerprint {imported['fingerprint'][:12]}"
-        )
-    else:
-        call.console.print(f"  step {found['step']}, saved at {found['parallel']}")
-    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(found["dtypes"].items()))
-    what = "weights alone" if found["only_weights"] else "weights and the optimiser's moments"
-    call.console.print(f"  {found['tensors']} tensors ({kinds}) of {found['values']:,} values: {what}")
-    call.console.print(f"  {found['files']} files, {found['bytes']:,} bytes, {_state(found)}")
-    return wrong
-
-
-def _inspect_all(config: InspectCheckpointConfig, call: Invocation) -> list[str]:
-    place, evaluations = _place(config.path)
-    steps = place.scan()
-    if not steps:
-        raise InputError(
-            f"{config.path}: no committed checkpoint there; name a run's folder, a folder or URL with "
-            "step_... in it, or one of those"
-        )
-    scores = success_rates(evaluations)
-    rows: list[dict[str, Any]] = []
-    for step, whole in steps.items():
-        row: dict[str, Any] = {"path": place.checkpoint_url(step), "step": step, "complete": whole}
-        if whole:
-            try:
-                row |= _described(place.checkpoint_url(step))
-            except InputError as error:
-                row["damaged"] = [str(error)]
-        rows.append(row | {"success_rate": scores.get(step)})
-    wrong = [line for row in rows for line in row.get("damaged", ())]
-    wrong += _verified([row for row in rows if "bytes" in row], config, call)
-    if call.json:
-        print(json.dumps({"path": place.url, "checkpoints": rows}, indent=2))
-        return wrong
-    table = Table(title=f"{place.url}: {sum(steps.values())} checkpoints", title_justify="left")
-    for name in ("step", "MB", "files", "saved at", "success", "state"):
-        table.add_column(name, justify="left" if name in ("saved at", "state") else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
-    call.console.print(table)
-    return wrong
-
-
-def _place(path: str) -> tuple[CheckpointLocation, Path | None]:
-    """Where the checkpoints are that are meant, and the evaluations of their run, if it is known."""
-    folder = Path(path)
-    run, parent = RunLayout(folder), RunLayout(folder.resolve().parent)
-    if "://" not in path and run.config.is_file():
-        url = (read_yaml(run.config).get("checkpointing") or {}).get("url")
-        return CheckpointLocation(url or run.checkpoints), run.evaluations
-    if "://" not in path and parent.config.is_file():
-        return CheckpointLocation(folder), parent.evaluations
-    return CheckpointLocation(path), None
-
-
-def _described(url: str) -> dict[str, Any]:
-    """What a manifest says."""
     manifest = Manifest.read(open_checkpoint(url))
     return {
         "path": url,
@@ -121,30 +50,94 @@ def _described(url: str) -> dict[str, Any]:
     }
 
 
-def _verified(rows: list[dict[str, Any]], config: InspectCheckpointConfig, call: Invocation) -> list[str]:
-    """Read all files, if that is asked for; what is wrong, and in each row what is wrong with it."""
-    if not config.verify:
-        return []
-    wrong: list[str] = []
-    with Board(call.console) as board:
-        bar = board.bar("verify MB", max(1, sum(row["bytes"] for row in rows) // _MEGABYTE))
-        read = 0
+def list_checkpoints(path: str) -> tuple[str, list[dict[str, Any]]]:
+    """The checkpoints of a run, of a folder or of an object store.
 
-        def count(length: int) -> None:
-            nonlocal read
-            read += length
-            bar.update(read // _MEGABYTE)
+    Args:
+        path: A run's folder, or a folder or URL of checkpoints.
 
-        for row in rows:
-            row["damaged"] = _damaged(row["path"], count)
-            row["verified"] = not row["damaged"]
-            wrong += [f"{row['path']}: damaged: {line}" for line in row["damaged"]]
-    return wrong
+    Returns:
+        Their location, and one row per step, ascending: as `read_checkpoint`, with `success_rate` of its
+        evaluation; incomplete and damaged ones have only `path`, `step`, `complete` and `damaged`.
+
+    Raises:
+        InputError: No checkpoint there.
+    """
+    checkpoints, evaluations = _locate(path)
+    steps = checkpoints.scan()
+    if not steps:
+        raise InputError(
+            f"{path}: no committed checkpoint there; name a run's folder, a folder or URL with "
+            "step_... in it, or one of those"
+        )
+    rates = success_rates(evaluations)
+    rows: list[dict[str, Any]] = []
+    for step, complete in steps.items():
+        row: dict[str, Any] = {"path": checkpoints.checkpoint_url(step), "step": step, "complete": complete}
+        if complete:
+            try:
+                row |= read_checkpoint(checkpoints.checkpoint_url(step))
+            except InputError as error:
+                row["damaged"] = [str(error)]
+        rows.append(row | {"success_rate": rates.get(step)})
+    return checkpoints.url, rows
 
 
-def _damaged(url: str, count: Callable[[int], None]) -> list[str]:
-    store = open_checkpoint(url)
-    return find_damage(store, Manifest.read(store).files, min(_THREADS, os.cpu_count() or 1), count)
+def verify_checkpoint(row: dict[str, Any], on_bytes: Callable[[int], None]) -> None:
+    """Compare every file with its checksum; set `damaged` (what is wrong, in lines) and `verified`.
+
+    Args:
+        row: Of `read_checkpoint`.
+        on_bytes: Called with the size of each file that was read.
+    """
+    store = open_checkpoint(row["path"])
+    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    row["damaged"] = find_damage(store, Manifest.read(store).files, threads, on_bytes)
+    row["verified"] = not row["damaged"]
+
+
+def damages(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What is wrong with the checkpoints, each line with its path."""
+    lines: list[str] = []
+    for row in rows:
+        for line in row.get("damaged", ()):
+            lines.append(f"{row['path']}: damaged: {line}" if "bytes" in row else line)
+    return lines
+
+
+def _locate(path: str) -> tuple[CheckpointLocation, Path | None]:
+    """Location of the checkpoints, and folder of their run's evaluations if it is known."""
+    folder = Path(path)
+    run, parent = RunLayout(folder), RunLayout(folder.resolve().parent)
+    if "://" not in path and run.config.is_file():
+        url = (read_yaml(run.config).get("checkpointing") or {}).get("url")
+        return CheckpointLocation(url or run.checkpoints), run.evaluations
+    if "://" not in path and parent.config.is_file():
+        return CheckpointLocation(folder), parent.evaluations
+    return CheckpointLocation(path), None
+
+
+def checkpoint_lines(row: dict[str, Any]) -> Iterator[str]:
+    """One checkpoint as text."""
+    if imported := row["imported"]:
+        yield f"  imported from {imported['source']}, fingerprint {imported['fingerprint'][:12]}"
+    else:
+        yield f"  step {row['step']}, saved at {row['parallel']}"
+    kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(row["dtypes"].items()))
+    content = "weights alone" if row["only_weights"] else "weights and the optimiser's moments"
+    yield f"  {row['tensors']} tensors ({kinds}) of {row['values']:,} values: {content}"
+    yield f"  {row['files']} files, {row['bytes']:,} bytes, {_state(row)}"
+
+
+def checkpoints_table(url: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """One line per checkpoint."""
+    committed = sum(row["complete"] for row in rows)
+    table = Table(title=f"{url}: {committed} checkpoints", title_justify="left")
+    for name in ("step", "MB", "files", "saved at", "success", "state"):
+        table.add_column(name, justify="left" if name in ("saved at", "state") else "right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -155,13 +148,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
     layout = "-"
     if parallel := row["parallel"]:
         layout = f"tensor {parallel['tensor']} x data {parallel['data']}, ZeRO-{parallel['zero_stage']}"
-    size = f"{row['bytes'] / _MEGABYTE:,.1f}"
+    size = f"{row['bytes'] / MEGABYTE:,.1f}"
     return [str(row["step"]), size, str(row["files"]), layout, success, _state(row)]
 
 
 def _state(row: dict[str, Any]) -> str:
     if not row["complete"]:
-        return f"torn: no {READY}"
+        return f"incomplete: no {READY}"
     if row.get("damaged"):
         return f"damaged: {'; '.join(row['damaged'])}"
-    return "every checksum is right" if row.get("verified") else "complete, not verified"
+    return "every checksum matches" if row.get("verified") else "complete, not verified"

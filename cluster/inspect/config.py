@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cluster.config import RootConfig
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
 
 
 @dataclass
@@ -26,7 +27,7 @@ class InspectClusterConfig(RootConfig):
 
 @dataclass
 class InspectPlanConfig:
-    """`worldvla inspect plan`: the order of the data as a pure function of seed and step.
+    """`worldvla inspect plan`: the order of the data, a pure function of seed and step.
 
     Attributes:
         url: Folder or object-store prefix with `index.json`.
@@ -56,10 +57,10 @@ class InspectDataConfig:
     Attributes:
         url: Folder or object-store prefix with `index.json`.
         verify: Read every episode: its checksum is compared and its actions are counted.
-        sheet: PNG that receives decoded frames of some episodes; null: none.
-        image_tokenizer: The VQ-GAN weights that the frames were encoded with; null takes the small one that
-            ships.
-        episodes: How many episodes the picture shows, evenly spread over the data set.
+        sheet: PNG file for decoded frames of some episodes; null: none.
+        image_tokenizer: The VQ-GAN weights that the frames were encoded with; null: the small one that is
+            included.
+        episodes: Episodes in the picture, evenly spread over the data set.
     """
 
     url: str = "???"
@@ -75,7 +76,7 @@ class InspectCheckpointConfig:
 
     Attributes:
         path: A run's folder, a folder or URL of checkpoints, or one checkpoint.
-        verify: Read every file and compare its checksum; false: list alone.
+        verify: Read every file and compare its checksum; false: only list them.
     """
 
     path: str = "???"
@@ -87,10 +88,10 @@ class InspectMemoryConfig:
     """`worldvla inspect memory`: layouts that fit, at ZeRO stage 3 in bf16.
 
     Attributes:
-        model: The network, `model=7b` or single sizes; its recompute policy is not read, all are tried.
+        model: The network, `model=7b` or single sizes; its recompute policy is ignored, all are tried.
         gpus: Number of GPUs.
         gpu_memory: Of one: `80GB`, `79.6GiB`, or a number of GB.
-        reserve: Share of it kept for the driver, communication and fragments of the allocator.
+        reserve: Share of it reserved for the driver, communication and fragments of the allocator.
         sequence_length: `trainer.sequence_length`.
         micro_batches: Values of `trainer.micro_batch` to try.
         global_batch: `trainer.global_batch`; null: four sequences for each GPU.
@@ -98,7 +99,7 @@ class InspectMemoryConfig:
         efficiency: Share of the GPU's peak that the step time is estimated with.
         node_gpus: GPUs of one node; tensor parallelism stays inside.
         offloads: Values of `parallel.offload` to try.
-        host_memory: Host memory of a node, as `gpu_memory`; null: as much as is needed.
+        host_memory: Host memory of a node, as `gpu_memory`; null: unlimited.
         optimizer: `optim.name`: `adamw` or `lion`.
         show: Layouts to print; `--json` has all.
     """
@@ -106,12 +107,12 @@ class InspectMemoryConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     gpus: int = 8
     gpu_memory: str = "80GB"
-    reserve: float = 0.1
+    reserve: float = DEFAULT_MEMORY_RESERVE
     sequence_length: int = 4096
     micro_batches: list[int] = field(default_factory=lambda: [1, 2, 4])
     global_batch: int | None = None
     gpu: str = "H100"
-    efficiency: float = 0.45
+    efficiency: float = DEFAULT_EFFICIENCY
     node_gpus: int = 8
     offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None

@@ -1,33 +1,34 @@
-"""`worldvla inspect memory`: layouts that fit the GPUs, with what each is estimated to need."""
+"""Layouts that fit the GPUs, with the memory, communication and step time that each is estimated to need."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich import box
 from rich.table import Table
 
 from cluster.inspect.config import InspectMemoryConfig
-from cluster.invocation import Invocation
+from cluster.overrides import override
 from data.errors import InputError
 from data.sizes import parse_bytes
-from pretrain.planner.layouts import Plan, Wanted, feasible, machine
-from pretrain.planner.memory import parameters
+from pretrain.planner.gpus import Machine
+from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+from pretrain.planner.memory import count_parameters
 
 ESTIMATE = "estimate, not measured"
-_WIDTH = 130
+TABLE_WIDTH = 130  # columns that the table needs; it is not folded to a narrow terminal
 
 
-def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
-    """`worldvla inspect memory`.
+def plan_layouts(config: InspectMemoryConfig) -> tuple[LayoutRequest, list[LayoutEstimate]]:
+    """The request to the planner, and the layouts that fit, the quickest first.
 
     Raises:
-        InputError: A setting that cannot be, or no layout fits.
+        InputError: A setting is out of range, or no layout fits.
     """
     if config.show < 1:
         raise InputError(f"show={config.show}, expected 1 or more; correct the setting")
-    wanted = Wanted(
+    request = LayoutRequest(
         model=config.model,
         gpus=config.gpus,
         gpu_memory=parse_bytes("gpu_memory", config.gpu_memory),
@@ -35,49 +36,33 @@ def inspect_memory(config: InspectMemoryConfig, call: Invocation) -> None:
         sequence_length=config.sequence_length,
         micro_batches=config.micro_batches,
         global_batch=config.global_batch,
-        machine=machine(config.gpu, config.efficiency, config.node_gpus),
+        machine=Machine.of_gpu(config.gpu, config.efficiency, config.node_gpus),
         offloads=config.offloads,
         host_memory=_host_memory(config),
         optimizer=config.optimizer,
     )
-    plans = feasible(wanted)
-    if call.json:
-        print(json.dumps(_content(config, wanted, plans), indent=2))
-        return
-    shown = plans[: config.show]
-    # A narrow terminal, or none, must not cost digits.
-    call.console.width = max(call.console.width, _WIDTH)
-    call.console.print(_table(wanted, shown, len(plans)))
-    call.console.print(
-        "  ZeRO stage 3, bf16 with fp32 master weights, sequence parallel where tensor > 1; "
-        f"{wanted.step_sequences} sequences of {wanted.sequence_length} tokens a step"
-    )
-    gpu = wanted.machine
-    call.console.print(
-        "  total: the peak; the optimiser's update takes the place of activations, loss and layer where "
-        "it is larger"
-    )
-    call.console.print(
-        f"  step time: {ESTIMATE}: {config.gpu} at {100 * config.efficiency:.4g} % of "
-        f"{gpu.peak / 1e12:.4g} TFLOP/s, {gpu.node_bandwidth / 1e9:.4g} GB/s inside a node, "
-        f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes, {gpu.host_bandwidth / 1e9:.4g} GB/s to the "
-        f"host, whose memory moves {gpu.host_memory_bandwidth / 1e9:.4g} GB/s for each GPU"
-    )
-    call.console.print(f"  take the first: {_settings(wanted, plans[0])}")
+    return request, feasible_layouts(request)
 
 
 def _host_memory(config: InspectMemoryConfig) -> float | None:
-    """Bytes for each GPU of a node that are asked for."""
+    """Bytes of host memory per GPU; None: unlimited."""
     if config.host_memory is None:
         return None
     return parse_bytes("host_memory", config.host_memory) / max(1, min(config.node_gpus, config.gpus))
 
 
-def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
-    values = sum(parameters(wanted.model))
+def layouts_table(request: LayoutRequest, estimates: Sequence[LayoutEstimate], num_fitting: int) -> Table:
+    """One line per layout.
+
+    Args:
+        request: The request to the planner.
+        estimates: Layouts to show.
+        num_fitting: Number of layouts that fit.
+    """
+    values = sum(count_parameters(request.model))
     table = Table(
-        title=f"{values / 1e9:.3g} B parameters on {wanted.gpus} GPUs of {wanted.gpu_memory / 1e9:.4g} GB: "
-        f"{len(plans)} of {found} layouts that fit, memory a GPU in GB",
+        title=f"{values / 1e9:.3g} B parameters on {request.gpus} GPUs of {request.gpu_memory / 1e9:.4g} GB: "
+        f"{len(estimates)} of {num_fitting} layouts that fit, memory a GPU in GB",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -95,8 +80,8 @@ def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
         "MFU %\n(estimate)",
     ):
         table.add_column(name, justify="right", no_wrap=True)
-    for plan in plans:
-        layout, need, step = plan.layout, plan.memory, plan.speed
+    for estimate in estimates:
+        layout, need, step = estimate.layout, estimate.memory, estimate.step
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
         sizes += (max(need.loss, need.layer), need.buffers, need.host)
         sizes += (step.partition_bytes + step.tensor_bytes,)
@@ -113,56 +98,84 @@ def _table(wanted: Wanted, plans: list[Plan], found: int) -> Table:
     return table
 
 
-def _content(config: InspectMemoryConfig, wanted: Wanted, plans: list[Plan]) -> dict[str, object]:
+def layouts_content(
+    config: InspectMemoryConfig, request: LayoutRequest, estimates: Sequence[LayoutEstimate]
+) -> dict[str, object]:
+    """The layouts as `--json` prints them."""
     rows = [
         {
-            **asdict(plan.layout),
+            **asdict(estimate.layout),
             "zero_stage": 3,
-            "sequence_parallel": plan.layout.tensor > 1,
+            "sequence_parallel": estimate.layout.tensor > 1,
             "memory_bytes": {
-                **{name: round(value) for name, value in asdict(plan.memory).items()},
-                "total": round(plan.memory.total),
+                **{name: round(value) for name, value in asdict(estimate.memory).items()},
+                "total": round(estimate.memory.total),
             },
             "sent_bytes_per_step": {
-                "zero": round(plan.speed.partition_bytes),
-                "tensor": round(plan.speed.tensor_bytes),
-                "host": round(plan.speed.host_bytes),
+                "zero": round(estimate.step.partition_bytes),
+                "tensor": round(estimate.step.tensor_bytes),
+                "host": round(estimate.step.host_bytes),
             },
-            "step_seconds": plan.speed.seconds,
-            "mfu": plan.speed.utilisation,
+            "step_seconds": estimate.step.seconds,
+            "mfu": estimate.step.utilisation,
         }
-        for plan in plans
+        for estimate in estimates
     ]
     return {
-        "parameters": sum(parameters(wanted.model)),
-        "gpus": wanted.gpus,
-        "gpu_memory_bytes": round(wanted.gpu_memory),
-        "usable_bytes": round(wanted.usable),
-        "host_memory_bytes": None if wanted.host_memory is None else round(wanted.host_memory),
-        "sequence_length": wanted.sequence_length,
-        "global_batch": wanted.step_sequences,
+        "parameters": sum(count_parameters(request.model)),
+        "gpus": request.gpus,
+        "gpu_memory_bytes": round(request.gpu_memory),
+        "usable_bytes": round(request.usable),
+        "host_memory_bytes": None if request.host_memory is None else round(request.host_memory),
+        "sequence_length": request.sequence_length,
+        "global_batch": request.step_sequences,
         "gpu": config.gpu,
-        "machine": asdict(wanted.machine),
+        "machine": asdict(request.machine),
         "basis": ESTIMATE,
         "layouts": rows,
     }
 
 
-def _settings(wanted: Wanted, plan: Plan) -> str:
-    """A layout as it is written on the command line of `worldvla train`."""
-    layout = plan.layout
-    words = [f"parallel.tensor={layout.tensor}", f"parallel.data={layout.data}", "parallel.zero_stage=3"]
+def explanation_lines(
+    config: InspectMemoryConfig, request: LayoutRequest, best: LayoutEstimate
+) -> Iterator[str]:
+    """Assumptions behind the table, and the best layout as settings."""
+    gpu = request.machine
+    yield (
+        "  ZeRO stage 3, bf16 with fp32 master weights, sequence parallel where tensor > 1; "
+        f"{request.step_sequences} sequences of {request.sequence_length} tokens a step"
+    )
+    yield (
+        "  total: the peak; the optimiser's update replaces activations, loss and layer where it is larger"
+    )
+    yield (
+        f"  step time: {ESTIMATE}: {config.gpu} at {100 * config.efficiency:.4g} % of "
+        f"{gpu.peak / 1e12:.4g} TFLOP/s, {gpu.node_bandwidth / 1e9:.4g} GB/s inside a node, "
+        f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes, {gpu.host_bandwidth / 1e9:.4g} GB/s to the "
+        f"host, whose memory moves {gpu.host_memory_bandwidth / 1e9:.4g} GB/s for each GPU"
+    )
+    yield f"  take the first: {' '.join(_layout_overrides(request, best))}"
+
+
+def _layout_overrides(request: LayoutRequest, estimate: LayoutEstimate) -> list[str]:
+    """A layout as `key=value` words of `worldvla train`."""
+    layout = estimate.layout
+    values: dict[str, object] = {
+        "parallel.tensor": layout.tensor,
+        "parallel.data": layout.data,
+        "parallel.zero_stage": 3,
+    }
     if layout.tensor > 1:
-        words.append("parallel.sequence_parallel=true")
-    words += [
-        f"trainer.global_batch={wanted.step_sequences}",
-        f"trainer.micro_batch={layout.micro_batch}",
-        f"trainer.sequence_length={wanted.sequence_length}",
-        "trainer.precision=bf16",
-        f"model.recompute={layout.recompute}",
-    ]
+        values["parallel.sequence_parallel"] = True
+    values |= {
+        "trainer.global_batch": request.step_sequences,
+        "trainer.micro_batch": layout.micro_batch,
+        "trainer.sequence_length": request.sequence_length,
+        "trainer.precision": "bf16",
+        "model.recompute": layout.recompute,
+    }
     if layout.optimizer != "adamw":
-        words.append(f"optim.name={layout.optimizer}")
+        values["optim.name"] = layout.optimizer
     if layout.offload != "none":
-        words.append(f"parallel.offload={layout.offload}")
-    return " ".join(words)
+        values["parallel.offload"] = layout.offload
+    return [override(key, value) for key, value in values.items()]

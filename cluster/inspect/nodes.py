@@ -1,65 +1,63 @@
-"""`worldvla inspect cluster`: which node would run what."""
+"""Which node would run what."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
 from cluster.inspect.config import InspectClusterConfig
-from cluster.invocation import Invocation
-from cluster.resources.node_assignment import Assignment, Node, assign
-from cluster.resources.placement import Placement, resources_of
+from cluster.resources.placement import Node, NodePlacement, place_run
+from cluster.resources.run_resources import RunResources, required_resources
 from data.errors import InputError
 
 
-def inspect_cluster(config: InspectClusterConfig, call: Invocation) -> None:
-    """`worldvla inspect cluster`.
+def place_on_nodes(config: InspectClusterConfig) -> tuple[RunResources, list[NodePlacement]]:
+    """The resources of a run, and where they are on the nodes that the settings describe.
 
     Raises:
-        InputError: The run does not fit the nodes, or a setting cannot be.
+        InputError: The run does not fit the nodes, or a setting is out of range.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("nodes", config.nodes, 0 if config.cpu_nodes else 1),
         ("cpu_nodes", config.cpu_nodes, 0),
         ("cpus_per_node", config.cpus_per_node, 1),
     ):
-        if value < least:
-            raise InputError(f"{name}={value}, expected {least} or more; correct the setting")
+        if value < minimum:
+            raise InputError(f"{name}={value}, expected {minimum} or more; correct the setting")
     gpus = config.cluster.gpus_per_node if config.cluster.gpus_per_rank != 0 else 0
     nodes = [Node(f"node{number:03d}", config.cpus_per_node, gpus) for number in range(config.nodes)]
     nodes += [Node(f"cpu{number:03d}", config.cpus_per_node, 0) for number in range(config.cpu_nodes)]
-    placement = resources_of(config, gpus)
-    found = assign(placement, config.parallel.tensor, nodes)
-    if call.json:
-        print(json.dumps({"placement": asdict(placement), "nodes": [_row(each) for each in found]}, indent=2))
-        return
-    call.console.print(_table(config, placement, found))
+    resources = required_resources(config, gpus)
+    return resources, place_run(resources, config.parallel.tensor, nodes)
 
 
-def _row(each: Assignment) -> dict[str, object]:
+def placement_content(placement: NodePlacement) -> dict[str, object]:
+    """One node as `--json` prints it."""
     return {
-        "node": each.node.name,
-        "ranks": list(each.ranks),
-        "evaluation_cpus": each.evaluation_cpus,
-        "cpus_left": each.cpus_left,
-        "evaluation_gpus": each.evaluation_gpus,
-        "gpus_left": each.gpus_left,
+        "node": placement.node.name,
+        "ranks": list(placement.ranks),
+        "evaluation_cpus": placement.evaluation_cpus,
+        "cpus_left": placement.cpus_left,
+        "evaluation_gpus": placement.evaluation_gpus,
+        "gpus_left": placement.gpus_left,
     }
 
 
-def _table(config: InspectClusterConfig, placement: Placement, found: list[Assignment]) -> Table:
+def placement_table(
+    config: InspectClusterConfig, resources: RunResources, placements: Sequence[NodePlacement]
+) -> Table:
+    """One line per node."""
     tensor, data = config.parallel.tensor, config.parallel.data
     table = Table(
-        title=f"tensor {tensor} x data {data} = {placement.ranks} ranks of {placement.cpus_per_rank} CPUs "
-        f"and {placement.gpus_per_rank} GPUs",
+        title=f"tensor {tensor} x data {data} = {resources.ranks} ranks of {resources.cpus_per_rank} CPUs "
+        f"and {resources.gpus_per_rank} GPUs",
         box=box.SIMPLE_HEAD,
     )
     for name in ("node", "ranks", "evaluation CPUs", "evaluation GPUs", "CPUs left", "GPUs left"):
         table.add_column(name, justify="left" if name in ("node", "ranks") else "right", no_wrap=True)
-    for each in found:
+    for each in placements:
         ranks = f"{each.ranks[0]} to {each.ranks[-1]}" if each.ranks else "none"
         left = f"{each.cpus_left:g}", f"{each.gpus_left:g}"
         evaluation = str(each.evaluation_cpus), str(each.evaluation_gpus)

@@ -1,31 +1,50 @@
-"""`worldvla inspect`: the order of the data, so that anybody can check."""
+"""The order of the data in one step."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from cluster.inspect.config import InspectPlanConfig
-from cluster.invocation import Invocation
 from data.config import DataConfig
+from data.stream.advice import packing_advice
+from data.stream.loader import ids_of_ranks, make_plan
+from data.stream.plan import Plan
 from pretrain.config import TrainerConfig
 
 
-def inspect_plan(config: InspectPlanConfig, call: Invocation) -> None:
-    """`worldvla inspect plan`: the window ids of every data-parallel rank in one step."""
-    from data.stream.advice import packing_advice
-    from data.stream.loader import ids_of_ranks, make_plan
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What each data-parallel rank reads in a step.
 
+    Attributes:
+        plan: The order of the data.
+        step: Optimiser step, from 0.
+        window_ids: Ids of the windows of each rank.
+    """
+
+    plan: Plan
+    step: int
+    window_ids: list[list[int]]
+
+    def lines(self) -> Iterator[str]:
+        """The plan as text."""
+        for rank, ids in enumerate(self.window_ids):
+            yield f"  rank {rank}: {len(ids)} windows: {' '.join(map(str, ids))}"
+        epochs = ", ".join(f"{name} {passed:.3f}" for name, passed in self.plan.epochs(self.step).items())
+        yield f"  epochs before this step: {epochs}"
+        yield f"  {packing_advice(self.plan)}"
+
+
+def plan_step(config: InspectPlanConfig) -> StepPlan:
+    """The windows of every data-parallel rank in one step.
+
+    Raises:
+        InputError: No data set there, or a setting is out of range.
+    """
     plan = make_plan(
         DataConfig(url=config.url, history=config.history, chunk=config.chunk),
         TrainerConfig(global_batch=config.global_batch, sequence_length=config.sequence_length),
         config.seed,
     )
-    found = ids_of_ranks(plan, config.step, config.ranks)
-    if call.json:
-        print(json.dumps({"ranks": found}))
-        return
-    for rank, ids in enumerate(found):
-        call.console.print(f"  rank {rank}: {len(ids)} windows: {' '.join(map(str, ids))}")
-    epochs = ", ".join(f"{name} {passed:.3f}" for name, passed in plan.epochs(config.step).items())
-    call.console.print(f"  epochs before this step: {epochs}")
-    call.console.print(f"  {packing_advice(plan)}")
+    return StepPlan(plan, config.step, ids_of_ranks(plan, config.step, config.ranks))

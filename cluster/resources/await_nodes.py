@@ -1,6 +1,6 @@
 """`python -m cluster.resources.await_nodes ADDRESS NODES SECONDS`: wait until a Ray cluster has NODES nodes.
 
-Exit code 0 when it has; 1, with one line, when it has not in time.
+Exit code 0 when it has; 1, with one line, on a timeout.
 """
 
 from __future__ import annotations
@@ -9,26 +9,30 @@ import logging
 import sys
 import time
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 
 def await_nodes(address: str, nodes: int, seconds: float) -> str | None:
-    """Wait until `nodes` nodes of the Ray cluster at `address` are alive; None, or what is missing."""
-    end = time.monotonic() + seconds
+    """Wait until `nodes` nodes of the Ray cluster at `address` are alive.
+
+    Returns:
+        None, or on a timeout what is missing.
+    """
+    deadline = time.monotonic() + seconds
     while True:
         try:
-            found = _alive(address)
-            missing = f"{found} of {nodes} nodes have joined Ray at {address}"
-            if found >= nodes:
+            alive = _count_alive(address)
+            missing = f"{alive} of {nodes} nodes have joined Ray at {address}"
+            if alive >= nodes:
                 return None
-        except OSError as error:  # nobody answers yet
+        except OSError as error:  # the head does not listen yet
             missing = f"Ray at {address} does not answer ({error})"
-        if time.monotonic() > end:
+        if time.monotonic() > deadline:
             return missing
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
 
 
-def _alive(address: str) -> int:
+def _count_alive(address: str) -> int:
     import ray
 
     if not ray.is_initialized():
@@ -37,7 +41,7 @@ def _alive(address: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Wait as the command line says; the exit code."""
+    """Wait as the command line says; return the exit code."""
     address, nodes, seconds = arguments
     missing = await_nodes(address, int(nodes), float(seconds))
     if missing is None:

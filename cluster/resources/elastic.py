@@ -1,7 +1,7 @@
-"""The layout of a training for the nodes that there are. Pure: nodes in, a layout out.
+"""The layout of a training for the nodes that are available. Pure: nodes in, a layout out.
 
-Fewer data-parallel ranks take the same global batches in more micro-batches of at most the same size: what is
-learned stays the same up to rounding, only a step takes longer.
+Fewer data-parallel ranks process the same global batches in more micro-batches of at most the same size: what
+is learned stays the same up to rounding, only a step takes longer.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.config import RootConfig
-from cluster.resources.node_assignment import Node, assign
-from cluster.resources.placement import Placement
+from cluster.resources.placement import Node, place_run
+from cluster.resources.run_resources import RunResources
 from data.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Fit:
+class ElasticLayout:
     """A layout that the nodes have room for.
 
     Attributes:
         config: The run's settings with this layout.
-        placement: Its resources.
+        resources: Resources of this layout.
         rank_nodes: Name of the node of each rank.
     """
 
     config: RootConfig
-    placement: Placement
+    resources: RunResources
     rank_nodes: tuple[str, ...]
 
     @property
@@ -36,34 +36,34 @@ class Fit:
         return self.config.parallel.data
 
 
-def largest_fit(config: RootConfig, placement: Placement, nodes: Sequence[Node]) -> Fit:
+def largest_layout(config: RootConfig, resources: RunResources, nodes: Sequence[Node]) -> ElasticLayout:
     """The layout with the most data-parallel ranks that the nodes have room for.
 
     Args:
-        config: The run's settings; `parallel.data` is the most, `cluster.least_data` the least (null: the
-            same).
-        placement: The resources of all ranks.
-        nodes: The machines that there are.
+        config: The run's settings; `parallel.data` is the largest size, `cluster.least_data` the smallest
+            (null: the same).
+        resources: Resources of the run at its largest size.
+        nodes: The available machines.
 
     Raises:
-        InputError: Not even the smallest layout fits; says what was asked for and what the nodes offer.
+        InputError: Not even the smallest layout fits; the message has what it needs and what the nodes offer.
     """
-    refused: InputError | None = None
-    for data in _sizes(config):
-        smaller = with_data(config, data)
-        resources = replace(placement, ranks=config.parallel.tensor * data)
+    reason: InputError | None = None
+    for data in _data_parallel_sizes(config):
+        candidate = replace(resources, ranks=config.parallel.tensor * data)
         try:
-            assignments = assign(resources, config.parallel.tensor, nodes)
+            placements = place_run(candidate, config.parallel.tensor, nodes)
         except InputError as error:
-            refused = error
+            reason = error
             continue
-        nodes_of = {rank: each.node.name for each in assignments for rank in each.ranks}
-        return Fit(smaller, resources, tuple(nodes_of[rank] for rank in range(resources.ranks)))
-    assert refused is not None
-    raise refused
+        node_of_rank = {rank: each.node.name for each in placements for rank in each.ranks}
+        rank_nodes = tuple(node_of_rank[rank] for rank in range(candidate.ranks))
+        return ElasticLayout(with_data_parallel(config, data), candidate, rank_nodes)
+    assert reason is not None
+    raise reason
 
 
-def with_data(config: RootConfig, data: int) -> RootConfig:
+def with_data_parallel(config: RootConfig, data: int) -> RootConfig:
     """The same training at another data-parallel size: same global batch, micro-batches no larger."""
     if data == config.parallel.data:
         return config
@@ -76,10 +76,10 @@ def with_data(config: RootConfig, data: int) -> RootConfig:
     )
 
 
-def _sizes(config: RootConfig) -> Iterator[int]:
+def _data_parallel_sizes(config: RootConfig) -> Iterator[int]:
     """Data-parallel sizes that divide the global batch, largest first."""
-    most, parallel = config.parallel.data, config.parallel
-    least = config.cluster.least_data or most
-    for data in range(most, least - 1, -1):
-        if config.trainer.global_batch % data == 0 and data % parallel.hpz_partition_size == 0:
+    largest, hpz = config.parallel.data, config.parallel.hpz_partition_size
+    smallest = config.cluster.least_data or largest
+    for data in range(largest, smallest - 1, -1):
+        if config.trainer.global_batch % data == 0 and data % hpz == 0:
             yield data

@@ -1,136 +1,140 @@
-"""Who runs where: a pure plan of the resources that a run takes, checked before anything starts."""
+"""Which node runs what: training ranks first, evaluations in what is left. Pure: nodes in, a placement out.
+
+Ranks are numbered node by node, and a node gets a multiple of `parallel.tensor` of them, so that
+tensor-parallel peers, which communicate the most, share a node. Two nodes of five CPUs, tensor 2, data 2, one
+CPU per rank, two for evaluation::
+
+    n0   ranks 0 1 2 3   one CPU left
+    n1                   evaluation
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from cluster.config import RootConfig
+from cluster.resources.run_resources import RunResources
 from data.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Resources of one run.
+class Node:
+    """A machine.
 
     Attributes:
-        ranks: Training processes (`parallel.tensor * parallel.data`).
-        cpus_per_rank: Logical CPUs of each.
-        gpus_per_rank: GPUs of each, 0 or 1.
-        evaluation_cpus: Logical CPUs kept for evaluations beside the training.
-        evaluation_gpus: GPUs kept for their policies; whole ones, which evaluations may share.
+        name: Its name in Slurm, or its id in Ray.
+        cpus: Logical CPUs that it offers.
+        gpus: GPUs that it offers.
     """
 
-    ranks: int
-    cpus_per_rank: int
-    gpus_per_rank: int
-    evaluation_cpus: int
+    name: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlacement:
+    """What one node runs.
+
+    Attributes:
+        node: The machine.
+        ranks: Training ranks, ascending.
+        evaluation_cpus: Logical CPUs of evaluations.
+        cpus: Logical CPUs of the ranks.
+        gpus: GPUs of the ranks.
+        evaluation_gpus: GPUs of evaluations.
+    """
+
+    node: Node
+    ranks: tuple[int, ...] = ()
+    evaluation_cpus: int = 0
+    cpus: int = 0
+    gpus: int = 0
     evaluation_gpus: int = 0
 
     @property
-    def cpus(self) -> int:
-        """Logical CPUs of training and evaluation together."""
-        return self.ranks * self.cpus_per_rank + self.evaluation_cpus
+    def cpus_left(self) -> float:
+        """Logical CPUs that are not used."""
+        return self.node.cpus - self.cpus - self.evaluation_cpus
 
     @property
-    def gpus(self) -> int:
-        """GPUs of training and evaluation together."""
-        return self.ranks * self.gpus_per_rank + self.evaluation_gpus
-
-    @property
-    def rank_resources(self) -> dict[str, float]:
-        """Resources of one training process, as Ray names them."""
-        resources: dict[str, float] = {"CPU": self.cpus_per_rank}
-        if self.gpus_per_rank:
-            resources["GPU"] = self.gpus_per_rank
-        return resources
+    def gpus_left(self) -> float:
+        """GPUs that are not used."""
+        return self.node.gpus - self.gpus - self.evaluation_gpus
 
 
-def place(config: RootConfig, gpus_found: int) -> Placement:
-    """Plan the resources of a run.
+def place_run(resources: RunResources, tensor: int, nodes: Sequence[Node]) -> list[NodePlacement]:
+    """Give every rank and the evaluations a node.
+
+    Nodes with the most GPUs (on CPUs: with the most CPUs) get ranks first. An evaluation is one process group
+    on one node: of the nodes with enough CPUs and GPUs left the one with the most CPUs, nodes without ranks
+    before others.
 
     Args:
-        config: The run's settings.
-        gpus_found: GPUs of this machine, used where `cluster.gpus_per_rank` is null.
+        resources: Resources of the run.
+        tensor: `parallel.tensor`.
+        nodes: The machines.
+
+    Returns:
+        One entry per node, in the order of `nodes`.
 
     Raises:
-        InputError: A size is not positive, or `cluster.cpus` is too small for the run.
+        InputError: The run does not fit; the message has what it needs and what the nodes offer.
     """
-    placement = resources_of(config, gpus_found)
-    if config.cluster.address is None:
-        cpus = placement.cpus if config.cluster.cpus is None else config.cluster.cpus
-        check_fits(placement, cpus=cpus, gpus=gpus_found, source="cluster.cpus")
-    return placement
-
-
-def resources_of(config: RootConfig, gpus_found: int) -> Placement:
-    """What a run takes, wherever it runs.
-
-    Args:
-        config: The run's settings.
-        gpus_found: GPUs of a machine, used where `cluster.gpus_per_rank` is null.
-
-    Raises:
-        InputError: A size is not positive.
-    """
-    for name, value in (
-        ("parallel.tensor", config.parallel.tensor),
-        ("parallel.data", config.parallel.data),
-        ("cluster.cpus_per_rank", config.cluster.cpus_per_rank),
-        ("eval.workers", config.eval.workers),
-    ):
-        if value < 1:
-            raise InputError(f"{name}={value}, expected 1 or more")
-    if config.cluster.least_data is not None and not 1 <= config.cluster.least_data <= config.parallel.data:
-        raise InputError(
-            f"cluster.least_data={config.cluster.least_data}, expected 1 to parallel.data="
-            f"{config.parallel.data}, or null"
+    placements = {node.name: NodePlacement(node) for node in nodes}
+    if len(placements) != len(nodes):
+        raise InputError("two nodes have one name; name each node once")
+    first = 0
+    for node in sorted(nodes, key=lambda node: (-node.gpus, -node.cpus)):
+        count = min(_capacity(resources, tensor, node), resources.ranks - first)
+        placements[node.name] = NodePlacement(
+            node,
+            ranks=tuple(range(first, first + count)),
+            cpus=count * resources.cpus_per_rank,
+            gpus=count * resources.gpus_per_rank,
         )
-    for name, value in (
-        ("cluster.run.restarts", config.cluster.restarts),
-        ("cluster.restart_delay", config.cluster.restart_delay),
-        ("cluster.node_timeout", config.cluster.node_timeout),
-    ):
-        if value < 0:
-            raise InputError(f"{name}={value}, expected 0 or more")
-    if config.eval.gpus < 0 or (config.eval.gpus > 1 and config.eval.gpus % 1):
-        raise InputError(f"eval.gpus={config.eval.gpus}, expected a share below 1 or a whole number")
-    wanted = config.cluster.gpus_per_rank
-    if wanted is not None and wanted not in (0, 1):
-        raise InputError(f"cluster.gpus_per_rank={wanted}, expected 0, 1 or null (1 where there is a GPU)")
-    return Placement(
-        ranks=config.parallel.tensor * config.parallel.data,
-        cpus_per_rank=config.cluster.cpus_per_rank,
-        gpus_per_rank=min(1, gpus_found) if wanted is None else wanted,
-        evaluation_cpus=config.eval.workers if config.eval.every > 0 else 0,
-        evaluation_gpus=math.ceil(config.eval.gpus) if config.eval.every > 0 else 0,
+        first += count
+    if first < resources.ranks:
+        raise InputError(_describe_shortage(resources, tensor, nodes, first))
+    if resources.evaluation_cpus:
+        host = _with_evaluations(resources, list(placements.values()))
+        placements[host.node.name] = host
+    return list(placements.values())
+
+
+def _with_evaluations(resources: RunResources, placements: Sequence[NodePlacement]) -> NodePlacement:
+    """The node that hosts evaluations, with their resources."""
+    cpus, gpus = resources.evaluation_cpus, resources.evaluation_gpus
+    fitting = [each for each in placements if each.cpus_left >= cpus and each.gpus_left >= gpus]
+    if not fitting:
+        roomiest = max(placements, key=lambda each: (each.gpus_left >= gpus, each.cpus_left))
+        needed = f"{cpus} CPUs (eval.workers)" + (f" and {gpus} GPUs (eval.gpus)" if gpus else "")
+        left = f"{roomiest.cpus_left:g} CPUs" + (f" and {roomiest.gpus_left:g} GPUs" if gpus else "")
+        settings = "eval.workers, eval.gpus" if gpus else "eval.workers"
+        raise InputError(
+            f"evaluations take {needed} of one node, the ranks leave {left} on {roomiest.node.name} and no "
+            f"more elsewhere; lower {settings} or cluster.cpus_per_rank, or add a node"
+            + ("" if gpus else " without GPUs")
+        )
+    best = max(fitting, key=lambda each: (not each.ranks, each.cpus_left))
+    return replace(best, evaluation_cpus=cpus, evaluation_gpus=gpus)
+
+
+def _capacity(resources: RunResources, tensor: int, node: Node) -> int:
+    """Number of ranks that a node has room for: whole tensor-parallel groups."""
+    ranks = int(node.cpus // resources.cpus_per_rank)
+    if resources.gpus_per_rank:
+        ranks = min(ranks, int(node.gpus // resources.gpus_per_rank))
+    return ranks - ranks % tensor
+
+
+def _describe_shortage(resources: RunResources, tensor: int, nodes: Sequence[Node], fitting: int) -> str:
+    each = f"{resources.cpus_per_rank} CPUs"
+    if resources.gpus_per_rank:
+        each += f" and {resources.gpus_per_rank} GPU"
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return (
+        f"{resources.ranks} training processes of {each} each in groups of parallel.tensor={tensor} a node: "
+        f"only {fitting} fit {len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs in all; lower "
+        "parallel.data or cluster.cpus_per_rank, or take more nodes"
     )
-
-
-def check_fits(placement: Placement, cpus: float, gpus: float, source: str) -> None:
-    """Refuse a run that does not fit, with both numbers.
-
-    Args:
-        placement: What the run takes.
-        cpus: Logical CPUs there are.
-        gpus: GPUs there are.
-        source: Where the CPUs were counted, for the message.
-
-    Raises:
-        InputError: Too few CPUs or GPUs.
-    """
-    if placement.cpus > cpus:
-        parts = f"{placement.ranks} training processes x {placement.cpus_per_rank}"
-        if placement.evaluation_cpus:
-            parts += f" + {placement.evaluation_cpus} for evaluation"
-        raise InputError(
-            f"{source} offers {cpus:g} CPUs to Ray, the run needs {placement.cpus} ({parts}); "
-            "offer more, or lower parallel.tensor, parallel.data or eval.workers"
-        )
-    if placement.gpus > gpus:
-        evaluation = f" + {placement.evaluation_gpus} for evaluation" if placement.evaluation_gpus else ""
-        raise InputError(
-            f"{gpus:g} GPUs found, the run needs {placement.gpus} ({placement.ranks} training processes, "
-            f"one each{evaluation}); lower parallel.tensor or parallel.data, or train on CPUs with "
-            "cluster.gpus_per_rank=0"
-        )

@@ -1,7 +1,7 @@
 """`python -m cluster.resources.ray_node OPTIONS`: one node of a Ray cluster in the foreground (`ray start`).
 
-Ray's files lie in a private folder below /tmp that goes with it (a Unix socket's path has at most 107
-bytes). On TERM every process of the node is ended, the hard way after some seconds: none outlives it.
+Ray's files are in a private folder below /tmp (a Unix socket's path has at most 107 bytes), which is removed
+at the end. SIGTERM ends every process of the node, with SIGKILL after some seconds: none outlives it.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from types import FrameType
 
 import psutil
 
-_SECONDS_TO_END = 3.0  # Ray itself would drain for half a minute
+_TERMINATION_SECONDS = 3.0  # Ray itself would drain for half a minute
 
 
 def main(options: list[str]) -> int:
-    """Run the node until it ends or this process is told to; the exit code."""
+    """Run the node until it ends or this process gets SIGTERM; return the exit code."""
     folder = tempfile.mkdtemp(prefix="wv-", dir="/tmp")
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
     command = [ray, "start", *options, f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
     node = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, _unwind)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         return node.wait()
     finally:
-        _end(psutil.Process().children(recursive=True))
+        _terminate(psutil.Process().children(recursive=True))
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unwind(number: int, frame: FrameType | None) -> None:
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _end(processes: list[psutil.Process]) -> None:
-    """TERM, and KILL for those that do not go."""
+def _terminate(processes: list[psutil.Process]) -> None:
+    """Send SIGTERM, and SIGKILL to processes that do not end in time."""
     for process in processes:
         _send(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(processes, _SECONDS_TO_END)
+    _, alive = psutil.wait_procs(processes, _TERMINATION_SECONDS)
     for process in alive:
         _send(process, signal.SIGKILL)
-    psutil.wait_procs(alive, _SECONDS_TO_END)
+    psutil.wait_procs(alive, _TERMINATION_SECONDS)
 
 
 def _send(process: psutil.Process, number: int) -> None:
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
-        return  # it has gone by itself
+        return  # it has ended by itself
 
 
 if __name__ == "__main__":

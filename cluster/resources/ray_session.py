@@ -1,4 +1,4 @@
-"""One Ray session per command: started private and small (or joined), ended by its own handle.
+"""One Ray session per command: a private Ray on this machine, or a connection to an existing cluster.
 
 Environment of a private session:
 
@@ -6,17 +6,17 @@ Environment of a private session:
 |---|---|---|
 | RAY_USAGE_STATS_ENABLED | 0 | nothing is sent anywhere |
 | RAY_AUTH_TOKEN | a fresh secret (private) | Ray would keep one in the home folder, which may be read-only |
-| RAY_TRAIN_HEALTH_CHECK_INTERVAL_S | 0.5 | a failed rank is seen within half a second |
+| RAY_TRAIN_HEALTH_CHECK_INTERVAL_S | 0.5 | a failed rank is noticed within half a second |
 | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S | cluster.start_timeout | imports are slow on a busy machine |
 | RAY_TRAIN_METRICS_ENABLED | 0 | no Prometheus exporter |
 | RAY_TRAIN_ENABLE_PREEMPTION_WATCHER | 0 (private) | one machine is not preempted node by node |
 | RAY_TRAIN_ENABLE_PRINT_PATCH | 0 | print goes where stdout goes |
 | RAY_CHDIR_TO_TRIAL_DIR | 0 | relative paths mean the same in every process |
-| TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S | 5 | peers of a failed rank hang in their collective |
+| TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S | 5 | peers of a failed rank hang in their collective operation |
 | OMP_NUM_THREADS | 1 | several ranks share the cores |
-| TORCH_NCCL_ENABLE_TIMING | 1 | a rank's own time of a step is known (pretrain.telemetry.waits) |
+| TORCH_NCCL_ENABLE_TIMING | 1 | measures a rank's own time of a step (pretrain.telemetry.waits) |
 | DS_ACCELERATOR, CUDA_VISIBLE_DEVICES | cpu, "" (runs on CPUs) | DeepSpeed does not look for CUDA |
-| TORCHDYNAMO_DISABLE | 1 (runs on CPUs) | a second less to import per rank |
+| TORCHDYNAMO_DISABLE | 1 (runs on CPUs) | saves a second of imports per rank |
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.config import ClusterConfig
-from cluster.resources.node_assignment import Node
-from cluster.resources.placement import Placement, check_fits
+from cluster.resources.placement import Node
+from cluster.resources.run_resources import RunResources, check_fits
 from data.errors import InputError
 from pretrain.logs import LEVEL_VARIABLE
 
@@ -52,7 +52,7 @@ _DRIVER_ENVIRONMENT = {
 }
 # Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
 _LONGEST_TEMPORARY_FOLDER = 40
-_PRIVATE_TOKEN = secrets.token_hex(32)  # one a process: Ray reads it only once
+_PRIVATE_TOKEN = secrets.token_hex(32)  # one per process: Ray reads it only once
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,17 @@ class Session:
     """A Ray session that is open.
 
     Attributes:
-        folder: Private temporary folder; it goes with the session.
-        placement: The resources that the session was opened for.
-        several_nodes: Whether it is of an existing cluster, whose nodes may come and go.
+        folder: Private temporary folder, removed with the session.
+        resources: Resources that the session was opened for.
+        existing_cluster: Whether it has joined an existing cluster, whose nodes may leave and return.
     """
 
     folder: Path
-    placement: Placement
-    several_nodes: bool = False
+    resources: RunResources
+    existing_cluster: bool = False
 
     def nodes(self) -> list[Node]:
-        """The machines that Ray has now, by Ray's id of the node."""
+        """The machines that are alive in Ray now, named by Ray's node ids."""
         import ray
 
         return [
@@ -81,10 +81,10 @@ class Session:
 
 
 @contextmanager
-def open_session(cluster: ClusterConfig, placement: Placement) -> Iterator[Session]:
-    """Start (or join) Ray for the length of a `with` block; afterwards no process of it is left.
+def open_session(cluster: ClusterConfig, resources: RunResources) -> Iterator[Session]:
+    """Start a private Ray (or join an existing one) for the length of a `with` block.
 
-    SIGTERM ends the block like ctrl-C does.
+    Afterwards no process of a private Ray is left. SIGTERM ends the block like ctrl-C does.
 
     Raises:
         InputError: The existing cluster cannot be reached, or offers too little.
@@ -97,14 +97,14 @@ def open_session(cluster: ClusterConfig, placement: Placement) -> Iterator[Sessi
         import ray
 
         try:
-            _connect(cluster, placement, folder)
-            with _terminate_like_interrupt():  # after Ray, which sets a handler of its own
-                yield Session(folder, placement, several_nodes=cluster.address is not None)
+            _connect(cluster, resources, folder)
+            with _exit_on_sigterm():  # after Ray, which sets a handler of its own
+                yield Session(folder, resources, existing_cluster=cluster.address is not None)
         finally:
             ray.shutdown()
 
 
-def worker_environment(placement: Placement) -> dict[str, str]:
+def worker_environment(resources: RunResources) -> dict[str, str]:
     """Environment variables of every process that Ray starts for this command."""
     environment = {
         name: os.environ[name]
@@ -113,18 +113,18 @@ def worker_environment(placement: Placement) -> dict[str, str]:
     }
     environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     environment["TORCH_NCCL_ENABLE_TIMING"] = os.environ.get("TORCH_NCCL_ENABLE_TIMING", "1")
-    if placement.gpus_per_rank == 0:
+    if resources.gpus_per_rank == 0:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
     return environment
 
 
-def _connect(cluster: ClusterConfig, placement: Placement, folder: Path) -> None:
+def _connect(cluster: ClusterConfig, resources: RunResources, folder: Path) -> None:
     import ray
 
-    runtime_env = {"env_vars": worker_environment(placement)}
+    runtime_env = {"env_vars": worker_environment(resources)}
     if cluster.address is not None:
         try:
-            _check_answers(cluster.address)
+            _check_reachable(cluster.address)
             ray.init(
                 address=cluster.address,
                 runtime_env=runtime_env,
@@ -137,24 +137,28 @@ def _connect(cluster: ClusterConfig, placement: Placement, folder: Path) -> None
                 "start one with `ray start --head`, or leave cluster.address out"
             ) from error
         offered = ray.cluster_resources()
-        check_fits(placement, offered.get("CPU", 0), offered.get("GPU", 0), f"Ray at {cluster.address}")
+        check_fits(resources, offered.get("CPU", 0), offered.get("GPU", 0), f"Ray at {cluster.address}")
         return
     ray.init(
-        num_cpus=cluster.cpus or placement.cpus,
-        num_gpus=placement.gpus,
+        num_cpus=cluster.cpus or resources.cpus,
+        num_gpus=resources.gpus,
         include_dashboard=False,
         object_store_memory=cluster.object_store_megabytes * 2**20,
         runtime_env=runtime_env,
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
-        # Actors never take a prestarted worker: starting some would only cost time.
+        # Actors never use a prestarted worker: starting some would only cost time.
         _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
     )
 
 
-def _check_answers(address: str) -> None:
-    """Knock at `host:port`: Ray itself would try for minutes (OSError when nobody answers)."""
+def _check_reachable(address: str) -> None:
+    """Connect to `host:port` once, since Ray itself would retry for minutes.
+
+    Raises:
+        OSError: The connection was refused or timed out.
+    """
     host, separator, port = address.rpartition(":")
     if separator and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -162,7 +166,7 @@ def _check_answers(address: str) -> None:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables that the user has not set; take them back afterwards."""
+    """Set environment variables that the user has not set; remove them afterwards."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -185,17 +189,17 @@ def _temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that the session is closed; only possible in the main thread."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM unwind the stack, so that the session is closed; in the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def unwind(number: int, frame: FrameType | None) -> None:
-        print("ended by SIGTERM; the same command goes on from what is already written", file=sys.stderr)
+    def unwind_stack(number: int, frame: FrameType | None) -> None:
+        print("ended by SIGTERM; the same command resumes from what is already written", file=sys.stderr)
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, unwind)
+    before = signal.signal(signal.SIGTERM, unwind_stack)
     try:
         yield
     finally:

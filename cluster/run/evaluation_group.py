@@ -1,35 +1,37 @@
-"""Evaluations beside the training: for each committed checkpoint an actor in a placement group of its own.
+"""Evaluations beside the training: one actor per committed checkpoint, in a placement group of its own.
 
-The actor runs the simulators and the policy server as processes of its machine; the group reserves their CPUs
-and, for the policy, a share of a GPU, so that the training loses none.
+The actor runs the simulators and the policy server as processes of its machine; the placement group reserves
+their CPUs and, for the policy, a share of a GPU, so that the training loses none.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from cluster.run.worker_process import forget_failures, read_failures, recorded
+from cluster.run.progress_poll import ProgressPoll
+from cluster.run.worker_process import log_process, read_failures, remove_failures, use_working_folder
 
 if TYPE_CHECKING:
     from eval.config import EvaluationConfig
 
-_REPLACEMENTS = 2  # of a worker that dies, for each evaluation
-_LAST_ANSWER = 2.0  # seconds; a worker that has finished answers at once
+_MAX_RESTARTS = 2  # of a worker that dies, in each evaluation
 
 Progress = Callable[[int, int], None]
+"""Called with the number of finished episodes and their total."""
+
 Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationJob:
-    """What one evaluation needs to know.
+    """One evaluation.
 
     Attributes:
-        step: Of the checkpoint.
+        step: Step of the checkpoint.
         checkpoint: Its folder or URL.
         out: Folder for the results.
         settings: Suite, tasks, episodes.
@@ -44,18 +46,18 @@ class EvaluationJob:
 
 
 Evaluate = Callable[[EvaluationJob, Progress], Results]
-"""Does one evaluation in a process of its own: importable under its name."""
+"""Runs one evaluation in a process of its own: importable under its name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """One evaluation that has ended.
+class EvaluationOutcome:
+    """How one evaluation has ended.
 
     Attributes:
-        step: Of the checkpoint.
+        step: Step of the checkpoint.
         results: Content of its `results.json`; None when it failed.
-        error: What went wrong and where the whole story is, in one line; None when nothing did.
-        cancelled: It was given up for a newer checkpoint.
+        error: Cause and log file in one line; None when it did not fail.
+        cancelled: It was cancelled for a newer checkpoint.
     """
 
     step: int
@@ -64,27 +66,26 @@ class Finished:
     cancelled: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Pending:
-    group: Any
+    placement_group: Any
     worker: Any
     result: Any
-    asked: Any = None
-    progress: tuple[int, int] = field(default=(0, 0))
+    progress: ProgressPoll[tuple[int, int]]
 
 
 class EvaluationGroup:
-    """Submits evaluations and collects what they leave; nothing here waits.
+    """Submits evaluations and collects their outcomes; no method blocks.
 
     Args:
-        logs: Folder for one log an evaluation.
-        evaluate: Does one, in the actor.
+        logs: Folder for one log per evaluation.
+        evaluate: Runs one, in the actor.
     """
 
     def __init__(self, logs: Path, evaluate: Evaluate) -> None:
         self._logs, self._evaluate = logs, evaluate
         self._pending: dict[int, _Pending] = {}
-        self._cancelled: list[Finished] = []
+        self._cancelled: list[EvaluationOutcome] = []
 
     @property
     def pending(self) -> list[int]:
@@ -92,41 +93,44 @@ class EvaluationGroup:
         return sorted(self._pending)
 
     def submit(self, job: EvaluationJob) -> None:
-        """Queue the evaluation of one checkpoint; it begins when its CPUs and its share of a GPU are free.
+        """Queue the evaluation of one checkpoint; it starts when its CPUs and its share of a GPU are free.
 
-        Where `eval.stale` is `cancel`, those of older checkpoints that have not ended are given up. Their
-        finished episodes stay in their folders.
+        With `eval.stale=cancel`, those of older checkpoints that have not ended are cancelled. Their finished
+        episodes stay in their folders.
         """
+        if job.settings.stale == "cancel":
+            for step in [step for step in self.pending if step < job.step]:
+                self._release(self._pending.pop(step))
+                self._cancelled.append(EvaluationOutcome(step, None, None, cancelled=True))
+        self._logs.mkdir(parents=True, exist_ok=True)
+        remove_failures(self._logs, _log_name(job.step))
+        self._pending[job.step] = self._start(job)
+
+    def _start(self, job: EvaluationJob) -> _Pending:
         import ray
         from ray.util import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        if job.settings.stale == "cancel":
-            for step in [step for step in self.pending if step < job.step]:
-                self._end(self._pending.pop(step))
-                self._cancelled.append(Finished(step, None, None, cancelled=True))
         name = _log_name(job.step)
-        self._logs.mkdir(parents=True, exist_ok=True)
-        forget_failures(self._logs, name)
         resources: dict[str, float] = {"CPU": job.settings.workers}
         if job.settings.gpus:
             resources["GPU"] = job.settings.gpus
         group = placement_group([resources], strategy="STRICT_PACK", name=name)
-        # Two threads: one evaluates, the other answers how far it is. A worker that dies is replaced and
-        # its evaluation goes on with the episodes that are left; an exception is not retried.
-        actor: Any = ray.remote(_EvaluationWorker)
+        # Two threads: one evaluates, the other reports progress. Ray replaces a worker that dies, and its
+        # evaluation resumes with the remaining episodes; an exception is not retried.
+        actor: Any = ray.remote(EvaluationWorker)
         worker = actor.options(
             num_cpus=job.settings.workers,
             num_gpus=job.settings.gpus,
             max_concurrency=2,
-            max_restarts=_REPLACEMENTS,
-            max_task_retries=_REPLACEMENTS,
+            max_restarts=_MAX_RESTARTS,
+            max_task_retries=_MAX_RESTARTS,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         ).remote(self._evaluate, self._logs.resolve(), name, os.getcwd())
-        self._pending[job.step] = _Pending(group, worker, worker.evaluate.remote(job))
+        return _Pending(group, worker, worker.evaluate.remote(job), ProgressPoll(worker, (0, 0)))
 
-    def finished(self) -> list[Finished]:
-        """Evaluations that have ended, or were given up, since the last call."""
+    def take_outcomes(self) -> list[EvaluationOutcome]:
+        """Outcomes of the evaluations that have ended, or were cancelled, since the last call."""
         import ray
 
         cancelled, self._cancelled = self._cancelled, []
@@ -137,76 +141,69 @@ class EvaluationGroup:
         ]
 
     def progress(self) -> dict[int, tuple[int, int]]:
-        """Step -> episodes done and wanted, as far as the workers have answered."""
-        import ray
-        from ray.exceptions import RayError
+        """Step -> finished episodes and their total, according to the newest answer of each worker."""
+        return {step: pending.progress.latest() for step, pending in self._pending.items()}
 
-        for pending in self._pending.values():
-            if pending.asked is None:
-                pending.asked = pending.worker.progress.remote()
-            elif ray.wait([pending.asked], timeout=0)[0]:
-                try:
-                    pending.progress = ray.get(pending.asked)
-                except RayError:
-                    continue  # the worker is gone: `finished` tells why
-                pending.asked = None
-        return {step: pending.progress for step, pending in self._pending.items()}
-
-    def _collect(self, step: int) -> Finished:
+    def _collect(self, step: int) -> EvaluationOutcome:
         import ray
         from ray.exceptions import RayError
 
         pending = self._pending.pop(step)
         try:
-            finished = Finished(step, cast(Results, ray.get(pending.result)), None)
-        except RayError as died:
-            finished = Finished(step, None, self._explain(step, died))
-        if pending.asked is not None:  # else Ray complains of a question that died with its worker
-            ray.wait([pending.asked], timeout=_LAST_ANSWER)
-        self._end(pending)
-        return finished
+            outcome = EvaluationOutcome(step, cast(Results, ray.get(pending.result)), None)
+        except RayError as error:
+            outcome = EvaluationOutcome(step, None, self._explain(step, error))
+        pending.progress.close()
+        self._release(pending)
+        return outcome
 
     @staticmethod
-    def _end(pending: _Pending) -> None:
-        """End the actor, whose processes end with it, and free what its group reserved."""
+    def _release(pending: _Pending) -> None:
+        """End the actor, whose processes end with it, and free what its placement group reserved."""
         import ray
         from ray.util import remove_placement_group
 
         ray.kill(pending.worker)
-        remove_placement_group(pending.group)
+        remove_placement_group(pending.placement_group)
 
-    def _explain(self, step: int, died: Exception) -> str:
+    def _explain(self, step: int, error: Exception) -> str:
         failures = read_failures(self._logs, _log_name(step))
         if failures and failures[0].user_mistake:
             return failures[0].message
         log = self._logs / f"{_log_name(step)}.log"
         if failures:
             return f"{failures[0].headline}; see {log}"
-        with log.open("a") as file:  # what Ray knows of a process that could not speak for itself
-            file.write(f"{died}\n")
-        return f"its worker died ({type(died).__name__}); see {log}"
+        with log.open("a") as file:  # what Ray knows of a process that was killed
+            file.write(f"{error}\n")
+        return f"its worker died ({type(error).__name__}); see {log}"
 
 
-class _EvaluationWorker:
-    """The actor: a process of its own that evaluates one checkpoint."""
+class EvaluationWorker:
+    """The actor: a process of its own that evaluates one checkpoint.
 
-    def __init__(self, evaluate: Evaluate, logs: Path, name: str, folder: str) -> None:
+    Args:
+        evaluate: Runs the evaluation.
+        logs: Folder for its log and its failure record.
+        name: Of both files.
+        working_folder: Of the command.
+    """
+
+    def __init__(self, evaluate: Evaluate, logs: Path, name: str, working_folder: str) -> None:
+        use_working_folder(working_folder)
         self._evaluate, self._logs, self._name = evaluate, logs, name
-        if os.path.isdir(folder):  # relative paths of the settings; other machines may not have it
-            os.chdir(folder)
         self._progress = (0, 0)
 
     def evaluate(self, job: EvaluationJob) -> Results:
         """Evaluate and return the results."""
-        with recorded(self._logs, self._name):
-            return self._evaluate(job, self._note)
+        with log_process(self._logs, self._name):
+            return self._evaluate(job, self._set_progress)
 
     def progress(self) -> tuple[int, int]:
-        """Episodes done and wanted."""
+        """Finished episodes and their total."""
         return self._progress
 
-    def _note(self, done: int, wanted: int) -> None:
-        self._progress = (done, wanted)
+    def _set_progress(self, done: int, total: int) -> None:
+        self._progress = (done, total)
 
 
 def _log_name(step: int) -> str:

@@ -1,17 +1,18 @@
-"""Preparation by several processes: Ray actors that each finish one part after the other."""
+"""Preparation by several processes: a pool of Ray actors, each of which finishes one part after the other."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
-from cluster.resources.placement import Placement
 from cluster.resources.ray_session import open_session
+from cluster.resources.run_resources import RunResources
+from cluster.run.progress_poll import ProgressPoll
+from cluster.run.worker_process import use_working_folder
 from data.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,25 +21,25 @@ if TYPE_CHECKING:
     from data.prepare.parts import Part
 
 MakePreparer = Callable[["PrepareCommandConfig"], "Preparer"]
-"""Builds what a worker works with, in its process: importable under its name."""
+"""Builds the preparer of a worker, in its process: importable under its name."""
 
-_REPLACEMENTS = 3  # of a worker that dies, and tries of each part
-_SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_RETRIES = 3  # of a part whose worker has died
+_POLL_SECONDS = 1.0
 
 
 def run_on_ray(
-    config: PrepareCommandConfig, make: MakePreparer, parts: Sequence[Part], tell: Callable[[int], None]
+    config: PrepareCommandConfig, make: MakePreparer, parts: Sequence[Part], report: Callable[[int], None]
 ) -> None:
-    """Finish all parts in `config.workers` processes; a process that dies is replaced.
+    """Finish all parts in `config.workers` processes; Ray replaces a process that dies and retries its part.
 
-    A part is written as a whole or not at all and depends on nothing but itself, so it does not matter who
-    makes it, when, or how often.
+    A part is written as a whole or not at all and depends on nothing but itself, so that any worker may make
+    it, at any time and more than once.
 
     Args:
         config: Settings, handed to `make`.
         make: Builds a worker's `Preparer`.
         parts: What is to be done.
-        tell: Told the number of episodes done.
+        report: Called with the number of finished episodes.
 
     Raises:
         InputError: Raised in a worker: the same message.
@@ -47,29 +48,33 @@ def run_on_ray(
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    workers = min(config.workers, len(parts))
-    placement = _place(workers, config.gpus_per_worker)
-    with open_session(ClusterConfig(address=config.address), placement):
-        group = _Group(config, make, workers)
+    count = min(config.workers, len(parts))
+    resources = _resources(count, config.gpus_per_worker)
+    with open_session(ClusterConfig(address=config.address), resources):
+        workers = _start_workers(config, make, count)
         try:
-            group.run(deque(parts), tell)
+            _finish_parts(workers, parts, report)
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from error
             raise CommandFailedError(f"a preparing process failed:\n{error}") from error
         except RayActorError as error:
             raise CommandFailedError(
-                f"a preparing process died {_REPLACEMENTS + 1} times on the same part (killed, or out of "
+                f"a preparing process died {_MAX_RETRIES + 1} times on the same part (killed, or out of "
                 f"memory: it holds the frames of one demonstration and one shard); try fewer workers than "
-                f"{config.workers}. What is finished is kept"
+                f"{config.workers}. Finished parts stay"
             ) from error
         finally:
-            for worker in group.workers:
+            for worker in workers:
                 ray.kill(worker)
 
 
 def check_workers(config: PrepareCommandConfig) -> None:
-    """Refuse numbers of processes and GPUs that cannot be (InputError)."""
+    """Check the numbers of processes and GPUs.
+
+    Raises:
+        InputError: A number is out of range, or this machine has too few GPUs.
+    """
     if config.workers < 1:
         raise InputError(f"workers={config.workers}: expected at least 1")
     share = config.gpus_per_worker
@@ -78,18 +83,18 @@ def check_workers(config: PrepareCommandConfig) -> None:
     if share and config.address is None:
         import torch
 
-        found, wanted = torch.cuda.device_count(), math.ceil(share * config.workers)
-        if wanted > found:
+        available, needed = torch.cuda.device_count(), math.ceil(share * config.workers)
+        if needed > available:
             raise InputError(
-                f"workers={config.workers} with gpus_per_worker={share} need {wanted} GPUs, this machine has "
-                f"{found}; lower one of them, or set gpus_per_worker=0"
+                f"workers={config.workers} with gpus_per_worker={share} need {needed} GPUs, this machine has "
+                f"{available}; lower one of them, or set gpus_per_worker=0"
             )
 
 
-def _place(workers: int, gpus_per_worker: float) -> Placement:
+def _resources(workers: int, gpus_per_worker: float) -> RunResources:
     """CPUs and GPUs of all workers together, as whole GPUs with their share of the workers."""
     units = math.ceil(workers * gpus_per_worker) or workers
-    return Placement(
+    return RunResources(
         ranks=units,
         cpus_per_rank=math.ceil(workers / units),
         gpus_per_rank=1 if gpus_per_worker else 0,
@@ -97,80 +102,77 @@ def _place(workers: int, gpus_per_worker: float) -> Placement:
     )
 
 
-class _Group:
-    """The actors, and which part each of them is at."""
+def _start_workers(config: PrepareCommandConfig, make: MakePreparer, count: int) -> list[Any]:
+    import ray
 
-    def __init__(self, config: PrepareCommandConfig, make: MakePreparer, count: int) -> None:
-        import ray
+    actor: Any = ray.remote(_Worker)
+    options = actor.options(
+        num_cpus=1,
+        num_gpus=config.gpus_per_worker,
+        max_concurrency=2,  # one thread encodes, the other reports progress
+        max_restarts=-1,  # limited by the retries of each part
+        max_task_retries=_MAX_RETRIES,
+    )
+    return [options.remote(make, config, number, os.getcwd()) for number in range(count)]
 
-        actor: Any = ray.remote(_Worker)
-        options = actor.options(
-            num_cpus=1,
-            num_gpus=config.gpus_per_worker,
-            max_concurrency=2,  # one thread encodes, the other answers how far it is
-            max_restarts=-1,  # each part's tries are counted
-            max_task_retries=_REPLACEMENTS,
-        )
-        self.workers: list[Any] = [options.remote(make, config, os.getcwd()) for _ in range(count)]
 
-    def run(self, waiting: deque[Part], tell: Callable[[int], None]) -> None:
-        """Hand out parts as workers become free, until all are finished."""
-        import ray
+def _finish_parts(workers: list[Any], parts: Sequence[Part], report: Callable[[int], None]) -> None:
+    """Distribute the parts over the workers and wait until all are finished."""
+    from ray.exceptions import RayTaskError
+    from ray.util import ActorPool
 
-        done = 0
-        idle = list(self.workers)
-        busy: dict[Any, tuple[Any, Part]] = {}  # result -> who makes it, what
-        asked: dict[Any, Any] = {}  # worker -> its answer to come
-        heard: dict[Any, int] = {}  # worker -> episodes done of its part
-        while waiting or busy:
-            while waiting and idle:
-                worker, part = idle.pop(), waiting.popleft()
-                heard[worker] = 0
-                busy[worker.finish.remote(part)] = (worker, part)
-            finished, _ = ray.wait(list(busy), timeout=_SECONDS_BETWEEN_LOOKS)
-            for result in finished:
-                worker, part = busy.pop(result)
-                ray.get(result)
-                done += len(part.references)
-                heard[worker] = 0
-                asked.pop(worker, None)
-                idle.append(worker)
-            self._listen(asked, heard, [worker for worker, _ in busy.values()])
-            tell(done + sum(heard[worker] for worker, _ in busy.values()))
-
-    @staticmethod
-    def _listen(asked: dict[Any, Any], heard: dict[Any, int], workers: list[Any]) -> None:
-        """Ask the busy workers how far they are and note what has been answered; nothing here waits."""
-        import ray
-        from ray.exceptions import RayError
-
-        for worker in workers:
-            if worker not in asked:
-                asked[worker] = worker.progress.remote()
-            elif ray.wait([asked[worker]], timeout=0)[0]:
-                try:
-                    heard[worker] = ray.get(asked.pop(worker))
-                except RayError:
-                    continue  # it died: its part begins again in its replacement
+    pool = ActorPool(workers)
+    for part in parts:
+        pool.submit(lambda worker, part: worker.finish.remote(part), part)
+    finished = 0
+    polls = [ProgressPoll(worker, 0) for worker in workers]
+    while pool.has_next():
+        try:
+            number, episodes = pool.get_next_unordered(timeout=_POLL_SECONDS)
+        except RayTaskError:  # perhaps a TimeoutError as well: one that was raised in a worker
+            raise
+        except TimeoutError:
+            pass
+        else:
+            finished += episodes
+            polls[number] = ProgressPoll(
+                workers[number], 0
+            )  # an answer on its way is about the finished part
+        report(finished + sum(poll.latest() for poll in polls))
 
 
 class _Worker:
-    """The actor: a process of its own that finishes parts."""
+    """The actor: a process of its own that finishes parts.
 
-    def __init__(self, make: MakePreparer, config: PrepareCommandConfig, folder: str) -> None:
-        if os.path.isdir(folder):  # relative paths of the settings; other machines may not have it
-            os.chdir(folder)
+    Args:
+        make: Builds the preparer.
+        config: Settings, handed to `make`.
+        number: Of this worker in the pool.
+        working_folder: Of the command.
+    """
+
+    def __init__(
+        self, make: MakePreparer, config: PrepareCommandConfig, number: int, working_folder: str
+    ) -> None:
+        use_working_folder(working_folder)
         self._preparer = make(config)
-        self._done = 0
+        self._number = number
+        self._episodes_done = 0
 
-    def finish(self, part: Part) -> None:
-        """Finish a part, unless it is there already."""
-        self._done = 0
-        self._preparer.finish(part, self._note)
+    def finish(self, part: Part) -> tuple[int, int]:
+        """Finish a part, unless it is complete already.
+
+        Returns:
+            This worker's number and the episodes of the part.
+        """
+        self._episodes_done = 0
+        self._preparer.finish(part, self._set_progress)
+        self._episodes_done = 0
+        return self._number, len(part.references)
 
     def progress(self) -> int:
-        """Episodes done of the part at hand."""
-        return self._done
+        """Finished episodes of the current part."""
+        return self._episodes_done
 
-    def _note(self, done: int) -> None:
-        self._done = done
+    def _set_progress(self, done: int) -> None:
+        self._episodes_done = done

@@ -1,7 +1,7 @@
-"""A signal to `worldvla train` becomes a wish that its ranks hear: a checkpoint, then the end.
+"""A stop request: a signal to `worldvla train` makes its ranks write a checkpoint and end.
 
-Ray's processes do not get the signals of the command, so the wish travels as a file in the run folder, which
-rank 0 looks for between steps (`pretrain.faults.preemption`).
+Ray's processes do not receive the signals of the command, so the request is a file in the run folder, which
+rank 0 checks between steps (`pretrain.faults.preemption`).
 """
 
 from __future__ import annotations
@@ -17,66 +17,66 @@ from types import FrameType
 from pretrain.faults.preemption import SIGNALS
 
 
-class WishToEnd:
-    """Whether the command was asked to end.
+class StopRequest:
+    """Request to the ranks to stop, made by a signal to the command or by the command itself.
 
     Args:
-        request: File that asks the ranks.
+        file: Its existence requests the ranks to stop.
     """
 
-    def __init__(self, request: Path) -> None:
-        self._request = request
-        self._asked = threading.Event()
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._signalled = threading.Event()
 
     @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        """Whether a signal has requested the command to stop."""
+        return self._signalled.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until a signal comes, or so long; whether one has come."""
-        return self._asked.wait(seconds)
+        """Wait for a signal, at most so long; return whether one has arrived."""
+        return self._signalled.wait(seconds)
 
-    def ask(self) -> None:
-        """Ask the ranks for a checkpoint and their end; the command itself goes on."""
-        self._request.touch()
+    def request(self) -> None:
+        """Request the ranks to write a checkpoint and end; the command itself continues."""
+        self._file.touch()
 
-    def take_back(self) -> None:
-        """Ask no longer: ranks that start from now on train on. Not after a signal."""
-        if not self.asked:
-            self._request.unlink(missing_ok=True)
+    def cancel(self) -> None:
+        """Withdraw the request, so that ranks started from now on train; no effect after a signal."""
+        if not self.requested:
+            self._file.unlink(missing_ok=True)
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; a second SIGTERM ends the command at once."""
         name = signal.Signals(number).name
-        if self.asked and number == signal.SIGTERM:
-            print(f"ended by {name}; the same command goes on from what is already written", file=sys.stderr)
+        if self.requested and number == signal.SIGTERM:
+            print(f"ended by {name}; the same command resumes from what is already written", file=sys.stderr)
             sys.exit(128 + number)
-        if not self.asked:
+        if not self.requested:
             print(f"{name}: a checkpoint follows at the next step boundary", file=sys.stderr, flush=True)
-        self._asked.set()
-        self.ask()
+        self._signalled.set()
+        self.request()
 
 
 @contextmanager
-def signals_passed_on(request: Path) -> Iterator[WishToEnd]:
-    """Turn SIGTERM and SIGUSR1 into the wish for the length of a `with` block.
+def stop_on_signals(file: Path) -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGUSR1 into a stop request for the length of a `with` block.
 
-    Outside the main thread, where Python hears no signals, nobody can ask. The file of an earlier wish is
-    removed first, and the file of this one at the end.
+    Outside the main thread Python delivers no signals, so that none is handled. The file of an earlier
+    request is removed first, and the file of this one at the end.
 
     Args:
-        request: File that asks the ranks (`RunFolder.stop_request`).
+        file: Requests the ranks to stop (`RunFolder.stop_request`).
     """
-    request.unlink(missing_ok=True)
-    wish = WishToEnd(request)
+    file.unlink(missing_ok=True)
+    stop = StopRequest(file)
     if threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield stop
         return
-    before = {number: signal.signal(number, wish.hear) for number in SIGNALS}
+    previous = {number: signal.signal(number, stop.on_signal) for number in SIGNALS}
     try:
-        yield wish
+        yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        request.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)

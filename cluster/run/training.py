@@ -1,8 +1,9 @@
-"""The training of a run from its first start to its end, through failures, lost nodes and returning ones."""
+"""The training of a run from its first start to its end, across failures, lost nodes and returning ones."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -10,10 +11,10 @@ from typing import Any, Protocol
 
 from cluster.config import RootConfig
 from cluster.failures import TrainingFailedError
-from cluster.resources.elastic import Fit, largest_fit
+from cluster.resources.elastic import ElasticLayout, largest_layout
 from cluster.resources.ray_session import Session
 from cluster.run.restarts import RestartPolicy
-from cluster.run.stop_request import WishToEnd
+from cluster.run.stop_request import StopRequest
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation
@@ -25,7 +26,7 @@ from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart, open_run
 from pretrain.telemetry.sinks import read_metrics
 
-_SECONDS_BETWEEN_LOOKS = 5.0
+_POLL_SECONDS = 5.0
 
 
 class Train(Protocol):
@@ -37,16 +38,17 @@ class Train(Protocol):
 
 
 class Training:
-    """Starts the ranks, and starts them again while that helps.
+    """Starts the ranks, and restarts them where that helps.
 
     Args:
         config: The run's settings; its layout is the largest.
         session: The open Ray session.
         folder: Of the run.
-        start: Where the first start of the ranks begins; for each later one it is chosen anew.
-        train: What each rank does.
-        wish: Whether the command was asked to end.
-        place: Where the run's checkpoints lie.
+        start: Where the first start of the ranks begins; it is chosen anew for each later one.
+        train: Runs in every rank.
+        stop: Stop request of the command, also used to stop the ranks for a larger layout.
+        checkpoints: Location of the run's checkpoints.
+        clock: Seconds; monotonic.
     """
 
     def __init__(
@@ -56,138 +58,147 @@ class Training:
         folder: RunFolder,
         start: RunStart,
         train: Train,
-        wish: WishToEnd,
-        place: CheckpointLocation,
+        stop: StopRequest,
+        checkpoints: CheckpointLocation,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._session, self._folder, self._train = config, session, folder, train
-        self._wish, self._place = wish, place
-        self._first: RunStart | None = start
+        self._stop, self._checkpoints, self._clock = stop, checkpoints, clock
+        self._first_start: RunStart | None = start
         self._policy = RestartPolicy(config.cluster)
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
-        self._fit: Fit | None = None
-        self._next_look = 0.0
-        self._growing = False
+        self._layout: ElasticLayout | None = None
+        self._next_growth_check = float("-inf")
+        self._growth_requested = False
 
-    def events(self) -> list[dict[str, Any]]:
-        """What has happened since the last call; another thread may ask."""
-        found = []
+    def take_events(self) -> list[dict[str, Any]]:
+        """Events since the last call; may be called from another thread."""
+        events = []
         while True:
             try:
-                found.append(self._events.get_nowait())
+                events.append(self._events.get_nowait())
             except Empty:
-                return found
+                return events
 
     def run(self) -> None:
         """Train to the end.
 
         Raises:
             InputError: Raised in a rank, or the run does not fit the machines.
-            PreemptedError: It was asked to end, or lost nodes that did not come back, and has a checkpoint.
+            PreemptedError: It was stopped on request, or lost nodes that did not return.
             CommandFailedError: It failed, and another start would not help.
         """
-        before: Fit | None = None
+        previous: ElasticLayout | None = None
         while True:
-            self._fit = self._find_room(before)
-            if before is not None and before.data != self._fit.data:
-                name = "shrunk" if self._fit.data < before.data else "grown"
-                self._tell(name, data_before=before.data, data=self._fit.data)
-            before = self._fit
-            self._growing = False
+            layout = self._layout = self._choose_layout(previous)
+            if previous is not None and previous.data != layout.data:
+                name = "shrunk" if layout.data < previous.data else "grown"
+                self._report(name, data_before=previous.data, data=layout.data)
+            previous = layout
+            self._growth_requested = False
             try:
-                self._start(self._fit)
+                self._run_ranks(layout)
                 return
             except DamagedCheckpointError as error:
                 self._set_aside(error)
             except PreemptedError:
-                if self._wish.asked:
+                if self._stop.requested:
                     raise
-                self._wish.take_back()  # it was this class that asked, to grow
+                self._stop.cancel()  # it was `request_growth`
             except TrainingFailedError as failure:
-                self._recover(failure)
+                self._wait_for_restart(failure)
 
-    def grow(self) -> None:
-        """Where nodes have come back, ask the ranks for a checkpoint, to go on with more of them."""
-        fit = self._fit
-        if fit is None or self._growing or fit.data == self._config.parallel.data or not self._due():
+    def request_growth(self) -> None:
+        """Stop the ranks with a checkpoint where nodes have returned, to restart with more of them."""
+        layout = self._layout
+        if layout is None or self._growth_requested or layout.data == self._config.parallel.data:
             return
+        if self._clock() < self._next_growth_check:
+            return
+        self._next_growth_check = self._clock() + _POLL_SECONDS
         try:
-            larger = largest_fit(self._config, self._session.placement, self._session.nodes())
+            larger = self._largest_layout()
         except InputError:
-            return  # nodes are gone: the ranks will fail of it
-        if larger.data > fit.data:
-            self._growing = True
-            self._wish.ask()
-
-    def _start(self, fit: Fit) -> None:
-        start, self._first = self._first, None
-        if fit.config is not self._config:
-            check_training(fit.config)
-        if start is None or fit.config is not self._config:
-            start = open_run(fit.config, self._folder)
-        nodes = fit.rank_nodes if self._session.several_nodes else None
-        train = partial(self._train, start=start)
-        run_train_group(fit.config, self._session, self.logs, train, fit.placement, nodes)
+            return  # nodes were lost: the ranks will fail
+        if larger.data > layout.data:
+            self._growth_requested = True
+            self._stop.request()
 
     @property
     def logs(self) -> Path:
         """Folder of the ranks' output."""
         return self._folder.logs
 
-    def _recover(self, failure: TrainingFailedError) -> None:
-        step, newest = last_reported(self._folder), self._newest()
-        self._tell("failed", step=step, error=str(failure))
-        if self._wish.asked:
+    def _run_ranks(self, layout: ElasticLayout) -> None:
+        """Train at this layout until the ranks end."""
+        start, self._first_start = self._first_start, None
+        if layout.config is not self._config:
+            check_training(layout.config)
+        if start is None or layout.config is not self._config:
+            start = open_run(layout.config, self._folder)
+        nodes = layout.rank_nodes if self._session.existing_cluster else None
+        train = partial(self._train, start=start)
+        run_train_group(layout.config, self._session, self.logs, train, layout.resources, nodes)
+
+    def _wait_for_restart(self, failure: TrainingFailedError) -> None:
+        """Report a failure, and wait as long as the restart policy says."""
+        step, newest = last_reported_step(self._folder), self._newest_checkpoint()
+        self._report("failed", step=step, error=str(failure))
+        if self._stop.requested:
             raise PreemptedError(
-                f"ended as asked; the training had failed, its newest checkpoint is of step {newest}"
+                f"stopped on request; the training had failed, its newest checkpoint is of step {newest}"
             ) from failure
-        delay = self._policy.after(failure, step, newest)
-        self._tell("restarting", step=newest, restart=self._policy.total, delay=delay)
-        if self._wish.wait(delay):
-            raise PreemptedError(f"ended as asked; the newest checkpoint is of step {newest}")
+        delay = self._policy.delay_after(failure, step, newest)
+        self._report("restarting", step=newest, restart=self._policy.total, delay=delay)
+        self._wait(delay)
 
     def _set_aside(self, error: DamagedCheckpointError) -> None:
-        """Go on from the checkpoint before the damaged one, where that is this run's newest."""
-        *older, newest = self._place.steps() or [0]
-        own = self._config.checkpointing.resume == "auto" and self._place.checkpoint_url(newest) in str(error)
-        if not (own and older):
+        """Make the checkpoint before the damaged one the newest; raise where it is not this run's newest."""
+        *older, newest = self._checkpoints.steps() or [0]
+        is_newest = self._checkpoints.checkpoint_url(newest) in str(error)
+        if self._config.checkpointing.resume != "auto" or not is_newest or not older:
             raise error
-        self._place.set_aside(newest)
-        self._tell("checkpoint_set_aside", step=newest, error=str(error))
+        self._checkpoints.set_aside(newest)
+        self._report("checkpoint_set_aside", step=newest, error=str(error))
 
-    def _find_room(self, before: Fit | None) -> Fit:
-        """The layout to start with; where nodes were lost, they get some time to come back."""
-        if before is None or not self._session.several_nodes:
-            return largest_fit(self._config, self._session.placement, self._session.nodes())
-        deadline = time.monotonic() + self._config.cluster.node_timeout
+    def _choose_layout(self, previous: ElasticLayout | None) -> ElasticLayout:
+        """The layout to start with; after a failure it waits for lost nodes, up to `cluster.node_timeout`."""
+        if previous is None or not self._session.existing_cluster:
+            return self._largest_layout()
+        deadline = self._clock() + self._config.cluster.node_timeout
         while True:
-            late = time.monotonic() >= deadline
+            timed_out = self._clock() >= deadline
             try:
-                fit = largest_fit(self._config, self._session.placement, self._session.nodes())
-                if late or fit.data >= before.data:
-                    return fit
+                layout = self._largest_layout()
+                if timed_out or layout.data >= previous.data:
+                    return layout
             except InputError as error:
-                if late:
+                if timed_out:
                     raise PreemptedError(
                         f"nodes were lost and did not come back within cluster.node_timeout: {error}; the "
-                        f"same command goes on from step {self._newest()}"
+                        f"same command resumes from step {self._newest_checkpoint()}"
                     ) from error
-            if self._wish.wait(_SECONDS_BETWEEN_LOOKS):
-                raise PreemptedError(f"ended as asked; the newest checkpoint is of step {self._newest()}")
+            self._wait(_POLL_SECONDS)
 
-    def _newest(self) -> int:
+    def _largest_layout(self) -> ElasticLayout:
+        return largest_layout(self._config, self._session.resources, self._session.nodes())
+
+    def _wait(self, seconds: float) -> None:
+        """Wait before a restart; a stop request ends the run."""
+        if self._stop.wait(seconds):
+            raise PreemptedError(
+                f"stopped on request; the newest checkpoint is of step {self._newest_checkpoint()}"
+            )
+
+    def _newest_checkpoint(self) -> int:
         """Step of the newest checkpoint; 0: none."""
-        return self._place.latest() or 0
+        return self._checkpoints.latest() or 0
 
-    def _due(self) -> bool:
-        if time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        return True
-
-    def _tell(self, event: str, step: int | None = None, **details: Any) -> None:
-        self._events.put({"event": event, "step": self._newest() if step is None else step, **details})
+    def _report(self, event: str, step: int | None = None, **details: Any) -> None:
+        step = self._newest_checkpoint() if step is None else step
+        self._events.put({"event": event, "step": step, **details})
 
 
-def last_reported(folder: RunFolder) -> int:
+def last_reported_step(folder: RunFolder) -> int:
     """Last step in `metrics.jsonl`; 0: none."""
     return max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)

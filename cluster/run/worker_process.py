@@ -1,4 +1,4 @@
-"""What happens inside the processes that Ray starts: output to a file, failures written down."""
+"""Processes that Ray starts: their working folder, their log file and a record of their failure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from data.errors import InputError
 from pretrain.logs import set_up_logging
 
 _LOG = logging.getLogger(__name__)
+_SUFFIX = ".failure.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailureRecord:
     """Why a process ended.
 
     Attributes:
@@ -43,13 +44,21 @@ class Failure:
         return f"{self.kind}: {lines[0]}" if lines else self.kind
 
 
+def use_working_folder(folder: str) -> None:
+    """Make relative paths of the settings mean what they mean to the command, where its folder exists.
+
+    A node of an existing cluster starts its processes in the folder in which it was started itself.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
 @contextmanager
-def recorded(logs: Path, name: str, rank: int | None = None) -> Iterator[None]:
-    """Send this process's output to `logs/<name>.log`; write down an exception that passes through.
+def log_process(logs: Path, name: str, rank: int | None = None) -> Iterator[None]:
+    """Append this process's output to `logs/<name>.log`; record an exception that leaves the block.
 
-    Log messages go there too, with the number of the training rank if there is one.
-
-    The exception goes on its way; its traceback is in the log, its `Failure` in `logs/<name>.failure.json`.
+    Log messages go there too, with the number of the training rank if there is one. The exception is raised
+    again; its traceback is in the log, its `FailureRecord` in `logs/<name>.failure.json`.
     """
     _redirect_output(logs / f"{name}.log")
     set_up_logging(rank)
@@ -57,18 +66,12 @@ def recorded(logs: Path, name: str, rank: int | None = None) -> Iterator[None]:
         yield
     except BaseException as error:
         _LOG.exception("%s ended with an error", name)
-        note_failure(logs, name, error)
+        write_failure(logs, name, error)
         raise
 
 
-def note_failure(logs: Path, name: str, error: BaseException) -> None:
-    """Write an exception down as this process's `Failure`."""
-    failure = Failure(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
-    (logs / f"{name}.failure.json").write_text(json.dumps(asdict(failure)))
-
-
 def _redirect_output(path: Path) -> None:
-    """Append this process's output, that of libraries in C too, to a file."""
+    """Append this process's output, including that of C libraries, to a file."""
     with path.open("a") as log:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -76,13 +79,19 @@ def _redirect_output(path: Path) -> None:
         os.dup2(log.fileno(), 2)
 
 
-def forget_failures(logs: Path, pattern: str) -> None:
-    """Remove the failures of an earlier try."""
-    for path in logs.glob(f"{pattern}.failure.json"):
+def write_failure(logs: Path, name: str, error: BaseException) -> None:
+    """Write the failure record of this process."""
+    record = FailureRecord(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
+    (logs / f"{name}{_SUFFIX}").write_text(json.dumps(asdict(record)))
+
+
+def remove_failures(logs: Path, pattern: str) -> None:
+    """Remove the failure records of an earlier start; `pattern` is a glob of process names."""
+    for path in logs.glob(f"{pattern}{_SUFFIX}"):
         path.unlink()
 
 
-def read_failures(logs: Path, pattern: str) -> list[Failure]:
-    """Failures written down by the processes whose name matches, the first one first."""
-    failures = [Failure(**json.loads(path.read_text())) for path in logs.glob(f"{pattern}.failure.json")]
-    return sorted(failures, key=lambda failure: failure.time)
+def read_failures(logs: Path, pattern: str) -> list[FailureRecord]:
+    """Failure records of the processes whose name matches the glob `pattern`, the earliest first."""
+    records = [FailureRecord(**json.loads(path.read_text())) for path in logs.glob(f"{pattern}{_SUFFIX}")]
+    return sorted(records, key=lambda record: record.time)

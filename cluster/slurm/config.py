@@ -1,4 +1,4 @@
-"""Settings of `worldvla submit`: what is asked of Slurm for a training."""
+"""Settings of `worldvla submit`: the jobs of a training, and what they request from Slurm."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 @dataclass
 class SlurmConfig:
-    """What a job asks Slurm for, and what it sets up on its nodes.
+    """What a job requests from Slurm, and what it sets up on its nodes.
 
     Attributes:
         partition: Partition; null: the cluster's default.
-        account: Account that pays; null: the user's default.
+        account: Account that is charged; null: the user's default.
         qos: Quality of service; null: the default.
         constraint: Features that nodes must have (`"h100&ib"`); null: any.
         time: Time limit (`D-HH:MM:SS`, `HH:MM:SS` or minutes); null: the partition's.
-        cpus_per_node: CPUs taken of each node; null: the whole node, for this job alone.
-        signal_seconds: The job is told so many seconds before its time limit; it then writes a checkpoint and
-            goes back into the queue.
-        requeue: Go back into the queue after preemption, a lost node or the time limit, and go on there.
-        most_requeues: Times that the job may go back into the queue.
+        cpus_per_node: CPUs of each node; null: the whole node, for this job alone.
+        signal_seconds: Slurm signals the job so many seconds before its time limit; it then writes a
+            checkpoint and is requeued.
+        requeue: Requeue the job after preemption, a lost node or the time limit; it then resumes.
+        most_requeues: Times that the job may be requeued.
         modules: Environment modules to load.
         venv: Virtual environment; null: `.venv` of the checkout, or the one of this command where worldvla is
             installed.
         container: Image for `srun --container-image` (pyxis); null: no container.
         mounts: `host:container` folders of the container.
         environment: Variables to set on every node (`["NCCL_DEBUG=INFO"]`). Secrets do not belong here:
-            sbatch hands on what the shell exports.
-        network: Other than `cluster.network`; null: that.
+            sbatch passes on what the shell exports.
+        network: Overrides `cluster.network`; null: that.
         start_timeout: Seconds within which Ray must run on every node.
         sbatch: Further options of sbatch, without the leading dashes (`["mail-type=END"]`).
     """
@@ -64,16 +64,16 @@ class SubmitConfig(RootConfig):
 
     Attributes:
         nodes: Nodes of the job.
-        after: Job id that must have ended well before this one starts; null: none.
+        after: Job id that must have succeeded before this one starts; null: none.
         sweep: Setting of the training and its values (`optim.lr=1e-5,5e-6`): a job array with one run each,
             named `<run.name>-<number>`; null: one run.
         stages: Jobs that follow each other, some of `prepare`, `train` and `eval` in this order; each starts
-            when the one before has ended well.
+            when the one before has succeeded.
         prepare: Settings of the stage `prepare`, as `worldvla prepare` has them (`prepare.source=demos`); it
-            fills `data.url`.
+            writes to `data.url`.
         final_eval: Settings of the stage `eval`, as `worldvla eval` has them; suite, tasks, episodes, horizon
-            and workers that are not given are those of `eval`. The run's last checkpoint is evaluated.
-        slurm: What is asked of Slurm.
+            and workers default to those of `eval`. The run's last checkpoint is evaluated.
+        slurm: What the jobs request from Slurm.
     """
 
     nodes: int = 1

@@ -1,7 +1,7 @@
 """The jobs of one submission, in order: prepare -> train -> final evaluation, each an ordinary command.
 
 Pure: settings in, scripts out. `cluster.slurm.submit` hands them to sbatch, each to start when the one before
-has ended well; a job whose forerunner failed leaves the queue.
+has succeeded; a job whose predecessor failed is removed from the queue.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.overrides import key_of, override
 from cluster.slurm.config import STAGES, SubmitConfig
 from cluster.slurm.sbatch import render, render_stage
-from cluster.slurm.sweep import Run
+from cluster.slurm.sweep import SweepRun
 from data.errors import InputError
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import step_name
 
-SECTIONS = {"prepare": "prepare", "eval": "final_eval"}  # stage -> settings of its own
+SECTIONS = {"prepare": "prepare", "eval": "final_eval"}  # stage -> key of its settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Job:
 
     Attributes:
         stage: One of `STAGES`.
-        script: What sbatch gets.
+        script: The batch script.
         runs: Tasks of its array; 0: no array.
     """
 
@@ -42,28 +43,24 @@ class Job:
 
     def log(self, number: int) -> str:
         """Name of the job's log in that folder; several for an array."""
-        return f"{log_prefix(self.stage)}-{number}{'_*' if self.runs else ''}.log"
+        prefix = "job" if self.stage == "train" else self.stage
+        return f"{prefix}-{number}{'_*' if self.runs else ''}.log"
 
-    def dependency(self, forerunner: Job, number: str) -> str:
-        """`afterok:17`, or `aftercorr:17` where each task of an array waits for its own of the one before."""
-        pairs = forerunner.runs and self.runs
-        return f"{'aftercorr' if pairs else 'afterok'}:{number}"
-
-
-def log_prefix(stage: str) -> str:
-    """How the logs of a stage begin."""
-    return "job" if stage == "train" else stage
+    def dependency(self, predecessor: Job, number: str) -> str:
+        """`afterok:17`, or `aftercorr:17` if each task of an array waits for the same task of the other."""
+        task_by_task = predecessor.runs and self.runs
+        return f"{'aftercorr' if task_by_task else 'afterok'}:{number}"
 
 
-def jobs(
+def plan_jobs(
     config: SubmitConfig,
     overrides: Sequence[str],
     arguments: Sequence[str],
     folder: Path,
     caller: Path,
-    sweep: Sequence[Run],
+    sweep: Sequence[SweepRun],
 ) -> list[Job]:
-    """The jobs that the settings ask for.
+    """The jobs that the settings request.
 
     Args:
         config: Settings of the training and of the jobs.
@@ -71,30 +68,30 @@ def jobs(
             their stages.
         arguments: `key=value` words of `worldvla train`, without `cluster.address`.
         folder: For scripts and logs: `<run folder>/slurm`.
-        caller: Folder that relative paths of the settings start from.
+        caller: Folder that relative paths of the settings are relative to.
         sweep: The runs of a job array; empty: one run.
 
     Raises:
-        InputError: Stages that cannot be.
+        InputError: Stages that contradict each other or the settings.
     """
-    given = {section: _words_of(section, overrides) for section in SECTIONS.values()}
+    given = {section: _section_overrides(section, overrides) for section in SECTIONS.values()}
     _check_stages(config, given)
-    made: list[Job] = []
+    jobs: list[Job] = []
     if "prepare" in config.stages:
-        words = _prepare_words(config, given["prepare"])
-        made.append(Job("prepare", render_stage(config, "prepare", words, folder, caller)))
+        words = _prepare_arguments(config, given["prepare"])
+        jobs.append(Job("prepare", render_stage(config, "prepare", words, folder, caller)))
     if "train" in config.stages:
-        each = [run.words for run in sweep]
-        made.append(Job("train", render(config, arguments, folder, caller, each), len(sweep)))
+        script = render(config, arguments, folder, caller, [run.overrides for run in sweep])
+        jobs.append(Job("train", script, len(sweep)))
     if "eval" in config.stages:
-        words = _eval_words(config, given["final_eval"])
-        each = [[_checkpoint_word(run.config)] for run in sweep]
-        words += [] if sweep else [_checkpoint_word(config)]
-        made.append(Job("eval", render_stage(config, "eval", words, folder, caller, each), len(sweep)))
-    return made
+        words = _eval_arguments(config, given["final_eval"])
+        words += [] if sweep else [_checkpoint_argument(config)]
+        per_run = [[_checkpoint_argument(run.config)] for run in sweep]
+        jobs.append(Job("eval", render_stage(config, "eval", words, folder, caller, per_run), len(sweep)))
+    return jobs
 
 
-def _words_of(section: str, overrides: Sequence[str]) -> list[str]:
+def _section_overrides(section: str, overrides: Sequence[str]) -> list[str]:
     return [word.removeprefix(f"{section}.") for word in overrides if word.startswith(f"{section}.")]
 
 
@@ -113,8 +110,8 @@ def _check_stages(config: SubmitConfig, given: Mapping[str, Sequence[str]]) -> N
             )
 
 
-def _prepare_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
-    """Words of `worldvla prepare`, which fills the place that the training reads."""
+def _prepare_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
+    """Arguments of `worldvla prepare`, which writes the data set that the training reads."""
     if config.data.sources or not config.data.url:
         raise InputError(
             "stages has prepare, but the training reads no single data set (data.url); prepare each with "
@@ -124,33 +121,34 @@ def _prepare_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
         raise InputError("stages has prepare, but nothing to prepare; name it: prepare.source=FOLDER")
     if config.prepare.out:
         raise InputError(
-            f"prepare.out={config.prepare.out}: the data goes to where the training reads it, data.url="
+            f"prepare.out={config.prepare.out}: the data is written to where the training reads it, data.url="
             f"{config.data.url}; leave it out"
         )
     return [*given, f"out={config.data.url}"]
 
 
-def _eval_words(config: SubmitConfig, given: Sequence[str]) -> list[str]:
-    """Words of `worldvla eval` but for the checkpoint."""
+def _eval_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
+    """Arguments of `worldvla eval` except for the checkpoint."""
     if config.final_eval.checkpoint is not None or config.final_eval.policy is not None:
         raise InputError(
             "final_eval names a checkpoint or a policy, expected neither: the run's last checkpoint is "
             "evaluated; leave it out"
         )
-    ours = config.eval
-    words = [f"suite={ours.suite}", f"episodes={ours.episodes}", f"workers={ours.workers}"]
-    words += [] if ours.tasks is None else [f"tasks=[{','.join(map(str, ours.tasks))}]"]
-    words += [] if ours.horizon is None else [f"horizon={ours.horizon}"]
-    named = {word.partition("=")[0] for word in given}
-    return [*(word for word in words if word.partition("=")[0] not in named), *given]
+    defaults: dict[str, object] = {
+        "suite": config.eval.suite,
+        "episodes": config.eval.episodes,
+        "workers": config.eval.workers,
+    }
+    defaults |= {} if config.eval.tasks is None else {"tasks": config.eval.tasks}
+    defaults |= {} if config.eval.horizon is None else {"horizon": config.eval.horizon}
+    keys = {key_of(word) for word in given}
+    return [*(override(key, value) for key, value in defaults.items() if key not in keys), *given]
 
 
-def _checkpoint_word(config: SubmitConfig) -> str:
+def _checkpoint_argument(config: SubmitConfig) -> str:
     """`checkpoint=<the run's last>`."""
-    trainer, place = config.trainer, checkpoint_location(config.checkpointing, RunFolder.of(config.run))
-    last = trainer.steps if trainer.stop_after is None else min(trainer.steps, trainer.stop_after)
-    where = place.url
-    if config.checkpointing.url is not None and "://" not in where:
-        # A folder apart from the run's: by a URL its weights are fetched to where the tokenizers lie.
-        where = Path(where).expanduser().absolute().as_uri()
-    return f"checkpoint={where}/{step_name(last)}"
+    location = checkpoint_location(config.checkpointing, RunFolder.of(config.run)).url
+    if config.checkpointing.url is not None and "://" not in location:
+        # A folder outside the run's: as a URL, its weights are fetched to where the tokenizers are.
+        location = Path(location).expanduser().absolute().as_uri()
+    return override("checkpoint", f"{location}/{step_name(config.last_step)}")

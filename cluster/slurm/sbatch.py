@@ -16,17 +16,17 @@ from data.errors import InputError
 from pretrain.installation import checkout, project_file
 
 TEMPLATE, STAGE_TEMPLATE = "ray.sbatch.j2", "stage.sbatch.j2"
-# What NCCL is told about the network between the nodes, by `cluster.network`.
+# Variables for NCCL by the network between the nodes (`cluster.network`).
 NETWORKS: dict[Network, dict[str, str]] = {
     "infiniband": {"NCCL_IB_TIMEOUT": "22"},
     "efa": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "FI_EFA_USE_HUGE_PAGE": "0"},
     "tcp": {"NCCL_IB_DISABLE": "1"},
 }
-# What they are, for the table in the script.
+# Their meanings, for the table in the script.
 _MEANINGS = {
     "NCCL_IB_TIMEOUT": "17 s until an unanswered message is an error",
-    "NCCL_IB_DISABLE": "sockets alone",
-    "FI_PROVIDER": "libfabric takes the EFA cards",
+    "NCCL_IB_DISABLE": "sockets only",
+    "FI_PROVIDER": "libfabric uses the EFA cards",
     "FI_EFA_USE_DEVICE_RDMA": "cards read the GPUs' memory",
     "FI_EFA_USE_HUGE_PAGE": "huge pages do not survive forks",
 }
@@ -43,17 +43,17 @@ def render(
     caller: Path,
     sweep: Sequence[Sequence[str]] = (),
 ) -> str:
-    """The script of one job.
+    """Render the script of a training job.
 
     Args:
         config: Settings of the training and of the job.
         arguments: `key=value` words of `worldvla train`, without `cluster.address`.
         folder: For the job's logs and token: `<run folder>/slurm`, on a file system that all nodes share.
-        caller: Folder that relative paths of the settings start from, on such a file system as well.
-        sweep: Further words of each run of a job array; empty: one run.
+        caller: Folder that relative paths of the settings are relative to, on such a file system as well.
+        sweep: Further arguments of each run of a job array; empty: one run.
 
     Raises:
-        InputError: A setting that Slurm or bash would misread.
+        InputError: A setting that Slurm or bash would misinterpret.
     """
     slurm, cluster = config.slurm, config.cluster
     gpus = gpus_per_node(config)
@@ -82,23 +82,23 @@ def render_stage(
     caller: Path,
     sweep: Sequence[Sequence[str]] = (),
 ) -> str:
-    """The script of a job that runs one command on one node, before or after the training.
+    """Render the script of a job that runs one command on one node, before or after the training.
 
     Args:
         config: Settings of the training and of the jobs.
         stage: The command, `prepare` or `eval`.
         arguments: Its `key=value` words.
         folder: For the job's logs.
-        caller: Folder that relative paths of the settings start from.
-        sweep: Further words of each task of a job array; empty: no array.
+        caller: Folder that relative paths of the settings are relative to.
+        sweep: Further arguments of each task of a job array; empty: no array.
 
     Raises:
-        InputError: A setting that Slurm or bash would misread.
+        InputError: A setting that Slurm or bash would misinterpret.
     """
-    done = "Prepares the data of" if stage == "prepare" else "Evaluates"
+    action = "Prepares the data of" if stage == "prepare" else "Evaluates"
     return _template(STAGE_TEMPLATE).render(
         **_setup(config, arguments, caller, sweep),
-        title=f"{done} {config.run.name}.",
+        title=f"{action} {config.run.name}.",
         options=_options(config, folder, len(sweep), stage),
         command=stage,
     )
@@ -120,8 +120,8 @@ def _template(name: str) -> jinja2.Template:
 def _setup(
     config: SubmitConfig, arguments: Sequence[str], caller: Path, sweep: Sequence[Sequence[str]]
 ) -> dict[str, object]:
-    """What every job sets up, and its command's words."""
-    check(config.slurm)
+    """Template variables that all jobs share: their environment and the arguments of their command."""
+    _check(config.slurm)
     slurm = config.slurm
     network = slurm.network or config.cluster.network
     variables = NETWORKS[network] if gpus_per_node(config) else {}
@@ -134,7 +134,7 @@ def _setup(
         "environment": variables | _variables(slurm),
         "arguments": arguments,
         "sweep": sweep,
-        # A step holds all processes of its node: each rank binds itself (pretrain.parallel.affinity).
+        # A step has all processes of its node: each rank binds itself (pretrain.parallel.affinity).
         "binding": "--cpu-bind=none" + (" --gpu-bind=none" if gpus_per_node(config) else ""),
         "container_options": _container_options(slurm, caller),
     }
@@ -148,12 +148,12 @@ def _environment() -> Path | None:
 
 
 def gpus_per_node(config: SubmitConfig) -> int:
-    """GPUs that a job takes of each node; 0 where the ranks run on CPUs."""
+    """GPUs of each node that a job requests; 0 where the ranks run on CPUs."""
     return 0 if config.cluster.gpus_per_rank == 0 else config.cluster.gpus_per_node
 
 
-def check(slurm: SlurmConfig) -> None:
-    """Refuse what Slurm or bash would misread.
+def _check(slurm: SlurmConfig) -> None:
+    """Refuse settings that Slurm or bash would misinterpret.
 
     Raises:
         InputError: Names the setting, what it is and what was expected.
@@ -173,17 +173,17 @@ def check(slurm: SlurmConfig) -> None:
             raise InputError(f"slurm.environment: {name!r} is no name of a variable; expected NAME=value")
         if _SECRET.search(name):
             raise InputError(
-                f"slurm.environment: {name} looks like a secret, and the script lies in the run folder; "
-                f"export it in the shell instead, sbatch hands it on"
+                f"slurm.environment: {name} looks like a secret, and the script is stored in the run "
+                "folder; export it in the shell instead, sbatch passes it on"
             )
-    for name, value, least in (
+    for name, value, minimum in (
         ("cpus_per_node", slurm.cpus_per_node, 1),
         ("signal_seconds", slurm.signal_seconds, 1),
         ("most_requeues", slurm.most_requeues, 0),
         ("start_timeout", slurm.start_timeout, 1),
     ):
-        if value is not None and value < least:
-            raise InputError(f"slurm.{name}={value}, expected {least} or more")
+        if value is not None and value < minimum:
+            raise InputError(f"slurm.{name}={value}, expected {minimum} or more")
 
 
 def _variables(slurm: SlurmConfig) -> dict[str, str]:
@@ -196,32 +196,32 @@ def _options(config: SubmitConfig, folder: Path, runs: int, stage: str = "train"
     """Options of sbatch, without the leading dashes."""
     slurm, gpus, training = config.slurm, gpus_per_node(config), stage == "train"
     name = config.run.name if training else f"{config.run.name}-{stage}"
-    found = [f"job-name={name}", f"nodes={config.nodes if training else 1}", "ntasks-per-node=1"]
-    found.append("exclusive" if slurm.cpus_per_node is None else f"cpus-per-task={slurm.cpus_per_node}")
-    found += [f"gpus-per-node={gpus}"] if gpus else []
+    options = [f"job-name={name}", f"nodes={config.nodes if training else 1}", "ntasks-per-node=1"]
+    options.append("exclusive" if slurm.cpus_per_node is None else f"cpus-per-task={slurm.cpus_per_node}")
+    options += [f"gpus-per-node={gpus}"] if gpus else []
     named = ("partition", "account", "qos", "constraint", "time")
-    found += [f"{name}={value}" for name in named if (value := getattr(slurm, name)) is not None]
-    found += [f"signal=B:USR1@{slurm.signal_seconds}"] if training else []
-    found += ["requeue" if slurm.requeue else "no-requeue"]
-    found += ["no-kill"] if training and config.cluster.least_data is not None else []
+    options += [f"{name}={value}" for name in named if (value := getattr(slurm, name)) is not None]
+    options += [f"signal=B:USR1@{slurm.signal_seconds}"] if training else []
+    options += ["requeue" if slurm.requeue else "no-requeue"]
+    options += ["no-kill"] if training and config.cluster.least_data is not None else []
     log = f"{'job' if training else stage}-%{'A_%a' if runs else 'j'}.log"
-    found += ["open-mode=append", f"output={folder / log}"]
-    found += [f"array=0-{runs - 1}"] if runs else []
+    options += ["open-mode=append", f"output={folder / log}"]
+    options += [f"array=0-{runs - 1}"] if runs else []
     if config.after is not None and stage == config.stages[0]:
-        found += [f"dependency=afterok:{config.after}", "kill-on-invalid-dep=yes"]
-    for option in (*found, *slurm.sbatch):
+        options += [f"dependency=afterok:{config.after}", "kill-on-invalid-dep=yes"]
+    for option in (*options, *slurm.sbatch):
         if not _OPTION.fullmatch(option):
             raise InputError(
-                f"{option!r} cannot stand in a batch script; choose names without odd characters"
+                f"{option!r} cannot stand in a batch script; choose names of letters, digits and _ . -"
             )
-    return [*found, *slurm.sbatch]
+    return [*options, *slurm.sbatch]
 
 
 def _container_options(slurm: SlurmConfig, caller: Path) -> str:
-    """What makes srun start its tasks in the container, in the caller's folder; empty without one."""
+    """Options of srun that start its tasks in the container, in the caller's folder; empty without one."""
     if slurm.container is None:
         return ""
-    ours = dict.fromkeys(path for path in (checkout(), caller) if path)
-    mounts = ",".join([*(f"{path}:{path}" for path in ours), *slurm.mounts])
+    folders = dict.fromkeys(path for path in (checkout(), caller) if path)
+    mounts = ",".join([*(f"{path}:{path}" for path in folders), *slurm.mounts])
     options = {"image": slurm.container, "mounts": mounts, "workdir": str(caller)}
     return "".join(f" --container-{name}={shlex.quote(value)}" for name, value in options.items())

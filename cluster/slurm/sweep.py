@@ -1,4 +1,4 @@
-"""The runs of one submission: one, or those of a sweep, each with the settings that it will have. Pure."""
+"""The runs of a sweep, each with its settings. Pure."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from pretrain.settings import compose
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        words: Its own `key=value` words, which follow those of all runs.
+        overrides: Its own `key=value` words, which follow those of all runs.
         config: All its settings.
     """
 
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     config: SubmitConfig
 
 
-def runs_of_sweep(config: SubmitConfig, overrides: Sequence[str]) -> list[Run]:
-    """`sweep=optim.lr=1e-5,5e-6` -> runs with `optim.lr=1e-5 run.name=<run>-0` and so on; no sweep: none.
+def sweep_runs(config: SubmitConfig, overrides: Sequence[str]) -> list[SweepRun]:
+    """Runs of `sweep=optim.lr=1e-5,5e-6`: `optim.lr=1e-5 run.name=<run>-0` and so on; empty without a sweep.
 
     Args:
         config: Settings that all runs share.
-        overrides: The words of the command line that they come from.
+        overrides: The `key=value` words that they were composed from.
 
     Raises:
-        InputError: Not `key=value,value`, a value that the setting cannot have, or runs that would keep
-            their checkpoints in one place.
+        InputError: Not `key=value,value`, a value that the setting cannot have, or runs that share a location
+            for their checkpoints.
     """
     if config.sweep is None:
         return []
     key, separator, values = config.sweep.partition("=")
-    listed = values.split(",")
-    if not separator or not key or len(listed) < 2 or not all(listed):
+    choices = values.split(",")
+    if not separator or not key or len(choices) < 2 or not all(choices):
         raise InputError(
             f"sweep={config.sweep}: expected a setting with two values or more: sweep='optim.lr=1e-5,5e-6'"
         )
-    runs: list[Run] = []
-    for number, value in enumerate(listed):
+    runs: list[SweepRun] = []
+    for number, value in enumerate(choices):
         words = (f"{key}={value}", f"run.name={config.run.name}-{number}")
-        runs.append(Run(words, compose("worldvla submit", SubmitConfig, "train", [*overrides, *words])))
-    _check_places(runs)
+        run_config = compose("worldvla submit", SubmitConfig, "train", [*overrides, *words])
+        runs.append(SweepRun(words, run_config))
+    _check_checkpoint_locations(runs)
     return runs
 
 
-def _check_places(runs: Sequence[Run]) -> None:
-    """Refuse runs that would go on from, and remove, each other's checkpoints."""
-    places = [checkpoint_location(run.config.checkpointing, RunFolder.of(run.config.run)).url for run in runs]
-    for place in places:
-        if places.count(place) > 1:
+def _check_checkpoint_locations(runs: Sequence[SweepRun]) -> None:
+    """Refuse runs that would resume from, and remove, each other's checkpoints."""
+    urls = [checkpoint_location(run.config.checkpointing, RunFolder.of(run.config.run)).url for run in runs]
+    for url in urls:
+        if urls.count(url) > 1:
             raise InputError(
-                f"checkpointing.url={place} is the same for {places.count(place)} runs of the sweep, "
-                "expected a place of its own for each; name it by the run: "
-                f"checkpointing.url='{place}/${{run.name}}'"
+                f"checkpointing.url={url} is the same for {urls.count(url)} runs of the sweep, expected a "
+                f"location of its own for each; name it by the run: checkpointing.url='{url}/${{run.name}}'"
             )

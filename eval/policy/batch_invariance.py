@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from data.tokens.image import ImageTokenizer
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, ACTION_END, ACTION_START
+from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Order, decode_action_chunk
-from pretrain.model.reader import Reader
 from pretrain.model.transformer import Transformer
 
 _WIDTH = 64  # tokens; prompts padded to the same multiple share a batch
@@ -111,10 +111,10 @@ class BatchInvariantDecoder:
     def _logits(self, prompts: Sequence[NDArray[np.integer]], width: int) -> NDArray[np.float32]:
         """Logits [B, K, N] after the first token of each action block, as float32."""
         blocks = np.arange(1, self._chunk + 1).repeat(ACTION_BLOCK_LENGTH)
-        reader = Reader(self._network, prompts, blocks, largest=ACTION_END, width=width)
-        start = torch.full((1, self._chunk), ACTION_START, device=reader.device)
-        hidden = reader.read(start, slice(0, len(blocks), ACTION_BLOCK_LENGTH))
-        return reader.logits(hidden, ACTION_START, ACTION_END).float().cpu().numpy()
+        session = DecodingSession(self._network, prompts, blocks, largest=ACTION_END, width=width)
+        start = torch.full((1, self._chunk), ACTION_START, device=session.device)
+        hidden = session.forward(start, slice(0, len(blocks), ACTION_BLOCK_LENGTH))
+        return session.logits(hidden, ACTION_START, ACTION_END).float().cpu().numpy()
 
 
 class BatchInvariantEncoder:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.checkpoint.boxes import Box, global_boxes
 from pretrain.checkpoint.manifest import MASTER
-from pretrain.optim import counts_updates, moments_of
+from pretrain.optim import has_step_count, moment_names
 
 if TYPE_CHECKING:  # importing it takes seconds, and bare weights are read without it
     from pretrain.parallel.engine import Engine
@@ -48,7 +48,7 @@ class Fragment:
 
 def state_names(engine: Engine) -> tuple[str, ...]:
     """Names of the states that the engine's optimiser has for every weight: master, then the moments."""
-    return (MASTER, *moments_of(engine.deepspeed_engine.optimizer.optimizer))
+    return (MASTER, *moment_names(engine.deepspeed_engine.optimizer.optimizer))
 
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
@@ -141,13 +141,13 @@ def _flat_masters(zero: Any) -> list[Tensor]:
 
 def _make_moments(zero: Any) -> tuple[str, ...]:
     """Create the moments, as the optimiser would do itself at the first step; return their names."""
-    moments = moments_of(zero.optimizer)
+    moments = moment_names(zero.optimizer)
     for master in _flat_masters(zero):
         state = zero.optimizer.state[master]
         for key in moments:
             if key not in state:
                 state[key] = torch.zeros_like(master.data)
-        if counts_updates(zero.optimizer) and "step" not in state:
+        if has_step_count(zero.optimizer) and "step" not in state:
             # The fused kernel expects its count on the device of the weights.
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
     return moments
@@ -157,7 +157,7 @@ def optimizer_step(engine: Engine) -> int:
     """Updates that AdamW has counted, for its bias correction; 0 for an optimiser that does not count."""
     zero = engine.deepspeed_engine.optimizer
     _make_moments(zero)
-    if not counts_updates(zero.optimizer):
+    if not has_step_count(zero.optimizer):
         return 0
     return max(int(zero.optimizer.state[master]["step"]) for master in _flat_masters(zero))
 
@@ -168,11 +168,11 @@ def finish_loading(engine: Engine, count: int) -> None:
     Every rank calls it, after the fragments' states were filled.
     """
     zero = engine.deepspeed_engine.optimizer
-    if counts_updates(zero.optimizer):
+    if has_step_count(zero.optimizer):
         for master in _flat_masters(zero):
             zero.optimizer.state[master]["step"].fill_(count)
     if _is_replicated(zero):
-        zero.follow_masters()
+        zero.copy_masters_to_parameters()
         return
     if not hasattr(zero, "fp32_partitioned_groups_flat"):
         zero.update_lp_params()

@@ -9,10 +9,9 @@ import torch
 
 from data.errors import InputError
 from pretrain.config import TrainingConfig
-from pretrain.planner.layouts import Plan, Wanted, feasible, machine
-from pretrain.planner.speed import Machine
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
+from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
 
-RESERVE, EFFICIENCY = 0.1, 0.45  # defaults of `worldvla inspect memory`
 _FALLBACK_GPU = "H100"  # its speed orders the layouts for a GPU without a known data sheet
 _MAX_NODE_GPUS = 8
 _MAX_LISTED = 3
@@ -46,12 +45,12 @@ def layout_advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
         return f"{current}; lower trainer.micro_batch, or take more ranks"
     share = config.trainer.global_batch // config.parallel.data
     try:
-        plans = feasible(
-            Wanted(
+        plans = feasible_layouts(
+            LayoutRequest(
                 model=config.model,
                 gpus=config.parallel.tensor * config.parallel.data,
                 gpu_memory=gpu_memory,
-                reserve=RESERVE,
+                reserve=DEFAULT_MEMORY_RESERVE,
                 sequence_length=config.trainer.sequence_length,
                 micro_batches=[size for size in (1, 2, 4, 8) if size <= max(1, share)],
                 global_batch=config.trainer.global_batch,
@@ -70,12 +69,12 @@ def layout_advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
 
 def _machine(gpu: str) -> Machine:
     try:
-        return machine(gpu, EFFICIENCY, _MAX_NODE_GPUS)
+        return Machine.of_gpu(gpu, DEFAULT_EFFICIENCY, _MAX_NODE_GPUS)
     except InputError:
-        return machine(_FALLBACK_GPU, EFFICIENCY, _MAX_NODE_GPUS)
+        return Machine.of_gpu(_FALLBACK_GPU, DEFAULT_EFFICIENCY, _MAX_NODE_GPUS)
 
 
-def _describe(plan: Plan) -> str:
+def _describe(plan: LayoutEstimate) -> str:
     layout = plan.layout
     settings = _settings_of(layout.tensor, layout.data, layout.micro_batch, layout.recompute)
     offload = f" parallel.offload={layout.offload}" if layout.offload != "none" else ""

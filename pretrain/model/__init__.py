@@ -1,1 +1,1 @@
-"""The network, its mask and its loss; nothing here knows of clusters."""
+"""The network, its mask and its loss, independent of ranks and clusters."""

@@ -1,4 +1,7 @@
-"""Keys and values of the tokens that were already read, so that decoding reads each token once."""
+"""Key/value cache of decoding: each token passes the network once.
+
+Shapes: B batch, G key/value heads, K keys so far, Q new tokens, D head size.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from pretrain.model.mask import visible
 
 
 class LayerCache:
-    """Keys and values of one layer, [B, G, K, D] each, in a buffer of fixed capacity and their own dtype."""
+    """Keys and values of one layer, [B, G, K, D] each, in buffers of fixed capacity.
+
+    Args:
+        capacity: Maximum number of tokens K.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -21,7 +28,18 @@ class LayerCache:
         self._values: Tensor | None = None
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new tokens and return all keys and values so far."""
+        """Append new tokens and return all keys and values so far.
+
+        Args:
+            key: [B, G, Q, D]; the first call fixes B, G, D, dtype and device of the buffers.
+            value: Likewise.
+
+        Returns:
+            Keys and values [B, G, K, D] of all tokens, views of the buffers.
+
+        Raises:
+            ValueError: More tokens than the capacity.
+        """
         if self._keys is None or self._values is None:
             batch, heads, _, size = key.shape
             self._keys = key.new_empty(batch, heads, self._capacity, size)
@@ -36,16 +54,16 @@ class LayerCache:
 
 
 class DecodingCache:
-    """What a decoding call needs to know of the tokens before it.
+    """Keys, values, segments and blocks of the tokens that a decoding call attends to.
 
     Args:
         layers: Layers of the model.
         batch: B, sequences.
-        capacity: Tokens of each that it can hold.
-        device: Where the model is.
+        capacity: Maximum number of tokens of each sequence.
+        device: Of the model.
 
     Attributes:
-        layers: One cache a layer.
+        layers: One cache for each layer.
     """
 
     def __init__(self, layers: int, batch: int, capacity: int, device: torch.device) -> None:
@@ -56,13 +74,16 @@ class DecodingCache:
         self._blocks = torch.zeros_like(self._segments)
 
     def extend(self, segments: Tensor, blocks: Tensor, causal: bool = False) -> AttentionMask:
-        """Note new tokens and return which of all tokens so far each of them sees.
+        """Append Q new tokens and return the mask of these queries over all K tokens so far.
 
         Args:
-            segments: Segment ids [B, Q]; 0 is padding, which no other token sees.
+            segments: Segment ids [B, Q]; 0 is padding, which only padding attends to.
             blocks: Block ids [B, Q].
-            causal: These are the first tokens and none is in an answer block, so no mask is made. (Padding
-                then sees tokens, but no token sees padding.)
+            causal: These are the first tokens and none is in an answer block, so no mask tensor is needed.
+                (Padding then attends to tokens, but no token attends to padding.)
+
+        Returns:
+            A `CausalMask`, or a `DenseMask` [B, 1, Q, K].
         """
         new = slice(self._length, self._length + segments.shape[1])
         self._length = new.stop
@@ -71,5 +92,5 @@ class DecodingCache:
         if causal:
             return CausalMask()
         keys = slice(self._length)
-        known = (self._segments[:, keys], self._blocks[:, keys], self._order[keys])
-        return DenseMask(visible(segments, blocks, self._order[new], *known).unsqueeze(1))
+        key_vectors = (self._segments[:, keys], self._blocks[:, keys], self._order[keys])
+        return DenseMask(visible(segments, blocks, self._order[new], *key_vectors).unsqueeze(1))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-RECOMPUTE_POLICIES = ("none", "selective", "full")
-COMPILE_CHOICES = ("auto", "on", "off")
+AttentionBackend = Literal["auto", "sdpa", "flex", "flash", "flash2"]
+RecomputePolicy = Literal["none", "selective", "full"]
+CompileChoice = Literal["auto", "on", "off"]
+RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
 
 
 @dataclass
@@ -30,9 +33,9 @@ class ModelConfig:
             published mask hides those too.
         attention: Backend of attention in training: `auto` (by hardware), `sdpa`, `flex`, `flash` or
             `flash2`; see `pretrain.model.attention`. Changes the speed, not the result.
-        recompute: What the backward pass makes again instead of keeping it: `none`, `selective` (all but
-            the results of matrix products and attention) or `full` (whole layers).
-        recompute_layers: The policy applies to the first so many layers; null: to all.
+        recompute: What the backward pass recomputes instead of saving it: `none`, `selective` (all but the
+            results of matrix products and attention) or `full` (whole layers).
+        recompute_layers: Number of layers, from the first, that the policy applies to; null: all.
         compile: Compile the element-wise functions with torch.compile: `auto` (on a GPU), `on` or `off`.
     """
 
@@ -49,10 +52,10 @@ class ModelConfig:
     dropout: float = 0.05
     action_mask: bool = True
     history_actions_visible: bool = False
-    attention: str = "auto"
-    recompute: str = "none"
+    attention: AttentionBackend = "auto"
+    recompute: RecomputePolicy = "none"
     recompute_layers: int | None = None
-    compile: str = "auto"
+    compile: CompileChoice = "auto"
 
     @property
     def head_size(self) -> int:

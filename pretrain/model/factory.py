@@ -1,12 +1,14 @@
-"""How the network makes its sharded parts, without knowing of ranks.
+"""Builds the sharded parts of the network; the network itself knows nothing of ranks.
 
-The plain factory makes ordinary torch layers that hold whole matrices. The tensor-parallel one
-(`pretrain.parallel.tensor_parallel`) makes layers that hold this rank's share of the heads, of the
+The plain factory builds ordinary torch layers with whole matrices. The tensor-parallel one
+(`pretrain.parallel.tensor_parallel`) builds layers with this rank's shard of the heads, of the
 feed-forward and of the vocabulary, with the same names and the same results.
 
 The residual stream is a flat list of tokens. Each rank holds all T of them or, in sequence parallel, its
-share; a branch takes them in with `enter`, works on all T with its share of the matrices between `column`
-and `row`, and comes back with its tokens.
+T / size; below, R is the number that this rank holds. A branch gathers all T with `enter_branch`, computes
+with its shard of the matrices between `column` and `row`, and returns this rank's R tokens.
+
+Shapes: T tokens, R tokens of this rank's residual stream, H hidden.
 """
 
 from __future__ import annotations
@@ -15,59 +17,73 @@ from torch import Tensor, nn
 
 
 class LayerFactory:
-    """Plain layers: the whole model in one place.
+    """Plain layers: the whole model on one rank.
 
     Attributes:
-        size: Ranks that share each layer.
-        rank: This rank among them.
+        size: Number of ranks that each layer is sharded over.
+        rank: This rank's number among them, from 0.
     """
 
     size: int = 1
     rank: int = 0
 
     def embedding(self, rows: int, width: int) -> nn.Module:
-        """Token ids [T] -> vectors of this rank's tokens [T, width]; rows are shared out over the ranks."""
+        """Token ids [T] -> vectors [R, width]; the `rows` of the table are sharded over the ranks."""
         return nn.Embedding(rows, width)
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
-        """Linear without bias whose outputs are shared out: [T, inputs] -> [T, outputs / size]."""
+        """Linear without bias whose outputs are sharded: [T, inputs] -> [T, outputs / size]."""
         return nn.Linear(inputs, outputs, bias=False)
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
-        """Linear without bias whose inputs are shared out: [T, inputs / size] -> this rank's [T, outputs]."""
+        """Linear without bias whose inputs are sharded: [T, inputs / size] -> [R, outputs]."""
         return nn.Linear(inputs, outputs, bias=False)
 
     def sharded_parameter(self, values: Tensor) -> nn.Parameter:
-        """A parameter of which each rank holds its rows; `values` has the shape of the share."""
+        """A parameter of which each rank holds its rows.
+
+        Args:
+            values: This rank's shard [rows / size, ...].
+        """
         return nn.Parameter(values)
 
-    def whole_parameter(self, parameter: Tensor) -> Tensor:
-        """A parameter that each rank holds whole, as it is used on this rank's tokens."""
+    def replicated_parameter(self, parameter: Tensor) -> Tensor:
+        """A parameter that every rank holds, any shape, in the form to apply to this rank's R tokens."""
         return parameter
 
-    def enter(self, x: Tensor) -> Tensor:
-        """This rank's tokens -> all tokens [T, H], once before the column layers of a branch."""
+    def enter_branch(self, x: Tensor) -> Tensor:
+        """This rank's tokens [R, H] -> all tokens [T, H], once before the column layers of a branch."""
         return x
 
-    def all_tokens(self, x: Tensor) -> Tensor:
-        """This rank's tokens -> all tokens [T, H], before work that each rank does for all of them."""
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """This rank's tokens [R, H] -> all tokens [T, H], before replicated computation."""
         return x
 
     def copy_to_ranks(self, values: Tensor) -> Tensor:
-        """Identity whose gradient is summed over the ranks: put before work that is shared out."""
+        """Identity, any shape, whose gradient is summed over the ranks: used before sharded computation."""
         return values
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Sum over the ranks, in place; no gradient."""
+        """Sum over the ranks, any shape, in place; no gradient."""
         return values
 
     def max_over_ranks(self, values: Tensor) -> Tensor:
-        """Maximum over the ranks, in place; no gradient."""
+        """Maximum over the ranks, any shape, in place; no gradient."""
         return values
 
 
 def shard_of(values: Tensor, dimension: int, rank: int, size: int) -> Tensor:
-    """Share number `rank` of `size` equal shares of a tensor along a dimension."""
+    """Shard number `rank` of `size` equal shards of a tensor, a view.
+
+    Args:
+        values: Any shape.
+        dimension: To split along.
+        rank: From 0 to below `size`.
+        size: Number of shards.
+
+    Raises:
+        ValueError: The dimension does not divide by `size`.
+    """
     if values.shape[dimension] % size:
         raise ValueError(f"dimension {dimension} of {tuple(values.shape)} does not divide by {size}")
     return values.chunk(size, dim=dimension)[rank]

@@ -1,15 +1,15 @@
 """Decoding of action chunks and of images, batched, with a cache of keys and values.
 
 An action chunk is decoded *in parallel*: under the action mask the K action blocks do not see one
-another, so all of them advance together. After the prompt is read, seven steps of K tokens give the
-chunk, whatever K; block j keeps the positions that it would have in the written sequence (9 j on), and
-the result equals decoding the blocks one after the other.
+another, so all of them advance together. After the prompt, seven steps of K tokens give the chunk,
+whatever K; block j has the positions of the written sequence (from 9 j on), and the result equals
+decoding the blocks one after the other.
 
-Structure tokens (starts, ends, grid size, line breaks) are known beforehand and forced; bins and codes
-are chosen among their own ids.
+Structure tokens (starts, ends, grid size, line breaks) are forced; bins and codes are chosen among their
+own ids.
 
-The steps only queue work on the device; the host waits once, for the result. They are not captured as
-CUDA graphs, so on a GPU small models are bound by the launching of kernels.
+The steps only queue kernels on the device; the host waits once, for the result. They are not captured as
+CUDA graphs, so on a GPU small models are bound by kernel launches.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from data.tokens.vocabulary import (
     IMAGE_START,
     grid_size_token,
 )
-from pretrain.model.reader import Reader
+from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.sampling import GREEDY, Sampling
 from pretrain.model.transformer import Transformer
 
@@ -63,47 +63,47 @@ def decode_action_chunk(
         chunk: K, actions to decode.
         sampling: How bins are chosen.
         order: `parallel` advances all blocks at once; `block` decodes one block after the other; `token`
-            reads every token of the answer on its own, structure tokens too, as plain autoregressive
+            decodes every token of the answer on its own, structure tokens too, as plain autoregressive
             generation does. All give the same bins. A model without the action mask decodes block after
-            block instead of in parallel, since its blocks see one another.
-        width: As in `Reader`.
+            block instead of in parallel, since its blocks attend to one another.
+        width: As in `DecodingSession`.
 
     Returns:
         Bin ids int64 [B, K, 7].
 
     Raises:
-        InputError: chunk < 1, an order that does not exist, or as `Reader` and `Sampling.noise`.
+        InputError: chunk < 1, an unknown order, or as `DecodingSession` and `Sampling.noise`.
     """
     if chunk < 1:
         raise InputError(f"chunk={chunk}: expected at least one action")
     if order not in get_args(Order):
         raise InputError(f"order={order}: expected one of {', '.join(get_args(Order))}")
     blocks = np.arange(1, chunk + 1).repeat(ACTION_BLOCK_LENGTH)
-    reader = Reader(model, prompts, blocks, largest=ACTION_END, width=width)
-    noise = sampling.noise(reader.batch, (chunk, ACTION_DIM), ACTION_BIN_COUNT, reader.device)
+    session = DecodingSession(model, prompts, blocks, largest=ACTION_END, width=width)
+    noise = sampling.noise(session.batch, (chunk, ACTION_DIM), ACTION_BIN_COUNT, session.device)
     independent = model.config.action_mask
-    together = chunk if order == "parallel" and independent else 1
-    start = torch.full((1, together), ACTION_START, device=reader.device)
-    end = torch.full((reader.batch, 1), ACTION_END, device=reader.device)
+    group_size = chunk if order == "parallel" and independent else 1
+    start = torch.full((1, group_size), ACTION_START, device=session.device)
+    end = torch.full((session.batch, 1), ACTION_END, device=session.device)
 
     bins: list[Tensor] = []
-    for first in range(0, chunk, together):
-        group = slice(first, first + together)
-        place, after = first * ACTION_BLOCK_LENGTH, (first + together) * ACTION_BLOCK_LENGTH
+    for first in range(0, chunk, group_size):
+        group = slice(first, first + group_size)
+        offset, end_offset = first * ACTION_BLOCK_LENGTH, (first + group_size) * ACTION_BLOCK_LENGTH
         if bins and order == "token":
-            reader.read(bins[-1], slice(place - 2, place - 1))
-            reader.read(end, slice(place - 1, place))
-        elif bins and not independent:  # the last bin and the end of the block before are seen from here
-            reader.read(torch.cat([bins[-1], end], dim=1), slice(place - 2, place))
+            session.forward(bins[-1], slice(offset - 2, offset - 1))
+            session.forward(end, slice(offset - 1, offset))
+        elif bins and not independent:  # this block attends to the last bin and the end of the previous one
+            session.forward(torch.cat([bins[-1], end], dim=1), slice(offset - 2, offset))
         token = start
         for dimension in range(ACTION_DIM):
-            hidden = reader.read(token, slice(place + dimension, after, ACTION_BLOCK_LENGTH))
-            logits = reader.logits(hidden, ACTION_BIN_START, ACTION_BIN_END)
-            here = None if noise is None else noise[:, group, dimension]
-            token = sampling.choose(logits, here) + ACTION_BIN_START
+            hidden = session.forward(token, slice(offset + dimension, end_offset, ACTION_BLOCK_LENGTH))
+            logits = session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END)
+            draw = None if noise is None else noise[:, group, dimension]
+            token = sampling.choose(logits, draw) + ACTION_BIN_START
             bins.append(token)
-    decoded = torch.stack(bins).unflatten(0, (-1, ACTION_DIM))  # [groups, 7, B, together]
-    return decoded.permute(2, 0, 3, 1).reshape(reader.batch, chunk, ACTION_DIM).cpu().numpy()
+    decoded = torch.stack(bins).unflatten(0, (-1, ACTION_DIM))  # [groups, 7, B, group_size]
+    return decoded.permute(2, 0, 3, 1).reshape(session.batch, chunk, ACTION_DIM).cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +111,10 @@ class Guidance:
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598).
 
     Ids are chosen by u + scale * (c - u), where c are the logits after the prompts and u those after the
-    unconditional prompts; both answers hold the same tokens and are read in one batch.
+    unconditional prompts; both answers hold the same tokens and are decoded in one batch.
 
     Attributes:
-        scale: 1 is no guidance; more follows the condition more.
+        scale: 1 is no guidance; larger values follow the condition more closely.
         prompts: The unconditional prompt [S] of each prompt: the same without the condition.
 
     Raises:
@@ -131,7 +131,7 @@ class Guidance:
             )
 
     def mix(self, logits: Tensor) -> Tensor:
-        """Logits [2 B, ...], conditional ones first -> [B, ...] in fp32."""
+        """Guided logits: [2 B, ...], the conditional ones first -> fp32 [B, ...]."""
         conditional, unconditional = logits.float().chunk(2)
         return torch.lerp(unconditional, conditional, self.scale)
 
@@ -154,16 +154,16 @@ def decode_image(
         prompts: Token ids [S] of each of B world prompts (they may differ in length).
         rows: R, rows of image codes.
         columns: C, columns of image codes.
-        pixels: Side of the image, which the grid tokens announce.
-        codebook_size: Entries of the image tokenizer; only their ids are chosen among.
+        pixels: Side of the image, stated by the grid tokens.
+        codebook_size: Entries of the image tokenizer: the ids to choose among.
         sampling: How codes are chosen.
-        guidance: Away from what unconditional prompts give; None or scale 1: without.
+        guidance: Classifier-free guidance; None or scale 1: without.
 
     Returns:
         Codes uint16 [B, R, C].
 
     Raises:
-        InputError: Another number of unconditional prompts than of prompts, or as `decode_action_chunk`.
+        InputError: The numbers of prompts and unconditional prompts differ, or as `decode_action_chunk`.
     """
     if guidance is not None and len(guidance.prompts) != len(prompts):
         raise InputError(
@@ -172,24 +172,24 @@ def decode_image(
     if guidance is not None and guidance.scale == 1:
         guidance = None
     batch, side = len(prompts), grid_size_token(pixels)
-    both = prompts if guidance is None else [*prompts, *guidance.prompts]
+    all_prompts = prompts if guidance is None else [*prompts, *guidance.prompts]
     blocks = np.zeros(3 + rows * (columns + 1), np.int64)
-    reader = Reader(model, both, blocks, largest=side)
-    noise = sampling.noise(batch, (rows * columns,), codebook_size, reader.device)
-    head = torch.tensor([[IMAGE_START, side, side]], device=reader.device)
-    new_line = torch.full((reader.batch, 1), IMAGE_NEW_LINE, device=reader.device)
+    session = DecodingSession(model, all_prompts, blocks, largest=side)
+    noise = sampling.noise(batch, (rows * columns,), codebook_size, session.device)
+    head = torch.tensor([[IMAGE_START, side, side]], device=session.device)
+    new_line = torch.full((session.batch, 1), IMAGE_NEW_LINE, device=session.device)
 
     codes: list[Tensor] = []
-    tokens, place = head, 0
+    tokens, offset = head, 0
     for number in range(rows * columns):
-        hidden = reader.read(tokens, slice(place, place + tokens.shape[1]))[:, -1]
-        place += tokens.shape[1]
-        logits = reader.logits(hidden, IMAGE_CODE_START, IMAGE_CODE_START + codebook_size)
+        hidden = session.forward(tokens, slice(offset, offset + tokens.shape[1]))[:, -1]
+        offset += tokens.shape[1]
+        logits = session.logits(hidden, IMAGE_CODE_START, IMAGE_CODE_START + codebook_size)
         if guidance is not None:
             logits = guidance.mix(logits)
         code = sampling.choose(logits, None if noise is None else noise[:, number])
         codes.append(code)
-        tokens = (code + IMAGE_CODE_START).repeat(reader.batch // batch)[:, None]
+        tokens = (code + IMAGE_CODE_START).repeat(session.batch // batch)[:, None]
         if (number + 1) % columns == 0:
             tokens = torch.cat([tokens, new_line], dim=1)
     return torch.stack(codes, dim=1).reshape(batch, rows, columns).cpu().numpy().astype(np.uint16)

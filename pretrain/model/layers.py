@@ -18,7 +18,7 @@ from pretrain.model.attention.call import AttentionMask, attention
 from pretrain.model.cache import LayerCache
 from pretrain.model.config import ModelConfig
 from pretrain.model.factory import LayerFactory
-from pretrain.model.pointwise import compiled, rms_norm, swiglu, turn_heads
+from pretrain.model.pointwise import compiled, head_norm_rotary, rms_norm, swiglu
 from pretrain.model.recompute import element_wise, gathered
 
 
@@ -28,17 +28,17 @@ class RMSNorm(nn.Module):
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self._whole = factory.whole_parameter
+        self._replicated = factory.replicated_parameter
         self._norm = partial(compiled(rms_norm, config.compile), eps=config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, H] -> [R, H], same dtype."""
-        return element_wise(self._norm, x, self._whole(self.weight))
+        return element_wise(self._norm, x, self._replicated(self.weight))
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where the T tokens are.
+class RotaryPositions:
+    """Batch shape and rotary embedding of T flattened tokens.
 
     Attributes:
         batch: B.
@@ -58,9 +58,9 @@ class Places:
 
 
 class RotaryTable:
-    """Cosines and sines of the rotary embedding, made when first needed and always in fp32.
+    """Cosines and sines of the rotary embedding in fp32, computed on first use.
 
-    Not a buffer: ZeRO casts buffers to bf16, which loses positions.
+    Not a module buffer: ZeRO casts buffers to bf16, which cannot represent all positions.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -69,19 +69,19 @@ class RotaryTable:
         self._length = config.max_positions
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def at(self, positions: Tensor, dtype: torch.dtype) -> Places:
-        """The places of tokens at positions [B, S]."""
+    def at(self, positions: Tensor, dtype: torch.dtype) -> RotaryPositions:
+        """Rotary embedding of tokens at positions int64 [B, S], rounded to the network's dtype."""
         if positions.device not in self._tables:
-            self._tables[positions.device] = self._make(positions.device)
+            self._tables[positions.device] = self._build(positions.device)
         cosine, sine = (table[positions.flatten()] for table in self._tables[positions.device])
         batch, length = positions.shape
-        return Places(batch, length, cosine.to(dtype).unsqueeze(1), sine.to(dtype).unsqueeze(1))
+        return RotaryPositions(batch, length, cosine.to(dtype).unsqueeze(1), sine.to(dtype).unsqueeze(1))
 
-    def _make(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _build(self, device: torch.device) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self._head_size, 2, dtype=torch.float32, device=device) / self._head_size
         frequencies = 1.0 / self._theta**exponents
-        places = torch.arange(self._length, dtype=torch.float32, device=device)
-        angles = torch.outer(places, frequencies).repeat(1, 2)
+        positions = torch.arange(self._length, dtype=torch.float32, device=device)
+        angles = torch.outer(positions, frequencies).repeat(1, 2)
         return angles.cos(), angles.sin()
 
 
@@ -92,11 +92,11 @@ class HeadNorm(nn.Module):
         super().__init__()
         self.weight = factory.sharded_parameter(torch.ones(heads // factory.size, config.head_size))
         self.bias = factory.sharded_parameter(torch.zeros(heads // factory.size, config.head_size))
-        self._turn = partial(compiled(turn_heads, config.compile), eps=config.norm_eps)
+        self._norm_rotary = partial(compiled(head_norm_rotary, config.compile), eps=config.norm_eps)
 
-    def forward(self, x: Tensor, places: Places) -> Tensor:
+    def forward(self, x: Tensor, rotary: RotaryPositions) -> Tensor:
         """[T, N, D] -> [T, N, D]."""
-        return element_wise(self._turn, x, self.weight, self.bias, places.cosine, places.sine)
+        return element_wise(self._norm_rotary, x, self.weight, self.bias, rotary.cosine, rotary.sine)
 
 
 class SelfAttention(nn.Module):
@@ -112,27 +112,29 @@ class SelfAttention(nn.Module):
         self.o_proj = factory.row(hidden, hidden)
         self.q_norm = HeadNorm(config, factory, config.heads)
         self.k_norm = HeadNorm(config, factory, config.shared_heads)
-        self._enter = factory.enter
+        self._enter_branch = factory.enter_branch
 
-    def forward(self, x: Tensor, places: Places, mask: AttentionMask, cache: LayerCache | None) -> Tensor:
-        """[R, H] -> [R, H]; with a cache, keys and values of earlier calls are seen too."""
-        x = gathered(self._enter, x)
-        query = self.q_norm(self._heads(self.q_proj(x)), places)
-        key, value = self._keys_and_values(x, places)
-        query = places.by_sequence(query)
+    def forward(
+        self, x: Tensor, rotary: RotaryPositions, mask: AttentionMask, cache: LayerCache | None
+    ) -> Tensor:
+        """[R, H] -> [R, H]; with a cache, also over keys and values of earlier calls."""
+        x = gathered(self._enter_branch, x)
+        query = self.q_norm(self._heads(self.q_proj(x)), rotary)
+        key, value = self._keys_and_values(x, rotary)
+        query = rotary.by_sequence(query)
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = attention(query, key, value, mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(len(x), -1))
 
-    def fill(self, x: Tensor, places: Places, cache: LayerCache) -> None:
-        """Put keys and values of [R, H] into the cache, and no more."""
-        cache.append(*self._keys_and_values(self._enter(x), places))
+    def prefill(self, x: Tensor, rotary: RotaryPositions, cache: LayerCache) -> None:
+        """Append keys and values of [R, H] to the cache; no attention is computed."""
+        cache.append(*self._keys_and_values(self._enter_branch(x), rotary))
 
-    def _keys_and_values(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """[T, H] -> [B, N, S, D] each."""
-        key = self.k_norm(self._heads(self.k_proj(x)), places)
-        return places.by_sequence(key), places.by_sequence(self._heads(self.v_proj(x)))
+    def _keys_and_values(self, x: Tensor, rotary: RotaryPositions) -> tuple[Tensor, Tensor]:
+        """Keys and values: [T, H] -> [B, N, S, D] each."""
+        key = self.k_norm(self._heads(self.k_proj(x)), rotary)
+        return rotary.by_sequence(key), rotary.by_sequence(self._heads(self.v_proj(x)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(len(x), -1, self.head_size)
@@ -146,19 +148,20 @@ class FeedForward(nn.Module):
         self.gate_proj = factory.column(config.hidden_size, config.ffn_size)
         self.up_proj = factory.column(config.hidden_size, config.ffn_size)
         self.down_proj = factory.row(config.ffn_size, config.hidden_size)
-        self._enter = factory.enter
+        self._enter_branch = factory.enter_branch
         self._swiglu = compiled(swiglu, config.compile)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, H] -> [R, H]."""
-        x = gathered(self._enter, x)
+        x = gathered(self._enter_branch, x)
         return self.down_proj(element_wise(self._swiglu, self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
     """Attention and feed-forward on the residual stream.
 
-    Each branch is normalised before, or with swin norm after (Chameleon-34B), and dropped out at its end.
+    Each branch is normalised at its input, or with swin norm at its output (Chameleon-34B), then dropout is
+    applied.
     """
 
     def __init__(self, config: ModelConfig, factory: LayerFactory) -> None:
@@ -171,18 +174,18 @@ class DecoderLayer(nn.Module):
         self.swin_norm = config.swin_norm
 
     def forward(
-        self, x: Tensor, places: Places, mask: AttentionMask, cache: LayerCache | None = None
+        self, x: Tensor, rotary: RotaryPositions, mask: AttentionMask, cache: LayerCache | None = None
     ) -> Tensor:
         """[R, H] -> [R, H]."""
         if self.swin_norm:
-            x = x + self._drop(self.input_layernorm(self.self_attn(x, places, mask, cache)))
+            x = x + self._drop(self.input_layernorm(self.self_attn(x, rotary, mask, cache)))
             return x + self._drop(self.post_attention_layernorm(self.mlp(x)))
-        x = x + self._drop(self.self_attn(self.input_layernorm(x), places, mask, cache))
+        x = x + self._drop(self.self_attn(self.input_layernorm(x), rotary, mask, cache))
         return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
 
-    def fill(self, x: Tensor, places: Places, cache: LayerCache) -> None:
-        """Put keys and values of [R, H] into the cache, and no more: enough of a prompt's last layer."""
-        self.self_attn.fill(x if self.swin_norm else self.input_layernorm(x), places, cache)
+    def prefill(self, x: Tensor, rotary: RotaryPositions, cache: LayerCache) -> None:
+        """Append keys and values of [R, H] to the cache: all that a prompt needs of the last layer."""
+        self.self_attn.prefill(x if self.swin_norm else self.input_layernorm(x), rotary, cache)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

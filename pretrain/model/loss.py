@@ -1,11 +1,11 @@
-"""The training loss: weighted cross entropy plus z-loss, over a vocabulary that may be shared out.
+"""The training loss: weighted cross entropy plus z-loss, over a vocabulary that may be sharded.
 
     loss = sum_i w_i (lse_i - logit_i) / sum_i w_i  +  z * mean_i lse_i^2
 
-over the labelled positions i of the whole step: of all micro-batches and all data-parallel ranks, so the
+over the labelled positions i of the whole step: all micro-batches and all data-parallel ranks, so the
 gradient does not depend on the layout. w is 1, and 0.04 for image codes (WorldVLA, arXiv 2506.21539).
 
-Logits never exist for the whole vocabulary at once: `pretrain.model.vocabulary`.
+Logits of the whole vocabulary are never materialised: see `pretrain.model.vocabulary`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pretrain.model.vocabulary import vocabulary_statistics
 
 
 class LabelKind(IntEnum):
-    """What a label is; the row in `LossTerms.sums`."""
+    """Kind of a label; the row in `LossTerms.sums`."""
 
     ACTION = 0
     IMAGE = 1
@@ -40,14 +40,14 @@ class LabelKind(IntEnum):
 
 
 class Total(IntEnum):
-    """What is summed over the labels of a kind; the column in `LossTerms.sums`."""
+    """Quantity summed over the labels of a kind; the column in `LossTerms.sums`."""
 
     CROSS_ENTROPY = 0
     """In nats."""
     LABELS = 1
     """Their number."""
     RIGHT = 2
-    """Number predicted right."""
+    """Number predicted correctly."""
     ACTION_L1 = 3
     """|decoded prediction - decoded label| in normalised units (-1 to 1), teacher forced; the prediction is
     the likeliest of the 256 action bins. 0 for other kinds."""
@@ -61,9 +61,9 @@ class LossSettings:
     """Weights of the loss; see `pretrain.config.LossConfig`.
 
     Attributes:
-        image_weight: Of image codes; all other labels weigh 1.
-        z_loss: Of the mean squared log-sum-exp.
-        reference_compatible: The last image code weighs 1, as the published code's slice has it.
+        image_weight: Weight of image codes; all other labels have weight 1.
+        z_loss: Weight of the mean squared log-sum-exp.
+        reference_compatible: The last image code has weight 1, as in the published code.
     """
 
     image_weight: float = 0.04
@@ -76,7 +76,7 @@ class LossTerms:
     """Loss of one micro-batch.
 
     Attributes:
-        loss: Scalar fp32: this micro-batch's part of the step's loss (parts add up).
+        loss: Scalar fp32: this micro-batch's part of the step's loss; the parts sum to the loss.
         sums: fp32 [3, 4], no gradient. Rows: `LabelKind`. Columns: `Total`.
     """
 
@@ -85,21 +85,21 @@ class LossTerms:
 
 
 def means(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Means over labels: `loss_<kind>`, `accuracy_<kind>` and `action_l1`; None where there was no label.
+    """Means over labels: `loss_<kind>`, `accuracy_<kind>` and `action_l1`; None without labels.
 
     Args:
         sums: `LossTerms.sums` as numbers, of any number of batches.
     """
-    found: dict[str, float | None] = {}
+    result: dict[str, float | None] = {}
     for kind in LabelKind:
         row, name = sums[kind], kind.name.lower()
         labels = row[Total.LABELS]
-        found[f"loss_{name}"] = row[Total.CROSS_ENTROPY] / labels if labels else None
-        found[f"accuracy_{name}"] = row[Total.RIGHT] / labels if labels else None
+        result[f"loss_{name}"] = row[Total.CROSS_ENTROPY] / labels if labels else None
+        result[f"accuracy_{name}"] = row[Total.RIGHT] / labels if labels else None
     actions = sums[LabelKind.ACTION]
     labels = actions[Total.LABELS]
-    found["action_l1"] = actions[Total.ACTION_L1] / labels if labels else None
-    return found
+    result["action_l1"] = actions[Total.ACTION_L1] / labels if labels else None
+    return result
 
 
 def label_kinds(labels: Tensor) -> Tensor:
@@ -135,9 +135,9 @@ def action_distances(predicted: Tensor, labels: Tensor) -> Tensor:
 
 
 class VocabularyHead(nn.Module):
-    """The output matrix; holds this rank's rows of the vocabulary.
+    """The output matrix [V / ranks, H]: this rank's rows of the vocabulary.
 
-    Called with hidden states alone it gives this rank's logits, with labels the loss.
+    Called with hidden states alone it returns this rank's logits, with labels the loss.
     """
 
     def __init__(self, factory: LayerFactory, vocabulary_size: int, hidden_size: int) -> None:
@@ -152,17 +152,20 @@ class VocabularyHead(nn.Module):
         normaliser: Tensor | None = None,
         settings: LossSettings | None = None,
     ) -> Any:
-        """Hidden states [..., H] -> logits [..., V / ranks]; or the loss of labelled positions.
+        """Logits of hidden states, or the loss of labelled positions.
 
         Args:
             hidden: [..., H], or [N, H] together with labels.
-            labels: Ids [N] of the tokens that should follow.
+            labels: int64 [N], ids of the tokens to predict.
             normaliser: fp32 [2]: sum of the weights and number of labels of the whole step.
             settings: Weights of the loss.
 
         Returns:
-            Logits, or the pair (loss, sums) as in `LossTerms`: a plain tuple, since ZeRO's hooks look
-            for tensors in tuples.
+            Logits [..., V / ranks], or the pair (loss, sums) as in `LossTerms`: a plain tuple, since ZeRO's
+            hooks look for tensors in tuples.
+
+        Raises:
+            ValueError: Labels without normaliser or settings.
         """
         if labels is None:
             return F.linear(hidden, self.weight)
@@ -175,8 +178,8 @@ class VocabularyHead(nn.Module):
         entropy = log_sum - label_logit
         loss = (label_weights(labels, settings) * entropy).sum() / normaliser[0]
         loss = loss + settings.z_loss * log_sum.square().sum() / normaliser[1]
-        right = (label_logit >= largest).float()
+        correct = (label_logit >= largest).float()
         distances = action_distances(action, labels)
-        columns = torch.stack([entropy, torch.ones_like(entropy), right, distances], dim=1).detach()
+        columns = torch.stack([entropy, torch.ones_like(entropy), correct, distances], dim=1).detach()
         sums = torch.zeros(SUMS_SHAPE, device=hidden.device)
         return loss, sums.index_add_(0, label_kinds(labels), columns)

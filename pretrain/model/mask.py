@@ -7,7 +7,7 @@ Every token carries a segment id (which sample of the packed sequence; 0 is padd
     j<0  action block before the last image (the action of a world sample)
 
 Query q sees key k when k is not later, both belong to one sample, and q is not in an answer block that
-hides k: an answer block sees no action block but itself. An action sample with two blocks of two tokens::
+hides k: a token of an answer block sees no other action block. An action sample with two blocks::
 
     tokens  t i a a b b e        t i a a b b e   <- key
     blocks  0 0 1 1 2 2 0      t x
@@ -18,12 +18,12 @@ hides k: an answer block sees no action block but itself. An action sample with 
                                b x x . . x x
                                e x x x x x x x
 
-A world sample (the action stands before the last image) is plain causal::
+A world sample (its action precedes the last image) is plain causal::
 
     tokens   t i  a  a j e
-    blocks   0 0 -1 -1 0 0      every token sees all tokens before it
+    blocks   0 0 -1 -1 0 0      every token sees all earlier ones
 
-An answer block (b) hides actions of the past (a) as well, unless `history_actions_visible` makes them
+An answer block (b) does not see past actions (a) either, unless `history_actions_visible` makes them
 ordinary::
 
     tokens   t  a  a i b b e     t a a i b b e           with history_actions_visible
@@ -72,9 +72,9 @@ def visible(
     key_blocks: Tensor,
     key_order: Tensor,
 ) -> Tensor:
-    """The rule itself: bool [..., Q, K] from the vectors of queries [..., Q] and keys [..., K].
+    """The mask rule: bool [..., Q, K] from the vectors of queries [..., Q] and keys [..., K].
 
-    `order` is the place in the sequence; a key later than the query is never seen.
+    `order` is the index in the sequence; a key later than the query is never seen.
     """
     query_block = query_blocks.unsqueeze(-1)
     key_block = key_blocks.unsqueeze(-2)
@@ -87,13 +87,13 @@ def visible(
 
 
 def effective_blocks(blocks: Tensor, action_mask: bool, history_actions_visible: bool) -> Tensor:
-    """Block ids under the paper's ablations, for the same rule.
+    """Block ids that give the paper's ablations under the same rule, of the shape of `blocks`.
 
     Args:
         blocks: Block ids, any shape.
         action_mask: False makes every token ordinary: plain causal attention within each sample.
-        history_actions_visible: True makes the blocks before the last image ordinary, so that answer
-            blocks see them.
+        history_actions_visible: True makes the blocks before the last image ordinary, and so visible to
+            answer blocks.
     """
     if not action_mask:
         return torch.zeros_like(blocks)
@@ -103,13 +103,13 @@ def effective_blocks(blocks: Tensor, action_mask: bool, history_actions_visible:
 def mask_vectors(tokens: ArrayLike) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Segment and block ids, int32 [S] each, of one raw sample (ids [S], unpacked, without padding).
 
-    Without an image every action block counts as an answer. In a sample that was cut off, an action block
-    or an image without its end reaches to the end of the sample; so the latter has no answer blocks.
+    Without an image every action block counts as an answer. In a truncated sample an action block or an
+    image without its end extends to the end of the sample; after such an image there is no answer block.
     """
     ids = np.asarray(tokens)
-    place = np.arange(len(ids))
-    latest_start = np.maximum.accumulate(np.where(ids == ACTION_START, place, -1))
-    ends = np.where(ids == ACTION_END, place, -1)
+    index = np.arange(len(ids))
+    latest_start = np.maximum.accumulate(np.where(ids == ACTION_START, index, -1))
+    ends = np.where(ids == ACTION_END, index, -1)
     latest_end_before = np.maximum.accumulate(np.concatenate([[-1], ends[:-1]])) if len(ids) else ends
     inside = (latest_start >= 0) & (latest_start > latest_end_before)
     image_bounds = np.flatnonzero((ids == IMAGE_START) | (ids == IMAGE_END))

@@ -1,4 +1,4 @@
-"""The element-wise parts of a layer as pure functions: they can be compiled, and made again.
+"""The element-wise parts of a layer as pure functions, so that they can be compiled and recomputed.
 
 Shapes: T tokens, H hidden, F feed-forward, N heads of this rank, D head size.
 """
@@ -13,22 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.model.config import CompileChoice
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm of [T, H], computed in fp32 and rounded to x's dtype before the weight.
 
-    The rounding is Hugging Face's. Torch's own norm does it inside, and so keeps no fp32 copy of x.
+    Rounded as in Hugging Face; torch's norm rounds internally and so saves no fp32 copy of x.
     """
     return weight * F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """SiLU of the gate times the rest, [T, F] each."""
+    """SiLU of the gate times `up`, [T, F] each -> [T, F]."""
     return F.silu(gate) * up
 
 
-def turn_heads(x: Tensor, weight: Tensor, bias: Tensor, cosine: Tensor, sine: Tensor, eps: float) -> Tensor:
-    """LayerNorm of every head, each with its own affine map, then the rotary embedding: [T, N, D].
+def head_norm_rotary(
+    x: Tensor, weight: Tensor, bias: Tensor, cosine: Tensor, sine: Tensor, eps: float
+) -> Tensor:
+    """LayerNorm of every head with its own affine map, then the rotary embedding -> [T, N, D].
 
     Args:
         x: Queries or keys [T, N, D].
@@ -43,8 +47,8 @@ def turn_heads(x: Tensor, weight: Tensor, bias: Tensor, cosine: Tensor, sine: Te
     return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-def compiled(function: Callable[..., Any], choice: str) -> Callable[..., Any]:
-    """The function under torch.compile, or as it is.
+def compiled(function: Callable[..., Any], choice: CompileChoice) -> Callable[..., Any]:
+    """The function under torch.compile, or unchanged.
 
     Args:
         function: One of the above.
@@ -62,8 +66,8 @@ def compiled(function: Callable[..., Any], choice: str) -> Callable[..., Any]:
 
 @cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Made when first needed (dynamo takes a second to import) and once for all layers.
+    """Compiled on first use (dynamo takes a second to import), once for all layers.
 
-    Sizes that change, as the number of tokens does in decoding, become symbols after their first change.
+    Sizes that vary, such as the number of tokens in decoding, become symbolic after their first change.
     """
     return torch.compile(function)

@@ -1,13 +1,13 @@
-"""What the backward pass makes again instead of keeping it.
+"""Activation recomputation: what the backward pass recomputes instead of saving it.
 
-- `none`: autograd keeps what it needs.
-- `full`: a layer keeps its input and runs again.
-- `selective`: a layer keeps the results of matrix products and of attention. What element-wise functions
-  made of them is made again when the backward pass asks for it, and so is a gathered sequence. Sums over
+- `none`: autograd saves what it needs.
+- `full`: a layer saves its input and runs again in the backward pass.
+- `selective`: a layer saves the results of matrix products and of attention. Results of element-wise
+  functions are recomputed when the backward pass needs them, and so are gathered sequences. Reductions over
   ranks are not repeated.
 
-`selective` does not use `torch.utils.checkpoint`'s selective contexts: those send every operation of the
-layer through Python, in both passes, keep the parts of a sum over ranks too and communicate it again.
+`selective` does not use `torch.utils.checkpoint`'s selective contexts: those dispatch every operation of the
+layer through Python, in both passes, also save the operands of a reduction over ranks and repeat it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,17 @@ from torch.autograd.function import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.model.config import RecomputePolicy
 
-def run_layer(policy: str, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """The layer's result under a recompute policy."""
+
+def run_layer(policy: RecomputePolicy, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Run a layer under a recompute policy.
+
+    Args:
+        policy: `none`, `selective` or `full`.
+        layer: Called with `inputs`.
+        inputs: Of any type; tensors among them may need gradients.
+    """
     if policy == "full":
         result = checkpoint(layer, *inputs, use_reentrant=False)
         assert isinstance(result, Tensor)
@@ -37,61 +45,68 @@ def run_layer(policy: str, layer: Callable[..., Tensor], *inputs: Any) -> Tensor
 
 
 def element_wise(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """A pure function's result; under `selective` only its inputs are kept."""
+    """Apply a pure function; under `selective` only its inputs are saved for the backward pass."""
     recorder = _recorder.get()
     if recorder is None or not torch.is_grad_enabled():
         return function(*inputs)
-    again = recorder.again(function, inputs)
-    result = _Remade.apply(again, *inputs)
-    recorder.note(result, again)
+    recomputation = recorder.recomputation(function, inputs)
+    result = _RecomputedFunction.apply(recomputation, *inputs)
+    recorder.register(result, recomputation)
     return result
 
 
 def gathered(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function that keeps nothing for its gradient; under `selective` its result is not kept either."""
+    """Apply a function that saves nothing itself; under `selective` its result is not saved either."""
     result = function(x)
     recorder = _recorder.get()
     if recorder is not None and _storage(result) != _storage(x):
-        recorder.note(result, recorder.again(function, (x.detach(),)))
+        recorder.register(result, recorder.recomputation(function, (x.detach(),)))
     return result
 
 
-class _Again:
-    """How to make a result again; the value stays until the last node that needs it is done."""
+class _Recomputation:
+    """A function call that can be repeated; its result stays until the last node that needs it has run."""
 
     def __init__(
-        self, function: Callable[..., Tensor], inputs: list[_Kept | _Saved], wanted: list[bool]
+        self,
+        function: Callable[..., Tensor],
+        inputs: list[_SavedTensor | _RecomputedView],
+        needs_grad: list[bool],
     ) -> None:
         self.function = function
         self._inputs = inputs
-        self._wanted = wanted
-        self._made: tuple[list[Tensor], Tensor] | None = None
+        self._needs_grad = needs_grad
+        self._computed: tuple[list[Tensor], Tensor] | None = None
 
     def inputs_and_result(self) -> tuple[list[Tensor], Tensor]:
-        """The result and the inputs that it has gradients for; made on the first call."""
-        if self._made is None:
+        """The inputs as leaves, and the result with its graph; computed on the first call."""
+        if self._computed is None:
             if not self._inputs:
                 raise RuntimeError("a second backward pass through a layer under selective recompute")
-            pairs = zip(self._inputs, self._wanted, strict=True)
-            inputs = [each.read().detach().requires_grad_(want) for each, want in pairs]
+            pairs = zip(self._inputs, self._needs_grad, strict=True)
+            inputs = [each.read().detach().requires_grad_(needed) for each, needed in pairs]
             with torch.enable_grad():
-                self._made = inputs, self.function(*inputs)
-        return self._made
+                self._computed = inputs, self.function(*inputs)
+        return self._computed
 
-    def forget(self) -> None:
-        """Let go of everything: the graph itself lives until the backward pass is over."""
-        self._inputs, self._wanted, self._made = [], [], None
+    def release(self) -> None:
+        """Release all tensors: the graph itself lives until the backward pass is over."""
+        self._inputs, self._needs_grad, self._computed = [], [], None
 
 
-class _Kept:
-    """A tensor that is kept. Under hooks torch does not check that nobody changes it meanwhile: this does."""
+class _SavedTensor:
+    """A saved tensor, checked for in-place changes, as torch does without hooks."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._version = tensor._version
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """The tensor.
+
+        Raises:
+            RuntimeError: It was modified in place since it was saved.
+        """
         if self._tensor._version != self._version:
             raise RuntimeError(
                 f"a tensor {tuple(self._tensor.shape)} that the backward pass needs was modified in place"
@@ -99,25 +114,30 @@ class _Kept:
         return self._tensor
 
 
-class _Saved:
-    """One view of a result that is made again."""
+class _RecomputedView:
+    """A view of a recomputed result.
 
-    def __init__(self, again: _Again, like: Tensor) -> None:
-        self._again = again
+    Args:
+        recomputation: Of the result.
+        like: The view, for its size, strides and offset.
+    """
+
+    def __init__(self, recomputation: _Recomputation, like: Tensor) -> None:
+        self._recomputation = recomputation
         self._geometry = like.size(), like.stride(), like.storage_offset()
 
     def read(self) -> Tensor:
-        """The same numbers in the same layout."""
-        _, result = self._again.inputs_and_result()
+        """The same values in the same layout."""
+        _, result = self._recomputation.inputs_and_result()
         return result.detach().as_strided(*self._geometry)
 
 
 class _Recorder:
-    """While open, notes which results can be made again, and keeps the way instead of the tensor."""
+    """Within its context, autograd saves how to recompute registered results instead of the tensors."""
 
     def __init__(self) -> None:
-        # The results themselves are held too, until the layer is done: their storage is the key.
-        self._results: dict[int, tuple[Tensor, _Again]] = {}
+        # Holds the results themselves until the layer is done: their storage is the key.
+        self._results: dict[int, tuple[Tensor, _Recomputation]] = {}
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> None:
@@ -131,29 +151,29 @@ class _Recorder:
         _recorder.reset(self._token)
         self._results.clear()
 
-    def again(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Again:
-        """The way to call a function with these inputs once more."""
-        kept = [self._kept(each) for each in inputs]
-        return _Again(function, kept, [each.requires_grad for each in inputs])
+    def recomputation(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Recomputation:
+        """A call of the function with these inputs that can be repeated."""
+        saved = [self._save(each) for each in inputs]
+        return _Recomputation(function, saved, [each.requires_grad for each in inputs])
 
-    def note(self, result: Tensor, again: _Again) -> None:
-        """Remember how a tensor was made."""
-        self._results[_storage(result)] = (result, again)
+    def register(self, result: Tensor, recomputation: _Recomputation) -> None:
+        """Recompute this result instead of saving it."""
+        self._results[_storage(result)] = (result, recomputation)
 
-    def _kept(self, tensor: Tensor) -> _Kept | _Saved:
-        # ZeRO may have taken a parameter's values away by then; those used here are a few vectors.
+    def _save(self, tensor: Tensor) -> _SavedTensor | _RecomputedView:
+        # ZeRO may have released a parameter's values by then; those used here are a few vectors.
         owner = tensor if tensor._base is None else tensor._base
         return self._pack(tensor.detach().clone() if isinstance(owner, nn.Parameter) else tensor.detach())
 
-    def _pack(self, tensor: Tensor) -> _Kept | _Saved:
-        found = self._results.get(_storage(tensor))
-        return _Kept(tensor) if found is None else _Saved(found[1], tensor)
+    def _pack(self, tensor: Tensor) -> _SavedTensor | _RecomputedView:
+        registered = self._results.get(_storage(tensor))
+        return _SavedTensor(tensor) if registered is None else _RecomputedView(registered[1], tensor)
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 
 
-def _unpack(packed: _Kept | _Saved) -> Tensor:
+def _unpack(packed: _SavedTensor | _RecomputedView) -> Tensor:
     return packed.read()
 
 
@@ -162,19 +182,20 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-class _Remade(Function):
-    """Runs a function without keeping anything inside it; the backward pass runs it again."""
+class _RecomputedFunction(Function):
+    """A function call that saves nothing; the backward pass repeats it."""
 
     @staticmethod
-    def forward(ctx: Any, again: _Again, *inputs: Tensor) -> Tensor:
-        ctx.again = again
-        return again.function(*(each.detach() for each in inputs))
+    def forward(ctx: Any, recomputation: _Recomputation, *inputs: Tensor) -> Tensor:
+        ctx.recomputation = recomputation
+        return recomputation.function(*(each.detach() for each in inputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("no gradients of gradients under selective recompute")
-        inputs, result = ctx.again.inputs_and_result()
-        ctx.again.forget()  # whoever saved the result came before
-        found = iter(torch.autograd.grad(result, [each for each in inputs if each.requires_grad], gradients))
-        return None, *(next(found) if each.requires_grad else None for each in inputs)
+        inputs, result = ctx.recomputation.inputs_and_result()
+        ctx.recomputation.release()  # nodes that saved the result have run before
+        leaves = [each for each in inputs if each.requires_grad]
+        input_gradients = iter(torch.autograd.grad(result, leaves, gradients))
+        return None, *(next(input_gradients) if each.requires_grad else None for each in inputs)

@@ -1,10 +1,10 @@
-"""How one id is chosen among the logits of several: the likeliest, or at random with a temperature.
+"""Choice of one id by its logits: greedy, or sampled with a temperature.
 
-Random choice is argmax(logits + temperature * g) with Gumbel noise g, which draws from
-softmax(logits / temperature) (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). The noise is laid out
-before decoding begins, by seed, environment and place of the token in the answer. So the tokens do not
-depend on the order in which places are decoded, on the other prompts of the batch or on the device; and
-a rounding error changes a choice only where two ids are all but tied.
+Sampling is argmax(logits + temperature * g) with Gumbel noise g, which draws from
+softmax(logits / temperature) (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). The noise is drawn
+before decoding, by seed, environment and index of the token in the answer. So the tokens do not depend on
+the order of decoding, on the other prompts of the batch or on the device; and a rounding error changes a
+choice only where two ids are nearly tied.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Sampling:
     """How tokens are chosen; the default is greedy.
 
     Attributes:
-        temperature: Divides the logits before the softmax that is drawn from; 0 takes the likeliest id.
-        top_k: Draw among the so many likeliest ids only (ties with the last of them included); None: all.
-        seed: Of the draws, at least 0.
-        environments: Number of each prompt's environment, at least 0; equal numbers draw equal noise.
+        temperature: Divides the logits before the softmax; 0 takes the likeliest id.
+        top_k: Sample among this many likeliest ids only (ties with the last of them included); None: all.
+        seed: Of the noise, at least 0.
+        environments: Number of each prompt's environment, at least 0; equal numbers get equal noise.
             None: 0, 1, ... in the order of the prompts.
 
     Raises:
@@ -53,40 +53,45 @@ class Sampling:
             )
 
     def noise(self, batch: int, places: tuple[int, ...], choices: int, device: torch.device) -> Tensor | None:
-        """Noise of a whole answer, or None where the choice is greedy.
+        """Noise of a whole answer; None for greedy choice.
 
         Args:
             batch: B, prompts.
-            places: Shape of the places that are chosen at, for example (K, 7); the noise of a place does
-                not depend on how many lie behind it along the first dimension.
-            choices: N, ids to choose among at each place.
-            device: Where the logits are.
+            places: Shape of the tokens to choose, for example (K, 7); the noise of a token does not depend
+                on the size of the first dimension.
+            choices: N, ids to choose among for each token.
+            device: Of the logits.
 
         Returns:
             fp32 [B, *places, N].
 
         Raises:
-            InputError: As many environments as prompts were expected, but not found.
+            InputError: The numbers of environments and prompts differ.
         """
         if not self.temperature:
             return None
         numbers = range(batch) if self.environments is None else self.environments
         if len(numbers) != batch:
             raise InputError(f"{len(numbers)} environments for {batch} prompts: expected one for each")
-        drawn = np.empty((batch, *places, choices), np.float32)
+        noise = np.empty((batch, *places, choices), np.float32)
         for row, number in enumerate(numbers):
-            exponential = np.random.default_rng((self.seed, number)).standard_exponential(drawn.shape[1:])
-            drawn[row] = -np.log(np.maximum(exponential, np.finfo(np.float64).tiny))
-        return torch.from_numpy(drawn).to(device)
+            exponential = np.random.default_rng((self.seed, number)).standard_exponential(noise.shape[1:])
+            noise[row] = -np.log(np.maximum(exponential, np.finfo(np.float64).tiny))
+        return torch.from_numpy(noise).to(device)
 
     def choose(self, logits: Tensor, noise: Tensor | None) -> Tensor:
-        """Index of the chosen id: logits [..., N] and the noise of their places, or None -> int64 [...]."""
+        """Index of the chosen id, int64 [...].
+
+        Args:
+            logits: [..., N].
+            noise: fp32 [..., N], from `noise`; None: greedy.
+        """
         if noise is None:
             return logits.argmax(dim=-1)
         logits = logits.float()
         if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = logits.topk(self.top_k, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
+            threshold = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < threshold, -math.inf)
         return (logits + self.temperature * noise).argmax(dim=-1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.cache import DecodingCache
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory, shard_of
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
 from pretrain.model.loss import LossSettings, VocabularyHead
@@ -30,9 +30,9 @@ class Decoder(nn.Module):
         self.embed_tokens = factory.embedding(config.vocabulary_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, factory) for _ in range(config.layers))
         self.norm = RMSNorm(config, factory)
-        self._all_tokens = factory.all_tokens
+        self._gather_tokens = factory.gather_tokens
         self._rotary = RotaryTable(config)
-        self._recompute = config.recompute
+        self._recompute: RecomputePolicy = config.recompute
         self._recompute_layers = config.layers if config.recompute_layers is None else config.recompute_layers
 
     def forward(
@@ -43,26 +43,26 @@ class Decoder(nn.Module):
         The residual stream is a flat list of tokens, of which each rank may hold a share (see `factory`).
         """
         x = self.embed_tokens(tokens.flatten())
-        places = self._rotary.at(positions, x.dtype)
+        rotary = self._rotary.at(positions, x.dtype)
         for number, layer in enumerate(self.layers):
             if cache is not None:
-                x = layer(x, places, mask, cache.layers[number])
+                x = layer(x, rotary, mask, cache.layers[number])
             else:
-                x = run_layer(self._policy(number), layer, x, places, mask)
-        return self._all_tokens(self.norm(x))
+                x = run_layer(self._policy(number), layer, x, rotary, mask)
+        return self._gather_tokens(self.norm(x))
 
-    def fill(self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache) -> None:
-        """Read prompts [B, S] into the cache; nobody needs what the last layer makes of their tokens."""
+    def prefill(self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache) -> None:
+        """Append keys and values of prompts [B, S] to the cache; the last layer's output is not computed."""
         x = self.embed_tokens(tokens.flatten())
-        places = self._rotary.at(positions, x.dtype)
+        rotary = self._rotary.at(positions, x.dtype)
         for number, layer in enumerate(self.layers[:-1]):
-            x = layer(x, places, mask, cache.layers[number])
+            x = layer(x, rotary, mask, cache.layers[number])
         last = self.layers[-1]
         assert isinstance(last, DecoderLayer)
-        last.fill(x, places, cache.layers[-1])
+        last.prefill(x, rotary, cache.layers[-1])
 
-    def _policy(self, number: int) -> str:
-        """What a layer keeps for its gradient, if there will be one."""
+    def _policy(self, number: int) -> RecomputePolicy:
+        """Recompute policy of a layer; `none` outside training."""
         return self._recompute if self.training and number < self._recompute_layers else "none"
 
 
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
 
     Args:
         config: Size and shape.
-        factory: Makes the layers; the default holds whole matrices on one rank.
+        factory: Builds the layers; the default holds whole matrices on one rank.
 
     Raises:
         InputError: Sizes that do not divide by the heads or by the factory's ranks.
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
         Args:
             tokens: int64 [B, S], as in `data.contracts.PackedBatch`.
             positions: int64 [B, S], of each token within its sample.
-            mask: Who sees whom, from `pretrain.model.attention.choose.packed_mask`.
+            mask: From `pretrain.model.attention.choose.packed_mask`.
             labelled: int64 [N], indices into the flattened B * S positions that have a label.
             labels: int64 [N], those labels.
             normaliser: fp32 [2], sum of the label weights and number of labels of the whole step.
@@ -116,35 +116,35 @@ class Transformer(nn.Module):
         return self.lm_head(hidden[labelled], labels, normaliser, settings)
 
     def prefill(self, tokens: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache) -> None:
-        """Read prompts into an empty cache.
+        """Prefill an empty cache with prompts.
 
         Args:
             tokens: int64 [B, S], one prompt a row, padded on the right.
-            segments: Segment ids [B, S], on the host: 1, and 0 for padding.
-            blocks: Block ids [B, S], on the host.
-            cache: Of the same batch.
+            segments: Segment ids int64 [B, S], on the host: 1, and 0 for padding.
+            blocks: Block ids int64 [B, S], on the host.
+            cache: Empty, of the same batch.
         """
         blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
         causal = not bool((blocks > 0).any())
         device = self.lm_head.weight.device
         mask = cache.extend(segments.to(device), blocks.to(device), causal)
         positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
-        self.model.fill(tokens.to(device), positions, mask, cache)
+        self.model.prefill(tokens.to(device), positions, mask, cache)
 
     def decode(
         self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache
     ) -> Tensor:
-        """Hidden states [B, Q, H] of new tokens [B, Q] that follow those in the cache."""
+        """Hidden states [B, Q, H] of new tokens that follow those in the cache; all inputs int64 [B, Q]."""
         blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
         hidden = self.model(tokens, positions, cache.extend(segments, blocks), cache)
         return hidden.view(*tokens.shape, -1)
 
 
 def check_divides(config: ModelConfig, tensor: int) -> None:
-    """Check that heads, widths and vocabulary divide as the layout asks.
+    """Check that heads, widths and vocabulary divide by the heads and by `tensor` ranks.
 
     Raises:
-        InputError: They do not.
+        InputError: One does not; names the setting.
     """
     if config.hidden_size % config.heads or config.head_size % 2:
         raise InputError(
@@ -166,7 +166,7 @@ def check_divides(config: ModelConfig, tensor: int) -> None:
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the network and its whole shape."""
+    """Name and global shape of every parameter of the network."""
     with torch.device("meta"):
         network = Transformer(config)
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -178,7 +178,7 @@ def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> N
 
     Args:
         model: Freshly built, not yet partitioned by ZeRO.
-        seed: Of the draw.
+        seed: Of the random values.
         rank: Tensor-parallel rank.
         size: Tensor-parallel size.
     """
@@ -188,11 +188,11 @@ def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> N
 
 
 def sharded_dimension(name: str) -> int | None:
-    """Along which dimension tensor-parallel ranks share a parameter out; None: each holds it whole."""
+    """Dimension along which tensor-parallel ranks shard a parameter; None: it is replicated."""
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         return 1
-    whole = "norm" in name and "q_norm" not in name and "k_norm" not in name
-    return None if whole else 0
+    replicated = "norm" in name and "q_norm" not in name and "k_norm" not in name
+    return None if replicated else 0
 
 
 def initial_values(
@@ -204,22 +204,23 @@ def initial_values(
     rank: int,
     size: int,
 ) -> Tensor:
-    """This rank's share of the initial values of one parameter.
+    """This rank's shard of the initial values of one parameter.
 
     Matrices are normal with deviation 0.02 (projections back into the residual stream divided by
-    sqrt(2 * layers)), norms are one and zero. The whole matrix is drawn and the share kept.
+    sqrt(2 * layers)), norm weights are one, biases zero. The whole matrix is drawn and this rank's shard
+    returned.
 
     Args:
         name: Of the parameter in `Transformer`.
-        shape: Of the share.
+        shape: Of the shard.
         dimension: As `sharded_dimension`.
         config: Of the model.
-        seed: Of the draw.
+        seed: Of the random values.
         rank: Tensor-parallel rank.
         size: Tensor-parallel size.
 
     Returns:
-        fp32 tensor on the CPU.
+        fp32 `shape`, on the CPU.
     """
     if "norm" in name:
         return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)

@@ -1,12 +1,11 @@
-"""Statistics of the next-token distribution without its logits: log-sum-exp, label's logit, likeliest ids.
+"""Statistics of the next-token distribution without whole logits: log-sum-exp, label's logit, likeliest ids.
 
-The vocabulary is walked through a block of rows at a time, forward and backward, so that no more logits
-exist at once than `logit_bytes` allows. Only [N] vectors are kept; the backward pass makes each block's
-logits again. Blocks run over the vocabulary, not over the tokens: each block of the weight's gradient is
-then one matrix product over all tokens, rounded once and written once, instead of a sum of many rounded
-parts, and needs no second matrix. What adds up over blocks is the hidden states' gradient, in fp32: with
-bf16 inputs both gradients are as near to exact ones as those through whole logits (relative error 0.002;
-adding up in bf16 would make it 0.02).
+The vocabulary is processed in blocks of rows, forward and backward, so that the logits in memory are at
+most `logit_bytes`. Only [N] vectors are saved; the backward pass recomputes each block's logits. Blocks run
+over the vocabulary, not over the tokens: each block of the weight's gradient is then one matrix product over
+all tokens, rounded once and written once, instead of a sum of many rounded parts, and needs no second
+matrix. Only the hidden states' gradient is summed over blocks, in fp32: with bf16 inputs both gradients are
+as accurate as those through whole logits (relative error 0.002; summing in bf16 would make it 0.02).
 
 N labelled tokens, H hidden size, V this rank's rows of the vocabulary.
 """
@@ -21,34 +20,34 @@ from torch.autograd.function import Function, once_differentiable
 
 from pretrain.model.factory import LayerFactory
 
-# Of one block in fp32: large matrix products on an accelerator, logits that stay in a CPU's caches.
+# Logits of one block in fp32: large matrix products on an accelerator, fitting into the caches of a CPU.
 CPU_LOGIT_BYTES = 8 * 2**20
 ACCELERATOR_LOGIT_BYTES = 64 * 2**20
 
 _INT32_MAX = 2**31 - 1
-_OFFSETS = 2**24  # places that fit into a key beside the 32 bits of a number
+_OFFSETS = 2**24  # offsets that fit into a key beside the 32 bits of a number
 
 
 def vocabulary_statistics(
     hidden: Tensor, weight: Tensor, labels: Tensor, factory: LayerFactory, among: range
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-sum-exp, label's logit and largest logit of each token over the whole vocabulary; a choice of ids.
+    """Log-sum-exp, label's logit and largest logit of each token, and its likeliest id in a range.
 
-    Logits are rounded to the dtype of hidden states and weight, as a plain linear layer gives them;
-    everything after that is fp32. Two collectives over the factory's ranks in the forward pass, none in
-    the backward pass: the hidden states' gradient is that of this rank's rows alone, so take `hidden`
-    from `LayerFactory.copy_to_ranks`.
+    Logits are rounded to the dtype of hidden states and weight, as in a plain linear layer; everything after
+    that is fp32. Two collectives over the factory's ranks in the forward pass, none in the backward pass: the
+    hidden states' gradient is that of this rank's rows alone, so `hidden` must come from
+    `LayerFactory.copy_to_ranks`.
 
     Args:
         hidden: [N, H], the same on all ranks; N may be 0.
         weight: [V, H], this rank's rows, in the dtype of `hidden`.
         labels: int64 [N], ids in the whole vocabulary.
-        factory: Knows the ranks that share the vocabulary.
-        among: Consecutive ids of which the likeliest is sought, at most 2**24.
+        factory: Of the ranks that shard the vocabulary.
+        among: Consecutive ids, at most 2**24, whose likeliest is returned.
 
     Returns:
         Three fp32 [N] (the last has no gradient), and int64 [N]: the id in `among` with the largest
-        logit, the first of several that are equal. Arbitrary where the vocabulary has no such id.
+        logit, the lowest of several that are equal. Arbitrary if the vocabulary has no id in `among`.
     """
     return _VocabularyStatistics.apply(hidden, weight, labels, factory, among)  # pyright: ignore[reportReturnType]
 
@@ -59,7 +58,7 @@ def block_rows(tokens: int, device: torch.device) -> int:
 
 
 def logit_bytes(device: torch.device) -> int:
-    """Most bytes of one block's logits in fp32."""
+    """Maximum size of one block's fp32 logits in bytes."""
     return CPU_LOGIT_BYTES if device.type == "cpu" else ACCELERATOR_LOGIT_BYTES
 
 
@@ -81,13 +80,13 @@ class _VocabularyStatistics(Function):
             label_logit = torch.where(mine, _pick(logits, column).float(), label_logit)
             best = extend_choice(logits, first + start, among, best)
         keys = factory.max_over_ranks(torch.stack([order_key(largest, torch.zeros_like(labels)), best]))
-        everywhere, choice = key_value(keys[0]), among.start + key_offset(keys[1])
-        sums = factory.sum_over_ranks(torch.stack([total * (largest - everywhere).exp(), label_logit]))
-        log_sum, label_logit = sums[0].log() + everywhere, sums[1].clone()
-        # The weight itself, not a copy: ZeRO empties it between the passes and fills it again.
+        global_largest, choice = key_value(keys[0]), among.start + key_offset(keys[1])
+        sums = factory.sum_over_ranks(torch.stack([total * (largest - global_largest).exp(), label_logit]))
+        log_sum, label_logit = sums[0].log() + global_largest, sums[1].clone()
+        # The weight itself, not a copy: ZeRO releases it between the passes and gathers it again.
         ctx.save_for_backward(hidden, weight, local, log_sum, label_logit)
-        ctx.mark_non_differentiable(everywhere, choice)
-        return log_sum, label_logit, everywhere, choice
+        ctx.mark_non_differentiable(global_largest, choice)
+        return log_sum, label_logit, global_largest, choice
 
     @staticmethod
     @once_differentiable
@@ -112,11 +111,11 @@ class _VocabularyStatistics(Function):
 
 
 def extend_log_sum(logits: Tensor, largest: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Take one more block into a running log-sum-exp, which is `total.log() + largest`.
+    """Add one more block to a running log-sum-exp, which is `total.log() + largest`.
 
     Args:
         logits: [N, rows] of the block.
-        largest: fp32 [N], largest logit so far; minus infinity at first.
+        largest: fp32 [N], largest logit so far; initially minus infinity.
         total: fp32 [N], sum of exp(logit - largest) so far.
 
     Returns:
@@ -127,13 +126,13 @@ def extend_log_sum(logits: Tensor, largest: Tensor, total: Tensor) -> tuple[Tens
 
 
 def extend_choice(logits: Tensor, start: int, among: range, best: Tensor) -> Tensor:
-    """Take one more block into the running choice of an id.
+    """Add one more block to the running choice of the likeliest id.
 
     Args:
         logits: [N, rows] of the block.
         start: Id of its first row.
         among: Ids to choose from.
-        best: int64 [N], `order_key` of the largest logit so far and its id, counted from `among.start`.
+        best: int64 [N], `order_key` of the largest logit so far and its id, relative to `among.start`.
 
     Returns:
         The new `best`.
@@ -146,35 +145,35 @@ def extend_choice(logits: Tensor, start: int, among: range, best: Tensor) -> Ten
 
 
 def order_key(values: Tensor, offsets: Tensor) -> Tensor:
-    """One int64 for a number and its place: the largest key is the largest number, the first of equal ones.
+    """Encode values and offsets as int64 [N] such that the maximum is the largest value, lowest offset first.
 
-    So one maximum, over blocks or over ranks, finds both.
+    One maximum, over blocks or over ranks, then finds both.
 
     Args:
         values: fp32 [N].
         offsets: int64 [N], from 0 to below 2**24.
     """
     bits = (values + 0.0).view(torch.int32)  # + 0: minus zero is equal to zero
-    # As integers the bits of negative numbers ascend the wrong way round.
+    # As integers the bits of negative numbers are in reverse order.
     rising = (bits ^ ((bits >> 31) & _INT32_MAX)).long()
     return rising * _OFFSETS + (_OFFSETS - 1 - offsets)
 
 
 def key_value(keys: Tensor) -> Tensor:
-    """The numbers of `order_key`, fp32 [N]."""
+    """The values encoded by `order_key`, fp32 [N]."""
     rising = torch.div(keys, _OFFSETS, rounding_mode="floor").int()
     return (rising ^ ((rising >> 31) & _INT32_MAX)).view(torch.float32)
 
 
 def key_offset(keys: Tensor) -> Tensor:
-    """The places of `order_key`, int64 [N]."""
+    """The offsets encoded by `order_key`, int64 [N]."""
     return _OFFSETS - 1 - keys.remainder(_OFFSETS)
 
 
 def gradient_of_logits(logits: Tensor, log_sum: Tensor, log_sum_gradient: Tensor) -> None:
     """Turn a block's logits into their gradient through the log-sum-exp, softmax x log_sum_gradient.
 
-    The label's own entry is still to be written. Probabilities are fp32 and rounded once.
+    The label's own entry is written by the caller. Probabilities are fp32 and rounded once.
 
     Args:
         logits: [N, rows] of the block; overwritten.
@@ -186,7 +185,13 @@ def gradient_of_logits(logits: Tensor, log_sum: Tensor, log_sum_gradient: Tensor
 
 
 def label_columns(local: Tensor, start: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Which labels lie in a block, bool [N], and in which of its columns, int64 [N] (0 where not)."""
+    """Whether each label is in a block, bool [N], and its column there, int64 [N] (0 where not).
+
+    Args:
+        local: int64 [N], labels relative to this rank's first row.
+        start: First row of the block.
+        rows: Rows of the block.
+    """
     column = local - start
     mine = (column >= 0) & (column < rows)
     return mine, torch.where(mine, column, 0)
@@ -198,7 +203,7 @@ def _pick(values: Tensor, column: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right`, in fp32 whatever the factors are."""
+    """Add left [N, R] @ right [R, H] to total fp32 [N, H], in place."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -1,10 +1,10 @@
-"""Each training process on the CPUs beside its GPU.
+"""CPU affinity: each training process runs on the CPUs of its GPU's NUMA domain.
 
-A node has several NUMA domains, each with some CPUs, memory and GPUs. A process that runs in another domain
-than its GPU copies through the link between the domains: batches, offloaded weights, checkpoints. Slurm
-cannot bind the ranks here: one step runs all processes of a node, and Ray or torchrun starts them. So every
-rank binds itself, before it makes threads, which inherit that; memory then comes from the domain of the
-thread that touches it first. Linux tells a device's CPUs in /sys, nvidia-smi which device a GPU is.
+A node has several NUMA domains, each with some CPUs, memory and GPUs. A process in another domain than its
+GPU copies batches, offloaded weights and checkpoints over the link between the domains. Slurm cannot bind
+the ranks: one step runs all processes of a node, and Ray or torchrun starts them. So every rank binds
+itself before it starts threads, which inherit the affinity; memory is then allocated in the domain of the
+thread that touches it first. A device's CPUs are in /sys, a GPU's PCI address comes from nvidia-smi.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _BUS = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])")
 _DEVICES = Path("/sys/bus/pci/devices")
 
 
-def bind_near_gpu(device: torch.device) -> str | None:
-    """Keep this thread, and those that it starts, on the CPUs beside its GPU.
+def bind_to_gpu_cpus(device: torch.device) -> str | None:
+    """Bind this thread, and those that it starts, to the CPUs of its GPU's NUMA domain.
 
     Returns:
-        What was done or why nothing was, in a line; None where there is no GPU.
+        What was done, or why nothing was, in one line; None without a GPU.
     """
     if device.type != "cuda":
         return None
@@ -32,42 +32,42 @@ def bind_near_gpu(device: torch.device) -> str | None:
 
 
 def bind(uuid: str, devices: Path = _DEVICES) -> str:
-    """As `bind_near_gpu`, for the GPU with this id.
+    """As `bind_to_gpu_cpus`, for the GPU with the given id.
 
     Args:
         uuid: Of the GPU, without `GPU-`.
-        devices: Where Linux lists the devices of the PCI bus.
+        devices: Folder in which Linux lists the devices of the PCI bus.
     """
     address = _address(uuid)
     if address is None:
-        return f"CPUs as they were: nvidia-smi does not tell where GPU {uuid} is"
+        return f"CPU affinity unchanged: nvidia-smi gives no PCI address of GPU {uuid}"
     path = devices / address / "local_cpulist"
     try:
-        near = parse_cpus(path.read_text())
+        local = parse_cpus(path.read_text())
     except (OSError, ValueError) as error:
-        return f"CPUs as they were: {path}: {error}"
-    allowed = near & os.sched_getaffinity(0)
+        return f"CPU affinity unchanged: {path}: {error}"
+    allowed = local & os.sched_getaffinity(0)
     if not allowed:
-        return f"CPUs as they were: none of those beside GPU {address} may be used by this process"
+        return f"CPU affinity unchanged: this process may use none of the CPUs of GPU {address}"
     os.sched_setaffinity(0, allowed)
-    return f"bound to {len(allowed)} CPUs beside GPU {address}"
+    return f"bound to the {len(allowed)} CPUs of GPU {address}"
 
 
 def parse_cpus(text: str) -> set[int]:
-    """`0-3,8` -> {0, 1, 2, 3, 8}.
+    """Parse a CPU list: `0-3,8` -> {0, 1, 2, 3, 8}.
 
     Raises:
-        ValueError: Not such a list.
+        ValueError: The text has another form.
     """
-    found: set[int] = set()
+    cpus: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
+        cpus |= set(range(int(first), int(last or first) + 1))
+    return cpus
 
 
 def _address(uuid: str) -> str | None:
-    """Name of the GPU on the PCI bus, as Linux writes it; None: unknown."""
+    """PCI address of the GPU in Linux's form; None: unknown."""
     command = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=pci.bus_id", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

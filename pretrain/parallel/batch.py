@@ -1,4 +1,4 @@
-"""From a packed batch on the host to what the model is called with."""
+"""Conversion of a packed batch on the host to the model's inputs on the device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pretrain.model.config import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """A micro-batch on the device; B sequences of S tokens, N labels.
+    """A micro-batch on the device: B sequences of S tokens, N labels.
 
     Attributes:
         tokens: int64 [B, S].
         positions: int64 [B, S], of each token within its sample.
-        mask: Who sees whom.
+        mask: Of attention.
         labelled: int64 [N], indices into the flattened B * S positions that have a label.
         labels: int64 [N], those labels.
     """
@@ -39,15 +39,15 @@ class MicroBatch:
     def of(
         cls, batch: PackedBatch, model: ModelConfig, device: torch.device, dtype: torch.dtype
     ) -> MicroBatch:
-        """Move a micro-batch from the host to the device, without waiting for the device.
+        """Copy a micro-batch from the host to the device without synchronising.
 
-        The indices of labels are found on the host, where the labels are.
+        The indices of labels are computed on the host.
 
         Args:
             batch: On the host.
             model: Attention backend and ablations of the mask.
-            device: Where the model computes.
-            dtype: In which it computes.
+            device: Of the model.
+            dtype: Of its activations.
         """
         flat = batch.labels.reshape(-1)
         labelled = np.flatnonzero(flat != IGNORED_LABEL)
@@ -61,13 +61,13 @@ class MicroBatch:
 
 
 def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
-    """Check that the model knows every token and position.
+    """Check that every token id and position is within the model's sizes.
 
-    On a GPU they end in a device assertion, and a vocabulary that is shared out takes an unknown id for
-    a zero vector without an error.
+    On a GPU larger ones end in a device assertion, and a sharded vocabulary embeds an unknown id as a zero
+    vector without an error.
 
     Raises:
-        InputError: Names the largest id or the longest sample.
+        InputError: One is not; states the largest id or the longest sample.
     """
     largest = max(int(batch.tokens.max()), int(batch.labels.max()))
     if largest >= model.vocabulary_size:

@@ -1,7 +1,8 @@
 """Communication between tensor-parallel ranks as functions with a gradient.
 
-As megatron-core's mappings of the same purpose, but on the tensor's own device (megatron's gathers want
-CUDA) and never in place (a caller may have kept the operand). T is the number of tokens, on dimension 0.
+Like megatron-core's mappings, but on the tensor's own device (megatron's gathers require CUDA) and never in
+place (a caller may have saved the operand). T tokens are on dimension 0; `size` is the number of ranks.
+Dtypes are unchanged.
 """
 
 from __future__ import annotations
@@ -14,45 +15,50 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-Step = Callable[[Tensor, dist.ProcessGroup], Tensor]
+Collective = Callable[[Tensor, dist.ProcessGroup], Tensor]
 
 
 def copy_to_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Identity; the gradient is summed over the ranks."""
-    return _Communication.apply(x, group, _same, _sum)
+    """Identity, any shape; the gradient is summed over the ranks."""
+    return _Communication.apply(x, group, _identity, _all_reduce)
 
 
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sum over the ranks, on each of them; identity for the gradient."""
-    return _Communication.apply(x, group, _sum, _same)
+    """Sum over the ranks, any shape, on each of them; identity for the gradient."""
+    return _Communication.apply(x, group, _all_reduce, _identity)
 
 
-def sum_and_share(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sum over the ranks of [T, ...], of which each rank gets its T / ranks; gathers the gradient."""
-    return _Communication.apply(x, group, _share_of_sum, _gather)
+def reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sum of [T, ...] over the ranks, scattered: [T / size, ...]; the gradient is gathered.
 
-
-def gather_for_shares(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """All tokens from each rank's [T / ranks, ...], for work that is shared out.
-
-    Each rank has a part of every token's gradient: they are summed.
+    T must divide by the number of ranks.
     """
-    return _Communication.apply(x, group, _gather, _share_of_sum)
+    return _Communication.apply(x, group, _reduce_scatter, _all_gather)
 
 
-def gather_for_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """All tokens from each rank's [T / ranks, ...], for work that each rank does for all of them.
+def gather_for_sharded_work(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather [T / size, ...] to [T, ...], for computation that is sharded over the ranks.
 
-    Each rank has the whole gradient of every token: it takes that of its own.
+    Each rank computes a part of every token's gradient: the parts are summed and scattered.
     """
-    return _Communication.apply(x, group, _gather, _own_share)
+    return _Communication.apply(x, group, _all_gather, _reduce_scatter)
+
+
+def gather_for_replicated_work(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather [T / size, ...] to [T, ...], for computation that every rank does for all tokens.
+
+    Each rank has the whole gradient of every token: it takes that of its own tokens.
+    """
+    return _Communication.apply(x, group, _all_gather, _own_shard)
 
 
 class _Communication(Function):
-    """One step for the values and another for their gradient, over the same ranks."""
+    """One collective for the values and another for their gradient, over the same ranks."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, values: Step, gradient: Step) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, group: dist.ProcessGroup, values: Collective, gradient: Collective
+    ) -> Tensor:
         ctx.group, ctx.gradient = group, gradient
         return values(x, group)
 
@@ -62,27 +68,27 @@ class _Communication(Function):
         return ctx.gradient(gradients[0], ctx.group), None, None, None
 
 
-def _same(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _identity(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return x.view_as(x)
 
 
-def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _all_reduce(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)  # collectives take no strides
     dist.all_reduce(total, group=group)
     return total
 
 
-def _share_of_sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     share = x.new_empty(len(x) // group.size(), *x.shape[1:])
     dist.reduce_scatter_tensor(share, x.contiguous(), group=group)
     return share
 
 
-def _gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     whole = x.new_empty(len(x) * group.size(), *x.shape[1:])
     dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
     return whole
 
 
-def _own_share(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _own_shard(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return x.chunk(group.size())[group.rank()]

@@ -1,4 +1,4 @@
-"""Process groups of the mesh, and how they are shown to DeepSpeed."""
+"""Process groups of the mesh, and their interface to DeepSpeed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ProcessGroups:
 
     Attributes:
         mesh: The grid.
-        rank: This process's number.
-        tensor: Peers that share this rank's layers; None when `mesh.tensor` is 1.
-        data: Peers that hold the same share of the layers and see other samples.
+        rank: Global rank of this process.
+        tensor: Tensor-parallel peers, which shard this rank's layers; None if `mesh.tensor` is 1.
+        data: Data-parallel peers: the same shard of the layers, other samples.
     """
 
     mesh: Mesh
@@ -30,20 +30,20 @@ class ProcessGroups:
 
     @classmethod
     def create(cls, mesh: Mesh) -> ProcessGroups:
-        """Join the world (if not yet joined; environment as torchrun sets it) and make the groups.
+        """Initialise torch.distributed, if that is not done (environment as in torchrun), and the groups.
 
         Raises:
-            InputError: Another number of processes runs than the mesh needs, or megatron's groups are of
+            InputError: The number of processes is not the mesh's, or this process has megatron groups of
                 another layout.
         """
         device = None
         if torch.cuda.is_available():
-            # Also where others have joined the world already: Ray Train does, shows each rank all GPUs of
-            # the node, and leaves them all on the first.
+            # Also if torch.distributed is initialised: Ray Train does so, shows each rank all GPUs of the
+            # node, and leaves all ranks on the first.
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if not dist.is_initialized():
-            # Bound to its device, NCCL connects at once and splits groups off instead of starting anew.
+            # Bound to its device, NCCL connects at once and splits groups off instead of creating each.
             dist.init_process_group("gloo" if device is None else "nccl", device_id=device)
         mesh.check_world(dist.get_world_size())
         rank = dist.get_rank()
@@ -51,7 +51,7 @@ class ProcessGroups:
             world = dist.group.WORLD
             assert world is not None
             return cls(mesh, rank, None, world)
-        # Imported late: it takes seconds, and layouts without tensor parallelism do not need it.
+        # Imported late: takes seconds, and only tensor parallelism needs it.
         from megatron.core import parallel_state
 
         if not parallel_state.model_parallel_is_initialized():
@@ -69,24 +69,24 @@ class ProcessGroups:
 
     @property
     def tensor_rank(self) -> int:
-        """Place among the ranks that share layers."""
+        """This process's tensor-parallel rank."""
         return self.mesh.tensor_rank(self.rank)
 
     @property
     def data_rank(self) -> int:
-        """Place among the ranks that see other samples."""
+        """This process's data-parallel rank."""
         return self.mesh.data_rank(self.rank)
 
     @property
     def device(self) -> torch.device:
-        """Where this rank computes."""
+        """Device of this rank."""
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
 
 class ModelParallelUnit:
-    """What DeepSpeed asks of `mpu`: the same groups under the names that it looks for."""
+    """The interface that DeepSpeed expects of `mpu`: the same groups under its names."""
 
     def __init__(self, groups: ProcessGroups) -> None:
         assert groups.tensor is not None
@@ -94,15 +94,15 @@ class ModelParallelUnit:
         self._tensor = groups.tensor
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """Peers that share this rank's layers."""
+        """Tensor-parallel group."""
         return self._tensor
 
     def get_model_parallel_rank(self) -> int:
-        """Place among them."""
+        """Tensor-parallel rank."""
         return self._groups.tensor_rank
 
     def get_model_parallel_world_size(self) -> int:
-        """Their number."""
+        """Tensor-parallel size."""
         return self._groups.mesh.tensor
 
     get_tensor_model_parallel_group = get_model_parallel_group
@@ -110,7 +110,7 @@ class ModelParallelUnit:
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
 
     def get_tensor_model_parallel_src_rank(self) -> int:
-        """First of them."""
+        """Global rank of the first tensor-parallel peer."""
         return self._groups.rank - self._groups.tensor_rank
 
     def get_pipeline_model_parallel_rank(self) -> int:
@@ -122,17 +122,17 @@ class ModelParallelUnit:
         return 1
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Peers that hold the same share of the layers."""
+        """Data-parallel group."""
         return self._groups.data
 
     def get_data_parallel_rank(self) -> int:
-        """Place among them."""
+        """Data-parallel rank."""
         return self._groups.data_rank
 
     def get_data_parallel_world_size(self) -> int:
-        """Their number."""
+        """Data-parallel size."""
         return self._groups.mesh.data
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        """Their world ranks."""
+        """Global ranks of the data-parallel group."""
         return dist.get_process_group_ranks(self._groups.data)

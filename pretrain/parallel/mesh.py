@@ -11,7 +11,7 @@ from data.errors import InputError
 class Mesh:
     """A grid of `data` x `tensor` ranks.
 
-    Tensor-parallel peers are neighbours, so that they share a node::
+    Tensor-parallel peers have consecutive ranks, so that they are on one node::
 
         rank = data_rank * tensor + tensor_rank
 
@@ -35,26 +35,18 @@ class Mesh:
         return self.tensor * self.data
 
     def tensor_rank(self, rank: int) -> int:
-        """Place of a rank among the ranks that share its layers."""
+        """Tensor-parallel rank of a global rank."""
         return rank % self.tensor
 
     def data_rank(self, rank: int) -> int:
-        """Place of a rank among the ranks that see other samples."""
+        """Data-parallel rank of a global rank."""
         return rank // self.tensor
 
-    def tensor_groups(self) -> list[list[int]]:
-        """Ranks that share layers, one list for each data-parallel rank."""
-        return [[d * self.tensor + t for t in range(self.tensor)] for d in range(self.data)]
-
-    def data_groups(self) -> list[list[int]]:
-        """Ranks that hold the same share of the layers, one list for each tensor-parallel rank."""
-        return [[d * self.tensor + t for d in range(self.data)] for t in range(self.tensor)]
-
     def check_world(self, world_size: int) -> None:
-        """Check that as many processes run as the layout needs.
+        """Check that the number of processes is that of the layout.
 
         Raises:
-            InputError: They do not.
+            InputError: It is not.
         """
         if world_size != self.size:
             raise InputError(

@@ -1,8 +1,8 @@
-"""ZeRO stage 0: every data-parallel rank keeps and updates all weights of its share of the layers.
+"""ZeRO stage 0: every data-parallel rank holds and updates all weights of its tensor-parallel shard.
 
-DeepSpeed's own optimisers for this stage add bf16 gradients up in bf16 and report no norm in fp32. This one
-does at every precision what the partitioned stages do: fp32 masters, micro-batches added up in fp32, one
-norm over all ranks, clipping on the device. DeepSpeed's engine averages its gradients and calls it.
+DeepSpeed's own optimisers for this stage accumulate bf16 gradients in bf16 and report no norm in fp32. This
+one does at every precision what the partitioned stages do: fp32 masters, micro-batches accumulated in fp32,
+one norm over all ranks, clipping on the device. DeepSpeed's engine averages its gradients and calls it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _CLIPPING_EPSILON = 1e-6  # as DeepSpeed at its other stages
 
 
 class ReplicatedOptimizer:
-    """Masters, gradients and clipping around an optimiser; has what DeepSpeed's engine asks of one.
+    """Masters, gradients and clipping around an optimiser, with the interface of DeepSpeed's optimisers.
 
     Args:
-        optimizer: Over the network's parameters; it is given their fp32 masters instead. A parameter in
+        optimizer: Over the network's parameters, which are replaced by their fp32 masters. A parameter in
             fp32 is its own master.
-        gradient_clipping: Largest global norm; 0: not limited.
+        gradient_clipping: Maximum global norm; 0: unlimited.
         groups: Of this rank.
     """
 
@@ -36,27 +36,27 @@ class ReplicatedOptimizer:
         self._gradient_clipping = gradient_clipping
         self._groups = groups
         self.masters: dict[nn.Parameter, Tensor] = {}
-        self._global_grad_norm: Tensor | None = None  # under this name DeepSpeed looks for it
+        self._global_grad_norm: Tensor | None = None  # the name that DeepSpeed expects
         for group in optimizer.param_groups:
             group["params"] = [self._master(parameter) for parameter in group["params"]]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Of the optimiser."""
+        """Parameter groups of the optimiser, over masters."""
         return self.optimizer.param_groups
 
     @property
     def state(self) -> Any:
-        """Of the optimiser, by master."""
+        """State of the optimiser by master."""
         return self.optimizer.state
 
     def get_grads_for_reduction(self) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-        """What DeepSpeed averages over the data-parallel ranks: fp32 sums; none of experts."""
+        """Gradients that DeepSpeed averages over the data-parallel ranks, fp32; none of experts."""
         return list(self._gradients()), {}
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clip, update the masters and let the network's parameters follow."""
+        """Clip, update the masters and copy them to the network's parameters."""
         gradients = list(self._gradients())
         norm = self._norm()
         self._global_grad_norm = norm
@@ -66,16 +66,16 @@ class ReplicatedOptimizer:
                 gradient.mul_(1.0 / excess)
         self.optimizer.step()
         self.zero_grad()
-        self.follow_masters()
+        self.copy_masters_to_parameters()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Release the gradients."""
         for master in self.masters.values():
             master.grad = None
 
     @torch.no_grad()
-    def follow_masters(self) -> None:
-        """Round the masters to the network's parameters."""
+    def copy_masters_to_parameters(self) -> None:
+        """Copy the masters to the network's parameters, rounded to their dtype."""
         for parameter, master in self.masters.items():
             if master is not parameter:
                 parameter.copy_(master)
@@ -86,7 +86,7 @@ class ReplicatedOptimizer:
             return parameter
         master = parameter.detach().float().requires_grad_()
         self.masters[parameter] = master
-        # As soon as a gradient is whole it goes into the sum, and its own memory is free.
+        # A complete gradient is added to the sum at once, which frees its own memory.
         parameter.register_post_accumulate_grad_hook(self._add_gradient)
         return master
 
@@ -104,7 +104,7 @@ class ReplicatedOptimizer:
                 yield master.grad
 
     def _norm(self) -> Tensor:
-        """Global norm, scalar fp32; what tensor-parallel ranks hold whole counts once."""
+        """Global norm, scalar fp32; parameters that tensor-parallel ranks replicate count once."""
         counted = [
             master.grad
             for parameter, master in self.masters.items()

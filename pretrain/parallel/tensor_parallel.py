@@ -1,15 +1,16 @@
-"""The network's layers shared out over tensor-parallel ranks, on megatron-core.
+"""The network's layers sharded over tensor-parallel ranks, on megatron-core.
 
-Each branch of a layer communicates twice: its input enters once, for all of its column layers, and its row
-layer brings the sum of the ranks' parts back. Plain: every rank holds all T tokens of the residual stream;
-entering is free and the gradient is summed there; the row layer sums. Sequence parallel (Korthikanti et al.,
-arXiv 2205.05198): every rank holds T / ranks tokens; entering gathers them and scatters the summed
-gradient; the row layer scatters its sum. As many bytes travel, norms, residuals and dropout are shared out.
+Each branch of a layer communicates twice: at its input, once for all of its column layers
+(`enter_branch`), and at its row layer, which sums the ranks' partial results. Without sequence parallelism
+every rank holds all T tokens of the residual stream: the input is used as it is and its gradient summed; the
+row layer sums. With sequence parallelism (Korthikanti et al., arXiv 2205.05198) every rank holds T / size
+tokens: the input is gathered and its gradient summed and scattered; the row layer sums and scatters. The
+bytes are the same, while norms, residuals and dropout are sharded.
 
-In sequence parallel the parameters of norms, which every rank holds whole, see only a share of the tokens,
-so their gradient is summed over the ranks (`whole_parameter`). The final hidden states are gathered once,
-before the head picks the labelled ones; the head sums the gradient of its rows over the ranks
-(`copy_to_ranks`), so that every rank has the whole of it and the gather's gradient is a plain slice.
+With sequence parallelism the replicated parameters of norms see only a shard of the tokens, so their
+gradient is summed over the ranks (`replicated_parameter`). The final hidden states are gathered once, before
+the head selects the labelled ones; the head sums the gradient of its rows over the ranks (`copy_to_ranks`),
+so that every rank has all of it and the gradient of the gather is a plain slice.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from data.errors import InputError
 from pretrain.model.factory import LayerFactory
 from pretrain.parallel.collectives import (
     copy_to_ranks,
-    gather_for_all,
-    gather_for_shares,
-    sum_and_share,
+    gather_for_replicated_work,
+    gather_for_sharded_work,
+    reduce_scatter,
     sum_over_ranks,
 )
 from pretrain.parallel.groups import ProcessGroups
@@ -44,14 +45,17 @@ Communication = Callable[[Tensor], Tensor]
 
 
 class TensorParallelFactory(LayerFactory):
-    """Makes megatron's column-, row- and vocabulary-parallel layers.
+    """Builds megatron's column-, row- and vocabulary-parallel layers.
 
-    Every sharded parameter carries `tensor_model_parallel` and `partition_dim`: without them gradient
-    norms (and so clipping) come out wrong, without an error.
+    Every sharded parameter has the attributes `tensor_model_parallel` and `partition_dim`: without them
+    gradient norms (and so clipping) are wrong, without an error.
 
     Args:
         groups: Of this rank.
-        sequence_parallel: Share out the tokens between the branches too.
+        sequence_parallel: Whether to shard the tokens between the branches, too.
+
+    Raises:
+        ValueError: The mesh has no tensor-parallel group.
     """
 
     def __init__(self, groups: ProcessGroups, sequence_parallel: bool = False) -> None:
@@ -64,7 +68,7 @@ class TensorParallelFactory(LayerFactory):
         self._config = ModelParallelConfig(
             tensor_model_parallel_size=self.size,
             use_cpu_initialization=not torch.cuda.is_available(),
-            perform_initialization=False,  # weights are drawn by name afterwards
+            perform_initialization=False,  # weights are initialised by name afterwards
             params_dtype=torch.float32,
         )
 
@@ -73,8 +77,8 @@ class TensorParallelFactory(LayerFactory):
 
         Its forward raises InputError for tokens that do not divide by the ranks in sequence parallel.
         """
-        layer = _Embedding(rows, width, init_method=_keep, config=self._config)
-        layer.leave = self._leave
+        layer = _Embedding(rows, width, init_method=_no_initialisation, config=self._config)
+        layer.reduce_output = self._reduce_output
         return _mark(layer, 0)
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
@@ -83,10 +87,10 @@ class TensorParallelFactory(LayerFactory):
             inputs,
             outputs,
             config=self._config,
-            init_method=_keep,
+            init_method=_no_initialisation,
             bias=False,
             gather_output=False,
-            disable_grad_reduce=True,  # `enter` does it for all columns of a branch at once
+            disable_grad_reduce=True,  # `enter_branch` does it once for all column layers of a branch
         )
         return _mark(layer, 0)
 
@@ -96,12 +100,12 @@ class TensorParallelFactory(LayerFactory):
             inputs,
             outputs,
             config=self._config,
-            init_method=_keep,
+            init_method=_no_initialisation,
             bias=False,
             input_is_parallel=True,
             skip_bias_add=False,
         )
-        layer.leave = self._leave
+        layer.reduce_output = self._reduce_output
         return _mark(layer, 1)
 
     def sharded_parameter(self, values: Tensor) -> nn.Parameter:
@@ -110,29 +114,29 @@ class TensorParallelFactory(LayerFactory):
         set_tensor_model_parallel_attributes(parameter, True, 0, 1)
         return parameter
 
-    def whole_parameter(self, parameter: Tensor) -> Tensor:
-        """See `LayerFactory.whole_parameter`."""
+    def replicated_parameter(self, parameter: Tensor) -> Tensor:
+        """See `LayerFactory.replicated_parameter`."""
         return copy_to_ranks(parameter, self._group) if self._sequence_parallel else parameter
 
-    def enter(self, x: Tensor) -> Tensor:
-        """See `LayerFactory.enter`."""
-        return (gather_for_shares if self._sequence_parallel else copy_to_ranks)(x, self._group)
+    def enter_branch(self, x: Tensor) -> Tensor:
+        """See `LayerFactory.enter_branch`."""
+        return (gather_for_sharded_work if self._sequence_parallel else copy_to_ranks)(x, self._group)
 
-    def all_tokens(self, x: Tensor) -> Tensor:
-        """See `LayerFactory.all_tokens`."""
-        return gather_for_all(x, self._group) if self._sequence_parallel else x
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """See `LayerFactory.gather_tokens`."""
+        return gather_for_replicated_work(x, self._group) if self._sequence_parallel else x
 
-    def _leave(self, x: Tensor) -> Tensor:
-        """Each rank's part of all tokens [T, H] -> the sum, of this rank's tokens."""
+    def _reduce_output(self, x: Tensor) -> Tensor:
+        """Each rank's partial result [T, H] -> the sum [R, H] of this rank's tokens."""
         if not self._sequence_parallel:
             return sum_over_ranks(x, self._group)
         if len(x) % self.size:
             raise InputError(
-                f"{len(x)} tokens do not divide by parallel.tensor={self.size}, the ranks that sequence "
-                "parallel shares them out over; change trainer.sequence_length or set "
+                f"{len(x)} tokens do not divide by parallel.tensor={self.size}, which "
+                "parallel.sequence_parallel=true requires; change trainer.sequence_length or set "
                 "parallel.sequence_parallel=false"
             )
-        return sum_and_share(x, self._group)
+        return reduce_scatter(x, self._group)
 
     def copy_to_ranks(self, values: Tensor) -> Tensor:
         """See `LayerFactory.copy_to_ranks`."""
@@ -150,12 +154,12 @@ class TensorParallelFactory(LayerFactory):
 
 
 class _Embedding(VocabParallelEmbedding):
-    leave: Communication
+    reduce_output: Communication
 
     def forward(self, input_: Tensor) -> Tensor:
-        mine = (input_ >= self.vocab_start_index) & (input_ < self.vocab_end_index)
-        rows = F.embedding(torch.where(mine, input_ - self.vocab_start_index, 0), self.weight)
-        return self.leave(rows.masked_fill(~mine.unsqueeze(-1), 0.0))
+        local = (input_ >= self.vocab_start_index) & (input_ < self.vocab_end_index)
+        rows = F.embedding(torch.where(local, input_ - self.vocab_start_index, 0), self.weight)
+        return self.reduce_output(rows.masked_fill(~local.unsqueeze(-1), 0.0))
 
 
 class _Column(ColumnParallelLinear):
@@ -164,19 +168,19 @@ class _Column(ColumnParallelLinear):
 
 
 class _Row(RowParallelLinear):
-    leave: Communication
+    reduce_output: Communication
 
     def forward(self, input_: Tensor) -> Tensor:
-        return self.leave(F.linear(input_, self.weight))
+        return self.reduce_output(F.linear(input_, self.weight))
 
 
 def _mark(layer: Any, dimension: int) -> nn.Module:
-    """Say along which dimension the weight is shared out (megatron does so only where it initialises)."""
+    """Set the attributes of a sharded weight, which megatron sets only when it initialises."""
     if not getattr(layer.weight, "tensor_model_parallel", False):
         set_tensor_model_parallel_attributes(layer.weight, True, dimension, 1)
     return layer
 
 
-def _keep(weight: Tensor) -> Tensor:
-    """Megatron asks for an initialiser; ours runs later and does not depend on the layout."""
+def _no_initialisation(weight: Tensor) -> Tensor:
+    """Placeholder for the initialiser that megatron requires; ours runs later, whatever the layout."""
     return weight

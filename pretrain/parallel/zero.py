@@ -1,9 +1,9 @@
-"""The door to DeepSpeed in training: its settings, a model built in partitions, its engine.
+"""The only use of DeepSpeed in training: its settings, the partitioned construction of the model, its engine.
 
-Combinations that DeepSpeed trains wrongly without an error cannot be asked for here: `zero.Init` over
-the whole world instead of the data-parallel group, `zero.Init` with a dtype (it takes float32 for
-bfloat16), ZeRO++ partitions across tensor-parallel peers, unmarked sharded parameters
-(`TensorParallelFactory` marks them).
+Combinations that DeepSpeed trains wrongly without an error are excluded: `zero.Init` over all ranks instead
+of the data-parallel group, `zero.Init` with a dtype (it takes float32 for bfloat16), unmarked sharded
+parameters (`TensorParallelFactory` marks them); ZeRO++ partitions across tensor-parallel peers are refused
+by `pretrain.checks`.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from pretrain.checks import PRECISIONS
 from pretrain.config import TrainingConfig
 from pretrain.model.factory import LayerFactory
 from pretrain.model.transformer import Transformer, initial_values, sharded_dimension
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
 from pretrain.parallel.replicated import ReplicatedOptimizer
+from pretrain.precision import PRECISIONS
 
 
-def build_module(config: TrainingConfig, groups: ProcessGroups, draw: bool = True) -> Transformer:
-    """The network, partitioned over the data-parallel ranks as soon as each part is made (stage 3).
+def build_module(config: TrainingConfig, groups: ProcessGroups, initialise: bool = True) -> Transformer:
+    """Build the network, each module partitioned over the data-parallel ranks as it is constructed (stage 3).
 
-    No rank ever holds more than its share and one whole matrix. Stages 1 and 2 keep whole weights on
-    every rank, as they are defined.
+    No rank ever holds more than its partition and one whole matrix. Stages 0 to 2 hold whole weights on
+    every rank.
 
     Args:
         config: Of the training.
         groups: This rank's groups.
-        draw: Whether to draw initial values; without, the weights are arbitrary, to be loaded.
+        initialise: Whether to draw initial values; otherwise the weights are arbitrary, to be loaded.
     """
     if groups.device.type == "cpu":
         _skip_kernel_build()
     factory = _layer_factory(config, groups)
-    with _partitioning(config, groups):
+    with _partition_modules(config, groups):
         module = Transformer(config.model, factory)
-    if draw:
-        _draw(module, config.trainer.seed, factory, groups.data_rank)
+    if initialise:
+        _initialise(module, config.trainer.seed, factory, groups.data_rank)
     return module
 
 
@@ -49,14 +49,14 @@ def start_engine(
     module: Transformer, optimizer: torch.optim.Optimizer, config: TrainingConfig, groups: ProcessGroups
 ) -> Any:
     """DeepSpeed's engine around the network and its optimiser."""
-    given: Any = optimizer
+    deepspeed_optimizer: Any = optimizer
     if config.parallel.zero_stage == 0:
         module.to(PRECISIONS[config.trainer.precision])
-        # A function of the parameters: DeepSpeed takes no other type of optimiser as it is.
-        given = lambda _: ReplicatedOptimizer(optimizer, config.optim.gradient_clipping, groups)  # noqa: E731
+        # A function of the parameters: the only form in which DeepSpeed does not wrap an optimiser.
+        deepspeed_optimizer = lambda _: ReplicatedOptimizer(optimizer, config.optim.gradient_clipping, groups)  # noqa: E731
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=given,
+        optimizer=deepspeed_optimizer,
         config=deepspeed_settings(config, groups),
         mpu=_model_parallel_unit(groups),
     )
@@ -64,9 +64,9 @@ def start_engine(
 
 
 def gradient_norm_of(engine: Any) -> Callable[[], Tensor | float]:
-    """Gives the global norm of the gradient before clipping, as soon as DeepSpeed's step knows it.
+    """A function that returns the global gradient norm before clipping, once DeepSpeed's step has it.
 
-    The engine itself only passes it on when the step is over.
+    The engine itself exposes it only after the step.
     """
     return lambda: engine.optimizer._global_grad_norm
 
@@ -75,12 +75,12 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
     """DeepSpeed's JSON settings."""
     share = config.trainer.global_batch // groups.mesh.data
     return {
-        # Accumulation is told step by step (set_gradient_accumulation_boundary); DeepSpeed's own
-        # count is only checked for consistency.
+        # Accumulation is set step by step (set_gradient_accumulation_boundary); DeepSpeed only checks its
+        # own count for consistency.
         "train_batch_size": share * groups.mesh.data,
         "train_micro_batch_size_per_gpu": share,
         "gradient_accumulation_steps": 1,
-        # At stage 0 masters and clipping are `ReplicatedOptimizer`'s.
+        # At stage 0 `ReplicatedOptimizer` clips.
         "gradient_clipping": config.optim.gradient_clipping if config.parallel.zero_stage else 0.0,
         "bf16": {"enabled": config.trainer.precision == "bf16" and config.parallel.zero_stage > 0},
         "data_types": {"grad_accum_dtype": _accumulation_dtype(config, share)},
@@ -93,29 +93,29 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
             "contiguous_gradients": True,
             "reduce_bucket_size": 200_000_000,
             "stage3_prefetch_bucket_size": 100_000_000,
-            # Every matrix is partitioned; norms, the only parameters this small, stay whole.
+            # Every matrix is partitioned; norms, the only parameters this small, are not.
             "stage3_param_persistence_threshold": config.model.hidden_size,
             "stage3_gather_16bit_weights_on_model_save": False,
             "zero_hpz_partition_size": config.parallel.hpz_partition_size,
-            **_offloading(config, groups),
+            **_offload_settings(config, groups),
         },
     }
 
 
-def _offloading(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
-    """Where DeepSpeed keeps what `parallel.offload` names; the optimiser then updates on the host."""
+def _offload_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
+    """DeepSpeed's settings for `parallel.offload`; with them the optimiser updates on the host."""
     host = {"device": "cpu", "pin_memory": groups.device.type == "cuda"}
     names = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
     return {name: host for name in names[config.parallel.offload]}
 
 
 def _accumulation_dtype(config: TrainingConfig, share: int) -> str | None:
-    """In what gradients of micro-batches are added up; None: in the dtype of the parameters.
+    """Dtype in which gradients of micro-batches accumulate; None: the dtype of the parameters.
 
     In bf16 late micro-batches would be rounded away against the sum of the early ones. fp32 takes two more
-    bytes for each parameter whose gradient this rank keeps, so only where there is something to add up.
-    Data-parallel ranks still exchange bf16 at stages 2 and 3, half the bytes; at stage 1 fp32. Stage 0 adds
-    up in fp32 by itself.
+    bytes for each parameter whose gradient this rank holds, so it is used only for several micro-batches.
+    Data-parallel ranks still exchange bf16 at stages 2 and 3, half the bytes; at stage 1 fp32. Stage 0
+    always accumulates in fp32.
     """
     several = config.trainer.micro_batch is not None and config.trainer.micro_batch < share
     bf16, partitioned = config.trainer.precision == "bf16", config.parallel.zero_stage > 0
@@ -125,17 +125,17 @@ def _accumulation_dtype(config: TrainingConfig, share: int) -> str | None:
 def _layer_factory(config: TrainingConfig, groups: ProcessGroups) -> LayerFactory:
     if groups.mesh.tensor == 1:
         return LayerFactory()
-    # Imported late: megatron takes seconds, and other layouts do without it.
+    # Imported late: megatron takes seconds, and only tensor parallelism needs it.
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 
     return TensorParallelFactory(groups, config.parallel.sequence_parallel)
 
 
-def _partitioning(config: TrainingConfig, groups: ProcessGroups) -> AbstractContextManager[Any]:
-    """In which modules give up all but their share of each parameter when their constructor ends."""
+def _partition_modules(config: TrainingConfig, groups: ProcessGroups) -> AbstractContextManager[Any]:
+    """A context in which each module is partitioned at the end of its constructor (stage 3 only)."""
     if config.parallel.zero_stage != 3:
         return nullcontext()
-    deepspeed.init_distributed()  # else its settings are read for a world of one rank
+    deepspeed.init_distributed()  # otherwise its settings are interpreted for one rank
     return deepspeed.zero.Init(
         data_parallel_group=groups.data,
         config_dict_or_path=deepspeed_settings(config, groups),
@@ -148,25 +148,25 @@ def _model_parallel_unit(groups: ProcessGroups) -> ModelParallelUnit | None:
 
 
 @torch.no_grad()
-def _draw(module: Transformer, seed: int, factory: LayerFactory, data_rank: int) -> None:
-    """Put the initial values where this rank holds them; one matrix is whole at a time."""
+def _initialise(module: Transformer, seed: int, factory: LayerFactory, data_rank: int) -> None:
+    """Write initial values into this rank's partition; one matrix is whole at a time."""
     for name, parameter in module.named_parameters():
-        held: Any = getattr(parameter, "ds_tensor", None)
+        partition: Any = getattr(parameter, "ds_tensor", None)
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         dimension = sharded_dimension(name)
         values = initial_values(name, shape, dimension, module.config, seed, factory.rank, factory.size)
-        if held is None:
+        if partition is None:
             parameter.copy_(values)
             continue
-        first = data_rank * held.numel()
-        share = values.flatten()[first : first + held.numel()]
-        held[: len(share)].copy_(share)
-        held[len(share) :].zero_()  # padding of the last ranks
-        cast(Any, parameter).ds_secondary_tensor = None  # hpZ's second copy: of what was there before
+        first = data_rank * partition.numel()
+        share = values.flatten()[first : first + partition.numel()]
+        partition[: len(share)].copy_(share)
+        partition[len(share) :].zero_()  # padding of the last ranks
+        cast(Any, parameter).ds_secondary_tensor = None  # hpZ's second copy is outdated
 
 
 def _skip_kernel_build() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives, 90 s for tests on one machine."""
+    """Prevent DeepSpeed from compiling its shared-memory collectives, which takes 90 s."""
     from deepspeed.ops import __compatible_ops__ as compatible
 
     compatible["deepspeed_shm_comm"] = False

@@ -1,4 +1,4 @@
-"""Which layouts of a training fit the GPUs, best first. Pure: sizes in, a list out."""
+"""Which layouts of a training fit the GPUs, best first. Pure functions: sizes in, a list out."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from data.errors import InputError
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
 from pretrain.model.transformer import check_divides
-from pretrain.planner.memory import OFFLOADS, Layout, Memory, memory
-from pretrain.planner.speed import BANDWIDTHS, Machine, Speed, speed
-from pretrain.telemetry.meters import known_peak
+from pretrain.planner.gpus import Machine
+from pretrain.planner.memory import OFFLOADS, MemoryEstimate, ParallelLayout, estimate_memory
+from pretrain.planner.speed import StepEstimate, estimate_step
 
-_MOST_GPUS = 65_536
+_MAX_GPUS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is to be trained, and on what.
+class LayoutRequest:
+    """The network to train, the GPUs to train it on and the sizes to try.
 
     Attributes:
         model: The network; its own recompute policy is not read.
         gpus: Number of GPUs.
         gpu_memory: Bytes of each.
-        reserve: Share of it for the driver, communication libraries and fragments of the allocator.
+        reserve: Share of it left to the driver, communication libraries and the allocator's fragmentation.
         sequence_length: Tokens of a packed sequence.
-        micro_batches: Sequences a rank may process at a time.
+        micro_batches: Micro-batch sizes to try, in sequences.
         global_batch: Sequences in an optimiser step; None: four for each GPU.
         machine: How fast the GPUs are.
-        offloads: What may lie in host memory, values of `OFFLOADS`.
-        host_memory: Bytes of host memory for each GPU; None: as much as is needed.
+        offloads: What may be in host memory, values of `OFFLOADS`.
+        host_memory: Bytes of host memory for each GPU; None: unlimited.
         optimizer: As `optim.name`.
     """
 
@@ -47,13 +47,13 @@ class Wanted:
     host_memory: float | None = None
     optimizer: OptimizerName = "adamw"
 
-    def holds(self, need: Memory) -> bool:
+    def fits(self, memory: MemoryEstimate) -> bool:
         """Whether GPU and host have the memory."""
-        return need.total <= self.usable and (self.host_memory is None or need.host <= self.host_memory)
+        return memory.total <= self.usable and (self.host_memory is None or memory.host <= self.host_memory)
 
     @property
     def usable(self) -> float:
-        """Bytes of a GPU that a training may take."""
+        """Bytes of a GPU that a training may use."""
         return self.gpu_memory * (1 - self.reserve)
 
     @property
@@ -63,73 +63,72 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One layout with what it needs."""
+class LayoutEstimate:
+    """One layout, the memory it needs and the time its step takes."""
 
-    layout: Layout
-    memory: Memory
-    speed: Speed
+    layout: ParallelLayout
+    memory: MemoryEstimate
+    step: StepEstimate
 
 
-def feasible(wanted: Wanted) -> list[Plan]:
-    """The layouts that fit, the quickest step first; of equal ones the one that needs less.
+def feasible_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
+    """The layouts that fit, the fastest step first; of equally fast ones the one that needs less memory.
 
     Raises:
-        InputError: Sizes that cannot be, or nothing fits: says what the least need is and what to do.
+        InputError: A size is out of its range, or nothing fits: states the least memory that is needed and
+            what to change.
     """
-    _check(wanted)
-    plans = all_plans(wanted)
-    if not plans:
+    _check(request)
+    estimates = estimate_layouts(request)
+    if not estimates:
         raise InputError(
-            f"no layout shares {wanted.step_sequences} sequences a step (global_batch) out over "
-            f"gpus={wanted.gpus} in micro-batches of {_listed(wanted.micro_batches)}; change one of them"
+            f"no layout shares {request.step_sequences} sequences a step (global_batch) out over "
+            f"gpus={request.gpus} in micro-batches of {', '.join(map(str, request.micro_batches))}; change "
+            "one of them"
         )
-    fitting = [plan for plan in plans if wanted.holds(plan.memory)]
+    fitting = [estimate for estimate in estimates if request.fits(estimate.memory)]
     if not fitting:
-        raise InputError(_nothing_fits(wanted, plans))
-    return sorted(fitting, key=lambda plan: (plan.speed.seconds, plan.memory.total))
+        raise InputError(_nothing_fits(request, estimates))
+    return sorted(fitting, key=lambda estimate: (estimate.step.seconds, estimate.memory.total))
 
 
-def all_plans(wanted: Wanted) -> list[Plan]:
+def estimate_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
     """Every layout that the sizes allow, whether it fits or not."""
-    plans = []
-    for tensor in _tensor_sizes(wanted):
-        data = wanted.gpus // tensor
-        share, rest = divmod(wanted.step_sequences, data)
-        if rest or (tensor > 1 and wanted.sequence_length % tensor):
+    estimates = []
+    for tensor in _tensor_sizes(request):
+        data = request.gpus // tensor
+        share, rest = divmod(request.step_sequences, data)
+        if rest or (tensor > 1 and request.sequence_length % tensor):
             continue
-        for micro_batch in sorted(set(wanted.micro_batches)):
+        for micro_batch in sorted(set(request.micro_batches)):
             if share == 0 or share % micro_batch:
                 continue
-            for policy, offload in product(RECOMPUTE_POLICIES, wanted.offloads):
-                layout = Layout(
-                    tensor, data, micro_batch, policy, share > micro_batch, offload, wanted.optimizer
+            for policy, offload in product(RECOMPUTE_POLICIES, request.offloads):
+                layout = ParallelLayout(
+                    tensor, data, micro_batch, policy, share > micro_batch, offload, request.optimizer
                 )
-                need = memory(wanted.model, layout, wanted.sequence_length)
-                step = speed(wanted.model, layout, wanted.sequence_length, share, wanted.machine)
-                plans.append(Plan(layout, need, step))
-    return plans
+                memory = estimate_memory(request.model, layout, request.sequence_length)
+                step = estimate_step(request.model, layout, request.sequence_length, share, request.machine)
+                estimates.append(LayoutEstimate(layout, memory, step))
+    return estimates
 
 
-def machine(gpu: str, efficiency: float, node_gpus: int) -> Machine:
-    """What the data sheet says about a GPU by its name.
-
-    Raises:
-        InputError: A GPU that is not listed.
-    """
-    peak = known_peak(gpu, "bf16")
-    for part, node, network, host in BANDWIDTHS:
-        if part in gpu and peak is not None:
-            return Machine(peak, efficiency, node_gpus, node, network, host)
-    names = ", ".join(part for part, *_ in BANDWIDTHS)
-    raise InputError(f"gpu={gpu}: not in the table of data sheets; expected one of {names}")
+def fewest_gpus(request: LayoutRequest) -> int | None:
+    """The next number of GPUs, doubling, on which a layout fits; None: none up to 65,536."""
+    gpus = request.gpus
+    while gpus < _MAX_GPUS:
+        gpus *= 2
+        larger = replace(request, gpus=gpus)
+        if any(request.fits(estimate.memory) for estimate in estimate_layouts(larger)):
+            return gpus
+    return None
 
 
-def _tensor_sizes(wanted: Wanted) -> list[int]:
-    """Powers of two that divide the GPUs and the network and stay inside a node."""
+def _tensor_sizes(request: LayoutRequest) -> list[int]:
+    """Powers of two that divide the GPUs and the network and fit into a node."""
     sizes, tensor = [], 1
-    while tensor <= min(wanted.gpus, wanted.machine.node_gpus):
-        if wanted.gpus % tensor == 0 and _divides(wanted.model, tensor):
+    while tensor <= min(request.gpus, request.machine.node_gpus):
+        if request.gpus % tensor == 0 and _divides(request.model, tensor):
             sizes.append(tensor)
         tensor *= 2
     return sizes
@@ -145,69 +144,53 @@ def _divides(model: ModelConfig, tensor: int) -> bool:
     return True
 
 
-def _check(wanted: Wanted) -> None:
-    least = {
-        "gpus": wanted.gpus,
-        "sequence_length": wanted.sequence_length,
-        "node_gpus": wanted.machine.node_gpus,
-        "micro_batches": min(wanted.micro_batches, default=0),
-        "global_batch": wanted.step_sequences,
+def _check(request: LayoutRequest) -> None:
+    at_least_one = {
+        "gpus": request.gpus,
+        "sequence_length": request.sequence_length,
+        "node_gpus": request.machine.node_gpus,
+        "micro_batches": min(request.micro_batches, default=0),
+        "global_batch": request.step_sequences,
         **{
-            f"model.{name}": getattr(wanted.model, name)
+            f"model.{name}": getattr(request.model, name)
             for name in ("vocabulary_size", "hidden_size", "ffn_size", "layers", "heads")
         },
-        "model.key_value_heads": wanted.model.shared_heads,
+        "model.key_value_heads": request.model.shared_heads,
     }
-    for name, value in least.items():
+    for name, value in at_least_one.items():
         if value < 1:
             raise InputError(f"{name}={value}, expected 1 or more; correct the setting")
-    if not wanted.offloads:
+    if not request.offloads:
         raise InputError(f"offloads=[], expected some of {', '.join(OFFLOADS)}; correct the setting")
-    if not 0 <= wanted.reserve < 1:
-        raise InputError(f"reserve={wanted.reserve}, expected at least 0 and below 1; correct the setting")
-    if not 0 < wanted.machine.efficiency <= 1:
-        raise InputError(f"efficiency={wanted.machine.efficiency}, expected above 0, at most 1; correct it")
+    if not 0 <= request.reserve < 1:
+        raise InputError(f"reserve={request.reserve}, expected at least 0 and below 1; correct the setting")
+    if not 0 < request.machine.efficiency <= 1:
+        raise InputError(f"efficiency={request.machine.efficiency}, expected above 0, at most 1; correct it")
 
 
-def _nothing_fits(wanted: Wanted, plans: list[Plan]) -> str:
-    if not any(plan.memory.total <= wanted.usable for plan in plans):
-        return _no_gpu_fits(wanted, plans)
-    best = min(
-        (plan for plan in plans if plan.memory.total <= wanted.usable), key=lambda plan: plan.memory.host
-    )
+def _nothing_fits(request: LayoutRequest, estimates: list[LayoutEstimate]) -> str:
+    on_gpu = [estimate for estimate in estimates if estimate.memory.total <= request.usable]
+    if not on_gpu:
+        return _no_gpu_fits(request, estimates)
+    best = min(on_gpu, key=lambda estimate: estimate.memory.host)
     return (
-        f"nothing fits a host memory of {(wanted.host_memory or 0) / 1e9:.4g} GB a GPU: the least need is "
+        f"nothing fits a host memory of {(request.host_memory or 0) / 1e9:.4g} GB a GPU: the least need is "
         f"{best.memory.host / 1e9:.1f} GB (offload {best.layout.offload}), and without offloading gpus="
-        f"{wanted.gpus} of {wanted.gpu_memory / 1e9:.4g} GB are too few; take more GPUs or more host memory"
+        f"{request.gpus} of {request.gpu_memory / 1e9:.4g} GB are too few; take more GPUs or more host memory"
     )
 
 
-def _no_gpu_fits(wanted: Wanted, plans: list[Plan]) -> str:
-    best = min(plans, key=lambda plan: (plan.memory.total, plan.memory.host))
-    layout, need = best.layout, best.memory
-    enough = fewest_gpus(wanted)
+def _no_gpu_fits(request: LayoutRequest, estimates: list[LayoutEstimate]) -> str:
+    best = min(estimates, key=lambda estimate: (estimate.memory.total, estimate.memory.host))
+    layout, memory = best.layout, best.memory
+    enough = fewest_gpus(request)
     advice = f"take gpus={enough}" if enough else "take a shorter sequence_length or a smaller model"
-    more = need.total / (1 - wanted.reserve)
+    larger = memory.total / (1 - request.reserve)
     return (
-        f"nothing fits gpus={wanted.gpus} of {wanted.gpu_memory / 1e9:.4g} GB ({wanted.usable / 1e9:.4g} GB "
-        f"without the reserve): the least need is {need.total / 1e9:.1f} GB a GPU (tensor {layout.tensor}, "
-        f"data {layout.data}, micro-batch {layout.micro_batch}, recompute {layout.recompute}, offload "
-        f"{layout.offload}), "
-        f"{need.state / 1e9:.1f} GB of it weights, gradients and optimiser; {advice}, or GPUs of "
-        f"{more / 1e9:.0f} GB"
+        f"nothing fits gpus={request.gpus} of {request.gpu_memory / 1e9:.4g} GB "
+        f"({request.usable / 1e9:.4g} GB without the reserve): the least need is "
+        f"{memory.total / 1e9:.1f} GB a GPU (tensor {layout.tensor}, data {layout.data}, "
+        f"micro-batch {layout.micro_batch}, recompute {layout.recompute}, offload {layout.offload}), "
+        f"{memory.state / 1e9:.1f} GB of it weights, gradients and optimiser; {advice}, or GPUs of "
+        f"{larger / 1e9:.0f} GB"
     )
-
-
-def fewest_gpus(wanted: Wanted) -> int | None:
-    """The next number of GPUs, doubling, on which something fits; None: none does."""
-    gpus = wanted.gpus
-    while gpus < _MOST_GPUS:
-        gpus *= 2
-        larger = replace(wanted, gpus=gpus)
-        if any(wanted.holds(plan.memory) for plan in all_plans(larger)):
-            return gpus
-    return None
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pretrain.telemetry.progress import ProgressDisplay
 from pretrain.telemetry.sinks import Record
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 class ConsoleSink:
@@ -19,38 +16,21 @@ class ConsoleSink:
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
         """Show progress towards `steps` optimiser steps."""
-        self._steps = steps
         self._console = console or Console()
-        self._last_line = float("-inf")
-        self._progress = Progress(
-            TextColumn("train"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task("starting", total=steps)
-        self._progress.start()
+        self._display = ProgressDisplay(self._console)
+        self._display.start()
+        self._bar = self._display.bar("train", steps)
 
     def write(self, record: Record) -> None:
         """Move the bar, or print an event above it."""
         if "event" in record:
-            self._print(describe_event(record))
-            return
-        self._progress.update(self._task, completed=record["step"], description=describe(record))
-        due = monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES or record["step"] == self._steps
-        if not self._console.is_terminal and due:
-            self._last_line = monotonic()
-            self._print(f"train {record['step']}/{self._steps} {describe(record)}")
+            self._console.print(f"  {describe_event(record)}", highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._bar.update(record["step"], detail=describe(record))
 
     def close(self) -> None:
         """Leave the bar as it is."""
-        self._progress.stop()
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._display.stop()
 
 
 def describe(record: Record) -> str:

@@ -34,7 +34,7 @@ class StepProfiler(StepHook):
     def of(cls, settings: TelemetryConfig, rank: int, folder: RunFolder, report: Callable[..., None]) -> Self:
         """The profiler of a rank; only rank 0 traces, and only if `telemetry.profile` is set."""
         steps = settings.profile_steps if settings.profile and rank == 0 else ()
-        return cls(folder.path / "profile", steps, report)
+        return cls(folder.profile, steps, report)
 
     def before_step(self, step: int) -> None:
         """Start a trace if optimiser step `step` is chosen and none is running."""

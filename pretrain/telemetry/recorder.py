@@ -16,10 +16,11 @@ from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
 from pretrain.hooks import StepHook
 from pretrain.model.loss import means
+from pretrain.planner.flops import Workload
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry import ranks
 from pretrain.telemetry.events import EventLog
-from pretrain.telemetry.meters import Work, peak_flops
+from pretrain.telemetry.meters import peak_flops
 from pretrain.telemetry.norms import GroupNorms
 from pretrain.telemetry.sinks import JsonlSink, drop_after
 from pretrain.telemetry.step_timer import StepTimer, StepTimes
@@ -49,8 +50,8 @@ class Recorder(StepHook):
         self._groups = groups = engine.groups
         self._last_line = engine.step_count  # step of the last line
         self._tokens = tokens
-        self._rank_work = Work()  # of this rank, not yet summed over the ranks
-        self._line_work = Work()  # of all ranks, since the last line
+        self._rank_work = Workload()  # of this rank, not yet summed over the ranks
+        self._line_work = Workload()  # of all ranks, since the last line
         self._newest_tokens: deque[int] = deque(maxlen=_DISCARDABLE)  # of this rank's newest steps
         self._checkpoint_stall = 0.0
         self._skipped = torch.zeros((), dtype=torch.int64, device=groups.device)
@@ -80,7 +81,7 @@ class Recorder(StepHook):
 
     def add_batches(self, batches: Sequence[PackedBatch], wait_seconds: float) -> None:
         """Count the work of the next step, and the seconds of waiting for its batches."""
-        work = sum((Work.of(batch) for batch in batches), Work())
+        work = sum((Workload.of(batch) for batch in batches), Workload())
         self._rank_work = self._rank_work + work
         self._newest_tokens.append(work.tokens)
         self._timer.add_data_wait(wait_seconds)
@@ -131,7 +132,7 @@ class Recorder(StepHook):
             "step_time": times.step,
             **self._compare_ranks(step, times),
         }
-        self._last_line, self._line_work = step, Work()
+        self._last_line, self._line_work = step, Workload()
         self._skipped.zero_()
         if self._sink is not None and not discarded:
             self._sink.write(line)
@@ -140,7 +141,7 @@ class Recorder(StepHook):
         """Drop the lines after the engine's step, and count on from `tokens`: a checkpoint was loaded."""
         self._sum_work()
         self._tokens = tokens
-        self._last_line, self._line_work = self._engine.step_count, Work()
+        self._last_line, self._line_work = self._engine.step_count, Workload()
         if self._sink is not None:
             drop_after(self._folder.metrics, self._last_line)
         self._timer.restart()
@@ -206,8 +207,8 @@ class Recorder(StepHook):
         work = self._rank_work
         counts = torch.tensor([work.tokens, work.labelled, work.pairs], device=self._groups.device)
         dist.all_reduce(counts, group=self._groups.data)
-        total = Work(*(int(count) for count in counts))
-        self._rank_work = Work()
+        total = Workload(*(int(count) for count in counts))
+        self._rank_work = Workload()
         self._line_work = self._line_work + total
         self._tokens += total.tokens
 

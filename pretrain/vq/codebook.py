@@ -1,8 +1,8 @@
-"""A codebook that learns by following the latents: k-means start, moving averages, restarts.
+"""A codebook trained by k-means initialisation, moving averages of the latents, and restarts.
 
 Source: van den Oord et al., "Neural Discrete Representation Learning" (2017), appendix A.1 (moving
 averages); restarting unused entries follows Jukebox (Dhariwal et al., 2020, section 3), here at latents
-drawn by their squared error as in k-means++, since what is rare (a small object) is what lacks entries.
+drawn by their squared error as in k-means++, since rare content (a small object) is what lacks entries.
 Shape letters: N frames, R C rows and columns of codes, E embedding, L latents of several frames.
 """
 
@@ -16,15 +16,19 @@ from data.tokens.image_model import Codebook
 
 _DECAY = 0.99
 _DEAD_USE = 0.005  # moving mean of uses in a batch below which an entry restarts: none in about 100 batches
-_FRESH_USE = 0.1  # that a restarted entry begins with
+_RESTART_USE = 0.1  # initial moving mean of a restarted entry
 _KMEANS_ROUNDS = 15
 
 
 class MovingCodebook:
-    """Keeps `codebook` at the moving averages of the latents that choose each entry."""
+    """Updates the entries of `codebook` to moving averages of the latents assigned to them.
+
+    Args:
+        codebook: Its entries no longer take gradients.
+        seed: Of the choices among latents.
+    """
 
     def __init__(self, codebook: Codebook, seed: int) -> None:
-        """Take over `codebook`: no optimiser updates its entries any more."""
         self._codebook = codebook
         self._weight = codebook.embedding.weight.requires_grad_(False)
         self._generator = torch.Generator().manual_seed(seed)
@@ -32,9 +36,9 @@ class MovingCodebook:
         self._sums = self._weight.clone()
 
     def start(self, latents: Tensor) -> None:
-        """Place the entries by k-means on latents [L, E], many more than there are entries."""
-        any_of_them = torch.randint(len(latents), (len(self._weight),), generator=self._generator)
-        self._weight.copy_(latents[any_of_them.to(latents.device)])
+        """Initialise the entries by k-means on latents [L, E], many more than there are entries."""
+        chosen = torch.randint(len(latents), (len(self._weight),), generator=self._generator)
+        self._weight.copy_(latents[chosen.to(latents.device)])
         for _ in range(_KMEANS_ROUNDS):
             codes = self._codebook.nearest(latents)
             uses, sums = self._assign(latents, codes)
@@ -46,28 +50,32 @@ class MovingCodebook:
         self._sums.copy_(self._weight)
 
     def quantise(self, latents: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """Replace latents [N, R, C, E] by their nearest entries; `update` lets the entries follow.
+        """Replace latents [N, R, C, E] by their nearest entries.
+
+        Args:
+            latents: Of several frames.
+            update: Whether the entries move towards the latents.
 
         Returns:
-            The entries [N, R, C, E], through which the gradient passes straight to the latents, and the
-            mean squared distance from latents to entries, whose gradient pulls the latents (commitment).
+            The entries [N, R, C, E], with a straight-through gradient to the latents, and the commitment
+            loss, a scalar: the mean squared distance from latents to entries.
         """
         flat = latents.detach().reshape(-1, latents.shape[-1])
         codes = self._codebook.nearest(flat)
         entries = self._weight[codes].reshape(latents.shape)
         if update:
-            self._follow(flat, codes)
+            self._update(flat, codes)
         commitment = functional.mse_loss(latents, entries)
         return latents + (entries - latents).detach(), commitment
 
-    def _follow(self, flat: Tensor, codes: Tensor) -> None:
+    def _update(self, flat: Tensor, codes: Tensor) -> None:
         uses, sums = self._assign(flat, codes)
         self._uses.lerp_(uses, 1 - _DECAY)
         self._sums.lerp_(sums, 1 - _DECAY)
         dead = self._uses < _DEAD_USE
         fresh = self._worst(flat, codes, int(dead.sum()))
-        self._uses[dead] = _FRESH_USE
-        self._sums[dead] = _FRESH_USE * fresh
+        self._uses[dead] = _RESTART_USE
+        self._sums[dead] = _RESTART_USE * fresh
         self._weight.copy_(self._sums / self._uses[:, None])
 
     def _assign(self, latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,13 @@
 Three phases of one schedule, so that the few minutes of a CPU suffice:
 
 1. an ordinary autoencoder, without codebook;
-2. the codebook starts at the k-means centres of the latents and follows them (`MovingCodebook`), with
+2. the codebook starts at the k-means centres of the latents and tracks them (`MovingCodebook`), with
    straight-through gradients;
-3. codes are fixed, the decoder alone goes on learning.
+3. codes are fixed, only the decoder is trained further.
 
 The loss is L1 + L2, without the perceptual and adversarial terms of Esser et al. (2021): those need
-pretrained networks and much longer training. A pixel weighs by how unusual it is for its place in the
-picture (squared deviation over variance, among the frames of the same task and camera): a small object on
+pretrained networks and much longer training. A pixel is weighted by how unusual it is for its position in
+the image (squared deviation over variance, among the frames of the same task and camera): a small object on
 an empty table is a handful of pixels, and all that a policy acts on.
 """
 
@@ -41,16 +41,16 @@ _DECODER_SHARE = 0.2  # of the steps: phase 3
 _WARMUP_STEPS = 50
 _COMMITMENT = 0.25
 _GRADIENT_CLIPPING = 1.0
-_LEAST_VARIANCE = 0.01  # of a pixel in [-1, 1]: keeps render noise from looking unusual
-_LATENTS_PER_ENTRY = 64  # that k-means starts from
+_MIN_VARIANCE = 0.01  # of a pixel in [-1, 1]: render noise is not unusual
+_LATENTS_PER_ENTRY = 64  # for k-means
 
 
 @dataclass(frozen=True)
 class VqReport:
-    """What `worldvla vq` prints.
+    """Result of `worldvla vq`.
 
     Attributes:
-        path: The file written.
+        path: Of the tokenizer file.
         sha256: Its checksum.
         train_frames, held_out_frames: Frames used.
         psnr: `"<suite>/<camera>"` -> PSNR in dB over its held-out frames (0 to 255, one mean squared
@@ -76,14 +76,14 @@ class FrameSet:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (finished steps, total steps)."""
 
 
 def train_image_tokenizer(config: VqConfig, progress: Progress | None = None) -> VqReport:
-    """Train on the demonstrations of `config.source`, write `config.out`, measure what was held out.
+    """Train on the demonstrations of `config.source`, write `config.out`, measure on held-out ones.
 
     Raises:
-        InputError: No usable demonstrations, a setting that cannot work, or `out` not writable.
+        InputError: No usable demonstrations, an invalid setting, or `out` is not writable.
     """
     _check(config)
     model = _build(config)
@@ -100,23 +100,25 @@ def train_image_tokenizer(config: VqConfig, progress: Progress | None = None) ->
 
 def read_frames(config: VqConfig) -> list[FrameSet]:
     """Frames of every task and camera below `config.source`, some demonstrations of each held out."""
-    taken: dict[tuple[str, str, str], list[NDArray[np.uint8]]] = {}
+    episodes_of: dict[tuple[str, str, str], list[NDArray[np.uint8]]] = {}
     for demonstration in read_demonstrations(config):
         for camera, frames in demonstration.frames.items():
             chosen = np.unique(np.linspace(0, len(frames) - 1, config.frames).round().astype(int))
             key = (demonstration.suite, demonstration.task, camera)
             square = square_frames(frames[chosen], config.fit)
-            taken.setdefault(key, []).append(resize_frames(square, config.pixels))
+            episodes_of.setdefault(key, []).append(resize_frames(square, config.pixels))
     sets: list[FrameSet] = []
-    for (suite, task, camera), episodes in sorted(taken.items()):
+    for (suite, task, camera), episodes in sorted(episodes_of.items()):
         if len(episodes) < 2:
             raise InputError(
                 f"source={config.source}: task {task} has {len(episodes)} demonstration, expected at least 2 "
                 "(one is held out to measure with); collect more"
             )
-        kept = min(len(episodes) - 1, max(1, round(config.held_out * len(episodes))))
+        num_held_out = min(len(episodes) - 1, max(1, round(config.held_out * len(episodes))))
         order = np.random.default_rng(config.seed).permutation(len(episodes))  # the same for each camera
-        held_out, train = ([episodes[i] for i in part] for part in (order[:kept], order[kept:]))
+        held_out, train = (
+            [episodes[i] for i in part] for part in (order[:num_held_out], order[num_held_out:])
+        )
         sets.append(FrameSet(f"{suite}/{camera}", np.concatenate(train), np.concatenate(held_out)))
     return sets
 
@@ -202,7 +204,7 @@ def _batches(sets: list[FrameSet], config: VqConfig, device: torch.device) -> It
     while True:
         chosen = rng.integers(0, len(frames), config.batch_size)
         x, of = frames_to_tensor(frames[chosen]), torch.as_tensor(owner[chosen])
-        unusual = (x - means[of]).square() / (variances[of] + _LEAST_VARIANCE)
+        unusual = (x - means[of]).square() / (variances[of] + _MIN_VARIANCE)
         weight = 1.0 + unusual.amax(1, keepdim=True).clamp(max=config.foreground)
         yield x.to(device), (weight / weight.mean()).to(device)
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from cluster.cli.handlers.inspect import run_inspect_checkpoint
+from cluster.cli.invocation import Invocation
 from cluster.failures import CommandFailedError
-from cluster.inspect.checkpoint import inspect_checkpoint
 from cluster.inspect.config import InspectCheckpointConfig
-from cluster.invocation import Invocation
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.save import CheckpointWriter
@@ -89,7 +89,7 @@ def _read_store() -> tuple[dict[int, bool], dict[str, Any]]:
         load_weights(url, torch.bfloat16, 0, 5)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         call = Invocation(Console(file=io.StringIO()), json=True)
-        inspect_checkpoint(InspectCheckpointConfig(URL), call)
+        run_inspect_checkpoint(InspectCheckpointConfig(URL), call)
     return CheckpointLocation(URL).scan(), json.loads(printed.getvalue())
 
 
@@ -105,14 +105,14 @@ def test_inspect_names_damaged_and_incomplete_checkpoints(tmp_path: Path) -> Non
     output = io.StringIO()
     call = Invocation(Console(file=output, width=200))
     with pytest.raises(CommandFailedError, match=f"{file.name} differs from its checksum; take another"):
-        inspect_checkpoint(InspectCheckpointConfig(str(tmp_path / "run")), call)
+        run_inspect_checkpoint(InspectCheckpointConfig(str(tmp_path / "run")), call)
     lines = output.getvalue()
     assert "50 %" in lines
-    assert "torn: no READY" in lines
+    assert "incomplete: no READY" in lines
     assert "damaged: rank_00001" in lines
-    inspect_checkpoint(InspectCheckpointConfig(str(root / "step_00000001"), verify=False), call)
+    run_inspect_checkpoint(InspectCheckpointConfig(str(root / "step_00000001"), verify=False), call)
     with pytest.raises(InputError, match="no committed checkpoint there"):
-        inspect_checkpoint(InspectCheckpointConfig(str(tmp_path / "nothing")), call)
+        run_inspect_checkpoint(InspectCheckpointConfig(str(tmp_path / "nothing")), call)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -134,7 +134,7 @@ def test_inspect_names_files_that_are_missing_cut_short_or_changed(
     table.write_bytes(bytes(table.stat().st_size))
     call = Invocation(Console(file=io.StringIO()), json=as_json)
     with pytest.raises(CommandFailedError) as raised:
-        inspect_checkpoint(InspectCheckpointConfig(str(folder)), call)
+        run_inspect_checkpoint(InspectCheckpointConfig(str(folder)), call)
     lines = str(raised.value).split("; ")
     assert [line.removeprefix(f"{folder}: damaged: ") for line in lines] == [
         f"{table.name} differs from its checksum",

@@ -14,7 +14,7 @@ from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import LossConfig, OptimConfig, TrainingConfig
-from pretrain.lion import GatedLion
+from pretrain.lion import SkippableLion
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.mesh import Mesh
 from tests.support import checkpoint_case as case
@@ -23,7 +23,7 @@ from tests.support.ranks import run_ranks
 
 
 class WrittenOut(torch.optim.Optimizer):
-    """The update as in the paper, a line each."""
+    """The update as in the paper."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -65,10 +65,10 @@ def test_every_layout_equals_one_plain_process(plain: Curve, mesh: Mesh, stage: 
         assert curve[-1][0] < curve[0][0] - 0.1
 
 
-def test_an_update_left_out_keeps_weight_and_moment_whatever_the_gradient_is() -> None:
+def test_skipped_update_changes_neither_weight_nor_moment_for_any_gradient() -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(50))
-    optimizer = GatedLion([weight], lr=0.1, weight_decay=0.5, foreach=False)
+    optimizer = SkippableLion([weight], lr=0.1, weight_decay=0.5, foreach=False)
     weight.grad = torch.randn(50)
     optimizer.step()
     before, moment = weight.detach().clone(), optimizer.state[weight]["exp_avg"].clone()
@@ -98,16 +98,16 @@ def lion(layout: case.Layout) -> TrainingConfig:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[float]]]:
-    found: dict[str, tuple[Path, list[float]]] = {}
+    actual: dict[str, tuple[Path, list[float]]] = {}
     for name, layout in LAYOUTS.items():
         root = tmp_path_factory.mktemp(name)
         losses = run_ranks(case.train_and_save, 2, lion(layout), root, [3], 8)[0]
-        found[name] = root / "step_00000003", losses
-    return found
+        actual[name] = root / "step_00000003", losses
+    return actual
 
 
 @pytest.mark.parametrize("reader", LAYOUTS)
-def test_any_layout_goes_on_from_any_other(written: dict[str, tuple[Path, list[float]]], reader: str) -> None:
+def test_any_layout_resumes_from_any_other(written: dict[str, tuple[Path, list[float]]], reader: str) -> None:
     checkpoints = {name: checkpoint for name, (checkpoint, _) in written.items()}
     continued = run_ranks(case.resume_each, 2, lion(LAYOUTS[reader]), checkpoints, 8)[0]
     for writer, (_, losses) in written.items():

@@ -48,7 +48,7 @@ def weighted_sums(
 
 @pytest.fixture(scope="module")
 def plain_curve() -> Curve:
-    """Of the default loss: a weighted mean over the whole global batch."""
+    """Curve of the default loss: a weighted mean over the whole global batch."""
 
     def loss_of(model: Transformer, batch: PackedBatch) -> Tensor:
         loss = LossConfig()
@@ -59,7 +59,7 @@ def plain_curve() -> Curve:
 
 
 def published_curve(mesh: Mesh, micro_batches: int) -> Curve:
-    """Of the published rule: the mean over ranks and micro-batches of each one's own weighted mean.
+    """Curve of the published rule: the mean over ranks and micro-batches of each one's own weighted mean.
 
     It decays norms and biases too.
     """
@@ -75,9 +75,9 @@ def published_curve(mesh: Mesh, micro_batches: int) -> Curve:
     return train_plain(loss_of, decay_all=True)
 
 
-def assert_equal_curves(found: np.ndarray, expected: np.ndarray) -> None:
-    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-6
-    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
+def assert_equal_curves(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert np.abs(actual[:, 0] - expected[:, 0]).max() < 5e-6
+    assert (np.abs(actual[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_every_layout_equals_one_plain_process(
     mesh = Mesh(tensor, data)
     curves = run_ranks(train_partitioned, mesh.size, settings(mesh, stage), micro_batches)
     assert all(curve == curves[0] for curve in curves), "ranks report different numbers"
-    found, expected = np.array(curves[0]), np.array(plain_curve)
-    assert_equal_curves(found, expected)
+    actual, expected = np.array(curves[0]), np.array(plain_curve)
+    assert_equal_curves(actual, expected)
     assert expected[-1, 0] < expected[0, 0]
 
 
@@ -126,7 +126,7 @@ def shared_tokens(config: TrainingConfig) -> TrainingConfig:
 
 
 def seed_of_dropout(config: TrainingConfig) -> int:
-    """Every rank: what its dropout was seeded with in the last micro-batch."""
+    """Every rank: its seed of dropout in the last micro-batch."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
@@ -143,26 +143,26 @@ def test_ranks_with_the_same_tokens_drop_the_same() -> None:
 
 
 @pytest.mark.parametrize(("data", "micro_batches"), [(2, 1), (2, 2)])
-def test_the_published_normalisation_can_be_had(data: int, micro_batches: int) -> None:
+def test_published_normalisation_is_available(data: int, micro_batches: int) -> None:
     mesh = Mesh(1, data)
     config = dataclasses.replace(settings(mesh), loss=QUIRKS)
-    found = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
+    actual = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
     expected = np.array(published_curve(mesh, micro_batches))
-    assert_equal_curves(found, expected)
+    assert_equal_curves(actual, expected)
     ours = dataclasses.replace(QUIRKS, reference_compatible=False)
     config = dataclasses.replace(config, loss=ours)
     whole = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
-    assert np.abs(found[:, 0] - whole[:, 0]).max() > 1e-4, "the normalisation makes no difference"
-    assert (np.abs(found[:, 1] - whole[:, 1]) / whole[:, 1]).max() > 1e-3
+    assert np.abs(actual[:, 0] - whole[:, 0]).max() > 1e-4, "the normalisation makes no difference"
+    assert (np.abs(actual[:, 1] - whole[:, 1]) / whole[:, 1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_stays_near_fp32(plain_curve: Curve, stage: int) -> None:
     curves = run_ranks(train_partitioned, 4, settings(Mesh(2, 2), stage, "bf16"), 2)
-    found, expected = np.array(curves[0]), np.array(plain_curve)
-    assert np.abs(found[:, 0] - expected[:, 0]).max() < 5e-3
-    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 0.03
-    assert np.abs(found[:, 0] - expected[:, 0]).max() > 1e-6, "not in bf16 at all"
+    actual, expected = np.array(curves[0]), np.array(plain_curve)
+    assert np.abs(actual[:, 0] - expected[:, 0]).max() < 5e-3
+    assert (np.abs(actual[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 0.03
+    assert np.abs(actual[:, 0] - expected[:, 0]).max() > 1e-6, "not in bf16 at all"
 
 
 def gradient_of_equal_micro_batches(mesh: Mesh, stage: int, count: int) -> list[np.ndarray]:
@@ -183,23 +183,23 @@ def gradient_of_equal_micro_batches(mesh: Mesh, stage: int, count: int) -> list[
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bf16_gradients_of_micro_batches_add_up_in_fp32(stage: int) -> None:
+def test_bf16_gradients_of_micro_batches_accumulate_in_fp32(stage: int) -> None:
     mesh = Mesh(1, 2)
     one = run_ranks(gradient_of_equal_micro_batches, 2, mesh, stage, 1)
     sixteen = run_ranks(gradient_of_equal_micro_batches, 2, mesh, stage, 16)
-    for expected, found in zip(one, sixteen, strict=True):
-        for theirs, ours in zip(expected, found, strict=True):
+    for expected, actual in zip(one, sixteen, strict=True):
+        for theirs, ours in zip(expected, actual, strict=True):
             assert theirs.any()
             off = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
             assert np.array_equal(ours, theirs), f"off by {off:.1e}"
 
 
 def test_stage_3_holds_no_whole_matrix() -> None:
-    for kept in run_ranks(kept_elements, 2):
-        assert kept == {"norm": True, "matrix": False}
+    for whole in run_ranks(whole_parameters_by_kind, 2):
+        assert whole == {"norm": True, "matrix": False}
 
 
-def kept_elements() -> dict[str, bool]:
+def whole_parameters_by_kind() -> dict[str, bool]:
     """Whether norms and whether matrices are whole on this rank between steps."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
@@ -207,10 +207,10 @@ def kept_elements() -> dict[str, bool]:
     groups = ProcessGroups.create(Mesh(1, 2))
     engine = Engine.build(settings(groups.mesh), groups)
     engine.step(parts(global_batch(0), groups.mesh, 1, groups.data_rank), LEARNING_RATE)
-    kept: dict[str, set[bool]] = {"norm": set(), "matrix": set()}
+    kinds: dict[str, set[bool]] = {"norm": set(), "matrix": set()}
     for name, parameter in engine.module.named_parameters():
-        kept["norm" if "norm" in name else "matrix"].add(parameter.numel() > 0)
-    return {kind: whole == {True} for kind, whole in kept.items() if len(whole) == 1}
+        kinds["norm" if "norm" in name else "matrix"].add(parameter.numel() > 0)
+    return {kind: whole == {True} for kind, whole in kinds.items() if len(whole) == 1}
 
 
 def test_unknown_tokens_and_long_samples_are_refused() -> None:
@@ -240,7 +240,7 @@ def test_wrong_world_size_and_indivisible_sizes_are_refused() -> None:
         run_ranks(train_partitioned, 4, settings(Mesh(4, 1), heads=6, hidden_size=96))
 
 
-def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
+def test_layouts_that_do_not_divide_tokens_or_batch_are_refused() -> None:
     config = settings(Mesh(1, 1))
     config.parallel.sequence_parallel = True
     with pytest.raises(InputError, match=r"sequence_parallel=true, but parallel\.tensor=1"):
@@ -253,9 +253,17 @@ def test_a_layout_that_cannot_share_the_tokens_is_refused() -> None:
         check_training(config)
 
 
+def train_without_building(config: TrainingConfig) -> None:
+    from pretrain import trainer
+
+    for name in ("RunFolder", "TokenStream", "Engine"):
+        setattr(trainer, name, None)  # using one would raise another error
+    trainer.train(config)
+
+
 def test_attention_that_cannot_run_here_is_refused_before_anything_is_built() -> None:
     with pytest.raises(RankFailedError, match=r"model\.attention=flash: needs a CUDA device"):
-        run_ranks(train_partitioned, 1, settings(Mesh(1, 1), attention="flash"))
+        run_ranks(train_without_building, 1, settings(Mesh(1, 1), attention="flash"))
 
 
 def _two_layouts() -> tuple[int, ...]:
@@ -269,23 +277,22 @@ def test_a_second_layout_in_the_same_processes_is_refused() -> None:
         run_ranks(_two_layouts, 4)
 
 
-def test_mesh_places_tensor_parallel_peers_side_by_side() -> None:
+def test_tensor_parallel_peers_have_consecutive_ranks() -> None:
     mesh = Mesh(tensor=2, data=3)
-    assert mesh.tensor_groups() == [[0, 1], [2, 3], [4, 5]]
-    assert mesh.data_groups() == [[0, 2, 4], [1, 3, 5]]
-    assert [(mesh.data_rank(r), mesh.tensor_rank(r)) for r in range(3)] == [(0, 0), (0, 1), (1, 0)]
+    assert [mesh.data_rank(rank) for rank in range(6)] == [0, 0, 1, 1, 2, 2]
+    assert [mesh.tensor_rank(rank) for rank in range(6)] == [0, 1, 0, 1, 0, 1]
     with pytest.raises(InputError, match="4 processes run"):
         mesh.check_world(4)
 
 
 def device_of_a_rank_that_has_joined() -> torch.device:
-    """Where a rank of a world that exists computes, on a machine that says it has GPUs."""
+    """Device of a rank if torch.distributed is initialised, on a machine that pretends to have GPUs."""
     import torch.distributed as dist
 
     from pretrain.parallel.groups import ProcessGroups
 
     dist.init_process_group("gloo")
-    dist.barrier()  # a rank that ended now would take the meeting place of the others along
+    dist.barrier()  # a rank that ended now would end the store of the others
     chosen = [torch.device("cuda", 0)]
     torch.cuda.is_available = lambda: True
     torch.cuda.set_device = chosen.append
@@ -293,7 +300,7 @@ def device_of_a_rank_that_has_joined() -> torch.device:
     return ProcessGroups.create(Mesh(1, 2)).device
 
 
-def test_each_rank_takes_its_own_gpu_in_a_world_that_exists() -> None:
+def test_each_rank_uses_its_own_gpu_if_torch_distributed_is_initialised() -> None:
     assert [str(device) for device in run_ranks(device_of_a_rank_that_has_joined, 2)] == ["cuda:0", "cuda:1"]
 
 

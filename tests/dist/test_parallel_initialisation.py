@@ -1,4 +1,4 @@
-"""Initial weights: the same at every layout, made without ever holding the whole model."""
+"""Initial weights: the same in every layout, without ever allocating the whole model."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def held_masters(config: TrainingConfig) -> Held:
     from pretrain.parallel.groups import ProcessGroups
 
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
-    found: Held = []
+    actual: Held = []
     for fragment in fragments(Engine.build(config, groups)):
         parts = fragment.states[MASTER].split([box.size for box in fragment.boxes])
         for box, part in zip(fragment.boxes, parts, strict=True):
-            found.append((fragment.name, box.offset, box.shape, part.view(box.shape).numpy()))
-    return found
+            actual.append((fragment.name, box.offset, box.shape, part.view(box.shape).numpy()))
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_every_layout_starts_from_the_same_bits(tensor: int, data: int, stage: i
     initialise(whole, config.trainer.seed)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     expected = {name: values.detach().to(dtype).float() for name, values in whole.named_parameters()}
-    found = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
+    actual = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
     for held in run_ranks(held_masters, tensor * data, config):
         for name, offset, shape, values in held:
             where = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
-            found[name][where] = torch.from_numpy(values)
+            actual[name][where] = torch.from_numpy(values)
     for name, values in expected.items():
-        assert torch.equal(found[name], values), name
+        assert torch.equal(actual[name], values), name
 
 
 def build_without_draw(draw: bool) -> None:
@@ -84,21 +84,21 @@ def build_without_draw(draw: bool) -> None:
         raise RuntimeError("drawn")
 
     zero.initial_values = refuse
-    Engine.build(of_layout(1, 1, 3, "fp32"), ProcessGroups.create(Mesh(1, 1)), draw=draw)
+    Engine.build(of_layout(1, 1, 3, "fp32"), ProcessGroups.create(Mesh(1, 1)), initialise=draw)
 
 
-def test_nothing_is_drawn_before_a_checkpoint_is_loaded() -> None:
+def test_no_weights_are_drawn_before_a_checkpoint_is_loaded() -> None:
     run_ranks(build_without_draw, 1, False)
     with pytest.raises(RankFailedError, match="drawn"):
         run_ranks(build_without_draw, 1, True)
 
 
 def peak_of_building(stage: int) -> tuple[int, int]:
-    """Most host memory above the start while the network is made, and its whole size; in bytes."""
+    """Peak of host memory while the network is built, relative to the start, and its whole size; in bytes."""
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.zero import build_module
 
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65_536)  # what is freed goes back to the system
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65_536)  # freed memory is returned to the system
     groups = ProcessGroups.create(Mesh(1, 2))
     config = replace(of_layout(1, 2, stage, "fp32"), model=LARGE)
     before = psutil.Process().memory_info().rss

@@ -10,7 +10,7 @@ import torch
 
 from pretrain.config import OptimizerName
 from pretrain.parallel.mesh import Mesh
-from pretrain.planner.memory import REDUCE_BUCKET, Layout, memory
+from pretrain.planner.memory import REDUCE_BUCKET, ParallelLayout, estimate_memory
 from tests.support.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch, parts, settings
 from tests.support.ranks import run_ranks
 
@@ -18,7 +18,7 @@ RANKS = 2
 
 
 def measure(micro_batches: int, optimizer: OptimizerName) -> tuple[int, int]:
-    """Bytes that live after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
+    """Bytes allocated after a step of bf16 training at ZeRO-3, and of the reduce buckets among them."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
@@ -37,19 +37,19 @@ def measure(micro_batches: int, optimizer: OptimizerName) -> tuple[int, int]:
 
 
 def _storages() -> dict[int, int]:
-    found = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
-    found += [each.grad for each in found if each.grad is not None]
-    storages = [each.untyped_storage() for each in found]
+    actual = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    actual += [each.grad for each in actual if each.grad is not None]
+    storages = [each.untyped_storage() for each in actual]
     return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
 
 
 @pytest.mark.parametrize(("micro_batches", "optimizer"), [(1, "adamw"), (2, "adamw"), (1, "lion")])
 def test_state_of_the_engine(micro_batches: int, optimizer: OptimizerName) -> None:
     config = settings(Mesh(1, RANKS), hidden_size=128, ffn_size=352, vocabulary_size=2048, layers=3)
-    layout = Layout(
+    layout = ParallelLayout(
         1, RANKS, BATCH // RANKS // micro_batches, "none", accumulates=micro_batches > 1, optimizer=optimizer
     )
-    expected = memory(replace(config.model), layout, LENGTH)
+    expected = estimate_memory(replace(config.model), layout, LENGTH)
     for held, buckets in run_ranks(measure, RANKS, micro_batches, optimizer):
         assert expected.state == pytest.approx(held, rel=0.15)
         assert buckets == 2 * REDUCE_BUCKET, "one bucket of bf16"

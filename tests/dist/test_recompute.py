@@ -1,4 +1,4 @@
-"""Recompute policies and sequence parallel through the engine: same numbers, weights given back."""
+"""Recompute policies and sequence parallel through the engine: same numbers, weights released."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def train(mesh: Mesh, sequence_parallel: bool, model: dict[str, Any]) -> tuple[C
     whole: list[str] = []
     finish = engine.deepspeed_engine.step
 
-    def step_after_a_look() -> None:
+    def recording_step() -> None:
         parameters = engine.module.named_parameters()
         whole.extend(name for name, p in parameters if p.numel() > 0 and "norm" not in name)
         finish()
 
-    engine.deepspeed_engine.step = step_after_a_look
+    engine.deepspeed_engine.step = recording_step
     curve = []
     for step in range(STEPS):
         batches = parts(global_batch(step), mesh, MICRO_BATCHES, groups.data_rank)
@@ -43,8 +43,8 @@ def train(mesh: Mesh, sequence_parallel: bool, model: dict[str, Any]) -> tuple[C
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, Curve]:
-    """One rank that keeps everything, of both kinds of network."""
+def baseline() -> dict[str, Curve]:
+    """Curves of one rank without recomputation, of both kinds of network."""
     return {
         "7b": run_ranks(train, 1, Mesh(1, 1), False, {})[0][0],
         "34b": run_ranks(train, 1, Mesh(1, 1), False, LARGE)[0][0],
@@ -62,17 +62,17 @@ def kept() -> dict[str, Curve]:
         (Mesh(2, 2), True, "7b", "full"),
     ],
 )
-def test_training_equals_one_rank_that_keeps_everything(
-    kept: dict[str, Curve], mesh: Mesh, sequence_parallel: bool, network: str, recompute: str
+def test_training_equals_one_rank_without_recomputation(
+    baseline: dict[str, Curve], mesh: Mesh, sequence_parallel: bool, network: str, recompute: str
 ) -> None:
     model = {**(LARGE if network == "34b" else {}), "recompute": recompute}
     results = run_ranks(train, mesh.size, mesh, sequence_parallel, model)
     assert all(curve == results[0][0] for curve, _ in results), "ranks report different numbers"
-    np.testing.assert_allclose(np.array(results[0][0]), np.array(kept[network]), rtol=1e-4, atol=5e-6)
+    np.testing.assert_allclose(np.array(results[0][0]), np.array(baseline[network]), rtol=1e-4, atol=5e-6)
     assert [whole for _, whole in results] == [[]] * mesh.size
 
 
-def test_dropout_is_the_same_when_made_again() -> None:
+def test_dropout_is_the_same_when_recomputed() -> None:
     """Also with sequence parallel, where each rank drops its own tokens."""
     curves = [
         run_ranks(train, 2, Mesh(2, 1), True, {"dropout": 0.2, "recompute": policy})[0][0]

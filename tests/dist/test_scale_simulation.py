@@ -1,4 +1,4 @@
-"""What `benchmarks.scale` says of a checkpoint is what a training of that layout writes."""
+"""The simulated checkpoint of `benchmarks.scale` equals one written by a training of that layout."""
 
 from __future__ import annotations
 

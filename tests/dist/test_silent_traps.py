@@ -1,8 +1,8 @@
 """Settings that train wrongly without an error: what each does, and that the engine does not.
 
-Each test takes one protection away and shows what it prevents. Norms of shared-out tokens, whose gradient
-must be summed over the ranks, are in `test_tensor_parallel_gradients`; the second copy of hpZ, which must
-not be of the weights before the draw, is in `test_engine_fragments`.
+Each test removes one protection and shows what it prevents. Norms under sequence parallelism, whose gradient
+must be summed over the ranks, are in `test_tensor_parallel_gradients`; hpZ's second copy, which must not be
+of the weights before initialisation, is in `test_engine_fragments`.
 """
 
 from __future__ import annotations
@@ -52,36 +52,36 @@ def expected() -> Curve:
     return run_ranks(curve_of, 1, settings(Mesh(1, 1), 0))[0]
 
 
-def loss_off(found: Curve, expected: Curve) -> float:
+def loss_off(actual: Curve, expected: Curve) -> float:
     """Largest difference of the losses."""
-    return max(abs(a - b) for (a, _), (b, _) in zip(found, expected, strict=True))
+    return max(abs(a - b) for (a, _), (b, _) in zip(actual, expected, strict=True))
 
 
-def norm_off(found: Curve, expected: Curve) -> float:
+def norm_off(actual: Curve, expected: Curve) -> float:
     """Largest relative difference of the gradient norms."""
-    return max(abs(a - b) / b for (_, a), (_, b) in zip(found, expected, strict=True))
+    return max(abs(a - b) / b for (_, a), (_, b) in zip(actual, expected, strict=True))
 
 
 def partitioned_over_the_world(config: TrainingConfig) -> Curve:
-    """The same with parameters cut over all ranks, and drawn where they lie then."""
+    """The same with parameters partitioned over all ranks, and initialised accordingly."""
     import deepspeed
 
     from pretrain.parallel import zero
 
-    init, draw = deepspeed.zero.Init, zero._draw
+    init, initialise = deepspeed.zero.Init, zero._initialise
 
     def without_group(*, data_parallel_group: Any, **others: Any) -> Any:
         return init(**others)
 
-    def draw_here(module: Any, seed: int, factory: Any, data_rank: int) -> None:
-        draw(module, seed, factory, torch.distributed.get_rank())
+    def initialise_here(module: Any, seed: int, factory: Any, data_rank: int) -> None:
+        initialise(module, seed, factory, torch.distributed.get_rank())
 
     deepspeed.zero.Init = without_group
-    zero._draw = draw_here
+    zero._initialise = initialise_here
     return curve_of(config)
 
 
-def test_partitions_over_the_world_mix_tensor_parallel_shares(expected: Curve) -> None:
+def test_partitions_over_all_ranks_mix_tensor_parallel_shards(expected: Curve) -> None:
     config = settings(Mesh(2, 1))
     assert loss_off(run_ranks(curve_of, 2, config)[0], expected) < LOSS_BOUND
     wrong = run_ranks(partitioned_over_the_world, 2, config)[0]
@@ -89,7 +89,7 @@ def test_partitions_over_the_world_mix_tensor_parallel_shares(expected: Curve) -
 
 
 def with_unmarked_norms(config: TrainingConfig) -> Curve:
-    """The same with the shared-out q/k norms looking like parameters that every rank holds whole."""
+    """The same with the sharded q/k norms unmarked, like replicated parameters."""
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 
     def unmarked(self: TensorParallelFactory, values: Tensor) -> nn.Parameter:
@@ -100,27 +100,19 @@ def with_unmarked_norms(config: TrainingConfig) -> Curve:
 
 
 @pytest.mark.parametrize("stage", [1, 3])
-def test_unmarked_shares_make_the_gradient_norm_wrong(expected: Curve, stage: int) -> None:
+def test_unmarked_shards_give_a_wrong_gradient_norm(expected: Curve, stage: int) -> None:
     config = settings(Mesh(2, 1), stage)
     assert norm_off(run_ranks(curve_of, 2, config)[0], expected) < NORM_BOUND
     wrong = run_ranks(with_unmarked_norms, 2, config)[0]
     assert norm_off(wrong, expected) > 10 * NORM_BOUND
 
 
-def unchecked(config: TrainingConfig) -> Curve:
-    """The same without looking at the settings."""
-    from pretrain.parallel import engine
-
-    engine.check_training = lambda config: None
-    return curve_of(config)
-
-
-def test_second_copies_across_tensor_parallel_shares_are_refused(expected: Curve) -> None:
+def test_hpz_copies_across_tensor_parallel_shards_are_refused(expected: Curve) -> None:
     config = settings(Mesh(2, 2))
     config.parallel.hpz_partition_size = 2
     with pytest.raises(InputError, match=r"hpz_partition_size=2, but .*parallel\.tensor=2"):
         check_training(config)
-    wrong = run_ranks(unchecked, 4, config)[0]
+    wrong = run_ranks(curve_of, 4, config)[0]
     assert loss_off(wrong, expected) > 1000 * LOSS_BOUND
 
 
@@ -138,7 +130,7 @@ def save_by_deepspeed(config: TrainingConfig, folder: Path) -> Shapes:
 
 
 def test_the_universal_checkpoint_of_deepspeed_merges_shapes_wrongly(tmp_path: Path) -> None:
-    """It joins all along the first dimension, and says that it is done."""
+    """It concatenates all parameters along the first dimension and reports success."""
     from deepspeed.checkpoint import ds_to_universal
 
     config = settings(Mesh(2, 2))

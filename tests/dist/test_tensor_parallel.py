@@ -1,4 +1,4 @@
-"""The network shared out over tensor-parallel ranks: the numbers of Hugging Face's Chameleon."""
+"""The network sharded over tensor-parallel ranks gives the logits of Hugging Face's Chameleon."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGE = replace(TINY, heads=8, key_value_heads=2, swin_norm=True)
 
 
 def gathered_logits(config: ModelConfig, weights: dict[str, Tensor]) -> np.ndarray:
-    """Logits [2, S, V] of the network shared out over the whole world."""
+    """Logits [2, S, V] of the network sharded over all ranks."""
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 
@@ -40,5 +40,5 @@ def gathered_logits(config: ModelConfig, weights: dict[str, Tensor]) -> np.ndarr
 def test_logits_equal_hugging_face_chameleon(config: ModelConfig, tensor: int) -> None:
     theirs = chameleon(config)
     expected = chameleon_logits(theirs, random_tokens(config))
-    for found in run_ranks(gathered_logits, tensor, config, dict(theirs.state_dict())):
-        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
+    for actual in run_ranks(gathered_logits, tensor, config, dict(theirs.state_dict())):
+        torch.testing.assert_close(torch.from_numpy(actual), expected, atol=1e-5, rtol=0)

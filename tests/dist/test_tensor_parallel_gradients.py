@@ -1,4 +1,4 @@
-"""Loss and gradients of the network shared out over ranks, against one process that holds all of it."""
+"""Loss and gradients of the network sharded over ranks, against one process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def loss_of(model: Transformer) -> Tensor:
 
 
 def prepared(model: Transformer, rank: int = 0, size: int = 1) -> Transformer:
-    """With random weights, and norms that do something."""
+    """Initialise with random weights, and norms that are not the identity."""
     initialise(model, 0, rank, size)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -60,18 +60,18 @@ def one_process(config: ModelConfig) -> tuple[float, Gradients]:
     return loss.item(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def shared_out(
-    config: ModelConfig, sequence_parallel: bool, forget_norms: bool = False
+def sharded(
+    config: ModelConfig, sequence_parallel: bool, without_norm_sums: bool = False
 ) -> tuple[float, Gradients]:
-    """Loss and whole gradients of the network shared out over the world."""
+    """Loss and whole gradients of the network sharded over all ranks."""
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 
     dist.init_process_group("gloo")
     groups = ProcessGroups.create(Mesh(dist.get_world_size(), 1))
     factory = TensorParallelFactory(groups, sequence_parallel)
-    if forget_norms:
-        factory.whole_parameter = lambda parameter: parameter
+    if without_norm_sums:
+        factory.replicated_parameter = lambda parameter: parameter
     model = prepared(Transformer(config, factory), factory.rank, factory.size)
     loss = loss_of(model)
     loss.backward()
@@ -87,11 +87,11 @@ def _whole(name: str, parameter: Any, size: int) -> np.ndarray:
     return torch.cat(shares, dim=dimension).numpy()
 
 
-def largest_difference(found: Gradients, expected: Gradients, norms: bool) -> float:
-    """Among the norms that ranks hold whole, or among all other parameters."""
-    assert found.keys() == expected.keys()
+def largest_difference(actual: Gradients, expected: Gradients, norms: bool) -> float:
+    """Among the replicated norms, or among all other parameters."""
+    assert actual.keys() == expected.keys()
     return max(
-        float(np.abs(found[name] - expected[name]).max())
+        float(np.abs(actual[name] - expected[name]).max())
         for name in expected
         if (sharded_dimension(name) is None) == norms
     )
@@ -115,21 +115,21 @@ def test_loss_and_every_gradient_equal_one_process(
     config: ModelConfig, tensor: int, sequence_parallel: bool
 ) -> None:
     loss, gradients = one_process(config)
-    for found_loss, found in run_ranks(shared_out, tensor, config, sequence_parallel):
+    for found_loss, actual in run_ranks(sharded, tensor, config, sequence_parallel):
         assert found_loss == pytest.approx(loss, abs=1e-6)
         for norms in (False, True):
-            assert largest_difference(found, gradients, norms) < 1e-6
+            assert largest_difference(actual, gradients, norms) < 1e-6
     assert np.abs(gradients["model.norm.weight"]).max() > 1e-4
 
 
 def test_norms_whose_gradient_is_not_summed_train_wrongly() -> None:
-    """Why `whole_parameter` exists: without it no error, and each rank's norms learn of its tokens alone."""
+    """Why `replicated_parameter` exists: without it each rank's norms get the gradient of its tokens only."""
     _, gradients = one_process(CONFIG)
-    ranks = run_ranks(shared_out, 2, CONFIG, True, True)
-    for _, found in ranks:
-        assert largest_difference(found, gradients, norms=False) < 1e-6
-        assert largest_difference(found, gradients, norms=True) > 1e-3
-    first, second = (found["model.norm.weight"] for _, found in ranks)
+    ranks = run_ranks(sharded, 2, CONFIG, True, True)
+    for _, actual in ranks:
+        assert largest_difference(actual, gradients, norms=False) < 1e-6
+        assert largest_difference(actual, gradients, norms=True) > 1e-3
+    first, second = (actual["model.norm.weight"] for _, actual in ranks)
     assert not np.allclose(first, second)
 
 
@@ -139,7 +139,7 @@ def test_tokens_that_do_not_divide_are_refused() -> None:
 
 
 def refusal() -> str:
-    """What the network says of three tokens for two ranks."""
+    """The network's error for three tokens on two ranks."""
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 

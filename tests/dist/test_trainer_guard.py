@@ -125,7 +125,7 @@ def test_a_signal_to_one_rank_ends_all_with_a_checkpoint(
     names = [path.name for path in folder.checkpoints.iterdir()]
     assert names == ["step_00000004"], "requested in step 3, agreed on while step 4 ran"
     assert read_metrics(folder.metrics)[-1] == {"event": "preempted", "step": 4}
-    assert "ended as asked, with a checkpoint of step 4" in capfd.readouterr().err
+    assert "stopped on request, with a checkpoint of step 4" in capfd.readouterr().err
     assert run_ranks(case.run_main, 2, overrides) == [0, 0]
     assert [record["step"] for record in measured(folder)] == [1, 2, 3, 4, 5, 6]
 

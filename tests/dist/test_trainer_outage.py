@@ -114,7 +114,7 @@ def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
     output = capfd.readouterr().err
     warning = "batch 3 has not come within 0.5 s and the training is to end"
     assert output.count(warning) == len(waiting)
-    assert "ended as asked, with a checkpoint of step 3" in output
+    assert "stopped on request, with a checkpoint of step 3" in output
     folder = case.RunFolder.of(config.run)
     for rank in range(2):  # under torchrun each rank logs to a file in the run folder, too
         log = (folder.path / "logs" / f"rank_{rank:05d}.log").read_text()
@@ -140,7 +140,7 @@ def test_a_stop_before_the_first_step_leaves_no_checkpoint(
     config = case.settings(tmp_path, URL, (1, 1, 1))
     gone = tmp_path / "gone"
     assert run_ranks(_stop_in_an_outage, 1, config, case.overrides(config), {0}, 0, gone, False) == [85]
-    assert "ended as asked, before the first step" in capfd.readouterr().err
+    assert "stopped on request, before the first step" in capfd.readouterr().err
     folder = case.RunFolder.of(config.run)
     assert list(folder.checkpoints.glob("step_*")) == []
     assert measured(folder) == []

@@ -1,7 +1,7 @@
-"""Canaries: what we lean on inside DeepSpeed and megatron still looks as we use it.
+"""Canaries: the internals of DeepSpeed and megatron that we depend on are as we use them.
 
-When a pin moves and one of these fails, read the named seam before anything else: the wrong shape of
-one of them trains wrongly without an error.
+When a pin moves and one of these fails, read the named place first: some of them, if wrong, train wrongly
+without an error.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SMALL = ModelConfig(
 @pytest.mark.parametrize(
     ("package", "expected"), [("deepspeed", "0.19.8"), ("megatron-core", "0.16.1"), ("ray", "2.60.0")]
 )
-def test_the_versions_are_those_that_were_checked(package: str, expected: str) -> None:
+def test_installed_versions_are_the_tested_ones(package: str, expected: str) -> None:
     assert version(package) == expected
 
 
-def test_megatron_layers_take_the_arguments_that_we_give() -> None:
+def test_megatron_layers_accept_our_arguments() -> None:
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
     column = inspect.signature(ColumnParallelLinear).parameters
@@ -53,11 +53,11 @@ def test_deepspeed_still_builds_its_shared_memory_collectives_by_that_name() -> 
     assert "__compatible_ops__.get(builder.NAME" in inspect.getsource(backend.build_shm_op)
 
 
-def test_zero_init_takes_the_arguments_that_we_give() -> None:
+def test_zero_init_accepts_our_arguments() -> None:
     import deepspeed
 
-    found = set(inspect.signature(deepspeed.zero.Init).parameters)
-    assert {"data_parallel_group", "config_dict_or_path", "mpu"} <= found
+    actual = set(inspect.signature(deepspeed.zero.Init).parameters)
+    assert {"data_parallel_group", "config_dict_or_path", "mpu"} <= actual
     assert callable(deepspeed.init_distributed)
 
 
@@ -86,13 +86,13 @@ def describe_partitions(precision: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_zero_init_partitions_over_the_data_parallel_ranks(precision: str) -> None:
-    for found in run_ranks(describe_partitions, 4, precision):
-        # Given a dtype, it makes bfloat16 of float32.
-        assert found["dtypes"] == {"torch.float32" if precision == "fp32" else "torch.bfloat16"}
-        # Half of the rows by tensor parallelism; of those, half here. Without its group, a quarter.
-        assert found["share"] == ((32, 16), 512, 256, 0)
-        assert found["whole between"] == []
-        assert found["torch as before"]
+    for actual in run_ranks(describe_partitions, 4, precision):
+        # With dtype=float32 it uses bfloat16.
+        assert actual["dtypes"] == {"torch.float32" if precision == "fp32" else "torch.bfloat16"}
+        # Half of the rows by tensor parallelism, half of those here; without its group, a quarter.
+        assert actual["share"] == ((32, 16), 512, 256, 0)
+        assert actual["whole between"] == []
+        assert actual["torch as before"]
 
 
 def test_nccl_is_bound_to_its_device() -> None:
@@ -139,28 +139,28 @@ def _shared_memory_kernels() -> bool:
 
 
 def test_stage_3_partitions_as_checkpoints_expect() -> None:
-    for found in run_ranks(describe_engine, 2, Mesh(2, 1), 3):
-        assert found["engine"] == []
-        assert found["backward takes scale_wrt_gas"]
-        assert found["optimizer"]
-        assert found["flat stage 3"]
-        assert "lm_head.weight" in found["partitioned"]
-        assert not found["shared memory"], "DeepSpeed compiles kernels for 90 s again"
+    for actual in run_ranks(describe_engine, 2, Mesh(2, 1), 3):
+        assert actual["engine"] == []
+        assert actual["backward takes scale_wrt_gas"]
+        assert actual["optimizer"]
+        assert actual["flat stage 3"]
+        assert "lm_head.weight" in actual["partitioned"]
+        assert not actual["shared memory"], "DeepSpeed compiles kernels for 90 s again"
         # Unmarked, a sharded parameter makes the gradient norm, and so the clipping, wrong.
         whole = ["model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight"]
-        assert not set(found["sharded"]) & {*whole, "model.norm.weight"}
-        assert len(found["sharded"]) == len(found["partitioned"]) - 3
+        assert not set(actual["sharded"]) & {*whole, "model.norm.weight"}
+        assert len(actual["sharded"]) == len(actual["partitioned"]) - 3
 
 
 def test_stage_1_maps_as_checkpoints_expect() -> None:
-    for found in run_ranks(describe_engine, 2, Mesh(1, 2), 1):
-        assert found["flat stage 1, 2"]
-        assert found["partitioned"] == []
-        assert "lm_head.weight" in found["mapped"]
+    for actual in run_ranks(describe_engine, 2, Mesh(1, 2), 1):
+        assert actual["flat stage 1, 2"]
+        assert actual["partitioned"] == []
+        assert "lm_head.weight" in actual["mapped"]
 
 
 def describe_step(stage: int, precision: str) -> dict[str, Any]:
-    """What stands where the engine and its checkpoints look for it, in a step over two micro-batches."""
+    """Internals that the engine and its checkpoints use, in a step over two micro-batches."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from tests.support.engine_case import global_batch, parts, settings
@@ -187,20 +187,20 @@ def describe_step(stage: int, precision: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_the_norm_is_known_when_the_optimiser_is_called(stage: int) -> None:
-    for found in run_ranks(describe_step, 2, stage, "bf16"):
-        assert list(found["norms"]) == [pytest.approx(found["norm"], rel=1e-6)]
-        # Given as a function, the optimiser is taken as it is, and its gradients are averaged once a step.
-        assert (found["optimizer"] == "ReplicatedOptimizer") == (stage == 0)
-        assert found["averaged"] == (stage == 0)
-        # Stage 1 that adds bf16 up in fp32 is another class, with its masters under another name.
-        assert found["flat fp32 of bf16"] == (stage == 1)
-        assert set(found["second copies"]) == {stage == 3}
-        assert found["forgets second copies"] == (stage == 3)
+def test_gradient_norm_is_available_when_the_optimiser_is_called(stage: int) -> None:
+    for actual in run_ranks(describe_step, 2, stage, "bf16"):
+        assert list(actual["norms"]) == [pytest.approx(actual["norm"], rel=1e-6)]
+        # Passed as a function, the optimiser is not wrapped, and its gradients are averaged once a step.
+        assert (actual["optimizer"] == "ReplicatedOptimizer") == (stage == 0)
+        assert actual["averaged"] == (stage == 0)
+        # Stage 1 that accumulates bf16 in fp32 is another class, with its masters under another name.
+        assert actual["flat fp32 of bf16"] == (stage == 1)
+        assert set(actual["second copies"]) == {stage == 3}
+        assert actual["forgets second copies"] == (stage == 3)
 
 
 def second_copies_after_forgetting() -> list[tuple[bool, bool]]:
-    """Of every parameter: whether there is a second copy after a pass, and after it is forgotten."""
+    """For every parameter: whether it has a second copy after a pass, and after dropping it."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from tests.support.engine_case import global_batch, parts, settings
@@ -216,9 +216,9 @@ def second_copies_after_forgetting() -> list[tuple[bool, bool]]:
     return list(zip(copied, left, strict=True))
 
 
-def test_second_copies_are_made_and_forgotten() -> None:
-    for found in run_ranks(second_copies_after_forgetting, 2):
-        assert set(found) == {(True, False)}
+def test_hpz_second_copies_are_created_and_dropped() -> None:
+    for actual in run_ranks(second_copies_after_forgetting, 2):
+        assert set(actual) == {(True, False)}
 
 
 def test_the_fused_optimiser_reads_the_flag() -> None:

@@ -1,4 +1,4 @@
-"""Each attention backend of this GPU against the reference, and masks made without waiting for the GPU."""
+"""Each attention backend of this GPU against the reference, and masks built without synchronisation."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from pretrain.model.attention.call import AttentionMask, attention
-from pretrain.model.attention.choose import check_backend, obstacle, packed_mask
+from pretrain.model.attention.choose import check_backend, packed_mask, unsupported_reason
 from pretrain.model.attention.hardware import detect
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig, RecomputePolicy
 from pretrain.model.transformer import Transformer, initialise
 from tests.support.packings import Packing, action_sample, packing, worldvla
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-BACKENDS = ("sdpa", "flex", "flash", "flash2")
+BACKENDS: tuple[AttentionBackend, ...] = ("sdpa", "flex", "flash", "flash2")
 PACKINGS = {
     "worldvla": worldvla(2048, 2),
     "odd length, padding": packing([[action_sample(300, 5, 9, history=2)] * 2, [[0] * 77]], 777),
@@ -24,10 +24,10 @@ PACKINGS = {
 }
 
 
-def mask_of(backend: str, packed: Packing, head_size: int = 64) -> AttentionMask:
+def mask_of(backend: AttentionBackend, packed: Packing, head_size: int = 64) -> AttentionMask:
     """The backend's mask on this GPU; skips the test where the backend cannot run."""
     device = torch.device("cuda")
-    reason = obstacle(backend, detect(device), torch.bfloat16, head_size)
+    reason = unsupported_reason(backend, detect(device), torch.bfloat16, head_size)
     if reason is not None:
         pytest.skip(f"{backend} {reason}")
     config = ModelConfig(hidden_size=head_size, heads=1, attention=backend)
@@ -39,16 +39,16 @@ def results(mask: AttentionMask, tensors: list[Tensor], dtype: torch.dtype) -> l
     query, key, value, gradient = (tensor.detach().to(dtype) for tensor in tensors)
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
     output = attention(query, key, value, mask)
-    return [found.float() for found in (output, *torch.autograd.grad(output, inputs, gradient))]
+    return [actual.float() for actual in (output, *torch.autograd.grad(output, inputs, gradient))]
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize(("heads", "shared", "size"), [(4, 4, 64), (4, 2, 128)])
 @pytest.mark.parametrize("name", PACKINGS)
-def test_output_and_gradients_are_the_reference(
-    name: str, heads: int, shared: int, size: int, backend: str
+def test_output_and_gradients_equal_the_reference(
+    name: str, heads: int, shared: int, size: int, backend: AttentionBackend
 ) -> None:
-    """As near to fp32 as the reference in bf16 is, within a factor of two (gradients: three)."""
+    """As close to fp32 as the reference in bf16, within a factor of two (gradients: three)."""
     packed = PACKINGS[name]
     mask, dense = mask_of(backend, packed, size), mask_of("sdpa", packed, size)
     generator = torch.Generator("cuda").manual_seed(0)
@@ -58,15 +58,15 @@ def test_output_and_gradients_are_the_reference(
         for n in (heads, shared, shared, heads)
     ]
     exact = results(dense, tensors, torch.float32)
-    plain, found = results(dense, tensors, torch.bfloat16), results(mask, tensors, torch.bfloat16)
-    for what, ours, theirs, right in zip(("output", "dq", "dk", "dv"), found, plain, exact, strict=True):
+    plain, actual = results(dense, tensors, torch.bfloat16), results(mask, tensors, torch.bfloat16)
+    for what, ours, theirs, right in zip(("output", "dq", "dk", "dv"), actual, plain, exact, strict=True):
         bound = (2 if what == "output" else 3) * (theirs - right).abs().max() + 1e-3
         assert (ours - right).abs().max() <= bound, what
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mask_is_made_without_waiting_for_the_gpu(backend: str) -> None:
-    mask_of(backend, PACKINGS["worldvla"])  # the first call may load code, which waits
+def test_mask_is_built_without_synchronising_with_the_gpu(backend: AttentionBackend) -> None:
+    mask_of(backend, PACKINGS["worldvla"])  # the first call may load code, which synchronises
     torch.cuda.set_sync_debug_mode("error")
     try:
         mask_of(backend, PACKINGS["worldvla"])
@@ -76,7 +76,7 @@ def test_a_mask_is_made_without_waiting_for_the_gpu(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_network_trains_alike_with_every_backend(recompute: str, backend: str) -> None:
+def test_every_backend_gives_the_same_training(recompute: RecomputePolicy, backend: AttentionBackend) -> None:
     packed = worldvla(512, 2, image=40)
     tokens = torch.randint(0, 64, packed[0].shape, device="cuda")
     positions = torch.arange(512, device="cuda").expand(2, 512)
@@ -102,11 +102,11 @@ def test_a_network_trains_alike_with_every_backend(recompute: str, backend: str)
     assert difference < 0.05
 
 
-def test_auto_is_a_fast_backend_where_there_is_one() -> None:
+def test_auto_selects_a_fast_backend_if_available() -> None:
     device = torch.device("cuda")
     config = ModelConfig()
     chosen = check_backend(config, device, torch.bfloat16)
-    assert obstacle(chosen, detect(device), torch.bfloat16, config.head_size) is None
+    assert unsupported_reason(chosen, detect(device), torch.bfloat16, config.head_size) is None
     if torch.cuda.get_device_capability() >= (8, 0):
         assert chosen in ("flex", "flash")
     assert check_backend(config, device, torch.float32) == "sdpa"

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def on_gpu(config: TrainingConfig) -> Curve:
-    """In a fresh process: losses and gradient norms of the engine."""
+    """In a new process: losses and gradient norms of the engine."""
     os.environ.pop("DS_ACCELERATOR", None)
     os.environ.update(ALONE)
     return train_partitioned(config)
@@ -53,7 +53,7 @@ def test_a_gpu_trains_as_the_cpu_does(
     config = settings(Mesh(1, 1), stage, precision, attention=attention)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as processes:
-        found = np.array(processes.submit(on_gpu, config).result())
+        actual = np.array(processes.submit(on_gpu, config).result())
     expected = np.array(train_plain(loss_of))
-    assert np.abs(found[:, 0] - expected[:, 0]).max() < of_loss
-    assert (np.abs(found[:, 1] - expected[:, 1]) / expected[:, 1]).max() < of_norm
+    assert np.abs(actual[:, 0] - expected[:, 0]).max() < of_loss
+    assert (np.abs(actual[:, 1] - expected[:, 1]) / expected[:, 1]).max() < of_norm

@@ -1,4 +1,4 @@
-"""Decoding on a GPU: the tokens of the CPU, and a host that does not wait for them."""
+"""Decoding on a GPU: the tokens of the CPU, without synchronisation of the host."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_samples_are_those_of_the_cpu_in_every_order() -> None:
     prompts = [prompt_of(0, 5), prompt_of(1, 9)]
     expected = decode_action_chunk(host, prompts, 4, HOT)
     for order in get_args(Order):
-        found = decode_action_chunk(device, prompts, 4, HOT, order)
-        assert (found == expected).mean() > 0.9, order
+        actual = decode_action_chunk(device, prompts, 4, HOT, order)
+        assert (actual == expected).mean() > 0.9, order
     dreams, without = [dream_prompt(3, 6), dream_prompt(4, 4)], [prompt_of(3, 6), prompt_of(4, 4)]
     codes = [
         decode_image(model, dreams, 3, 2, 64, sampling=HOT, guidance=Guidance(3.0, without))
@@ -42,12 +42,12 @@ def test_half_precision_with_shared_heads_is_decoded() -> None:
         assert bins.shape == (2, 4, 7)
 
 
-def test_the_host_waits_for_the_result_alone() -> None:
+def test_host_synchronises_only_for_the_result() -> None:
     model = small_model().cuda()
     dreams = [dream_prompt(3, 6), dream_prompt(4, 4)]
     without = [np.array(prompt_of(3, 6)), np.array(prompt_of(4, 4))]
     counts = []
-    decode_action_chunk(model, dreams, 2, HOT)  # rotary tables and kernels are made
+    decode_action_chunk(model, dreams, 2, HOT)  # builds rotary tables and kernels
     before = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode("warn")

@@ -29,8 +29,8 @@ def test_gradients_equal_naive_ones_in_fp64(
     hidden = case.hidden.cuda().requires_grad_()
     loss, _ = head(hidden, case.labels.cuda(), case.normaliser(STRONG).cuda(), STRONG)
     loss.backward()
-    found = (loss.detach(), hidden.grad, head.weight.grad)
-    for ours, exact in zip(found, (expected[0], *expected[2:]), strict=True):
+    actual = (loss.detach(), hidden.grad, head.weight.grad)
+    for ours, exact in zip(actual, (expected[0], *expected[2:]), strict=True):
         assert ours is not None
         assert float((ours.cpu().double() - exact).norm() / exact.norm()) < tolerance
 
@@ -47,7 +47,7 @@ def test_full_size_takes_less_than_a_gigabyte() -> None:
         loss, _ = head(hidden, labels, normaliser, STRONG)
         return torch.autograd.grad(loss, (hidden, head.weight))
 
-    step()  # the libraries' own buffers are made once
+    step()  # libraries allocate their buffers once
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

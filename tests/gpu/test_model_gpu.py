@@ -39,20 +39,20 @@ def test_loss_and_gradients_equal_those_of_the_cpu() -> None:
     rest = (labelled, labels, normaliser)
     expected, _ = host(tokens, positions, masks[0], *rest, LossSettings())
     on_device = [argument.cuda() for argument in rest]
-    found, _ = device(tokens.cuda(), positions.cuda(), masks[1], *on_device, LossSettings())
+    actual, _ = device(tokens.cuda(), positions.cuda(), masks[1], *on_device, LossSettings())
     expected.backward()
-    found.backward()
-    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=0)
+    actual.backward()
+    torch.testing.assert_close(actual.cpu(), expected, atol=1e-4, rtol=0)
     for (name, ours), theirs in zip(device.named_parameters(), host.parameters(), strict=True):
         assert ours.grad is not None, name
         assert theirs.grad is not None, name
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, atol=1e-4, rtol=1e-3)
 
 
-def test_action_chunks_are_decoded_where_the_model_is() -> None:
+def test_action_chunks_are_decoded_on_the_model_device() -> None:
     host, device = models()
     prompts = [[0, 11_000, 11_001], [0, 11_002]]
-    found = decode_action_chunk(device.eval(), prompts, 3)
-    assert found.shape == (2, 3, 7)
-    assert (found == decode_action_chunk(device, prompts, 3, order="token")).all()
-    assert (found == decode_action_chunk(host.eval(), prompts, 3)).mean() > 0.9
+    actual = decode_action_chunk(device.eval(), prompts, 3)
+    assert actual.shape == (2, 3, 7)
+    assert (actual == decode_action_chunk(device, prompts, 3, order="token")).all()
+    assert (actual == decode_action_chunk(host.eval(), prompts, 3)).mean() > 0.9

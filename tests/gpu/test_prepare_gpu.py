@@ -1,4 +1,4 @@
-"""Preparation on a GPU: two workers that share it write the bytes that one writes."""
+"""Preparation on a GPU: two workers that share it write the same bytes as one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.cli.handlers import run_prepare
+from cluster.cli.handlers.prepare import run_prepare
+from cluster.cli.invocation import Invocation
 from cluster.config import PrepareCommandConfig
-from cluster.invocation import Invocation
 from tests.support.libero_layout import demonstration, write_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

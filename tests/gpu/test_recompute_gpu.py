@@ -1,4 +1,4 @@
-"""Compiled functions and recompute policies on a GPU: the same gradients, fewer bytes kept."""
+"""Compiled functions and recompute policies on a GPU: the same gradients, fewer bytes saved."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def gradients(changes: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def bytes_kept(changes: dict[str, Any]) -> int:
+def saved_bytes(changes: dict[str, Any]) -> int:
     model, inputs = model_and_inputs(changes, torch.bfloat16)
     model.model(*inputs)
     torch.cuda.synchronize()
@@ -57,17 +57,19 @@ def bytes_kept(changes: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("attention", ["sdpa", "flex"])
 @pytest.mark.parametrize("policy", ["none", "selective", "full"])
-def test_gradients_equal_those_of_keeping_everything_uncompiled(attention: str, policy: str) -> None:
-    kept = {"attention": "sdpa", "compile": "off", "dropout": 0.1}
-    expected = gradients(kept, torch.bfloat16)
-    found = gradients({**kept, "attention": attention, "compile": "on", "recompute": policy}, torch.bfloat16)
-    assert found.keys() == expected.keys()
+def test_gradients_equal_those_without_recomputation_and_compilation(attention: str, policy: str) -> None:
+    base = {"attention": "sdpa", "compile": "off", "dropout": 0.1}
+    expected = gradients(base, torch.bfloat16)
+    actual = gradients({**base, "attention": attention, "compile": "on", "recompute": policy}, torch.bfloat16)
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        difference = (found[name] - gradient).norm() / gradient.norm()
+        difference = (actual[name] - gradient).norm() / gradient.norm()
         assert difference < 0.03, f"{name}: {difference:.4f}"
 
 
 @pytest.mark.parametrize("choice", ["off", "on"])
-def test_each_policy_keeps_less(choice: str) -> None:
-    kept = [bytes_kept({"compile": choice, "recompute": policy}) for policy in ("none", "selective", "full")]
-    assert kept[0] > 1.2 * kept[1] > 1.2 * 1.5 * kept[2]
+def test_each_policy_saves_less_memory(choice: str) -> None:
+    saved = [
+        saved_bytes({"compile": choice, "recompute": policy}) for policy in ("none", "selective", "full")
+    ]
+    assert saved[0] > 1.2 * saved[1] > 1.2 * 1.5 * saved[2]

@@ -7,20 +7,19 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.doctor import machine as examine_machine
-from cluster.doctor import network as examine_cluster
-from cluster.doctor.finding import OK
+from cluster.doctor import machine_checks, network_checks
+from cluster.doctor.check_result import OK
 from tests.support.virtual_slurm import VirtualSlurm
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_renderer_draws() -> None:
-    assert examine_machine.renderer().state == OK
+    assert machine_checks.renderer().state == OK
 
 
 def test_all_reduce_on_this_machine() -> None:
-    finding = examine_cluster.all_reduce()
+    finding = network_checks.all_reduce()
     assert finding.state == OK, finding
     assert "gloo, 2 ranks" in finding.found
 

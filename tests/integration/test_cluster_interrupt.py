@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster.config import RootConfig
 from cluster.run.supervisor import supervise
-from cluster.run.worker_tasks import evaluate_checkpoint
+from cluster.run.worker_entry_points import evaluate_checkpoint
 from pretrain.config import TrainingConfig
 from pretrain.run_start import RunStart
 from tests.support.waiting import HANG_SECONDS, wait_until

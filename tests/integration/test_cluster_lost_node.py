@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from cluster.config import RootConfig
-from cluster.resources.placement import resources_of
 from cluster.resources.ray_session import worker_environment
-from cluster.run.worker_tasks import train_rank
+from cluster.resources.run_resources import required_resources
+from cluster.run.worker_entry_points import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
@@ -56,7 +56,7 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self._log = (folder / "nodes.log").open("ab")
-        self.environment = {**os.environ, **worker_environment(resources_of(RootConfig(), 0))}
+        self.environment = {**os.environ, **worker_environment(required_resources(RootConfig(), 0))}
         self.environment |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
         self.environment["RAY_health_check_period_ms"] = "500"  # a lost node is noticed in seconds
         self.port = free_port()

@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 
-from cluster.cli.handlers import run_prepare
+from cluster.cli.handlers.prepare import run_prepare
+from cluster.cli.invocation import Invocation
 from cluster.config import PrepareCommandConfig
 from cluster.failures import CommandFailedError
-from cluster.invocation import Invocation
 from cluster.run.prepare_group import run_on_ray
-from cluster.run.worker_tasks import make_preparer
+from cluster.run.worker_entry_points import make_preparer
 from data.errors import InputError
 from data.prepare.command import Preparer, prepare
 from data.storage.index import DatasetIndex

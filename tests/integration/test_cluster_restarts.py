@@ -22,7 +22,7 @@ from cluster.failures import CommandFailedError
 from cluster.run.evaluation_group import EvaluationJob, Progress
 from cluster.run.supervisor import supervise
 from cluster.run.training import Train
-from cluster.run.worker_tasks import train_rank
+from cluster.run.worker_entry_points import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import Watchdog

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.run.training import last_reported
+from cluster.run.training import last_reported_step
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
 from tests.support.libero_layout import demonstration, write_file
@@ -84,12 +84,12 @@ def test_a_signal_and_a_lost_node_cost_no_step(slurm: VirtualSlurm, shards: Path
     def log() -> str:
         return "\n".join(path.read_text() for path in folder.path.glob("slurm/job-*.log"))
 
-    slurm.await_while_active(job, lambda: last_reported(folder) >= 5, log)
+    slurm.await_while_active(job, lambda: last_reported_step(folder) >= 5, log)
     slurm.run("scancel", "--signal=USR1", "--batch", str(job))  # as Slurm does before the time limit
     slurm.restart_requeued(job, 1)
     slurm.await_while_active(job, lambda: happened(folder).count("resumed") == 1, log)
     stopped = next(event["step"] for event in events(folder) if event["event"] == "preempted")
-    slurm.await_while_active(job, lambda: last_reported(folder) >= stopped + 20, log)
+    slurm.await_while_active(job, lambda: last_reported_step(folder) >= stopped + 20, log)
 
     nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
     slurm.lose_node(nodes[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.training import last_reported
+from cluster.run.training import last_reported_step
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from tests.integration.test_cluster_storage import upload
@@ -75,7 +75,7 @@ def test_a_job_waits_for_its_object_store(
         server.stop()  # in the middle of a save
         await_client(server.address)
         # Held up by its next save.
-        slurm.await_while_active(job, lambda: last_reported(folder) == config.trainer.steps, log)
+        slurm.await_while_active(job, lambda: last_reported_step(folder) == config.trainer.steps, log)
         server.refuse = lambda method, path: None
         server.start_again()
         told = slurm.await_state(job, *ENDED)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.worker_tasks import train_rank
+from cluster.run.worker_entry_points import train_rank
 from data.storage.bulk import open_bulk
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig

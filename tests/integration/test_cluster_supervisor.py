@@ -132,7 +132,7 @@ def test_evaluations_of_older_checkpoints_are_given_up_where_asked_for(config: R
     folder = supervise(config, Console(file=shown), train_and_commit, evaluate_only_the_last)
     assert [entry["step"] for entry in folder.read_summary()["evaluations"]] == [LAST]
     for step in (1, 2):
-        assert f"evaluation of step {step} given up for a newer checkpoint" in shown.getvalue()
+        assert f"evaluation of step {step} cancelled for a newer checkpoint" in shown.getvalue()
     assert json.loads((folder.evaluation(LAST) / "results.json").read_text())["imagined"] is False
 
 
@@ -148,7 +148,7 @@ def test_a_training_that_fails_says_which_evaluations_did_not_end(config: RootCo
     shown = io.StringIO()
     with pytest.raises(InputError, match="the data ended"):
         supervise(config, Console(file=shown), train_and_fail, evaluate_only_the_last)
-    assert "evaluations that did not end: steps 1, 2, 3; resuming does them" in shown.getvalue()
+    assert "evaluations that did not end: steps 1, 2, 3; resuming the run repeats them" in shown.getvalue()
 
 
 def too_late(job: EvaluationJob, progress: Progress) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 
 from cluster.config import ClusterConfig, RootConfig
 from cluster.failures import CommandFailedError
-from cluster.resources.placement import place
 from cluster.resources.ray_session import Session, open_session
+from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.config import ParallelConfig, TrainingConfig
@@ -54,7 +54,8 @@ def die(config: TrainingConfig) -> None:
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
-    with open_session(ClusterConfig(start_timeout=int(HANG_SECONDS)), place(config, gpus_found=0)) as opened:
+    cluster = ClusterConfig(start_timeout=int(HANG_SECONDS))
+    with open_session(cluster, plan_resources(config, gpus_available=0)) as opened:
         yield opened
         folder = opened.folder
     assert not folder.exists()
@@ -65,7 +66,7 @@ def session() -> Iterator[Session]:
 @pytest.fixture
 def pair(session: Session) -> Session:
     """The same session for two processes: they start sooner."""
-    return replace(session, placement=replace(session.placement, ranks=2))
+    return replace(session, resources=replace(session.resources, ranks=2))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ LENGTH = 40
 
 
 def chameleon(config: ModelConfig) -> Any:
-    """`ChameleonForConditionalGeneration` of these sizes, with norms that do something."""
+    """`ChameleonForConditionalGeneration` of these sizes, with norms that are not the identity."""
     from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
 
     torch.manual_seed(0)
@@ -46,13 +46,13 @@ def chameleon(config: ModelConfig) -> Any:
     ).eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if "norm" in name and "vqmodel" not in name:  # they start as ones: make them matter
+            if "norm" in name and "vqmodel" not in name:  # initially ones
                 tensor.add_(torch.randn_like(tensor) * 0.1)
     return model
 
 
 def random_tokens(config: ModelConfig) -> Tensor:
-    """Ids [2, S], none of which Hugging Face takes for an image."""
+    """Ids [2, S], none of which is an image for Hugging Face."""
     return torch.randint(
         8_800, config.vocabulary_size, (2, LENGTH), generator=torch.Generator().manual_seed(1)
     )
@@ -60,7 +60,7 @@ def random_tokens(config: ModelConfig) -> Tensor:
 
 @torch.no_grad()
 def chameleon_logits(model: Any, tokens: Tensor) -> Tensor:
-    """Logits [2, S, V] without the last step, which hides image codes: the world model needs them."""
+    """Logits [2, S, V] without the last step, which masks image codes."""
     return model.lm_head(model.model(input_ids=tokens).last_hidden_state)
 
 
@@ -72,7 +72,7 @@ def our_logits(model: Transformer, tokens: Tensor) -> Tensor:
 
 
 def load_share(model: Transformer, weights: dict[str, Tensor], rank: int = 0, size: int = 1) -> None:
-    """Give our model its share of Hugging Face's weights; names must match exactly."""
+    """Load our model's shard of Hugging Face's weights; names must match exactly."""
     shares = {}
     for name, tensor in weights.items():
         if "vqmodel" in name:

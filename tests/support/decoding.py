@@ -1,4 +1,4 @@
-"""A small model, prompts, and decoding by reading the whole written sequence again for every token."""
+"""A small model, prompts, and decoding without cache: each token by a forward pass of the whole sequence."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BINS = slice(ACTION_BIN_START, ACTION_BIN_END)
 def small_model(scale: float = 20, **changes: object) -> Transformer:
     model = Transformer(ModelConfig(**{**SMALL.__dict__, **changes}))
     initialise(model, seed=3)
-    with torch.no_grad():  # far from uniform, so that choices are clear
+    with torch.no_grad():  # far from uniform, so that there are no near ties
         model.lm_head.weight.mul_(scale)
     return model.eval()
 
@@ -63,7 +63,7 @@ def dream_prompt(seed: int, text: int) -> list[int]:
 
 @torch.no_grad()
 def next_logits(model: Transformer, tokens: list[int]) -> Tensor:
-    """Logits [V] after a sequence that is read whole."""
+    """Logits [V] after a sequence, by one forward pass."""
     segments, blocks = mask_vectors(tokens)
     mask = packed_mask(segments[None], blocks[None], model.config, torch.device("cpu"))
     return model(torch.tensor([tokens]), torch.arange(len(tokens))[None], mask)[0, -1]
@@ -72,7 +72,7 @@ def next_logits(model: Transformer, tokens: list[int]) -> Tensor:
 def naive_chunk(
     model: Transformer, prompt: list[int], chunk: int, choose: Callable[[Tensor, int, int], int]
 ) -> list[list[int]]:
-    """Action bins by reading the whole written sequence again for every token."""
+    """Action bins by a forward pass of the whole sequence for every token."""
     tokens, bins = list(prompt), []
     for block in range(chunk):
         tokens.append(ACTION_START)
@@ -97,7 +97,7 @@ def naive_image(
     unconditional: list[int] | None = None,
     scale: float = 1.0,
 ) -> list[list[int]]:
-    """Image codes by reading the whole written sequence (two of them when guided) for every token."""
+    """Image codes by a forward pass of the whole sequence (two when guided) for every token."""
     size = grid_size_token(64)
     answer, codes = [IMAGE_START, size, size], []
     for number in range(rows * columns):
@@ -113,5 +113,5 @@ def naive_image(
 
 
 def _code_logits(model: Transformer, tokens: list[int]) -> Tensor:
-    """Of the 8,192 codes after a world sample's tokens, whose last image is not at its end."""
+    """Logits of the 8,192 codes after a world sample's tokens, whose last image is not at its end."""
     return next_logits(model, tokens)[IMAGE_CODE_START:][:8192]

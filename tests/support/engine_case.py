@@ -51,7 +51,7 @@ def rows(batch: PackedBatch, start: int, end: int) -> PackedBatch:
 
 
 def global_batch(step: int) -> PackedBatch:
-    """Random tokens; the sequences have different numbers of labels, so a mean of means would differ."""
+    """Random tokens; the sequences have different numbers of labels, so that a mean of means would differ."""
     random = np.random.default_rng(step % 5)
     tokens = random.integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
     labels = tokens[:, 1:].copy()

@@ -1,4 +1,4 @@
-"""Inputs of the loss, and the loss with whole logits in fp64: what the others are measured by."""
+"""Inputs of the loss, and the reference loss with whole logits in fp64."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def naive_distances(logits: Tensor, labels: Tensor) -> list[float]:
         return float(decode([[bin_id] * ACTION_DIM], unit)[0, 0])
 
     end = ACTION_BIN_START + ACTION_BIN_COUNT
-    found = [0.0] * len(labels)
+    actual = [0.0] * len(labels)
     for number, label in enumerate(labels.tolist()):
         if ACTION_BIN_START <= label < end:
             bins = logits.detach()[number, ACTION_BIN_START:end]
-            found[number] = abs(decoded(ACTION_BIN_START + int(bins.argmax())) - decoded(label))
-    return found
+            actual[number] = abs(decoded(ACTION_BIN_START + int(bins.argmax())) - decoded(label))
+    return actual

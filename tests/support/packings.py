@@ -1,4 +1,4 @@
-"""Packed sequences for tests of attention: segment and block ids [B, S], drawn or laid out by hand."""
+"""Packed sequences for tests of attention: segment and block ids [B, S], random or given explicitly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def packing(rows: Sequence[Sequence[Sequence[int]]], length: int) -> Packing:
 
 
 def action_sample(prompt: int, chunk: int, width: int, end: int = 1, history: int = 0) -> list[int]:
-    """Block ids of an action sample; `history` actions stand before its last image."""
+    """Block ids of an action sample; `history` actions precede its last image."""
     past = [-number - 1 for number in range(history) for _ in range(width)]
     answer = [number + 1 for number in range(chunk) for _ in range(width)]
     return [0] * (prompt // 2) + past + [0] * (prompt - prompt // 2) + answer + [0] * end
@@ -35,7 +35,7 @@ def world_sample(image: int, width: int) -> list[int]:
 
 
 def samples() -> st.SearchStrategy[list[int]]:
-    """Samples of all kinds, and lists of block ids that no sample has."""
+    """Samples of all kinds, and lists of block ids that no real sample has."""
     small = st.integers(0, 9)
     return st.one_of(
         st.builds(

@@ -1,4 +1,4 @@
-"""The attention benchmark counts the pairs that it divides by, and says what it could not measure."""
+"""The attention benchmark counts visible pairs, and states what it could not measure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_pairs_are_those_of_the_mask(layout: str, tokens: int) -> None:
     assert visible_pairs(segments, blocks) == int(dense_mask(segments[0], blocks[0]).sum())
 
 
-def test_layouts_hold_what_they_say() -> None:
+def test_layouts_have_the_stated_samples() -> None:
     segments, blocks = packed_row("packed", 4096)
     numbers, lengths = np.unique(segments, return_counts=True)
     assert numbers.tolist() == [0, 1, 2, 3, 4, 5, 6]
@@ -32,7 +32,7 @@ def test_layouts_hold_what_they_say() -> None:
     assert np.count_nonzero(blocks > 0) == 45
 
 
-def test_what_this_machine_lacks_is_not_measured(tmp_path: Path) -> None:
+def test_unavailable_backends_are_not_measured(tmp_path: Path) -> None:
     out = tmp_path / "attention.json"
     assert main(["--device", "cpu", "--smoke", "--tokens", "640", "--out", str(out)]) == 0
     written = json.loads(out.read_text())

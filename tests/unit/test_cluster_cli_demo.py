@@ -1,4 +1,4 @@
-"""The order of the demo's stages, its names, what it does not do twice; the stages are stand-ins."""
+"""Order of the demo's stages, names of its runs, and what a resumed demo skips; the stages are fakes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.cli import demo
 from cluster.cli.config import DemoConfig
+from cluster.cli.handlers import demo
+from cluster.cli.invocation import Invocation
 from cluster.config import RootConfig
-from cluster.invocation import Invocation
-from cluster.run import supervisor
+from cluster.run import preflight
 from data.config import PrepareConfig
 from data.errors import InputError
 from eval.config import CollectConfig
@@ -23,26 +23,26 @@ from pretrain.run_folder import RunFolder
 
 
 @dataclass
-class Stages:
-    """What was asked of each stage, in order."""
+class FakeStages:
+    """Records the settings of each stage, in order."""
 
-    asked: list[Any] = field(default_factory=list)
-    planned: list[Any] = field(default_factory=list)
+    calls: list[Any] = field(default_factory=list)
+    checked: list[Any] = field(default_factory=list)
     interrupt_at: int | None = None
 
-    def collect(self, config: CollectConfig, call: Invocation) -> None:
-        self.asked.append(config)
+    def collect(self, config: CollectConfig, invocation: Invocation) -> None:
+        self.calls.append(config)
         Path(config.out).mkdir(parents=True)
 
-    def prepare(self, config: PrepareConfig, call: Invocation) -> None:
-        self.asked.append(config)
+    def prepare(self, config: PrepareConfig, invocation: Invocation) -> None:
+        self.calls.append(config)
         Path(config.out).mkdir(parents=True)
         (Path(config.out) / "index.json").touch()
 
     def supervise(
-        self, config: RootConfig, console: Console, train: Any, evaluate: Any, trained: Any = None
+        self, config: RootConfig, console: Console, train: Any, evaluate: Any, on_trained: Any = None
     ) -> RunFolder:
-        self.asked.append(config)
+        self.calls.append(config)
         folder = RunFolder.of(config.run)
         last = config.trainer.stop_after or config.trainer.steps
         if last == self.interrupt_at:
@@ -51,22 +51,22 @@ class Stages:
         checkpoint.mkdir(parents=True)
         (checkpoint / "READY").touch()
         folder.metrics.touch()
-        if trained is not None:
-            trained()
+        if on_trained is not None:
+            on_trained()
         return folder
 
     def layouts(self) -> list[tuple[int, int, int | None, int]]:
-        runs = [config for config in self.asked if isinstance(config, RootConfig)]
+        runs = [config for config in self.calls if isinstance(config, RootConfig)]
         return [(c.parallel.tensor, c.parallel.data, c.trainer.stop_after, c.trainer.steps) for c in runs]
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
-    stages = Stages()
+def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
+    stages = FakeStages()
     monkeypatch.setattr(demo, "run_collect", stages.collect)
     monkeypatch.setattr(demo, "run_prepare", stages.prepare)
     monkeypatch.setattr(demo, "supervise", stages.supervise)
-    monkeypatch.setattr(demo, "plan_run", stages.planned.append)
+    monkeypatch.setattr(demo, "check_run", stages.checked.append)
     monkeypatch.setattr(demo, "tokenizer_quality", lambda config: "not measured")
     return stages
 
@@ -85,7 +85,7 @@ def run(folder: Path) -> str:
     return shown.getvalue()
 
 
-def test_six_stages_with_a_resume_at_another_layout(stages: Stages, tmp_path: Path) -> None:
+def test_six_stages_with_a_resume_at_another_layout(stages: FakeStages, tmp_path: Path) -> None:
     shown = run(tmp_path)
     titles = [line.split(":")[0] for line in shown.splitlines() if "/6 " in line]
     assert titles == [
@@ -95,13 +95,13 @@ def test_six_stages_with_a_resume_at_another_layout(stages: Stages, tmp_path: Pa
     assert shown.count("done in") == 6
     assert stages.layouts() == [(2, 2, 50, 100), (1, 2, None, 100)]
     data = tmp_path / "demo-data"
-    collected, prepared, first = stages.asked[:3]
+    collected, prepared, first = stages.calls[:3]
     assert (collected.out, prepared.source) == (str(data / "demonstrations"), str(data / "demonstrations"))
     assert (prepared.out, first.data.url) == (str(data / "shards"), str(data / "shards"))
     assert str(tmp_path / "demo" / "report.html") in shown
 
 
-def test_a_finished_demo_is_left_alone(stages: Stages, tmp_path: Path) -> None:
+def test_a_finished_demo_is_not_changed(stages: FakeStages, tmp_path: Path) -> None:
     run(tmp_path)
     report = tmp_path / "demo" / "report.html"
     before = report.stat().st_mtime_ns
@@ -111,33 +111,33 @@ def test_a_finished_demo_is_left_alone(stages: Stages, tmp_path: Path) -> None:
     assert report.stat().st_mtime_ns == before
 
 
-def test_an_interrupted_demo_goes_on_where_it_was(stages: Stages, tmp_path: Path) -> None:
+def test_an_interrupted_demo_is_resumed(stages: FakeStages, tmp_path: Path) -> None:
     stages.interrupt_at = 100
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    stages.asked.clear()
+    stages.calls.clear()
     stages.interrupt_at = None
     shown = run(tmp_path)
-    assert "is not finished; going on with it" in shown
-    assert shown.count("already there") == 3
+    assert "is not finished; resuming it" in shown
+    assert shown.count("complete already") == 3
     assert stages.layouts() == [(1, 2, None, 100)]
-    assert [type(asked) for asked in stages.asked] == [DemoConfig]
+    assert [type(call) for call in stages.calls] == [DemoConfig]
 
 
-def test_too_few_cpus_are_told_before_anything_is_collected(
-    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_few_cpus_are_refused_before_anything_is_collected(
+    stages: FakeStages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "plan_run", supervisor.plan_run)
+    monkeypatch.setattr(demo, "check_run", preflight.check_run)
     config = settings(tmp_path)
     config.cluster.cpus, config.cluster.gpus_per_rank = 2, 0
     with pytest.raises(InputError, match=r"cluster\.cpus offers 2 CPUs to Ray, the run needs 4"):
         demo.run_demo(config, Invocation(Console(file=io.StringIO())))
-    assert stages.asked == []
+    assert stages.calls == []
 
 
-def test_own_data_is_refused(stages: Stages, tmp_path: Path) -> None:
+def test_data_of_the_user_is_refused(stages: FakeStages, tmp_path: Path) -> None:
     config = settings(tmp_path)
     config.data.url = "shards"
     with pytest.raises(InputError, match=r"data\.url: the demo makes its own data"):
         demo.run_demo(config, Invocation(Console(file=io.StringIO())))
-    assert stages.asked == []
+    assert stages.calls == []

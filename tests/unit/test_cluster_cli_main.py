@@ -1,4 +1,4 @@
-"""The command line: help, mistakes, exit codes."""
+"""The command line: help, error messages, exit codes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(f"  {command.name} " in shown for command in COMMANDS)
 
 
-def test_a_group_of_commands_names_its_members(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "--help"]) == 0
     shown = capsys.readouterr().out
     assert "  convert import " in shown
@@ -39,7 +39,7 @@ def test_a_group_of_commands_names_its_members(capsys: pytest.CaptureFixture[str
     assert "inspect" not in shown
 
 
-def test_no_command_at_all_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_command_is_invalid_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "usage: worldvla" in capsys.readouterr().out
 
@@ -55,15 +55,16 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_every_command_explains_its_settings_and_exists(command: Command) -> None:
+def test_every_command_has_a_handler_and_describes_its_settings(command: Command) -> None:
     shown = describe(command)
     for setting in settings(command.load_schema()):
         assert f"  {setting.key}=" in shown
-        assert setting.text or "." in setting.key, f"{setting.key} is not explained"
-    assert callable(command.load_function())
+        assert setting.text or "." in setting.key, f"{setting.key} has no description"
+    assert command.handler.startswith("cluster.cli.handlers.")
+    assert callable(command.load_handler())
 
 
-def test_presets_show_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_values_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
     main(["demo", "--help"])
     assert "  run.name=demo" in capsys.readouterr().out
 
@@ -89,7 +90,7 @@ def test_presets_show_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["demo", "trainer.stop_after=3"], "error: trainer.stop_after: the demo sets it itself"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(
+def test_invalid_input_is_one_line_and_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
@@ -109,17 +110,17 @@ def test_an_evaluation_that_measured_nothing_fails(
     broken = EpisodeResult(0, 0, False, 0, "no picture", 0.1)
     solved = EpisodeResult(0, 1, True, 9, None, 0.1)
     for episodes, code in (((broken, broken), 1), ((broken, solved), 0)):
-        found = Results("robosuite_lift", None, "expert", (TASK,), episodes, {}, False)
+        results = Results("robosuite_lift", None, "expert", (TASK,), episodes, {}, False)
         monkeypatch.setattr(
-            eval.evaluation.evaluate, "evaluate_command", lambda config, progress, found=found: found
+            eval.evaluation.evaluate, "evaluate_command", lambda config, progress, results=results: results
         )
         assert main(["eval", "policy=expert", "out=x", "--json"]) == code
         shown = capsys.readouterr()
-        assert f'"errors": {found.errors}' in shown.out, "the results are shown all the same"
+        assert f'"errors": {results.errors}' in shown.out, "the results are shown in both cases"
         assert ("all 2 episodes ended in an error, the first in no picture" in shown.err) == (code == 1)
 
 
-def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+def test_a_closed_pipe_is_no_failure() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "cluster.cli.main", "train", "--help"]
@@ -133,7 +134,7 @@ def test_debug_shows_the_traceback() -> None:
         main(["report", "run=/nowhere", "--debug"])
 
 
-def test_settings_explained_elsewhere_are_explained_here() -> None:
+def test_a_reference_to_another_class_is_replaced_by_its_description() -> None:
     from eval.config import EvalCommandConfig
 
     assert {s.key: s.text for s in settings(EvalCommandConfig)}["episodes"] == "Episodes per task."

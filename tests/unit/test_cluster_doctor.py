@@ -1,79 +1,80 @@
-"""`worldvla doctor`: findings, remedies, exit codes."""
+"""`worldvla doctor`: check results, remedies, exit codes."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from cluster.cli.main import main
-from cluster.doctor import machine as examine_machine
-from cluster.doctor import network as examine_cluster
-from cluster.doctor.examine import doctor
-from cluster.doctor.finding import FAIL, OK, WARN, Finding
+from cluster.doctor import machine_checks, network_checks
+from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
 from tests.support.training_case import write_dataset
 
 
-def test_a_folder_that_can_be_written(tmp_path: Path) -> None:
-    finding = examine_cluster.shared_folder(tmp_path / "runs")
-    assert finding.state == OK
-    assert "ms a small file" in finding.found
-    assert list((tmp_path / "runs").iterdir()) == [], "nothing is left"
+@pytest.mark.parametrize(("milliseconds", "state"), [(40, OK), (60, WARN)])
+def test_a_writable_folder_is_ok_and_a_slow_one_a_warning(
+    milliseconds: int, state: str, tmp_path: Path
+) -> None:
+    seconds = itertools.count(0, milliseconds / 1000)
+    result = network_checks.shared_folder(tmp_path / "runs", clock=lambda: round(next(seconds), 3))
+    assert result.state == state
+    assert result.found.startswith(f"{milliseconds}.0 ms a small file, ")
+    assert list((tmp_path / "runs").iterdir()) == [], "the probe files are removed"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_writable_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    finding = examine_cluster.shared_folder(tmp_path / "file" / "runs")
-    assert finding.state == FAIL
-    assert finding.remedy == "set run.dir to another folder"
+    result = network_checks.shared_folder(tmp_path / "file" / "runs")
+    assert result.state == FAIL
+    assert result.remedy == "set run.dir to another folder"
 
 
-def test_a_data_set_that_is_there_and_one_that_is_not(tmp_path: Path) -> None:
-    finding = examine_cluster.storage(write_dataset(tmp_path / "shards"))
-    assert finding.state == OK, finding
-    assert "MB/s" in finding.found
-    finding = examine_cluster.storage(str(tmp_path / "none"))
-    assert finding.state == FAIL
-    assert "no index.json there" in finding.found
+def test_a_data_set_is_read_and_a_missing_one_fails(tmp_path: Path) -> None:
+    result = network_checks.storage(write_dataset(tmp_path / "shards"))
+    assert result.state == OK, result
+    assert "MB/s" in result.found
+    result = network_checks.storage(str(tmp_path / "none"))
+    assert result.state == FAIL
+    assert "no index.json there" in result.found
 
 
-def test_a_port_that_is_taken() -> None:
-    import socket
-
+def test_a_port_in_use_is_a_warning() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert examine_cluster.ray_port(taken.getsockname()[1]).state == WARN
+        assert network_checks.ray_port(taken.getsockname()[1]).state == WARN
 
 
-def test_versions_other_than_the_tested_ones(tmp_path: Path) -> None:
+def test_other_versions_than_the_tested_ones_are_a_warning(tmp_path: Path) -> None:
     pins = tmp_path / "constraints.txt"
     pins.write_text("numpy==0.0.1\npytest==0.1\n")
-    finding = examine_machine.packages(pins)
-    assert finding.state == WARN
-    assert "(tested 0.0.1)" in finding.found
-    assert examine_machine.packages().state in (OK, WARN)
+    result = machine_checks.packages(pins)
+    assert result.state == WARN
+    assert "(tested 0.0.1)" in result.found
+    assert machine_checks.packages().state in (OK, WARN)
     pins.write_text("ray==1.0\n")
-    monkey = examine_machine.metadata.PackageNotFoundError
 
-    def nothing(name: str) -> str:
-        raise monkey(name)
+    def not_installed(name: str) -> str:
+        raise machine_checks.metadata.PackageNotFoundError(name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examine_machine.metadata, "version", nothing)
-        assert examine_machine.packages(pins) == Finding("packages", FAIL, "missing: ray", "make setup")
+        patch.setattr(machine_checks.metadata, "version", not_installed)
+        assert machine_checks.packages(pins) == CheckResult("packages", FAIL, "missing: ray", "make setup")
 
 
-def test_no_slurm_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_slurm_client_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert examine_cluster.slurm().state == WARN
+    assert network_checks.slurm().state == WARN
 
 
-def test_a_broken_renderer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine_machine, "_RENDER", "raise SystemExit('no screen')")
-    finding = examine_machine.renderer()
-    assert (finding.state, finding.found) == (FAIL, "osmesa: no screen")
+def test_a_broken_renderer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_checks, "_RENDER_SCRIPT", "raise SystemExit('no screen')")
+    result = machine_checks.renderer()
+    assert (result.state, result.found) == (FAIL, "osmesa: no screen")
 
 
 def test_the_table_and_the_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,8 +83,7 @@ def test_the_table_and_the_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "ms a small file" in capsys.readouterr().out
     assert main(["doctor", f"folder={tmp_path}", f"url={tmp_path}/none", *quick, "--json"]) == 1
     shown = capsys.readouterr()
-    told = json.loads(shown.out)
-    assert told["ok"] is False
-    assert {"subject", "state", "found", "remedy"} == set(told["findings"][0])
+    printed = json.loads(shown.out)
+    assert printed["ok"] is False
+    assert {"subject", "state", "found", "remedy"} == set(printed["findings"][0])
     assert shown.err.strip().splitlines()[-1].startswith("error: not fit for a run: data ")
-    assert doctor.__doc__

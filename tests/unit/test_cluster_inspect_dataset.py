@@ -1,4 +1,4 @@
-"""`worldvla inspect data`: what it counts is what is there, and damage has a name and an exit code."""
+"""`worldvla inspect data`: its counts match the data, and damage is named and has an exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNT = 5
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetIndex:
-    """Five episodes of the image tokenizer that ships."""
+    """Five episodes of the included image tokenizer."""
     monkeypatch.chdir(tmp_path)
     made = write_dataset(Path("shards"), count=COUNT, limit=15_000)
     image = dataclasses.replace(made.image, tokenizer_sha256=ImageTokenizer.load().sha256)
@@ -37,22 +37,22 @@ def inspect(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> A
 
 
 def test_counts_lengths_and_actions(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    found = inspect(capsys, "url=shards", "sheet=null")
+    content = inspect(capsys, "url=shards", "sheet=null")
     actions = np.concatenate([episode(i, steps=4 + i).actions for i in range(COUNT)])
-    assert (found["episodes"], found["steps"], found["compression"]) == (5, 4 + 5 + 6 + 7 + 8, "none")
-    assert found["shards"] == len(index.episodes.shards) > 1
-    assert found["lengths"] == {"mean": 6, "minimum": 4, "q25": 5, "median": 6, "q75": 7, "maximum": 8}
-    assert [(group["split"], group["episodes"], group["steps"]) for group in found["groups"]] == [
+    assert (content["episodes"], content["steps"], content["compression"]) == (5, 4 + 5 + 6 + 7 + 8, "none")
+    assert content["shards"] == len(index.episodes.shards) > 1
+    assert content["lengths"] == {"mean": 6, "minimum": 4, "q25": 5, "median": 6, "q75": 7, "maximum": 8}
+    assert [(group["split"], group["episodes"], group["steps"]) for group in content["groups"]] == [
         ("train", 4, 26),
         ("val_ind", 1, 4),
     ]
-    assert found["verified"] == {"episodes": 5, "bytes": found["bytes"], "damaged": []}
+    assert content["verified"] == {"episodes": 5, "bytes": content["bytes"], "damaged": []}
     for number in range(7):
-        low, high = found["actions"]["minimum"][number], found["actions"]["maximum"][number]
-        values, counts = actions[:, number].astype(np.float64), found["actions"]["counts"][number]
+        low, high = content["actions"]["minimum"][number], content["actions"]["maximum"][number]
+        values, counts = actions[:, number].astype(np.float64), content["actions"]["counts"][number]
         inside = values[(low <= values) & (values <= high)]
         assert sum(counts) == len(inside)
-        assert found["actions"]["outside"][number] == len(values) - len(inside)
+        assert content["actions"]["outside"][number] == len(values) - len(inside)
         assert counts[-1] == (inside >= high - (high - low) / 32).sum()
     assert not Path("contact_sheet.png").exists()
 
@@ -71,10 +71,10 @@ def test_the_contact_sheet_shows_decoded_frames(
         assert np.array_equal(picture[y : y + side, x : x + side], expected)
 
 
-def test_what_people_see(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_shows_the_same_content(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "data", "url=shards"]) == 0
     shown = capsys.readouterr().out
-    assert "every checksum is right: 5 episodes" in shown
+    assert "every checksum matches: 5 episodes" in shown
     assert "steps of an episode: mean 6, minimum 4" in shown
     assert "gripper -1.000 |" in shown
     assert "contact_sheet.png: 8 frames" in shown
@@ -100,14 +100,14 @@ def test_every_damaged_episode_is_named(index: DatasetIndex, capsys: pytest.Capt
         named = f"damaged: shards: shard {entry.shard}, episode {entry.key}, offset {entry.offset}: "
         assert named in shown.out
     assert not Path("contact_sheet.png").exists()
-    found = inspect(capsys, "url=shards", code=1)
-    assert len(found["verified"]["damaged"]) == 1 + len(gone)
-    assert sum(found["actions"]["counts"][0]) + found["actions"]["outside"][0] == sum(
+    content = inspect(capsys, "url=shards", code=1)
+    assert len(content["verified"]["damaged"]) == 1 + len(gone)
+    assert sum(content["actions"]["counts"][0]) + content["actions"]["outside"][0] == sum(
         entry.length for entry in index.episodes if entry not in (flipped, *gone)
     )
 
 
-def test_another_image_tokenizer_draws_nothing(
+def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
     index: DatasetIndex, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = dataclasses.replace(index.image, tokenizer_sha256="a" * 64)
@@ -130,20 +130,20 @@ def test_another_image_tokenizer_draws_nothing(
         (["url=shards", "sheet=shards"], "sheet=shards: cannot be written"),
     ],
 )
-def test_mistakes_are_exit_code_2(
+def test_invalid_input_is_exit_code_2(
     index: DatasetIndex, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", "data", *words]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_an_object_store(
+def test_a_data_set_in_an_object_store_is_inspected(
     index: DatasetIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with object_server(monkeypatch):
         url = f"s3://{BUCKET}/shards"
         for path in Path("shards").iterdir():
             open_store(url).write(path.name, path.read_bytes())
-        found = inspect(capsys, f"url={url}", "sheet=null")
-    assert found["verified"]["episodes"] == COUNT
-    assert found["fingerprint"] == index.fingerprint
+        content = inspect(capsys, f"url={url}", "sheet=null")
+    assert content["verified"]["episodes"] == COUNT
+    assert content["fingerprint"] == index.fingerprint

@@ -1,75 +1,126 @@
+"""Which node runs what."""
+
 from __future__ import annotations
 
-import pytest
+import json
 
-from cluster.config import RootConfig
-from cluster.resources.placement import check_fits, place
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.cli.main import main
+from cluster.resources.placement import Node, place_run
+from cluster.resources.run_resources import RunResources
 from data.errors import InputError
 
 
-def run(tensor: int = 2, data: int = 2) -> RootConfig:
-    config = RootConfig()
-    config.parallel.tensor, config.parallel.data = tensor, data
-    return config
+def test_tensor_parallel_peers_share_a_node() -> None:
+    nodes = [Node("a", 12, 3), Node("b", 12, 4), Node("c", 12, 8)]
+    placements = place_run(RunResources(12, 1, 1, 2), 4, nodes)
+    assert [each.ranks for each in placements] == [(), (8, 9, 10, 11), (0, 1, 2, 3, 4, 5, 6, 7)]
+    assert [each.evaluation_cpus for each in placements] == [2, 0, 0], "on the node without ranks"
 
 
-def test_training_and_evaluation_have_cpus_of_their_own() -> None:
-    config = run()
-    config.eval.every, config.eval.workers = 100, 3
-    placement = place(config, gpus_found=0)
-    assert (placement.ranks, placement.cpus, placement.gpus) == (4, 7, 0)
-    assert placement.rank_resources == {"CPU": 1}
+def test_the_example_in_the_docstring() -> None:
+    placements = place_run(RunResources(4, 1, 0, 2), 2, [Node("n0", 5, 0), Node("n1", 5, 0)])
+    assert [(each.ranks, each.evaluation_cpus) for each in placements] == [((0, 1, 2, 3), 0), ((), 2)]
 
 
-def test_without_evaluation_no_cpu_is_kept_for_it() -> None:
-    assert place(run(), gpus_found=0).cpus == 4
+def test_evaluations_with_a_gpu_are_placed_where_one_is_left() -> None:
+    placements = place_run(RunResources(4, 1, 1, 2, 1), 1, [Node("cpu", 200, 0), Node("gpu", 96, 8)])
+    assert [(each.evaluation_cpus, each.evaluation_gpus) for each in placements] == [(0, 0), (2, 1)]
+    assert (placements[1].cpus_left, placements[1].gpus_left) == (90, 3)
 
 
-def test_gpus_are_taken_where_there_are_some_unless_refused() -> None:
-    config = run(1, 2)
-    assert place(config, gpus_found=8).rank_resources == {"CPU": 1, "GPU": 1}
-    config.cluster.gpus_per_rank = 0
-    assert place(config, gpus_found=8).gpus == 0
+def test_evaluations_use_what_the_ranks_leave() -> None:
+    placements = place_run(RunResources(8, 8, 1, 16), 8, [Node("gpu", 96, 8)])
+    assert (placements[0].evaluation_cpus, placements[0].cpus_left) == (16, 16)
 
 
-def test_too_few_cpus_name_both_numbers() -> None:
-    config = run()
-    config.cluster.cpus, config.eval.every = 4, 10
-    with pytest.raises(InputError, match=r"cluster.cpus offers 4 CPUs .* needs 5 .*4 .* x 1 \+ 1 for eval"):
-        place(config, gpus_found=0)
+@pytest.mark.parametrize(
+    ("resources", "tensor", "nodes", "message"),
+    [
+        (RunResources(16, 8, 1, 0), 8, [Node("a", 96, 8)], r"^16 training processes .* only 8 fit 1 nodes"),
+        (RunResources(8, 8, 1, 0), 8, [Node("a", 32, 8)], "only 0 fit"),
+        (
+            RunResources(8, 1, 1, 0),
+            8,
+            [Node("a", 8, 4), Node("b", 8, 4)],
+            "groups of parallel.tensor=8 a node: only 0",
+        ),
+        (
+            RunResources(8, 12, 1, 8),
+            8,
+            [Node("a", 96, 8)],
+            r"^evaluations take 8 CPUs .* the ranks leave 0 CPUs on a",
+        ),
+        (
+            RunResources(4, 1, 1, 2, 5),
+            1,
+            [Node("a", 96, 8), Node("c", 200, 0)],
+            r"^evaluations take 2 CPUs \(eval.workers\) and 5 GPUs \(eval.gpus\) of one node, the ranks "
+            "leave 200 CPUs and 0 GPUs on c",
+        ),
+        (RunResources(1, 1, 0, 0), 1, [Node("a", 9, 0), Node("a", 9, 0)], "two nodes have one name"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused_with_the_numbers(
+    resources: RunResources, tensor: int, nodes: list[Node], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        place_run(resources, tensor, nodes)
 
 
-def test_too_few_gpus_name_both_numbers() -> None:
-    with pytest.raises(InputError, match=r"1 GPUs found, the run needs 4"):
-        place(run(), gpus_found=1)
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 64), st.integers(0, 8)), min_size=1, max_size=12),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 16),
+    st.integers(0, 1),
+    st.integers(0, 9),
+    st.integers(0, 3),
+)
+def test_every_placement_is_complete_and_within_every_node(
+    sizes: list[tuple[int, int]],
+    tensor: int,
+    data: int,
+    gpus_per_rank: int,
+    evaluation: int,
+    evaluation_gpus: int,
+) -> None:
+    nodes = [Node(f"n{number}", cpus, gpus) for number, (cpus, gpus) in enumerate(sizes)]
+    resources = RunResources(
+        tensor * data, 2, gpus_per_rank, evaluation, evaluation_gpus if evaluation else 0
+    )
+    try:
+        placements = place_run(resources, tensor, nodes)
+    except InputError:
+        return
+    assert sorted(rank for each in placements for rank in each.ranks) == list(range(tensor * data))
+    assert sum(each.evaluation_cpus for each in placements) == evaluation
+    for each in placements:
+        assert each.cpus_left >= 0
+        assert each.gpus_left >= 0
+        assert (each.evaluation_gpus == evaluation_gpus) == (each.evaluation_cpus > 0 or evaluation_gpus == 0)
+        assert len(each.ranks) % tensor == 0
+        assert (
+            list(each.ranks) == list(range(each.ranks[0], each.ranks[0] + len(each.ranks)))
+            if each.ranks
+            else True
+        )
 
 
-def test_an_existing_cluster_is_counted_after_it_was_reached() -> None:
-    config = run()
-    config.cluster.address = "auto"
-    placement = place(config, gpus_found=0)
-    with pytest.raises(InputError, match=r"Ray at auto offers 2 CPUs to Ray, the run needs 4"):
-        check_fits(placement, cpus=2, gpus=0, source="Ray at auto")
-
-
-@pytest.mark.parametrize("key", ["parallel.tensor", "parallel.data", "cluster.cpus_per_rank", "eval.workers"])
-def test_sizes_below_one_are_refused(key: str) -> None:
-    config = run()
-    section, name = key.split(".")
-    setattr(getattr(config, section), name, 0)
-    with pytest.raises(InputError, match=f"{key}=0, expected 1 or more"):
-        place(config, gpus_found=0)
-
-
-def test_the_policy_of_evaluations_has_gpus_of_its_own() -> None:
-    config = RootConfig()
-    config.eval.every, config.eval.gpus = 10, 0.5
-    config.cluster.gpus_per_rank = 1
-    assert place(config, gpus_found=2).gpus == 2
-    with pytest.raises(InputError, match=r"1 GPUs found, the run needs 2 .*one each \+ 1 for evaluation"):
-        place(config, gpus_found=1)
-    for name, value in (("gpus", 1.5), ("gpus", -0.5)):
-        wrong = RootConfig()
-        setattr(wrong.eval, name, value)
-        with pytest.raises(InputError, match=f"eval.{name}={value}"):
-            place(wrong, gpus_found=4)
+def test_inspect_cluster_shows_the_placement(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["inspect", "cluster", "experiment=worldvla_libero_goal_256", "nodes=8", "parallel.tensor=2"]
+    assert main([*words, "parallel.data=32", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [len(node["ranks"]) for node in printed["nodes"]] == [8] * 8
+    assert main([*words, "parallel.data=32"]) == 0
+    assert "56 to 63" in capsys.readouterr().out
+    for wrong in ("nodes=0", "cpus_per_node=0", "cpu_nodes=-1"):
+        assert main([*words, wrong]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {wrong}, expected ")
+    assert main([*words, "parallel.data=4", "eval.gpus=57"]) == 2
+    assert "evaluations take 8 CPUs (eval.workers) and 57 GPUs" in capsys.readouterr().err
+    assert main([*words, "parallel.data=64"]) == 2
+    assert "only 64 fit 8 nodes" in capsys.readouterr().err

@@ -17,7 +17,7 @@ ALL = ["stages=[prepare,train,eval]", "prepare.source=demos", "prepare.resolutio
 
 
 def scripts(text: str) -> dict[str, str]:
-    """What `--dry-run` shows: how sbatch is called -> script."""
+    """Output of `--dry-run`: how sbatch is called -> script."""
     parts = text.split("# sbatch ")[1:]
     return {part.split("\n", 1)[0]: part.split("\n", 1)[1] for part in parts}
 
@@ -61,7 +61,9 @@ def test_each_run_of_a_sweep_has_its_own_evaluation(capsys: pytest.CaptureFixtur
     assert f"1) arguments+=(checkpoint={where}) ;;" in evaluate
 
 
-def test_a_sweep_over_the_steps_evaluates_each_runs_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_over_the_steps_evaluates_the_last_checkpoint_of_each_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["stages=[train,eval]", "sweep='trainer.steps=100,200'"]
     assert main(["submit", *GOAL, *words, "--dry-run"]) == 0
     evaluate = list(scripts(capsys.readouterr().out).values())[1]
@@ -75,7 +77,7 @@ def test_the_evaluation_reads_the_checkpoints_where_they_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for url, where in (("s3://b/c/", "s3://b/c"), ("kept/c", f"file://{tmp_path}/kept/c")):
+    for url, where in (("s3://b/c/", "s3://b/c"), ("other/c", f"file://{tmp_path}/other/c")):
         words = ["stages=[train,eval]", f"checkpointing.url={url}"]
         assert main(["submit", *GOAL, *words, "--dry-run"]) == 0
         train, evaluate = scripts(capsys.readouterr().out).values()
@@ -98,8 +100,8 @@ def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixtu
     [
         (
             ["sweep='optim.lr=1e-5,5e-6'", "checkpointing.url=s3://b/c"],
-            "checkpointing.url=s3://b/c is the same for 2 runs of the sweep, expected a place of its own for "
-            "each; name it by the run: checkpointing.url='s3://b/c/${run.name}'",
+            "checkpointing.url=s3://b/c is the same for 2 runs of the sweep, expected a location of its own "
+            "for each; name it by the run: checkpointing.url='s3://b/c/${run.name}'",
         ),
         (["sweep='optim.lr=1e-5,much'"], "worldvla submit: optim.lr: Value 'much'"),
         (["stages=[train,prepare]"], "stages=[train,prepare], expected some of [prepare,train,eval]"),
@@ -107,12 +109,17 @@ def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixtu
         (["stages=[train,test]"], "worldvla submit: stages[1]=test, expected one of prepare, train, eval"),
         (["prepare.source=demos"], "prepare.source=demos is given, but stages=[train] has no prepare"),
         (["stages=[prepare,train]"], "stages has prepare, but nothing to prepare; name it: prepare.source="),
-        ([*ALL, "prepare.out=x"], "prepare.out=x: the data goes to where the training reads it, data.url="),
+        (
+            [*ALL, "prepare.out=x"],
+            "prepare.out=x: the data is written to where the training reads it, data.url=",
+        ),
         ([*ALL, "prepare.resolutio=1"], "worldvla submit: unknown setting 'prepare.resolutio'; did you mean"),
         ([*ALL, "final_eval.policy=expert"], "final_eval names a checkpoint or a policy, expected neither"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_are_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["submit", *GOAL, *words, "--dry-run"]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"error: {message}")
@@ -122,7 +129,7 @@ def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.Ca
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Stand-ins for sbatch, which counts jobs from 41 and notes how it was called, and scancel."""
+    """Fakes of scancel and of sbatch, which counts jobs from 41; both record how they were called."""
     folder = tmp_path / "bin"
     folder.mkdir()
     calls = tmp_path / "calls"
@@ -141,10 +148,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_each_job_waits_for_the_one_before(slurm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", *GOAL, *ALL, f"run.dir={slurm}/runs", "run.name=r", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["stages"] == {"prepare": 41, "train": 42, "eval": 43}
-    assert told["job"] == 42
-    assert told["log"] == f"{slurm}/runs/r/slurm/job-42.log"
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["stages"] == {"prepare": 41, "train": 42, "eval": 43}
+    assert printed["job"] == 42
+    assert printed["log"] == f"{slurm}/runs/r/slurm/job-42.log"
     folder = f"{slurm}/runs/r/slurm"
     assert (slurm / "calls").read_text().splitlines() == [
         f"--parsable {folder}/prepare.sbatch",
@@ -156,7 +163,7 @@ def test_each_job_waits_for_the_one_before(slurm: Path, capsys: pytest.CaptureFi
     assert "scancel 44 45 46 ends them" in shown
 
 
-def test_a_refused_job_takes_those_before_it_along(
+def test_a_refused_job_cancels_those_before_it(
     slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cluster.slurm.pipeline.Job.dependency", lambda *_: "impossible")

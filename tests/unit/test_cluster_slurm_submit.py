@@ -1,4 +1,4 @@
-"""`worldvla submit`: the batch script, the layout that is chosen, mistakes."""
+"""`worldvla submit`: the batch script, the chosen layout, invalid settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def script(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_all_that_a_user_types(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_of_an_experiment_needs_only_the_number_of_nodes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     text = script(capsys, GOAL, "nodes=8")
     assert text.startswith("#!/bin/bash\n#SBATCH --job-name=worldvla_libero_goal_256\n#SBATCH --nodes=8\n")
     for option in ("gpus-per-node=8", "exclusive", "signal=B:USR1@300", "requeue", "open-mode=append"):
@@ -37,7 +39,7 @@ def test_all_that_a_user_types(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nodes=8" not in text.split("arguments=(")[1].split(")")[0], "not a setting of the training"
 
 
-def test_bash_reads_every_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bash_parses_every_script(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words in (
         [GOAL, "nodes=8"],
         [GOAL, "nodes=2", "cluster=a100_80gb", "slurm.container=/images/w.sqsh", "slurm.mounts=['/a:/b c']"],
@@ -50,7 +52,7 @@ def test_bash_reads_every_script(capsys: pytest.CaptureFixture[str], tmp_path: P
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-def test_values_reach_bash_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_values_reach_bash_unchanged(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     value = "a 'b' $(touch x) `touch y`"
     text = script(capsys, GOAL, f'slurm.environment=["ODD={value}"]', "optim.lr=1e-5")
     lines = [line for line in text.splitlines() if line.startswith("export ODD=")]
@@ -65,7 +67,7 @@ def test_values_reach_bash_as_they_are(capsys: pytest.CaptureFixture[str], tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_relative_paths_start_where_the_job_was_submitted(
+def test_relative_paths_are_relative_to_where_the_job_was_submitted(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,10 +82,10 @@ def test_relative_paths_start_where_the_job_was_submitted(
         cwd="/",
         env={"PYTHONPATH": "before"},
     )
-    assert shown.stdout == f"{tmp_path}|{checkout()}:before", "our programs are found from there, too"
+    assert shown.stdout == f"{tmp_path}|{checkout()}:before", "the project is importable from there"
 
 
-def test_a_container_gets_every_step(
+def test_every_step_runs_in_the_container(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +97,9 @@ def test_a_container_gets_every_step(
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_profile_brings_its_network(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_sets_the_variables_of_its_network(
+    profile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     efa = profile.startswith("aws_")
     text = script(capsys, GOAL, f"cluster={profile}")
     assert ("export FI_PROVIDER=efa\n" in text) == efa
@@ -103,7 +107,9 @@ def test_a_profile_brings_its_network(profile: str, capsys: pytest.CaptureFixtur
     for line in text.splitlines():
         if line.startswith("export NCCL") or line.startswith("export FI_"):
             name, _, value = line.removeprefix("export ").partition("=")
-            assert re.search(f"^# {name} +{value} +[a-z0-9]", text, re.MULTILINE), "every one is in the table"
+            assert re.search(f"^# {name} +{value} +[a-z0-9]", text, re.MULTILINE), (
+                "every variable is in the table"
+            )
     assert "export NCCL_IB_DISABLE=1\n" in script(capsys, GOAL, f"cluster={profile}", "slurm.network=tcp")
 
 
@@ -131,7 +137,7 @@ def test_a_sweep_is_a_job_array(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("suite", ["spatial", "object", "goal", "10"])
 @pytest.mark.parametrize("pixels", [256, 512])
 def test_every_experiment_fits_one_node_of_every_profile(profile: str, suite: str, pixels: int) -> None:
-    from cluster.slurm.submit import choose_layout
+    from cluster.slurm.layout_choice import choose_layout
 
     words = [f"experiment=worldvla_libero_{suite}_{pixels}", f"cluster={profile}"]
     config = compose("worldvla submit", SubmitConfig, "train", words)
@@ -158,10 +164,7 @@ def test_the_papers_hyper_parameters() -> None:
     [
         (["nodes=0"], "nodes=0, expected 1 or more"),
         (["slurm.network=wifi"], "worldvla submit: slurm.network=wifi, expected one of infiniband, efa, tcp"),
-        (
-            ["cluster.network=wifi"],
-            "worldvla submit: cluster.network=wifi, expected one of infiniband",
-        ),
+        (["cluster.network=wifi"], "worldvla submit: cluster.network=wifi, expected one of infiniband"),
         (["slurm.time=soon"], "slurm.time=soon, expected D-HH:MM:SS"),
         (["slurm.partition='a b'"], "slurm: 'partition=a b' is no option of sbatch"),
         (["slurm.sbatch=['--mem=0']"], "slurm: '--mem=0' is no option of sbatch"),
@@ -175,7 +178,9 @@ def test_the_papers_hyper_parameters() -> None:
         (["slurm.tim=1"], "worldvla submit: unknown setting 'slurm.tim'; did you mean 'slurm.time'?"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_are_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["submit", GOAL, *words, "--dry-run"]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"error: {message}")
@@ -185,7 +190,7 @@ def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.Ca
 
 @pytest.fixture
 def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for sbatch that keeps what it gets and answers with a job id."""
+    """A fake sbatch that stores the script and prints a job id."""
     folder = tmp_path / "bin"
     folder.mkdir()
     program = folder / "sbatch"
@@ -198,19 +203,19 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_submission_tells_the_job_and_where_to_look(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_submission_prints_the_job_and_its_files(sbatch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [GOAL, f"run.dir={sbatch}/runs", "run.name=mine"]
     assert main(["submit", *words, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["job"] == 42
-    assert told["log"] == f"{sbatch}/runs/mine/slurm/job-42.log"
-    assert (sbatch / "given").read_text() == Path(told["script"]).read_text()
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["job"] == 42
+    assert printed["log"] == f"{sbatch}/runs/mine/slurm/job-42.log"
+    assert (sbatch / "given").read_text() == Path(printed["script"]).read_text()
     (sbatch / "refuse").touch()
     assert main(["submit", *words]) == 2
     assert capsys.readouterr().err.startswith("error: sbatch refuses the job: no; the script is ")
 
 
-def test_without_a_slurm_client(
+def test_without_a_slurm_client_submission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

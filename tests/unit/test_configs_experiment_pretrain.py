@@ -10,7 +10,7 @@ import pytest
 from benchmarks.stream_data import CODES, PIXELS, SIDE
 from cluster.cli.main import main
 from cluster.slurm.config import SubmitConfig
-from cluster.slurm.submit import choose_layout
+from cluster.slurm.layout_choice import choose_layout
 from data.contracts import AGENT_CAMERA, Statistics
 from data.storage import index as indexes
 from data.storage.episode_table import Task

@@ -12,7 +12,7 @@ from data.errors import InputError
 from pretrain.config import OptimizerName, ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.out_of_memory import explained_out_of_memory, layout_advice
 from pretrain.model.config import ModelConfig
-from pretrain.planner.memory import Layout, memory
+from pretrain.planner.memory import ParallelLayout, estimate_memory
 
 H100 = "NVIDIA H100 80GB HBM3"
 
@@ -49,15 +49,14 @@ def test_a_network_that_fits_no_layout_gets_advice_on_what_would_fit() -> None:
 
 
 def test_one_moment_less_leaves_room_for_more_activations() -> None:
-    assert "(parallel.zero_stage=3), the quickest first: parallel.tensor=1" in layout_advice(
-        _config(2), 80e9, H100
-    )
-    assert "model.recompute=none (" not in layout_advice(_config(2), 80e9, H100)
+    adamw = layout_advice(_config(2), 80e9, H100)
+    assert "(parallel.zero_stage=3), the quickest first: parallel.tensor=1" in adamw
+    assert "model.recompute=none (" not in adamw
     assert "model.recompute=none (" in layout_advice(_config(2, "lion"), 80e9, H100)
-    layout = Layout(1, 8, 1, "full")
+    layout = ParallelLayout(1, 8, 1, "full")
     both, one = (
-        memory(ModelConfig(), layout, 4096),
-        memory(ModelConfig(), replace(layout, optimizer="lion"), 4096),
+        estimate_memory(ModelConfig(), layout, 4096),
+        estimate_memory(ModelConfig(), replace(layout, optimizer="lion"), 4096),
     )
     assert one.optimiser == both.optimiser * 2 / 3
     assert (one.weights, one.gradients) == (both.weights, both.gradients)

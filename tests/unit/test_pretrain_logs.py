@@ -11,7 +11,7 @@ import pytest
 
 from data.errors import InputError
 from pretrain.logs import LEVEL_VARIABLE, log_to_file, set_up_logging
-from pretrain.run_layout import rank_name
+from pretrain.run_layout import rank_log_name
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
@@ -56,7 +56,7 @@ def test_libraries_are_left_alone() -> None:
 
 def test_a_rank_logs_to_its_file_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(rank=12)
-    path = tmp_path / "logs" / f"{rank_name(12)}.log"
+    path = tmp_path / "logs" / rank_log_name(12)
     log_to_file(path, rank=12)
     logging.getLogger("pretrain.validation").warning("no episode")
     assert path.name == "rank_00012.log"

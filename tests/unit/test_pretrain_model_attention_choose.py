@@ -1,4 +1,4 @@
-"""Which attention backend runs on which hardware, and what a wrong choice is told."""
+"""Which attention backend runs on which hardware, and the errors for a wrong choice."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn.attention.flex_attention import FlexKernelOptions
 
 from data.errors import InputError
 from pretrain.model.attention import choose, flex
-from pretrain.model.attention.choose import check_backend, packed_mask, resolve
+from pretrain.model.attention.choose import check_backend, packed_mask, resolve_backend
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.hardware import Hardware, detect
 from pretrain.model.attention.varlen import VarlenMask
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig
 from tests.support.packings import worldvla
 from tests.support.varlen_reference import PlainKernels
 
@@ -42,18 +42,18 @@ def gpu(major: int, minor: int = 0, without: str = "", flash_attention: str = "2
         (gpu(12), torch.bfloat16, 128, "flex"),
     ],
 )
-def test_auto_goes_by_the_hardware(
-    hardware: Hardware, dtype: torch.dtype, head_size: int, expected: str
+def test_auto_depends_on_the_hardware(
+    hardware: Hardware, dtype: torch.dtype, head_size: int, expected: AttentionBackend
 ) -> None:
-    assert resolve("auto", hardware, dtype, head_size) == expected
-    assert resolve(expected, hardware, dtype, head_size) == expected
+    assert resolve_backend("auto", hardware, dtype, head_size) == expected
+    assert resolve_backend(expected, hardware, dtype, head_size) == expected
 
 
-def test_every_backend_can_be_asked_for_where_it_runs() -> None:
+def test_every_backend_can_be_requested_on_its_hardware() -> None:
     for name in ("sdpa", "flex", "flash", "flash2"):
-        assert resolve(name, gpu(9), torch.bfloat16, 128) == name
-    assert resolve("flash2", gpu(8), torch.float16, 256) == "flash2"
-    assert resolve("flex", gpu(8), torch.float32, 128) == "flex"
+        assert resolve_backend(name, gpu(9), torch.bfloat16, 128) == name
+    assert resolve_backend("flash2", gpu(8), torch.float16, 256) == "flash2"
+    assert resolve_backend("flex", gpu(8), torch.float32, 128) == "flex"
 
 
 @pytest.mark.parametrize(
@@ -94,14 +94,13 @@ def test_every_backend_can_be_asked_for_where_it_runs() -> None:
         ("flash2", gpu(8, flash_attention="2.9rc1"), torch.bfloat16, 64, "2.7 or 2.8, found 2.9rc1"),
         ("flash2", gpu(8), torch.float32, 64, "takes bf16 and fp16, found torch.float32"),
         ("flash2", gpu(8), torch.bfloat16, 100, "head sizes of up to 256 in steps of 8, found 100"),
-        ("flsh", gpu(9), torch.bfloat16, 128, "model.attention=flsh, expected one of auto, sdpa"),
     ],
 )
 def test_a_backend_that_cannot_run_here_is_refused(
-    name: str, hardware: Hardware, dtype: torch.dtype, head_size: int, message: str
+    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        resolve(name, hardware, dtype, head_size)
+        resolve_backend(name, hardware, dtype, head_size)
 
 
 @pytest.mark.parametrize(
@@ -116,16 +115,16 @@ def test_a_backend_that_cannot_run_here_is_refused(
 def test_the_mask_is_that_of_the_chosen_kernels(
     monkeypatch: pytest.MonkeyPatch,
     hardware: Hardware,
-    name: str,
+    name: AttentionBackend,
     block_size: tuple[int, int],
     options: FlexKernelOptions,
 ) -> None:
     monkeypatch.setattr(choose, "detect", lambda device: hardware)
     segments, blocks = worldvla(700)
-    made = packed_mask(segments, blocks, ModelConfig(attention=name), torch.device("cpu"), torch.bfloat16)
-    assert isinstance(made, flex.FlexMask)
-    assert block_size == made.block_mask.BLOCK_SIZE
-    assert made.options == options
+    mask = packed_mask(segments, blocks, ModelConfig(attention=name), torch.device("cpu"), torch.bfloat16)
+    assert isinstance(mask, flex.FlexMask)
+    assert block_size == mask.block_mask.BLOCK_SIZE
+    assert mask.options == options
 
 
 def test_the_ablations_reach_every_backend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,19 +132,19 @@ def test_the_ablations_reach_every_backend(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(choose, "flash_attention_2", PlainKernels)
     for name in ("sdpa", "flex", "flash", "flash2"):
         config = ModelConfig(attention=name, action_mask=False)
-        made = packed_mask([[1] * 5], [[0, 1, 2, 2, 0]], config, torch.device("cpu"), torch.bfloat16)
-        if isinstance(made, VarlenMask):
-            assert made.within is None
-        elif isinstance(made, flex.FlexMask):
-            place, zero = torch.arange(5), torch.tensor(0)
-            seen = made.block_mask.mask_mod(zero, zero, place[:, None], place[None])
-            assert torch.equal(seen, torch.ones(5, 5).tril().bool())
+        mask = packed_mask([[1] * 5], [[0, 1, 2, 2, 0]], config, torch.device("cpu"), torch.bfloat16)
+        if isinstance(mask, VarlenMask):
+            assert mask.within is None
+        elif isinstance(mask, flex.FlexMask):
+            index, zero = torch.arange(5), torch.tensor(0)
+            visible = mask.block_mask.mask_mod(zero, zero, index[:, None], index[None])
+            assert torch.equal(visible, torch.ones(5, 5).tril().bool())
         else:
-            assert isinstance(made, DenseMask)
-            assert made.dense.sum() == 15
+            assert isinstance(mask, DenseMask)
+            assert mask.dense.sum() == 15
 
 
-def test_this_machine_is_asked_before_anything_is_made() -> None:
+def test_backend_is_checked_before_the_mask_is_built() -> None:
     device = torch.device("cpu")
     assert detect(device).device == "cpu"
     assert check_backend(ModelConfig(), device, torch.bfloat16) == "sdpa"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import types
 
 import numpy as np
@@ -18,21 +17,21 @@ from data.stream.sequence import action_sample as real_action_sample
 from data.stream.sequence import world_sample as real_world_sample
 from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
-from pretrain.model.attention.split_plan import Pass, split
-from pretrain.model.attention.varlen import FlashAttention2, Stretches, VarlenMask
-from pretrain.model.config import ModelConfig
+from pretrain.model.attention.split_plan import AttentionPass, split
+from pretrain.model.attention.varlen import FlashAttention2, VarlenMask, VarlenPass
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.mask import effective_blocks
 from pretrain.model.transformer import Transformer, initialise
 from tests.support.packings import Packing, action_sample, packing, packings, worldvla
 from tests.support.varlen_reference import PlainKernels
 
 CPU = torch.device("cpu")
-# Two samples of the same answer block ids, one after the other; blocks that come back; no prompt.
+# Two samples of the same answer block ids, one after the other; block ids that recur; no prompt.
 HARD = packing([[[0, 1, 2, 0, 3, 0], [1, 1, 2], [0, 1, -1, 1, 2, 0, 1]], [[-1, 0], [2]]], 20)
 
 
-def pairs(part: Pass | None, tokens: int) -> Tensor:
-    """How often a pass names each pair of tokens, int [T, T]."""
+def pairs(part: AttentionPass | None, tokens: int) -> Tensor:
+    """Number of times that a pass covers each pair of tokens, int [T, T]."""
     named = torch.zeros(tokens, tokens, dtype=torch.int64)
     if part is None:
         return named
@@ -58,7 +57,7 @@ def test_each_visible_pair_is_in_one_pass_and_no_other_pair_in_any(
     assert torch.equal(torch.as_tensor(named), dense)
 
 
-def test_passes_of_an_action_sample_are_as_drawn() -> None:
+def test_passes_of_an_action_sample_are_as_in_the_docstring() -> None:
     plan = split([[1] * 7], [[0, 0, 1, 1, 2, 2, 0]])
     drawn = pairs(plan.ordinary, 7) + 2 * pairs(plan.prefix, 7) + 3 * pairs(plan.within, 7)
     assert ["".join(".123"[number] for number in row) for row in drawn.tolist()] == [
@@ -72,7 +71,7 @@ def test_passes_of_an_action_sample_are_as_drawn() -> None:
     ]
 
 
-def test_a_pass_with_nothing_to_do_is_left_out() -> None:
+def test_pass_without_queries_is_none() -> None:
     no_blocks = split([[1, 1, 2, 0]], [[0, 0, 0, 0]])
     assert no_blocks.ordinary is not None
     assert no_blocks.prefix is None
@@ -91,7 +90,7 @@ def results(mask: DenseMask | VarlenMask, tensors: list[Tensor], gradient: Tenso
 
 
 def both(packed: Packing, heads: int, shared: int, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """What the split and the reference give for the same random queries, keys and values."""
+    """Results of the split and of the reference for the same random queries, keys and values."""
     generator = torch.Generator().manual_seed(0)
     batch, length = packed[0].shape
     tensors = [
@@ -108,14 +107,14 @@ def both(packed: Packing, heads: int, shared: int, dtype: torch.dtype) -> tuple[
 @settings(deadline=None)
 @given(packings(), st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]))
 @example(HARD, (4, 2))
-def test_output_and_gradients_are_the_reference(packed: Packing, heads: tuple[int, int]) -> None:
-    found, expected = both(packed, *heads, torch.float64)
-    for ours, theirs in zip(found, expected, strict=True):
+def test_output_and_gradients_equal_the_reference(packed: Packing, heads: tuple[int, int]) -> None:
+    actual, expected = both(packed, *heads, torch.float64)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 def real_packing() -> Packing:
-    """Two rows of samples as training has them, at 32 px."""
+    """Two rows of training samples at 32 px."""
     generator = np.random.default_rng(0)
     text, image = generator.integers(16_384, 20_000, 9), generator.integers(4, 8_000, 24)
     bins = generator.integers(10_006, 10_261, (5, 7))
@@ -127,8 +126,8 @@ def real_packing() -> Packing:
 
 @pytest.mark.parametrize("packed", [real_packing(), worldvla(400, 2, image=30)])
 def test_real_sequences_in_fp32(packed: Packing) -> None:
-    found, expected = both(packed, 4, 2, torch.float32)
-    for ours, theirs in zip(found, expected, strict=True):
+    actual, expected = both(packed, 4, 2, torch.float32)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -141,7 +140,7 @@ def test_three_calls_a_layer_for_any_number_of_samples() -> None:
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_a_network_has_the_same_gradients(recompute: str) -> None:
+def test_a_network_has_the_same_gradients(recompute: RecomputePolicy) -> None:
     packed = worldvla(150, 2, image=20)
     tokens = torch.randint(0, 64, packed[0].shape, generator=torch.Generator().manual_seed(0))
     gradients: list[list[Tensor]] = []
@@ -184,9 +183,9 @@ class Interface(types.ModuleType):
         seqused_k: Tensor | None = None,
         zero_tensors: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        stretches = self.stretches(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        part = self.part(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
         assert (dropout_p, softmax_scale, window_size_left, window_size_right) == (0, 8**-0.5, -1, -1)
-        output, lse = PlainKernels().forward(q, k, v, stretches)
+        output, lse = PlainKernels().forward(q, k, v, part)
         return output, lse, torch.empty(0), torch.empty(2)
 
     def _flash_attn_varlen_backward(
@@ -215,19 +214,19 @@ class Interface(types.ModuleType):
         rng_state: Tensor | None = None,
         zero_tensors: bool = False,
     ) -> Tensor:
-        stretches = self.stretches(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+        part = self.part(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
         assert (dropout_p, softmax_scale, window_size_left, window_size_right) == (0, 8**-0.5, -1, -1)
         assert all(tensor.is_contiguous() for tensor in (dout, q, k, v, out, softmax_lse))
-        found = PlainKernels().backward(dout, q, k, v, out, softmax_lse, stretches)
-        for place, gradient in zip((dq, dk, dv), found, strict=True):
+        actual = PlainKernels().backward(dout, q, k, v, out, softmax_lse, part)
+        for place, gradient in zip((dq, dk, dv), actual, strict=True):
             place.copy_(gradient)
         return torch.empty(0)
 
-    def stretches(self, *settings: object) -> Stretches:
+    def part(self, *settings: object) -> VarlenPass:
         starts = [setting for setting in settings if isinstance(setting, Tensor)]
         assert [each.dtype for each in starts] == [torch.int32] * 2
         tokens = [torch.arange(int(each[-1])) for each in starts]
-        return Stretches(*tokens, *settings)  # type: ignore[arg-type]
+        return VarlenPass(*tokens, *settings)  # type: ignore[arg-type]
 
 
 def test_flash_attention_2_is_called_as_its_signature_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,17 +235,26 @@ def test_flash_attention_2_is_called_as_its_signature_says(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, name, Interface(name))
     packed = real_packing()
     tensors = [torch.randn(2, 330, 4, 8, dtype=torch.float64).transpose(1, 2) for _ in range(4)]
-    found = results(VarlenMask.packed(*packed, CPU, FlashAttention2()), tensors[:3], tensors[3])
+    actual = results(VarlenMask.packed(*packed, CPU, FlashAttention2()), tensors[:3], tensors[3])
     expected = results(DenseMask.packed(*packed), tensors[:3], tensors[3])
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_large_plan_is_made_without_a_loop_over_samples() -> None:
-    segments = np.repeat(np.arange(1, 13_108), 5)[None, :65_536]
-    blocks = np.tile([0, 1, 2, 2, 0], 13_108)[None, :65_536]
-    start = time.process_time()
-    plan = split(segments, blocks)
-    assert time.process_time() - start < 1  # tens of milliseconds; a loop takes seconds
+def calls_of_split(samples: int) -> int:
+    """Number of Python and C functions called to plan samples of five tokens with two answer blocks each."""
+    segments = np.repeat(np.arange(1, samples + 1), 5)[None]
+    blocks = np.tile([0, 1, 2, 2, 0], samples)[None]
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event) if "call" in event else None)
+    try:
+        plan = split(segments, blocks)
+    finally:
+        sys.setprofile(None)
     assert plan.within is not None
-    assert len(plan.within.query_starts) > 26_000
+    assert len(plan.within.query_starts) == 2 * samples + 1
+    return len(calls)
+
+
+def test_large_plan_needs_no_loop_over_samples() -> None:
+    assert calls_of_split(13_107) == calls_of_split(10) > 10

@@ -1,4 +1,4 @@
-"""Decoding with a cache against a naive reading of the whole sequence for every token."""
+"""Decoding with a cache against forward passes of the whole sequence for every token."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data.errors import InputError
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from pretrain.model.cache import LayerCache
+from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
 from pretrain.model.layers import DecoderLayer
-from pretrain.model.reader import Reader
 from pretrain.model.sampling import Sampling
 from tests.support.decoding import (
     SMALL,
@@ -36,7 +36,7 @@ HOT = Sampling(temperature=2.0, seed=5)
 @pytest.mark.parametrize(
     "changes", [{}, {"action_mask": False}, {"history_actions_visible": True}, {"key_value_heads": 2}]
 )
-def test_every_order_equals_reading_the_whole_sequence_for_every_token(changes: dict[str, Any]) -> None:
+def test_every_order_equals_decoding_without_cache(changes: dict[str, Any]) -> None:
     model = small_model(**changes)
     acted = [*prompt_of(2, 3)[:-1], *dream_prompt(7, 2)[1:-1], *prompt_of(3, 2)[1:]]  # an action in the past
     prompts = [prompt_of(0, 5), prompt_of(1, 9, images=2), acted, dream_prompt(4, 6)]
@@ -47,21 +47,21 @@ def test_every_order_equals_reading_the_whole_sequence_for_every_token(changes: 
 
 
 @pytest.mark.parametrize(("start", "block"), [(ACTION_START, 1), (IMAGE_START, 0)])
-def test_two_actions_after_the_last_image_are_read_as_in_training(start: int, block: int) -> None:
+def test_two_actions_after_the_last_image_are_masked_as_in_training(start: int, block: int) -> None:
     # Blocks before an image are plain causal; blocks before more actions count as answers, which hide. What
     # one prompt action saw of the other reaches the answer over the end of the turn: in the third layer.
     model = small_model(layers=4)
     prompt = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]
     assert prompt.count(ACTION_START) == 2
     prompts = [prompt, prompt_of(1, 9)]
-    reader = Reader(model, prompts, np.array([block]), largest=start)
-    hidden = reader.read(torch.tensor([[start]]), slice(0, 1))
+    session = DecodingSession(model, prompts, np.array([block]), largest=start)
+    hidden = session.forward(torch.tensor([[start]]), slice(0, 1))
     for row, tokens in enumerate([*each, start] for each in prompts):
-        found = reader.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
-        torch.testing.assert_close(found, next_logits(model, tokens), atol=1e-4, rtol=0)
+        actual = session.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
+        torch.testing.assert_close(actual, next_logits(model, tokens), atol=1e-4, rtol=0)
 
 
-def test_an_answer_does_not_depend_on_its_companions() -> None:
+def test_answer_does_not_depend_on_the_other_prompts() -> None:
     model = small_model()
     prompts = [prompt_of(0, 5), prompt_of(1, 40, images=3), prompt_of(2, 1)]
     for temperature in (0.0, 2.0):
@@ -98,20 +98,20 @@ def test_guided_images_equal_guidance_without_cache(sampling: Sampling) -> None:
             sampling.choose(logits, None if noise is None else noise[row, place])
         )
 
-    def found(scale: float) -> list[Any]:
+    def actual(scale: float) -> list[Any]:
         return decode_image(
             model, prompts, 3, 2, 64, sampling=sampling, guidance=Guidance(scale, without)
         ).tolist()
 
     expected = [naive_image(model, p, 3, 2, choose(b), without[b], 3.0) for b, p in enumerate(prompts)]
-    assert found(3.0) == expected
+    assert actual(3.0) == expected
     unguided = decode_image(model, prompts, 3, 2, 64, sampling=sampling).tolist()
     assert unguided != expected
-    assert found(1.0) == unguided
-    assert found(0.0) == decode_image(model, without, 3, 2, 64, sampling=sampling).tolist()
+    assert actual(1.0) == unguided
+    assert actual(0.0) == decode_image(model, without, 3, 2, 64, sampling=sampling).tolist()
 
 
-def test_parallel_decoding_reads_seven_times_whatever_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parallel_decoding_takes_seven_forward_passes_for_any_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     sizes: list[tuple[int, ...]] = []
     read = model.decode
@@ -125,7 +125,7 @@ def test_parallel_decoding_reads_seven_times_whatever_the_chunk(monkeypatch: pyt
         assert sizes == expected[order]
 
 
-def test_the_last_layer_works_for_answers_alone() -> None:
+def test_last_layer_is_not_computed_for_prompts() -> None:
     model = small_model()
     last = model.model.layers[-1]
     assert isinstance(last, DecoderLayer)
@@ -135,8 +135,8 @@ def test_the_last_layer_works_for_answers_alone() -> None:
     assert rows == [3] * 7
 
 
-class Asked(TorchDispatchMode):
-    """Counts operations whose result the host has to wait for."""
+class SynchronisationCounter(TorchDispatchMode):
+    """Records operations whose result the host has to wait for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,19 +149,19 @@ class Asked(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_host_never_asks_for_a_token() -> None:
+def test_host_never_synchronises_during_decoding() -> None:
     model = small_model()
     prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
     counts = []
     for chunk, rows in ((2, 2), (6, 5)):
-        with Asked() as asked:
+        with SynchronisationCounter() as counter:
             decode_action_chunk(model, prompts, chunk, HOT, "token")
             decode_image(model, prompts, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, prompts))
-        counts.append(len(asked.names))
+        counts.append(len(counter.names))
     assert counts[0] == counts[1], "the number of waits grows with the answer"
 
 
-def test_half_precision_is_decoded_with_caches_of_its_own_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_is_decoded_with_caches_of_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     buffers: list[Tensor] = []
     append = LayerCache.append
 
@@ -188,7 +188,7 @@ def test_half_precision_is_decoded_with_caches_of_its_own_type(monkeypatch: pyte
             [prompt_of(0, 4), prompt_of(0, 235)],
             r"prompt 1 of 2 .* 247 \+ 27 = 274 positions.*max_positions is 256",
         ),
-        ([[0, 16_384]], "token id 16384, but the model knows ids below 16384"),
+        ([[0, 16_384]], "token id 16384, expected 0 to 16383"),
         ([[0, -1]], "token id -1"),
         ([], "found no prompt"),
         ([[0], []], "prompt 1 of 2 is empty"),
@@ -196,7 +196,7 @@ def test_half_precision_is_decoded_with_caches_of_its_own_type(monkeypatch: pyte
         ([[0.5, 1.0]], "prompt 0 of 1 is float64"),
     ],
 )
-def test_prompts_that_cannot_be_read_are_refused(prompts: list[Any], message: str) -> None:
+def test_invalid_prompts_are_refused(prompts: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         decode_action_chunk(small_model(), prompts, 3)
 

@@ -1,4 +1,4 @@
-"""The loss and its gradients against a naive one in fp64, and what memory it takes."""
+"""The loss and its gradients against a naive one in fp64, and its memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pretrain.model.vocabulary import (
 from tests.support.loss_case import LossCase, naive_loss
 
 CPU = torch.device("cpu")
-STRONG = LossSettings(image_weight=0.04, z_loss=1e-2)  # every term matters
+STRONG = LossSettings(image_weight=0.04, z_loss=1e-2)  # every term is significant
 
 
 def found_by(case: LossCase, settings: LossSettings = STRONG) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -51,13 +51,13 @@ def found_by(case: LossCase, settings: LossSettings = STRONG) -> tuple[Tensor, T
 
 def assert_equal_to_naive(case: LossCase, tolerance: float = 1e-5) -> None:
     expected = naive_loss(case, STRONG)
-    found = found_by(case)
-    assert found[0].dtype == torch.float32
-    for ours, theirs in zip((found[0], *found[2:]), (expected[0], *expected[2:]), strict=True):
+    actual = found_by(case)
+    assert actual[0].dtype == torch.float32
+    for ours, theirs in zip((actual[0], *actual[2:]), (expected[0], *expected[2:]), strict=True):
         # A single label that is certain has a gradient near zero: then of its terms' size.
         scale = max(float(theirs.abs().max()), 1 / len(case.labels))
         torch.testing.assert_close(ours.double(), theirs, atol=tolerance * scale, rtol=0)
-    torch.testing.assert_close(found[1].double(), expected[1], atol=1e-6, rtol=max(tolerance, 1e-5))
+    torch.testing.assert_close(actual[1].double(), expected[1], atol=1e-6, rtol=max(tolerance, 1e-5))
 
 
 def blocks_of(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
@@ -91,12 +91,12 @@ def test_bf16_gradients_are_as_good_as_those_through_whole_logits(monkeypatch: p
     case = LossCase.random(tokens=512, rows=8192, width=64)
     case.hidden, case.weight = case.hidden.bfloat16(), case.weight.bfloat16()
     expected = naive_loss(case, STRONG)
-    found = found_by(case)
+    actual = found_by(case)
     hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
     whole = naive_of_logits((hidden @ weight.t()).float(), case, STRONG)
     materialised = torch.autograd.grad(whole, (hidden, weight))
-    assert abs(float(found[0]) - float(expected[0])) < 1e-3 * float(expected[0])
-    for ours, theirs, exact in zip(found[2:], materialised, expected[2:], strict=True):
+    assert abs(float(actual[0]) - float(expected[0])) < 1e-3 * float(expected[0])
+    for ours, theirs, exact in zip(actual[2:], materialised, expected[2:], strict=True):
         assert ours.dtype == torch.bfloat16
         assert relative_error(ours, exact) < 1.2 * relative_error(theirs, exact) < 0.007
 
@@ -126,7 +126,7 @@ def found_by_normaliser(case: LossCase, normaliser: Tensor) -> tuple[Tensor, Ten
     return found_by(case)
 
 
-def test_the_normaliser_from_outside_divides_each_term() -> None:
+def test_normaliser_divides_each_term() -> None:
     case = LossCase.random(tokens=9, rows=30, width=8)
     weights = label_weights(case.labels, STRONG)
     loss = float(found_by(case)[0])
@@ -147,22 +147,22 @@ def test_huge_logits_do_not_overflow(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(ours.double(), theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
 
 
-def test_a_tie_for_the_largest_logit_counts_as_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tie_for_the_largest_logit_counts_as_correct(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks_of(monkeypatch, 2)
     weight = torch.tensor([[1.0], [3.0], [2.0], [3.0], [-1.0]])
     hidden = torch.ones(5, 1)
     head = VocabularyHead(LayerFactory(), 5, 1)
     head.weight = torch.nn.Parameter(weight)
     _, sums = head(hidden, torch.arange(5), torch.ones(2), LossSettings())
-    assert sums[LabelKind.STRUCTURE, 1:3].tolist() == [4, 2]  # ids 0 to 3; both that hold 3.0 are right
+    assert sums[LabelKind.STRUCTURE, 1:3].tolist() == [4, 2]  # ids 0 to 3; both that have 3.0 are correct
     assert sums[LabelKind.IMAGE, 1:3].tolist() == [1, 0]
 
 
 def test_the_largest_logit_has_no_gradient() -> None:
     case = LossCase.random(tokens=3, rows=8, width=4)
     hidden = case.hidden.requires_grad_()
-    found = vocabulary_statistics(hidden, case.weight, case.labels, LayerFactory(), range(2, 5))
-    assert [tensor.requires_grad for tensor in found] == [True, True, False, False]
+    actual = vocabulary_statistics(hidden, case.weight, case.labels, LayerFactory(), range(2, 5))
+    assert [tensor.requires_grad for tensor in actual] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("block", [1, 100, 256, 20_000])
@@ -175,13 +175,13 @@ def test_action_distance_is_that_of_the_likeliest_bin(
     case = LossCase.random(tokens=60, rows=rows, width=8)
     case.labels[:40] = torch.randint(ACTION_BIN_START, min(rows, ACTION_BIN_END), (40,))
     case.labels[0] = min(rows, ACTION_BIN_END) - 1
-    expected, found = naive_loss(case, STRONG)[1], found_by(case)[1]
+    expected, actual = naive_loss(case, STRONG)[1], found_by(case)[1]
     assert float(expected[LabelKind.ACTION, Total.ACTION_L1]) > 1
-    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
-    assert found[LabelKind.IMAGE :, Total.ACTION_L1].tolist() == [0, 0]
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
+    assert actual[LabelKind.IMAGE :, Total.ACTION_L1].tolist() == [0, 0]
 
 
-def test_of_equal_bins_the_first_is_chosen_and_the_last_decodes_like_the_one_before(
+def test_first_of_equal_bins_is_chosen_and_last_bin_decodes_like_its_predecessor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     blocks_of(monkeypatch, 5000)
@@ -197,7 +197,7 @@ def test_of_equal_bins_the_first_is_chosen_and_the_last_decodes_like_the_one_bef
             assert float(sums[LabelKind.ACTION, Total.ACTION_L1]) == pytest.approx(bins * 2 / 255)
 
 
-def test_keys_order_numbers_and_the_first_place_of_equal_ones() -> None:
+def test_keys_order_values_then_offsets() -> None:
     values = torch.tensor([-torch.inf, -3e38, -2.5, -1e-45, -0.0, 0.0, 1e-45, 7.0, 3e38, torch.inf])
     last = torch.full((10,), 2**24 - 1)
     first = torch.zeros_like(last)
@@ -210,8 +210,8 @@ def test_keys_order_numbers_and_the_first_place_of_equal_ones() -> None:
 
 
 def test_means_of_sums_are_by_label_and_none_without_labels() -> None:
-    found = means([[6.0, 4, 1, 3.0], [0.0, 0, 0, 0.0], [5.0, 2, 2, 0.0]])
-    assert found == {
+    actual = means([[6.0, 4, 1, 3.0], [0.0, 0, 0, 0.0], [5.0, 2, 2, 0.0]])
+    assert actual == {
         "loss_action": 1.5,
         "accuracy_action": 0.25,
         "loss_image": None,
@@ -241,7 +241,7 @@ def test_the_published_code_weighs_the_last_image_code_as_one() -> None:
 
 @pytest.mark.parametrize("tokens", [0, 1, 300, 8192, 10**8])
 @pytest.mark.parametrize("name", ["cpu", "cuda", "xpu"])
-def test_a_block_of_logits_fits_its_bytes(tokens: int, name: str) -> None:
+def test_block_of_logits_fits_its_size_limit(tokens: int, name: str) -> None:
     device = torch.device(name)
     rows = block_rows(tokens, device)
     assert rows == 1 or 4 * rows * tokens <= logit_bytes(device)
@@ -263,11 +263,11 @@ def test_memory_is_that_of_the_gradients_and_one_block(dtype: torch.dtype) -> No
         loss, _ = head(hidden, case.labels, normaliser, STRONG)
         return torch.autograd.grad(loss, (hidden, head.weight))
 
-    step()  # what is made once is made
+    step()  # one-time allocations
     gradients = (hidden.numel() * (4 + 2 * hidden.element_size())) + rows * width * hidden.element_size()
     block = logit_bytes(CPU) * 5 // 2  # logits, their exponentials and a cast of them
     vectors = 64 * 8 * tokens
-    found = peak_memory(step, "cpu")
-    assert found <= gradients + block + vectors, f"{found / 2**20:.1f} MiB"
-    assert found < 0.25 * 4 * tokens * rows, "as much as a share of the whole logits"
-    assert found > rows * width * hidden.element_size(), "not even the gradient was counted"
+    actual = peak_memory(step, "cpu")
+    assert actual <= gradients + block + vectors, f"{actual / 2**20:.1f} MiB"
+    assert actual < 0.25 * 4 * tokens * rows, "as much as a share of the whole logits"
+    assert actual > rows * width * hidden.element_size(), "not even the gradient was counted"

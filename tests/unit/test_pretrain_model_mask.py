@@ -1,4 +1,4 @@
-"""The action attention mask, against drawings and against its rule spelled out."""
+"""The action attention mask, against drawings and against a literal implementation of its rule."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_answer_blocks_do_not_see_one_another() -> None:
     ]
 
 
-def test_samples_of_one_sequence_and_padding_are_apart() -> None:
+def test_samples_and_padding_do_not_see_one_another() -> None:
     assert drawing(dense_mask([1, 1, 2, 2, 0], [0, 1, 0, 1, 0])) == [
         "x....",
         "xx...",
@@ -97,7 +97,7 @@ def test_mask_from_tokens_is_the_published_rule(tokens: list[int]) -> None:
     assert mask_from_tokens(tokens).tolist() == published_rule(tokens)
 
 
-def test_an_image_that_was_cut_off_is_the_last_image() -> None:
+def test_truncated_image_is_the_last_image() -> None:
     action = [ACTION_START, BIN, ACTION_END]
     sample = [IMAGE_START, IMAGE_END, *action, *action, END_OF_TURN, IMAGE_START, TEXT]
     assert mask_vectors(sample)[1].tolist() == [0, 0, -1, -1, -1, -2, -2, -2, 0, 0, 0]
@@ -105,7 +105,7 @@ def test_an_image_that_was_cut_off_is_the_last_image() -> None:
 
 
 def raw_samples() -> dict[str, Sample]:
-    """WorldVLA's samples as the stream cuts them, at 32 px."""
+    """WorldVLA's samples as in the training stream, at 32 px."""
     text, bins = np.arange(20_000, 20_009), np.arange(10_006, 10_041).reshape(5, 7)
     image = image_block(np.arange(4).reshape(2, 2), pixels=32)
     return {
@@ -117,12 +117,12 @@ def raw_samples() -> dict[str, Sample]:
 
 
 @pytest.mark.parametrize("kind", ["action", "one frame", "no image", "world"])
-def test_raw_samples_and_every_beginning_of_them_follow_the_published_rule(kind: str) -> None:
+def test_raw_samples_and_all_their_prefixes_follow_the_published_rule(kind: str) -> None:
     sample = raw_samples()[kind]
     for length in range(1, len(sample) + 1):
         tokens = sample.tokens[:length].tolist()
         assert mask_from_tokens(tokens).tolist() == published_rule(tokens), length
-    # What training is given as vectors is what the raw token list says.
+    # The vectors of training equal those of the raw token list.
     vectors = dense_mask(np.ones(len(sample), np.int32), sample.blocks)
     assert torch.equal(vectors, mask_from_tokens(sample.tokens))
 
@@ -145,14 +145,14 @@ def masked(segments: torch.Tensor, blocks: torch.Tensor, **options: bool) -> tor
     return mask.dense
 
 
-def test_history_actions_can_be_made_visible() -> None:
+def test_history_actions_can_be_visible() -> None:
     segments, blocks = torch.ones(1, 4, dtype=torch.int64), torch.tensor([[-1, 0, 1, 2]])
     assert drawing(masked(segments, blocks)[0, 0]) == ["x...", "xx..", ".xx.", ".x.x"]
     visible = masked(segments, blocks, history_actions_visible=True)
     assert drawing(visible[0, 0]) == ["x...", "xx..", "xxx.", "xx.x"]
 
 
-def test_history_actions_are_drawn_as_in_the_docstring() -> None:
+def test_history_actions_mask_is_as_in_the_docstring() -> None:
     segments, blocks = torch.ones(1, 7, dtype=torch.int64), torch.tensor([[0, -1, -1, 0, 1, 1, 0]])
     published = drawing(masked(segments, blocks)[0, 0])
     assert published[4:] == ["x..xx..", "x..xxx.", "xxxxxxx"]

@@ -7,7 +7,7 @@ import torch
 
 from pretrain.model.config import ModelConfig
 from pretrain.model.layers import RotaryTable
-from pretrain.model.pointwise import compiled, rms_norm, swiglu, turn_heads
+from pretrain.model.pointwise import compiled, head_norm_rotary, rms_norm, swiglu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -24,7 +24,7 @@ def test_rms_norm_rounds_as_hugging_face_does(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_turned_heads_equal_hugging_face(dtype: torch.dtype) -> None:
+def test_head_norm_and_rotary_embedding_equal_hugging_face(dtype: torch.dtype) -> None:
     from transformers.models.chameleon.modeling_chameleon import ChameleonLayerNorm, apply_rotary_pos_emb
 
     torch.manual_seed(0)
@@ -35,11 +35,11 @@ def test_turned_heads_equal_hugging_face(dtype: torch.dtype) -> None:
         norm.bias.add_(torch.randn(6, 16) * 0.3)
     norm = norm.to(dtype)
     x = torch.randn(40, 6, 16).to(dtype)
-    places = RotaryTable(config).at(torch.arange(5, 45)[None], dtype)
-    found = turn_heads(x, norm.weight, norm.bias, places.cosine, places.sine, 1e-5)
-    expected, _ = apply_rotary_pos_emb(norm(x), norm(x), places.cosine, places.sine, unsqueeze_dim=0)
-    assert torch.equal(found, expected[0])
-    assert places.by_sequence(found).shape == (1, 6, 40, 16)
+    rotary = RotaryTable(config).at(torch.arange(5, 45)[None], dtype)
+    actual = head_norm_rotary(x, norm.weight, norm.bias, rotary.cosine, rotary.sine, 1e-5)
+    expected, _ = apply_rotary_pos_emb(norm(x), norm(x), rotary.cosine, rotary.sine, unsqueeze_dim=0)
+    assert torch.equal(actual, expected[0])
+    assert rotary.by_sequence(actual).shape == (1, 6, 40, 16)
 
 
 def test_swiglu() -> None:
@@ -47,5 +47,5 @@ def test_swiglu() -> None:
     torch.testing.assert_close(swiglu(gate, up), gate / (1 + torch.exp(-gate)) * up)
 
 
-def test_off_is_the_function_itself() -> None:
+def test_compile_off_returns_the_function_itself() -> None:
     assert compiled(swiglu, "off") is swiglu

@@ -1,4 +1,4 @@
-"""Recompute policies: the same gradients, fewer bytes kept."""
+"""Recompute policies: the same gradients, fewer bytes saved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.choose import packed_mask
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings
 from pretrain.model.recompute import element_wise, run_layer
@@ -26,7 +26,7 @@ CONFIG = ModelConfig(
 LENGTH = 128
 
 
-def made(**changes: Any) -> Transformer:
+def build_model(**changes: Any) -> Transformer:
     model = Transformer(replace(CONFIG, **changes))
     initialise(model, 0)
     return model.train()
@@ -42,19 +42,19 @@ def inputs(model: Transformer) -> tuple[Any, ...]:
 
 
 def gradients(**changes: Any) -> dict[str, Tensor]:
-    model = made(**changes)
+    model = build_model(**changes)
     torch.manual_seed(7)
     model(*inputs(model))[0].backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def bytes_kept(factory: LayerFactory | None = None, **changes: Any) -> int:
-    """What the network holds in memory between its forward and its backward pass."""
+def saved_bytes(factory: LayerFactory | None = None, **changes: Any) -> int:
+    """Memory of the network between its forward and its backward pass."""
     model = Transformer(replace(CONFIG, **changes), factory)
     initialise(model, 0)
     model.train()
     tokens, positions, *_ = inputs(model)
-    model.model(tokens, positions, CausalMask())  # tables that are made once are not counted
+    model.model(tokens, positions, CausalMask())  # tables built on first use are not counted
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         hidden = model.model(tokens, positions, CausalMask())
@@ -70,20 +70,22 @@ def bytes_kept(factory: LayerFactory | None = None, **changes: Any) -> int:
     [{}, {"dropout": 0.2}, {"swin_norm": True, "key_value_heads": 2, "dropout": 0.2}],
     ids=["7b", "dropout", "34b"],
 )
-def test_gradients_are_those_of_keeping_everything(policy: str, network: dict[str, Any]) -> None:
+def test_gradients_equal_those_without_recomputation(
+    policy: RecomputePolicy, network: dict[str, Any]
+) -> None:
     expected = gradients(**network)
-    found = gradients(**network, recompute=policy)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():  # sums over several uses may be added in another order
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-8, msg=name)
+    actual = gradients(**network, recompute=policy)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():  # sums over several uses may be in another order
+        torch.testing.assert_close(actual[name], gradient, rtol=0, atol=1e-8, msg=name)
     assert min(gradient.abs().max() for gradient in expected.values()) > 1e-5
 
 
 def test_a_backward_pass_in_another_thread_has_the_same_gradients() -> None:
-    """Where a GPU's runs; meanwhile this one may be in the next forward pass."""
+    """As on a GPU; this thread may be in the next forward pass then."""
     changes = {"dropout": 0.2, "recompute": "selective"}
     expected = gradients(**changes)
-    model = made(**changes)
+    model = build_model(**changes)
     torch.manual_seed(7)
     loss, _ = model(*inputs(model))
 
@@ -98,7 +100,7 @@ def test_a_backward_pass_in_another_thread_has_the_same_gradients() -> None:
         torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=0, msg=name)
 
 
-def test_a_layer_that_fails_leaves_nothing_behind() -> None:
+def test_failing_layer_leaves_no_recorder_active() -> None:
     class LayerError(Exception):
         pass
 
@@ -116,13 +118,13 @@ def test_a_layer_that_fails_leaves_nothing_behind() -> None:
 
     x = torch.ones(2, requires_grad=True)
     element_wise(counted, x).square().sum().backward()
-    assert len(calls) == 1, "outside of a layer nothing is made again"
+    assert len(calls) == 1, "nothing is recomputed outside of a layer"
 
 
-def test_each_policy_keeps_less() -> None:
+def test_each_policy_saves_less_memory() -> None:
     """Bytes a layer, from networks of three layers and of one."""
     none, selective, full = (
-        (bytes_kept(recompute=policy) - bytes_kept(recompute=policy, layers=1)) / 2
+        (saved_bytes(recompute=policy) - saved_bytes(recompute=policy, layers=1)) / 2
         for policy in ("none", "selective", "full")
     )
     feature = 4 * LENGTH  # fp32, of all tokens
@@ -155,32 +157,32 @@ class HalfTheTokens(LayerFactory):
     def row(self, inputs: int, outputs: int) -> nn.Module:
         return _Half(super().row(inputs, outputs))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def enter_branch(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
 
-def test_selective_keeps_no_gathered_sequence() -> None:
+def test_selective_saves_no_gathered_sequence() -> None:
     def per_layer(factory: LayerFactory) -> float:
-        kept = [bytes_kept(factory, recompute="selective", layers=layers) for layers in (3, 1)]
-        return (kept[0] - kept[1]) / 2
+        sizes = [saved_bytes(factory, recompute="selective", layers=layers) for layers in (3, 1)]
+        return (sizes[0] - sizes[1]) / 2
 
     saved = per_layer(LayerFactory()) - per_layer(HalfTheTokens())
     assert saved == 4 * LENGTH * CONFIG.hidden_size, "half of the inputs of both branches"
 
 
 def test_the_policy_applies_to_the_first_layers() -> None:
-    kept = [bytes_kept(recompute="full", recompute_layers=layers) for layers in (0, 1, 2, 3, None)]
-    assert kept[0] == bytes_kept()
-    assert kept[0] > kept[1] > kept[2] > kept[3] == kept[4]
+    sizes = [saved_bytes(recompute="full", recompute_layers=layers) for layers in (0, 1, 2, 3, None)]
+    assert sizes[0] == saved_bytes()
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3] == sizes[4]
 
 
-def test_a_model_that_is_evaluated_recomputes_nothing() -> None:
-    model = made(recompute="selective").eval()
-    expected = made().eval()(*inputs(model))
+def test_model_in_evaluation_recomputes_nothing() -> None:
+    model = build_model(recompute="selective").eval()
+    expected = build_model().eval()(*inputs(model))
     torch.testing.assert_close(model(*inputs(model)), expected, rtol=0, atol=0)
 
 
-def test_a_result_is_made_once_for_all_its_readers() -> None:
+def test_result_is_recomputed_once_for_all_its_users() -> None:
     calls = 0
 
     def squared(x: Tensor) -> Tensor:
@@ -191,8 +193,8 @@ def test_a_result_is_made_once_for_all_its_readers() -> None:
     weights = [torch.randn(4, 4, requires_grad=True) for _ in range(3)]
 
     def layer(x: Tensor) -> Tensor:
-        made_again = element_wise(squared, x)
-        return torch.stack([made_again @ weight for weight in weights]).sum(0)
+        recomputed = element_wise(squared, x)
+        return torch.stack([recomputed @ weight for weight in weights]).sum(0)
 
     x = torch.randn(2, 4, requires_grad=True)
     run_layer("selective", layer, x).sum().backward()
@@ -200,21 +202,21 @@ def test_a_result_is_made_once_for_all_its_readers() -> None:
     torch.testing.assert_close(weights[2].grad, (x * x).sum(0, keepdim=True).T.expand(4, 4))
 
 
-def test_a_result_is_let_go_when_its_readers_are_done() -> None:
-    made_again: list[weakref.ref[Tensor]] = []
+def test_recomputed_result_is_released_after_its_last_use() -> None:
+    recomputed: list[weakref.ref[Tensor]] = []
 
     def squared(x: Tensor) -> Tensor:
         result = x * x
-        made_again.append(weakref.ref(result))
+        recomputed.append(weakref.ref(result))
         return result
 
     alive: list[bool] = []
     weights = [torch.randn(4, 4, requires_grad=True) for _ in range(2)]
 
     def layer(x: Tensor) -> Tensor:
-        x.register_hook(lambda _: alive.append(made_again[1]() is not None))
-        again = element_wise(squared, x)
-        return again @ weights[0] + again @ weights[1]
+        x.register_hook(lambda _: alive.append(recomputed[1]() is not None))
+        result = element_wise(squared, x)
+        return result @ weights[0] + result @ weights[1]
 
     x = torch.randn(2, 4, requires_grad=True)
     run_layer("selective", layer, x * 1).sum().backward()
@@ -236,11 +238,11 @@ def test_gradients_of_gradients_are_refused() -> None:
         torch.autograd.grad(result, x, create_graph=True)
 
 
-@pytest.mark.parametrize("reader", [torch.sin, lambda x: element_wise(torch.sin, x)])
-def test_a_kept_tensor_that_is_changed_in_place_is_refused(reader: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("user", [torch.sin, lambda x: element_wise(torch.sin, x)])
+def test_in_place_change_of_a_saved_tensor_is_refused(user: Callable[[Tensor], Tensor]) -> None:
     def layer(x: Tensor) -> Tensor:
         x = x * 1
-        result = reader(x) * 2
+        result = user(x) * 2
         x.mul_(3)
         return result
 

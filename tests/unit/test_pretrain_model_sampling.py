@@ -52,8 +52,8 @@ def test_samples_follow_the_softmax(sampling: Sampling) -> None:
     noise = sampling.noise(count, (1,), 256, torch.device("cpu"))
     assert noise is not None
     logits = next_logits(model, [*prompt, ACTION_START])[BINS]
-    found = sampling.choose(logits.expand(count, -1), noise[:, 0]).bincount(minlength=256)
-    # The decoder draws the same for its first place: that these are its samples.
+    actual = sampling.choose(logits.expand(count, -1), noise[:, 0]).bincount(minlength=256)
+    # The decoder draws the same for its first token: these are its samples.
     some = decode_action_chunk(model, [prompt] * 20, 1, sampling)[:, 0, 0]
     assert (some - ACTION_BIN_START == sampling.choose(logits.expand(20, -1), noise[:20, 0]).numpy()).all()
 
@@ -61,8 +61,8 @@ def test_samples_follow_the_softmax(sampling: Sampling) -> None:
         logits = torch.where(logits >= logits.topk(sampling.top_k).values[-1], logits, -torch.inf)
     expected = count * torch.softmax(logits / sampling.temperature, 0)
     likely = expected >= 5
-    parts = torch.stack([found[likely].float(), expected[likely]])
-    rest = torch.stack([found.sum() - found[likely].sum(), expected.sum() - expected[likely].sum()])
+    parts = torch.stack([actual[likely].float(), expected[likely]])
+    rest = torch.stack([actual.sum() - actual[likely].sum(), expected.sum() - expected[likely].sum()])
     if rest[1] >= 1:
         parts = torch.cat([parts, rest[:, None]], dim=1)
     else:
@@ -73,7 +73,7 @@ def test_samples_follow_the_softmax(sampling: Sampling) -> None:
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5  # five deviations
 
 
-def test_samples_depend_on_seed_environment_and_place_alone() -> None:
+def test_samples_depend_only_on_seed_environment_and_index() -> None:
     model = small_model()
     prompts = [prompt_of(0, 5)] * 2
     first = decode_action_chunk(model, prompts, 5, HOT)

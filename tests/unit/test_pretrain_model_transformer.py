@@ -36,12 +36,12 @@ def test_logits_equal_hugging_face_chameleon(changes: dict[str, Any]) -> None:
     ours = Transformer(config).eval()
     load_share(ours, weights)
     tokens = random_tokens(config)
-    found = our_logits(ours, tokens)
-    torch.testing.assert_close(found, chameleon_logits(theirs, tokens), atol=1e-5, rtol=0)
+    actual = our_logits(ours, tokens)
+    torch.testing.assert_close(actual, chameleon_logits(theirs, tokens), atol=1e-5, rtol=0)
 
 
 def test_bf16_rounds_where_hugging_face_does() -> None:
-    """Both round after the same operations, so they are nearer to each other than either to fp32."""
+    """Both round after the same operations, so they are closer to each other than either to fp32."""
     config = replace(TINY, heads=8, key_value_heads=2, swin_norm=True, hidden_size=128, ffn_size=352)
     theirs = chameleon(config)
     tokens = random_tokens(config)
@@ -52,10 +52,10 @@ def test_bf16_rounds_where_hugging_face_does() -> None:
     theirs.bfloat16()
     theirs.model.rotary_emb.inv_freq = frequencies  # `from_pretrained` leaves them in fp32
     expected = chameleon_logits(theirs, tokens).float()
-    found = our_logits(ours.bfloat16(), tokens).float()
+    actual = our_logits(ours.bfloat16(), tokens).float()
     rounding = (expected - exact).norm()
     assert 0 < rounding < 0.02 * exact.norm()
-    assert (found - expected).norm() < 0.1 * rounding
+    assert (actual - expected).norm() < 0.1 * rounding
 
 
 def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() -> None:
@@ -71,9 +71,9 @@ def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() 
         for start, end in ((0, 30), (30, 31), (31, LENGTH)):
             new = slice(start, end)
             parts.append(model.decode(tokens[:, new], positions[:, new], ones[:, new], zeros[:, new], cache))
-        found = model.lm_head(torch.cat(parts, dim=1))
+        actual = model.lm_head(torch.cat(parts, dim=1))
     assert cache.layers[0].append(*torch.empty(2, 2, 2, 0, 4))[0].shape == (2, 2, LENGTH, 4)
-    torch.testing.assert_close(found, our_logits(model, tokens), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, our_logits(model, tokens), atol=1e-5, rtol=0)
 
 
 def test_initial_weights_depend_on_name_and_seed_only() -> None:

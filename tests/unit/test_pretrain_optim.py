@@ -18,30 +18,30 @@ def rates(**settings: object) -> list[float]:
 
 
 def test_warm_up_rises_linearly_to_the_peak() -> None:
-    found = rates(schedule="constant", warmup_steps=3)
-    assert found[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
-    assert found[-1] == 2.0
+    actual = rates(schedule="constant", warmup_steps=3)
+    assert actual[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert actual[-1] == 2.0
 
 
-def test_warm_up_may_be_a_share_of_the_schedule() -> None:
+def test_warm_up_may_be_a_fraction_of_the_schedule() -> None:
     for schedule in ("constant", "cosine", "wsd"):
         assert rates(schedule=schedule, warmup_fraction=0.1) == rates(schedule=schedule, warmup_steps=10)
     assert rates(schedule="constant", warmup_steps=50, warmup_fraction=0.0)[0] == 2.0
 
 
 def test_cosine_falls_from_the_peak_to_the_floor() -> None:
-    found = rates(schedule="cosine", warmup_steps=10, min_lr_ratio=0.1)
-    assert found[10] == 2.0
-    assert found[-1] == pytest.approx(0.2)
-    assert found[10:] == sorted(found[10:], reverse=True)
+    actual = rates(schedule="cosine", warmup_steps=10, min_lr_ratio=0.1)
+    assert actual[10] == 2.0
+    assert actual[-1] == pytest.approx(0.2)
+    assert actual[10:] == sorted(actual[10:], reverse=True)
     assert learning_rate(OptimConfig(lr=2.0, schedule="cosine"), 50, 101) == pytest.approx(1.0)
 
 
 def test_wsd_is_flat_and_then_linear() -> None:
-    found = rates(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
-    assert set(found[10:80]) == {2.0}
-    assert found[-1] == pytest.approx(0.0)
-    drops = [a - b for a, b in pairwise(found[79:])]
+    actual = rates(schedule="wsd", warmup_steps=10, decay_fraction=0.2)
+    assert set(actual[10:80]) == {2.0}
+    assert actual[-1] == pytest.approx(0.0)
+    drops = [a - b for a, b in pairwise(actual[79:])]
     assert drops == pytest.approx([0.1] * 20)
 
 
@@ -70,7 +70,7 @@ def test_norms_and_biases_are_not_decayed_whatever_their_shape() -> None:
 
 
 def settled(decay_all: bool) -> dict[str, float]:
-    """Where ones go in updates without a gradient, which only decay moves."""
+    """Ones after updates with zero gradients, which only decay changes."""
     names = ("lm_head.weight", "model.norm.weight", "q_norm.bias")
     parameters = {name: nn.Parameter(torch.ones(2, 2)) for name in names}
     config = OptimConfig(lr=0.1, weight_decay=0.5)

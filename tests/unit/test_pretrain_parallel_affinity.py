@@ -1,4 +1,4 @@
-"""A rank binds itself to the CPUs beside its GPU."""
+"""A rank binds itself to the CPUs of its GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.parallel.affinity import bind, bind_near_gpu, parse_cpus
+from pretrain.parallel.affinity import bind, bind_to_gpu_cpus, parse_cpus
 
 UUID = "b1a2c3d4-0000-1111-2222-333344445555"
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose driver knows one GPU; the folder of its devices."""
+    """A machine whose driver reports one GPU; the folder of its devices."""
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\n[ "$1" = --id=GPU-{UUID} ] && echo 00000000:3B:00.0\n')
@@ -28,7 +28,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "devices"
 
 
-def test_threads_stay_beside_the_gpu(machine: Path) -> None:
+def test_threads_are_bound_to_the_cpus_of_the_gpu(machine: Path) -> None:
     cpu = max(os.sched_getaffinity(0))
     (machine / "0000:3b:00.0" / "local_cpulist").write_text(f"{cpu},4000-4003\n")
     program = (
@@ -39,24 +39,24 @@ def test_threads_stay_beside_the_gpu(machine: Path) -> None:
         "thread.start(); thread.join()\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(machine)], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["bound to 1 CPUs beside GPU 0000:3b:00.0", f"{{{cpu}}}"], done.stderr
+    assert done.stdout.splitlines() == ["bound to the 1 CPUs of GPU 0000:3b:00.0", f"{{{cpu}}}"], done.stderr
 
 
-def test_what_cannot_be_known_changes_nothing(machine: Path) -> None:
+def test_unknown_cpus_leave_the_affinity_unchanged(machine: Path) -> None:
     before = os.sched_getaffinity(0)
-    assert "nvidia-smi does not tell where GPU other is" in bind("other", machine)
+    assert "nvidia-smi gives no PCI address of GPU other" in bind("other", machine)
     assert "No such file" in bind(UUID, machine)
     (machine / "0000:3b:00.0" / "local_cpulist").write_text("4000\n")
-    assert "none of those beside GPU 0000:3b:00.0 may be used" in bind(UUID, machine)
+    assert "this process may use none of the CPUs of GPU 0000:3b:00.0" in bind(UUID, machine)
     (machine / "0000:3b:00.0" / "local_cpulist").write_text("\n")
     assert "invalid literal" in bind(UUID, machine)
-    assert bind_near_gpu(torch.device("cpu")) is None
+    assert bind_to_gpu_cpus(torch.device("cpu")) is None
     assert os.sched_getaffinity(0) == before
 
 
 def test_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert bind(UUID).startswith("CPUs as they were: nvidia-smi")
+    assert bind(UUID).startswith("CPU affinity unchanged: nvidia-smi")
 
 
 def test_lists_of_cpus() -> None:

@@ -16,144 +16,156 @@ from data.sizes import parse_bytes
 from pretrain.checks import check_training
 from pretrain.config import ParallelConfig, RunConfig, TrainerConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
-from pretrain.planner.layouts import Plan, Wanted, all_plans, feasible, fewest_gpus, machine
+from pretrain.planner.gpus import Machine
+from pretrain.planner.layouts import (
+    LayoutEstimate,
+    LayoutRequest,
+    estimate_layouts,
+    feasible_layouts,
+    fewest_gpus,
+)
 from pretrain.planner.memory import OFFLOADS
 
-H100 = machine("H100", efficiency=0.45, node_gpus=8)
+H100 = Machine.of_gpu("H100", efficiency=0.45, node_gpus=8)
 
 
-def wanted(gpus: int, memory: float = 80e9, **changes: Any) -> Wanted:
-    found = Wanted(ModelConfig(), gpus, memory, 0.1, 4096, (1, 2, 4), None, H100, ("none",))
-    return replace(found, **changes)
+def request(gpus: int, memory: float = 80e9, **changes: Any) -> LayoutRequest:
+    """A request for the 7B, without offloading."""
+    default = LayoutRequest(ModelConfig(), gpus, memory, 0.1, 4096, (1, 2, 4), None, H100, ("none",))
+    return replace(default, **changes)
 
 
-def least(plans: Wanted) -> float:
-    return min(plan.memory.total for plan in all_plans(plans))
+def least_memory(layout_request: LayoutRequest) -> float:
+    return min(estimate.memory.total for estimate in estimate_layouts(layout_request))
 
 
 def test_7b_fits_eight_gpus_of_80_gb() -> None:
-    plans = feasible(wanted(8))
+    plans = feasible_layouts(request(8))
     assert all(plan.memory.total <= 72e9 and plan.layout.tensor * plan.layout.data == 8 for plan in plans)
-    assert [plan.speed.seconds for plan in plans] == sorted(plan.speed.seconds for plan in plans)
+    assert [plan.step.seconds for plan in plans] == sorted(plan.step.seconds for plan in plans)
     assert {plan.layout.recompute for plan in plans} == {"none", "selective", "full"}
 
 
 def test_7b_does_not_fit_one_gpu_of_80_gb() -> None:
     message = r"least need is 12\d\.\d GB a GPU .*recompute full, offload none.*take gpus=2,"
     with pytest.raises(InputError, match=message):
-        feasible(wanted(1))
-    assert fewest_gpus(wanted(1)) == 2
-    assert feasible(wanted(2))
+        feasible_layouts(request(1))
+    assert fewest_gpus(request(1)) == 2
+    assert feasible_layouts(request(2))
 
 
 def test_7b_fits_one_gpu_of_80_gb_with_its_state_in_host_memory() -> None:
-    plans = feasible(wanted(1, offloads=OFFLOADS))
+    plans = feasible_layouts(request(1, offloads=OFFLOADS))
     assert {plan.layout.offload for plan in plans} == {"optimizer", "all"}
     for plan in plans:
-        # Weights, gradients twice and three fp32 numbers of each parameter, wherever they lie.
+        # Weights, gradients twice and three fp32 numbers of each parameter, on GPU or host.
         everywhere = plan.memory.state + plan.memory.host
         assert everywhere == pytest.approx((22 if plan.layout.accumulates else 20) * 7.01e9, rel=0.01)
     least_host = min(plan.memory.host for plan in plans)
     with pytest.raises(InputError, match=r"nothing fits a host memory of 100 GB a GPU: the least need is 1"):
-        feasible(wanted(1, offloads=OFFLOADS, host_memory=100e9))
-    assert feasible(wanted(1, offloads=OFFLOADS, host_memory=least_host))
+        feasible_layouts(request(1, offloads=OFFLOADS, host_memory=100e9))
+    assert feasible_layouts(request(1, offloads=OFFLOADS, host_memory=least_host))
 
 
 def test_offloading_saves_gpu_memory_and_costs_time() -> None:
-    plans = [p for p in all_plans(wanted(8, offloads=OFFLOADS)) if p.layout.tensor == 1]
-    by_layout: dict[tuple[int, str], list[Plan]] = {}
+    plans = [p for p in estimate_layouts(request(8, offloads=OFFLOADS)) if p.layout.tensor == 1]
+    by_layout: dict[tuple[int, str], list[LayoutEstimate]] = {}
     for plan in plans:
         by_layout.setdefault((plan.layout.micro_batch, plan.layout.recompute), []).append(plan)
     for none, optimizer, everything in by_layout.values():
         assert none.memory.total > optimizer.memory.total > everything.memory.total
-        assert none.speed.seconds < optimizer.speed.seconds < everything.speed.seconds
+        assert none.step.seconds < optimizer.step.seconds < everything.step.seconds
         assert 0 == none.memory.host < optimizer.memory.host < everything.memory.host
 
 
 def test_bytes_between_gpu_and_host() -> None:
-    """bf16 gradients down and weights up once a step; also up twice a micro-batch where they lie there."""
+    """bf16 gradients down and weights up once a step; also up twice a micro-batch if they are on the host."""
     share = 7.01e9 / 8
-    found = {
-        p.layout.offload: p.speed.host_bytes
-        for p in all_plans(wanted(8, offloads=OFFLOADS))
+    actual = {
+        p.layout.offload: p.step.host_bytes
+        for p in estimate_layouts(request(8, offloads=OFFLOADS))
         if p.layout.tensor == 1 and p.layout.micro_batch == 2
     }
-    assert found["none"] == 0
-    assert found["optimizer"] == pytest.approx(4 * share, rel=0.01)
-    assert found["all"] == pytest.approx((4 + 2 * 4) * share, rel=0.01)
+    assert actual["none"] == 0
+    assert actual["optimizer"] == pytest.approx(4 * share, rel=0.01)
+    assert actual["all"] == pytest.approx((4 + 2 * 4) * share, rel=0.01)
 
 
-def test_what_no_number_of_gpus_fits_says_so() -> None:
+def test_model_that_fits_no_number_of_gpus_is_refused_with_advice() -> None:
     with pytest.raises(InputError, match="a shorter sequence_length or a smaller model"):
-        feasible(wanted(64, memory=1e9))
+        feasible_layouts(request(64, memory=1e9))
 
 
 def test_more_gpus_never_need_more_a_gpu() -> None:
-    needs = [least(wanted(2**power)) for power in range(8)]
+    needs = [least_memory(request(2**power)) for power in range(8)]
     assert needs == sorted(needs, reverse=True)
     assert needs[0] > 2 * needs[3]
 
 
 def test_more_memory_never_fits_fewer_layouts() -> None:
-    counts = [len(feasible(wanted(8, memory=size * 1e9))) for size in (40, 80, 141)]
+    counts = [len(feasible_layouts(request(8, memory=size * 1e9))) for size in (40, 80, 141)]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
 
 
 def test_every_layout_is_one_that_training_accepts() -> None:
-    asked = wanted(64, offloads=OFFLOADS)
-    for plan in all_plans(asked):
+    layout_request = request(64, offloads=OFFLOADS)
+    for plan in estimate_layouts(layout_request):
         layout = plan.layout
-        model = replace(asked.model, recompute=layout.recompute)
-        trainer = TrainerConfig(global_batch=asked.step_sequences, micro_batch=layout.micro_batch)
+        model = replace(layout_request.model, recompute=layout.recompute)
+        trainer = TrainerConfig(global_batch=layout_request.step_sequences, micro_batch=layout.micro_batch)
         parallel = ParallelConfig(
             layout.tensor, layout.data, offload=layout.offload, sequence_parallel=layout.tensor > 1
         )
         check_training(TrainingConfig(RunConfig("r"), trainer, parallel, model=model))
-        assert asked.step_sequences // layout.data % layout.micro_batch == 0
+        assert layout_request.step_sequences // layout.data % layout.micro_batch == 0
 
 
 def test_tensor_parallel_stays_in_a_node_and_divides_the_heads() -> None:
-    assert {plan.layout.tensor for plan in all_plans(wanted(64))} == {1, 2, 4, 8}
+    assert {plan.layout.tensor for plan in estimate_layouts(request(64))} == {1, 2, 4, 8}
     two = replace(H100, node_gpus=2)
-    assert {plan.layout.tensor for plan in all_plans(wanted(64, machine=two))} == {1, 2}
+    assert {plan.layout.tensor for plan in estimate_layouts(request(64, machine=two))} == {1, 2}
     shared = ModelConfig(key_value_heads=2)
-    assert {plan.layout.tensor for plan in all_plans(wanted(64, model=shared))} == {1, 2}
+    assert {plan.layout.tensor for plan in estimate_layouts(request(64, model=shared))} == {1, 2}
 
 
 def test_a_slow_network_makes_larger_micro_batches_better() -> None:
     slow = replace(H100, network_bandwidth=1e9)
-    assert feasible(wanted(64, machine=slow))[0].layout.micro_batch == 4
+    assert feasible_layouts(request(64, machine=slow))[0].layout.micro_batch == 4
 
 
 def test_the_latency_of_long_rings_makes_them_shorter() -> None:
-    """Each layer of each micro-batch: two gathers and a scatter, of a step for every other rank."""
+    """Each layer of each micro-batch: two gathers and a scatter, with one hop for every other rank."""
     no_latency = replace(H100, hop=0.0)
     two = {
-        name: next(p for p in all_plans(wanted(4096, machine=m)) if p.layout.tensor == 2)
+        name: next(p for p in estimate_layouts(request(4096, machine=m)) if p.layout.tensor == 2)
         for name, m in (("with", H100), ("without", no_latency))
     }
-    added = two["with"].speed.partition - two["without"].speed.partition
+    added = two["with"].step.partition - two["without"].step.partition
     share = 8 // two["with"].layout.micro_batch
     assert added == pytest.approx(3 * 32 * share * 2047 * 3e-6)
-    best = {m.hop: feasible(wanted(4096, machine=m))[0].layout.micro_batch for m in (H100, no_latency)}
+    best = {
+        m.hop: feasible_layouts(request(4096, machine=m))[0].layout.micro_batch for m in (H100, no_latency)
+    }
     assert best == {3e-6: 4, 0.0: 2}, "fewer gathers"
     assert all(
-        p.speed == q.speed
-        for p, q in zip(all_plans(wanted(8)), all_plans(wanted(8, machine=no_latency)), strict=True)
+        p.step == q.step
+        for p, q in zip(
+            estimate_layouts(request(8)), estimate_layouts(request(8, machine=no_latency)), strict=True
+        )
     )
 
 
 def test_one_gpu_sends_nothing_and_utilisation_stays_below_the_efficiency() -> None:
-    for plan in all_plans(wanted(1)):
-        assert plan.speed.partition_bytes == plan.speed.tensor_bytes == 0
-    assert all(0 < plan.speed.utilisation < 0.45 for plan in all_plans(wanted(64)))
+    for plan in estimate_layouts(request(1)):
+        assert plan.step.partition_bytes == plan.step.tensor_bytes == 0
+    assert all(0 < plan.step.utilisation < 0.45 for plan in estimate_layouts(request(64)))
 
 
 def test_bytes_that_zero_sends() -> None:
     """Each micro-batch gathers bf16 weights twice and scatters bf16 gradients once."""
-    plan = next(p for p in all_plans(wanted(8)) if p.layout.tensor == 1 and p.layout.micro_batch == 2)
-    assert plan.speed.partition_bytes == pytest.approx(2 * 3 * 2 * 7.01e9 * 7 / 8, rel=0.01)
+    plan = next(p for p in estimate_layouts(request(8)) if p.layout.tensor == 1 and p.layout.micro_batch == 2)
+    assert plan.step.partition_bytes == pytest.approx(2 * 3 * 2 * 7.01e9 * 7 / 8, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +202,9 @@ def test_sizes_are_read(text: str, size: float) -> None:
         (["model.heads=3"], "model.hidden_size=4096 over model.heads=3"),
     ],
 )
-def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_settings_give_a_one_line_error(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", "memory", *words]) == 2
     shown = capsys.readouterr()
     assert shown.err.startswith(f"error: {message}")
@@ -215,7 +229,7 @@ def test_json_has_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "memory", "model=7b", "gpus=64", "gpu_memory=80GB", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["basis"] == "estimate, not measured"
-    assert len(content["layouts"]) == len(feasible(wanted(64, offloads=OFFLOADS)))
+    assert len(content["layouts"]) == len(feasible_layouts(request(64, offloads=OFFLOADS)))
     for row in content["layouts"]:
         need = row["memory_bytes"]
         passes = need["activations"] + max(need["loss"], need["layer"])

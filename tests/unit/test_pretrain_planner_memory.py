@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from benchmarks.report import peak_memory
 from pretrain.model.attention.causal import CausalMask
-from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
+from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings
 from pretrain.model.transformer import Decoder, Transformer, expected_shapes
 from pretrain.model.vocabulary import CPU_LOGIT_BYTES
 from pretrain.planner.memory import (
     Kernels,
-    Layout,
-    kept,
-    kept_by_layer,
+    MemoryEstimate,
+    ParallelLayout,
+    activation_bytes,
+    count_parameters,
+    estimate_memory,
+    layer_activation_bytes,
     layer_bytes,
     loss_bytes,
-    memory,
-    parameters,
 )
 from tests.support.compiling import needs_compiler
 
@@ -56,12 +57,12 @@ def forward(model: Transformer, tokens: int) -> Callable[[], Any]:
     def run() -> Any:
         return model(ids, places[None], CausalMask(), places, ids[0], divisors, LossSettings())[0]
 
-    run()  # tables that are made once are not counted
+    run()  # tables built on first use are not counted
     return run
 
 
 def held_bytes(function: Callable[[], Any]) -> int:
-    """What a call has allocated and not released."""
+    """Bytes that a call allocates and does not release."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         result = function()
@@ -73,22 +74,22 @@ def held_bytes(function: Callable[[], Any]) -> int:
 
 @NETWORKS
 @POLICIES
-def test_kept_activations(model: ModelConfig, tokens: int, policy: str) -> None:
+def test_saved_activations(model: ModelConfig, tokens: int, policy: RecomputePolicy) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
     measured = held_bytes(forward(network, tokens))
-    assert kept(model, policy, tokens, kernels=CPU) == pytest.approx(measured, rel=0.05)
+    assert activation_bytes(model, policy, tokens, kernels=CPU) == pytest.approx(measured, rel=0.05)
 
 
 @NETWORKS
 @POLICIES
-def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: str) -> None:
+def test_peak_of_both_passes(model: ModelConfig, tokens: int, policy: RecomputePolicy) -> None:
     network = Transformer(replace(model, recompute=policy)).train()
-    for parameter in network.parameters():  # ZeRO takes gradients away as they come
+    for parameter in network.parameters():  # ZeRO releases gradients as they are computed
         parameter.register_post_accumulate_grad_hook(_forget)
     run = forward(network, tokens)
     measured = peak_memory(lambda: run().backward(), "cpu")
     working = max(loss_bytes(model, tokens, kernels=CPU), layer_bytes(model, policy, tokens, kernels=CPU))
-    assert kept(model, policy, tokens, kernels=CPU) + working == pytest.approx(measured, rel=0.15)
+    assert activation_bytes(model, policy, tokens, kernels=CPU) + working == pytest.approx(measured, rel=0.15)
 
 
 def _forget(parameter: nn.Parameter) -> None:
@@ -96,7 +97,7 @@ def _forget(parameter: nn.Parameter) -> None:
 
 
 class _Half(nn.Module):
-    """Of what a layer makes of all tokens, the first half: this rank's."""
+    """The first half of a layer's output for all tokens: this rank's."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
@@ -121,17 +122,17 @@ class OneOfTwoRanks(LayerFactory):
     def row(self, inputs: int, outputs: int) -> nn.Module:
         return _Half(super().row(inputs // 2, outputs))
 
-    def enter(self, x: Tensor) -> Tensor:
+    def enter_branch(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
-    def all_tokens(self, x: Tensor) -> Tensor:
+    def gather_tokens(self, x: Tensor) -> Tensor:
         return torch.cat([x, x])
 
 
 @POLICIES
 @pytest.mark.parametrize("model", [SMALL, replace(SWIN, max_positions=256)], ids=["plain", "34b"])
-def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> None:
-    tokens, found = 256, []
+def test_layer_sharded_over_two_ranks(model: ModelConfig, policy: RecomputePolicy) -> None:
+    tokens, actual = 256, []
     for layers in (1, 3):
         decoder = Transformer(replace(model, layers=layers, recompute=policy), OneOfTwoRanks()).train().model
         places = torch.arange(tokens)[None]
@@ -140,18 +141,18 @@ def test_a_layer_shared_out_over_two_ranks(model: ModelConfig, policy: str) -> N
             return decoder(places, places, CausalMask())
 
         run()
-        found.append(held_bytes(run))
-    measured = (found[1] - found[0]) / 2
-    assert kept_by_layer(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
+        actual.append(held_bytes(run))
+    measured = (actual[1] - actual[0]) / 2
+    assert layer_activation_bytes(model, policy, tokens, 2, CPU) == pytest.approx(measured, rel=0.15)
 
 
 @needs_compiler
 @POLICIES
-def test_kept_activations_of_compiled_functions(policy: str) -> None:
+def test_saved_activations_of_compiled_functions(policy: RecomputePolicy) -> None:
     """As on a GPU, but in fp32 and with the CPU's dropout."""
     compiled = Transformer(replace(SMALL, recompute=policy, compile="on")).train()
     measured = held_bytes(forward(compiled, 256))
-    expected = kept(SMALL, policy, 256, kernels=replace(CPU, compiled=True))
+    expected = activation_bytes(SMALL, policy, 256, kernels=replace(CPU, compiled=True))
     assert expected == pytest.approx(measured, rel=0.15)
 
 
@@ -159,20 +160,28 @@ def test_kept_activations_of_compiled_functions(policy: str) -> None:
 def test_parameters_are_those_of_the_network(model: ModelConfig, tokens: int) -> None:
     del tokens
     shapes = expected_shapes(model)
-    assert sum(parameters(model)) == sum(math.prod(shape) for shape in shapes.values())
-    assert parameters(model)[0] == sum(math.prod(s) for n, s in shapes.items() if "norm" not in n)
+    assert sum(count_parameters(model)) == sum(math.prod(shape) for shape in shapes.values())
+    assert count_parameters(model)[0] == sum(math.prod(s) for n, s in shapes.items() if "norm" not in n)
 
 
 def test_the_published_loss_measurement() -> None:
     """docs/measurements.md: 877 MB at 8,192 tokens x 65,536 ids of 4,096 features in bf16, on the CPU."""
-    found = loss_bytes(ModelConfig(), 8192, kernels=replace(CPU, value_bytes=2))
-    assert found == pytest.approx(877e6, rel=0.15)
+    actual = loss_bytes(ModelConfig(), 8192, kernels=replace(CPU, value_bytes=2))
+    assert actual == pytest.approx(877e6, rel=0.15)
+
+
+def estimate_7b(layout: ParallelLayout) -> MemoryEstimate:
+    return estimate_memory(ModelConfig(), layout, 4096)
 
 
 @POLICIES
-def test_more_ranks_need_no_more(policy: str) -> None:
-    by_data = [memory(ModelConfig(), Layout(1, data, 1, policy), 4096) for data in (1, 2, 8, 64)]
-    by_tensor = [memory(ModelConfig(), Layout(tensor, 8, 1, policy), 4096) for tensor in (1, 2, 4, 8)]
+def test_more_ranks_need_no_more(policy: RecomputePolicy) -> None:
+    by_data = [
+        estimate_memory(ModelConfig(), ParallelLayout(1, data, 1, policy), 4096) for data in (1, 2, 8, 64)
+    ]
+    by_tensor = [
+        estimate_memory(ModelConfig(), ParallelLayout(tensor, 8, 1, policy), 4096) for tensor in (1, 2, 4, 8)
+    ]
     for series in (by_data, by_tensor):
         totals = [need.total for need in series]
         assert totals == sorted(totals, reverse=True)
@@ -180,12 +189,14 @@ def test_more_ranks_need_no_more(policy: str) -> None:
 
 
 def test_policies_and_accumulation_are_ordered() -> None:
-    layers = [kept_by_layer(ModelConfig(), policy, 4096) for policy in ("full", "selective", "none")]
+    layers = [layer_activation_bytes(ModelConfig(), policy, 4096) for policy in ("full", "selective", "none")]
     assert layers == sorted(layers)
-    plain, several = (memory(ModelConfig(), Layout(1, 8, 1, "full", more), 4096) for more in (False, True))
+    plain, several = (
+        estimate_memory(ModelConfig(), ParallelLayout(1, 8, 1, "full", more), 4096) for more in (False, True)
+    )
     assert several.gradients == 2 * plain.gradients
 
 
 def test_state_of_7b_is_16_bytes_a_parameter() -> None:
-    need = memory(ModelConfig(), Layout(1, 1, 1, "full"), 4096)
-    assert need.state == pytest.approx(16 * sum(parameters(ModelConfig())))
+    need = estimate_7b(ParallelLayout(1, 1, 1, "full"))
+    assert need.state == pytest.approx(16 * sum(count_parameters(ModelConfig())))

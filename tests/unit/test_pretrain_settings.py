@@ -102,6 +102,9 @@ def test_wrong_override_is_explained_in_one_line(override: str, message: str) ->
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("model.attention=flsh", "model.attention=flsh, expected one of auto, sdpa, flex, flash, flash2"),
+        ("model.recompute=some", "model.recompute=some, expected one of none, selective, full"),
+        ("model.compile=never", "model.compile=never, expected one of auto, on, off"),
         ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32"),
         ("trainer.precision=16", "trainer.precision=16, expected one of bf16, fp32"),
         ("optim.schedule=linear", "optim.schedule=linear, expected one of constant, cosine, wsd"),

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pretrain.telemetry import console
+from pretrain.telemetry import progress
 from pretrain.telemetry.console import ConsoleSink, describe, describe_event
 
 RECORD = {
@@ -41,15 +41,15 @@ def test_a_terminal_shows_a_bar_and_events_above_it() -> None:
 
 def test_a_log_file_gets_a_line_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(console, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     out = io.StringIO()
     sink = ConsoleSink(5, Console(file=out))
     for step, seconds in ((1, 0.0), (2, 9.0), (3, 11.0), (4, 12.0), (5, 13.0)):
         now[0] = seconds
         sink.write({**RECORD, "step": step})
     sink.close()
-    shown = [line.split(" loss")[0] for line in out.getvalue().splitlines() if line.startswith("train")]
-    assert shown == ["train 1/5", "train 3/5", "train 5/5"]
+    shown = [line.split(" loss")[0] for line in out.getvalue().splitlines() if line.startswith("  train")]
+    assert shown == ["  train 1/5", "  train 3/5", "  train 5/5"]
 
 
 def test_a_step_shows_measured_values_and_waiting() -> None:

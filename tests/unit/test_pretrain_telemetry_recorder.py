@@ -14,7 +14,8 @@ import torch
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.model.config import ModelConfig
-from pretrain.telemetry.meters import Work, peak_flops
+from pretrain.planner.flops import Workload
+from pretrain.telemetry.meters import peak_flops
 from pretrain.telemetry.sinks import (
     JsonlSink,
     MetricsTail,
@@ -31,19 +32,21 @@ def test_work_counts_real_tokens_labels_and_pairs_of_each_sample() -> None:
         segments=np.array([[1, 1, 1, 2, 2, 0, 0, 0]], np.int32),
         blocks=np.zeros((1, 8), np.int32),
     )
-    work = Work.of(batch)
-    assert work == Work(tokens=5, labelled=3, pairs=1 + 2 + 3 + 1 + 2)
-    assert work + work == Work(10, 6, 18)
+    work = Workload.of(batch)
+    assert work == Workload(tokens=5, labelled=3, pairs=1 + 2 + 3 + 1 + 2)
+    assert work + work == Workload(10, 6, 18)
 
 
 def test_flops_of_a_long_run_of_tokens_are_six_per_parameter() -> None:
     model = ModelConfig(vocabulary_size=100, hidden_size=8, ffn_size=16, layers=2, heads=2)
     layers = 2 * (4 * 64 + 3 * 128)
-    assert Work(tokens=1).flops(model) == 6 * layers
-    assert Work(labelled=1).flops(model) == 6 * 100 * 8
-    assert Work(pairs=1).flops(model) == 12 * 2 * 8
+    assert Workload(tokens=1).flops(model) == 6 * layers
+    assert Workload(labelled=1).flops(model) == 6 * 100 * 8
+    assert Workload(pairs=1).flops(model) == 12 * 2 * 8
     model.key_value_heads = 1
-    assert Work(tokens=1).flops(model) == 6 * (layers - 2 * 2 * 8 * 4), "keys and values of one head of two"
+    assert Workload(tokens=1).flops(model) == 6 * (layers - 2 * 2 * 8 * 4), (
+        "keys and values of one head of two"
+    )
 
 
 def test_peak_of_a_cpu_is_measured() -> None:

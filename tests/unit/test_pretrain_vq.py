@@ -1,4 +1,4 @@
-"""Training the image tokenizer: it learns, repeats itself, writes what it measured, refuses bad input."""
+"""Training the image tokenizer: quality, repeatability, the report, refused input."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TINY = VqConfig(
 
 
 def moving_square(seed: int, length: int = 8, side: int = 16) -> Demonstration:
-    """A red square that wanders over a grey table."""
+    """A red square that moves over a grey table."""
     rng = np.random.default_rng(seed)
     frames = np.full((length, side, side, 3), 180, np.uint8)
     for t, (y, x) in enumerate(rng.integers(0, side - 5, (length, 2))):
@@ -56,25 +56,25 @@ def moving_square(seed: int, length: int = 8, side: int = 16) -> Demonstration:
 
 @pytest.fixture
 def demonstrations(monkeypatch: pytest.MonkeyPatch) -> list[Demonstration]:
-    found = [moving_square(seed) for seed in range(6)]
+    actual = [moving_square(seed) for seed in range(6)]
 
     def read(config: VqConfig) -> Iterator[Demonstration]:
         assert config.source == "demos"
-        yield from found
+        yield from actual
 
     monkeypatch.setattr(image_tokenizer, "read_demonstrations", read)
-    return found
+    return actual
 
 
 @pytest.mark.usefixtures("demonstrations")
-def test_training_reconstructs_what_was_held_out(tmp_path: Path) -> None:
+def test_training_reconstructs_held_out_frames(tmp_path: Path) -> None:
     out = tmp_path / "folder/vq.safetensors"
     untrained = train_image_tokenizer(replace(TINY, steps=1, out=str(out)))
-    seen: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     report = train_image_tokenizer(
-        replace(TINY, steps=70, out=str(out)), lambda done, total: seen.append((done, total))
+        replace(TINY, steps=70, out=str(out)), lambda done, total: reported.append((done, total))
     )
-    assert seen == [(i, 70) for i in range(1, 71)]
+    assert reported == [(i, 70) for i in range(1, 71)]
     assert set(report.psnr) == {"suite/agent", "suite/wrist"}
     for camera, psnr in report.psnr.items():
         assert psnr > untrained.psnr[camera] + 4
@@ -113,14 +113,12 @@ def test_frames_are_held_out_by_whole_demonstrations(demonstrations: list[Demons
     ],
 )
 @pytest.mark.usefixtures("demonstrations")
-def test_settings_that_cannot_work_are_refused(
-    tmp_path: Path, change: dict[str, object], message: str
-) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         train_image_tokenizer(replace(TINY, out=str(tmp_path / "x"), **change))
 
 
-def test_something_is_left_to_train_on(demonstrations: list[Demonstration]) -> None:
+def test_training_frames_remain_at_any_held_out_share(demonstrations: list[Demonstration]) -> None:
     del demonstrations[2:]
     for frames in image_tokenizer.read_frames(replace(TINY, held_out=0.9)):
         assert (len(frames.train), len(frames.held_out)) == (6, 6)
@@ -152,18 +150,18 @@ def test_codebook_starts_at_the_clusters() -> None:
     assert nearest.max() < 0.3
 
 
-def test_codebook_follows_and_restarts_unused_entries() -> None:
+def test_codebook_tracks_latents_and_restarts_unused_entries() -> None:
     book = Codebook(3, 2)
     book.embedding.weight.data = torch.tensor([[0.0, 0.0], [100.0, 100.0], [200.0, 0.0]])
     moving = MovingCodebook(book, seed=0)
     latents = torch.tensor([1.0, 1.0]).expand(4, 2, 2, 2)
     for _ in range(900):
         moving.quantise(latents, update=True)
-    # The used entry has arrived; the two that nothing chose restarted where the latents are.
+    # The used entry has converged; the two unused ones restarted at latents.
     assert torch.allclose(book.embedding.weight, torch.ones(3, 2), atol=0.05)
 
 
-def test_quantising_passes_the_gradient_straight_and_pulls_latents() -> None:
+def test_quantising_has_straight_through_gradient_and_commitment_loss() -> None:
     book = Codebook(2, 1)
     book.embedding.weight.data = torch.tensor([[0.0], [4.0]])
     moving = MovingCodebook(book, seed=0)
@@ -182,7 +180,7 @@ def test_quantising_passes_the_gradient_straight_and_pulls_latents() -> None:
 def test_frames_come_from_any_format_and_are_made_square(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", "v2.1", [recorded(8, i, pixels=32) for i in range(3)], "image")
     config = replace(TINY, source=str(folder), frames=4, cameras=CameraNames(agent=CAMERAS[1]))
-    (found,) = read_frames(config)
-    assert found.group == "set/agent"
-    assert (len(found.train), len(found.held_out)) == (8, 4)
-    assert found.train.shape[1:] == (16, 16, 3)
+    (actual,) = read_frames(config)
+    assert actual.group == "set/agent"
+    assert (len(actual.train), len(actual.held_out)) == (8, 4)
+    assert actual.train.shape[1:] == (16, 16, 3)

@@ -1,1 +1,1 @@
-"""One attention call over several backends, and the masks they are given."""
+"""One attention call over several backends, and the form of the mask that each takes."""

@@ -1,9 +1,9 @@
-"""FlexAttention's block-sparse form of the action mask, made on the device from two or three vectors.
+"""FlexAttention's block-sparse form of the action mask, built on the device from two or three vectors.
 
-The sequence is cut into blocks of queries and blocks of keys. A kernel skips the pairs of blocks that
-are empty, computes the full ones without looking at the mask, and asks the mask token by token in the
-partial ones. Which is which follows from least and greatest values over each block: no S x S tensor is
-ever made, and the host does not wait. Two samples, blocks of 4 tokens::
+The sequence is divided into blocks of queries and blocks of keys. A kernel skips empty pairs of blocks,
+computes full ones without the mask, and evaluates the mask token by token in partial ones. The kind of a
+pair follows from minimum and maximum over each block: no S x S tensor is allocated, and the host does not
+wait. Two samples, blocks of 4 tokens::
 
     segments   1111 1111 1122 2222 2222 2200        . empty    / partial    # full
 
@@ -14,7 +14,7 @@ ever made, and the host does not wait. Two samples, blocks of 4 tokens::
         2222   .    .    /    #    /
         2200   .    .    /    /    /    /
 
-Never wrong, but in doubt partial.
+The classification is conservative: a pair may be partial although it is full or empty.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def from_intervals(start: Tensor, end: Tensor, own: Tensor, block_size: tuple[int, int]) -> BlockMask:
-    """The mask whose queries see the keys of two intervals.
+    """The mask in which each query sees the keys of two intervals.
 
     Args:
         start: int32 [T], as in `intervals.Intervals`.
-        end: See there.
-        own: See there.
-        block_size: Queries and keys of a block.
+        end: int32 [T], likewise.
+        own: int32 [T], likewise.
+        block_size: Number of queries and of keys in a block.
     """
-    query = _Places.of(len(start), block_size[0], start.device)
-    key = _Places.of(len(start), block_size[1], start.device)
+    query = _Tiles.of(len(start), block_size[0], start.device)
+    key = _Tiles.of(len(start), block_size[1], start.device)
     (first_start, last_start), (first_end, last_end), (first_own, last_own) = (
         _bounds(vector, query, column=True) for vector in (start, end, own)
     )
@@ -60,16 +60,16 @@ def from_ids(segments: Tensor, blocks: Tensor, block_size: tuple[int, int]) -> B
     Args:
         segments: Segment ids int32 [T].
         blocks: Action block ids int32 [T].
-        block_size: Queries and keys of a block.
+        block_size: Number of queries and of keys in a block.
     """
-    query = _Places.of(len(segments), block_size[0], segments.device)
-    key = _Places.of(len(segments), block_size[1], segments.device)
+    query = _Tiles.of(len(segments), block_size[0], segments.device)
+    key = _Tiles.of(len(segments), block_size[1], segments.device)
     q_segment, q_block = (_bounds(vector, query, column=True) for vector in (segments, blocks))
     k_segment, k_block = (_bounds(vector, key) for vector in (segments, blocks))
-    actions_only = _cut(blocks, key).ne(0).all(1)
+    actions_only = _blocked(blocks, key).ne(0).all(1)
     ordinary_only = (k_block[0] == 0) & (k_block[1] == 0)
-    hidden = (q_block[0] > 0) & actions_only & _apart(q_block, k_block)
-    empty = _apart(q_segment, k_segment) | hidden
+    hidden = (q_block[0] > 0) & actions_only & _disjoint(q_block, k_block)
+    empty = _disjoint(q_segment, k_segment) | hidden
     seen = (q_block[1] <= 0) | ordinary_only | _all_equal(q_block, k_block)
     full = _all_equal(q_segment, k_segment) & seen
 
@@ -82,11 +82,11 @@ def from_ids(segments: Tensor, blocks: Tensor, block_size: tuple[int, int]) -> B
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Where n blocks of `size` tokens lie.
+class _Tiles:
+    """A sequence divided into n blocks of `size` tokens.
 
     Attributes:
-        first, last: Place of the first and last token of each block [n]; the last of all may lie beyond
+        first, last: Index of the first and last token of each block, int64 [n]; the very last may be beyond
             the end of the sequence.
         size: Tokens of a block.
         length: Tokens of the sequence.
@@ -98,24 +98,24 @@ class _Places:
     length: int
 
     @classmethod
-    def of(cls, length: int, size: int, device: torch.device) -> _Places:
+    def of(cls, length: int, size: int, device: torch.device) -> _Tiles:
         first = torch.arange(-(-length // size), device=device) * size
         return cls(first, first + size - 1, size, length)
 
 
-def _cut(vector: Tensor, places: _Places) -> Tensor:
-    """[T] -> [n, size]; the last token stands in for what is missing of the last block."""
-    missing = len(places.first) * places.size - places.length
-    return torch.cat([vector, vector[-1:].expand(missing)]).view(-1, places.size)
+def _blocked(vector: Tensor, tiles: _Tiles) -> Tensor:
+    """[T] -> [n, size]; the last block is padded with the last token."""
+    missing = len(tiles.first) * tiles.size - tiles.length
+    return torch.cat([vector, vector[-1:].expand(missing)]).view(-1, tiles.size)
 
 
-def _bounds(vector: Tensor, places: _Places, column: bool = False) -> tuple[Tensor, Tensor]:
-    """Least and greatest value of each block, [n] each, or [n, 1] as a column."""
-    cut = _cut(vector, places)
-    return cut.amin(1, keepdim=column), cut.amax(1, keepdim=column)
+def _bounds(vector: Tensor, tiles: _Tiles, column: bool = False) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of each block, [n] each, or [n, 1] as a column."""
+    values = _blocked(vector, tiles)
+    return values.amin(1, keepdim=column), values.amax(1, keepdim=column)
 
 
-def _apart(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+def _disjoint(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
     return (one[1] < other[0]) | (other[1] < one[0])
 
 
@@ -124,12 +124,12 @@ def _all_equal(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tens
 
 
 def _block_mask(
-    empty: Tensor, full: Tensor, query: _Places, key: _Places, block_size: tuple[int, int], visible: Rule
+    empty: Tensor, full: Tensor, query: _Tiles, key: _Tiles, block_size: tuple[int, int], visible: Rule
 ) -> BlockMask:
-    """Causality added to what is empty and what is full, bool [Q, K]."""
+    """Combine empty and full pairs, bool [Q, K] each, with causality."""
     empty = empty | (key.first > query.last[:, None])
-    whole = query.last < query.length  # a block of keys beyond the end is later than all queries
-    full = full & (key.last <= query.first[:, None]) & whole[:, None]
+    complete = query.last < query.length  # keys beyond the end are later than all queries
+    full = full & (key.last <= query.first[:, None]) & complete[:, None]
     partial = ~empty & ~full
     return BlockMask(
         (query.length, key.length),
@@ -143,6 +143,10 @@ def _block_mask(
 
 
 def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of chosen columns of rows, int32 [1, 1, R], and the columns, the chosen first [1, 1, R, C]."""
+    """Chosen columns of each row of bool [R, C], as `BlockMask` takes them.
+
+    Returns:
+        Their number, int32 [1, 1, R], and all columns, the chosen ones first, int32 [1, 1, R, C].
+    """
     order = torch.argsort(chosen.to(torch.int8), dim=1, descending=True, stable=True)
     return chosen.sum(1, dtype=torch.int32)[None, None], order.to(torch.int32)[None, None].contiguous()

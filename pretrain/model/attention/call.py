@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class AttentionMask(ABC):
-    """Which keys each query sees, in the form that one backend wants; shared by all layers."""
+    """Which keys each query sees, in the form that one backend takes; shared by all layers."""
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pretrain.model.attention.call import AttentionMask
 
 @dataclass(frozen=True, slots=True)
 class CausalMask(AttentionMask):
-    """Every token sees itself and all before it; for one sample a row, padded on the right."""
+    """Every token sees itself and all earlier ones; for one sample a row, padded on the right."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `AttentionMask.attend`; as many queries as keys."""

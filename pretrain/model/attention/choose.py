@@ -1,16 +1,16 @@
-"""Chooses the attention backend by hardware and makes its mask.
+"""Choice of the attention backend by hardware, and construction of its mask.
 
 | backend  | kernels                                       | compute capability | types            |
 |----------|-----------------------------------------------|--------------------|------------------|
 | `sdpa`   | torch's attention, dense mask: the reference  | any, and CPU       | any              |
 | `flex`   | FlexAttention, Triton                         | 8.0 and up         | fp32, bf16, fp16 |
 | `flash`  | FlexAttention, flash-attn-4                   | 9, 10, 11          | bf16, fp16       |
-| `flash2` | flash-attn 2 varlen, the mask split in passes | 8.0 and up         | bf16, fp16       |
+| `flash2` | flash-attn 2 varlen, mask split into passes  | 8.0 and up         | bf16, fp16       |
 
-`auto` takes in bf16 and fp16 the first of `flash`, `flex` and `sdpa` that the hardware has, in other
-types `sdpa`. On an A100 `flex` goes before `flash2`: one kernel that skips hidden blocks needs neither
-copies of keys and values nor three outputs to merge, and torch brings it along. `flash2` is there to be
-asked for; `benchmarks/attention.py` compares them.
+`auto` takes in bf16 and fp16 the first of `flash`, `flex` and `sdpa` that the hardware supports, in other
+types `sdpa`. On an A100 `flex` is preferred to `flash2`: one kernel that skips hidden blocks needs neither
+copies of keys and values nor three outputs to merge, and it is part of torch. `flash2` runs only on request;
+`benchmarks/attention.py` compares them.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from pretrain.model.attention.hardware import (
 )
 from pretrain.model.attention.host import on_device
 from pretrain.model.attention.varlen import VarlenMask, flash_attention_2
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import AttentionBackend, ModelConfig
 from pretrain.model.mask import effective_blocks
 
-BACKENDS = ("auto", "sdpa", "flex", "flash", "flash2")
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
 
@@ -46,17 +45,17 @@ def packed_mask(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> AttentionMask:
-    """The mask of packed training sequences, made once a micro-batch.
+    """The mask of packed training sequences, built once for each micro-batch.
 
     Args:
         segments: Segment ids [B, S], on the host.
         blocks: Block ids [B, S], on the host.
         config: Backend and ablations of the mask.
-        device: Where attention is computed.
+        device: On which attention is computed.
         dtype: Of queries, keys and values.
 
     Raises:
-        InputError: The backend asked for is not available here.
+        InputError: The requested backend is not available here.
     """
     backend = check_backend(config, device, dtype)
     segments, blocks = torch.as_tensor(segments), torch.as_tensor(blocks)
@@ -71,41 +70,44 @@ def packed_mask(
     return DenseMask.packed(on_device(segments, device), on_device(blocks, device))
 
 
-def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that `config.attention` means here: `sdpa`, `flex`, `flash` or `flash2`.
+def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    """The backend that `config.attention` selects here: `sdpa`, `flex`, `flash` or `flash2`.
 
     Args:
         config: Backend and head size.
-        device: Where attention is computed.
+        device: On which attention is computed.
         dtype: Of queries, keys and values.
 
     Raises:
-        InputError: It is not available here; says what was found and what to do.
+        InputError: It is not available here; states what was found and what to do.
     """
-    return resolve(config.attention, detect(device), dtype, config.head_size)
+    return resolve_backend(config.attention, detect(device), dtype, config.head_size)
 
 
-def resolve(name: str, hardware: Hardware, dtype: torch.dtype, head_size: int) -> str:
-    """The rule itself, a pure function; see `check_backend`."""
-    if name not in BACKENDS:
-        raise InputError(
-            f"model.attention={name}, expected one of {', '.join(BACKENDS)}; correct the setting"
-        )
+def resolve_backend(
+    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int
+) -> AttentionBackend:
+    """The selection as a pure function; see `check_backend`."""
     if name == "auto":
-        fast = ("flash", "flex") if dtype in HALF_TYPES else ()
-        return next((each for each in fast if obstacle(each, hardware, dtype, head_size) is None), "sdpa")
-    found = obstacle(name, hardware, dtype, head_size)
-    if found is not None:
-        raise InputError(f"model.attention={name}: {found}; or set model.attention=auto")
+        fast: tuple[AttentionBackend, ...] = ("flash", "flex") if dtype in HALF_TYPES else ()
+        for candidate in fast:
+            if unsupported_reason(candidate, hardware, dtype, head_size) is None:
+                return candidate
+        return "sdpa"
+    reason = unsupported_reason(name, hardware, dtype, head_size)
+    if reason is not None:
+        raise InputError(f"model.attention={name}: {reason}; or set model.attention=auto")
     return name
 
 
-def obstacle(name: str, hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why a backend cannot run here and what would help, or None if it can.
+def unsupported_reason(
+    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int
+) -> str | None:
+    """Why a backend cannot run here and what to do about it; None if it can.
 
     Args:
         name: `sdpa`, `flex`, `flash` or `flash2`.
-        hardware: Where it would run.
+        hardware: On which it would run.
         dtype: Of queries, keys and values.
         head_size: D.
     """
@@ -134,28 +136,28 @@ def _flash(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None
         return f"needs compute capability 9, 10 or 11 (H100, H200, B200), found {hardware.name}; use one"
     if FLASH_ATTENTION_4 not in hardware.packages:
         return "needs the package flash-attn-4, which is not installed; `pip install -e '.[cuda]'`"
-    # Wider heads work on tiles of other sizes, which blocks of 128 keys do not fit.
-    return _half_types(dtype) or _head_size(head_size, most=128)
+    # Wider heads use tiles of other sizes, which blocks of 128 keys do not fit.
+    return _half_types(dtype) or _head_size(head_size, largest=128)
 
 
 def _flash2(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
     if hardware.capability < (8, 0):
         return f"needs compute capability 8.0 or more, found {hardware.name}; use an A100 or later"
-    found = hardware.packages.get(FLASH_ATTENTION_2)
+    installed = hardware.packages.get(FLASH_ATTENTION_2)
     tools, package = "hatchling editables wheel", "--no-build-isolation -e '.[flash2]'"
     install = f"`pip install {tools}` and `pip install {package}` build it"
-    if found is None:
+    if installed is None:
         return f"needs the package flash-attn 2.7 or 2.8, which is not installed; {install}"
-    if not found.startswith(("2.7.", "2.8.")):
-        return f"needs the package flash-attn 2.7 or 2.8, found {found}; {install}"
-    return _half_types(dtype) or _head_size(head_size, most=256)
+    if not installed.startswith(("2.7.", "2.8.")):
+        return f"needs the package flash-attn 2.7 or 2.8, found {installed}; {install}"
+    return _half_types(dtype) or _head_size(head_size, largest=256)
 
 
 def _half_types(dtype: torch.dtype) -> str | None:
     return None if dtype in HALF_TYPES else f"takes bf16 and fp16, found {dtype}; use trainer.precision=bf16"
 
 
-def _head_size(head_size: int, most: int) -> str | None:
-    if head_size % 8 or head_size > most:
-        return f"takes head sizes of up to {most} in steps of 8, found {head_size}; choose such a size"
+def _head_size(head_size: int, largest: int) -> str | None:
+    if head_size % 8 or head_size > largest:
+        return f"takes head sizes of up to {largest} in steps of 8, found {head_size}; choose such a size"
     return None

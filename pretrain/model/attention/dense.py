@@ -14,7 +14,7 @@ from pretrain.model.mask import visible
 
 @dataclass(frozen=True, slots=True)
 class DenseMask(AttentionMask):
-    """A mask of one bit a pair.
+    """A boolean mask with an entry for each pair.
 
     Attributes:
         dense: bool [B, 1, Q, K], True where the query may attend.
@@ -24,7 +24,7 @@ class DenseMask(AttentionMask):
 
     @classmethod
     def packed(cls, segments: Tensor, blocks: Tensor) -> DenseMask:
-        """Mask of packed sequences from segment and block ids [B, S]."""
+        """Mask of packed sequences from segment and block ids [B, S] on the device."""
         order = torch.arange(segments.shape[1], device=segments.device)
         return cls(visible(segments, blocks, order, segments, blocks, order).unsqueeze(1))
 

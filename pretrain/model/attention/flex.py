@@ -1,9 +1,9 @@
 """The backends `flex` (Triton) and `flash` (flash-attn-4): FlexAttention under a block-sparse mask.
 
-A micro-batch [B, S] is attended as one sequence of B * S tokens: the mask then reads vectors of one
-dimension (those of two are slow on flash-attn-4), and pairs of different rows are skipped like pairs of
-different samples. The rule within partial blocks is that of intervals where the mask has that form, as
-the samples of WorldVLA's training do: it reads nothing at the key.
+A micro-batch [B, S] is attended as one sequence of B * S tokens: the mask then indexes one-dimensional
+vectors (two-dimensional ones are slow on flash-attn-4), and pairs of different rows are skipped like pairs
+of different samples. Within partial blocks the mask uses intervals where it has that form, as in all samples
+of WorldVLA's training: it then reads nothing at the key.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from pretrain.model.attention.intervals import intervals
 TRITON_BLOCK = (128, 128)
 TRITON: FlexKernelOptions = {"BACKEND": "TRITON"}
 FLASH: FlexKernelOptions = {"BACKEND": "FLASH"}
-_MOST_VERSIONS = 64
+_MAX_VERSIONS = 64
 
 
 def flash_block(capability: tuple[int, int]) -> tuple[int, int]:
-    """Queries and keys of a block that flash-attn-4 takes: two query tiles at once from Blackwell on."""
+    """Queries and keys in a block for flash-attn-4, which takes two query tiles at once from Blackwell on."""
     return (128, 128) if capability[0] == 9 else (256, 128)
 
 
 @cache
 def compiled_attention() -> Callable[..., Tensor]:
-    """FlexAttention as one fused kernel; called uncompiled it would make the whole score matrix.
+    """FlexAttention as one fused kernel; uncompiled it would materialise the whole score matrix.
 
-    Compiled once for each shape, kind of mask and use (with gradients or without): a training needs a few,
-    and flash-attn-4 takes no symbolic sizes. Torch's own limit of 8 versions, beyond which the call fails,
-    is too low for a process that does several things: validation, benchmarks, tests.
+    Compiled once for each shape, kind of mask and mode (with gradients or without): a training needs a few,
+    and flash-attn-4 takes no symbolic sizes. Torch's default limit of 8 versions, beyond which the call
+    fails, is too low for processes that also validate, benchmark or test.
     """
-    compiler: Any = torch.compile  # its overloads do not name all settings
+    compiler: Any = torch.compile  # its overloads lack some of the settings
     return compiler(
         flex_attention,
         dynamic=False,
         fullgraph=True,
-        recompile_limit=_MOST_VERSIONS,
+        recompile_limit=_MAX_VERSIONS,
         isolate_recompiles=True,
     )
 
@@ -57,7 +57,7 @@ class FlexMask(AttentionMask):
 
     Attributes:
         block_mask: The pairs of blocks to compute, and the rule within partial ones.
-        options: Which kernels.
+        options: Selection of the kernels.
     """
 
     block_mask: BlockMask
@@ -78,12 +78,12 @@ class FlexMask(AttentionMask):
             segments: Segment ids, 0 for padding.
             blocks: Action block ids.
             device: Of the mask.
-            block_size: Queries and keys of a block.
-            options: Which kernels.
+            block_size: Number of queries and of keys in a block.
+            options: Selection of the kernels.
         """
-        found = intervals(segments, blocks)
-        if found is not None:
-            start, end, own = (on_device(each, device) for each in (found.start, found.end, found.own))
+        bounds = intervals(segments, blocks)
+        if bounds is not None:
+            start, end, own = (on_device(each, device) for each in (bounds.start, bounds.end, bounds.own))
             return cls(from_intervals(start, end, own, block_size), options)
         ids = torch.where(segments == 0, segments.max() + 1, segments) - segments.min()  # padding is last
         ids = ids + torch.arange(len(ids)).unsqueeze(1) * (ids.max() + 1)  # rows share no ids
@@ -106,6 +106,6 @@ class FlexMask(AttentionMask):
 
 
 def _one_row(x: Tensor) -> Tensor:
-    """[B, N, S, D] -> [1, N, B * S, D]; a view where x is one of [B, S, N, D], as the layers make it."""
+    """[B, N, S, D] -> [1, N, B * S, D]; a view if x is a view of [B, S, N, D], as in the layers."""
     batch, heads, length, size = x.shape
     return x.transpose(1, 2).reshape(1, batch * length, heads, size).transpose(1, 2)

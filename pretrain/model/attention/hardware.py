@@ -1,4 +1,4 @@
-"""What the choice of an attention backend depends on: device, compute capability, packages."""
+"""Device, compute capability and packages, which decide on the attention backend."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLASH_ATTENTION_4 = "flash-attn-4"
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """Where attention is to run.
+    """The hardware and packages that attention runs on.
 
     Attributes:
         device: `cpu`, `cuda` or another device type of torch.
@@ -30,7 +30,7 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Description for messages."""
         if self.device != "cuda":
             return f"the {self.device} device"
         return "a CUDA device of compute capability " + ".".join(map(str, self.capability))
@@ -38,7 +38,7 @@ class Hardware:
 
 @cache
 def detect(device: torch.device) -> Hardware:
-    """The hardware behind a device. Looks packages up by name; imports none."""
+    """The hardware of a device. Packages are looked up by name, not imported."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     packages: dict[str, str] = {}
     for package in (TRITON, FLASH_ATTENTION_2, FLASH_ATTENTION_4):

@@ -1,4 +1,4 @@
-"""Small vectors from the host to where attention is computed."""
+"""Transfer of small vectors from the host to the device of attention."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 
 def on_device(vector: NDArray[np.integer] | Tensor, device: torch.device) -> Tensor:
-    """A host vector on a device, without waiting: neither for the copy nor for what the device is doing."""
+    """Copy a host vector to a device without synchronising, with the same shape and dtype."""
     tensor = torch.as_tensor(vector)
     if device.type == "cuda":
-        tensor = tensor.pin_memory()  # only pinned memory is copied without a stop on the host
+        tensor = tensor.pin_memory()  # only pinned memory is copied asynchronously
     return tensor.to(device, non_blocking=True)

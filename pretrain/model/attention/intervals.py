@@ -1,19 +1,19 @@
-"""The action mask as two stretches of keys for each query.
+"""The action mask as two intervals of keys for each query.
 
-In a packed sequence a query sees the keys k of [start, end) and of [own, query]: the prompt of its sample
-and what precedes it in its answer block. A query outside answer blocks sees all of its sample::
+In a packed sequence a query sees the keys [start, end) and [own, query]: the prompt of its sample and the
+earlier tokens of its answer block. A query outside answer blocks sees all earlier tokens of its sample::
 
-    tokens    t i a a b b e    an action sample that starts at place 0
-    place     0 1 2 3 4 5 6
+    tokens    t i a a b b e    an action sample that starts at index 0
+    index     0 1 2 3 4 5 6
     start     0 0 0 0 0 0 0
     end       . . 2 2 2 2 .    . is the end of the sequence
     own       0 0 2 2 4 4 6
 
-A kernel that asks key by key then reads vectors at the query alone, which it does once a row, and torch
-makes words of 32 keys from it where flash-attn-4 takes them (Blackwell).
+A kernel then reads vectors at the query alone, once a row, and torch packs the mask into words of 32 keys
+where flash-attn-4 takes them (Blackwell).
 
-Masks that are not of this form (actions before the last image that an answer does not see, ordinary tokens
-between answer blocks) are told apart, exactly. On the host, in numpy.
+Masks that do not have this form (actions before the last image that an answer does not see, ordinary tokens
+between answer blocks) are detected exactly. Computed on the host, in numpy.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True, slots=True)
 class Intervals:
-    """For each of T = B * S tokens as a query, places in the B * S tokens: int32 [T] each.
+    """For each of T = B * S tokens as a query, indices into the B * S tokens: int32 [T] each.
 
     Attributes:
-        start: Of its sample.
-        end: Of the sample's ordinary beginning; T for a query outside answer blocks.
-        own: Where its answer block starts, or its run of tokens of another kind.
+        start: Start of its sample.
+        end: End of the sample's ordinary tokens before the first action; T for a query outside answer blocks.
+        own: Start of its answer block, or of its run of tokens with another block id.
     """
 
     start: NDArray[np.int32]
@@ -44,13 +44,13 @@ def intervals(segments: ArrayLike, blocks: ArrayLike) -> Intervals | None:
     segment, block = np.asarray(segments), np.asarray(blocks).ravel()
     row = np.repeat(np.arange(segment.shape[0]), segment.shape[1])
     segment = segment.ravel()
-    place = np.arange(len(block))
+    index = np.arange(len(block))
     new_sample = _changes(row, segment)
     new_block = new_sample | _changes(block)
-    start = np.maximum.accumulate(np.where(new_sample, place, 0))
-    own = np.maximum.accumulate(np.where(new_block, place, 0))
+    start = np.maximum.accumulate(np.where(new_sample, index, 0))
+    own = np.maximum.accumulate(np.where(new_block, index, 0))
     # The first action token of each sample: the next one from the sample's start on.
-    action = np.where(block != 0, place, len(block))
+    action = np.where(block != 0, index, len(block))
     end = np.minimum.accumulate(action[::-1])[::-1][start]
     ordinary = np.cumsum(block == 0) - (block == 0)
     answer = block > 0
@@ -68,7 +68,7 @@ def intervals(segments: ArrayLike, blocks: ArrayLike) -> Intervals | None:
 
 
 def _changes(*columns: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Where a row of several columns [n] differs from the one before; the first does."""
+    """Whether each row of several columns [n] differs from the previous one; the first does. bool [n]."""
     change = np.zeros(len(columns[0]), bool)
     change[:1] = True
     for column in columns:

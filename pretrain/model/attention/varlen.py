@@ -1,15 +1,14 @@
 """The backend `flash2`: flash-attn 2's varlen kernels, the action mask split into passes.
 
-Forward: each pass gives its output and the log-sum-exp of its scores; where a query is in two passes,
-with outputs o and log-sum-exps l,
+Forward: each pass returns its output and the log-sum-exp of its scores; for a query in two passes, with
+outputs o and log-sum-exps l,
 
     l = log(exp(l_2) + exp(l_3))        o = exp(l_2 - l) o_2 + exp(l_3 - l) o_3
 
-Backward: with the merged o and l, each pass gives the gradient of its own keys and its part of that of
-the queries. For it a kernel needs the probabilities p = exp(score - l) over all keys of the query, and
-delta = sum(do * o), and it computes both from the o and l that it is handed. (Autograd of flash-attn
-cannot be used: it takes the log-sum-exp for a constant.) The same trick as in ring attention
-(arXiv 2310.01889).
+Backward: with the merged o and l, each pass returns the gradient of its own keys and its part of the
+queries' gradient. A kernel needs the probabilities p = exp(score - l) over all keys of the query and
+delta = sum(do * o), and computes both from the o and l that it receives. (Autograd of flash-attn cannot be
+used: it treats the log-sum-exp as a constant.) Ring attention (arXiv 2310.01889) does the same.
 
 Shapes: T = B * S tokens, N query heads, G key/value heads, D head size; Q queries and K keys of a pass.
 """
@@ -27,24 +26,24 @@ from torch.autograd.function import Function, once_differentiable
 
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.host import on_device
-from pretrain.model.attention.split_plan import Pass, split
+from pretrain.model.attention.split_plan import AttentionPass, split
 
 
 @dataclass(frozen=True, slots=True)
-class Stretches:
-    """A `Pass` on the device; attributes as there."""
+class VarlenPass:
+    """An `AttentionPass` on the device; attributes as there."""
 
     queries: Tensor
     keys: Tensor
     query_starts: Tensor
     key_starts: Tensor
-    most_queries: int
-    most_keys: int
+    max_queries: int
+    max_keys: int
     causal: bool
 
     @classmethod
-    def of(cls, part: Pass | None, device: torch.device) -> Stretches | None:
-        """The same pass on a device, without waiting."""
+    def of(cls, part: AttentionPass | None, device: torch.device) -> VarlenPass | None:
+        """Copy a pass to a device without synchronising."""
         if part is None:
             return None
         return cls(
@@ -52,21 +51,19 @@ class Stretches:
             keys=on_device(part.keys, device),
             query_starts=on_device(part.query_starts, device),
             key_starts=on_device(part.key_starts, device),
-            most_queries=part.most_queries,
-            most_keys=part.most_keys,
+            max_queries=part.max_queries,
+            max_keys=part.max_keys,
             causal=part.causal,
         )
 
 
 class VarlenKernels(Protocol):
-    """Attention of stretches of queries [Q, N, D] over their stretches of keys and values [K, G, D].
+    """Attention of ranges of queries [Q, N, D] over their ranges of keys and values [K, G, D].
 
-    They are gathered already: of the stretches, kernels read starts, lengths and causality.
+    These are gathered already: of the pass, kernels use starts, lengths and causality.
     """
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, stretches: Stretches
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, part: VarlenPass) -> tuple[Tensor, Tensor]:
         """Output [Q, N, D] and log-sum-exp fp32 [N, Q] of the scores, scaled by 1 / sqrt(D)."""
         ...
 
@@ -78,9 +75,9 @@ class VarlenKernels(Protocol):
         value: Tensor,
         output: Tensor,
         lse: Tensor,
-        stretches: Stretches,
+        part: VarlenPass,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of query, key and value for the output and log-sum-exp given."""
+        """Gradients of query, key and value for the given output and log-sum-exp, in their shapes."""
         ...
 
 
@@ -93,11 +90,9 @@ class FlashAttention2:
         self._forward = interface._flash_attn_varlen_forward
         self._backward = interface._flash_attn_varlen_backward
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, stretches: Stretches
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, part: VarlenPass) -> tuple[Tensor, Tensor]:
         """See `VarlenKernels.forward`."""
-        output, lse, _, _ = self._forward(query, key, value, **_settings(query, stretches))
+        output, lse, _, _ = self._forward(query, key, value, **_settings(query, part))
         return output, lse
 
     def backward(
@@ -108,7 +103,7 @@ class FlashAttention2:
         value: Tensor,
         output: Tensor,
         lse: Tensor,
-        stretches: Stretches,
+        part: VarlenPass,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `VarlenKernels.backward`."""
         gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -121,21 +116,21 @@ class FlashAttention2:
             lse,
             *gradients,
             deterministic=torch.are_deterministic_algorithms_enabled(),
-            **_settings(query, stretches),
+            **_settings(query, part),
         )
         return gradients
 
 
-def _settings(query: Tensor, stretches: Stretches) -> dict[str, Any]:
-    """What flash-attn's forward and backward are told alike."""
+def _settings(query: Tensor, part: VarlenPass) -> dict[str, Any]:
+    """Arguments that flash-attn's forward and backward have in common."""
     return {
-        "cu_seqlens_q": stretches.query_starts,
-        "cu_seqlens_k": stretches.key_starts,
-        "max_seqlen_q": stretches.most_queries,
-        "max_seqlen_k": stretches.most_keys,
+        "cu_seqlens_q": part.query_starts,
+        "cu_seqlens_k": part.key_starts,
+        "max_seqlen_q": part.max_queries,
+        "max_seqlen_k": part.max_keys,
         "dropout_p": 0.0,
         "softmax_scale": query.shape[-1] ** -0.5,
-        "causal": stretches.causal,
+        "causal": part.causal,
         "window_size_left": -1,
         "window_size_right": -1,
         "softcap": 0.0,
@@ -153,9 +148,9 @@ def flash_attention_2() -> FlashAttention2:
 class VarlenMask(AttentionMask):
     """The passes of a micro-batch and the kernels that run them; see `split_plan.SplitPlan`."""
 
-    ordinary: Stretches | None
-    prefix: Stretches | None
-    within: Stretches | None
+    ordinary: VarlenPass | None
+    prefix: VarlenPass | None
+    within: VarlenPass | None
     kernels: VarlenKernels
 
     @classmethod
@@ -165,15 +160,15 @@ class VarlenMask(AttentionMask):
         """Mask of packed sequences from segment and block ids [B, S] on the host."""
         plan = split(segments, blocks)
         return cls(
-            Stretches.of(plan.ordinary, device),
-            Stretches.of(plan.prefix, device),
-            Stretches.of(plan.within, device),
+            VarlenPass.of(plan.ordinary, device),
+            VarlenPass.of(plan.prefix, device),
+            VarlenPass.of(plan.within, device),
             kernels,
         )
 
     @property
-    def passes(self) -> list[Stretches]:
-        """Those that there are."""
+    def passes(self) -> list[VarlenPass]:
+        """The passes that have queries."""
         return [each for each in (self.ordinary, self.prefix, self.within) if each is not None]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -185,7 +180,7 @@ class VarlenMask(AttentionMask):
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """[B, N, S, D] -> [B * S, N, D]; a view where x is one of [B, S, N, D], as the layers make it."""
+    """[B, N, S, D] -> [B * S, N, D]; a view if x is a view of [B, S, N, D], as in the layers."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -197,15 +192,15 @@ class _SplitAttention(Function):
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
         lse = query.new_empty(query.shape[1], query.shape[0], dtype=_wide(query))
 
-        def run(part: Stretches) -> tuple[Tensor, Tensor]:
-            chosen_keys, chosen_values = (x.index_select(0, part.keys) for x in (key, value))
-            return mask.kernels.forward(query.index_select(0, part.queries), chosen_keys, chosen_values, part)
+        def run(part: VarlenPass) -> tuple[Tensor, Tensor]:
+            part_keys, part_values = (x.index_select(0, part.keys) for x in (key, value))
+            return mask.kernels.forward(query.index_select(0, part.queries), part_keys, part_values, part)
 
         for part in (mask.ordinary, mask.within):
             if part is not None:
-                found, its_lse = run(part)
-                output.index_copy_(0, part.queries, found)
-                lse.index_copy_(1, part.queries, its_lse)
+                part_output, part_lse = run(part)
+                output.index_copy_(0, part.queries, part_output)
+                lse.index_copy_(1, part.queries, part_lse)
         if mask.prefix is not None:
             _merge(output, lse, mask.prefix.queries, *run(mask.prefix))
         ctx.mask = mask
@@ -216,7 +211,7 @@ class _SplitAttention(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, output, lse = ctx.saved_tensors
-        # Several stretches add to one key: summed in fp32, rounded once.
+        # A key may be in several ranges: summed in fp32, rounded once.
         sums = [torch.zeros(x.shape, dtype=_wide(x), device=x.device) for x in (query, key, value)]
         for part in ctx.mask.passes:
             queries, keys = part.queries, part.keys
@@ -229,27 +224,27 @@ class _SplitAttention(Function):
                 lse.index_select(1, queries),
                 part,
             )
-            for total, places, found in zip(sums, (queries, keys, keys), gradients, strict=True):
-                total.index_add_(0, places, found.to(total.dtype))
+            for total, indices, addend in zip(sums, (queries, keys, keys), gradients, strict=True):
+                total.index_add_(0, indices, addend.to(total.dtype))
         return sums[0].to(query.dtype), sums[1].to(key.dtype), sums[2].to(value.dtype), None
 
 
-def _merge(output: Tensor, lse: Tensor, places: Tensor, found: Tensor, its_lse: Tensor) -> None:
+def _merge(output: Tensor, lse: Tensor, queries: Tensor, part_output: Tensor, part_lse: Tensor) -> None:
     """Merge a pass into output [T, N, D] and log-sum-exp [N, T], in place.
 
     Args:
-        output: What other passes gave.
+        output: Output of the other passes.
         lse: Their log-sum-exp.
-        places: The pass's queries [Q].
-        found: Its output [Q, N, D].
-        its_lse: Its log-sum-exp [N, Q].
+        queries: Token indices of the pass's queries, int64 [Q].
+        part_output: Its output [Q, N, D].
+        part_lse: Its log-sum-exp [N, Q].
     """
-    before = lse.index_select(1, places)
-    merged = torch.logaddexp(before, its_lse)
-    weights = [(part - merged).exp().T.unsqueeze(-1) for part in (before, its_lse)]
-    both = weights[0] * output.index_select(0, places) + weights[1] * found
-    output.index_copy_(0, places, both.to(output.dtype))
-    lse.index_copy_(1, places, merged)
+    other_lse = lse.index_select(1, queries)
+    merged = torch.logaddexp(other_lse, part_lse)
+    weights = [(each - merged).exp().T.unsqueeze(-1) for each in (other_lse, part_lse)]
+    both = weights[0] * output.index_select(0, queries) + weights[1] * part_output
+    output.index_copy_(0, queries, both.to(output.dtype))
+    lse.index_copy_(1, queries, merged)
 
 
 def _wide(x: Tensor) -> torch.dtype:

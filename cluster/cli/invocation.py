@@ -22,3 +22,8 @@ class Invocation:
     json: bool = False
     overrides: tuple[str, ...] = ()
     dry_run: bool = False
+
+
+def make_console(stderr: bool = False) -> Console:
+    """The console of a command; `stderr` leaves standard output to `--json`."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.config import RootConfig
-from cluster.run.supervisor import plan_run
+from cluster.run.preflight import check_run
 from data.errors import InputError
 from pretrain.settings import compose
 
@@ -21,4 +21,4 @@ from pretrain.settings import compose
 def test_evaluation_settings_out_of_range_are_refused(override: str, message: str) -> None:
     given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10", override]
     with pytest.raises(InputError, match=message):
-        plan_run(compose("train", RootConfig, "train", given))
+        check_run(compose("train", RootConfig, "train", given))

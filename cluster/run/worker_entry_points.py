@@ -1,4 +1,7 @@
-"""What the processes do that Ray starts; what they need is imported there and not in the command itself."""
+"""Entry points of the processes that Ray starts.
+
+Heavy libraries are imported in these processes and not in the command itself.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook
 
 
 def make_preparer(config: PrepareCommandConfig) -> Preparer:
-    """What this process needs to prepare data; computes on the GPU that it was given, if any."""
+    """Build the preparer of this process; it computes on the GPU that the process was given, if any."""
     from data.prepare.command import Preparer
     from data.tokens.image import ImageTokenizer
 
@@ -40,7 +43,7 @@ def make_preparer(config: PrepareCommandConfig) -> Preparer:
 
 
 def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
-    """Run the checkpoint's policy on the suite and, where asked for, a world-model rollout.
+    """Run the checkpoint's policy on the suite and, if requested, world-model rollouts.
 
     Returns:
         The content of `results.json`, and under `world_model` the scores of the rollouts.
@@ -65,7 +68,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
         from eval.config import ImagineConfig
         from eval.world_model.imagine import imagine
 
-        dream = imagine(
+        rollouts = imagine(
             ImagineConfig(
                 checkpoint=checkpoint,
                 out=str(job.out),
@@ -75,5 +78,5 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
                 fvd_network=job.settings.fvd_network,
             )
         )
-        content["world_model"] = dream.summary()
+        content["world_model"] = rollouts.summary()
     return content

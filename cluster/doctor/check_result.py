@@ -1,4 +1,4 @@
-"""What an examination of `worldvla doctor` found."""
+"""The result of one check of `worldvla doctor`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One line of the doctor's table.
 
     Attributes:
-        subject: What was looked at.
+        subject: What was checked.
         state: `ok`, `warn` (works, but slower or less than it could) or `fail`.
         found: What was found, with units.
-        remedy: What to do; empty where all is well.
+        remedy: What to do; empty where nothing is wrong.
     """
 
     subject: str

@@ -1,4 +1,4 @@
-"""A batch of prompts that the network has read, and what it reads after them."""
+"""A batch of prompts in the key/value cache, and the answers that are decoded after them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pretrain.model.mask import mask_vectors
 from pretrain.model.transformer import Transformer
 
 
-class Reader:
-    """Prompts of different lengths, read at once; their answers grow behind them token by token.
+class DecodingSession:
+    """Prompts of different lengths, prefilled at once; their answers are appended token by token.
 
-    Everything that the host decides is decided here, before the first answer token: reading and choosing
-    only queue work on the device and never wait for it.
+    All decisions of the host are made at construction: decoding steps only queue kernels on the device and
+    never wait for it.
 
     Args:
         model: Plain (not tensor-parallel) transformer, in evaluation mode.
         prompts: Token ids [S] of each of B prompts.
         blocks: Of every token of the written answer, int64 [A]: number of its action block from 1 on, or 0.
-            Without action blocks the answer is an image, so the prompt's actions stand before the last one.
+            Without action blocks the answer is an image, so the prompt's actions precede the last image.
         largest: Largest token id of the answers.
-        width: Tokens that the prompts are padded to, at least; 0: to the longest.
+        width: Minimum width in tokens that the prompts are padded to; 0: the longest prompt.
 
     Attributes:
-        device: Where the model is.
+        device: Of the model.
         batch: B, prompts.
 
     Raises:
         InputError: No prompt, an empty one, prompt and answer longer than the model's positions, or an id
-            that is unknown to it.
+            outside its vocabulary.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Reader:
         largest: int,
         width: int = 0,
     ) -> None:
-        rows = _checked(model, prompts, len(blocks), largest)
+        rows = _check_prompts(model, prompts, len(blocks), largest)
         lengths = [len(row) for row in rows]
         self._model = model
         self.batch = len(rows)
@@ -61,8 +61,8 @@ class Reader:
             segments[number, : len(row)], prompt_blocks[number, : len(row)] = mask_vectors(row)
         if not blocks.any():
             prompt_blocks = -np.abs(prompt_blocks)
-        unused = int(prompt_blocks.max())  # answer blocks are numbered on from those of the prompts
-        self._blocks = torch.from_numpy(np.where(blocks > 0, blocks + unused, 0)).to(self.device)
+        last_block = int(prompt_blocks.max())  # answer blocks continue the numbers of the prompts'
+        self._blocks = torch.from_numpy(np.where(blocks > 0, blocks + last_block, 0)).to(self.device)
         ends = torch.tensor(lengths, device=self.device)[:, None]
         self._positions = ends + torch.arange(len(blocks), device=self.device)
         capacity = shape[1] + len(blocks)
@@ -71,27 +71,35 @@ class Reader:
             torch.from_numpy(tokens), torch.from_numpy(segments), torch.from_numpy(prompt_blocks), self._cache
         )
 
-    def read(self, tokens: Tensor, places: slice) -> Tensor:
-        """Hidden states [B, Q, H] of answer tokens [B, Q] (or [1, Q]: all alike) at their places in it."""
+    def forward(self, tokens: Tensor, offsets: slice) -> Tensor:
+        """Append answer tokens to the cache.
+
+        Args:
+            tokens: int64 [B, Q], or [1, Q]: the same for all prompts.
+            offsets: Of these Q tokens in the written answer.
+
+        Returns:
+            Their hidden states [B, Q, H].
+        """
         tokens = tokens.expand(self.batch, -1)
-        blocks = self._blocks[places].expand_as(tokens)
-        positions = self._positions[:, places]
+        blocks = self._blocks[offsets].expand_as(tokens)
+        positions = self._positions[:, offsets]
         return self._model.decode(tokens, positions, torch.ones_like(tokens), blocks, self._cache)
 
     def logits(self, hidden: Tensor, first: int, end: int) -> Tensor:
-        """Logits of the ids in [first, end) after each hidden state: [B, Q, H] -> [B, Q, end - first]."""
+        """Logits of the ids in [first, end): hidden states [B, Q, H] -> [B, Q, end - first]."""
         return F.linear(hidden, self._model.lm_head.weight[first:end])
 
 
-def _checked(
+def _check_prompts(
     model: Transformer, prompts: Sequence[ArrayLike], answer: int, largest: int
 ) -> list[NDArray[np.int64]]:
-    """The prompts as arrays [S]."""
-    known = model.config.vocabulary_size
-    if largest >= known:
+    """The prompts as arrays [S], or an InputError."""
+    vocabulary_size = model.config.vocabulary_size
+    if largest >= vocabulary_size:
         raise InputError(
-            f"the answer needs token ids up to {largest}, but model.vocabulary_size is {known}; use a model "
-            "that was trained on this vocabulary"
+            f"the answer needs token ids up to {largest}, but model.vocabulary_size is {vocabulary_size}; "
+            "use a model that was trained on this vocabulary"
         )
     if not len(prompts):
         raise InputError("found no prompt, expected at least one")
@@ -108,11 +116,11 @@ def _checked(
                 f"{where} and its answer take {len(row)} + {answer} = {len(row) + answer} positions, but "
                 f"model.max_positions is {model.config.max_positions}; shorten the history or the chunk"
             )
-        wrong = row[(row < 0) | (row >= known)]
-        if len(wrong):
+        unknown = row[(row < 0) | (row >= vocabulary_size)]
+        if len(unknown):
             raise InputError(
-                f"{where} has token id {wrong[0]}, but the model knows ids below {known} and none below 0; "
-                "use the tokenizer that it was trained with"
+                f"{where} has token id {unknown[0]}, expected 0 to {vocabulary_size - 1}; use "
+                "the tokenizer that the model was trained with"
             )
         rows.append(row.astype(np.int64))
     return rows

@@ -1,7 +1,6 @@
 """`worldvla demo`: every stage of the system on this machine, from nothing to a report.
 
-A demo that was interrupted goes on where it was; a finished one is left alone and the next gets a
-name of its own (`demo-2`).
+An interrupted demo is resumed; a finished one is not changed, and the next gets another name (`demo-2`).
 """
 
 from __future__ import annotations
@@ -14,12 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.cli.config import DemoConfig
-from cluster.cli.demo_summary import print_learned
-from cluster.cli.handlers import run_collect, run_prepare, tokenizer_quality
+from cluster.cli.demo_summary import print_summary
+from cluster.cli.handlers.collect import run_collect
+from cluster.cli.handlers.prepare import run_prepare, tokenizer_quality
+from cluster.cli.invocation import Invocation
 from cluster.config import PrepareCommandConfig
-from cluster.invocation import Invocation
-from cluster.run.supervisor import plan_run, supervise
-from cluster.run.worker_tasks import evaluate_checkpoint, train_rank
+from cluster.run.preflight import check_run
+from cluster.run.supervisor import supervise
+from cluster.run.worker_entry_points import evaluate_checkpoint, train_rank
 from data.errors import InputError
 from data.files import write_text_whole
 from data.storage.index import INDEX_FILE
@@ -32,22 +33,22 @@ from pretrain.run_folder import RunFolder
 _STAGES = 6
 
 
-def run_demo(config: DemoConfig, call: Invocation) -> None:
+def run_demo(config: DemoConfig, invocation: Invocation) -> None:
     """Collect, prepare, train half, resume at another layout, evaluate, report."""
     _check(config)
-    plan_run(config)  # too few CPUs, no renderer: told before minutes of collecting
-    config = _named(config, call)
+    check_run(config)  # too few CPUs, no renderer: refused before minutes of collecting
+    config = _with_free_name(config, invocation)
     folder = RunFolder.of(config.run)
     data = folder.path.with_name(f"{config.run.name}-data")
-    config.data.url = str(data / "shards")
-    stages = _Stages(call.console)
-    fresh = _collect(config, data / "demonstrations", stages, call)
-    shards = _prepare(data, fresh, stages, call)
-    _train(config, folder, stages, call)
+    config = replace(config, data=replace(config.data, url=str(data / "shards")))
+    stages = _Stages(invocation.console)
+    collected = _collect(config, data / "demonstrations", stages, invocation)
+    shards = _prepare(data, collected, stages, invocation)
+    _train(config, folder, stages, invocation)
     stages.begin("report", "one self-contained page: curves, success, videos, imagined frames")
     page = write_report(folder.path)
     stages.end()
-    print_learned(call.console, folder, page, tokenizer_quality(shards))
+    print_summary(invocation.console, folder, page, tokenizer_quality(shards))
 
 
 def _check(config: DemoConfig) -> None:
@@ -59,21 +60,21 @@ def _check(config: DemoConfig) -> None:
         raise InputError(f"trainer.steps={config.trainer.steps}: the demo stops half way, expected 2 or more")
 
 
-def _named(config: DemoConfig, call: Invocation) -> DemoConfig:
-    """The settings under the first name whose run is not finished."""
+def _with_free_name(config: DemoConfig, invocation: Invocation) -> DemoConfig:
+    """The settings with the first `run.name` whose run is not finished."""
     name, number = config.run.name, 1
     while RunFolder.of(config.run).report.exists():
         number += 1
         config = replace(config, run=replace(config.run, name=f"{name}-{number}"))
     if number > 1:
-        call.console.print(f"{Path(config.run.dir) / name} is finished; this one is {config.run.name}")
+        invocation.console.print(f"{Path(config.run.dir) / name} is finished; this one is {config.run.name}")
     elif RunFolder.of(config.run).path.exists():
-        call.console.print(f"{RunFolder.of(config.run).path} is not finished; going on with it")
+        invocation.console.print(f"{RunFolder.of(config.run).path} is not finished; resuming it")
     return config
 
 
-def _collect(config: DemoConfig, folder: Path, stages: _Stages, call: Invocation) -> bool:
-    """Record the demonstrations; False where they are already there."""
+def _collect(config: DemoConfig, folder: Path, stages: _Stages, invocation: Invocation) -> bool:
+    """Record the demonstrations; return False if they have been recorded before."""
     settings = CollectConfig(
         suite=config.eval.suite,
         tasks=config.eval.tasks,
@@ -83,43 +84,45 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, call: Invocation
     )
     stages.begin("collect", f"a scripted expert solves {settings.suite} in the simulator")
     marker = folder / "complete.json"
-    wanted = json.dumps(asdict(settings), indent=2)
-    if marker.exists() and marker.read_text() == wanted:
-        call.console.print(f"  {folder}: already there")
+    content = json.dumps(asdict(settings), indent=2)
+    if marker.exists() and marker.read_text() == content:
+        invocation.console.print(f"  {folder}: complete already")
         return False
-    run_collect(settings, call)
-    write_text_whole(marker, wanted)
+    run_collect(settings, invocation)
+    write_text_whole(marker, content)
     return True
 
 
-def _prepare(data: Path, fresh: bool, stages: _Stages, call: Invocation) -> PrepareCommandConfig:
+def _prepare(data: Path, collected: bool, stages: _Stages, invocation: Invocation) -> PrepareCommandConfig:
     stages.begin("prepare", "frames become codes of the image tokenizer, episodes become shards")
     settings = PrepareCommandConfig(source=str(data / "demonstrations"), out=str(data / "shards"))
-    if (data / "shards" / INDEX_FILE).exists() and not fresh:
-        call.console.print(f"  {settings.out}: already there")
+    if (data / "shards" / INDEX_FILE).exists() and not collected:
+        invocation.console.print(f"  {settings.out}: complete already")
     else:
-        run_prepare(settings, call)
+        run_prepare(settings, invocation)
     return settings
 
 
-def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, call: Invocation) -> None:
-    """Both halves of the training, and the evaluations that are still open when it has ended."""
+def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, invocation: Invocation) -> None:
+    """Train both halves, and wait for the evaluations that have not ended by then."""
     half = config.trainer.steps // 2
     stages.begin("train", f"steps 1 to {half} at {_layout(config.parallel)}")
     if (checkpoint_location(config.checkpointing, folder).latest() or 0) >= half:
-        call.console.print("  already there")
+        invocation.console.print("  complete already")
     else:
         stopped = replace(config, trainer=replace(config.trainer, stop_after=half))
-        supervise(stopped, call.console, train_rank, evaluate_checkpoint)
-    other = replace(config.parallel, tensor=config.demo.resume_tensor, data=config.demo.resume_data)
+        supervise(stopped, invocation.console, train_rank, evaluate_checkpoint)
+    resumed = replace(config.parallel, tensor=config.demo.resume_tensor, data=config.demo.resume_data)
     stages.begin(
-        "resume", f"steps {half + 1} to {config.trainer.steps} from that checkpoint at {_layout(other)}"
+        "resume", f"steps {half + 1} to {config.trainer.steps} from that checkpoint at {_layout(resumed)}"
     )
 
-    def trained() -> None:
+    def on_trained() -> None:
         stages.begin("evaluate", "each checkpoint's policy acts in the simulator, its world model imagines")
 
-    supervise(replace(config, parallel=other), call.console, train_rank, evaluate_checkpoint, trained)
+    supervise(
+        replace(config, parallel=resumed), invocation.console, train_rank, evaluate_checkpoint, on_trained
+    )
 
 
 def _layout(parallel: ParallelConfig) -> str:
@@ -130,7 +133,7 @@ def _layout(parallel: ParallelConfig) -> str:
 
 
 class _Stages:
-    """Headings with numbers, and the time that each stage took."""
+    """Prints numbered headings, and the time that each stage took."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -138,7 +141,7 @@ class _Stages:
         self._began = self._stage_began = time.monotonic()
 
     def begin(self, title: str, what: str) -> None:
-        """End the stage before, if any, and begin one."""
+        """End the previous stage, if any, and begin one."""
         self._close()
         self._number += 1
         self._stage_began = time.monotonic()

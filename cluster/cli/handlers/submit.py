@@ -1,0 +1,30 @@
+"""`worldvla submit`."""
+
+from __future__ import annotations
+
+import json
+
+from cluster.cli.invocation import Invocation
+from cluster.slurm.config import SubmitConfig
+from cluster.slurm.submit import plan_submission
+
+
+def run_submit(config: SubmitConfig, invocation: Invocation) -> None:
+    """Write the batch scripts, show them (`--dry-run`) or hand them to sbatch, and print the jobs' ids."""
+    submission = plan_submission(config, invocation.overrides)
+    if invocation.dry_run:
+        print(submission.show(), end="")
+        return
+    folder, ids = submission.folder, submission.submit()
+    if invocation.json:
+        job = submission.main_job
+        paths = {"script": str(folder / job.file), "log": str(folder / job.log(ids[job]))}
+        print(json.dumps({"job": ids[job], **paths, "stages": {job.stage: ids[job] for job in ids}}))
+        return
+    show = invocation.console.print
+    for job, number in ids.items():
+        what = f"{config.run.name} on {config.nodes} nodes" if job.stage == "train" else job.stage
+        show(f"  job {number}: {what}, log {folder / job.log(number)}")
+    show(f"  run folder {folder.parent}")
+    numbers = [str(number) for number in ids.values()]
+    show(f"  squeue --job={','.join(numbers)} shows their states, scancel {' '.join(numbers)} ends them")

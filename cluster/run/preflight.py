@@ -1,0 +1,33 @@
+"""Checks of a run before any process starts."""
+
+from __future__ import annotations
+
+from cluster.config import RootConfig
+from cluster.resources.run_resources import RunResources, plan_resources
+from data.errors import InputError
+
+
+def check_run(config: RootConfig) -> RunResources:
+    """Check what can be checked before any process starts, and plan the resources.
+
+    Raises:
+        InputError: Too few CPUs or GPUs, evaluation settings that cannot work, a simulator that is missing.
+    """
+    gpus = 0
+    if config.cluster.gpus_per_rank != 0 and config.cluster.address is None:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    resources = plan_resources(config, gpus)
+    if config.eval.every > 0:
+        if config.eval.every % config.checkpointing.every:
+            raise InputError(
+                f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
+                f"{config.checkpointing.every}; only checkpoints can be evaluated"
+            )
+        from eval.evaluation.evaluate import check_settings
+        from eval.simulator.registry import open_suite, select_tasks
+
+        check_settings(config.eval, "eval.")
+        select_tasks(open_suite(config.eval.suite), config.eval.tasks)
+    return resources

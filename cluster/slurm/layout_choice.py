@@ -1,0 +1,73 @@
+"""The parallel layout of a job: the one that was given, or the quickest that fits the requested GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.overrides import key_of, override
+from cluster.slurm.config import SubmitConfig
+from cluster.slurm.sbatch import gpus_per_node
+from data.errors import InputError
+from data.sizes import parse_bytes
+from pretrain.checks import check_training
+from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
+from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+
+_LAYOUT_KEYS = {"parallel", "parallel.tensor", "parallel.data"}
+_MICRO_BATCHES = (1, 2, 4, 8)
+
+
+def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
+    """The layout as `key=value` words: none if the user gave it, else the quickest that fits the GPUs.
+
+    Args:
+        config: Settings of the training and of the job.
+        overrides: `key=value` words of the command line; what they set is not chosen.
+
+    Raises:
+        InputError: The given layout does not use the requested GPUs, or none fits.
+    """
+    if config.nodes < 1:
+        raise InputError(f"nodes={config.nodes}, expected 1 or more")
+    gpus = config.nodes * gpus_per_node(config)
+    given = {key_of(word) for word in overrides}
+    if gpus and not given & _LAYOUT_KEYS:
+        layout = _quickest(config, gpus).layout
+        chosen = {
+            "parallel.tensor": layout.tensor,
+            "parallel.data": layout.data,
+            "parallel.sequence_parallel": layout.tensor > 1,
+            "trainer.micro_batch": layout.micro_batch,
+            "model.recompute": layout.recompute,
+        }
+        return [override(key, value) for key, value in chosen.items() if key not in given]
+    check_training(config)
+    ranks = config.parallel.tensor * config.parallel.data
+    if gpus and ranks != gpus:
+        raise InputError(
+            f"parallel.tensor x parallel.data = {ranks} ranks, but nodes={config.nodes} have {gpus} GPUs; "
+            "change one of them, or leave parallel.* out to have it chosen"
+        )
+    return []
+
+
+def _quickest(config: SubmitConfig, gpus: int) -> LayoutEstimate:
+    cluster = config.cluster
+    if cluster.gpu is None or cluster.gpu_memory is None:
+        raise InputError(
+            "cluster.gpu and cluster.gpu_memory are not set, so that no layout can be chosen; take a profile "
+            "(cluster=h100, h200, a100_80gb, a100_40gb), or give parallel.tensor and parallel.data"
+        )
+    request = LayoutRequest(
+        model=config.model,
+        gpus=gpus,
+        gpu_memory=parse_bytes("cluster.gpu_memory", cluster.gpu_memory),
+        reserve=DEFAULT_MEMORY_RESERVE,
+        sequence_length=config.trainer.sequence_length,
+        micro_batches=_MICRO_BATCHES,
+        global_batch=config.trainer.global_batch,
+        machine=Machine.of_gpu(cluster.gpu, DEFAULT_EFFICIENCY, cluster.gpus_per_node),
+        offloads=("none",),
+        optimizer=config.optim.name,
+    )
+    return feasible_layouts(request)[0]
