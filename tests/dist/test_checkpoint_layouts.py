@@ -108,8 +108,8 @@ def _sign(number: int) -> int:
     return (number > 0) - (number < 0)
 
 
-def test_the_weights_alone_fit_a_plain_network(written: dict[str, tuple[Path, list[float]]]) -> None:
-    checkpoint, _ = written["TP2xDP2-ZeRO3"]
+def test_bare_weights_fit_a_plain_network(runs: dict[str, tuple[Path, list[float]]]) -> None:
+    checkpoint, _ = runs["TP2xDP2-ZeRO3"]
     network = Transformer(case.config((1, 1, 1)).model)
     network.load_state_dict(load_weights(checkpoint), strict=True)
     halves = load_weights(checkpoint, torch.bfloat16)
