@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.report import Column, Report, arguments
-from data.stream.sequence import action_prompt, world_prompt
+from data.stream.samples import action_prompt, world_prompt
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import (
     ACTION_BIN_END,

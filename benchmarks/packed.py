@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
-from data.stream.packing import fit, pack
-from data.stream.sequence import Sample, SampleForm, action_sample, world_sample
+from data.stream.packing import assign_sequences
+from data.stream.samples import SampleForm
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM, IMAGE_CODE_COUNT, TEXT_START
+from tests.support.reference_samples import Sample, action_sample, pack, world_sample
 
 HISTORY, CHUNK = 2, 5  # M and K of WorldVLA
 LAYOUTS = ("packed", "one")
@@ -29,7 +30,7 @@ def packed_batch(sequences: int, length: int, pixels: int = 256, seed: int = 0) 
     random = np.random.default_rng(seed)
     lengths = np.array([len(_action(random, pixels)), len(_world(random, pixels))], np.int64)
     pairs = sequences * length // int(lengths.sum())
-    while (places := fit(np.repeat(lengths, pairs), sequences, length)) is None:
+    while (places := assign_sequences(np.repeat(lengths, pairs), sequences, length)) is None:
         pairs -= 1
     rows: list[list[Sample]] = [[] for _ in range(sequences)]
     for number, place in enumerate(places.tolist()):

@@ -22,10 +22,9 @@ from cluster.resources.run_resources import RunResources
 from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
-from data.stream.layout import SourceWindows
-from data.stream.plan import Plan
-from data.stream.sequence import SampleForm
-from data.stream.windows import WindowTable
+from data.stream.layout import DatasetWindows
+from data.stream.samples import SampleForm
+from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 from pretrain.checkpoint.boxes import Box, global_boxes
@@ -75,11 +74,11 @@ def episode_lengths(episodes: int, mean: int) -> np.ndarray:
     return np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, episodes, dtype=np.int32)
 
 
-def windows_of(lengths: np.ndarray) -> SourceWindows:
+def windows_of(lengths: np.ndarray) -> DatasetWindows:
     """The windows of synthetic episodes, with instructions of different lengths."""
     texts = np.random.default_rng(1).integers(*WORDS, len(lengths), dtype=np.int32)
     world_words = np.full(len(lengths), WORLD_WORDS, np.int32)
-    return SourceWindows(
+    return DatasetWindows(
         "synthetic",
         (
             WindowTable(lengths, FORM.chunk - 1, FORM.history, texts, FORM.action_length),
@@ -91,8 +90,8 @@ def windows_of(lengths: np.ndarray) -> SourceWindows:
 def plan_cost(lengths: np.ndarray, global_batch: int, sequence_length: int, data: int) -> PlanCost:
     """Cost of the plan of the middle one of `data` data-parallel ranks."""
 
-    def build() -> Plan:
-        return Plan(
+    def build() -> DataPlan:
+        return DataPlan(
             [windows_of(lengths)], MixtureConfig(1.0, 1.0), global_batch, sequence_length, 0, "synthetic"
         )
 

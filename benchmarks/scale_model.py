@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass
 
 from benchmarks.scale_measured import CheckpointCost, PlanCost
-from data.stream.memory import MEGABYTE
-from data.stream.sequence import SampleForm
+from data.stream.episode_memory import MEGABYTE
+from data.stream.samples import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
 from pretrain.planner.speed import StepEstimate
 

@@ -36,8 +36,8 @@ from benchmarks.stream_peers import episode_batches, sample_batches, token_batch
 from data.config import CacheConfig, DataConfig
 from data.contracts import PackedBatch
 from data.storage.index import DatasetIndex
-from data.stream.advice import packing_advice
 from data.stream.loader import TokenStream
+from data.stream.packing_advice import packing_advice
 from pretrain.config import TrainerConfig
 
 FIRST, LATER, LITTLE = "stream, first epoch", "stream, later epochs", "stream, little memory"

@@ -16,13 +16,16 @@ import numpy as np
 
 from data.contracts import AGENT_CAMERA, Episode
 from data.prepare.statistics import summarise
-from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
-from data.stream.sequence import WORLD_TEXT, Sample, action_sample, action_text, world_sample
 from data.tokens.action import ActionRanges, encode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import WORLD_TEXT, action_text
 from data.tokens.text import TextTokenizer
+from tests.support.reference_samples import Sample, action_sample, world_sample
 
 PIXELS, SIDE, CODES = 256, 16, 8192
 HISTORY, CHUNK = 2, 5

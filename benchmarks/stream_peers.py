@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from benchmarks.stream_data import CHUNK, HISTORY, PIXELS
 from data.contracts import AGENT_CAMERA, PackedBatch
-from data.stream.sequence import WORLD_TEXT, action_blocks, action_text, answer_block_ids
+from data.stream.samples import action_blocks, answer_block_ids
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import WORLD_TEXT, action_text
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import BOS, END_OF_TURN, IGNORED_LABEL, PADDING
 

@@ -19,10 +19,10 @@ from benchmarks.stream_data import CODES, PIXELS, SIDE
 from data.config import DataConfig
 from data.contracts import AGENT_CAMERA
 from data.prepare.statistics import summarise
-from data.storage.episode_table import Task
-from data.storage.index import DatasetIndex, EpisodeTable, ImageFormat
-from data.stream.loader import make_plan
-from data.stream.plan import Plan
+from data.storage.episode_entry import Task
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
+from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.config import TrainerConfig
 
@@ -61,7 +61,7 @@ def write_index(folder: Path, episodes: int) -> None:
     ).save(str(folder))
 
 
-def plan_a_rank(url: str) -> Plan:
+def plan_a_rank(url: str) -> DataPlan:
     """The work of a rank before its first batch, except for reading episodes."""
     trainer = TrainerConfig(global_batch=_RANKS, sequence_length=_LENGTH)
     plan = make_plan(DataConfig(url), trainer, seed=0)
@@ -87,7 +87,7 @@ def _measure(folder: Path, episodes: int) -> dict[str, float]:
     start = time.process_time()
     plan = plan_a_rank(str(folder))
     seconds = time.process_time() - start
-    windows = sum(table.count for source in plan.sources for table in source.tables)
+    windows = sum(table.count for dataset in plan.datasets for table in dataset.tables)
     del plan
     tracemalloc.start()
     plan_a_rank(str(folder))

@@ -1,12 +1,21 @@
-"""Settings of the token stream and of `worldvla prepare`."""
+"""Settings of the token stream, of `worldvla prepare` and of `worldvla convert samples`.
+
+A default that belongs to a component (pauses of requests, ranges of states) stands in that component.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression
 from data.storage.retries import RETRY_SECONDS
+from data.tokens.action import NamedRanges
 from data.tokens.state import STATE_MAX, STATE_MIN
+
+Format = Literal["libero", "lerobot", "rlds"]
+Fit = Literal["refuse", "crop", "pad", "stretch"]
+Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
 
 
 @dataclass
@@ -19,7 +28,7 @@ class MixtureConfig:
 
 @dataclass
 class MixtureSource:
-    """One of several data sets that are trained on together.
+    """One of several data sets of a training.
 
     Attributes:
         url: Folder or object-store prefix that holds its index and shards.
@@ -49,7 +58,8 @@ class CacheConfig:
 
     Attributes:
         dir: Its folder; null: no cache.
-        size: Most bytes in it, such as `200GB`; those used longest ago go first.
+        size: Largest number of bytes in it, such as `200GB`; the least recently used episodes are removed
+            first.
     """
 
     dir: str | None = None
@@ -58,7 +68,7 @@ class CacheConfig:
 
 @dataclass
 class DataConfig:
-    """Where the shards are and how samples are cut from episodes; nothing here needs another `prepare`.
+    """Where the shards are and how samples are cut from episodes. A change does not need another `prepare`.
 
     Attributes:
         url: Folder or object-store prefix that holds the index and the shards.
@@ -68,18 +78,20 @@ class DataConfig:
         predicted_frames: P, frames a world sample predicts (t+1 .. t+P) from frame t and the actions between.
         cameras: Cameras whose frames are used, in this order at every time step (RynnVLA-002: agent, then
             wrist); world samples predict all of them.
-        state: Whether the robot's state at time t stands before an action sample's frames.
+        state: Whether an action sample holds the robot's state at time t, before its frames.
         state_ranges: How states are quantised.
         mixture: Shares of action and world samples.
-        text_tokenizer: Path of a Chameleon `tokenizer.json`; null takes the small one that ships.
-        image_tokenizer: The VQ-GAN weights that the shards were prepared with; null takes the ones that
-            ship. Kept beside the checkpoints, so that a policy can see.
-        memory_megabytes: Tokenised episodes that one process keeps in memory; those read first go first.
-        prefetch: Steps prepared ahead of the one that trains.
-        readers: Episodes fetched at the same time.
+        text_tokenizer: Path of a Chameleon `tokenizer.json`; null: the small one of the package.
+        image_tokenizer: The VQ-GAN weights that the shards were prepared with; null: those of the package.
+            They are copied into the run folder, for the policy.
+        memory_megabytes: Size of the tokenised episodes in memory of one process; the first read are removed
+            first.
+        prefetch: Number of steps prepared ahead of the current one.
+        readers: Number of episodes fetched at the same time.
         cache: Episodes on the local disk.
-        retry_seconds: How long a request to an object store that does not serve is tried again.
-        skip_bad_episodes: Episodes of a split that may be missing or damaged; their samples become padding.
+        retry_seconds: How long a failed request to an object store is retried.
+        skip_bad_episodes: Number of episodes of a split that may be missing or damaged; their samples become
+            padding.
     """
 
     url: str = field(default="???", metadata={"or": "sources"})
@@ -103,48 +115,48 @@ class DataConfig:
 
 @dataclass
 class CameraNames:
-    """What a data set calls the cameras that are taken; `{agent: observation.images.image}` takes one.
+    """Names of the cameras in a data set; `{agent: observation.images.image}` selects one camera.
 
     Attributes:
-        agent: The third-person camera; null with `wrist` null, too: the usual names of the format.
+        agent: The third-person camera; null (and `wrist` null): the usual names of the format.
         wrist: The camera on the wrist.
     """
 
     agent: str | None = None
     wrist: str | None = None
 
-    def chosen(self) -> dict[str, str]:
-        """Our camera -> its name; empty: the usual names."""
+    def requested(self) -> dict[str, str]:
+        """Our camera -> name in the data set; empty: the usual names."""
         names = {AGENT_CAMERA: self.agent, WRIST_CAMERA: self.wrist}
         return {camera: name for camera, name in names.items() if name is not None}
 
 
 @dataclass
 class SourceConfig:
-    """Where demonstrations are, and which of their parts mean what.
+    """Where demonstrations are and how their parts are named.
 
     Attributes:
         source: Folder (or file) of demonstrations.
-        cameras: Cameras that are taken.
+        cameras: Cameras to read.
         format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0) or
-            `rlds` (TFRecord files of TensorFlow Datasets); null: told from the folder's files.
+            `rlds` (TFRecord files of TensorFlow Datasets); null: detected from the files.
         action: Name of the actions (7 numbers: delta pose 6, gripper); null: the usual name.
         state: Names of the numbers that together are the state (position 3, axis-angle 3, fingers 2), in
-            this order; null: the usual name; `[]`: none, zeros stand for it.
+            this order; null: the usual name; `[]`: no state, zeros instead.
         instruction: Name of the instruction in each step (RLDS only); null: the usual name.
-        rotate: Turn frames by 180 degrees; null: what the format says (LIBERO's HDF5 files) or no.
-        fit: What is done to frames that are not square: `crop` (their middle), `pad` (black), `stretch`, or
-            `refuse`.
+        rotate: Rotate frames by 180 degrees; null: as the format defines (LIBERO's HDF5 files), else no.
+        fit: How frames become square: `crop` (their middle), `pad` (black), `stretch`, or `refuse` (an
+            error).
     """
 
     source: str = "???"
-    format: str | None = None
+    format: Format | None = None
     cameras: CameraNames = field(default_factory=CameraNames)
     action: str | None = None
     state: list[str] | None = None
     instruction: str | None = None
     rotate: bool | None = None
-    fit: str = "refuse"
+    fit: Fit = "refuse"
 
 
 @dataclass
@@ -154,44 +166,44 @@ class PrepareConfig(SourceConfig):
     Attributes:
         out: Folder or URL that receives shards and index.
         resolution: Side in pixels that frames are resized to.
-        image_tokenizer: VQ-GAN weights (safetensors); null takes the small one that ships.
-        shard_megabytes: Largest shard (before compression); a shard is also what a worker makes at a time and
-            what is kept when a preparation is interrupted.
+        image_tokenizer: VQ-GAN weights (safetensors); null: the small one of the package.
+        shard_megabytes: Largest shard (before compression). A shard is also the unit of work of a worker
+            and of resuming after an interruption.
         compression: Of the members of each episode: `none` or `zstd`.
         batch_size: Frames encoded at once.
-        replay: Act each demonstration out again in its simulator, take the frames and states from there and
-            keep only those that succeed (LIBERO's own and collected ones).
-        ranges: Ranges over which actions become tokens: `worldvla`, `rynnvla`, or those of this data set's
+        replay: Replay each demonstration in its simulator, record frames and states there, and keep only the
+            demonstrations that succeed (LIBERO's own and collected ones).
+        ranges: Ranges over which actions are quantised: `worldvla`, `rynnvla`, or those of this data set's
             training actions: `extremes` (minimum and maximum) or `quantiles` (1 % and 99 %).
-        action_minimum, action_maximum: Ranges spelled out, 7 numbers each; they win over `ranges`.
+        action_minimum, action_maximum: Explicit ranges, 7 numbers each; they take precedence over `ranges`.
     """
 
     out: str = "???"
     resolution: int = 64
     image_tokenizer: str | None = None
     shard_megabytes: float = 64.0
-    compression: str = "none"
+    compression: Compression = "none"
     batch_size: int = 64
     replay: bool = False
-    ranges: str = "worldvla"
+    ranges: Ranges = "worldvla"
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
 
 
 @dataclass
 class ConvertSamplesConfig:
-    """`worldvla convert samples`.
+    """Settings of `worldvla convert samples`.
 
     Attributes:
         source: Folder with the published samples (`*.pkl`, action and world samples of the same
-            demonstrations); names are numbered in the order of time.
+            demonstrations); the numbers in their names follow time.
         out: Folder or URL that receives shards and index.
-        suite: Name of the task suite that they are of.
-        image_tokenizer: The VQ-GAN weights that they were made with (safetensors).
-        pixels: Side of their frames; null: as the image tokenizer's file says.
-        text_tokenizer: The `tokenizer.json` that they were made with (Chameleon's).
-        ranges: Ranges over which their actions became tokens: `worldvla` or `rynnvla`.
-        shard_megabytes: Largest shard, as it is stored.
+        suite: Name of their task suite.
+        image_tokenizer: The VQ-GAN weights that encoded them (safetensors).
+        pixels: Side of their frames; null: that of the image tokenizer's file.
+        text_tokenizer: The `tokenizer.json` that encoded them (Chameleon's).
+        ranges: Ranges over which their actions were quantised: `worldvla` or `rynnvla`.
+        shard_megabytes: Largest shard, after compression.
         compression: Of the members of each episode: `none` or `zstd`.
     """
 
@@ -201,6 +213,6 @@ class ConvertSamplesConfig:
     image_tokenizer: str | None = None
     pixels: int | None = None
     text_tokenizer: str | None = None
-    ranges: str = "worldvla"
+    ranges: NamedRanges = "worldvla"
     shard_megabytes: float = 64.0
-    compression: str = "none"
+    compression: Compression = "none"

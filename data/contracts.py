@@ -1,4 +1,4 @@
-"""What passes between the rooms of the data house: shapes and dtypes, written once.
+"""Types that pass between the packages of `data`, with shapes and dtypes.
 
 Legend of the shape letters: T time steps, H W pixels, R C rows and columns of image codes,
 B sequences of a micro-batch, S tokens of a sequence.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,19 @@ from numpy.typing import NDArray
 AGENT_CAMERA = "agent"
 WRIST_CAMERA = "wrist"
 
+Compression = Literal["none", "zstd"]
+"""Compression of the members of each episode in a shard."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One recorded trajectory as a source reads it, before tokenisation.
+    """One recorded trajectory before tokenisation.
 
     Attributes:
-        key: Unique within its dataset, stable across machines (``"<file stem>/demo_3"``).
+        key: Unique within its data set, stable across machines (``"<file stem>/demo_3"``).
         suite: Task suite, for example ``"robosuite_lift"`` or ``"libero_object"``.
         task: Task identifier within the suite.
-        instruction: What the robot is told to do, in lower-case plain English.
+        instruction: Language instruction, lower-case plain English.
         frames: Camera name -> uint8 [T, H, W, 3], RGB, already upright (rotated by 180 degrees where
             the simulator delivers frames upside down).
         actions: float32 [T, 7]: delta position (3), delta rotation (3), gripper (-1 open, 1 closed).
@@ -43,7 +47,7 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One trajectory as it lies in a shard: frames replaced by VQ-GAN codes.
+    """One trajectory as stored in a shard: frames replaced by VQ-GAN codes.
 
     Attributes:
         key, suite, task, instruction, actions, states: As in `Demonstration`.
@@ -72,8 +76,8 @@ class PackedBatch:
 
     Attributes:
         tokens: Token ids; `PADDING` after the last sample.
-        labels: The id that the output at this position is scored against (already shifted by one:
-            ``labels[s] == tokens[s + 1]`` inside an answer), `IGNORED_LABEL` elsewhere.
+        labels: Target of the output at this position, already shifted by one
+            (``labels[s] == tokens[s + 1]`` inside an answer); `IGNORED_LABEL` elsewhere.
         positions: Position of the token within its own sample, from 0 (rotary embedding).
         segments: 0 for padding, else the number of the sample within the sequence, from 1.
         blocks: Action block id within the sample: 0 for ordinary tokens (text, images, state, end of

@@ -1,30 +1,42 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written as a whole or not at all."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import uuid
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield the path of a temporary file that replaces `path` when the block succeeds.
+
+    The block creates the file. It is flushed to the disk before it takes the name of `path`, so a reader,
+    or a crash, sees the old content or the new and nothing between. When the block fails, it is removed.
+
+    Raises:
+        OSError: The file cannot be written; the older file, if any, is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
 
     Raises:
-        OSError: It cannot be written; the older file, if any, is as it was.
+        OSError: The file cannot be written; the older file, if any, is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text_whole(path: Path, text: str) -> None:
@@ -32,8 +44,8 @@ def write_text_whole(path: Path, text: str) -> None:
     write_whole(path, text.encode())
 
 
-@contextlib.contextmanager
-def folder_written_whole(folder: Path) -> Generator[Path, None, None]:
+@contextmanager
+def folder_written_whole(folder: Path) -> Generator[Path]:
     """Make a temporary folder to fill, beside `folder`; it takes that name at the end of the `with` block.
 
     After an error nothing of it is left. A process that is killed leaves `.tmp-<name>-*`.
@@ -57,7 +69,12 @@ def folder_written_whole(folder: Path) -> Generator[Path, None, None]:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

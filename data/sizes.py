@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes in bytes, as written in settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def parse_bytes(name: str, text: str) -> float:
     """Bytes of `80GB`, `79.6GiB` or `80` (GB).
 
     Raises:
-        InputError: Not a size above zero.
+        InputError: The text is no size above zero.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(found.group(2).upper()) if found else None
-    if found is None or unit is None or float(found.group(1)) <= 0:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match.group(2).upper()) if match else None
+    if match is None or unit is None or float(match.group(1)) <= 0:
         raise InputError(
             f"{name}={text}: expected a size such as 80GB, 79.6GiB or 80 (GB); correct the setting"
         )
-    return float(found.group(1)) * unit
+    return float(match.group(1)) * unit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from data.files import replacing
 
 
 def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
@@ -24,19 +25,17 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_seco
     if height % 2 or width % 2:
         raise ValueError(f"frames are {width} x {height}, yuv420p needs even sizes")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "20"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            # x264's own threads would make the bytes depend on the number of cores
-            stream.thread_count = 1
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        replacing(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "20"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # x264's own threads would make the bytes depend on the number of cores
+        stream.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
@@ -50,17 +49,13 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second
     if not frames:
         raise ValueError("a GIF needs at least one frame")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     first, *others = [Image.fromarray(frame) for frame in frames]
-    try:
+    with replacing(path) as temporary:
         first.save(
-            unfinished,
+            temporary,
             format="GIF",
             save_all=True,
             append_images=others,
             duration=1000 / frames_per_second,
             loop=0,
         )
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -49,12 +49,12 @@ class BatchFeed:
         if not self._gave_up and self._wait_for(*share):
             return self._stream.micro_batches(*share)
         self._give_up(position)
-        return self._stream.stand_ins(*share)
+        return self._stream.placeholder_batches(*share)
 
     def _wait_for(self, position: int, data_rank: int, data_size: int) -> bool:
         """Wait for the batch; False if the run is to end and the batch is later than allowed."""
         deadline = time.monotonic() + MAX_WAIT_SECONDS
-        while not self._stream.comes(position, data_rank, data_size, _POLL_SECONDS):
+        while not self._stream.is_ready(position, data_rank, data_size, _POLL_SECONDS):
             stop = self._preemption.requested(waiting=True) or self._guard.knows_stop
             if stop and time.monotonic() >= deadline:
                 return False

@@ -10,9 +10,9 @@ from typing import Any
 
 from data.errors import InputError
 from data.files import write_text_whole
-from data.stream.advice import NOTABLE_PADDING, packing_advice
 from data.stream.loader import TokenStream
-from data.stream.plan import Plan
+from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
+from data.stream.plan import DataPlan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
@@ -60,7 +60,7 @@ def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if dataset not in (None, stream.fingerprint):
         raise InputError(
             f"{origin.checkpoint}: was trained on the data set {dataset[:12]}, "
-            f"{stream.place} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
+            f"{stream.urls} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
             "another name"
         )
     return load(origin.checkpoint, engine)
@@ -116,7 +116,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
         ) from error
 
 
-def advise_on_packing(plan: Plan) -> None:
+def advise_on_packing(plan: DataPlan) -> None:
     """Log advice if much of the sequences is padding and another length would waste less."""
     if plan.padding > NOTABLE_PADDING and (advice := packing_advice(plan)).notable:
         _LOG.warning("%s", advice)

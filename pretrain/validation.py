@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from data.errors import InputError
-from data.storage.index import SPLITS
-from data.stream.datasets import splits_held
+from data.storage.episode_entry import SPLITS
+from data.stream.datasets import available_splits
 from data.stream.loader import TokenStream
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import SUMS_SHAPE, LabelKind, Total, means
@@ -58,7 +58,7 @@ class Validation:
         self._streams: dict[str, TokenStream] = {}
         if not self._every:
             return
-        held = splits_held(config.data)
+        held = available_splits(config.data)
         try:
             for split in config.validation.splits:
                 if split in held:

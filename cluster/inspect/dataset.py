@@ -10,11 +10,11 @@ import numpy as np
 
 from cluster.inspect.config import InspectDataConfig
 from data.errors import InputError
-from data.storage.episode_table import SPLITS
+from data.storage.episode_entry import SPLITS
 
 if TYPE_CHECKING:
+    from data.storage.dataset_scan import DatasetScan
     from data.storage.index import DatasetIndex
-    from data.storage.survey import Survey
     from data.tokens.image import ImageTokenizer
 
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -22,13 +22,13 @@ SHEET_COLUMNS = 8  # frames of each episode in the contact sheet
 _QUANTILES = {"minimum": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "maximum": 1.0}
 
 
-def dataset_content(index: DatasetIndex, url: str, survey: Survey | None) -> dict[str, Any]:
+def dataset_content(index: DatasetIndex, url: str, scan: DatasetScan | None) -> dict[str, Any]:
     """A data set as `--json` prints it.
 
     Args:
         index: Of the data set.
         url: Where it is.
-        survey: Of all its episodes; None: not read.
+        scan: Of all its episodes; None: not read.
     """
     episodes, lengths = index.episodes, index.episodes.lengths
     content: dict[str, Any] = {
@@ -53,18 +53,18 @@ def dataset_content(index: DatasetIndex, url: str, survey: Survey | None) -> dic
         "groups": _groups(index),
         "sheet": None,
     }
-    if survey is not None:
+    if scan is not None:
         content["verified"] = {
-            "episodes": survey.episodes,
-            "bytes": survey.bytes,
-            "damaged": survey.damaged,
+            "episodes": scan.episodes,
+            "bytes": scan.bytes,
+            "damaged": scan.damaged,
         }
         content["actions"] = {
             "names": list(ACTION_NAMES),
             "minimum": list(index.action_ranges.minimum),
             "maximum": list(index.action_ranges.maximum),
-            "counts": survey.actions.tolist(),
-            "outside": survey.outside.tolist(),
+            "counts": scan.actions.tolist(),
+            "outside": scan.outside.tolist(),
         }
     return content
 
@@ -137,7 +137,7 @@ def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: str
     """
     from PIL import Image
 
-    from data.storage.index import read_episode
+    from data.storage.episode_reader import read_episode
     from eval.contact_sheet import enlarge, evenly_spaced, tile
 
     pictures: list[np.ndarray] = []

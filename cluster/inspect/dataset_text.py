@@ -11,8 +11,8 @@ from rich.table import Table
 from cluster.inspect.dataset import ACTION_NAMES, SHEET_COLUMNS
 
 if TYPE_CHECKING:
+    from data.storage.dataset_scan import DatasetScan
     from data.storage.index import DatasetIndex
-    from data.storage.survey import Survey
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _MEGABYTE = 1_000_000
@@ -33,26 +33,26 @@ def groups_table(content: dict[str, Any]) -> Table:
 
 
 def dataset_lines(
-    index: DatasetIndex, content: dict[str, Any], survey: Survey | None, sheet_requested: bool
+    index: DatasetIndex, content: dict[str, Any], scan: DatasetScan | None, sheet_requested: bool
 ) -> Iterator[str]:
     """Everything but the table of `groups_table`.
 
     Args:
         index: Of the data set.
         content: Of `dataset_content`, with the path of the contact sheet.
-        survey: Of all its episodes; None: not read.
+        scan: Of all its episodes; None: not read.
         sheet_requested: Whether a contact sheet was requested.
     """
     image, lengths = index.image, content["lengths"]
-    complete = survey is None or not survey.damaged
+    complete = scan is None or not scan.damaged
     yield (
         f"  {content['bytes'] / _MEGABYTE:,.1f} MB in {content['shards']} shards, compression "
         f"{content['compression']}, cameras {', '.join(content['cameras'])}"
     )
     yield f"  frames {image.pixels} px as {image.rows} x {image.columns} codes"
     yield f"  steps of an episode: {', '.join(f'{name} {value:g}' for name, value in lengths.items())}"
-    if survey is not None:
-        yield from _action_lines(index, survey)
+    if scan is not None:
+        yield from _action_lines(index, scan)
     if content["sheet"] is not None:
         yield f"  {content['sheet']}: {SHEET_COLUMNS} frames of each of some episodes, a row for each camera"
     elif sheet_requested and complete:
@@ -61,16 +61,16 @@ def dataset_lines(
             "give it with image_tokenizer="
         )
     yield f"  fingerprint {index.fingerprint}"
-    if survey is not None and complete:
-        yield f"  every checksum matches: {survey.episodes} episodes, {survey.bytes:,} bytes"
+    if scan is not None and complete:
+        yield f"  every checksum matches: {scan.episodes} episodes, {scan.bytes:,} bytes"
 
 
-def _action_lines(index: DatasetIndex, survey: Survey) -> Iterator[str]:
+def _action_lines(index: DatasetIndex, scan: DatasetScan) -> Iterator[str]:
     """One line per action dimension: its range and a histogram."""
-    steps = max(1, int(survey.actions[0].sum() + survey.outside[0]))
+    steps = max(1, int(scan.actions[0].sum() + scan.outside[0]))
     ranges = zip(index.action_ranges.minimum, index.action_ranges.maximum, strict=True)
     for name, (low, high), counts, outside in zip(
-        ACTION_NAMES, ranges, survey.actions, survey.outside.tolist(), strict=True
+        ACTION_NAMES, ranges, scan.actions, scan.outside.tolist(), strict=True
     ):
         # Square roots keep the tails beside a high peak visible.
         heights = np.sqrt(counts / max(1, int(counts.max())))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cluster.inspect.config import InspectPlanConfig
 from data.config import DataConfig
-from data.stream.advice import packing_advice
-from data.stream.loader import ids_of_ranks, make_plan
-from data.stream.plan import Plan
+from data.stream.packing_advice import packing_advice
+from data.stream.plan import DataPlan
+from data.stream.setup import make_plan
 from pretrain.config import TrainerConfig
 
 
@@ -23,7 +23,7 @@ class StepPlan:
         window_ids: Ids of the windows of each rank.
     """
 
-    plan: Plan
+    plan: DataPlan
     step: int
     window_ids: list[list[int]]
 
@@ -47,4 +47,4 @@ def plan_step(config: InspectPlanConfig) -> StepPlan:
         TrainerConfig(global_batch=config.global_batch, sequence_length=config.sequence_length),
         config.seed,
     )
-    return StepPlan(plan, config.step, ids_of_ranks(plan, config.step, config.ranks))
+    return StepPlan(plan, config.step, plan.ids_of_ranks(config.step, config.ranks))

@@ -17,8 +17,8 @@ from data.errors import InputError
 
 if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
-    from data.prepare.command import Preparer
     from data.prepare.parts import Part
+    from data.prepare.preparer import Preparer
 
 MakePreparer = Callable[["PrepareCommandConfig"], "Preparer"]
 """Builds the preparer of a worker, in its process: importable under its name."""

@@ -12,7 +12,7 @@ from cluster.run.evaluation_group import EvaluationJob, Progress
 
 if TYPE_CHECKING:
     from cluster.config import PrepareCommandConfig
-    from data.prepare.command import Preparer
+    from data.prepare.preparer import Preparer
     from pretrain.config import TrainingConfig
     from pretrain.hooks import StepHook
     from pretrain.run_start import RunStart
@@ -30,7 +30,7 @@ def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook
 
 def make_preparer(config: PrepareCommandConfig) -> Preparer:
     """Build the preparer of this process; it computes on the GPU that the process was given, if any."""
-    from data.prepare.command import Preparer
+    from data.prepare.preparer import Preparer
     from data.tokens.image import ImageTokenizer
 
     device = "cuda" if config.gpus_per_worker > 0 else "cpu"

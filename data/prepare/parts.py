@@ -1,13 +1,13 @@
-"""The parts that a preparation is made of: one shard each, planned before anything is encoded.
+"""The parts of a preparation: one shard each, planned before anything is encoded.
 
-Which demonstrations go into which shard depends on their order and lengths alone, so any number of workers
-in any order write the same bytes. A finished part leaves, beside its shard::
+The demonstrations of a shard depend only on order and lengths of all, so any number of workers in any order
+write the same bytes. A finished part consists of its shard and::
 
-    parts/part-000003-<plan>.values   float32 [N, 15], action and state of every kept step
+    parts/part-000003-<plan>.values   float32 [N, 15], action and state of every step
     parts/part-000003-<plan>.json     names and checksums of shard and values, and the episodes; written last
 
 `<plan>` is a checksum of everything that the part depends on: settings, image tokenizer, and name, size and
-time of the files it is read from. A part whose record is there and whose checksums hold is not done again.
+time of the files it is read from. A part with a record and matching checksums is not written again.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.sources.interface import DemonstrationReference
-from data.storage.records import Record
 from data.storage.shards import Location
 from data.storage.store import Store
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_VERSION = 1  # of what is written here; another one makes every part anew
+_VERSION = 1  # of these files; with another one every part is written again
 _WIDTH = ACTION_DIM + STATE_DIM
 _MEMBER_OVERHEAD = 1536  # bytes of headers and padding that a member of a shard takes, at most
-_LARGEST = 1 << 40  # bytes of a shard
+_MAX_SHARD = 1 << 40  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What goes into one shard.
+    """The demonstrations of one shard.
 
     Attributes:
         number: From 0, in the order of the demonstrations.
@@ -50,13 +50,13 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its record and values, without the ending."""
+        """Name of its record and values, without the suffix."""
         return f"parts/part-{self.number:06d}-{self.plan[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class PartEpisode:
-    """One episode of a finished part; fields as in `data.storage.index.EpisodeEntry`."""
+    """One episode of a finished part; fields as in `data.storage.episode_entry.EpisodeEntry`."""
 
     key: str
     offset: int
@@ -70,13 +70,13 @@ class PartEpisode:
 
 @dataclass(frozen=True, slots=True)
 class PartRecord:
-    """What is left of a finished part.
+    """The record of a finished part.
 
     Attributes:
-        shard: Object name; empty where no demonstration was kept.
-        shard_sha256: Of the whole shard.
-        values_sha256: Of the values.
-        dropped: Keys of the demonstrations that did not succeed when they were replayed.
+        shard: Object name; empty where the part has no episode.
+        shard_sha256: Checksum of the whole shard.
+        values_sha256: Checksum of the values.
+        dropped: Keys of the demonstrations that did not succeed in their replay.
         episodes: The others, in order.
     """
 
@@ -90,13 +90,13 @@ class PartRecord:
 def plan_parts(
     references: Sequence[DemonstrationReference], step_bytes: int, limit: int, settings: object
 ) -> list[Part]:
-    """Divide demonstrations into parts of neighbours that surely fit `limit` bytes, or are alone.
+    """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
     Args:
-        references: All, in order.
-        step_bytes: Bytes of one time step in a shard, at most.
-        limit: Bytes of a shard.
-        settings: What else the content depends on; written as JSON.
+        references: All demonstrations, in order.
+        step_bytes: Largest number of bytes of one time step in a shard.
+        limit: Largest number of bytes of a shard.
+        settings: Everything else that the content depends on, as JSON values.
 
     Raises:
         InputError: A file cannot be looked up.
@@ -117,13 +117,13 @@ def plan_parts(
     ]
 
 
-def find_record(store: Store, part: Part, thorough: bool = True) -> PartRecord | None:
-    """The record of a finished part; None where it is not finished or does not hold what its record says.
+def finished_record(store: Store, part: Part, thorough: bool = True) -> PartRecord | None:
+    """The record of a finished part; None where it is unfinished or differs from its record.
 
     Args:
         store: Where the data set is written.
         part: The part.
-        thorough: Also verify the checksum of shard and values, which reads them.
+        thorough: Also read shard and values and verify their checksums.
     """
     if not store.exists(f"{part.name}.json"):
         return None
@@ -131,7 +131,7 @@ def find_record(store: Store, part: Part, thorough: bool = True) -> PartRecord |
         record = _parse(store.read(f"{part.name}.json"), f"{store.url}/{part.name}.json")
         if thorough:
             _verify(store, part, record)
-    except InputError:  # cut short or changed since: the part is made anew
+    except InputError:  # truncated or changed: the part is written again
         return None
     return record
 
@@ -144,15 +144,15 @@ def write_record(
     values: Sequence[NDArray[np.float32]],
     dropped: Sequence[str],
 ) -> PartRecord:
-    """Note down a part whose shard is written.
+    """Write the record of a part whose shard is written.
 
     Args:
         store: Where the data set is written.
         part: The part.
-        locations: Where each episode lies in the shard.
-        episodes: Each one's reference and kept steps.
+        locations: Location of each episode in the shard.
+        episodes: Reference and number of steps of each.
         values: float32 [N, 15] of each, action and state.
-        dropped: Keys of the demonstrations left out.
+        dropped: Keys of the demonstrations that were left out.
     """
     content = np.concatenate([np.zeros((0, _WIDTH), np.float32), *values]).astype("<f4").tobytes()
     store.write(f"{part.name}.values", content)
@@ -165,15 +165,15 @@ def write_record(
         episodes=tuple(
             PartEpisode(
                 reference.key,
-                place.offset,
-                place.size,
-                place.sha256,
+                location.offset,
+                location.size,
+                location.sha256,
                 length,
                 reference.suite,
                 reference.task,
                 reference.instruction,
             )
-            for place, (reference, length) in zip(locations, episodes, strict=True)
+            for location, (reference, length) in zip(locations, episodes, strict=True)
         ),
     )
     store.write(f"{part.name}.json", (json.dumps(asdict(record)) + "\n").encode())
@@ -181,10 +181,10 @@ def write_record(
 
 
 def read_values(store: Store, part: Part, record: PartRecord) -> Iterator[NDArray[np.float32]]:
-    """Action and state of each episode of a finished part, float32 [N, 15].
+    """Read action and state of each episode of a finished part, float32 [N, 15].
 
     Raises:
-        InputError: They are not what the record says.
+        InputError: They differ from the record.
     """
     content = store.read(f"{part.name}.values")
     lengths = [episode.length for episode in record.episodes]
@@ -198,7 +198,7 @@ def read_values(store: Store, part: Part, record: PartRecord) -> Iterator[NDArra
 
 
 def _verify(store: Store, part: Part, record: PartRecord) -> None:
-    """InputError unless shard and values are there and have their checksums."""
+    """Refuse a part whose shard or values are missing or have other checksums (InputError)."""
     for _ in read_values(store, part, record):
         pass
     if not record.shard:
@@ -223,16 +223,16 @@ def _identity(references: Sequence[DemonstrationReference]) -> str:
 def _state(path: Path) -> list[object]:
     """Name, size and time of a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise InputError(
             f"{path}: cannot be looked up ({error.strerror}); copy the demonstrations again"
         ) from error
-    return [path.name, found.st_size, found.st_mtime_ns]
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def _parse(content: bytes, where: str) -> PartRecord:
-    record = Record.parse(content, where)
+    record = JsonRecord.parse(content, where)
     return PartRecord(
         shard=record.text("shard"),
         shard_sha256=record.text("shard_sha256"),
@@ -242,7 +242,7 @@ def _parse(content: bytes, where: str) -> PartRecord:
             PartEpisode(
                 key=item.text("key"),
                 offset=item.integer("offset"),
-                size=item.integer("size", 1, _LARGEST),
+                size=item.integer("size", 1, _MAX_SHARD),
                 sha256=item.text("sha256"),
                 length=item.integer("length", 1),
                 suite=item.text("suite"),

@@ -1,4 +1,4 @@
-"""How well an image tokenizer keeps the frames of a data set: the best that a model on its codes can do."""
+"""Reconstruction quality of an image tokenizer on a data set: an upper bound for models on its codes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from data.prepare.frames import resize_frames, square_frames
 from data.sources.interface import DemonstrationReference
 from data.sources.registry import open_source
 
-_MOST_DEMONSTRATIONS = 10
+_MAX_DEMONSTRATIONS = 10
 
 
 class FrameCodec(Protocol):
-    """What is needed of an image tokenizer (`data.tokens.image.ImageTokenizer` is one)."""
+    """An image tokenizer as used here (`data.tokens.image.ImageTokenizer` is one)."""
 
     @property
     def pixels(self) -> int:
@@ -35,20 +35,20 @@ class FrameCodec(Protocol):
 
 
 def reconstruction_psnr(config: SourceConfig, tokenizer: FrameCodec, frames: int = 16) -> dict[str, float]:
-    """PSNR in dB by camera, over frames that no policy is trained on.
+    """PSNR in dB by camera, over frames that are not in the training split.
 
     Args:
         config: Where the demonstrations are.
         tokenizer: Encodes and decodes.
-        frames: Taken of each task's last demonstration (the one that the split keeps for validation),
+        frames: Number of frames of each task's last demonstration (which the splits reserve for validation),
             evenly spaced.
 
     Raises:
-        InputError: A demonstration is not valid.
+        InputError: A demonstration is invalid.
     """
     squared: dict[str, list[float]] = {}
     source = open_source(config)
-    for reference in _last_of_each_task(source.references())[:_MOST_DEMONSTRATIONS]:
+    for reference in _last_of_each_task(source.references())[:_MAX_DEMONSTRATIONS]:
         for camera, recorded in source.read(reference).frames.items():
             chosen = np.linspace(0, len(recorded) - 1, min(frames, len(recorded))).astype(np.int64)
             true = resize_frames(square_frames(recorded[chosen], config.fit), tokenizer.pixels)

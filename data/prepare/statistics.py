@@ -1,4 +1,4 @@
-"""Summary of actions and states over a data set, one number per dimension, in bounded memory."""
+"""Statistics of actions and states over a data set, per dimension, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _BUCKETS = 1 << _HALF
 
 
 def summarise(parts: Iterable[NDArray[np.float32]]) -> Statistics:
-    """Summary of float32 [N, D] arrays taken together, computed in float64 (std is the population's).
+    """Statistics of float32 [N, D] arrays together, computed in float64 (std is the population's).
 
     Quantiles are exact (linear between neighbours, numpy's default), however many rows there are: a float32
     has 32 bits, so one pass counts the upper 16 of every value and a second the lower 16 of those values
-    whose upper half is that of a wanted rank. That takes 3 MB a dimension and no sorting.
+    whose upper half is that of a requested rank. That takes 3 MB a dimension and no sorting.
 
     Args:
-        parts: Gone through twice, in the same order.
+        parts: The arrays; iterated twice, in the same order.
 
     Raises:
-        ValueError: There is no row at all.
+        ValueError: There is no row.
     """
     first = _FirstPass(parts)
     if not first.count:
@@ -96,7 +96,7 @@ def _second_pass(
 
 
 def _sortable(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Whole numbers below 2**32 in the order of the values (IEEE 754: flip the sign, or all bits)."""
+    """Integers below 2**32 in the order of the values (IEEE 754: flip the sign bit, or all bits)."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.int64)
 

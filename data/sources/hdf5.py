@@ -1,4 +1,4 @@
-"""Parts of HDF5 files of robomimic's layout, checked; nothing outside the file is ever opened."""
+"""Checked parts of HDF5 files of robomimic's layout; nothing outside the file is ever opened."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.sources.array_checks import check_steps, finite_float32
 
 Node = Any  # h5py's groups and data sets, whose type stubs leave most members unknown
 
 
 @contextmanager
-def opened(path: Path) -> Generator[Node, None, None]:
-    """Open a file; whatever HDF5 cannot read in it, then or later, is the file's fault."""
+def open_hdf5(path: Path) -> Generator[Node, None, None]:
+    """Open a file; every error of HDF5 inside the block is reported as a damaged file (InputError)."""
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError, TypeError) as error:  # h5py: cut short, broken, a type numpy lacks
+    except (OSError, RuntimeError, TypeError) as error:  # h5py: truncated, damaged, a type unknown to numpy
         raise InputError(
             f"{path}: not a readable HDF5 file ({error}); copy it again or collect it again"
         ) from error
 
 
 def attribute(group: Node, name: str) -> str | None:
-    """An attribute as text; None where there is none."""
+    """An attribute as text; None: there is none."""
     value: object = group.attrs.get(name)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
@@ -37,7 +38,7 @@ def attribute(group: Node, name: str) -> str | None:
 
 
 def _child(parent: Node, name: str, kind: type[object], where: str) -> Node:
-    """A group or data set that lies in this very file (a link could name any file of the machine)."""
+    """A group or data set stored in this file itself (a link could name any file of the machine)."""
     link: object = parent.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink) or not isinstance(value := parent.get(name), kind):
         raise InputError(
@@ -48,12 +49,12 @@ def _child(parent: Node, name: str, kind: type[object], where: str) -> Node:
 
 
 def child_group(parent: Node, name: str, where: str) -> Node:
-    """A group of this very file (InputError: there is none)."""
+    """A group of this file (InputError: there is none)."""
     return _child(parent, name, h5py.Group, where)
 
 
 def child_dataset(group: Node, name: str, where: str) -> Node:
-    """An array that is stored in this very file (InputError: there is none)."""
+    """An array stored in this file (InputError: there is none)."""
     dataset = _child(group, name, h5py.Dataset, where)
     if not dataset.shape or dataset.external or dataset.is_virtual:
         raise InputError(f"{where}: `{name}` is no array stored in this file; export the demonstration again")
@@ -63,7 +64,11 @@ def child_dataset(group: Node, name: str, where: str) -> Node:
 def read_numbers(
     group: Node, name: str, width: int, where: str, meaning: str, steps: int | None = None
 ) -> NDArray[np.float32]:
-    """A [T, width] table of finite numbers as float32."""
+    """Read a table [T, width] of finite numbers as float32.
+
+    Raises:
+        InputError: Missing, of another type, shape or length, or not finite.
+    """
     dataset = child_dataset(group, name, where)
     shape = tuple(int(side) for side in dataset.shape)
     if len(shape) != 2 or shape[1] != width or dataset.dtype.kind not in "fiu":
@@ -71,20 +76,12 @@ def read_numbers(
             f"{where}: {name} are {dataset.dtype} {shape}, expected numbers [T, {width}] ({meaning}); "
             "export the demonstration again"
         )
-    _check_steps(name, shape[0], steps, where)
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite below
-        values = np.asarray(dataset[()], dtype=np.float32)
-    if not np.isfinite(values).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise InputError(
-            f"{where}: {name}[{row}, {column}] is {values[row, column]}, expected a finite number; "
-            "delete or repair this demonstration"
-        )
-    return values
+    check_steps(name, shape[0], steps, where)
+    return finite_float32(np.asarray(dataset[()]), name, where)
 
 
 def read_frames(group: Node, name: str, where: str, steps: int) -> NDArray[np.uint8]:
-    """Frames uint8 [steps, H, W, 3] (InputError: of another type, shape or length)."""
+    """Read frames uint8 [steps, H, W, 3] (InputError: missing, of another type, shape or length)."""
     dataset = child_dataset(group, name, where)
     shape = tuple(int(side) for side in dataset.shape)
     if len(shape) != 4 or shape[3] != 3 or dataset.dtype != np.uint8 or 0 in shape[1:3]:
@@ -92,13 +89,5 @@ def read_frames(group: Node, name: str, where: str, steps: int) -> NDArray[np.ui
             f"{where}: {name} is {dataset.dtype} {shape}, expected uint8 [T, height, width, 3]; "
             "export the demonstration again"
         )
-    _check_steps(name, shape[0], steps, where)
+    check_steps(name, shape[0], steps, where)
     return np.asarray(dataset[()], dtype=np.uint8)
-
-
-def _check_steps(name: str, found: int, steps: int | None, where: str) -> None:
-    if steps is not None and found != steps:
-        raise InputError(
-            f"{where}: {name} has {found} time steps but actions has {steps}; expected equal lengths, "
-            "delete or export this demonstration again"
-        )

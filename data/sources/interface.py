@@ -1,4 +1,4 @@
-"""What every reader of demonstrations offers: a cheap list of them, and each one on demand."""
+"""The interface of all readers of demonstrations: a cheap list, and each demonstration on demand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from data.contracts import Demonstration
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationReference:
-    """Where one demonstration lies, known without reading its frames.
+    """One demonstration of a source, known without reading its frames.
 
     Attributes:
         path: The file or folder that it is read from.
-        item: What the reader calls it in there (``demo_3``, an episode's number, a byte offset).
+        item: Its name within that file or folder (``demo_3``, an episode's number, a byte offset).
         key, suite, task, instruction: As in `data.contracts.Demonstration`.
         length: Time steps T.
         cameras: Names of its cameras, sorted.
@@ -33,19 +33,19 @@ class DemonstrationReference:
     videos: tuple[Path, ...] = ()
 
 
-class Source(Protocol):
-    """Demonstrations in one format. `data.sources.registry.open_source` finds the right one."""
+class DemonstrationSource(Protocol):
+    """Demonstrations in one format; `data.sources.registry.open_source` selects the reader."""
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, always in the same order.
 
         Raises:
-            InputError: Nothing there, or the format's metadata are broken.
+            InputError: There are none, or the metadata are damaged.
         """
         ...
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
-        """Read and check one demonstration; frames come out upright.
+        """Read and check one demonstration; frames are upright.
 
         Raises:
             InputError: A part is missing, of the wrong shape or length, or not finite.

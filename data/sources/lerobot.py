@@ -1,4 +1,4 @@
-"""LeRobot data sets, format v2.0, v2.1 and v3.0: Parquet tables, MP4 videos or pictures in the tables.
+"""LeRobot data sets, format v2.0, v2.1 and v3.0: Parquet tables, MP4 videos or images in the tables.
 
 v2.x                                              v3.0
 meta/info.json                                    meta/info.json
@@ -7,9 +7,9 @@ meta/tasks.jsonl                                  meta/tasks.parquet
 data/chunk-000/episode_000000.parquet             data/chunk-000/file-000.parquet  (many episodes)
 videos/chunk-000/KEY/episode_000000.mp4           videos/KEY/chunk-000/file-000.mp4  (many episodes)
 
-`info.json` says where tables and videos lie (`data_path`, `video_path`), their rate (`fps`) and what the
-columns are (`features`). Which frame of a video belongs to a row is told by the row's `timestamp`, in v3.0
-counted from where the episode begins in its file (`videos/KEY/from_timestamp`).
+`info.json` holds the paths of tables and videos (`data_path`, `video_path`), their rate (`fps`) and the
+columns (`features`). The frame of a row is the one at the row's `timestamp`, in v3.0 relative to the
+beginning of the episode in its file (`videos/KEY/from_timestamp`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
-from data.sources.arrays import (
+from data.sources.array_checks import (
     check_steps,
-    clean_instruction,
     decode_picture,
     finite_numbers,
     join_state,
-    slug,
     stack_frames,
 )
+from data.sources.feature_names import choose_cameras, choose_name
+from data.sources.instructions import clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.lerobot_metadata import LerobotMetadata
-from data.sources.mapping import choose_cameras, choose_name
 from data.sources.parquet import column, read_table
-from data.sources.video import read_frames
+from data.sources.video import read_video
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _USUAL_ACTIONS = ("action", "actions")
@@ -49,7 +48,7 @@ class LerobotSource:
     """Reads one data set.
 
     Args:
-        config: Cameras, action and state as the data set's `features` name them.
+        config: Cameras, action and state by their names in the data set's `features`.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -60,12 +59,12 @@ class LerobotSource:
         """Every episode, by its number.
 
         Raises:
-            InputError: The metadata are broken, or lack a part that is wanted.
+            InputError: The metadata are damaged, or lack a requested part.
         """
         cameras = tuple(sorted(self._cameras))
         videos = [name for name in self._cameras.values() if self._metadata.kind(name) == "video"]
         self._names()
-        found = [
+        references = [
             DemonstrationReference(
                 path=self._metadata.table_path(episode),
                 item=str(episode.number),
@@ -75,26 +74,26 @@ class LerobotSource:
                 instruction=clean_instruction(episode.task, f"{self._folder}: episode {episode.number}"),
                 length=episode.length,
                 cameras=cameras,
-                videos=tuple(self._metadata.video_path_of(episode, name) for name in videos),
+                videos=tuple(self._metadata.episode_video(episode, name) for name in videos),
             )
             for episode in self._metadata.episodes
         ]
-        if not found:
+        if not references:
             raise InputError(f"{self._folder}: its metadata name no episode; export the data set again")
-        return found
+        return references
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
         """Read one episode's rows and decode its frames.
 
         Raises:
-            InputError: A part is missing, broken, or of another length than the metadata say.
+            InputError: A part is missing, damaged, or of another length than in the metadata.
         """
         number = int(reference.item)
         where = f"{self._folder}: episode {number}"
         episode = self._metadata.episode(number)
         action, states = self._names()
-        pictures = [name for name in self._cameras.values() if self._metadata.kind(name) == "image"]
-        columns = list(dict.fromkeys([action, *states, "timestamp", "frame_index", *pictures]))
+        images = [name for name in self._cameras.values() if self._metadata.kind(name) == "image"]
+        columns = list(dict.fromkeys([action, *states, "timestamp", "frame_index", *images]))
         path = self._metadata.table_path(episode)
         table = read_table(path, columns, [("episode_index", "=", number)])
         order = np.argsort(np.asarray(column(table, "frame_index", path)), kind="stable")
@@ -104,13 +103,13 @@ class LerobotSource:
         times = np.asarray(column(table, "timestamp", path), np.float64)[order]
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in self._cameras.items():
-            if name in pictures:
-                frames[camera] = _stored_pictures(column(table, name, path), order, name, where)
+            if name in images:
+                frames[camera] = _stored_images(column(table, name, path), order, name, where)
             else:
                 begin = episode.video_begin(name)
                 tolerance = 0.25 / self._metadata.fps
-                frames[camera] = read_frames(
-                    self._metadata.video_path_of(episode, name), begin + times, tolerance
+                frames[camera] = read_video(
+                    self._metadata.episode_video(episode, name), begin + times, tolerance
                 )
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
@@ -130,7 +129,7 @@ class LerobotSource:
 
     @cached_property
     def _cameras(self) -> dict[str, str]:
-        return choose_cameras(self._metadata.cameras, self._config.cameras.chosen(), str(self._folder))
+        return choose_cameras(self._metadata.cameras, self._config.cameras.requested(), str(self._folder))
 
     def _names(self) -> tuple[str, list[str]]:
         """Names of the action and of the parts of the state."""
@@ -159,10 +158,10 @@ class LerobotSource:
         return finite_numbers(table[order], name, width, where, None)
 
 
-def _stored_pictures(
+def _stored_images(
     values: Sequence[Any], order: NDArray[np.int64], name: str, where: str
 ) -> NDArray[np.uint8]:
-    """Pictures kept in the table as `{bytes, path}` (Hugging Face's `Image` feature)."""
+    """Decode images stored in the table as `{bytes, path}` (Hugging Face's `Image` feature)."""
     frames: list[NDArray[np.uint8]] = []
     for row in order.tolist():
         value: object = values[row]

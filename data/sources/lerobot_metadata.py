@@ -1,4 +1,4 @@
-"""The folder `meta` of a LeRobot data set: features, episodes, tasks, and where everything lies."""
+"""The folder `meta` of a LeRobot data set: features, episodes, tasks, and the paths of tables and videos."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.sources.parquet import Columns, column, read_table
-from data.storage.records import Record
 
 _OLDER = ("v2.0", "v2.1")
 _NEWEST = "v3.0"
@@ -20,20 +20,20 @@ _FIELD = re.compile(r"\{([a-z_]+)(?::0?(\d)d)?\}")
 
 @dataclass(frozen=True, slots=True)
 class LerobotEpisode:
-    """One episode as the metadata tell it.
+    """One episode of the metadata.
 
     Attributes:
         number: `episode_index`.
         length: Rows and frames T.
-        task: What the robot is told.
-        places: Values for the fields of `data_path` and `video_path`: by camera, and "" for the table.
+        task: Its instruction.
+        path_fields: Values for the fields of `data_path` and `video_path`, by camera; "" for the table.
         begins: Camera -> seconds at which the episode begins in its video.
     """
 
     number: int
     length: int
     task: str
-    places: Mapping[str, Mapping[str, int]]
+    path_fields: Mapping[str, Mapping[str, int]]
     begins: Mapping[str, float]
 
     def video_begin(self, camera: str) -> float:
@@ -47,7 +47,7 @@ class LerobotMetadata:
 
     Attributes:
         folder: The data set.
-        fps: Rows a second.
+        fps: Rows per second.
         features: Column -> (dtype, shape).
         data_path, video_path: Templates of `info.json`.
         episodes: By number.
@@ -65,10 +65,10 @@ class LerobotMetadata:
         """Read and check the metadata.
 
         Raises:
-            InputError: A file is missing or broken, or of a format that is not known here.
+            InputError: A file is missing or damaged, or of an unknown format.
         """
         path = folder / "meta" / "info.json"
-        info = Record.parse(_read(path), str(path))
+        info = JsonRecord.parse(_read(path), str(path))
         version = info.text("codebase_version")
         if version not in (*_OLDER, _NEWEST):
             raise InputError(
@@ -110,26 +110,26 @@ class LerobotMetadata:
         return shape[0] if len(shape) == 1 else 1
 
     def episode(self, number: int) -> LerobotEpisode:
-        """The episode of a number (InputError: there is none)."""
-        found = self._by_number.get(number)
-        if found is None:
+        """The episode with a number (InputError: there is none)."""
+        episode = self._by_number.get(number)
+        if episode is None:
             raise InputError(f"{self.folder}: no episode {number} in its metadata; list the data set again")
-        return found
+        return episode
 
     def table_path(self, episode: LerobotEpisode) -> Path:
         """The Parquet file with the episode's rows."""
-        return self._path(self.data_path, episode.places[""], None)
+        return self._path(self.data_path, episode.path_fields[""], None)
 
-    def video_path_of(self, episode: LerobotEpisode, camera: str) -> Path:
+    def episode_video(self, episode: LerobotEpisode, camera: str) -> Path:
         """The video with the episode's frames of a camera."""
-        return self._path(self.video_path, episode.places.get(camera, episode.places[""]), camera)
+        return self._path(self.video_path, episode.path_fields.get(camera, episode.path_fields[""]), camera)
 
     @cached_property
     def _by_number(self) -> dict[int, LerobotEpisode]:
         return {episode.number: episode for episode in self.episodes}
 
     def _path(self, template: str, values: Mapping[str, int], camera: str | None) -> Path:
-        """Fill in a template; nothing in it is evaluated, and it cannot leave the folder."""
+        """Fill in a template without evaluating anything; the path cannot leave the folder."""
 
         def fill(match: re.Match[str]) -> str:
             name, digits = match.groups()
@@ -158,14 +158,14 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
-def _feature(record: Record) -> tuple[str, tuple[int, ...]]:
+def _feature(record: JsonRecord) -> tuple[str, tuple[int, ...]]:
     return record.text("dtype"), tuple(int(side) for side in record.numbers("shape"))
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
+def _json_lines(path: Path) -> Iterator[JsonRecord]:
     for number, line in enumerate(_read(path).splitlines(), start=1):
         if line.strip():
-            yield Record.parse(line, f"{path}: line {number}")
+            yield JsonRecord.parse(line, f"{path}: line {number}")
 
 
 def _episodes_v2(folder: Path, chunk_size: int) -> list[LerobotEpisode]:
@@ -173,9 +173,9 @@ def _episodes_v2(folder: Path, chunk_size: int) -> list[LerobotEpisode]:
     path = folder / "meta" / "episodes.jsonl"
     for record in _json_lines(path):
         number = record.integer("episode_index")
-        places = {"episode_chunk": number // chunk_size, "episode_index": number}
+        path_fields = {"episode_chunk": number // chunk_size, "episode_index": number}
         task = _only_task(record.texts("tasks"), f"{path}: episode {number}")
-        episodes.append(LerobotEpisode(number, record.integer("length", 1), task, {"": places}, {}))
+        episodes.append(LerobotEpisode(number, record.integer("length", 1), task, {"": path_fields}, {}))
     return episodes
 
 
@@ -186,27 +186,28 @@ def _episodes_v3(folder: Path, cameras: list[str]) -> list[LerobotEpisode]:
             f"{folder}: no meta/episodes/chunk-*/file-*.parquet there, expected LeRobot {_NEWEST}; copy the "
             "data set again"
         )
-    wanted = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    names = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
     for camera in cameras:
-        wanted += [f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+        names += [f"videos/{camera}/{part}" for part in ("chunk_index", "file_index", "from_timestamp")]
     episodes: list[LerobotEpisode] = []
     for path in paths:
-        table = read_table(path, wanted)
-        columns = {name: column(table, name, path) for name in wanted}
+        table = read_table(path, names)
+        columns = {name: column(table, name, path) for name in names}
         episodes += [_episode_v3(columns, row, cameras, path) for row in range(len(columns["length"]))]
     return episodes
 
 
 def _episode_v3(columns: Columns, row: int, cameras: list[str], path: Path) -> LerobotEpisode:
-    def integer(name: str, least: int = 0) -> int:
+    def integer(name: str, minimum: int = 0) -> int:
         value: Any = columns[name][row]
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or value < minimum:
             raise InputError(
-                f"{path}: {name} is {value!r} in row {row}, expected an integer from {least}; export it again"
+                f"{path}: {name} is {value!r} in row {row}, expected an integer from {minimum}; "
+                "export it again"
             )
         return value
 
-    def place(prefix: str) -> dict[str, int]:
+    def file_indices(prefix: str) -> dict[str, int]:
         return {name: integer(f"{prefix}/{name}") for name in ("chunk_index", "file_index")}
 
     number = integer("episode_index")
@@ -216,7 +217,10 @@ def _episode_v3(columns: Columns, row: int, cameras: list[str], path: Path) -> L
         number=number,
         length=integer("length", 1),
         task=_only_task(texts, f"{path}: episode {number}"),
-        places={"": place("data"), **{camera: place(f"videos/{camera}") for camera in cameras}},
+        path_fields={
+            "": file_indices("data"),
+            **{camera: file_indices(f"videos/{camera}") for camera in cameras},
+        },
         begins={camera: float(columns[f"videos/{camera}/from_timestamp"][row]) for camera in cameras},
     )
 

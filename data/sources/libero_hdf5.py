@@ -30,7 +30,7 @@ from data.sources.hdf5 import (
     attribute,
     child_dataset,
     child_group,
-    opened,
+    open_hdf5,
     read_frames,
     read_numbers,
 )
@@ -38,7 +38,7 @@ from data.sources.interface import DemonstrationReference
 from data.tokens.vocabulary import ACTION_DIM
 
 _CAMERAS = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
-_LIBERO = "libero_"  # begins the names of its suites
+_LIBERO = "libero_"  # prefix of the names of its suites
 _SUFFIXES = (".hdf5", ".h5")
 
 
@@ -46,13 +46,13 @@ class LiberoSource:
     """Reads the HDF5 files of a folder, or one file.
 
     Args:
-        config: `cameras` maps to names below `obs`; `rotate` false takes frames as they are stored. The
-            layout fixes the names of everything else.
+        config: `cameras` maps to names below `obs`; `rotate` false reads frames as they are stored. All other
+            names are fixed by the layout.
     """
 
     def __init__(self, config: SourceConfig) -> None:
         self._source = Path(config.source)
-        self._cameras = config.cameras.chosen()
+        self._cameras = config.cameras.requested()
         self._rotate = config.rotate
         for name, value in (("action", config.action), ("state", config.state)):
             if value is not None:
@@ -62,23 +62,29 @@ class LiberoSource:
         """Every demonstration, by file name, then by number.
 
         Raises:
-            InputError: Nothing there, no HDF5, no demonstration in a file, or one without steps.
+            InputError: No file, no HDF5, no demonstration in a file, or one without steps.
         """
-        found: list[DemonstrationReference] = []
-        for path in _files(self._source):
-            with opened(path) as file:
-                found += self._list_file(path, file)
-        return found
+        paths = hdf5_files(self._source)
+        if not paths:
+            raise InputError(
+                f"{self._source}: no *.hdf5 file in this folder; expected LIBERO's layout, collect some with "
+                "`worldvla collect`"
+            )
+        references: list[DemonstrationReference] = []
+        for path in paths:
+            with open_hdf5(path) as file:
+                references += self._list_file(path, file)
+        return references
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
-        """Read and check one demonstration; frames come out upright.
+        """Read and check one demonstration; frames are upright.
 
         Raises:
             InputError: A part is missing, of the wrong shape, of another length than the actions, or not
                 finite.
         """
         where = f"{reference.path}: {reference.item}"
-        with opened(reference.path) as file:
+        with open_hdf5(reference.path) as file:
             data = child_group(file, "data", str(reference.path))
             convention = attribute(data, "macros_image_convention") or "opengl"
             demo = child_group(data, reference.item, where)
@@ -102,7 +108,7 @@ class LiberoSource:
         )
 
     def _cameras_of(self, views: Node) -> Mapping[str, str]:
-        """Our name -> theirs. A wrist camera may be absent unless it is asked for."""
+        """Our camera -> name in the file. The wrist camera may be absent unless it is requested."""
         if self._cameras:
             return self._cameras
         return {camera: name for camera, name in _CAMERAS.items() if camera == AGENT_CAMERA or name in views}
@@ -127,7 +133,7 @@ class LiberoSource:
                 raise InputError(f"{where}: no time steps, expected at least one; delete this demonstration")
             views = child_group(demo, "obs", where)
             cameras = self._cameras_of(views)
-            for stored in cameras.values():  # told now and not after hours of encoding
+            for stored in cameras.values():  # refused now and not after hours of encoding
                 child_dataset(views, stored, where)
             references.append(
                 DemonstrationReference(
@@ -139,13 +145,13 @@ class LiberoSource:
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """What acts a demonstration out again.
+    """What a replay of a demonstration needs.
 
     Attributes:
         actions: float64 [T, 7].
         first_physics: Time, positions and velocities of the physics before the first action, float64 [D], as
             robomimic stores them (`states[0]`).
-        initial_state: Number of the simulator's initial state; 0 where the file tells none.
+        initial_state: Number of the simulator's initial state; 0 where the file has none.
     """
 
     actions: NDArray[np.float64]
@@ -157,10 +163,10 @@ def read_motion(reference: DemonstrationReference) -> Motion:
     """Read a demonstration without its frames.
 
     Raises:
-        InputError: Its file does not hold the physical states, or they are broken.
+        InputError: Its file does not hold the physical states, or they are damaged.
     """
     where = f"{reference.path}: {reference.item}"
-    with opened(reference.path) as file:
+    with open_hdf5(reference.path) as file:
         demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
         read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
         states = child_dataset(demo, "states", where)
@@ -180,34 +186,32 @@ def read_motion(reference: DemonstrationReference) -> Motion:
         )
 
 
-def _files(source: Path) -> list[Path]:
+def hdf5_files(source: Path) -> list[Path]:
+    """The HDF5 files of a folder by name, or the file itself.
+
+    Raises:
+        InputError: There is no such file or folder.
+    """
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise InputError(
-            f"{source}: no such file or folder; expected LIBERO's HDF5 files, collect some with "
-            "`worldvla collect`"
+            f"{source}: no such file or folder; expected demonstrations, collect some with `worldvla collect`"
         )
-    paths = sorted(p for p in source.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
-    if not paths:
-        raise InputError(
-            f"{source}: no *.hdf5 file in this folder; expected LIBERO's layout, collect some with "
-            "`worldvla collect`"
-        )
-    return paths
+    return sorted(p for p in source.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
 
 
 def _suite(path: Path, data: Node) -> str:
-    """Our own attribute, else the folder of the BDDL file (``.../libero_object/<task>.bddl``)."""
+    """The attribute `suite`, else the folder of the BDDL file (``.../libero_object/<task>.bddl``)."""
     bddl = attribute(data, "bddl_file_name") or ""
     return attribute(data, "suite") or PurePosixPath(bddl).parent.name or path.absolute().parent.name
 
 
 def libero_language(task: str) -> str:
-    """What LIBERO tells the robot in a task: its name, without the scene that LIBERO-10 and 90 begin with.
+    """LIBERO's instruction of a task: its name, without the scene at the beginning of LIBERO-10 and 90.
 
-    The `problem_info` of LIBERO's files says it in other words for many tasks ("pick the akita black bowl"
-    for "pick up the black bowl"); evaluations, LIBERO's own too, speak the words of the name.
+    The `problem_info` of LIBERO's files has another wording for many tasks ("pick the akita black bowl" for
+    "pick up the black bowl"); evaluations, LIBERO's own included, use the words of the name.
     """
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ").lower()
 
@@ -215,12 +219,12 @@ def libero_language(task: str) -> str:
 def _instruction(path: Path, data: Node) -> str:
     text = attribute(data, "problem_info")
     try:
-        found: object = json.loads(text or "")
+        value: object = json.loads(text or "")
     except ValueError:
-        found = None
-    problem = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+        value = None
+    problem = cast("dict[str, object]", value) if isinstance(value, dict) else {}
     instruction = problem.get("language_instruction")
-    if isinstance(instruction, list):  # LIBERO's own files keep the words of some tasks in a list
+    if isinstance(instruction, list):  # LIBERO's own files hold the words of some tasks as a list
         instruction = " ".join(str(word) for word in cast("list[object]", instruction))
     cleaned = instruction.strip().strip('"').lower() if isinstance(instruction, str) else ""
     if not cleaned:
@@ -232,7 +236,7 @@ def _instruction(path: Path, data: Node) -> str:
 
 
 def _upright(frames: NDArray[np.uint8], convention: str, where: str) -> NDArray[np.uint8]:
-    """Rotate by 180 degrees, as LIBERO's policies do; `opencv` files were flipped top to bottom already."""
+    """Rotate by 180 degrees, as LIBERO's policies do; `opencv` files are already flipped top to bottom."""
     if convention == "opengl":
         return frames[:, ::-1, ::-1]
     if convention == "opencv":

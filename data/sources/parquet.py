@@ -1,4 +1,4 @@
-"""Parquet files as columns of Python values: the one door to pyarrow."""
+"""Parquet files as columns of Python values: the only module that uses pyarrow."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 from data.errors import InputError
 
 Columns = dict[str, list[Any]]
-_parquet: Any = pq  # whose types are unknown
+_parquet: Any = pq  # without types
 _ArrowException: type[Exception] = cast(Any, pa).ArrowException
 Filter = tuple[str, str, int]
 
 
 def read_table(path: Path, columns: Sequence[str] | None, filters: list[Filter] | None = None) -> Columns:
-    """Some columns (None: all) of the rows that pass the filters; row groups that cannot match are skipped.
+    """Read columns (None: all) of the rows that match the filters; row groups without a match are skipped.
 
     Raises:
-        InputError: No such file, not Parquet, broken, or a column is missing.
+        InputError: Missing or damaged file, not Parquet, or a column is missing.
     """
     try:
         # partitioning=None: folder names such as `a=b` are no columns.
@@ -44,7 +44,7 @@ def read_table(path: Path, columns: Sequence[str] | None, filters: list[Filter] 
 
 
 def column(table: Columns, name: str, path: Path) -> list[Any]:
-    """One column without gaps.
+    """One column without nulls.
 
     Raises:
         InputError: It is missing, or a value is null.

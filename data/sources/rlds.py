@@ -1,11 +1,11 @@
 """RLDS episodes as TensorFlow Datasets writes them: one TFRecord an episode, no TensorFlow needed.
 
-<folder>/dataset_info.json                 name, splits, records of each file, how files are called
-<folder>/features.json                     what each record holds
+<folder>/dataset_info.json                 name, splits, records of each file, names of the files
+<folder>/features.json                     the features of a record
 <folder>/NAME-SPLIT.tfrecord-00000-of-00016
 
-A record is a `tf.train.Example` whose features are called by their path (``steps/observation/image``) and
-hold the values of all steps one after the other; pictures are PNG or JPEG files.
+A record is a `tf.train.Example`. Its features are named by their path (``steps/observation/image``) and hold
+the values of all steps one after the other; images are PNG or JPEG files.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
-from data.sources.arrays import (
+from data.json_record import JsonRecord
+from data.sources.array_checks import (
     check_steps,
-    clean_instruction,
     decode_picture,
     finite_numbers,
     join_state,
-    slug,
     stack_frames,
 )
+from data.sources.feature_names import choose_cameras, choose_name
+from data.sources.instructions import clean_instruction, slug
 from data.sources.interface import DemonstrationReference
-from data.sources.mapping import choose_cameras, choose_name
 from data.sources.tfrecord import Example, read_record, record_offsets
-from data.storage.records import Record
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _STEPS = "steps/"
@@ -56,7 +55,7 @@ class _Leaf:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Which feature (without `steps/`) is what."""
+    """Names of the features (without `steps/`)."""
 
     cameras: Mapping[str, str]
     action: str
@@ -65,7 +64,7 @@ class _Names:
 
 
 class RldsSource:
-    """Reads one data set (one version's folder). All its splits are taken, ours are made by our own rule.
+    """Reads one data set (one version's folder), all of its splits; `data.prepare` makes its own ones.
 
     Args:
         config: Cameras, action, state and instruction as paths below `steps`.
@@ -76,19 +75,19 @@ class RldsSource:
         self._folder = Path(config.source)
 
     def references(self) -> list[DemonstrationReference]:
-        """Every episode, split by split, by file, by place.
+        """Every episode, in the order of splits, files and records.
 
-        Records are read once here: only so are lengths and tasks known, and damage is found before any
-        work is done.
+        All records are read here, because only they hold lengths and tasks; damage is found before any
+        encoding.
 
         Raises:
-            InputError: Metadata or a record are broken, or a file has another number of records.
+            InputError: Metadata or a record are damaged, or a file has another number of records.
         """
         info_path = self._folder / "dataset_info.json"
-        info = Record.parse(_read(info_path), str(info_path))
+        info = JsonRecord.parse(_read(info_path), str(info_path))
         cameras = tuple(sorted(self._names.cameras))
         suite = slug(info.text("name"))
-        found: list[DemonstrationReference] = []
+        references: list[DemonstrationReference] = []
         for split in info.records("splits"):
             number = 0
             for path, records in self._files(info, split):
@@ -96,7 +95,7 @@ class RldsSource:
                 for offset, content in record_offsets(path):
                     example = Example(content, f"{path}: record at offset {offset}")
                     text = self._instruction(example, f"{path}: record at offset {offset}")
-                    found.append(
+                    references.append(
                         DemonstrationReference(
                             path=path,
                             item=str(offset),
@@ -110,15 +109,15 @@ class RldsSource:
                     )
                     number += 1
                 check_steps("the file (in records)", number - before, records, str(path))
-        if not found:
+        if not references:
             raise InputError(f"{info_path}: its splits hold no record; export the data set again")
-        return found
+        return references
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
-        """Read one record and decode its pictures.
+        """Read one record and decode its images.
 
         Raises:
-            InputError: The record is broken or lacks a part.
+            InputError: The record is damaged or lacks a part.
         """
         where = f"{reference.path}: record at offset {reference.item}"
         example = Example(read_record(reference.path, int(reference.item)), where)
@@ -126,9 +125,9 @@ class RldsSource:
         parts = [self._numbers(example, name, where) for name in names.states]
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in names.cameras.items():
-            pictures = example.texts(_STEPS + name)
-            check_steps(name, len(pictures), steps, where)
-            decoded = [decode_picture(content, f"{where}: {name}") for content in pictures]
+            images = example.texts(_STEPS + name)
+            check_steps(name, len(images), steps, where)
+            decoded = [decode_picture(content, f"{where}: {name}") for content in images]
             frames[camera] = stack_frames(decoded, name, where)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
@@ -147,7 +146,7 @@ class RldsSource:
     @cached_property
     def _features(self) -> dict[str, _Leaf]:
         path = self._folder / "features.json"
-        leaves = dict(_leaves(Record.parse(_read(path), str(path)), ""))
+        leaves = dict(_leaves(JsonRecord.parse(_read(path), str(path)), ""))
         return {name.removeprefix(_STEPS): leaf for name, leaf in leaves.items() if name.startswith(_STEPS)}
 
     @cached_property
@@ -160,7 +159,7 @@ class RldsSource:
         numbers = of_kind("numbers")
         states = [(name,) for name in config.state] if config.state is not None else [_USUAL_STATES]
         return _Names(
-            cameras=choose_cameras(of_kind("image"), config.cameras.chosen(), where),
+            cameras=choose_cameras(of_kind("image"), config.cameras.requested(), where),
             action=choose_name(numbers, config.action, _USUAL_ACTIONS, "action=NAME", where),
             states=tuple(choose_name(numbers, None, usual, "state=[NAME]", where) for usual in states),
             instruction=choose_name(
@@ -168,7 +167,7 @@ class RldsSource:
             ),
         )
 
-    def _files(self, info: Record, split: Record) -> Iterator[tuple[Path, int]]:
+    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[Path, int]]:
         """Each file of a split and the number of records in it."""
         counts = split.texts("shardLengths")
         template = (
@@ -182,9 +181,9 @@ class RldsSource:
             "FILEFORMAT": info.text("fileFormat", ("tfrecord",)) if "fileFormat" in info else "tfrecord",
         }
         for number, count in enumerate(counts):
-            place = {"SHARD_X_OF_Y": f"{number:05d}-of-{len(counts):05d}", "SHARD_INDEX": f"{number:05d}"}
+            shard = {"SHARD_X_OF_Y": f"{number:05d}-of-{len(counts):05d}", "SHARD_INDEX": f"{number:05d}"}
             name = template
-            for field, value in (values | place).items():
+            for field, value in (values | shard).items():
                 name = name.replace("{" + field + "}", value)
             if not count.isdecimal() or "/" in name or "\\" in name or "{" in name or name.startswith("."):
                 raise InputError(
@@ -217,8 +216,8 @@ class RldsSource:
         return flat.reshape(-1, width)
 
 
-def _leaves(feature: Record, path: str) -> Iterator[tuple[str, _Leaf]]:
-    """Every feature below one of `features.json`, by its path."""
+def _leaves(feature: JsonRecord, path: str) -> Iterator[tuple[str, _Leaf]]:
+    """All features below one of `features.json`, by path."""
     if "featuresDict" in feature:
         for name, member in feature.record("featuresDict").members("features").items():
             yield from _leaves(member, f"{path}/{name}" if path else name)
@@ -232,11 +231,11 @@ def _leaves(feature: Record, path: str) -> Iterator[tuple[str, _Leaf]]:
         tensor = feature.record("tensor")
         kind = "text" if tensor.text("dtype") in ("string", "object") else "numbers"
         plain = "encoding" not in tensor or tensor.text("encoding").lower() in ("none", "1")
-        if plain:  # a tensor packed into bytes is none that is used here
+        if plain:  # a tensor packed into bytes cannot be used
             yield path, _Leaf(kind, _width(tensor))
 
 
-def _width(tensor: Record) -> int:
+def _width(tensor: JsonRecord) -> int:
     """Numbers in one step: 1 for a scalar, 0 where the size is not fixed."""
     shape = tensor.record("shape") if "shape" in tensor else None
     if shape is None or "dimensions" not in shape:

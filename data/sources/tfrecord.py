@@ -28,10 +28,10 @@ _CHECKSUM = struct.Struct("<I")
 
 
 def record_offsets(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Offset and content of every record of a file, checksums verified.
+    """Yield offset and content of every record of a file, checksums verified.
 
     Raises:
-        InputError: The file cannot be read, is cut short, or a checksum does not hold.
+        InputError: The file cannot be read, is truncated, or a checksum does not match.
     """
     try:
         with path.open("rb") as file:
@@ -46,7 +46,7 @@ def record_offsets(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_record(path: Path, offset: int) -> bytes:
-    """The content of the record at an offset, checksums verified (InputError as `record_offsets`)."""
+    """Read the content of the record at an offset, checksums verified (InputError as `record_offsets`)."""
     try:
         with path.open("rb") as file:
             return _read_record(file, offset, os.fstat(file.fileno()).st_size, path)
@@ -111,7 +111,9 @@ def _read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
     length, length_checksum = _HEADER.unpack(head)
     if masked_checksum(head[:8]) != length_checksum:
         raise _damaged(path, offset, "length")
-    if length > size - offset - _HEADER.size - _CHECKSUM.size:  # before the read: no absurd allocation
+    if (
+        length > size - offset - _HEADER.size - _CHECKSUM.size
+    ):  # before the read: a wrong length must not allocate
         raise _cut_short(path, offset)
     content = file.read(length)
     (checksum,) = _CHECKSUM.unpack(file.read(_CHECKSUM.size))
@@ -136,7 +138,7 @@ def _damaged(path: Path, offset: int, what: str) -> InputError:
 
 @cache
 def _example_class() -> type[Any]:
-    """The message class, built from its definition in a pool of its own (others may define it, too)."""
+    """The message class, built in a descriptor pool of its own (other libraries may define it, too)."""
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
     kinds = descriptor_pb2.FieldDescriptorProto
     lists = (

@@ -1,9 +1,9 @@
-"""Published WorldVLA samples: pickles of token lists, read without letting them do anything.
+"""Published WorldVLA samples: pickles of token lists, read without executing anything in them.
 
 A file holds one sample, ``{"token": [ids], "label": [ids, -100 for the prompt], "id": number}``. A pickle is
-a program; here only the few instructions that build lists, dictionaries, whole numbers and texts are
-allowed, and none that looks up a name, so nothing can be called. This is the one place of the data path
-that reads pickles, and only `worldvla convert samples` comes here.
+a program; here only the instructions that build lists, dictionaries, whole numbers and texts are allowed, and
+none that looks up a name, so nothing can be called. No other module of `data` reads pickles, and only
+`worldvla convert samples` uses this one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from data.tokens.vocabulary import (
     VOCABULARY_SIZE,
 )
 
-_LARGEST_FILE = 16_000_000  # bytes; a sample has at most 4,096 tokens
+_MAX_FILE = 16_000_000  # bytes; a sample has at most 4,096 tokens
 _ALLOWED = frozenset(
     (
         *("PROTO", "FRAME", "STOP", "MARK"),
@@ -50,7 +50,7 @@ _MEMO_WRITES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 @dataclass(frozen=True, slots=True)
 class TokenSample:
-    """One sample taken apart.
+    """The parts of one sample.
 
     Attributes:
         text: Ids of the prompt's words.
@@ -64,7 +64,7 @@ class TokenSample:
 
 
 def list_samples(folder: Path) -> list[Path]:
-    """The `*.pkl` files below a folder, numbers in their names in the order of counting.
+    """The `*.pkl` files below a folder, in natural order (numbers in their names by value).
 
     Raises:
         InputError: There are none.
@@ -72,40 +72,40 @@ def list_samples(folder: Path) -> list[Path]:
     paths = [path for path in folder.rglob("*.pkl") if path.is_file()] if folder.is_dir() else []
     if not paths:
         raise InputError(f"{folder}: no *.pkl file below this folder; expected WorldVLA's tokenised samples")
-    return sorted(paths, key=lambda path: _counting_order(str(path.relative_to(folder))))
+    return sorted(paths, key=lambda path: _natural_order(str(path.relative_to(folder))))
 
 
 def read_sample(path: Path) -> TokenSample:
-    """Read, check and take apart one sample.
+    """Read and check one sample and split it into its parts.
 
     Raises:
         InputError: Not a pickle of plain lists and numbers, or no sample of WorldVLA's layout.
     """
     try:
         size = path.stat().st_size
-        content = path.read_bytes() if size <= _LARGEST_FILE else b""
+        content = path.read_bytes() if size <= _MAX_FILE else b""
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if size > _LARGEST_FILE:
-        raise InputError(f"{path}: {size} bytes, expected at most {_LARGEST_FILE} for one sample")
-    return take_apart(_tokens(load_plain(content, str(path)), str(path)), str(path))
+    if size > _MAX_FILE:
+        raise InputError(f"{path}: {size} bytes, expected at most {_MAX_FILE} for one sample")
+    return split_sample(_tokens(load_plain(content, str(path)), str(path)), str(path))
 
 
 def load_plain(content: bytes, where: str) -> object:
-    """The lists, dictionaries, numbers and texts that a pickle holds.
+    """Load the lists, dictionaries, numbers and texts of a pickle.
 
     Raises:
-        InputError: It holds, or tries to do, anything else.
+        InputError: It contains any other instruction.
     """
     try:
         for opcode, argument, _ in pickletools.genops(content):
             if opcode.name not in _ALLOWED:
                 raise InputError(
-                    f"{where}: the pickle wants {opcode.name}, only lists, dictionaries, whole numbers and "
+                    f"{where}: the pickle uses {opcode.name}, only lists, dictionaries, whole numbers and "
                     "texts are read; nothing of it was carried out"
                 )
             if opcode.name in _MEMO_WRITES and int(cast(Any, argument)) > len(content):
-                raise InputError(f"{where}: the pickle asks for absurd memory; nothing of it was carried out")
+                raise InputError(f"{where}: the pickle needs too much memory; nothing of it was carried out")
         return _Plain(io.BytesIO(content)).load()
     except (
         pickle.UnpicklingError,
@@ -121,17 +121,17 @@ def load_plain(content: bytes, where: str) -> object:
 
 
 class _Plain(pickle.Unpickler):
-    """Looks up nothing: the second lock behind the list of allowed instructions."""
+    """Refuses every look-up: a second barrier behind the list of allowed instructions."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         raise pickle.UnpicklingError(f"names {module_name}.{global_name}")
 
     def persistent_load(self, pid: Any, /) -> NoReturn:
-        raise pickle.UnpicklingError("names something outside")
+        raise pickle.UnpicklingError("refers to an external object")
 
 
-def take_apart(tokens: list[int], where: str) -> TokenSample:
-    """Find text, images and actions in a sample's tokens.
+def split_sample(tokens: list[int], where: str) -> TokenSample:
+    """Split a sample's tokens into text, images and actions.
 
     Raises:
         InputError: A block is not well formed, or images are of several sizes.
@@ -150,8 +150,8 @@ def take_apart(tokens: list[int], where: str) -> TokenSample:
         elif token == ACTION_START:
             block = tokens[position : position + ACTION_BLOCK_LENGTH]
             bins = block[1:-1]
-            good = len(block) == ACTION_BLOCK_LENGTH and block[-1] == ACTION_END
-            if not good or not all(ACTION_BIN_START <= i < ACTION_BIN_END for i in bins):
+            complete = len(block) == ACTION_BLOCK_LENGTH and block[-1] == ACTION_END
+            if not complete or not all(ACTION_BIN_START <= i < ACTION_BIN_END for i in bins):
                 raise InputError(f"{where}: token {position} begins no block of 7 action bins")
             actions.append(bins)
             position += ACTION_BLOCK_LENGTH
@@ -188,13 +188,13 @@ def _tokens(value: object, where: str) -> list[int]:
     return checked["token"]
 
 
-def _find(tokens: list[int], wanted: int, start: int, where: str) -> int:
+def _find(tokens: list[int], token: int, start: int, where: str) -> int:
     try:
-        return tokens.index(wanted, start)
+        return tokens.index(token, start)
     except ValueError as error:
         raise InputError(f"{where}: the image at token {start} has no end") from error
 
 
-def _counting_order(name: str) -> list[tuple[int, str]]:
+def _natural_order(name: str) -> list[tuple[int, str]]:
     parts = re.split(r"(\d+)", name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -1,8 +1,8 @@
-"""Files of arrays as they lie on the disk: mapped, so that no rank holds them in memory of its own.
+"""Files of arrays, mapped into memory, so that no rank holds a private copy.
 
 The ranks of a machine share the pages of a mapped file, and the system drops them when memory is short.
-An object of an object store is copied to a file of the temporary folder, which has no name and vanishes
-with the process.
+An object of an object store is first copied to an unnamed file of the temporary folder, which the system
+removes with the process.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _DTYPES = ("uint8", "int32", "int64")
 
 
 def map_object(store: Store, name: str) -> mmap.mmap:
-    """All bytes of an object, mapped for reading.
+    """Map all bytes of an object for reading.
 
     Raises:
-        InputError: It is missing, empty, cannot be read, or there is no room for the copy.
+        InputError: It is missing, empty, cannot be read, or there is no space for the copy.
     """
     where = f"{store.url}/{name}"
     try:

@@ -1,4 +1,4 @@
-"""Requests that are tried again until the server is back or patience ends."""
+"""Retries of requests to an object store, with random, exponentially growing pauses."""
 
 from __future__ import annotations
 
@@ -18,64 +18,64 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from data.storage.credentials import told
+from data.storage.store_errors import describe_error
 
 _LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 300.0
-FIRST_PAUSE = 0.1  # seconds, doubled at every try: a pause is a random part of it
-LONGEST_PAUSE = 15.0
+FIRST_PAUSE = 0.1  # seconds; the upper limit of the first pause, doubled at every try
+LONGEST_PAUSE = 15.0  # seconds
 
 Result = TypeVar("Result")
 
 
-class Patience:
-    """How long the requests to one server are tried again.
+class RetryPolicy:
+    """How long requests to one server are retried; for any number of threads.
 
-    Pauses grow exponentially and are drawn at random ("full jitter"), so that thousands of ranks do not come
-    back to a restarted server at the same moment.
+    Pauses grow exponentially and are drawn at random ("full jitter"), so that thousands of ranks do not
+    return to a restarted server at the same moment.
 
     Args:
-        where: The place, for messages.
-        seconds: From the first failure of a request to its last try.
-        passing: Whether an error may pass by itself.
+        where: URL of the store, for messages.
+        seconds: Time from the first failure of a request to its last try.
+        is_transient: Whether a request that failed with an error may succeed later.
     """
 
-    def __init__(self, where: str, seconds: float, passing: Callable[[BaseException], bool]) -> None:
-        self._where, self._seconds, self._passing = where, seconds, passing
+    def __init__(self, where: str, seconds: float, is_transient: Callable[[BaseException], bool]) -> None:
+        self._where, self._seconds, self._is_transient = where, seconds, is_transient
         self._lock = threading.Lock()
         self._waiting = 0
-        self._over = threading.Event()
+        self._cancelled = threading.Event()
 
-    def end(self) -> None:
-        """Have no more patience: every request fails that waits now or fails from now on; for any thread."""
-        self._over.set()
+    def cancel(self) -> None:
+        """Stop retrying: requests that wait now, or fail from now on, raise. For any thread."""
+        self._cancelled.set()
 
-    def insist(self, request: Callable[[], Result]) -> Result:
-        """Carry out a request, again and again while it fails for a reason that may pass.
+    def run(self, request: Callable[[], Result]) -> Result:
+        """Run a request, and run it again while it fails with a transient error.
 
         Raises:
             Exception: The last failure, with a note (`__notes__`) of the number of tries and the seconds.
         """
         waits = False
 
-        def begin_waiting(state: RetryCallState) -> None:
+        def report_first_failure(state: RetryCallState) -> None:
             nonlocal waits
             if not waits:
                 waits = True
-                self._begin(state.outcome.exception() if state.outcome else None)
+                self._begin_waiting(state.outcome.exception() if state.outcome else None)
 
         random = wait_random_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE)
 
         def wait(state: RetryCallState) -> float:
-            """Not longer than what is left: the last try comes when patience ends."""
+            """At most the time that is left: the last try is made at the end of `seconds`."""
             return min(random(state), max(self._seconds - (state.seconds_since_start or 0), 0))
 
         retrying = Retrying(
-            retry=retry_if_exception(self._passing),
-            stop=stop_any(stop_after_delay(self._seconds), stop_when_event_set(self._over)),
+            retry=retry_if_exception(self._is_transient),
+            stop=stop_any(stop_after_delay(self._seconds), stop_when_event_set(self._cancelled)),
             wait=wait,
-            sleep=lambda seconds: pause(seconds, self._over),
-            before_sleep=begin_waiting,
+            sleep=lambda seconds: pause(seconds, self._cancelled),
+            before_sleep=report_first_failure,
             reraise=True,
         )
         began = time.monotonic()
@@ -88,22 +88,22 @@ class Patience:
             raise
         finally:
             if waits:
-                self._end()
+                self._end_waiting()
 
-    def _begin(self, error: BaseException | None) -> None:
-        """Say once for all threads that the server does not serve."""
+    def _begin_waiting(self, error: BaseException | None) -> None:
+        """Report that the server does not respond, once for all threads."""
         with self._lock:
             self._waiting += 1
             if self._waiting > 1:
                 return
-        reason = told(self._where, error) if error is not None else "no answer"
+        reason = describe_error(self._where, error) if error is not None else "no answer"
         _LOG.warning("%s: %s; trying again for up to %g s", self._where, reason, self._seconds)
 
-    def _end(self) -> None:
+    def _end_waiting(self) -> None:
         with self._lock:
             self._waiting -= 1
 
 
-def pause(seconds: float, over: threading.Event) -> None:
-    """Wait between two tries, or until patience is over."""
-    over.wait(seconds)
+def pause(seconds: float, cancelled: threading.Event) -> None:
+    """Wait between two tries, or until the policy is cancelled."""
+    cancelled.wait(seconds)

@@ -1,6 +1,6 @@
-"""Episodes in and out of shards: ustar archives that stock WebDataset readers understand.
+"""Encoding and decoding of shards: ustar archives that stock WebDataset readers understand.
 
-An episode is a run of neighbouring members, so one range request fetches it::
+The members of an episode are adjacent, so one range request fetches it::
 
     <key>.codes.<camera>.npy    uint16  [T, R, C]
     <key>.actions.npy           float32 [T, 7]
@@ -9,8 +9,8 @@ An episode is a run of neighbouring members, so one range request fetches it::
 
 With compression `zstd` each `.npy` member is one zstd frame and named `.npy.zst`.
 
-The bytes depend on the episodes alone (no times, no owners), and a shard is named after its content, so
-writing a data set again never changes a shard that an older index points to.
+The bytes depend on the episodes alone (no times, no owners), and the name of a shard depends on its content,
+so writing a data set again never changes a shard that an older index refers to.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from data.contracts import Episode
-from data.errors import InputError
+from data.contracts import Compression, Episode
+from data.errors import InputError, check_choice
 from data.storage.store import Store
 from data.storage.ustar import read_members, write_member
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
@@ -42,22 +42,16 @@ _NPY_HEADER = re.compile(
     rb"'shape': \((?P<shape>([0-9]{1,9}, ?){0,4}([0-9]{1,9})?)\), \} *\n",
     re.DOTALL,
 )
-_LONGEST_KEY = 150  # ustar keeps 155 bytes of folders and 100 of the last part with its suffix
-_LONGEST_LAST_PART = 40
+_MAX_KEY = 150  # ustar holds 155 bytes of folders and 100 of the last part with its suffix
+_MAX_LAST_PART = 40
 _ZSTD_LEVEL = 3
 _ZSTD_SUFFIX = ".zst"
-COMPRESSIONS = ("none", "zstd")
-
-
-def check_compression(compression: str) -> None:
-    """InputError unless it is one of `COMPRESSIONS`."""
-    if compression not in COMPRESSIONS:
-        raise InputError(f"compression={compression}: expected one of {', '.join(COMPRESSIONS)}")
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where the members of one episode lie: bytes [offset, offset + size) of `shard`."""
+    """Where the members of one episode are stored: bytes [offset, offset + size) of `shard`."""
 
     shard: str
     offset: int
@@ -72,43 +66,46 @@ def check_key(key: str) -> str:
         InputError: Odd characters (dots end a WebDataset key), an absolute or empty part, or too long.
     """
     last = key.rpartition("/")[2]
-    if not _KEY.fullmatch(key) or len(key) > _LONGEST_KEY or len(last) > _LONGEST_LAST_PART:
+    if not _KEY.fullmatch(key) or len(key) > _MAX_KEY or len(last) > _MAX_LAST_PART:
         raise InputError(
             f"episode key {key[:200]!r} cannot name an archive member; expected letters, digits and _+=,- in "
-            f"parts divided by /, at most {_LONGEST_KEY} in all and {_LONGEST_LAST_PART} in the last part; "
+            f"parts divided by /, at most {_MAX_KEY} in all and {_MAX_LAST_PART} in the last part; "
             "rename the file"
         )
     return key
 
 
 class ShardWriter:
-    """Gathers episodes in memory and writes a shard whenever the next would exceed `limit` bytes."""
+    """Collects episodes in memory and writes a shard whenever the next one would exceed `limit` bytes."""
 
     def __init__(
-        self, store: Store, limit: int | None, first: int = 0, compression: str = COMPRESSIONS[0]
+        self, store: Store, limit: int | None, first: int = 0, compression: Compression = "none"
     ) -> None:
-        """Write to `store`; a single episode larger than `limit` gets a shard of its own.
+        """Write to `store`; a single episode larger than `limit` becomes a shard of its own.
 
-        Without a limit there is one shard; `first` is the number that the first one gets. `compression` is
-        one of `COMPRESSIONS`.
+        Without a limit there is one shard; `first` is the number of the first one.
+
+        Raises:
+            InputError: `compression` is none of `COMPRESSIONS`.
         """
+        check_choice("compression", compression, COMPRESSIONS)
         self._store = store
-        self._compression = compression
+        self._compression: Compression = compression
         self._limit = limit
         self._pending: list[bytes] = []
         self._locations: list[Location] = []
         self._shards = first
 
     def add(self, episode: Episode) -> None:
-        """Append an episode to the shard that is being gathered."""
+        """Append an episode to the current shard."""
         block = encode_episode(episode, self._compression)
-        too_much = self._limit is not None and sum(map(len, self._pending)) + len(block) > self._limit
-        if self._pending and too_much:
+        exceeds_limit = self._limit is not None and sum(map(len, self._pending)) + len(block) > self._limit
+        if self._pending and exceeds_limit:
             self._flush()
         self._pending.append(block)
 
     def close(self) -> list[Location]:
-        """Write what is left and tell where each episode went, in the order of `add`."""
+        """Write the last shard and return the location of each episode, in the order of `add`."""
         if self._pending:
             self._flush()
         return self._locations
@@ -126,8 +123,12 @@ class ShardWriter:
         self._pending = []
 
 
-def encode_episode(episode: Episode, compression: str = COMPRESSIONS[0]) -> bytes:
-    """The members of one episode, without the end-of-archive marker; one of `COMPRESSIONS`.
+def encode_episode(episode: Episode, compression: Compression = "none") -> bytes:
+    """Encode the members of one episode, without the end-of-archive marker.
+
+    Args:
+        episode: The episode.
+        compression: One of `COMPRESSIONS`.
 
     Raises:
         InputError: The key or a camera's name cannot name a member.
@@ -153,39 +154,39 @@ def encode_episode(episode: Episode, compression: str = COMPRESSIONS[0]) -> byte
     return b"".join(parts)
 
 
-def expand_episode(content: bytes, most: int) -> bytes:
-    """The members of one episode as they would be without compression.
+def expand_episode(content: bytes, max_bytes: int) -> bytes:
+    """Decompress the members of one episode.
 
     Args:
         content: Members of an episode with compression `zstd`.
-        most: Bytes that all members together may have.
+        max_bytes: Largest total size of the members.
 
     Raises:
-        InputError: A member is no zstd frame, or there would be more.
+        InputError: A member is no zstd frame, or the members exceed `max_bytes`.
     """
     parts: list[bytes | memoryview] = []
     for name, payload in read_members(content):
         if name.endswith(_ZSTD_SUFFIX):
-            name, payload = name.removesuffix(_ZSTD_SUFFIX), _decompress(name, payload, most)
-        most -= len(payload)
+            name, payload = name.removesuffix(_ZSTD_SUFFIX), _decompress(name, payload, max_bytes)
+        max_bytes -= len(payload)
         parts += write_member(name, payload)
     return b"".join(parts)
 
 
 def decode_episode(content: bytes) -> Episode:
-    """Parse what `encode_episode` made; nothing in it is trusted and nothing is unpickled.
+    """Parse the output of `encode_episode`; nothing in it is trusted and nothing is unpickled.
 
     Raises:
-        InputError: Not exactly the members of one episode, or shapes and dtypes that do not fit.
+        InputError: Not exactly the members of one episode, or unexpected shapes or dtypes.
     """
     key: str | None = None
     members: dict[str, memoryview] = {}
     for name, payload in read_members(content):
-        found, _, suffix = name.partition(".")
+        member_key, _, suffix = name.partition(".")
         if key is None:
-            key = check_key(found)
-        if found != key or suffix in members:
-            raise InputError(f"member {name[:200]!r} does not belong to episode {key!r} or comes twice")
+            key = check_key(member_key)
+        if member_key != key or suffix in members:
+            raise InputError(f"member {name[:200]!r} does not belong to episode {key!r} or occurs twice")
         members[suffix] = payload
     missing = {"actions.npy", "states.npy", "json"} - members.keys()
     if key is None or missing:
@@ -207,15 +208,15 @@ def decode_episode(content: bytes) -> Episode:
 _META = ("suite", "task", "instruction")
 
 
-def _decompress(name: str, frame: memoryview, most: int) -> bytes:
-    """The content of a zstd frame that says how much it is; what it says is checked before it is believed."""
+def _decompress(name: str, frame: memoryview, max_bytes: int) -> bytes:
+    """Decompress a zstd frame that holds its size; the size is checked before any memory is allocated."""
     try:
         size = zstandard.frame_content_size(frame)
-        if 0 <= size <= most:
+        if 0 <= size <= max_bytes:
             return zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
     except zstandard.ZstdError as error:
         raise InputError(f"member {name[:200]!r} is no zstd frame ({error})") from error
-    raise InputError(f"member {name[:200]!r} would expand to {size} bytes, expected at most {most}")
+    raise InputError(f"member {name[:200]!r} would expand to {size} bytes, expected at most {max_bytes}")
 
 
 def _npy(array: NDArray[Any]) -> bytes:
@@ -225,19 +226,19 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _parse_npy(payload: memoryview, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """An array of exactly this dtype and shape (None: any size), if the header is one that `_npy` writes."""
+    """Parse an array of this dtype and shape (None: any size) with a header as `_npy` writes it."""
     match = _NPY_HEADER.match(payload)
     if match is None or len(payload) < (start := 10 + int.from_bytes(payload[8:10], "little")):
         raise InputError("array has no npy header of version 1.0 in C order")
-    found_dtype = match["dtype"].decode()
-    found = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
-    fits = len(found) == len(shape) and all(b in (None, a) for a, b in zip(found, shape, strict=True))
-    size = np.dtype(dtype).itemsize * math.prod(found)
-    if found_dtype != dtype or not fits or size != len(payload) - start:
+    actual_dtype = match["dtype"].decode()
+    actual = tuple(int(side) for side in match["shape"].split(b",") if side.strip())
+    fits = len(actual) == len(shape) and all(b in (None, a) for a, b in zip(actual, shape, strict=True))
+    size = np.dtype(dtype).itemsize * math.prod(actual)
+    if actual_dtype != dtype or not fits or size != len(payload) - start:
         raise InputError(
-            f"array of {found_dtype} {found} in {len(payload) - start} bytes, expected {dtype} {shape}"
+            f"array of {actual_dtype} {actual} in {len(payload) - start} bytes, expected {dtype} {shape}"
         )
-    return np.frombuffer(payload, dtype=dtype, offset=start).reshape(found)
+    return np.frombuffer(payload, dtype=dtype, offset=start).reshape(actual)
 
 
 def _parse_meta(payload: memoryview) -> dict[str, str]:

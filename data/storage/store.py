@@ -1,8 +1,8 @@
-"""Where objects are kept: a local folder, or an object store through obstore.
+"""Stores of named objects: a local folder, or an object store through obstore.
 
 Local folders are read with plain system calls: obstore's runtime threads do not survive a fork, and
 trainers fork. Everything else (``s3://``, ``gs://``, ``az://``, ...) goes through obstore
-(`data.storage.objects`), with credentials from the usual environment variables.
+(`data.storage.object_store`), with credentials from the usual environment variables.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from obstore.exceptions import BaseError as ObstoreError
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
-from data.storage.checks import check_range, checked_name, first_line
-from data.storage.credentials import hint
-from data.storage.objects import open_objects
+from data.storage.object_store import open_objects
+from data.storage.request_checks import check_range, checked_name
 from data.storage.retries import RETRY_SECONDS
+from data.storage.store_errors import credential_variables, first_line
 
 
 class Store(Protocol):
-    """Named objects below one place. Names are relative, without ``..``, links or odd characters."""
+    """Named objects below one URL. Names are relative, without ``..``, links or odd characters."""
 
     @property
     def url(self) -> str:
-        """The place, as error messages name it."""
+        """The URL or folder, as error messages name it."""
         ...
 
     def exists(self, name: str) -> bool:
@@ -50,8 +50,8 @@ class Store(Protocol):
         """Create or replace an object as a whole: readers see the old bytes or the new ones."""
         ...
 
-    def give_up(self) -> None:
-        """Wait for a server that does not serve no longer: what waits for it now fails. For any thread."""
+    def cancel_retries(self) -> None:
+        """Stop waiting for a server that does not respond: pending requests fail. For any thread."""
         ...
 
 
@@ -59,8 +59,8 @@ def open_store(url: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     """Open a folder (plain path or ``file://``) or an object-store prefix (``s3://bucket/prefix``).
 
     Args:
-        url: The place.
-        retry_seconds: How long a request to an object store is tried again before it fails.
+        url: The folder or prefix.
+        retry_seconds: How long a request to an object store is retried before it fails.
 
     Raises:
         InputError: The scheme is unknown or its settings are missing.
@@ -74,7 +74,7 @@ def open_store(url: str, retry_seconds: float = RETRY_SECONDS) -> Store:
     except (ObstoreError, ValueError) as error:
         raise InputError(
             f"{url}: cannot open this object store ({first_line(error)}); expected a path, file://, s3://, "
-            f"gs:// or az:// with credentials in the environment ({hint(url)})"
+            f"gs:// or az:// with credentials in the environment ({credential_variables(url)})"
         ) from error
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{url}: file URL names the host {parts.netloc!r}, expected file:///absolute/path")
@@ -85,7 +85,7 @@ class FileStore:
     """A local folder; created by the first write."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep objects as files below `folder`."""
+        """Store objects as files below `folder`."""
         self._folder = folder
 
     @property
@@ -102,7 +102,7 @@ class FileStore:
             raise InputError(f"{path}: cannot be looked up ({error.strerror})") from error
 
     def size(self, name: str) -> int | None:
-        """Length of the file."""
+        """Length of the file in bytes; None: there is no such file."""
         path = self.path(name)
         try:
             return path.stat().st_size if path.is_file() else None
@@ -122,7 +122,7 @@ class FileStore:
         path = self.path(name)
         try:
             with path.open("rb") as file:
-                # Before the read, so that an absurd size cannot ask for absurd memory.
+                # Before the read: a wrong size must not allocate its memory.
                 length = os.fstat(file.fileno()).st_size
                 check_range(str(path), length, offset, size)
                 file.seek(offset)
@@ -133,7 +133,7 @@ class FileStore:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write beside, flush to the disk, rename."""
+        """Write a temporary file, flush it to the disk, rename it."""
         path = self.path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,11 +144,11 @@ class FileStore:
                 f"{path}: cannot be written ({error.strerror}); choose a writable place with free space"
             ) from error
 
-    def give_up(self) -> None:
-        """A folder is not waited for."""
+    def cancel_retries(self) -> None:
+        """Do nothing: a folder is never waited for."""
 
     def path(self, name: str) -> Path:
-        """Where the object lies.
+        """The object's path.
 
         Raises:
             InputError: The name is not a plain relative one.

@@ -1,7 +1,7 @@
 """Members of an episode: headers and payloads of a plain ustar archive (POSIX 1003.1-1988), and nothing else.
 
-What is written is `tarfile`'s. Reading is our own: every episode has four members or more, what they say
-comes from anybody, and `tarfile` takes four times as long and believes more (GNU's sizes, signed sums).
+Headers are written by `tarfile`. They are read here: every episode has four members or more, their content is
+untrusted, and `tarfile` takes four times as long and accepts more (GNU's sizes, signed sums).
 
     bytes     0  100   124   136   148       156   157       257    265       345     500
     field     name     size        checksum  type            magic            prefix
@@ -25,18 +25,18 @@ _REGULAR_FILE, _MAGIC = b"0", b"ustar\x0000"
 
 
 def write_member(name: str, payload: bytes | memoryview) -> list[bytes | memoryview]:
-    """Header, payload and padding of a plain file without a time, owner or group."""
+    """Encode header, payload and padding of a plain file without a time, owner or group."""
     info = tarfile.TarInfo(name)
     info.size = len(payload)
     return [info.tobuf(tarfile.USTAR_FORMAT), payload, bytes(-len(payload) % _BLOCK)]
 
 
 def read_members(content: bytes) -> Iterator[tuple[str, memoryview]]:
-    """Name and payload (a view, not a copy) of every member.
+    """Yield name and payload (a view, not a copy) of every member.
 
     Raises:
-        InputError: A header that is broken, or of anything but a plain file that fits into `content`. Names
-            are not judged.
+        InputError: A header is broken, or not of a plain file that fits into `content`. Names are not
+            checked.
     """
     view, offset = memoryview(content), 0
     while offset < len(content):
@@ -49,7 +49,7 @@ def read_members(content: bytes) -> Iterator[tuple[str, memoryview]]:
 
 
 def _read_header(header: bytes, offset: int) -> tuple[str, int, bytes]:
-    """Name, size and type that a header tells; its place is for the message."""
+    """Name, size and type of a header at byte `offset` of the episode."""
     if len(header) != _BLOCK:
         raise _broken(offset, "truncated header")
     if not any(header):

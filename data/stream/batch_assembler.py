@@ -1,8 +1,8 @@
 """Planned windows -> the arrays of packed sequences, all samples at once.
 
-Writes what `sequence` and `packing.pack` define (tests hold the two equal), but by a few operations on
-whole arrays: a sample is made of pieces whose lengths are fixed (frames, action blocks, answers) and of
-its words, so pieces of one sort are copied for all samples together.
+The samples are those of `data.stream.samples`, written by a few operations on whole arrays: a sample
+consists of pieces of fixed lengths (frames, action blocks, answers) and of its words, so pieces of one kind
+are copied for all samples together. The tests compare the result with one written sample by sample.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
-from data.stream.buffers import BufferPool
+from data.stream.buffer_pool import BufferPool
 from data.stream.plan import Kind, PlannedWindows
 from data.stream.prompts import WORLD, PromptTexts
-from data.stream.sequence import SampleForm, answer_block_ids
-from data.stream.slices import Cut
-from data.stream.steps import TimeSteps
+from data.stream.samples import SampleForm, answer_block_ids
+from data.stream.time_steps import LocatedWindows, TimeSteps
 from data.tokens.vocabulary import (
     ACTION_BLOCK_LENGTH,
     BOS,
@@ -30,65 +29,70 @@ from data.tokens.vocabulary import (
 )
 
 _Ints = NDArray[np.int64]
-_OF_PADDING = np.array([PADDING, IGNORED_LABEL, 0, 0, 0], np.int32)  # as the fields of `PackedBatch`
+_PADDING_VALUES = np.array(
+    [PADDING, IGNORED_LABEL, 0, 0, 0], np.int32
+)  # in the order of the fields of `PackedBatch`
 
 
-class Episodes(Protocol):
-    """Where windows are cut from: `EpisodeMemory`, or `BlankEpisodes`."""
+class EpisodeSource(Protocol):
+    """Provides the time steps of windows: `EpisodeMemory`, or `BlankEpisodes`."""
 
-    def cuts(self, windows: PlannedWindows) -> Iterator[Cut]:
-        """As `EpisodeMemory.cuts`."""
+    def fetch(self, windows: PlannedWindows) -> Iterator[LocatedWindows]:
+        """As `EpisodeMemory.fetch`."""
         ...
 
 
-class Assembler:
-    """Cuts planned windows and packs them.
+class BatchAssembler:
+    """Cuts planned windows from episodes and packs them.
 
     Args:
-        form: Of the samples.
+        form: Sizes of the samples.
         texts: Words of the prompts.
-        memory: The episodes.
+        episodes: The episodes.
         sequence_length: S, tokens of a sequence.
     """
 
-    def __init__(self, form: SampleForm, texts: PromptTexts, memory: Episodes, sequence_length: int) -> None:
-        self._form, self._texts, self._memory, self._length = form, texts, memory, sequence_length
+    def __init__(
+        self, form: SampleForm, texts: PromptTexts, episodes: EpisodeSource, sequence_length: int
+    ) -> None:
+        self._form, self._texts, self._episodes, self._length = form, texts, episodes, sequence_length
         self._buffers = BufferPool()
 
     def assemble(self, windows: PlannedWindows, first: int, last: int) -> PackedBatch:
-        """Sequences `first` to `last` (exclusive) of the step that `windows` are planned for.
+        """Assemble sequences `first` to `last` (exclusive) of the step that `windows` are planned for.
 
-        A window whose episode is bad and may be skipped becomes padding; everything else stays where it
-        is.
+        A window whose episode is bad and may be skipped becomes padding; nothing else moves.
 
         Raises:
             InputError: An episode is missing or damaged.
-            ValueError: The samples of a sequence do not fit; nothing is ever cut.
+            ValueError: The samples of a sequence do not fit; samples are never cut.
         """
-        places = _Places.of(windows, first, self._form, self._texts, self._length)
+        layout = _SampleLayout.of(windows, first, self._form, self._texts, self._length)
         fields = self._buffers.take((5, (last - first) * self._length))
         tokens, labels, positions, segments, blocks = fields
         labels[:], blocks[:] = IGNORED_LABEL, 0
-        good = np.zeros(len(windows), bool)
-        for part, steps, now in self._memory.cuts(windows):
-            good[part] = True
-            self._copy_steps(tokens, places.take(part), steps, now)
-        places = places.take(np.flatnonzero(good))
-        self._copy_words(tokens, places)
-        tokens[places.answers - 1] = END_OF_TURN
-        tokens[places.ends - 1] = END_OF_TURN
-        self._write_labels(labels, tokens, places)
-        self._write_blocks(blocks, places)
-        _write_segments(segments, positions, places)
-        fields[:, _gaps(places, len(tokens))] = _OF_PADDING[:, None]
+        present = np.zeros(len(windows), bool)
+        for which, steps, now in self._episodes.fetch(windows):
+            present[which] = True
+            self._copy_steps(tokens, layout.take(which), steps, now)
+        layout = layout.take(np.flatnonzero(present))
+        self._copy_words(tokens, layout)
+        tokens[layout.answers - 1] = END_OF_TURN
+        tokens[layout.ends - 1] = END_OF_TURN
+        self._write_labels(labels, tokens, layout)
+        self._write_blocks(blocks, layout)
+        _write_segments(segments, positions, layout)
+        fields[:, _gaps(layout, len(tokens))] = _PADDING_VALUES[:, None]
         return PackedBatch(*fields.reshape(5, last - first, self._length))
 
-    def _copy_steps(self, tokens: NDArray[np.int32], places: _Places, steps: TimeSteps, now: _Ints) -> None:
-        """Frames, actions and states; `now`: where time step t of each window lies in `steps`."""
+    def _copy_steps(
+        self, tokens: NDArray[np.int32], layout: _SampleLayout, steps: TimeSteps, now: _Ints
+    ) -> None:
+        """Copy frames, actions and states; `now`: position of time step t of each window in `steps`."""
         form = self._form
-        action, world = np.flatnonzero(~places.worlds), np.flatnonzero(places.worlds)
+        action, world = np.flatnonzero(~layout.worlds), np.flatnonzero(layout.worlds)
         if len(action):
-            t, seen, at = now[action], places.frames[action], places.words_end[action]
+            t, seen, at = now[action], layout.frames[action], layout.words_end[action]
             if form.state:
                 _runs(tokens, STATE_BLOCK_LENGTH)[at] = steps.states[t]
                 at = at + STATE_BLOCK_LENGTH
@@ -96,30 +100,32 @@ class Assembler:
                 has = np.flatnonzero(seen > frame)
                 rows = t[has] - seen[has] + 1 + frame
                 _runs(tokens, form.frame)[at[has] + frame * form.frame] = steps.frames[rows]
-            _copy_runs(tokens, places.answers[action], steps.actions, t, form.chunk)
+            _copy_runs(tokens, layout.answers[action], steps.actions, t, form.chunk)
         if len(world):
-            t, at = now[world], places.words_end[world]
+            t, at = now[world], layout.words_end[world]
             _runs(tokens, form.frame)[at] = steps.frames[t]
             _copy_runs(tokens, at + form.frame, steps.actions, t, form.predicted)
-            _copy_runs(tokens, places.answers[world], steps.frames, t + 1, form.predicted)
+            _copy_runs(tokens, layout.answers[world], steps.frames, t + 1, form.predicted)
 
-    def _copy_words(self, tokens: NDArray[np.int32], places: _Places) -> None:
-        words = places.words_end - places.starts - 1
+    def _copy_words(self, tokens: NDArray[np.int32], layout: _SampleLayout) -> None:
+        words = layout.words_end - layout.starts - 1
         before = np.cumsum(words) - words
         count = np.arange(int(words.sum()), dtype=np.int64)
-        into = np.repeat(places.starts + 1 - before, words) + count
-        tokens[into] = self._texts.ids[np.repeat(self._texts.begins[places.texts] - before, words) + count]
-        tokens[places.starts] = BOS
+        into = np.repeat(layout.starts + 1 - before, words) + count
+        tokens[into] = self._texts.ids[np.repeat(self._texts.begins[layout.texts] - before, words) + count]
+        tokens[layout.starts] = BOS
 
-    def _write_labels(self, labels: NDArray[np.int32], tokens: NDArray[np.int32], places: _Places) -> None:
-        """The next token wherever that belongs to an answer."""
+    def _write_labels(
+        self, labels: NDArray[np.int32], tokens: NDArray[np.int32], layout: _SampleLayout
+    ) -> None:
+        """Write the next token wherever it belongs to an answer."""
         for worlds, size in ((False, self._form.action_answer), (True, self._form.world_answer)):
-            answers = places.answers[places.worlds == worlds]
+            answers = layout.answers[layout.worlds == worlds]
             if len(answers):
                 _runs(labels, size)[answers - 1] = _runs(tokens, size)[answers]
 
-    def _write_blocks(self, blocks: NDArray[np.int32], places: _Places) -> None:
-        answers, before = places.answers[~places.worlds], places.answers[places.worlds]
+    def _write_blocks(self, blocks: NDArray[np.int32], layout: _SampleLayout) -> None:
+        answers, before = layout.answers[~layout.worlds], layout.answers[layout.worlds]
         if len(answers):
             ids = answer_block_ids(self._form.chunk)
             _runs(blocks, len(ids))[answers] = ids
@@ -128,8 +134,8 @@ class Assembler:
             _runs(blocks, len(ids))[before - 1 - len(ids)] = ids
 
 
-class _Places:
-    """Where samples lie in the sequences laid end to end; every array is [N].
+class _SampleLayout:
+    """Positions of samples in the sequences laid end to end; every array is [N], int64 but for `worlds`.
 
     Attributes:
         worlds: bool, whether it is a world sample.
@@ -150,20 +156,20 @@ class _Places:
     @classmethod
     def of(
         cls, windows: PlannedWindows, first: int, form: SampleForm, prompts: PromptTexts, length: int
-    ) -> _Places:
+    ) -> _SampleLayout:
         """Lay the samples of each sequence one after the other."""
         worlds = windows.kinds == Kind.WORLD
         texts = np.full(len(windows), WORLD, np.int64)
-        for source, of_episodes in enumerate(prompts.of_episodes):
-            here = np.flatnonzero(~worlds & (windows.sources == source))
-            texts[here] = of_episodes[windows.episodes[here]]
+        for dataset, of_episodes in enumerate(prompts.of_episodes):
+            where = np.flatnonzero(~worlds & (windows.datasets == dataset))
+            texts[where] = of_episodes[windows.episodes[where]]
         frames = np.where(worlds, 1, np.minimum(windows.times + 1, form.history))
         words = prompts.lengths[texts].astype(np.int64)
         between = np.where(worlds, form.predicted * ACTION_BLOCK_LENGTH, form.state * STATE_BLOCK_LENGTH)
         answers = 1 + words + frames * form.frame + between + 1
         sizes = answers + np.where(worlds, form.world_answer, form.action_answer)
         rows = windows.sequences - first
-        begins = np.searchsorted(rows, rows)  # first sample of the same sequence; rows rise
+        begins = np.searchsorted(rows, rows)  # first sample of the same sequence; rows ascend
         ends = np.cumsum(sizes)
         offsets = ends - sizes - (ends - sizes)[begins]
         if len(sizes) and int((offsets + sizes).max()) > length:
@@ -175,9 +181,9 @@ class _Places:
         numbers = np.arange(1, len(rows) + 1, dtype=np.int64) - begins
         return cls(worlds, texts, frames, numbers, borders)
 
-    def take(self, which: _Ints) -> _Places:
+    def take(self, which: _Ints) -> _SampleLayout:
         """Some of the samples."""
-        return _Places(
+        return _SampleLayout(
             self.worlds[which],
             self.texts[which],
             self.frames[which],
@@ -186,17 +192,17 @@ class _Places:
         )
 
 
-def _write_segments(segments: NDArray[np.int32], positions: NDArray[np.int32], places: _Places) -> None:
-    """Segment ids and positions of all samples; the gaps between them are left as they are.
+def _write_segments(segments: NDArray[np.int32], positions: NDArray[np.int32], layout: _SampleLayout) -> None:
+    """Write segment ids and positions of all samples; the gaps between them are not touched.
 
-    Samples of one sort differ in their words alone. So they are written by a run of the shortest one's size
-    from each start, and shorter runs that end with each sample.
+    Samples of one kind and history differ only in their words. So they are written by a run of the shortest
+    one's size from each start, and shorter runs that end with each sample.
     """
-    sizes, sorts = places.ends - places.starts, np.where(places.worlds, 0, places.frames)
+    sizes, groups = layout.ends - layout.starts, np.where(layout.worlds, 0, layout.frames)
     count = np.arange(int(sizes.max(initial=0)), dtype=np.int32)
-    for sort in np.flatnonzero(np.bincount(sorts)):
-        of = np.flatnonzero(sorts == sort)
-        starts, size, numbers = places.starts[of], sizes[of], places.numbers[of, None]
+    for group in np.flatnonzero(np.bincount(groups)):
+        members = np.flatnonzero(groups == group)
+        starts, size, numbers = layout.starts[members], sizes[members], layout.numbers[members, None]
         shortest, longest = int(size.min()), int(size.max())
         _runs(segments, shortest)[starts] = numbers
         _runs(positions, shortest)[starts] = count[:shortest]
@@ -207,17 +213,17 @@ def _write_segments(segments: NDArray[np.int32], positions: NDArray[np.int32], p
             _runs(positions, run)[starts + begins] = begins[:, None].astype(np.int32) + count[:run]
 
 
-def _gaps(places: _Places, total: int) -> _Ints:
-    """Every place of `total` that belongs to no sample."""
-    begins, ends = np.append(0, places.ends), np.append(places.starts, total)
+def _gaps(layout: _SampleLayout, total: int) -> _Ints:
+    """Positions below `total` that belong to no sample."""
+    begins, ends = np.append(0, layout.ends), np.append(layout.starts, total)
     sizes = ends - begins
     return np.repeat(begins - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum(), dtype=np.int64)
 
 
 def _runs(array: NDArray[np.int32], size: int) -> NDArray[np.int32]:
-    """The `size` elements from each element on, as a view [N - size + 1, size] that can be written.
+    """The `size` elements from each element on, as a writable view [N - size + 1, size].
 
-    As numpy's `sliding_window_view`, which takes 20 us longer: a batch makes a dozen such views.
+    Equal to numpy's `sliding_window_view`, which takes 20 us longer; a batch needs a dozen such views.
     """
     return np.ndarray((len(array) - size + 1, size), array.dtype, array, strides=2 * array.strides)
 
@@ -225,7 +231,7 @@ def _runs(array: NDArray[np.int32], size: int) -> NDArray[np.int32]:
 def _copy_runs(
     tokens: NDArray[np.int32], at: _Ints, rows: NDArray[np.uint16], first: _Ints, count: int
 ) -> None:
-    """Copy rows `first` .. `first + count - 1` to each place, one after the other."""
+    """Copy rows `first` .. `first + count - 1` to each position, one after the other."""
     size, width = count * rows.shape[1], rows.itemsize
     runs = np.ndarray((len(rows) - count + 1, size), rows.dtype, rows, strides=(rows.shape[1] * width, width))
     _runs(tokens, size)[at] = runs[first]

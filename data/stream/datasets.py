@@ -1,4 +1,4 @@
-"""The data sets of a training, opened and checked to go together."""
+"""The data sets of a training, opened and checked for compatibility."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig, MixtureSource
 from data.errors import InputError
-from data.storage.cache import open_cache
-from data.storage.index import SPLITS, DatasetIndex, EpisodeTable, ImageFormat
+from data.storage.episode_cache import open_cache
+from data.storage.episode_entry import SPLITS
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 
-_TRAINED = SPLITS[0]
+_TRAINING_SPLIT = SPLITS[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class StreamDataset:
     """One split of one data set.
 
     Attributes:
-        name: Short and unique among the sources: the last part of the URL.
+        name: Short and unique among the data sets: the last part of the URL.
         weight: Relative share of the samples.
         index: The data set.
-        entries: The episodes of the split; the stream knows them by their number in here.
-        steps: int32 [E], time steps of each.
+        entries: The episodes of the split; the stream numbers them from 0.
+        steps: int32 [E], time steps of each episode.
     """
 
     name: str
@@ -36,65 +38,65 @@ class Source:
     steps: NDArray[np.int32]
 
 
-def open_sources(config: DataConfig, split: str = _TRAINED) -> tuple[Source, ...]:
-    """One split of every data set of `data.url` or `data.sources`.
+def open_datasets(config: DataConfig, split: str = _TRAINING_SPLIT) -> tuple[StreamDataset, ...]:
+    """Open one split of every data set of `data.url` or `data.sources`.
 
-    Of several data sets, those without an episode in a split that is not trained on are left out of it.
+    In a validation split, data sets without an episode are left out, unless all of them have none.
 
     Raises:
-        InputError: A data set is not there or not whole, has no such episodes or cameras, or its frames are
-            not made as those of the others.
+        InputError: A data set is missing or damaged, lacks such episodes or cameras, or its frames are not
+            encoded like those of the others.
     """
-    wanted = _wanted(config)
-    cache = open_cache(config.cache)
-    indexes = [DatasetIndex.load(source.url, config.retry_seconds, cache) for source in wanted]
-    sources: list[Source] = []
-    for name, source, index in zip(_names(wanted), wanted, indexes, strict=True):
+    configured = _configured(config)
+    cache = open_cache(config.cache.dir, config.cache.size)
+    indexes = [DatasetIndex.load(item.url, config.retry_seconds, cache) for item in configured]
+    datasets: list[StreamDataset] = []
+    for name, item, index in zip(_names(configured), configured, indexes, strict=True):
         entries = index.split(split)
         if len(entries):
-            sources.append(Source(name, source.weight, index, entries, entries.lengths))
-        elif split == _TRAINED or not any(len(other.split(split)) for other in indexes):
-            held = ", ".join(f"{each} {len(index.split(each))}" for each in SPLITS)
-            raise InputError(f"{index.url}: no episode in split {split!r}; the data set holds {held}")
+            datasets.append(StreamDataset(name, item.weight, index, entries, entries.lengths))
+        elif split == _TRAINING_SPLIT or not any(len(other.split(split)) for other in indexes):
+            counts = ", ".join(f"{each} {len(index.split(each))}" for each in SPLITS)
+            raise InputError(f"{index.url}: no episode in split {split!r}; the data set holds {counts}")
         _check_cameras(index, config.cameras)
         _check_image(index, indexes[0])
-    return tuple(sources)
+    return tuple(datasets)
 
 
-def splits_held(config: DataConfig) -> frozenset[str]:
-    """The splits of which some data set has an episode.
+def available_splits(config: DataConfig) -> frozenset[str]:
+    """The splits of which at least one data set has an episode.
 
     Raises:
-        InputError: As `open_sources`, but for what depends on the split.
+        InputError: As `open_datasets`, except for the checks of a split.
     """
-    indexes = [DatasetIndex.load(source.url, config.retry_seconds) for source in _wanted(config)]
+    indexes = [DatasetIndex.load(item.url, config.retry_seconds) for item in _configured(config)]
     return frozenset(split for split in SPLITS if any(len(index.split(split)) for index in indexes))
 
 
-def image_format(sources: Sequence[Source]) -> ImageFormat:
-    """How the frames of all became codes."""
-    return sources[0].index.image
+def image_format(datasets: Sequence[StreamDataset]) -> ImageFormat:
+    """How the frames of all data sets were encoded."""
+    return datasets[0].index.image
 
 
-def combined_fingerprint(sources: Sequence[Source]) -> str:
-    """Checksum of what is trained on: of one data set its own, of several of all of these in order."""
-    prints = [source.index.fingerprint for source in sources]
+def combined_fingerprint(datasets: Sequence[StreamDataset]) -> str:
+    """Checksum of all data: the fingerprint of a single data set, else the sha256 of all in order."""
+    prints = [dataset.index.fingerprint for dataset in datasets]
     return prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
 
 
-def _wanted(config: DataConfig) -> list[MixtureSource]:
-    given = config.url not in ("", "???")
-    if given == bool(config.sources):
+def _configured(config: DataConfig) -> list[MixtureSource]:
+    has_url = config.url not in ("", "???")
+    if has_url == bool(config.sources):
         raise InputError(
             f"data.url={config.url!r} and {len(config.sources)} data.sources: give either data.url=... or "
             "data.sources=[{url: ..., weight: ...}, ...]"
         )
-    return [MixtureSource(config.url)] if given else list(config.sources)
+    return [MixtureSource(config.url)] if has_url else list(config.sources)
 
 
-def _names(wanted: Sequence[MixtureSource]) -> list[str]:
+def _names(configured: Sequence[MixtureSource]) -> list[str]:
     """The last part of each URL, with a number where that is not unique."""
-    short = [source.url.rstrip("/").rpartition("/")[2] for source in wanted]
+    short = [item.url.rstrip("/").rpartition("/")[2] for item in configured]
     return [name if short.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(short)]
 
 

@@ -1,4 +1,4 @@
-"""How many samples of each data set and kind a step holds: exact, and the same in every step."""
+"""Number of samples of each data set and kind in a step: exact, and the same in every step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from data.config import MixtureConfig
 from data.errors import InputError
 
-_FINEST = 1_000_000  # 0.3 : 0.7 is meant as 3 : 7, not as the neighbouring binary fractions
+_FINEST = 1_000_000  # 0.3 : 0.7 means 3 : 7, not the neighbouring binary fractions
 
 
 def action_share(mixture: MixtureConfig) -> Fraction:
     """Share of action samples among all.
 
     Raises:
-        InputError: The weights cannot be.
+        InputError: A weight is negative or not finite, or both are 0.
     """
     weights = (mixture.action, mixture.world)
     if not all(np.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:
@@ -30,7 +30,7 @@ def action_share(mixture: MixtureConfig) -> Fraction:
     return action / (action + world) if action + world else Fraction(1, 2)
 
 
-def source_shares(weights: Sequence[float]) -> list[Fraction]:
+def dataset_shares(weights: Sequence[float]) -> list[Fraction]:
     """Share of each data set among all samples.
 
     Raises:
@@ -40,7 +40,7 @@ def source_shares(weights: Sequence[float]) -> list[Fraction]:
         if not np.isfinite(weight) or Fraction(weight).limit_denominator(_FINEST) <= 0:
             raise InputError(
                 f"data.sources[{number}].weight is {weight}, expected a finite number above 0; leave a data "
-                "set out that is not wanted"
+                "set out that is not to be used"
             )
     exact = [Fraction(weight).limit_denominator(_FINEST) for weight in weights]
     return [weight / sum(exact) for weight in exact]

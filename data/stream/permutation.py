@@ -1,9 +1,9 @@
 """A shuffled order of any size that is computed, not stored.
 
-A Feistel network over pairs (row, column) of a grid that just holds the numbers 0 .. size - 1 is a
-bijection of the grid; walking on while the result lies outside 0 .. size - 1 makes it one of the
-numbers themselves (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The grid has
-less than one row more than needed, so hardly any number walks.
+A Feistel network over pairs (row, column) of a grid that holds the numbers 0 .. size - 1 is a bijection of
+the grid; applying it again while the result lies outside 0 .. size - 1 makes it a bijection of the numbers
+themselves (cycle walking: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The grid has
+less than one row too many, so it is hardly ever applied twice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 
 
 def round_keys(name: str) -> NDArray[np.uint64]:
-    """The keys of a shuffle, uint64 [8]: those of another name give another order."""
+    """The keys of a shuffle, uint64 [8]; another name gives another order."""
     digest = hashlib.blake2b(name.encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
@@ -31,15 +31,15 @@ def permute(
     keys: NDArray[np.uint64],
     tweaks: NDArray[np.uint64] | None = None,
 ) -> NDArray[np.int64]:
-    """Where each position goes in its shuffle of 0 .. size - 1. Positions of several shuffles go together.
+    """Image of each position in its shuffle of 0 .. size - 1, for positions of several shuffles at once.
 
     The same on every machine and release of numpy. Time and memory grow with `len(positions)` only.
 
     Args:
         positions: int64 [N], in [0, size).
-        sizes: How many numbers are shuffled: one number, or int64 [N], one for each position.
-        keys: Of the shuffle (`round_keys`), uint64 [8] or, one for each position, [8, N].
-        tweaks: uint64 [N], numbers that name an order too, one for each position; None: 0.
+        sizes: Number of shuffled numbers: one value, or int64 [N], one for each position.
+        keys: Keys of the shuffle (`round_keys`), uint64 [8] or, one for each position, [8, N].
+        tweaks: uint64 [N], further seeds, one for each position; None: 0.
 
     Returns:
         int64 [N], in [0, size): a bijection of the positions.
@@ -59,9 +59,9 @@ def permute(
 
 
 def _grid(sizes: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Rows and columns of the grid of each size: floor of the root of size - 1, plus 1; then what is needed.
+    """Rows and columns of the grid of each size: floor(sqrt(size - 1)) + 1 rows, and the columns needed.
 
-    A float's root of a whole number may be off by one, which whole numbers put right.
+    A floating-point root may be off by one, which integer arithmetic corrects.
     """
     least = np.maximum(sizes, _ONE) - _ONE
     root = np.sqrt(least.astype(np.float64)).astype(np.uint64)
@@ -77,7 +77,7 @@ def _shuffle_grid(
     columns: NDArray[np.uint64],
     keys: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
-    """Bijection of 0 .. rows * columns - 1: row and column in turn are shifted by a hash of the other."""
+    """Bijection of 0 .. rows * columns - 1: row and column are shifted in turn by a hash of the other."""
     row, column = numbers // columns, numbers % columns
     for i in range(0, _ROUNDS, 2):
         row = (row + mix(column + keys[i]) % rows) % rows

@@ -1,12 +1,13 @@
 """Actions to token ids and back: 256 uniform bins over a fixed range of each dimension.
 
-The formulas are WorldVLA's, kept to the bit: normalise to [-1, 1], find the bin among 256 edges, and
-decode to the middle of the bin. The gripper is a plain seventh dimension.
+The formulas are WorldVLA's, bit for bit: normalise to [-1, 1], find the bin among 256 edges, and
+decode to the centre of the bin. The gripper is a plain seventh dimension.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +18,9 @@ from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_START, ACTION_DI
 ACTION_MIN: tuple[float, ...] = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
 ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
 
-_EPSILON = 1e-8  # of the published formula: keeps a dimension of zero width finite
+_EPSILON = 1e-8  # part of the published formula: a dimension of zero width stays finite
 BIN_WIDTH = 2.0 / (ACTION_BIN_COUNT - 1)
-"""Of one bin in normalised units, in which every dimension reaches from -1 to 1."""
+"""Width of one bin in normalised units, in which every dimension spans -1 to 1."""
 
 _EDGES = np.linspace(-1.0, 1.0, ACTION_BIN_COUNT)
 _NEXT_EDGES = np.append(_EDGES[1:], np.inf)
@@ -52,7 +53,8 @@ class ActionRanges:
 
 DEFAULT_RANGES = ActionRanges()
 
-NAMED_RANGES = {
+NamedRanges = Literal["worldvla", "rynnvla"]
+NAMED_RANGES: dict[NamedRanges, ActionRanges] = {
     "worldvla": DEFAULT_RANGES,
     "rynnvla": ActionRanges(
         minimum=(-0.9375, -0.9375, -0.9375, -0.24214286, -0.375, -0.36428571, -1.0),
@@ -66,8 +68,8 @@ def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray
     """Actions [N, 7] (any real dtype, robot units) -> ids int64 [N, 7] in [10006, 10261].
 
     Id 10261 stands for a normalised value of exactly 1 and decodes like 10260 (a quirk of the
-    published tokenizer that trained checkpoints know). Values outside the ranges, infinite ones too, are
-    clipped, as the published formula does; sources refuse infinite actions before they come here.
+    published tokenizer that trained checkpoints depend on). Values outside the ranges, infinite ones too,
+    are clipped, as in the published formula; the readers of demonstrations refuse infinite actions earlier.
 
     Raises:
         InputError: Not [N, 7], or a value is NaN.
@@ -88,12 +90,12 @@ def quantise(
 ) -> NDArray[np.int64]:
     """Bin numbers int64 [N, D] in [0, 255] of numbers [N, D] over the ranges of the D dimensions.
 
-    Number 255 stands for the maximum (nearly) exactly; what lies outside is clipped.
+    Bin 255 holds only the maximum (within rounding); values outside the range are clipped.
     """
     low = np.asarray(minimum, np.float64)
     width = np.asarray(maximum, np.float64) - low + _EPSILON
     normalised = np.clip(2.0 * (values - low) / width - 1.0, -1.0, 1.0)
-    # The bin is guessed and put right by one: as `np.digitize` for any value, in a fifth of its time.
+    # Estimate the bin, then correct it by at most one: equal to `np.digitize` in a fifth of its time.
     bins = ((normalised + 1.0) / BIN_WIDTH).astype(np.int64)
     bins += normalised >= _NEXT_EDGES[bins]
     bins -= normalised < _EDGES[bins]
@@ -101,7 +103,7 @@ def quantise(
 
 
 def decode(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
-    """Ids [N, 7] (integers) -> actions float64 [N, 7]: the middle of each id's bin.
+    """Ids [N, 7] (integers) -> actions float64 [N, 7]: the centre of each id's bin.
 
     Ids outside the action bins count as the nearest bin, as in the published formula.
 

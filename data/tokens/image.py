@@ -37,7 +37,7 @@ class ImageTokenizer:
     def __init__(
         self, model: ImageModel, dtype: torch.dtype = torch.float16, device: str | torch.device = "cpu"
     ) -> None:
-        """Round `model`'s weights to `dtype`, the precision they are saved in, and keep them."""
+        """Take a network whose weights are rounded to `dtype`, the precision in which they are saved."""
         self._dtype = dtype
         self._device = torch.device(device)
         self._model = model.to(dtype).to(self._device, torch.float32).eval().requires_grad_(False)
@@ -50,13 +50,13 @@ class ImageTokenizer:
         """Read weights written by `save`.
 
         Args:
-            path: Safetensors file; None takes the 64-pixel tokenizer that ships.
-            device: Where the network computes.
-            pixels: Another side of the frames than the one noted in the file (the network is
-                convolutional, and Chameleon's serves 256 as well as 512 pixels).
+            path: Safetensors file; None: the 64-pixel tokenizer of the package.
+            device: Device of the network.
+            pixels: Side of the frames, where it differs from the side in the file (the network is
+                convolutional, and Chameleon's works at 256 as well as 512 pixels).
 
         Raises:
-            InputError: The file is missing, is no such file, or its tensors do not fit its settings.
+            InputError: The file is missing, is no image tokenizer, or its tensors do not fit its settings.
         """
         if path is None:
             file = resources.files("data.tokens") / "assets" / SHIPPED_WEIGHTS
@@ -172,7 +172,7 @@ class ImageTokenizer:
 
 
 def _exact_convolutions() -> AbstractContextManager[None]:
-    """On a GPU convolutions round to TF32 unless told otherwise, and other codes come out than on a CPU."""
+    """Disable TF32 convolutions, the default on a GPU, which would give other codes than a CPU."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 

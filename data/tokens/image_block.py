@@ -2,8 +2,8 @@
 
     IMAGE_START  grid(height)  grid(width)  rows x (columns codes, IMAGE_NEW_LINE)  IMAGE_END
 
-A 256-pixel frame of 16 x 16 codes takes 276 tokens. The grid tokens tell the side in pixels (in units
-of 32), not in codes, so the side is passed beside the codes.
+A 256-pixel frame of 16 x 16 codes takes 276 tokens. The grid tokens hold the side in pixels (in units
+of 32), not in codes, so functions take the side in pixels as well as the codes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _HEAD = 3  # image start, height, width
 
 
 def image_block_length(rows: int, columns: int) -> int:
-    """Tokens of a frame of `rows` x `columns` codes."""
+    """Number of tokens of a frame of `rows` x `columns` codes."""
     return _HEAD + rows * (columns + 1) + 1
 
 
 def image_block(codes: ArrayLike, pixels: int) -> NDArray[np.int64]:
     """Codes [..., R, C] of frames `pixels` high -> ids int64 [..., `image_block_length(R, C)`].
 
-    As `write_image_blocks`, into a new array.
+    Like `write_image_blocks`, into a new array.
     """
     grid = np.asarray(codes)
     size = image_block_length(*grid.shape[-2:]) if grid.ndim >= 2 else 0
@@ -42,7 +42,7 @@ def image_block(codes: ArrayLike, pixels: int) -> NDArray[np.int64]:
 
 
 def write_image_blocks(codes: ArrayLike, pixels: int, block: NDArray[np.int64] | NDArray[np.uint16]) -> None:
-    """Codes [..., R, C] of frames `pixels` high -> ids in `block` [..., `image_block_length(R, C)`].
+    """Write codes [..., R, C] of frames `pixels` high as ids into `block` [..., `image_block_length(R, C)`].
 
     Leading dimensions are frames; each becomes one block. The width in pixels follows from the shape
     of the grid (codes are square).

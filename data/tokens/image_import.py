@@ -1,7 +1,7 @@
-"""Chameleon's `vqgan.ckpt` as an image tokenizer of ours, encoder and decoder.
+"""Import of Chameleon's `vqgan.ckpt` as an image tokenizer, encoder and decoder.
 
-The file is a torch pickle with a `state_dict` in the names of "Taming Transformers", which are also those
-of `image_model`; `vqgan.yaml` beside it holds the sizes.
+The file is a torch pickle with a `state_dict`. Its tensors have the names of "Taming Transformers", which
+`data.tokens.image_model` uses, too; `vqgan.yaml` beside it holds the sizes.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from data.tokens.image_model import ImageModel, ImageModelConfig
 
 LOSS_PREFIX = "loss."
 SETTINGS_SUFFIX = ".yaml"
-_LISTED = 5
-_MOST = 1 << 16
-# What torch raises where the file's bytes make no sense.
-_BROKEN = (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+_MAX_LISTED = 5  # differences in a message
+_MAX_SIZE = 1 << 16
+# Raised by torch for a damaged file.
+_DAMAGED = (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SIZES = {
     "pixels": "resolution",
@@ -38,8 +38,8 @@ _SIZES = {
     "residual_blocks": "num_res_blocks",
     "attention_resolutions": "attn_resolutions",
 }
-# Other values than these (the first where a key is missing) make another network.
-_FIXED = {
+# Allowed values, the first one is the default of a missing key; any other value makes another network.
+_REQUIRED = {
     "double_z": (False,),
     "in_channels": (3,),
     "out_ch": (3,),
@@ -53,16 +53,16 @@ _FIXED = {
 
 
 def import_image_tokenizer(source: Path, out: Path, pixels: int | None = None) -> tuple[ImageTokenizer, int]:
-    """Write the image tokenizer `out` of a `vqgan.ckpt`.
+    """Convert a `vqgan.ckpt` to the image tokenizer `out`.
 
     Args:
-        source: The file; only tensors are read of it, no program in it is run.
+        source: The file; only its tensors are read, no code in it runs.
         out: New safetensors file; the weights keep their dtype.
-        pixels: Side of the frames it is for (the network is convolutional, and Chameleon's serves 256 as
-            well as 512 pixels); None: the side in `vqgan.yaml`.
+        pixels: Side of the frames (the network is convolutional, and Chameleon's works at 256 as well as
+            512 pixels); None: the side in `vqgan.yaml`.
 
     Returns:
-        The tokenizer, and the number of tensors left out, those of the training loss.
+        The tokenizer, and the number of tensors left out (those of the training loss).
 
     Raises:
         InputError: No such file, tensors that are not those of the network (listed), or `out` exists.
@@ -73,31 +73,33 @@ def import_image_tokenizer(source: Path, out: Path, pixels: int | None = None) -
     if pixels is not None:
         config = _resized(config, pixels)
     tensors = _read(source)
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_PREFIX)}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_PREFIX)}
     with torch.device("meta"):
         model = ImageModel(config)
-    _check(source, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, kept)
-    dtype = kept["encoder.conv_in.weight"].dtype
-    if different := sorted(name for name, tensor in kept.items() if tensor.dtype != dtype):
-        raise InputError(f"{source}: {different[0]} is {kept[different[0]].dtype}, others are {dtype}")
+    _check_tensors(
+        source, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, weights
+    )
+    dtype = weights["encoder.conv_in.weight"].dtype
+    if different := sorted(name for name, tensor in weights.items() if tensor.dtype != dtype):
+        raise InputError(f"{source}: {different[0]} is {weights[different[0]].dtype}, others are {dtype}")
     if dtype not in _FLOATS:
         raise InputError(f"{source}: weights of {dtype}, expected floats of 16 or 32 bits")
-    if broken := sorted(name for name, tensor in kept.items() if not tensor.isfinite().all()):
+    if broken := sorted(name for name, tensor in weights.items() if not tensor.isfinite().all()):
         raise InputError(f"{source}: {broken[0]} holds infinite values or NaN; download it again")
-    model.load_state_dict(kept, assign=True)
+    model.load_state_dict(weights, assign=True)
     tokenizer = ImageTokenizer(model, dtype)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
     except OSError as error:
         raise InputError(f"out={out}: cannot be written ({error})") from error
-    return tokenizer, len(tensors) - len(kept)
+    return tokenizer, len(tensors) - len(weights)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of the file's `state_dict`."""
+    """Read the tensors of the file's `state_dict`."""
     try:
-        mapped = zipfile.is_zipfile(path)  # what torch wrote before version 1.6 cannot be
+        mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be mapped
         content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
@@ -107,23 +109,24 @@ def _read(path: Path) -> dict[str, Tensor]:
             "trust it, save its tensors anew: python -c \"import torch; torch.save({'state_dict': "
             f"torch.load('{path}', weights_only=False, map_location='cpu')['state_dict']}}, 'vqgan.ckpt')\""
         ) from error
-    except _BROKEN as error:
+    except _DAMAGED as error:
         raise InputError(f"{path}: not a complete file of torch.save ({error}); download it again") from error
-    found: Any = cast(dict[str, Any], content if isinstance(content, dict) else {}).get("state_dict", content)
-    if not _named_tensors(found):
+    mapping = cast(dict[str, Any], content if isinstance(content, dict) else {})
+    state_dict: Any = mapping.get("state_dict", content)
+    if not _is_state_dict(state_dict):
         raise InputError(f"{path}: expected a state_dict of names and tensors, as in Chameleon's vqgan.ckpt")
-    return found
+    return state_dict
 
 
-def _named_tensors(found: Any) -> TypeGuard[dict[str, Tensor]]:
-    return isinstance(found, dict) and all(
+def _is_state_dict(value: Any) -> TypeGuard[dict[str, Tensor]]:
+    return isinstance(value, dict) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        for name, tensor in cast(dict[Any, Any], found).items()
+        for name, tensor in cast(dict[Any, Any], value).items()
     )
 
 
 def _config(path: Path) -> ImageModelConfig:
-    """Sizes from `vqgan.yaml`, Chameleon's where there is none."""
+    """Read the sizes from `vqgan.yaml`; Chameleon's sizes where there is no file."""
     if not path.is_file():
         return ImageModelConfig()
     try:
@@ -144,7 +147,7 @@ def _config(path: Path) -> ImageModelConfig:
         ) from error
     wrong = [
         f"{key}={values[key]!r}, expected {allowed[0]!r}"
-        for key, allowed in _FIXED.items()
+        for key, allowed in _REQUIRED.items()
         if values.get(key, allowed[0]) not in allowed
     ]
     if wrong:
@@ -153,7 +156,7 @@ def _config(path: Path) -> ImageModelConfig:
 
 
 def _resized(config: ImageModelConfig, pixels: int) -> ImageModelConfig:
-    """The same network for frames of another side."""
+    """Settings of the same network for frames of another side."""
     if config.attention_resolutions:
         raise InputError(
             f"pixels={pixels}: this network attends at the sides {list(config.attention_resolutions)}, which "
@@ -166,23 +169,25 @@ def _resized(config: ImageModelConfig, pixels: int) -> ImageModelConfig:
 
 
 def _integer(value: Any) -> int:
-    if type(value) is not int or value > _MOST:
-        raise ValueError(f"{value!r} is not an integer of at most {_MOST}")
+    if type(value) is not int or value > _MAX_SIZE:
+        raise ValueError(f"{value!r} is not an integer of at most {_MAX_SIZE}")
     return value
 
 
-def _check(source: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes before anything is written."""
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is not in the network" for name in found if name not in expected]
+def _check_tensors(
+    source: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors whose names or shapes are not those of the network (InputError)."""
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    wrong += [f"{name} is not in the network" for name in tensors if name not in expected]
     wrong += [
-        f"{name} is {list(found[name].shape)}, expected {list(shape)}"
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name].shape != shape
+        if name in tensors and tensors[name].shape != shape
     ]
     if wrong:
-        more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        more = f"; and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
         raise InputError(
             f"{source}: its tensors are not those of the network, {len(wrong)} differences: "
-            f"{'; '.join(wrong[:_LISTED])}{more}; put the vqgan.yaml that belongs to it beside it"
+            f"{'; '.join(wrong[:_MAX_LISTED])}{more}; put the vqgan.yaml that belongs to it beside it"
         )

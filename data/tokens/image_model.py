@@ -1,10 +1,12 @@
-"""The VQ-GAN that turns frames into codes: encoder, codebook, decoder.
+"""The VQ-GAN that maps frames to codes and back: encoder, codebook, decoder.
 
 The network is the one of Esser et al., "Taming Transformers" (2021), as Chameleon uses it; parameter
 names are those of its `vqgan.ckpt`, so that those weights load by name. Only the sizes differ between
-Chameleon's tokenizer (the defaults) and the small one that ships.
+Chameleon's tokenizer (the defaults) and the small one of the package. All tensors but codes are floats of
+the weights' dtype.
 
-Shape letters: N frames, H W pixels, R C rows and columns of codes, E embedding, Z latent, D channels.
+Shape letters: N frames, H W height and width of frames or feature maps, R C rows and columns of codes,
+E width of a codebook entry, Z latent channels, D feature channels, V entries of the codebook.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class ImageModelConfig:
         channel_multiplier: Channels of each resolution, as multiples of `base_channels`; each further
             entry halves the side.
         residual_blocks: Residual blocks at each resolution of the encoder (one more in the decoder).
-        attention_resolutions: Sides (in pixels, of the feature map) that get self-attention, besides the
-            one in the middle.
+        attention_resolutions: Sides (in pixels, of the feature map) with self-attention, in addition to the
+            attention block at the lowest resolution.
         norm_groups: Groups of the group normalisation.
     """
 
@@ -44,7 +46,7 @@ class ImageModelConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no network can have (ValueError)."""
+        """Raise ValueError for sizes that are impossible or do not divide."""
         sizes = (self.pixels, self.codebook_size, self.embedding_size, self.latent_channels)
         sizes += (self.base_channels, self.residual_blocks, self.norm_groups, *self.channel_multiplier)
         if min(sizes) < 1 or not self.channel_multiplier:
@@ -69,7 +71,7 @@ class ResidualBlock(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut: [N, D, H, W] -> [N, D', H, W]."""
 
     def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
-        """Add a 1x1 shortcut where the width changes."""
+        """Create two convolutions, and a 1x1 shortcut where the number of channels changes."""
         super().__init__()
         self.norm1 = _norm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -78,7 +80,7 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
+        """[N, D, H, W] -> [N, D', H, W]."""
         h = self.conv1(functional.silu(self.norm1(x)))
         h = self.conv2(functional.silu(self.norm2(h)))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
@@ -88,7 +90,7 @@ class AttentionBlock(nn.Module):
     """Single-head self-attention over all positions of a feature map: [N, D, H, W] -> the same."""
 
     def __init__(self, channels: int, groups: int) -> None:
-        """Make the four 1x1 projections."""
+        """Create the four 1x1 projections of [N, D, H, W]."""
         super().__init__()
         self.norm = _norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
@@ -97,7 +99,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` plus what each position gathered from the others."""
+        """[N, D, H, W] -> the same shape: `x` plus the projected attention output."""
         h = self.norm(x)
         q, k, v = (projection(h).flatten(2).transpose(1, 2) for projection in (self.q, self.k, self.v))
         h = functional.scaled_dot_product_attention(q, k, v)
@@ -105,10 +107,10 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the side by a strided convolution, padded right and below only, as the original does."""
+    """Halve the side by a strided convolution, padded on the right and bottom only, as in the original."""
 
     def __init__(self, channels: int) -> None:
-        """Make the convolution."""
+        """Create the convolution over D channels."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
@@ -118,10 +120,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side by repetition, then smooth by a convolution."""
+    """Double the side by nearest-neighbour interpolation, followed by a convolution."""
 
     def __init__(self, channels: int) -> None:
-        """Make the convolution."""
+        """Create the convolution over D channels."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -131,10 +133,10 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, each with attention where the resolution asks for it."""
+    """One resolution: residual blocks, each followed by attention where `attention` is set."""
 
     def __init__(self, channels_in: int, channels: int, blocks: int, attention: bool, groups: int) -> None:
-        """Make `blocks` residual blocks; the resampling layer is set by encoder or decoder."""
+        """Create `blocks` residual blocks; encoder or decoder add the resampling layer."""
         super().__init__()
         widths = [channels_in] + [channels] * blocks
         self.block = nn.ModuleList(ResidualBlock(widths[i], widths[i + 1], groups) for i in range(blocks))
@@ -143,7 +145,7 @@ class Level(nn.Module):
         self.upsample: Upsample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks and, where present, the resampling."""
+        """[N, D, H, W] -> [N, D', H', W'], where H' is H / 2 or 2 H after resampling, else H."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -158,7 +160,7 @@ class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
     def __init__(self, channels: int, groups: int) -> None:
-        """Make the three layers."""
+        """Create the three layers."""
         super().__init__()
         self.block_1 = ResidualBlock(channels, channels, groups)
         self.attn_1 = AttentionBlock(channels, groups)
@@ -173,7 +175,7 @@ class Encoder(nn.Module):
     """Frames [N, 3, H, W] in [-1, 1] -> latents [N, Z, R, C]."""
 
     def __init__(self, config: ImageModelConfig) -> None:
-        """Make one level a resolution, from fine to coarse."""
+        """Create one level for each resolution, from fine to coarse."""
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multiplier]
         groups, last = config.norm_groups, len(widths) - 1
@@ -192,7 +194,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(width_in, config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the latents."""
+        """[N, 3, H, W] -> [N, Z, R, C]."""
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
@@ -203,7 +205,7 @@ class Decoder(nn.Module):
     """Latents [N, Z, R, C] -> frames [N, 3, H, W] in about [-1, 1]."""
 
     def __init__(self, config: ImageModelConfig) -> None:
-        """Make one level a resolution; `up[0]` is the finest, run last, as in the original."""
+        """Create one level for each resolution; `up[0]` is the finest and runs last, as in the original."""
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multiplier]
         groups = config.norm_groups
@@ -222,7 +224,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width_in, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return the frames."""
+        """[N, Z, R, C] -> [N, 3, H, W]."""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
@@ -230,10 +232,10 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The table of code vectors [codebook size, E] and the search in it."""
+    """The table of code vectors [V, E] and the nearest-neighbour search in it."""
 
     def __init__(self, size: int, embedding_size: int) -> None:
-        """Start from the original's uniform entries."""
+        """Create uniformly drawn entries [size, embedding_size], as the original."""
         super().__init__()
         self.embedding = nn.Embedding(size, embedding_size)
         nn.init.uniform_(self.embedding.weight, -1.0 / size, 1.0 / size)
@@ -241,7 +243,7 @@ class Codebook(nn.Module):
     def nearest(self, z: Tensor) -> Tensor:
         """Index of the nearest entry (squared distance): [..., E] -> int64 [...]."""
         weight = self.embedding.weight
-        # |z|^2 is the same for every entry and left out.
+        # |z|^2 is the same for every entry and omitted.
         distances = weight.square().sum(1) - 2.0 * z @ weight.T
         return distances.argmin(-1)
 
@@ -250,7 +252,7 @@ class ImageModel(nn.Module):
     """Encoder, codebook and decoder."""
 
     def __init__(self, config: ImageModelConfig) -> None:
-        """Make the network with fresh weights."""
+        """Create the network with random weights."""
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)

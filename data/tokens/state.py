@@ -2,7 +2,7 @@
 
     STATE_START  8 bins  STATE_END
 
-The binning is that of actions. Ids and ranges are those of RynnVLA-002 (arXiv 2511.17502).
+States are binned like actions. Ids and ranges are those of RynnVLA-002 (arXiv 2511.17502).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float]) -> No
     """Refuse ranges that are not eight finite pairs, each minimum below its maximum.
 
     Raises:
-        InputError: Tells what was found.
+        InputError: The ranges are of another shape, not finite or not increasing.
     """
     low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
     if low.shape != (STATE_DIM,) or high.shape != (STATE_DIM,):
@@ -57,12 +57,12 @@ def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float]) -> No
 
 
 def state_blocks(states: ArrayLike, minimum: Sequence[float], maximum: Sequence[float]) -> NDArray[np.int32]:
-    """States [N, 8] -> one block each, int32 [N, 10].
+    """States [N, 8] (any real dtype) -> one block each, int32 [N, 10].
 
     Args:
         states: Position in metres (3), axis-angle in radians (3), fingers in metres (2).
-        minimum: Of the eight dimensions; smaller values are clipped.
-        maximum: Of the eight dimensions; larger values are clipped.
+        minimum: Smallest value of each of the eight dimensions; smaller ones are clipped.
+        maximum: Largest value of each dimension; larger ones are clipped.
 
     Raises:
         InputError: Not [N, 8], or a value is NaN.

@@ -1,6 +1,6 @@
-"""Text to token ids: a byte-level BPE `tokenizer.json` whose ids are used as they are.
+"""Text to token ids: a byte-level BPE `tokenizer.json` whose ids are used unchanged.
 
-Chameleon's own file can be given. The small one that ships (512 entries: 256 bytes and 256 merges,
+Chameleon's own file can be used. The small one of the package (512 entries: 256 bytes and 256 merges,
 ids from `TEXT_START`) is made by `train_text_tokenizer` from instructions in plain English and the
 prompts of WorldVLA::
 
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data.errors import InputError
 from data.files import write_whole
+from data.tokens.prompt_text import WORLD_TEXT, action_text
 from data.tokens.vocabulary import TEXT_START, VOCABULARY_SIZE
 
 TEXT_TOKENIZER_FILE = "text_tokenizer.json"
@@ -26,10 +27,10 @@ _ASSETS = resources.files("data.tokens") / "assets"
 
 
 class TextTokenizer:
-    """Encodes instructions; ids lie in [`TEXT_START`, `size`)."""
+    """Encodes and decodes instructions; ids lie in [`TEXT_START`, `size`)."""
 
     def __init__(self, content: str, name: str) -> None:
-        """Parse the JSON text of a `tokenizer.json`; `name` tells in errors where it came from."""
+        """Parse the JSON text of a `tokenizer.json`; `name` identifies it in errors."""
         try:
             self._tokenizer = Tokenizer.from_str(content)
         except Exception as error:  # tokenizers raises bare Exception and nothing narrower
@@ -49,7 +50,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> TextTokenizer:
-        """Read a `tokenizer.json`, or the small one that ships.
+        """Read a `tokenizer.json`; None: the small one of the package.
 
         Raises:
             InputError: The file is missing, unreadable, or its ids lie outside the text range.
@@ -63,11 +64,11 @@ class TextTokenizer:
 
     @property
     def size(self) -> int:
-        """One more than the largest id: 16,896 for the tokenizer that ships, 65,536 for Chameleon's."""
+        """One more than the largest id: 16,896 for the tokenizer of the package, 65,536 for Chameleon's."""
         return self._size
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without BOS or any other special token.
+        """Encode `text` without BOS or any other special token.
 
         Raises:
             InputError: The text spells a special token (``"<s>"``), which no instruction may contain.
@@ -82,7 +83,7 @@ class TextTokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`; the inverse of `encode` for byte-level tokenizers."""
+        """Decode `ids`; the inverse of `encode` for byte-level tokenizers."""
         return self._tokenizer.decode(ids)
 
     def save(self, folder: str | Path) -> Path:
@@ -94,9 +95,9 @@ class TextTokenizer:
 
 
 def train_text_tokenizer(sentences: list[str], entries: int = SHIPPED_ENTRIES) -> str:
-    """Learn a byte-level BPE and return its `tokenizer.json`, ids counted from `TEXT_START`.
+    """Train a byte-level BPE and return its `tokenizer.json`, ids counted from `TEXT_START`.
 
-    The same sentences give the same text: BPE breaks ties by id, and the JSON is written sorted.
+    The same sentences give the same file: BPE breaks ties by id, and the JSON is written sorted.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -112,13 +113,9 @@ def train_text_tokenizer(sentences: list[str], entries: int = SHIPPED_ENTRIES) -
 
 
 def training_sentences() -> list[str]:
-    """Instructions of table-top manipulation and WorldVLA's prompts, for the shipped tokenizer."""
+    """Training text of the small tokenizer: prompts with instructions of table-top manipulation."""
     tasks = (_ASSETS / "instructions.txt").read_text(encoding="utf-8").splitlines()
-    world = (
-        "Generate the next image based on the provided sequence of historical images and "
-        "corresponding actions."
-    )
-    return [*(f"What action should the robot take to {task}?" for task in tasks), *([world] * len(tasks))]
+    return [*map(action_text, tasks), *([WORLD_TEXT] * len(tasks))]
 
 
 if __name__ == "__main__":

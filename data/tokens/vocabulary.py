@@ -1,8 +1,8 @@
-"""Every token id range of the model, in one table (Chameleon's vocabulary, 65,536 ids).
+"""All token id ranges of the model (Chameleon's vocabulary, 65,536 ids).
 
 The id of Chameleon's ``<reservedN>`` is ``N + 4``. Text occupies the ids from `TEXT_START` on; the
 special tokens of the text tokenizer come first (``<s>`` is 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3).
-WorldVLA pads with id 0 and tells padding apart by its label, so here padding is known by segment id 0.
+Padding has id 0, as in WorldVLA; since BOS has the same id, padding is recognised by segment id 0.
 """
 
 VOCABULARY_SIZE = 65_536
@@ -23,16 +23,14 @@ GRID_SIZE_UNIT = 32  # pixels
 
 ACTION_START = 10_004
 ACTION_BIN_START = 10_006
-ACTION_BIN_COUNT = 256  # ids 10,006 .. 10,261; the last one is reached only by n = 1 exactly
+ACTION_BIN_COUNT = 256  # ids 10,006 .. 10,261; the last one only by a normalised value of exactly 1
 ACTION_BIN_END = ACTION_BIN_START + ACTION_BIN_COUNT  # exclusive
 ACTION_END = 15_004
 ACTION_DIM = 7
 ACTION_BLOCK_LENGTH = ACTION_DIM + 2
 
 STATE_START = 15_504
-STATE_BIN_START = 15_506
-STATE_BIN_COUNT = 256  # ids 15,506 .. 15,761
-STATE_BIN_END = STATE_BIN_START + STATE_BIN_COUNT  # exclusive
+STATE_BIN_START = 15_506  # ids 15,506 .. 15,761, as many bins as of an action
 STATE_END = 16_004
 STATE_DIM = 8
 STATE_BLOCK_LENGTH = STATE_DIM + 2
@@ -43,7 +41,11 @@ IGNORED_LABEL = -100
 
 
 def grid_size_token(pixels: int) -> int:
-    """Token that announces an image side of `pixels` (a multiple of 32)."""
+    """Token id for an image side of `pixels`.
+
+    Raises:
+        ValueError: The side is not a positive multiple of 32.
+    """
     if pixels <= 0 or pixels % GRID_SIZE_UNIT:
         raise ValueError(f"image side {pixels} is not a positive multiple of {GRID_SIZE_UNIT} pixels")
     return GRID_SIZE_BASE + pixels // GRID_SIZE_UNIT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.files import replacing
 from eval.demonstrations.recording import Recording
 from eval.simulator.interface import TaskInfo
 
@@ -35,21 +35,16 @@ def write_demonstrations(
     Dataset `states` of a demonstration is float64 [T, D], the physical state before each action.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(unfinished, "w") as file:
-            group = file.create_group("data")
-            total = 0
-            count = 0
-            for recording in recordings:
-                _write_demonstration(group.create_group(f"demo_{count}"), recording)
-                total += len(recording.actions)
-                count += 1
-            _write_attributes(group, task, versions, standin_assets)
-            group.attrs.update({"num_demos": count, "total": total})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        group = file.create_group("data")
+        total = 0
+        count = 0
+        for recording in recordings:
+            _write_demonstration(group.create_group(f"demo_{count}"), recording)
+            total += len(recording.actions)
+            count += 1
+        _write_attributes(group, task, versions, standin_assets)
+        group.attrs.update({"num_demos": count, "total": total})
 
 
 def _write_attributes(

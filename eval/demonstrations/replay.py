@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.contracts import Demonstration
 from data.errors import InputError
-from data.prepare.frames import moving_steps
+from data.prepare.no_ops import moving_steps
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_hdf5 import read_motion
 from eval.demonstrations.worker_pool import cached_simulator

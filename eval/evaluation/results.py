@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from data.files import write_text_whole
 from eval.evaluation.published_rates import published_rates
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
@@ -124,9 +124,7 @@ def write_results(results: Results, folder: Path) -> Path:
     """Write `results.json`: whole, or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RESULTS_FILE
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(results.to_json(), indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text_whole(path, json.dumps(results.to_json(), indent=2) + "\n")
     return path
 
 

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.stream.sequence import action_prompt, action_text
+from data.stream.samples import action_prompt
 from data.tokens.action import ActionRanges, decode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import action_text
 from eval.config import ExportedConfig
 from eval.policy.batch_invariance import BatchInvariantDecoder, BatchInvariantEncoder
 from eval.policy.interface import Observation

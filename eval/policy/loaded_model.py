@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.storage.records import Record
+from data.json_record import JsonRecord
 from data.tokens.action import DEFAULT_RANGES, ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
@@ -113,7 +113,7 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
 def _read_ranges(path: Path, remedy: str) -> ActionRanges:
     """Read action ranges; with any others the same tokens would mean other motions."""
     try:
-        record = Record.parse(path.read_bytes(), str(path))
+        record = JsonRecord.parse(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
     return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from data.errors import InputError
+from data.files import write_text_whole
 from eval.report import evaluation_tables, headline, rollout_media, training_charts
 from eval.report.run_contents import RunContents, mapping, read_run
 from pretrain.run_layout import STEP_PATTERN, RunLayout
@@ -32,10 +33,8 @@ def write_page(page: Path, text: str) -> Path:
     Raises:
         InputError: It cannot be written.
     """
-    partial = page.with_suffix(".html.tmp")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(page)
+        write_text_whole(page, text)
     except OSError as error:
         raise InputError(f"{page}: cannot write the report ({error.strerror}); free the folder") from error
     return page

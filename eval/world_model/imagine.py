@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.index import DatasetIndex, EpisodeEntry, read_episode
-from data.stream.sequence import WORLD_TEXT, action_prompt, world_prompt
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from data.stream.samples import action_prompt, world_prompt
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import WORLD_TEXT
 from eval.config import ImagineConfig
 from eval.policy.loaded_model import LoadedModel, load_model
 from eval.world_model.perceptual import Lpips, VideoFeatures

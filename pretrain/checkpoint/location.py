@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.errors import InputError
-from data.storage.bulk import Block, BulkStore, open_bulk
+from data.storage.bulk_store import Block, BulkStore, open_bulk
 from data.storage.store import Store, open_store
 from pretrain.checkpoint.manifest import manifest_file, ready_content
 from pretrain.config import CheckpointingConfig

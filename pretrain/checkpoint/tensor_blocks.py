@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.safetensors_header import encode_header, tensor_bytes
-from data.storage.bulk import Block
+from data.storage.bulk_store import Block
 from pretrain.checkpoint.manifest import StoredFile
 
 BLOCK_BYTES = 1 << 22

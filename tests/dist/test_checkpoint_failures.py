@@ -14,7 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from data.errors import InputError
-from data.storage import bulk
+from data.storage import bulk_store as bulk
 from pretrain.checkpoint import save
 from pretrain.checkpoint.load import load
 from pretrain.checkpoint.location import CheckpointLocation

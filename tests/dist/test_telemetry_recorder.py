@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from data.stream.loader import make_plan
+from data.stream.setup import make_plan
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.model.loss import LabelKind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.bulk import open_bulk
+from data.storage.bulk_store import open_bulk
 from pretrain.checkpoint.location import CheckpointLocation
 from tests.support import training_case as case
 from tests.support.clouds import cloud

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from data.stream.loader import TokenStream, make_plan
+from data.stream.loader import TokenStream
+from data.stream.setup import make_plan
 from pretrain.checkpoint.load import load_metadata
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine

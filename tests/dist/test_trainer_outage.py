@@ -59,7 +59,7 @@ def _stop_in_an_outage(
     """
     batch_feed.MAX_WAIT_SECONDS = MAX_WAIT_SECONDS
     waits = int(os.environ["RANK"]) in waiting
-    assemble_batch, wait_for_batch = TokenStream._assemble, TokenStream.comes
+    assemble_batch, wait_for_batch = TokenStream._assemble, TokenStream.is_ready
 
     def assemble(self: TokenStream, step: int, *rest: Any) -> Any:
         if len(rest) == 2:  # not a placeholder
@@ -72,17 +72,17 @@ def _stop_in_an_outage(
                 assert (self._memory._begins >= 0).all()
         return assemble_batch(self, step, *rest)
 
-    def comes(self: TokenStream, step: int, data_rank: int, data_size: int, seconds: float) -> bool:
-        is_ready = wait_for_batch(self, step, data_rank, data_size, seconds if waits else UNLIMITED)
-        if not is_ready and step == batch and waits:
+    def is_ready(self: TokenStream, step: int, data_rank: int, data_size: int, timeout: float) -> bool:
+        ready = wait_for_batch(self, step, data_rank, data_size, timeout if waits else UNLIMITED)
+        if not ready and step == batch and waits:
             if by_file:
                 case.RunFolder.of(config.run).stop_request.touch()
             else:
                 os.kill(os.getpid(), signal.SIGTERM)
-        return is_ready
+        return ready
 
     TokenStream._assemble = assemble  # type: ignore[method-assign]
-    TokenStream.comes = comes  # type: ignore[method-assign]
+    TokenStream.is_ready = is_ready  # type: ignore[method-assign]
     return case.run_main(overrides)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from data.errors import InputError
-from data.storage.index import DatasetIndex, EpisodeTable
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
 from pretrain.config import TrainingConfig, ValidationConfig
 from pretrain.logs import set_up_logging

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from data.config import PrepareConfig
-from data.prepare.command import Preparer, prepare
+from data.prepare.preparer import Preparer, prepare
 from data.tokens.image import ImageTokenizer
 from pretrain.telemetry.sinks import read_metrics
 from tests.support.libero_layout import demonstration, write_file

@@ -21,7 +21,7 @@ from cluster.failures import CommandFailedError
 from cluster.run.prepare_group import run_on_ray
 from cluster.run.worker_entry_points import make_preparer
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
+from data.prepare.preparer import Preparer, prepare
 from data.storage.index import DatasetIndex
 from tests.support.libero_layout import demonstration, write_file
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.run.worker_entry_points import train_rank
-from data.storage.bulk import open_bulk
+from data.storage.bulk_store import open_bulk
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder

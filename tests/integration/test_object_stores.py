@@ -12,9 +12,9 @@ import pytest
 
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
+from data.prepare.preparer import Preparer, prepare
 from data.storage import retries
-from data.storage.bulk import open_bulk
+from data.storage.bulk_store import open_bulk
 from data.storage.store import open_store
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig

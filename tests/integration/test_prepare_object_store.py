@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from data.config import PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
-from data.storage.index import DatasetIndex, read_episode
+from data.prepare.preparer import Preparer, prepare
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.store import open_store
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.object_server import BUCKET, ObjectServer, object_server

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from data.config import SourceConfig
-from data.prepare.frames import moving_steps
+from data.prepare.no_ops import moving_steps
 from data.sources.libero_hdf5 import libero_language
 from data.sources.registry import read_demonstrations
 from data.tokens.action import ActionRanges, decode, encode

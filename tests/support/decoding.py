@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.stream.sequence import action_prompt, world_prompt
+from data.stream.samples import action_prompt, world_prompt
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import (
     ACTION_BIN_END,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.contracts import Episode
+from data.contracts import Compression, Episode
 from data.prepare.statistics import summarise
-from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import ActionRanges
@@ -37,7 +39,7 @@ def equal(a: Episode, b: Episode) -> bool:
 
 
 def write_dataset(
-    folder: Path, count: int = 3, limit: int = 1 << 20, compression: str = "none"
+    folder: Path, count: int = 3, limit: int = 1 << 20, compression: Compression = "none"
 ) -> DatasetIndex:
     episodes = [episode(i, steps=4 + i) for i in range(count)]
     writer = ShardWriter(open_store(str(folder)), limit, compression=compression)

@@ -14,7 +14,9 @@ from data.config import DataConfig
 from data.contracts import Episode
 from data.errors import InputError
 from data.prepare.statistics import summarise
-from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import ActionRanges

@@ -13,10 +13,11 @@ from cluster.slurm.config import SubmitConfig
 from cluster.slurm.layout_choice import choose_layout
 from data.contracts import AGENT_CAMERA, Statistics
 from data.storage import index as indexes
-from data.storage.episode_table import Task
-from data.storage.index import DatasetIndex, EpisodeTable, ImageFormat
-from data.stream.loader import make_plan
+from data.storage.episode_entry import Task
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 from data.stream.plan import Kind
+from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.checks import check_training
 from pretrain.settings import compose
@@ -54,7 +55,7 @@ def test_its_mixture_is_exact_and_packs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(indexes.DatasetIndex, "load", classmethod(lambda cls, url, *_, **__: _simulated(url)))
     plan = make_plan(config.data, config.trainer, seed=0)
     windows = plan.step(12_345)
-    share = np.bincount(windows.sources) / len(windows)
+    share = np.bincount(windows.datasets) / len(windows)
     weights = np.array([source.weight for source in config.data.sources])
     assert np.abs(share - weights / weights.sum()).max() < 1 / len(windows)
     assert int((windows.kinds == Kind.WORLD).sum()) * 2 == len(windows)

@@ -1,4 +1,4 @@
-"""Whole files: what cannot be written to the end leaves the older file as it was."""
+"""Files written as a whole: what cannot be written to the end leaves the older file as it was."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from pathlib import Path
 
 import pytest
 
-from data.files import write_text_whole, write_whole
+from data.files import replacing, write_text_whole, write_whole
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
+
+
+def write_in_parts(path: Path) -> None:
+    with replacing(path) as temporary, temporary.open("w") as file:
+        file.write("ne")
+        file.write("w")
+
 
 WRITERS: list[Callable[[Path], object]] = [
     lambda folder: write_whole(folder / "file", b"new"),
     lambda folder: write_text_whole(folder / "file", "new"),
+    lambda folder: write_in_parts(folder / "file"),
     lambda folder: TextTokenizer.load().save(folder),
     lambda folder: ImageTokenizer.load().save(folder / "image.safetensors"),
 ]
 
 
-@pytest.mark.parametrize("write", WRITERS, ids=["bytes", "text", "text tokenizer", "image tokenizer"])
+@pytest.mark.parametrize(
+    "write", WRITERS, ids=["bytes", "text", "parts", "text tokenizer", "image tokenizer"]
+)
 def test_a_full_disk_leaves_the_older_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], object]
 ) -> None:
@@ -38,3 +48,28 @@ def test_a_full_disk_leaves_the_older_file(
     assert list(tmp_path.iterdir()) == [path]
     write(tmp_path)
     assert path.read_bytes() != b"old"
+
+
+def test_a_block_that_fails_leaves_the_older_file_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_and_fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise ValueError("midway")
+
+    with pytest.raises(ValueError, match="midway"):
+        write_and_fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_older_file_stays_readable_until_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]

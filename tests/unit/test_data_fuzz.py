@@ -1,4 +1,4 @@
-"""Shards and indexes that anybody may have made: equal data, or an error of the known type with a place."""
+"""Untrusted shards and indexes: equal data, or an InputError with its location."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import pytest
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.index import DatasetIndex, EpisodeTable, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
 from data.storage.shards import COMPRESSIONS, decode_episode, encode_episode
 from tests.support.shards_case import episode, equal, write_dataset
 
@@ -62,7 +64,7 @@ def swap(content: bytes, random: Random) -> bytes:
 
 
 def number(content: bytes, random: Random) -> bytes:
-    """Another size in a member's header, whose checksum is made to fit."""
+    """Another size in a member's header, with a matching checksum."""
     headers = [found.start() - 257 for found in re.finditer(b"ustar\x0000", content)]
     at = int(random.choice(headers))
     header = bytearray(content[at : at + 512])
@@ -88,7 +90,7 @@ def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def outcome(read: Callable[[], Result]) -> Result | str:
-    """What came, or the one line that says why nothing did; any other error ends the test."""
+    """The result, or the one-line error; any other exception fails the test."""
     try:
         return read()
     except InputError as error:
@@ -102,7 +104,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def is_valid(found: Episode) -> bool:
-    """What the rest of the program relies on."""
+    """Properties that the rest of the program relies on."""
     steps = len(found.actions)
     arrays = [(found.actions, np.float32, (steps, 7)), (found.states, np.float32, (steps, 8))]
     arrays += [(codes, np.uint16, (steps, *codes.shape[1:])) for codes in found.codes.values()]
@@ -110,7 +112,7 @@ def is_valid(found: Episode) -> bool:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_mutated_shard_gives_equal_data_or_an_error_with_its_place(
+def test_a_mutated_shard_gives_equal_data_or_an_error_with_its_location(
     index: DatasetIndex, tmp_path: Path, mutation: str
 ) -> None:
     folder = tmp_path / "shards"
@@ -138,10 +140,10 @@ def test_a_mutated_shard_gives_equal_data_or_an_error_with_its_place(
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_members_whose_checksum_fits_are_not_trusted(
+def test_members_with_matching_checksums_are_not_trusted(
     index: DatasetIndex, tmp_path: Path, mutation: str
 ) -> None:
-    """Somebody made the shard and its index on purpose."""
+    """A shard and its index that were crafted on purpose."""
     content = encode_episode(episode(0, steps=4), index.compression)
     refused = 0
     for seed in range(150):
@@ -168,7 +170,7 @@ def test_members_whose_checksum_fits_are_not_trusted(
 
 @pytest.mark.parametrize("mutation", ["flip", "cut", "truncate", "insert"])
 @pytest.mark.parametrize("file", ["index.json", "columns"])
-def test_a_mutated_index_is_refused_or_says_the_same(
+def test_a_mutated_index_is_refused_or_equal(
     index: DatasetIndex, tmp_path: Path, mutation: str, file: str
 ) -> None:
     folder = tmp_path / "shards"
@@ -244,6 +246,6 @@ def test_hostile_members_are_refused(name: str, first: bool) -> None:
     assert found.isprintable()
 
 
-def test_the_same_member_with_an_honest_header_is_taken() -> None:
+def test_the_same_member_with_a_valid_header_is_accepted() -> None:
     for content in (member(TOP) + GOOD, GOOD + member(TOP)):
         assert set(decode_episode(content).codes) == {"agent", "top", "wrist"}

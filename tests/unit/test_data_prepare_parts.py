@@ -1,4 +1,4 @@
-"""Preparation in parts: any order, any interruption, any damage gives the same bytes; memory is bounded."""
+"""Preparation in parts: the same bytes after any order, interruption or damage; memory is bounded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.contracts import Demonstration, Statistics
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
-from data.prepare.parts import Part, find_record, plan_parts
+from data.prepare.parts import Part, finished_record, plan_parts
+from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.store import open_store
 from data.tokens.action import ACTION_MAX, NAMED_RANGES, ActionRanges
 from tests.support.libero_layout import demonstration, write_file
@@ -33,7 +34,7 @@ EPISODES = 9
 
 
 class Tokenizer:
-    """Codes are the mean red of 8 x 8 pixels. Kills this process at the `dies_at`-th call."""
+    """Codes are the mean red of 8 x 8 pixels. Kills this process at call number `dies_at`."""
 
     pixels, rows, columns, codebook_size, sha256 = 64, 8, 8, 256, "a" * 64
 
@@ -71,9 +72,9 @@ def test_parts_in_any_order_give_the_same_bytes(source: Path, tmp_path: Path) ->
     assert len({entry.shard for entry in index.episodes}) == 5
     preparer = Preparer(config(source, tmp_path / "b"), Tokenizer())
 
-    def shuffled(parts: Sequence[Part], tell: Callable[[int], None]) -> None:
+    def shuffled(parts: Sequence[Part], report: Callable[[int], None]) -> None:
         for part in random.Random(0).sample(list(parts), len(parts)):
-            preparer.finish(part, tell)
+            preparer.finish(part, report)
 
     assert prepare(preparer, run_parts=shuffled) == index
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
@@ -83,7 +84,7 @@ def test_parts_in_any_order_give_the_same_bytes(source: Path, tmp_path: Path) ->
     assert all(read_episode(index, entry).length == entry.length for entry in index.episodes)
 
 
-def test_a_preparation_that_was_killed_goes_on_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
+def test_a_killed_preparation_resumes_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
     prepare(Preparer(config(source, tmp_path / "whole"), Tokenizer()))
     killed = config(source, tmp_path / "killed")
     program = (
@@ -96,17 +97,17 @@ def test_a_preparation_that_was_killed_goes_on_with_the_same_bytes(source: Path,
     assert "index.json" not in left
     assert len([name for name in left if name.endswith(".tar")]) == 2
     tokenizer = Tokenizer()
-    told: list[tuple[int, int]] = []
-    prepare(Preparer(killed, tokenizer), lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    prepare(Preparer(killed, tokenizer), lambda done, total: progress.append((done, total)))
     assert tokenizer.calls == 2 * (EPISODES - 4), "finished parts are not encoded again"
-    assert told[:3] == [(0, EPISODES), (2, EPISODES), (4, EPISODES)]
-    assert told[-1] == (EPISODES, EPISODES)
+    assert progress[:3] == [(0, EPISODES), (2, EPISODES), (4, EPISODES)]
+    assert progress[-1] == (EPISODES, EPISODES)
     assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("pattern", ["shard-000001-*.tar", "part-000001-*.values", "part-000001-*.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_a_damaged_part_is_made_again(source: Path, tmp_path: Path, pattern: str, damage: str) -> None:
+def test_a_damaged_part_is_written_again(source: Path, tmp_path: Path, pattern: str, damage: str) -> None:
     prepare(Preparer(config(source, tmp_path / "out"), Tokenizer()))
     before = snapshot(tmp_path / "out")
     path = next((tmp_path / "out").rglob(pattern))
@@ -120,7 +121,7 @@ def test_a_damaged_part_is_made_again(source: Path, tmp_path: Path, pattern: str
     assert snapshot(tmp_path / "out") == before
 
 
-def test_a_record_that_names_other_bytes_is_not_believed(source: Path, tmp_path: Path) -> None:
+def test_a_record_with_other_checksums_is_not_trusted(source: Path, tmp_path: Path) -> None:
     prepare(Preparer(config(source, tmp_path / "out"), Tokenizer()))
     before = snapshot(tmp_path / "out")
     path = next((tmp_path / "out").rglob("part-000001-*.json"))
@@ -131,13 +132,13 @@ def test_a_record_that_names_other_bytes_is_not_believed(source: Path, tmp_path:
     assert snapshot(tmp_path / "out") == before
 
 
-def test_what_a_part_depends_on_makes_it_another_one(source: Path, tmp_path: Path) -> None:
+def test_a_changed_input_makes_another_part(source: Path, tmp_path: Path) -> None:
     prepare(Preparer(config(source, tmp_path / "out"), Tokenizer()))
     store = open_store(str(tmp_path / "out"))
 
     def unfinished(tokenizer: Tokenizer | None = None, **changes: object) -> int:
         parts = Preparer(config(source, tmp_path / "out", **changes), tokenizer or Tokenizer()).plan()
-        return sum(find_record(store, part) is None for part in parts)
+        return sum(finished_record(store, part) is None for part in parts)
 
     assert unfinished() == 0
     assert unfinished(rotate=False) == 5
@@ -186,7 +187,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pyt
             return Demonstration(key, suite, task, "do it", frames, values[:, :7], values[:, 7:])
 
     def peak(count: int) -> int:
-        monkeypatch.setattr("data.prepare.command.open_source", lambda config: Endless(count))
+        monkeypatch.setattr("data.prepare.preparer.open_source", lambda config: Endless(count))
         tracemalloc.start()
         made = config(tmp_path, tmp_path / f"out{count}", shard_megabytes=0.2)
         index = prepare(Preparer(made, Tokenizer()))
@@ -200,7 +201,7 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pyt
     assert many < few + frames, "50 more demonstrations cost less than the frames of one"
 
 
-def test_replayed_demonstrations_that_fail_are_left_out(source: Path, tmp_path: Path) -> None:
+def test_demonstrations_that_fail_in_the_replay_are_left_out(source: Path, tmp_path: Path) -> None:
     def replay(reference: DemonstrationReference, pixels: int) -> Demonstration | None:
         if reference.item == "demo_1" or reference.task == "task0":
             return None
@@ -224,7 +225,7 @@ def test_replayed_demonstrations_that_fail_are_left_out(source: Path, tmp_path: 
         prepare(Preparer(config(source, tmp_path / "none", replay=True), Tokenizer(), lambda *_: None))
 
 
-def test_action_ranges_are_named_measured_or_spelled_out(source: Path, tmp_path: Path) -> None:
+def test_action_ranges_are_named_measured_or_explicit(source: Path, tmp_path: Path) -> None:
     def ranges(**changes: object) -> tuple[ActionRanges, Statistics]:
         made = config(source, tmp_path / "-".join(changes), **changes)
         index = prepare(Preparer(made, Tokenizer()))
@@ -239,8 +240,6 @@ def test_action_ranges_are_named_measured_or_spelled_out(source: Path, tmp_path:
     assert (found.minimum, found.maximum) == (actions.q01, actions.q99)
     found, _ = ranges(action_minimum=[-2.0] * 7, action_maximum=[3.0] * 7)
     assert (found.minimum, found.maximum) == ((-2.0,) * 7, (3.0,) * 7)
-    with pytest.raises(InputError, match="ranges=bridge: expected one of worldvla, rynnvla, extremes, quant"):
-        ranges(ranges="bridge")
     with pytest.raises(InputError, match="belong together"):
         ranges(action_minimum=[0.0] * 7)
     with pytest.raises(InputError, match="expected 7 minima"):
@@ -256,7 +255,7 @@ def test_action_ranges_are_named_measured_or_spelled_out(source: Path, tmp_path:
     strategies.integers(1, 5),
 )
 @settings(max_examples=60, deadline=None)
-def test_statistics_are_numpys(values: NDArray[np.float32], parts: int) -> None:
+def test_statistics_equal_numpy(values: NDArray[np.float32], parts: int) -> None:
     found = summarise(np.array_split(values, parts))
     exact = values.astype(np.float64)
     assert found.count == len(values)
@@ -268,7 +267,7 @@ def test_statistics_are_numpys(values: NDArray[np.float32], parts: int) -> None:
     assert found.q99 == pytest.approx(np.quantile(exact, 0.99, axis=0), rel=1e-12, abs=1e-9)
 
 
-def test_statistics_do_not_gather_the_values() -> None:
+def test_statistics_do_not_hold_all_values() -> None:
     class Parts:
         def __iter__(self):
             for seed in range(100):

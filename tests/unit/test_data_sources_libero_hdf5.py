@@ -1,4 +1,4 @@
-"""The LIBERO reader: what it reads, in which order, and what it refuses."""
+"""The LIBERO reader: content, order, and refusals."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_order_is_by_file_then_by_number(tmp_path: Path) -> None:
     assert [d.key for d in read(tmp_path)] == [r.key for r in references]
 
 
-def test_suite_comes_from_the_attribute_the_problem_file_or_the_folder(tmp_path: Path) -> None:
+def test_the_suite_is_read_from_the_attribute_the_problem_file_or_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "libero_goal"
     write_file(folder / "a.hdf5", [demonstration()], suite="robosuite_lift")
     write_file(folder / "b.hdf5", [demonstration()])
@@ -83,8 +83,8 @@ def test_instructions_are_plain_lower_case_text(tmp_path: Path, words: object) -
     assert listed(path)[0].instruction == "lift the cube"
 
 
-def test_libero_s_own_tasks_are_told_in_the_words_that_evaluations_use(tmp_path: Path) -> None:
-    told = json.dumps({"language_instruction": "pick the akita black bowl"})
+def test_instructions_of_libero_tasks_are_those_of_evaluations(tmp_path: Path) -> None:
+    problem_info = json.dumps({"language_instruction": "pick the akita black bowl"})
     names = {
         "pick_up_the_black_bowl": "pick up the black bowl",
         "KITCHEN_SCENE3_turn_on_the_stove": "turn on the stove",
@@ -93,7 +93,7 @@ def test_libero_s_own_tasks_are_told_in_the_words_that_evaluations_use(tmp_path:
     for name, words in names.items():
         bddl = f"libero/libero/bddl_files/libero_90/{name}.bddl"
         path = write_file(
-            tmp_path / f"{name}_demo.hdf5", [demonstration()], problem_info=told, bddl_file_name=bddl
+            tmp_path / f"{name}_demo.hdf5", [demonstration()], problem_info=problem_info, bddl_file_name=bddl
         )
         assert listed(path)[0].instruction == words
 
@@ -151,8 +151,8 @@ def with_nan(array: np.ndarray) -> np.ndarray:
         (lambda d: {"actions": d["actions"].astype("S8")}, "expected numbers"),
         (lambda d: {"actions": None}, "no dataset `actions`"),
         (lambda d: {"obs/ee_states": None}, "no dataset `ee_states`"),
-        (lambda d: {"obs/gripper_states": d["obs/gripper_states"][:4]}, "4 time steps but actions has 6"),
-        (lambda d: {"obs/agentview_rgb": d["obs/agentview_rgb"][:5]}, "5 time steps but actions has 6"),
+        (lambda d: {"obs/gripper_states": d["obs/gripper_states"][:4]}, "has 4 time steps, expected 6"),
+        (lambda d: {"obs/agentview_rgb": d["obs/agentview_rgb"][:5]}, "has 5 time steps, expected 6"),
         (lambda d: {"obs/agentview_rgb": d["obs/agentview_rgb"] / 255.0}, "expected uint8"),
         (lambda d: {"obs/agentview_rgb": None}, "no dataset `agentview_rgb`"),
     ],

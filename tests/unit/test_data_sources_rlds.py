@@ -1,4 +1,4 @@
-"""RLDS data sets without TensorFlow: what is read is what was written, and what is broken is refused."""
+"""RLDS data sets are read as written, without TensorFlow; damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_checksums_are_crc32c_rotated_by_15_bits_and_shifted(content: bytes, che
     assert masked_checksum(content) == (rotated + 0xA282EAD8) % 2**32
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_demonstrations_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = [episode(4, 0), episode(6, 1, "push the cube"), episode(3, 2)]
     folder = write_rlds(tmp_path / "1.0.0", written)
     references = open_source(SourceConfig(str(folder))).references()
@@ -95,7 +95,7 @@ def flipped(content: bytes) -> bytes:
         (changed("dataset_info.json", '"tfrecord"', '"riegeli"'), "fileFormat is 'riegeli'"),
         (changed("features.json", '"7"', '"6"'), "features.json says 6 a step|expected numbers"),
         (changed("features.json", '"action"', '"act"'), "no action among"),
-        (changed("features.json", '"image": {"image"', '"image": {"video"'), "cannot tell the third-person"),
+        (changed("features.json", '"image": {"image"', '"image": {"video"'), "cannot identify the third"),
     ],
 )
 def test_damage_is_refused(tmp_path: Path, damage: Callable[[Path], None], reason: str) -> None:
@@ -105,7 +105,7 @@ def test_damage_is_refused(tmp_path: Path, damage: Callable[[Path], None], reaso
         read(folder)
 
 
-def test_features_that_are_not_there_are_named(tmp_path: Path) -> None:
+def test_missing_features_are_named(tmp_path: Path) -> None:
     folder = write_rlds(tmp_path / "set", [episode(4, 0)], files=1)
     features = json.loads((folder / "features.json").read_text())
     step = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]

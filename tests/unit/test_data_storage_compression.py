@@ -18,10 +18,13 @@ from webdataset.autodecode import Continue
 
 from data.config import PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
-from data.storage.cache import EpisodeCache
-from data.storage.index import DatasetIndex, EpisodeTable, read_episode
-from data.storage.shards import decode_episode, encode_episode, expand_episode
+from data.prepare.preparer import Preparer, prepare
+from data.storage.episode_cache import EpisodeCache
+from data.storage.episode_reader import read_episode
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
+from data.storage.shards import ShardWriter, decode_episode, encode_episode, expand_episode
+from data.storage.store import open_store
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.shards_case import episode, equal, write_dataset
 
@@ -29,11 +32,11 @@ SHARDS: Any = webdataset.WebDataset  # pyright: ignore[reportAttributeAccessIssu
 
 
 def expand(key: str, data: bytes) -> Any:
-    """What docs/storage.md gives to a stock reader."""
+    """The code for a stock reader in docs/storage.md."""
     return Continue(key[:-4], zstandard.decompress(data)) if key.endswith(".zst") else None
 
 
-def test_episodes_come_back(tmp_path: Path) -> None:
+def test_episodes_are_read_as_they_were_written(tmp_path: Path) -> None:
     index = write_dataset(tmp_path / "zstd", compression="zstd")
     plain = write_dataset(tmp_path / "none")
     for i, (entry, other) in enumerate(zip(index.episodes, plain.episodes, strict=True)):
@@ -44,7 +47,7 @@ def test_episodes_come_back(tmp_path: Path) -> None:
     assert index.fingerprint != plain.fingerprint
 
 
-def test_the_index_says_so_and_plain_ones_stay_what_they_were(tmp_path: Path) -> None:
+def test_the_index_names_the_compression_and_plain_indexes_stay_unchanged(tmp_path: Path) -> None:
     write_dataset(tmp_path / "zstd", compression="zstd")
     write_dataset(tmp_path / "none")
     found = [json.loads((tmp_path / name / "index.json").read_text()) for name in ("zstd", "none")]
@@ -68,7 +71,7 @@ def test_a_stock_webdataset_reads_the_shards(tmp_path: Path) -> None:
         assert sample["json"]["instruction"] == "lift the cube"
 
 
-def test_the_cache_keeps_what_is_expanded(tmp_path: Path) -> None:
+def test_the_cache_stores_decompressed_episodes(tmp_path: Path) -> None:
     write_dataset(tmp_path / "shards", compression="zstd")
     index = DatasetIndex.load(str(tmp_path / "shards"), cache=EpisodeCache(tmp_path / "cache", 10**9))
     entry = index.episodes[1]
@@ -88,7 +91,7 @@ class Tokenizer:
         return np.full((len(frames), 8, 8), 7, np.uint16)
 
 
-def test_prepare_compresses_when_asked(tmp_path: Path) -> None:
+def test_prepare_compresses_with_the_setting(tmp_path: Path) -> None:
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i, steps=40) for i in range(4)])
     sizes: list[int] = []
     episodes: list[list[Any]] = []
@@ -104,9 +107,8 @@ def test_prepare_compresses_when_asked(tmp_path: Path) -> None:
     assert [p.read_bytes() for p in sorted((tmp_path / "out1").glob("*.*"))] == [
         p.read_bytes() for p in sorted((tmp_path / "out2").glob("*.*"))
     ]
-    config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "x"), compression="gzip")
     with pytest.raises(InputError, match="compression=gzip: expected one of none, zstd"):
-        prepare(Preparer(config, Tokenizer()))
+        ShardWriter(open_store(str(tmp_path / "x")), None, compression="gzip")  # type: ignore[arg-type]
 
 
 def member(name: str, payload: bytes) -> bytes:
@@ -116,7 +118,7 @@ def member(name: str, payload: bytes) -> bytes:
 
 
 def with_agent(payload: bytes) -> bytes:
-    """An episode whose agent frames are something else."""
+    """An episode with another member for its agent frames."""
     content = encode_episode(episode(0), "zstd")
     first = content.index(b"lift/demo_0.codes.wrist")
     return member("lift/demo_0.codes.agent.npy.zst", payload) + content[first:]
@@ -138,7 +140,7 @@ def without_size(payload: bytes) -> bytes:
     ],
     ids=["bomb", "unknown size", "garbage", "empty", "cut", "no array"],
 )
-def test_members_that_are_not_what_they_say_are_refused(tmp_path: Path, payload: bytes, reason: str) -> None:
+def test_members_with_wrong_sizes_or_content_are_refused(tmp_path: Path, payload: bytes, reason: str) -> None:
     content = with_agent(payload)
     index = write_dataset(tmp_path, compression="zstd")
     (tmp_path / "hostile.tar").write_bytes(content)

@@ -1,4 +1,4 @@
-"""An object store whose connections and server break: every byte arrives, or an error says which does not."""
+"""An object store with faults: every byte arrives, or an error names what is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 from data.config import DataConfig
 from data.errors import InputError
 from data.storage import retries
-from data.storage.index import DatasetIndex, read_episode
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from data.storage.store import open_store
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
@@ -29,7 +30,7 @@ TRAINER = TrainerConfig(global_batch=4, sequence_length=1024)
 
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """Before an S3 server; what the environment points to."""
+    """A proxy before an S3 server, set as the endpoint in the environment."""
     with object_server(monkeypatch) as server:
         proxy = FaultProxy(server.endpoint)
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -41,7 +42,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that a reader would have waited for; it does not wait."""
+    """Seconds of the pauses that a reader makes, without waiting for them."""
     made: list[float] = []
     monkeypatch.setattr(retries, "pause", lambda seconds, over: made.append(seconds))
     return made
@@ -75,7 +76,7 @@ def check_all(index: DatasetIndex) -> None:
 
 @pytest.mark.parametrize("kind", ["reset", "end", "refuse"])
 @pytest.mark.parametrize("after", [0, 1, 700])
-def test_a_broken_answer_is_asked_for_again(
+def test_a_broken_answer_is_requested_again(
     index: DatasetIndex, proxy: FaultProxy, pauses: list[float], kind: str, after: int
 ) -> None:
     proxy.fault = first(3, Fault(kind, after))
@@ -83,7 +84,7 @@ def test_a_broken_answer_is_asked_for_again(
     assert sum(".tar" in path for _, path, _ in proxy.requests) >= 3 + len(index.episodes)
 
 
-def test_a_read_goes_on_where_it_broke_off(proxy: FaultProxy, pauses: list[float]) -> None:
+def test_a_read_continues_where_it_broke_off(proxy: FaultProxy, pauses: list[float]) -> None:
     content = np.random.default_rng(0).bytes(3_000_000)
     store = open_store(URL)
     store.write("large.tar", content)
@@ -100,27 +101,27 @@ def test_a_read_goes_on_where_it_broke_off(proxy: FaultProxy, pauses: list[float
     assert [asked != "" for _, _, asked in proxy.requests] == [False, True, True]
 
 
-def test_a_burst_of_refusals_is_waited_out_and_told_once(
+def test_a_burst_of_refusals_is_retried_and_reported_once(
     index: DatasetIndex, proxy: FaultProxy, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.fault = first(12, Fault("refuse"))
     check_all(index)
     assert len(pauses) == 12
     assert all(0 <= wait <= min(0.1 * 2**i, 15) for i, wait in enumerate(pauses))
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("data.")]
-    assert len(told) == 1
-    assert told[0].startswith(f"{URL}: ")
-    assert "503" in told[0]
-    assert told[0].endswith("trying again for up to 300 s")
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("data.")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{URL}: ")
+    assert "503" in lines[0]
+    assert lines[0].endswith("trying again for up to 300 s")
 
 
-def test_a_server_that_restarts_is_waited_for(
+def test_requests_are_retried_while_a_server_restarts(
     index: DatasetIndex, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
 
     def wait(seconds: float, over: threading.Event) -> None:
-        """The server is back when 30 seconds would have gone by."""
+        """The server is back after 30 seconds of pauses."""
         back = sum(waited) < 30 <= sum(waited) + seconds
         waited.append(seconds)
         if back:
@@ -133,7 +134,7 @@ def test_a_server_that_restarts_is_waited_for(
     assert sum(waited) >= 30
 
 
-def test_what_is_written_and_looked_up_is_tried_again(proxy: FaultProxy, pauses: list[float]) -> None:
+def test_writes_and_lookups_are_retried(proxy: FaultProxy, pauses: list[float]) -> None:
     left = iter([Fault("refuse")] * 3 + [Fault("reset", -9)] * 2)
     proxy.fault = lambda method, path: next(left, None)
     store = open_store(URL)
@@ -147,7 +148,9 @@ def test_what_is_written_and_looked_up_is_tried_again(proxy: FaultProxy, pauses:
     assert store.read("part/x") == b"0123456789"
 
 
-def test_patience_ends(proxy: FaultProxy, index: DatasetIndex, pauses: list[float]) -> None:
+def test_retries_end_after_the_configured_time(
+    proxy: FaultProxy, index: DatasetIndex, pauses: list[float]
+) -> None:
     proxy.fault = first(10**6, Fault("refuse"))
     impatient = dataclasses.replace(index, retry_seconds=0.0)
     entry = impatient.episodes[3]
@@ -163,7 +166,7 @@ def test_patience_ends(proxy: FaultProxy, index: DatasetIndex, pauses: list[floa
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 501])
-def test_what_does_not_pass_is_not_tried_again(
+def test_permanent_errors_are_not_retried(
     monkeypatch: pytest.MonkeyPatch, pauses: list[float], status: int
 ) -> None:
     with object_server(monkeypatch) as server:
@@ -236,7 +239,7 @@ def flipped(content: bytes, at: int) -> bytes:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("place", ["folder", "objects"])
-def test_damage_stops_the_stream_and_is_named(
+def test_damage_stops_the_stream_with_its_location(
     tmp_path: Path, request: pytest.FixtureRequest, damage: str, place: str
 ) -> None:
     change, reason = DAMAGES[damage]
@@ -262,7 +265,7 @@ def test_damage_stops_the_stream_and_is_named(
         read_episode(DatasetIndex.load(url), entry)
 
 
-def test_an_index_of_other_shards_is_noticed(tmp_path: Path) -> None:
+def test_an_index_of_other_shards_is_refused(tmp_path: Path) -> None:
     one, other = write_dataset(tmp_path / "one", count=8), write_dataset(tmp_path / "other", count=9)
     entry, wrong = one.episodes[0], other.episodes[3]
     shutil.copy(tmp_path / "one" / entry.shard, tmp_path / "other" / wrong.shard)
@@ -275,7 +278,7 @@ def test_an_index_of_other_shards_is_noticed(tmp_path: Path) -> None:
         read_episode(other, last)
 
 
-def test_faults_change_nothing_of_what_is_trained_on(
+def test_faults_do_not_change_the_batches(
     index: DatasetIndex, proxy: FaultProxy, pauses: list[float], tmp_path: Path
 ) -> None:
     random = np.random.default_rng(5)
@@ -289,11 +292,11 @@ def test_faults_change_nothing_of_what_is_trained_on(
     config, local = DataConfig(URL, chunk=2), DataConfig(str(tmp_path / "local"), chunk=2)
     with TokenStream(config, TRAINER, seed=0) as stream, TokenStream(local, TRAINER, seed=0) as expected:
         for step in range(12):
-            (found,), (wanted,) = stream.micro_batches(step, 0, 1), expected.micro_batches(step, 0, 1)
-            assert np.array_equal(found.tokens, wanted.tokens)
+            (batch,), (reference,) = stream.micro_batches(step, 0, 1), expected.micro_batches(step, 0, 1)
+            assert np.array_equal(batch.tokens, reference.tokens)
 
 
-def test_a_byte_that_changes_on_the_way_is_noticed(index: DatasetIndex, proxy: FaultProxy) -> None:
+def test_a_byte_that_changes_in_transit_is_detected(index: DatasetIndex, proxy: FaultProxy) -> None:
     proxy.fault = first(1, Fault("flip", 700))
     entry = index.episodes[2]
     with pytest.raises(InputError, match=rf"episode {entry.key}, offset {entry.offset}: sha256"):
@@ -307,8 +310,8 @@ def test_a_stream_that_waits_for_a_server_closes_at_once(
     config = DataConfig(URL, chunk=2, skip_bad_episodes=allowed)
     with TokenStream(config, TRAINER, seed=0) as stream:
         proxy.away()
-        assert not stream.comes(0, 0, 1, seconds=3.0)  # by then pauses last longer than the time below
+        assert not stream.is_ready(0, 0, 1, timeout=3.0)  # by then pauses last longer than the time below
         began = time.monotonic()
     assert time.monotonic() - began < 2.0
-    assert "skipped" not in caplog.text, "what was given up is not bad"
+    assert "skipped" not in caplog.text, "an episode whose request was cancelled is not bad"
     proxy.back()

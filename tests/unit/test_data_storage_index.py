@@ -1,4 +1,4 @@
-"""The index and its columns: read as written, small in memory, and every way in which they can be wrong."""
+"""The index and its columns: read as written, small in memory, and refused when damaged in any way."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from data.errors import InputError
-from data.storage.episode_table import Task
-from data.storage.index import SPLITS, DatasetIndex, EpisodeEntry, EpisodeTable
+from data.storage.episode_entry import SPLITS, EpisodeEntry, Task
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex
 from tests.support.shards_case import write_dataset
 
 
@@ -106,7 +107,7 @@ def entries(count: int) -> Iterator[EpisodeEntry]:
 COLUMNS = EpisodeTable.of(dataclasses.replace(e, shard="a.tar", task="t") for e in entries(4)).to_bytes()
 
 
-def test_a_table_is_read_as_it_was_gathered() -> None:
+def test_a_table_is_read_as_it_was_written() -> None:
     listed = list(entries(2000))
     table = EpisodeTable.of(listed)
     again = EpisodeTable.parse(table.to_bytes(), "x", table.shards, table.tasks)
@@ -121,7 +122,7 @@ def test_a_table_is_read_as_it_was_gathered() -> None:
     assert len(table.split("other")) == 0
     assert EpisodeTable.of(held_out).sha256 == hashlib.sha256(held_out.to_bytes()).hexdigest()
     assert len(EpisodeTable.parse(held_out.to_bytes(), "x", held_out.shards, held_out.tasks)) == 667
-    with pytest.raises(InputError, match="comes twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         EpisodeTable.of([*listed[:3], listed[1]])
 
 
@@ -138,11 +139,11 @@ def test_memory_of_a_large_table_is_that_of_its_columns() -> None:
     content = save_arrays({**large, "keys": np.full(count * 5, ord("k"), np.uint8)})
     tracemalloc.start()
     read = EpisodeTable.parse(content, "x", table.shards, table.tasks)
-    kept, _ = tracemalloc.get_traced_memory()
+    used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(read) == count
     assert read[count - 1].key == "kkkkk"
-    assert kept < 120 * count
+    assert used < 120 * count
 
 
 def test_a_missing_index_says_how_to_make_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mapped files of arrays: as safetensors reads them, from any store; broken and hostile ones refused."""
+"""Mapped files of arrays: read as safetensors does, from any store; damaged and hostile ones are refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARRAYS = {
 
 
 class Remote:
-    """A store that is no folder: objects come by ranges."""
+    """A store that is no folder: objects are read by ranges."""
 
     def __init__(self, folder: Path) -> None:
         self._store, self.url = FileStore(folder), "s3://bucket"
@@ -31,8 +31,8 @@ class Remote:
         )  # fmt: skip
         self.ranges: list[int] = []
 
-    def give_up(self) -> None:
-        """Nothing is waited for."""
+    def cancel_retries(self) -> None:
+        """Do nothing."""
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         self.ranges.append(size)
@@ -78,12 +78,12 @@ def test_arrays_that_reach_out_of_the_file_are_refused(entry: object) -> None:
     "content",
     [b"", b"abc", bytes(8), b"\xff" * 40, b"\x64" + bytes(7) + b"{}", b"\x02" + bytes(7) + b"[]"],
 )
-def test_what_is_no_such_file_is_refused(content: bytes) -> None:
+def test_content_that_is_no_safetensors_file_is_refused(content: bytes) -> None:
     with pytest.raises(InputError, match="x: not a safetensors file"):
         mapped.array_views(content, "x")
 
 
-def test_what_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for store, place in ((open_store(str(tmp_path)), str(tmp_path)), (Remote(tmp_path), "s3://bucket")):
         for name in ("empty", "missing"):

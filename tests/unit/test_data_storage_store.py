@@ -1,4 +1,4 @@
-"""Shards and index: byte layout, stock readers, and every way in which a file can be wrong."""
+"""Shards and index: byte layout, stock readers, and damage of every kind."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from data.errors import InputError
-from data.storage.credentials import VARIABLES, told
-from data.storage.index import DatasetIndex, read_episode
-from data.storage.objects import ObjectStore
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from data.storage.object_store import ObjectStore
 from data.storage.shards import check_key, decode_episode, encode_episode
 from data.storage.store import FileStore, open_store
+from data.storage.store_errors import VARIABLES, describe_error
 from tests.support.shards_case import episode, equal, write_dataset
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     index = write_dataset(tmp_path)
     assert [entry.length for entry in index.episodes] == [4, 5, 6]
     for i, entry in enumerate(index.episodes):
@@ -100,7 +101,7 @@ def test_damage_names_shard_episode_and_offset(
     assert f"shard {entry.shard}, episode lift/demo_2, offset {entry.offset}" in message
 
 
-def test_an_episode_that_is_not_what_the_index_says_is_refused(tmp_path: Path) -> None:
+def test_an_episode_that_differs_from_the_index_is_refused(tmp_path: Path) -> None:
     index = write_dataset(tmp_path)
     with pytest.raises(InputError, match="the index says 99 steps"):
         read_episode(index, dataclasses.replace(index.episodes[0], length=99))
@@ -147,7 +148,7 @@ def test_links_foreign_names_and_pickles_are_refused() -> None:
         info.size = 3
         with pytest.raises(InputError, match="member"):
             decode_episode(good + foreign_member(info, b"abc"))
-    with pytest.raises(InputError, match="comes twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         decode_episode(good + good)
     codes = {"top": episode(0).codes["agent"]}
     for key, reason in (("lift/demo_0", None), ("lift/demo_1", "does not belong")):
@@ -190,7 +191,7 @@ def test_overwritten_bytes_never_crash_the_reader(position: int, noise: bytes) -
     assert decoded.actions.shape == (5, 7)  # the noise fell on values
 
 
-def test_object_stores_work_as_folders_do(tmp_path: Path) -> None:
+def test_object_stores_behave_like_folders(tmp_path: Path) -> None:
     remote = ObjectStore("memory:///", MemoryStore())
     remote.write("part/shard-0.tar", b"0123456789")
     assert remote.read("part/shard-0.tar") == b"0123456789"
@@ -217,7 +218,7 @@ def test_urls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
-def test_who_has_no_credentials_is_told_which(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
             monkeypatch.delenv(name)
@@ -225,18 +226,20 @@ def test_who_has_no_credentials_is_told_which(scheme: str, monkeypatch: pytest.M
         with pytest.raises(InputError, match=r"Account must be specified.*AZURE_STORAGE_ACCOUNT_NAME and"):
             open_store("az://bucket")
     asked = "Error performing GET http://169.254.169.254/token: error sending request"
-    assert told(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
+    assert describe_error(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
         f"no credentials: set {VARIABLES[scheme]}, or run on a machine that the cloud gives a role; {asked}"
     )
-    assert told(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
+    assert describe_error(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
 
 
-def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_looked_up_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be looked up"):
         DatasetIndex.load(str(tmp_path / ("x" * 300)))
 
 
-def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_no_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -246,7 +249,7 @@ def test_an_interrupted_write_leaves_nothing_beside(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_refused_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_and_stays_unchanged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(InputError, match="choose a writable place"):
         open_store(str(tmp_path / "file")).write("x", b"1")

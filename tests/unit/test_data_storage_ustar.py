@@ -1,4 +1,4 @@
-"""Members of episodes: what stock tar readers say of them, and nothing that they take and we should not."""
+"""Members of episodes: read as stock tar readers do, without what these should not accept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME, SIZE, CHECKSUM, TYPE, MAGIC, PREFIX = 0, 124, 148, 156, 257, 345
 
 
 def header(*changes: Field, signed: bool = False) -> bytes:
-    """A member's header with other fields; its checksum fits unless it is one of them."""
+    """A member's header with other fields; its checksum matches unless it is one of them."""
     content = bytearray(write_member("lift/demo_0.json", PAYLOAD)[0])
     for at, field in changes:
         content[at : at + len(field)] = field
@@ -36,9 +36,9 @@ def read(first: bytes) -> list[tuple[str, bytes]]:
 
 
 def test_members_are_read_as_they_were_written() -> None:
-    wanted = [("a.json", b""), ("lift/demo_0.json", PAYLOAD), (LONG, bytes(512)), ("z", bytes(513))]
-    content = b"".join(part for name, payload in wanted for part in write_member(name, payload))
-    assert [(name, bytes(payload)) for name, payload in read_members(content)] == wanted
+    members = [("a.json", b""), ("lift/demo_0.json", PAYLOAD), (LONG, bytes(512)), ("z", bytes(513))]
+    content = b"".join(part for name, payload in members for part in write_member(name, payload))
+    assert [(name, bytes(payload)) for name, payload in read_members(content)] == members
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ NOISE = st.one_of(
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.tuples(FIELDS, NOISE), max_size=2))
-def test_what_is_taken_is_what_tarfile_sees(changes: list[Field]) -> None:
+def test_accepted_members_are_those_that_tarfile_reads(changes: list[Field]) -> None:
     changed = header(*changes)
     try:
         found = read(changed)

@@ -16,19 +16,22 @@ from data.config import DataConfig, MixtureConfig, MixtureSource
 from data.contracts import Episode, PackedBatch
 from data.errors import InputError
 from data.prepare.statistics import summarise
-from data.storage.index import DatasetIndex, EpisodeEntry, EpisodeTable, ImageFormat
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
-from data.stream import memory
-from data.stream.loader import TokenStream, plan_ids
-from data.stream.packing import pack
+from data.stream import episode_memory
+from data.stream.loader import TokenStream
 from data.stream.plan import Kind
-from data.stream.sequence import WORLD_TEXT, Sample, action_sample, action_text, world_sample
+from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges, encode
 from data.tokens.image_block import image_block, image_block_length
+from data.tokens.prompt_text import WORLD_TEXT, action_text
 from data.tokens.state import STATE_MAX, STATE_MIN, state_blocks
 from data.tokens.text import TextTokenizer
 from pretrain.config import TrainerConfig
+from tests.support.reference_samples import Sample, action_sample, pack, world_sample
 
 TRAINER = TrainerConfig(global_batch=4, sequence_length=512)
 FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
@@ -88,7 +91,7 @@ def write_dataset(folder: Path) -> str:
 def expected_tokens(
     kind: int, episode: Episode, t: int, camera: str = "agent", history: int = 2
 ) -> list[int]:
-    """The template written out once more, from the raw episode."""
+    """The template, written again from the raw episode."""
     text = TextTokenizer.load()
     frames = [image_block(codes, 32).tolist() for codes in episode.codes[camera]]
     actions = [[10004, *ids, 15004] for ids in encode(episode.actions).tolist()]
@@ -135,7 +138,7 @@ def test_an_epoch_holds_every_window_once(url: str) -> None:
     trainer = TrainerConfig(global_batch=1, sequence_length=256)
     for kind, mixture in ((Kind.ACTION, MixtureConfig(1, 0)), (Kind.WORLD, MixtureConfig(0, 1))):
         with TokenStream(DataConfig(url, mixture=mixture), trainer, seed=0) as stream:
-            steps = -(-len(windows[kind]) // stream.plan.samples_per_step(kind))
+            steps = -(-len(windows[kind]) // int(stream.plan.layout.counts[0, kind]))
             seen = [
                 s for step in range(steps) for b in stream.micro_batches(step, 0, 1) for s in samples_of(b)
             ]
@@ -163,23 +166,23 @@ def test_any_ranks_and_micro_batches_give_the_same_global_batch(
     readers=st.integers(1, 4), steps=st.integers(1, 3),
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
-def test_a_resumed_run_of_other_ranks_and_prefetchers_gets_the_same_global_batches(
+def test_a_resumed_run_with_other_ranks_and_prefetch_gets_the_same_global_batches(
     url: str, ranks: int, resumed: int, prefetch: int, readers: int, steps: int
 ) -> None:
-    wanted = range(resumed, resumed + steps)
+    numbers = range(resumed, resumed + steps)
     with TokenStream(DataConfig(url), TRAINER, seed=1) as stream:
-        expected = [stream.micro_batches(step, 0, 1)[0] for step in wanted]
+        expected = [stream.micro_batches(step, 0, 1)[0] for step in numbers]
     config = DataConfig(url, prefetch=prefetch, readers=readers)
     for rank in range(ranks):
         with TokenStream(config, TRAINER, seed=1) as stream:
-            found = [stream.micro_batches(step, rank, ranks)[0] for step in wanted]
+            found = [stream.micro_batches(step, rank, ranks)[0] for step in numbers]
         rows = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
         for one, whole in zip(found, expected, strict=True):
             for field in FIELDS:
                 assert np.array_equal(getattr(one, field), getattr(whole, field)[rows])
 
 
-def test_the_order_of_asking_does_not_matter(url: str) -> None:
+def test_the_order_of_requests_does_not_matter(url: str) -> None:
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
         forward = [stream.micro_batches(step, 0, 1)[0].tokens for step in range(5)]
         for step in (4, 0, 3, 3, 1, 2):
@@ -196,7 +199,7 @@ def test_the_next_step_is_prepared_ahead(url: str, monkeypatch: pytest.MonkeyPat
         for step in range(3):
             stream.micro_batches(step, 0, 1)
     assert steps[:3] == [0, 1, 2]
-    assert steps[3:] in ([], [3])  # closed before or after it began
+    assert steps[3:] in ([], [3])  # closed before or after step 3 was started
 
 
 def test_the_mixture_is_exact_in_every_step(url: str) -> None:
@@ -226,27 +229,30 @@ def test_closing_ends_the_thread(url: str) -> None:
     assert threads() == before
 
 
-def test_plan_ids_tile_for_any_ranks(url: str) -> None:
-    config = DataConfig(url)
-    whole = plan_ids(config, TRAINER, seed=0, step=7, ranks=1)["ranks"][0]
+def test_ids_of_ranks_tile_for_any_number_of_ranks(url: str) -> None:
+    plan = make_plan(DataConfig(url), TRAINER, seed=0)
+    (whole,) = plan.ids_of_ranks(step=7, ranks=1)
+    assert whole
     assert all(isinstance(i, int) for i in whole)
     for ranks in (2, 4):
-        parts = plan_ids(config, TRAINER, seed=0, step=7, ranks=ranks)["ranks"]
+        parts = plan.ids_of_ranks(step=7, ranks=ranks)
         assert len(parts) == ranks
         assert list(chain(*parts)) == whole
     with pytest.raises(InputError, match="global_batch is 4, which 3 data-parallel ranks"):
-        plan_ids(config, TRAINER, seed=0, step=7, ranks=3)
+        plan.ids_of_ranks(step=7, ranks=3)
     with pytest.raises(InputError, match="which 0 data-parallel ranks"):
-        plan_ids(config, TRAINER, seed=0, step=7, ranks=0)
+        plan.ids_of_ranks(step=7, ranks=0)
 
 
 def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
         expected = [stream.micro_batches(step, 0, 1)[0] for step in range(4)]
         size = stream._memory._size
-    assert size == sum(LENGTHS[:-1])  # no more room than episodes
+    assert size == sum(LENGTHS[:-1])  # no larger than all episodes
     step_bytes = 2 * (image_block_length(2, 2) + 9)
-    monkeypatch.setattr(memory, "MEGABYTE", 14 * step_bytes)  # room for 14 time steps: about one episode
+    monkeypatch.setattr(
+        episode_memory, "MEGABYTE", 14 * step_bytes
+    )  # room for 14 time steps: about one episode
     with TokenStream(replace(DataConfig(url), memory_megabytes=1), TRAINER, seed=0) as stream:
         assert stream._memory._size == 14
         for step, batch in enumerate(expected):
@@ -259,7 +265,7 @@ def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("cameras", "history", "chunk", "predicted"), [(1, 1, 1, 1), (2, 2, 5, 1), (2, 3, 2, 3)]
 )
-def test_assembly_equals_the_samples_one_by_one(
+def test_assembled_batches_equal_samples_packed_one_by_one(
     url: str, cameras: int, history: int, chunk: int, predicted: int, state: bool
 ) -> None:
     config = DataConfig(
@@ -308,16 +314,14 @@ def test_several_data_sets_are_mixed_and_named(url: str, tmp_path: Path) -> None
         for kind, e, t in zip(planned.kinds, planned.episodes, planned.times, strict=True)
     ]
     assert samples_of(batch) == expected
-    assert abs((planned.sources == 0).sum() - 0.75 * len(planned)) < 1
+    assert abs((planned.datasets == 0).sum() - 0.75 * len(planned)) < 1
     assert names == {Path(url).name, "second"}
     assert prints[0] != prints[1]
     with pytest.raises(InputError, match=r"give either data.url=... or data.sources"):
         TokenStream(replace(config, url=url), TRAINER, seed=0)
 
 
-def test_skipping_a_bad_episode_leaves_everything_else_in_its_place(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_skipping_a_bad_episode_moves_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url = write_dataset(tmp_path)
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
         expected = [stream.micro_batches(step, 0, 1)[0] for step in range(3)]
@@ -339,7 +343,7 @@ def test_skipping_a_bad_episode_leaves_everything_else_in_its_place(
             assert gone.any()
             for field, empty in padding.items():
                 assert np.array_equal(getattr(found, field), np.where(gone, empty, getattr(whole, field)))
-        assert stream.skipped_episodes == 1
+        assert stream._memory.skipped == [2]
     assert f"skipped 1 of data.skip_bad_episodes=1 episodes: {url}: shard {bad.shard}" in caplog.text
 
 
@@ -354,7 +358,7 @@ def test_skipping_a_bad_episode_leaves_everything_else_in_its_place(
         ({"url": "/nowhere"}, r"/nowhere: no index.json there"),
     ],
 )  # fmt: skip
-def test_settings_that_the_data_cannot_serve_are_refused(
+def test_settings_that_do_not_fit_the_data_are_refused(
     url: str, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -369,7 +373,7 @@ def test_an_empty_split_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
-def test_a_broken_shard_stops_the_stream_and_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_shard_stops_the_stream_and_is_named(tmp_path: Path, damage: str) -> None:
     url = write_dataset(tmp_path)
     entry = DatasetIndex.load(url).split("train")[2]
     shard = tmp_path / entry.shard

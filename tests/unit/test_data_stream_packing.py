@@ -1,4 +1,4 @@
-"""Packing: nothing cut or lost, everything where it belongs; layouts exact and full."""
+"""Packing: no sample cut or lost; layouts exact and full."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.layout import SourceWindows
-from data.stream.mixture import action_share, source_shares, step_counts
-from data.stream.packing import fit, pack
-from data.stream.plan import Kind, Plan
-from data.stream.sequence import Sample, SampleForm
-from data.stream.windows import WindowTable
+from data.stream.layout import DatasetWindows
+from data.stream.mixture import action_share, dataset_shares, step_counts
+from data.stream.packing import assign_sequences
+from data.stream.plan import DataPlan, Kind
+from data.stream.samples import SampleForm
+from data.stream.window_table import WindowTable
+from tests.support.reference_samples import Sample, pack
 
 EVEN = MixtureConfig()
 
@@ -25,7 +26,7 @@ def make_sample(length: int, start: int) -> Sample:
 
 
 @given(lengths=st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=5))
-def test_every_sample_lies_whole_in_its_row(lengths: list[list[int]]) -> None:
+def test_every_sample_is_complete_in_its_row(lengths: list[list[int]]) -> None:
     rows = [
         [make_sample(n, 100 * b + 10 * i + 5) for i, n in enumerate(row)] for b, row in enumerate(lengths)
     ]
@@ -53,7 +54,7 @@ def test_every_sample_lies_whole_in_its_row(lengths: list[list[int]]) -> None:
             assert (values[b, end:] == padding).all()
 
 
-def test_a_row_that_is_too_long_is_never_cut() -> None:
+def test_a_row_that_is_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="9 tokens do not fit a sequence of 8"):
         pack([[make_sample(4, 0), make_sample(5, 0)]], sequence_length=8)
 
@@ -64,18 +65,16 @@ def test_a_row_that_is_too_long_is_never_cut() -> None:
     length=st.integers(30, 300),
 )
 @settings(max_examples=300, deadline=None)
-def test_samples_that_are_fitted_in_are_all_there_and_none_is_cut(
-    lengths: list[int], sequences: int, length: int
-) -> None:
-    wanted = np.array(lengths, np.int64)
-    found = fit(wanted, sequences, length)
+def test_all_samples_are_assigned_and_none_is_cut(lengths: list[int], sequences: int, length: int) -> None:
+    token_counts = np.array(lengths, np.int64)
+    found = assign_sequences(token_counts, sequences, length)
     if found is None:
         # Refused only when it is full: a sequence with room for the longest is never left.
         assert sum(lengths) + sequences * (max(lengths) - 1) >= sequences * (length + 1 - max(lengths))
         return
-    assert found.shape == wanted.shape
+    assert found.shape == token_counts.shape
     assert 0 <= found.min() <= found.max() < sequences
-    assert np.bincount(found, weights=wanted).max() <= length
+    assert np.bincount(found, weights=token_counts).max() <= length
 
 
 @pytest.mark.parametrize("words", [(15, 16), (13, 30), (10, 60)])
@@ -85,7 +84,7 @@ def test_padding_is_at_most_3_percent_at_8192_tokens(words: tuple[int, int], seq
     random, form = np.random.default_rng(0), SampleForm(276)
     steps = random.integers(80, 300, 1000).astype(np.int32)
     texts = random.integers(*words, 10)[random.integers(0, 10, 1000)].astype(np.int32)
-    plan = Plan([windows(steps, texts, form, world=21)], EVEN, sequences, 8192, seed=0, fingerprint="f")
+    plan = DataPlan([windows(steps, texts, form, world=21)], EVEN, sequences, 8192, seed=0, fingerprint="f")
     for step in (0, 1000):
         planned = plan.step(step)
         action = form.action_length(0, 0) + texts[planned.episodes] + np.minimum(planned.times + 1, 2) * 276
@@ -100,7 +99,7 @@ def test_padding_is_at_most_3_percent_at_8192_tokens(words: tuple[int, int], seq
     worlds=st.integers(0, 90),
 )  # fmt: skip
 def test_shares_of_data_sets_are_exact(weights: list[int], actions: int, worlds: int) -> None:
-    shares = source_shares([float(weight) for weight in weights])
+    shares = dataset_shares([float(weight) for weight in weights])
     counts = step_counts(actions, worlds, shares)
     assert counts.sum(axis=0).tolist() == [actions, worlds]
     assert counts.min() >= 0
@@ -118,12 +117,12 @@ def test_impossible_mixtures_are_refused() -> None:
         with pytest.raises(InputError, match="mixture weights are action="):
             action_share(mixture)
     with pytest.raises(InputError, match=r"data.sources\[1\].weight is 0"):
-        source_shares([1, 0])
+        dataset_shares([1, 0])
 
 
-def windows(steps: np.ndarray, texts: np.ndarray, form: SampleForm, world: int) -> SourceWindows:
+def windows(steps: np.ndarray, texts: np.ndarray, form: SampleForm, world: int) -> DatasetWindows:
     same = np.full(len(steps), world, np.int32)
-    return SourceWindows(
+    return DatasetWindows(
         "test",
         (
             WindowTable(steps, form.chunk - 1, form.history, texts, form.action_length),

@@ -1,4 +1,4 @@
-"""Stand-ins of batches: the planned ones but for what was to be read, and nothing is read for them."""
+"""Placeholder batches: those planned except for frames, actions and states; no episode is read for them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from data.config import DataConfig, MixtureSource
 from data.contracts import PackedBatch
 from data.storage.index import DatasetIndex
-from data.stream import memory
+from data.stream import episode_memory
 from data.stream.loader import TokenStream
 from pretrain.model.loss import label_kinds
 from tests.unit.test_data_stream_loader import TRAINER, write_dataset
 
 
 def check_alike(planned: PackedBatch, blank: PackedBatch) -> None:
-    """All that sizes and masks depend on is the same."""
+    """Everything that sizes and masks depend on is equal."""
     for field in ("positions", "segments", "blocks"):
         assert np.array_equal(getattr(planned, field), getattr(blank, field)), field
     assert np.array_equal(planned.labels < 0, blank.labels < 0)
@@ -28,7 +28,7 @@ def check_alike(planned: PackedBatch, blank: PackedBatch) -> None:
 
 
 @pytest.mark.parametrize("state", [False, True])
-def test_a_stand_in_is_the_planned_batch_but_for_frames_actions_and_states(
+def test_a_placeholder_is_the_planned_batch_except_for_frames_actions_and_states(
     tmp_path: Path, state: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     urls = [write_dataset(tmp_path / name) for name in ("one", "other")]
@@ -37,15 +37,15 @@ def test_a_stand_in_is_the_planned_batch_but_for_frames_actions_and_states(
     trainer = replace(TRAINER, micro_batch=1)
     with TokenStream(config, trainer, seed=0) as stream, TokenStream(config, trainer, seed=0) as other:
         expected = [stream.micro_batches(step, 1, 2) for step in range(3)]
-        monkeypatch.delattr(memory, "read_episode")  # nothing can be read
+        monkeypatch.delattr(episode_memory, "read_episode")  # nothing can be read
         for step, planned in enumerate(expected):
-            for one, blank in zip(planned, other.stand_ins(step, 1, 2), strict=True):
+            for one, blank in zip(planned, other.placeholder_batches(step, 1, 2), strict=True):
                 check_alike(one, blank)
                 assert 0 <= blank.tokens.min() <= blank.tokens.max() < stream.vocabulary_size
                 assert not np.array_equal(one.tokens, blank.tokens)
 
 
-def test_a_stand_in_leaves_out_the_episodes_that_were_skipped(tmp_path: Path) -> None:
+def test_a_placeholder_leaves_out_skipped_episodes(tmp_path: Path) -> None:
     url = write_dataset(tmp_path)
     bad = DatasetIndex.load(url).split("train")[2]
     content = bytearray((tmp_path / bad.shard).read_bytes())
@@ -53,6 +53,6 @@ def test_a_stand_in_leaves_out_the_episodes_that_were_skipped(tmp_path: Path) ->
     (tmp_path / bad.shard).write_bytes(content)
     with TokenStream(DataConfig(url, skip_bad_episodes=1), TRAINER, seed=0) as stream:
         for step in range(3):
-            (planned,), (blank,) = stream.micro_batches(step, 0, 1), stream.stand_ins(step, 0, 1)
-            assert stream.skipped_episodes == 1
+            (planned,), (blank,) = stream.micro_batches(step, 0, 1), stream.placeholder_batches(step, 0, 1)
+            assert len(stream._memory.skipped) == 1
             check_alike(planned, blank)

@@ -1,4 +1,4 @@
-"""What goes into tokens comes back out of them; segments are right for samples of any sizes."""
+"""Tokens decode to what was encoded; segments are right for samples of any sizes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data.stream.batch_assembler import _gaps, _Places, _write_segments
-from data.stream.sequence import action_sample, world_sample
+from data.stream.batch_assembler import _gaps, _SampleLayout, _write_segments
 from data.tokens.action import ACTION_MAX, ACTION_MIN, BIN_WIDTH, decode, encode
 from data.tokens.image_block import image_block, image_block_length, image_codes, write_image_blocks
+from tests.support.reference_samples import action_sample, world_sample
 
 CODES = st.integers(0, 8191)
 
@@ -21,10 +21,10 @@ CODES = st.integers(0, 8191)
 )
 def test_blocks_written_in_place_are_those_of_image_block(codes: np.ndarray, dtype: type) -> None:
     size = image_block_length(4, 4)
-    room = np.zeros((3, 2 * size), dtype)
+    written = np.zeros((3, 2 * size), dtype)
     for view in range(2):
-        write_image_blocks(codes[:, view], 64, room[:, view * size : (view + 1) * size])
-    assert np.array_equal(room.reshape(3, 2, size), image_block(codes, 64))
+        write_image_blocks(codes[:, view], 64, written[:, view * size : (view + 1) * size])
+    assert np.array_equal(written.reshape(3, 2, size), image_block(codes, 64))
 
 
 def test_small_types_do_not_overflow() -> None:
@@ -38,7 +38,7 @@ def test_small_types_do_not_overflow() -> None:
     words=st.lists(st.integers(16_384, 65_535), min_size=1, max_size=9),
 )
 @settings(deadline=None)
-def test_frames_and_actions_come_back_from_samples(
+def test_frames_and_actions_are_decoded_from_samples(
     codes: np.ndarray, places: np.ndarray, words: list[int]
 ) -> None:
     low, high = np.array(ACTION_MIN), np.array(ACTION_MAX)
@@ -71,21 +71,21 @@ def test_segments_of_samples_of_any_sizes(sizes: list[tuple[int, int, bool]]) ->
     total = at + 3
     borders = np.array([starts, starts, starts, ends], np.int64)
     worlds, ones = np.array([world for *_, world in sizes]), np.ones(len(sizes), np.int64)
-    places = _Places(worlds, ones, ones, np.arange(1, len(sizes) + 1), borders)
+    layout = _SampleLayout(worlds, ones, ones, np.arange(1, len(sizes) + 1), borders)
     segments, positions = np.full((2, total), -1, np.int32)
-    _write_segments(segments, positions, places)
+    _write_segments(segments, positions, layout)
     expected = np.full((2, total), -1)
     for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
         expected[0, start:end], expected[1, start:end] = number, np.arange(end - start)
     assert np.array_equal(np.stack([segments, positions]), expected)
-    assert np.array_equal(_gaps(places, total), np.flatnonzero(expected[0] < 0))
+    assert np.array_equal(_gaps(layout, total), np.flatnonzero(expected[0] < 0))
 
 
 @pytest.mark.parametrize("total", [0, 5])
-def test_without_samples_all_is_padding(total: int) -> None:
+def test_everything_is_padding_without_samples(total: int) -> None:
     nothing = np.empty(0, np.int64)
-    places = _Places(nothing.astype(bool), nothing, nothing, nothing, np.empty((4, 0), np.int64))
+    layout = _SampleLayout(nothing.astype(bool), nothing, nothing, nothing, np.empty((4, 0), np.int64))
     segments, positions = np.full((2, total), -1, np.int32)
-    _write_segments(segments, positions, places)
+    _write_segments(segments, positions, layout)
     assert (segments == -1).all()
-    assert _gaps(places, total).tolist() == list(range(total))
+    assert _gaps(layout, total).tolist() == list(range(total))

@@ -1,4 +1,4 @@
-"""Planning for a thousand million windows holds little memory; the order is sorted part by part."""
+"""Planning a thousand million windows takes little memory; the order is sorted part by part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import stream_scale
-from data.stream import windows
+from data.stream import window_table
 
 
 def test_a_thousand_million_windows_are_planned_in_100_megabytes(tmp_path: Path) -> None:
@@ -19,13 +19,13 @@ def test_a_thousand_million_windows_are_planned_in_100_megabytes(tmp_path: Path)
 
 @pytest.mark.parametrize("highest", [1, 40, 65_535, 65_536, 10**9])
 @pytest.mark.parametrize("part", [1, 7, 1000])
-def test_the_order_is_stable_whatever_the_part(
+def test_the_order_is_stable_for_any_part_size(
     highest: int, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = np.random.default_rng(highest).integers(0, highest + 1, 500)
     keys[-1] = highest
-    monkeypatch.setattr(windows, "_PART", part)
-    found = windows._stable_order(keys)
+    monkeypatch.setattr(window_table, "_PART", part)
+    found = window_table._stable_order(keys)
     assert found.dtype == np.int32
     assert np.array_equal(found, np.argsort(keys, kind="stable"))
-    assert len(windows._stable_order(keys[:0])) == 0
+    assert len(window_table._stable_order(keys[:0])) == 0

@@ -1,4 +1,4 @@
-"""Action tokens against the method's formulas, written a second time in plain Python."""
+"""Action tokens against the published formulas, written again in plain Python."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_limits_take_the_first_and_the_last_bins() -> None:
     assert np.array_equal(decode(np.full((1, 7), 10_261)), decode(np.full((1, 7), 10_260)))
 
 
-def test_bins_at_their_very_edges_are_those_of_digitize() -> None:
+def test_bins_at_the_edges_equal_digitize() -> None:
     edges = np.linspace(-1.0, 1.0, 256)
     near = np.concatenate([edges, np.nextafter(edges, -2), np.nextafter(edges, 2), edges + 1e-6])
     low, high = np.float64(-0.75), np.float64(0.5)
@@ -71,11 +71,11 @@ def test_other_ranges_are_used_both_ways() -> None:
     assert decode(ids, ranges) == pytest.approx(np.full((1, 7), 5.0), abs=10 / 255)
 
 
-def test_infinite_values_are_clipped_as_the_formula_has_it() -> None:
+def test_infinite_values_are_clipped_as_in_the_formula() -> None:
     assert encode([[math.inf, -math.inf, 0, 0, 0, 0, 0]])[0, :2].tolist() == [10_261, 10_006]
 
 
-def test_values_that_are_no_numbers_are_refused() -> None:
+def test_nan_is_refused() -> None:
     actions = np.zeros((3, 7))
     actions[1, 4] = math.nan
     with pytest.raises(InputError, match=r"action 1 has .* in dimension 4"):
@@ -90,7 +90,7 @@ def test_wrong_width_is_refused(shape: tuple[int, ...]) -> None:
         decode(np.zeros(shape, np.int64))
 
 
-def test_ids_that_are_no_integers_and_ranges_that_are_no_ranges_are_refused() -> None:
+def test_float_ids_and_invalid_ranges_are_refused() -> None:
     with pytest.raises(InputError, match="expected integers"):
         decode(np.zeros((1, 7)))
     with pytest.raises(InputError, match="at most as large"):

@@ -1,4 +1,4 @@
-"""Image tokenizer: same network as Chameleon's, exact saving, refusal of what does not fit."""
+"""Image tokenizer: the same network as Chameleon's, exact saving, refusal of invalid input."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ def test_saved_tokenizer_is_the_same_tokenizer(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.decode(codes), tokenizer.decode(codes))
 
 
-def test_frames_survive_the_way_to_tensors_and_back() -> None:
+def test_frames_are_equal_after_conversion_to_tensors_and_back() -> None:
     frames = random_frames(2, 8)
     np.testing.assert_array_equal(tensor_to_frames(frames_to_tensor(frames)), frames)
 
 
-def test_codes_pick_the_nearest_entry() -> None:
+def test_codes_are_the_nearest_entries() -> None:
     model = ImageModel(SMALL)
     entries = torch.randn(32, 4)
     model.quantize.embedding.weight.data = entries
@@ -111,7 +111,7 @@ def test_codes_pick_the_nearest_entry() -> None:
     assert torch.equal(model.quantize.nearest(z), torch.cdist(z, entries).argmin(1))
 
 
-def test_shipped_tokenizer_has_its_promised_size_and_is_small() -> None:
+def test_shipped_tokenizer_has_the_documented_size_and_is_small() -> None:
     tokenizer = ImageTokenizer.load()
     assert (tokenizer.pixels, tokenizer.rows, tokenizer.columns) == (64, 8, 8)
     assert tokenizer.codebook_size == 1024
@@ -173,7 +173,7 @@ def test_absurd_settings_are_refused(tmp_path: Path, change: dict[str, object]) 
         ImageTokenizer.load(tmp_path / "bad.safetensors")
 
 
-def test_misfit_tensors_are_named(tmp_path: Path) -> None:
+def test_tensors_of_other_shapes_are_named(tmp_path: Path) -> None:
     good = tmp_path / "good.safetensors"
     small_tokenizer().save(good)
     tensors = load_file(good)

@@ -1,4 +1,4 @@
-"""Image blocks: layout of the method, round trip, refusals."""
+"""Image blocks: published layout, round trip, refusals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.errors import InputError
 from data.tokens.image_block import image_block, image_block_length, image_codes
 
 
-def test_layout_is_the_methods() -> None:
+def test_layout_is_that_of_the_published_method() -> None:
     block = image_block(np.array([[0, 1], [2, 8191]], np.uint16), pixels=64)
     assert block.tolist() == [8197, 8806, 8806, 4, 5, 8803, 6, 8195, 8803, 8196]
 
@@ -26,12 +26,12 @@ def test_lengths_and_grid_tokens_are_the_published_ones(
     assert block[1] == block[2] == grid
 
 
-def test_height_comes_before_width() -> None:
+def test_height_precedes_width() -> None:
     assert image_block(np.zeros((4, 8), np.uint16), pixels=64)[1:3].tolist() == [8806, 8808]
 
 
 @given(hnp.arrays(np.uint16, st.tuples(st.just(3), *[st.integers(1, 9)] * 2), elements=st.integers(0, 8191)))
-def test_blocks_of_several_frames_come_back(codes: np.ndarray) -> None:
+def test_blocks_of_several_frames_are_decoded(codes: np.ndarray) -> None:
     height, width = codes.shape[1:]
     blocks = image_block(codes, pixels=32 * height)
     assert blocks.shape == (3, image_block_length(height, width))

@@ -1,4 +1,4 @@
-"""Codes come from exact fp32 arithmetic, whatever the device would rather do."""
+"""Codes are computed in exact fp32 arithmetic, whatever the default of the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data.errors import InputError
 from data.tokens.image import ImageTokenizer
 
 
-def test_neither_encoder_nor_decoder_may_round_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_encoder_nor_decoder_rounds_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     allowed: list[bool] = []
     original = torch.nn.Conv2d.forward
 

@@ -17,7 +17,7 @@ SHIPPED = TextTokenizer.load()
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_encoded_in_range_and_comes_back(text: str) -> None:
+def test_any_text_is_encoded_in_range_and_decoded(text: str) -> None:
     ids = SHIPPED.encode(text)
     assert all(TEXT_START <= i < SHIPPED.size == 16_896 for i in ids)
     assert SHIPPED.decode(ids) == text
@@ -27,7 +27,7 @@ def test_prompts_are_short() -> None:
     assert len(SHIPPED.encode("What action should the robot take to lift the cube?")) <= 16
 
 
-def test_the_shipped_file_is_what_the_function_makes(tmp_path: Path) -> None:
+def test_the_shipped_file_is_the_output_of_the_function(tmp_path: Path) -> None:
     saved = SHIPPED.save(tmp_path / "tokenizers")
     assert saved.read_text() == train_text_tokenizer(training_sentences())
     assert TextTokenizer.load(saved).encode("lift the cube") == SHIPPED.encode("lift the cube")

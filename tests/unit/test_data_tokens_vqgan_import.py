@@ -61,7 +61,7 @@ def settings(config: ImageModelConfig) -> dict[str, Any]:
 
 
 def weights(config: ImageModelConfig = SMALL, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A state_dict in the names of the original, with norms and codes that do something."""
+    """A state_dict in the names of the original, with random norms and codes."""
     torch.manual_seed(0)
     with torch.device("cpu"):
         found = {name: tensor.clone() for name, tensor in ImageModel(config).state_dict().items()}
@@ -88,7 +88,7 @@ def frames(pixels: int = 32) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_weights_arrive_bitwise(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_weights_are_imported_bitwise(dtype: torch.dtype, tmp_path: Path) -> None:
     given = weights(dtype=dtype)
     source = write(tmp_path, {"state_dict": given, "epoch": 3})
     assert main(["convert", "import", f"source={source}", f"out={tmp_path}/image.safetensors"]) == 0
@@ -124,7 +124,7 @@ def test_codes_are_those_of_transformers(tmp_path: Path) -> None:
         expected = theirs.encode(pixels).image_tokens.reshape(3, 8, 8)
     found = ours.encode(frames())
     assert np.array_equal(found, expected.numpy())
-    assert len(np.unique(found)) > 10, "the codes tell images apart"
+    assert len(np.unique(found)) > 10, "different images have different codes"
 
 
 def test_the_decoder_is_the_published_one(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_decoder_is_the_published_one(tmp_path: Path) -> None:
     assert np.abs(tokenizer.decode(codes.numpy()).astype(float) - shown).max() <= 1, "but for rounding"
 
 
-def test_the_same_network_serves_frames_of_another_side(tmp_path: Path) -> None:
+def test_the_same_network_encodes_frames_of_another_side(tmp_path: Path) -> None:
     config = replace(SMALL, attention_resolutions=())
     source = write(tmp_path, {"state_dict": weights(config)}, config)
     words = [f"source={source}", f"out={tmp_path}/64.safetensors", "pixels=64"]
@@ -164,7 +164,7 @@ def test_without_vqgan_yaml_the_sizes_are_chameleons(tmp_path: Path) -> None:
 
 
 def _wrong_shapes(source: Path, out: Path) -> None:
-    """Keep only the names that both have, so that the shapes come first in the list."""
+    """Only the names that both have, so that the shapes are first in the list."""
     with torch.device("meta"):
         expected = ImageModel(ImageModelConfig()).state_dict()
     found = torch.load(source)["state_dict"]
@@ -173,8 +173,8 @@ def _wrong_shapes(source: Path, out: Path) -> None:
     import_image_tokenizer(source, out)
 
 
-def test_the_encoder_goes_along_in_an_export(tmp_path: Path) -> None:
-    """Nothing is missing then, and transformers encodes images to the ids that ours are."""
+def test_an_export_contains_the_encoder(tmp_path: Path) -> None:
+    """Nothing is missing, and transformers encodes images to the same ids."""
     from transformers import ChameleonForConditionalGeneration
 
     from tests.support import hugging_face
@@ -194,7 +194,7 @@ def test_the_encoder_goes_along_in_an_export(tmp_path: Path) -> None:
     assert np.array_equal(model.get_image_tokens(pixels).numpy(), ours + 4)
 
 
-def test_an_encoder_that_transformers_has_not_is_refused(tmp_path: Path) -> None:
+def test_an_encoder_unknown_to_transformers_is_refused(tmp_path: Path) -> None:
     from tests.support import hugging_face
 
     config = replace(SMALL, norm_groups=16)
@@ -207,7 +207,7 @@ def test_an_encoder_that_transformers_has_not_is_refused(tmp_path: Path) -> None
 
 
 class Callback:
-    """What a training framework leaves in its checkpoints."""
+    """An object as training frameworks store it in their checkpoints."""
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_other_files_are_refused(content: dict[str, Any], expected: str, tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x02."], ids=["empty", "text", "torn"])
-def test_torn_files_are_refused(content: bytes, tmp_path: Path) -> None:
+def test_truncated_files_are_refused(content: bytes, tmp_path: Path) -> None:
     source = write(tmp_path, {})
     source.write_bytes(content)
     with pytest.raises(InputError, match=r"vqgan\.ckpt: "):
@@ -274,7 +274,7 @@ def test_other_settings_are_refused(key: str, value: Any, expected: str, tmp_pat
         import_image_tokenizer(source, tmp_path / "image.safetensors")
 
 
-def test_a_file_at_out_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_file_at_out_is_not_overwritten(tmp_path: Path) -> None:
     source = write(tmp_path, {"state_dict": weights()})
     out = tmp_path / "image.safetensors"
     out.write_text("precious")

@@ -11,7 +11,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.prepare.frames import moving_steps
+from data.prepare.no_ops import moving_steps
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_hdf5 import read_motion
 from data.sources.registry import open_source

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.stream.sequence import action_prompt, action_text
+from data.stream.samples import action_prompt
 from data.tokens.action import ACTION_MAX, ACTION_MIN, decode
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block
+from data.tokens.prompt_text import action_text
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
 from eval.policy import loaded_model as model_module

@@ -16,13 +16,15 @@ from PIL import Image, ImageSequence
 
 from data.config import DataConfig, PrepareConfig
 from data.errors import InputError
-from data.prepare.command import Preparer, prepare
-from data.storage.index import DatasetIndex, read_episode
-from data.stream.sequence import WORLD_TEXT, world_prompt
+from data.prepare.preparer import Preparer, prepare
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from data.stream.samples import world_prompt
 from data.tokens.action import encode
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block, image_block_length, image_codes
 from data.tokens.image_model import ImageModel, ImageModelConfig
+from data.tokens.prompt_text import WORLD_TEXT
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from eval.config import ImagineConfig

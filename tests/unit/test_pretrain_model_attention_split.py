@@ -12,9 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.stream.packing import pack
-from data.stream.sequence import action_sample as real_action_sample
-from data.stream.sequence import world_sample as real_world_sample
 from pretrain.model.attention.call import attention
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.split_plan import AttentionPass, split
@@ -23,6 +20,9 @@ from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.mask import effective_blocks
 from pretrain.model.transformer import Transformer, initialise
 from tests.support.packings import Packing, action_sample, packing, packings, worldvla
+from tests.support.reference_samples import action_sample as real_action_sample
+from tests.support.reference_samples import pack
+from tests.support.reference_samples import world_sample as real_world_sample
 from tests.support.varlen_reference import PlainKernels
 
 CPU = torch.device("cpu")

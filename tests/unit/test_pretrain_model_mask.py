@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.stream.sequence import Sample, action_sample, world_sample
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_END, ACTION_START, END_OF_TURN, IMAGE_END, IMAGE_START
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.config import ModelConfig
 from pretrain.model.mask import dense_mask, mask_from_tokens, mask_vectors
+from tests.support.reference_samples import Sample, action_sample, world_sample
 
 TEXT, BIN = 20_000, 10_100
 

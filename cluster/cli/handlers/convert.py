@@ -42,7 +42,7 @@ def run_convert_samples(config: ConvertSamplesConfig, invocation: Invocation) ->
     Raises:
         InputError: A file is no sample, or does not fit the tokenizers.
     """
-    from data.prepare import published
+    from data.prepare.published_samples import convert_samples
     from data.tokens.image import ImageTokenizer
     from data.tokens.text import TextTokenizer
 
@@ -50,7 +50,7 @@ def run_convert_samples(config: ConvertSamplesConfig, invocation: Invocation) ->
     image = ImageTokenizer.load(config.image_tokenizer, pixels=config.pixels)
     with ProgressDisplay(invocation.console) as display:
         bar = display.bar("read samples")
-        index = published.convert_samples(
+        index = convert_samples(
             config, text, image, lambda done, total: bar.update(done, total, detail="files, each twice")
         )
     steps = int(index.episodes.lengths.sum())

@@ -19,8 +19,8 @@ from cluster.inspect.config import (
 from pretrain.telemetry.progress import ProgressDisplay, SpeedEstimate
 
 if TYPE_CHECKING:
+    from data.storage.dataset_scan import DatasetScan
     from data.storage.index import DatasetIndex
-    from data.storage.survey import Survey
 
 
 def run_inspect_plan(config: InspectPlanConfig, invocation: Invocation) -> None:
@@ -48,16 +48,16 @@ def run_inspect_data(config: InspectDataConfig, invocation: Invocation) -> None:
 
     index = DatasetIndex.load(config.url)
     tokenizer = sheet_tokenizer(index, config)
-    survey = _survey(index, invocation) if config.verify else None
-    damaged = [] if survey is None else survey.damaged
-    content = dataset_content(index, config.url, survey)
+    scan = _scan(index, invocation) if config.verify else None
+    damaged = [] if scan is None else scan.damaged
+    content = dataset_content(index, config.url, scan)
     if tokenizer is not None and config.sheet is not None and not damaged:
         content["sheet"] = draw_contact_sheet(index, tokenizer, config.sheet, config.episodes)
     if invocation.json:
         print(json.dumps(content, indent=2))
     else:
         invocation.console.print(groups_table(content))
-        for line in dataset_lines(index, content, survey, config.sheet is not None):
+        for line in dataset_lines(index, content, scan, config.sheet is not None):
             invocation.console.print(line, markup=False)
     for line in damaged:
         invocation.console.print(f"  damaged: {line}", markup=False)
@@ -68,13 +68,13 @@ def run_inspect_data(config: InspectDataConfig, invocation: Invocation) -> None:
         )
 
 
-def _survey(index: DatasetIndex, invocation: Invocation) -> Survey:
-    from data.storage.survey import survey
+def _scan(index: DatasetIndex, invocation: Invocation) -> DatasetScan:
+    from data.storage.dataset_scan import scan_dataset
 
     total, speed = len(index.episodes), SpeedEstimate("episodes")
     with ProgressDisplay(invocation.console) as display:
         bar = display.bar("verify", total)
-        return survey(index, lambda done: bar.update(done, detail=speed.update(done, total)))
+        return scan_dataset(index, lambda done: bar.update(done, detail=speed.update(done, total)))
 
 
 def run_inspect_checkpoint(config: InspectCheckpointConfig, invocation: Invocation) -> None:

@@ -15,7 +15,7 @@ def run_prepare(config: PrepareCommandConfig, invocation: Invocation) -> None:
     """Turn demonstrations into shards, in this process or on Ray, and print what they hold."""
     from cluster.run.prepare_group import check_workers, run_on_ray
     from cluster.run.worker_entry_points import make_preparer
-    from data.prepare.command import prepare
+    from data.prepare.preparer import prepare
 
     check_workers(config)
     on_ray = config.workers > 1

@@ -1,0 +1,106 @@
+"""JSON objects of files, read field by field with the expected types."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+from data.errors import InputError
+
+_MAX = sys.float_info.max
+
+
+class JsonRecord:
+    """One JSON object, and where it was read from.
+
+    Every method raises InputError, with `where` and the field, when the field is missing or of another type.
+    """
+
+    def __init__(self, fields: dict[str, object], where: str) -> None:
+        """Wrap parsed JSON; `where` leads every message."""
+        self._fields = fields
+        self._where = where
+
+    @classmethod
+    def parse(cls, content: bytes, where: str) -> JsonRecord:
+        """Parse a JSON document whose top level is an object."""
+        try:
+            value: object = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where}: not valid JSON ({error}); make the file again") from error
+        return cls._of(value, where)
+
+    def text(self, name: str, choices: Sequence[str] | None = None) -> str:
+        """A string, one of `choices` if given."""
+        value = self._fields.get(name)
+        if not isinstance(value, str) or (choices is not None and value not in choices):
+            raise self._wrong(name, "a text" if choices is None else f"one of {', '.join(choices)}")
+        return value
+
+    def integer(self, name: str, low: int = 0, high: int = 1 << 62) -> int:
+        """An integer in [low, high]."""
+        value = self._fields.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(name, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, name: str, above: float = -_MAX) -> float:
+        """A finite number larger than `above`."""
+        value = self._fields.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not above < value <= _MAX:
+            raise self._wrong(name, "a finite number" if above == -_MAX else f"a number above {above:g}")
+        return float(value)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        values = self._list(name)
+        if not all(isinstance(v, int | float) and -_MAX <= v <= _MAX for v in values):
+            raise self._wrong(name, "finite numbers")
+        return tuple(float(cast("float", v)) for v in values)
+
+    def texts(self, name: str) -> list[str]:
+        """A list of strings."""
+        values = self._list(name)
+        if not all(isinstance(v, str) for v in values):
+            raise self._wrong(name, "texts")
+        return cast("list[str]", values)
+
+    def record(self, name: str) -> JsonRecord:
+        """A nested object."""
+        return self._of(self._fields.get(name), f"{self._where}: {name}")
+
+    def records(self, name: str) -> list[JsonRecord]:
+        """A list of nested objects."""
+        return [self._of(value, f"{self._where}: {name}[{i}]") for i, value in enumerate(self._list(name))]
+
+    def members(self, name: str) -> dict[str, JsonRecord]:
+        """A nested object of objects, by name."""
+        fields = self.record(name)._fields
+        return {key: self._of(value, f"{self._where}: {name}: {key[:80]}") for key, value in fields.items()}
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the object has a field of this name."""
+        return name in self._fields
+
+    @classmethod
+    def _of(cls, value: object, where: str) -> JsonRecord:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: found {_shorten(value)}, expected a JSON object")
+        return cls(cast("dict[str, object]", value), where)
+
+    def _list(self, name: str) -> list[object]:
+        value = self._fields.get(name)
+        if not isinstance(value, list):
+            raise self._wrong(name, "a list")
+        return cast("list[object]", value)
+
+    def _wrong(self, name: str, expected: str) -> InputError:
+        found = _shorten(self._fields.get(name)) if name in self._fields else "nothing"
+        return InputError(f"{self._where}: {name} is {found}, expected {expected}; make the file again")
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

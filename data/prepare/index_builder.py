@@ -1,0 +1,182 @@
+"""Builds the index of a data set from its finished parts: splits, statistics, action ranges."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import PrepareConfig
+from data.contracts import Statistics
+from data.errors import InputError
+from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
+from data.prepare.statistics import summarise
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_table import EpisodeTable
+from data.storage.index import INDEX_FILE, DatasetIndex, ImageFormat
+from data.storage.store import open_store
+from data.tokens.action import NAMED_RANGES, ActionRanges
+from data.tokens.vocabulary import ACTION_DIM
+
+
+class FrameFormat(Protocol):
+    """The properties of an image tokenizer that the index holds."""
+
+    @property
+    def pixels(self) -> int:
+        """Side of the frames."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows of codes."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """Columns of codes."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes; all codes are below it."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the weights."""
+        ...
+
+
+def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]) -> DatasetIndex:
+    """Build the index of a data set whose parts are all finished.
+
+    Raises:
+        InputError: A part's record or values are missing, or there is no episode.
+    """
+    store = open_store(config.out)
+    finished: list[tuple[Part, PartRecord]] = []
+    for part in parts:
+        record = finished_record(store, part, thorough=False)
+        if record is None:
+            raise InputError(f"{store.url}/{part.name}.json: vanished or was changed; prepare again")
+        finished.append((part, record))
+    episodes = [(record.shard, episode) for _, record in finished for episode in record.episodes]
+    if not episodes:
+        raise InputError(
+            f"{config.source}: none of its {sum(len(part.references) for part in parts)} demonstrations "
+            "succeeded when it was replayed; check the simulator, or prepare with replay=false"
+        )
+    splits = assign_splits([f"{episode.suite}/{episode.task}" for _, episode in episodes])
+    actions = summarise(_TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)))
+    states = summarise(_TrainingValues(config.out, finished, splits, slice(ACTION_DIM, None)))
+    return DatasetIndex(
+        image=ImageFormat(
+            pixels=tokenizer.pixels,
+            rows=tokenizer.rows,
+            columns=tokenizer.columns,
+            codebook_size=tokenizer.codebook_size,
+            tokenizer_sha256=tokenizer.sha256,
+        ),
+        cameras=parts[0].references[0].cameras,
+        action_ranges=_action_ranges(config, actions),
+        statistics={"actions": actions, "states": states},
+        episodes=EpisodeTable.of(_entries(episodes, splits)),
+        compression=config.compression,
+        url=config.out,
+    )
+
+
+def commit_index(index: DatasetIndex) -> None:
+    """Write the index; InputError where `out` already holds another data set, which stays unchanged."""
+    store = open_store(index.url)
+    if store.exists(INDEX_FILE) and store.read(INDEX_FILE) != index.to_json():
+        raise InputError(
+            f"{store.url}: holds another data set already (its {INDEX_FILE} differs); choose another out= "
+            f"or delete {INDEX_FILE} there"
+        )
+    index.save(index.url)
+
+
+def assign_splits(tasks: Sequence[str]) -> list[str]:
+    """Assign demonstrations to splits by their tasks, in order (WorldVLA's rule).
+
+    Of the sorted tasks the first ceil(0.9 T) are in domain, the others `val_ood`; of the n demonstrations
+    of a task in domain the first ceil(0.9 n) are `train`, the others `val_ind`.
+    """
+    names = sorted(set(tasks))
+    in_domain = set(names[: _nine_tenths(len(names))])
+    counts = Counter(tasks)
+    seen: Counter[str] = Counter()
+    splits: list[str] = []
+    for task in tasks:
+        seen[task] += 1
+        is_training = seen[task] <= _nine_tenths(counts[task])
+        splits.append("val_ood" if task not in in_domain else "train" if is_training else "val_ind")
+    return splits
+
+
+def explicit_ranges(config: PrepareConfig) -> ActionRanges | None:
+    """The explicit ranges of the settings (InputError: not seven finite, increasing pairs)."""
+    if config.action_minimum is None or config.action_maximum is None:
+        return None
+    return ActionRanges(tuple(config.action_minimum), tuple(config.action_maximum))
+
+
+def _action_ranges(config: PrepareConfig, actions: Statistics) -> ActionRanges:
+    """The explicit ranges of the settings, the named ones, or those measured from the actions."""
+    explicit = explicit_ranges(config)
+    if explicit is not None:
+        return explicit
+    if config.ranges == "extremes":
+        return ActionRanges(actions.minimum, actions.maximum)
+    if config.ranges == "quantiles":
+        return ActionRanges(actions.q01, actions.q99)
+    return NAMED_RANGES[config.ranges]
+
+
+@dataclass(frozen=True)
+class _TrainingValues:
+    """Actions or states of the training episodes, read from the parts; can be iterated repeatedly."""
+
+    url: str
+    parts: Sequence[tuple[Part, PartRecord]]
+    splits: Sequence[str]
+    columns: slice
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        store, splits = open_store(self.url), iter(self.splits)
+        for part, record in self.parts:
+            values = read_values(store, part, record)
+            chosen = [
+                table
+                for table, split in zip(values, islice(splits, len(record.episodes)), strict=True)
+                if split == "train"
+            ]
+            if chosen:
+                yield np.concatenate(chosen)[:, self.columns]
+
+
+def _entries(episodes: Iterable[tuple[str, PartEpisode]], splits: Iterable[str]) -> Iterator[EpisodeEntry]:
+    for (shard, episode), split in zip(episodes, splits, strict=True):
+        yield EpisodeEntry(
+            key=episode.key,
+            shard=shard,
+            offset=episode.offset,
+            size=episode.size,
+            sha256=episode.sha256,
+            length=episode.length,
+            suite=episode.suite,
+            task=episode.task,
+            instruction=episode.instruction,
+            split=split,
+        )
+
+
+def _nine_tenths(count: int) -> int:
+    return -(-9 * count // 10)  # rounded up, in whole numbers

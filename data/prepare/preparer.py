@@ -1,0 +1,249 @@
+"""Demonstrations to episode shards: filter no-ops, resize, encode frames, write, index.
+
+The output depends only on the demonstrations, the image tokenizer and the settings, byte for byte, for any
+number and order of workers. Finished shards survive an interruption (`data.prepare.parts`). The index is
+written last: an unfinished data set has none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.config import Fit, PrepareConfig
+from data.contracts import Demonstration, Episode
+from data.errors import InputError
+from data.prepare.frames import resize_frames, square_frames
+from data.prepare.index_builder import FrameFormat, build_index, commit_index, explicit_ranges
+from data.prepare.no_ops import moving_steps
+from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
+from data.sources.interface import DemonstrationReference, DemonstrationSource
+from data.sources.registry import open_source
+from data.storage.index import DatasetIndex
+from data.storage.shards import ShardWriter, check_key
+from data.storage.store import open_store
+from data.tokens.vocabulary import ACTION_DIM, IMAGE_CODE_COUNT, STATE_DIM, grid_size_token
+
+
+class FrameEncoder(FrameFormat, Protocol):
+    """An image tokenizer as `prepare` uses it (`data.tokens.image.ImageTokenizer` is one)."""
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """Frames uint8 [N, H, W, 3] -> codes uint16 [N, R, C]."""
+        ...
+
+
+Progress = Callable[[int, int], None]
+"""Called with the number of episodes done and their total."""
+
+Replay = Callable[[DemonstrationReference, int], Demonstration | None]
+"""Replays a demonstration in its simulator with frames of that many pixels; None: it did not succeed."""
+
+RunParts = Callable[[Sequence[Part], Callable[[int], None]], None]
+"""Finishes parts on some workers, and calls its second argument with the number of episodes done so far."""
+
+
+def prepare(
+    preparer: Preparer, progress: Progress | None = None, run_parts: RunParts | None = None
+) -> DatasetIndex:
+    """Write the data set of a `Preparer`'s settings and return its index.
+
+    Writing the same data set again changes nothing; another one at the same place is refused.
+
+    Args:
+        preparer: Settings and image tokenizer.
+        progress: Called as the episodes are finished.
+        run_parts: Finishes the parts; None: this process, part by part.
+
+    Raises:
+        InputError: A demonstration is invalid, the tokenizer has another resolution, or `out` cannot be
+            written or holds another data set.
+    """
+    parts = preparer.plan()
+    total = sum(len(part.references) for part in parts)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, total)
+
+    report(0)
+    if run_parts is None:
+        preparer.finish_all(parts, report)
+    else:
+        run_parts(parts, report)
+    index = build_index(preparer.config, preparer.tokenizer, parts)
+    commit_index(index)
+    return index
+
+
+class Preparer:
+    """Plans and finishes parts in one process.
+
+    Args:
+        config: Settings.
+        tokenizer: Encodes frames.
+        replay: Required where `config.replay` is set.
+    """
+
+    def __init__(self, config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None = None) -> None:
+        self.config, self.tokenizer, self._replay = config, tokenizer, replay
+
+    def plan(self) -> list[Part]:
+        """Divide the demonstrations into parts.
+
+        Raises:
+            InputError: Invalid settings or demonstrations, as far as they are known before any encoding.
+        """
+        config = self.config
+        _check_settings(config, self.tokenizer, self._replay)
+        references = self._source.references()
+        _check_references(config, references)
+        codes = self.tokenizer.rows * self.tokenizer.columns * len(references[0].cameras)
+        depends_on = {
+            name: asdict(config)[name]
+            for name in ("format", "cameras", "action", "state", "instruction", "rotate", "fit", "replay")
+        }
+        if config.compression != "none":
+            depends_on["compression"] = config.compression
+        return plan_parts(
+            references,
+            step_bytes=codes * np.dtype(np.uint16).itemsize + (ACTION_DIM + STATE_DIM) * 4,
+            limit=round(config.shard_megabytes * 1_000_000),
+            settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
+        )
+
+    def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
+        """Encode and write a part, unless it is already finished.
+
+        Args:
+            part: One of `plan`.
+            report: Called with the number of its episodes done.
+
+        Raises:
+            InputError: A demonstration is invalid, or `out` cannot be written.
+        """
+        store = open_store(self.config.out)
+        record = finished_record(store, part)
+        if record is None:
+            record = self._write_part(part, report)
+        report(len(part.references))
+        return record
+
+    def finish_all(self, parts: Sequence[Part], report: Callable[[int], None]) -> None:
+        """Finish all parts, one after the other."""
+        before = 0
+        for part in parts:
+            self.finish(part, lambda done, before=before: report(before + done))
+            before += len(part.references)
+
+    @cached_property
+    def _source(self) -> DemonstrationSource:
+        return open_source(self.config)
+
+    def _write_part(self, part: Part, report: Callable[[int], None]) -> PartRecord:
+        store = open_store(self.config.out)
+        writer = ShardWriter(store, limit=None, first=part.number, compression=self.config.compression)
+        episodes: list[tuple[DemonstrationReference, int]] = []
+        values: list[NDArray[np.float32]] = []
+        dropped: list[str] = []
+        for done, reference in enumerate(part.references):
+            if done:
+                report(done)
+            demonstration = self._read(reference)
+            if demonstration is None:
+                dropped.append(reference.key)
+                continue
+            episode = encode_demonstration(
+                demonstration, self.tokenizer, self.config.batch_size, self.config.fit
+            )
+            writer.add(episode)
+            episodes.append((reference, episode.length))
+            values.append(np.concatenate([episode.actions, episode.states], axis=1))
+        return write_record(store, part, writer.close(), episodes, values, dropped)
+
+    def _read(self, reference: DemonstrationReference) -> Demonstration | None:
+        if not self.config.replay:
+            return self._source.read(reference)
+        assert self._replay is not None  # refused by `_check_settings`
+        return self._replay(reference, self.tokenizer.pixels)
+
+
+def encode_demonstration(
+    demonstration: Demonstration, tokenizer: FrameEncoder, batch_size: int = 64, fit: Fit = "refuse"
+) -> Episode:
+    """Drop no-ops, resize the frames of every camera and encode them, `batch_size` at a time.
+
+    Raises:
+        InputError: No step of the demonstration moves the robot.
+    """
+    moving = moving_steps(demonstration.actions)
+    if not moving.any():
+        raise InputError(
+            f"{demonstration.key}: none of its {len(moving)} steps moves the robot, expected at least one; "
+            "delete this demonstration"
+        )
+    codes: dict[str, NDArray[np.uint16]] = {}
+    for camera, frames in demonstration.frames.items():
+        resized = resize_frames(square_frames(frames[moving], fit), tokenizer.pixels)
+        batches = [resized[i : i + batch_size] for i in range(0, len(resized), batch_size)]
+        codes[camera] = np.concatenate([tokenizer.encode(batch) for batch in batches])
+    return Episode(
+        key=demonstration.key,
+        suite=demonstration.suite,
+        task=demonstration.task,
+        instruction=demonstration.instruction,
+        codes=codes,
+        actions=demonstration.actions[moving],
+        states=demonstration.states[moving],
+    )
+
+
+def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None) -> None:
+    """Refuse invalid settings (InputError)."""
+    if tokenizer.pixels != config.resolution:
+        raise InputError(
+            f"the image tokenizer takes frames of {tokenizer.pixels} pixels but resolution is "
+            f"{config.resolution}; set resolution={tokenizer.pixels} or give another image_tokenizer"
+        )
+    try:
+        grid_size_token(tokenizer.pixels)
+    except ValueError as error:
+        raise InputError(f"{error}; give an image_tokenizer of another resolution") from error
+    if tokenizer.codebook_size > IMAGE_CODE_COUNT:
+        raise InputError(
+            f"the image tokenizer has {tokenizer.codebook_size} codes, expected at most {IMAGE_CODE_COUNT}, "
+            "as many as the vocabulary holds; give another image_tokenizer"
+        )
+    if config.batch_size < 1:
+        raise InputError(f"batch_size is {config.batch_size}, expected at least 1")
+    if not 0 < config.shard_megabytes < 1e6:
+        raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
+    if (config.action_minimum is None) != (config.action_maximum is None):
+        raise InputError("action_minimum and action_maximum belong together; give both or none")
+    explicit_ranges(config)
+    if config.replay and replay is None:
+        raise InputError("replay=true: needs a simulator, which this program was called without")
+
+
+def _check_references(config: PrepareConfig, references: Sequence[DemonstrationReference]) -> None:
+    """Refuse invalid or equal keys, and demonstrations of different cameras (InputError)."""
+    keys = Counter(check_key(reference.key) for reference in references)
+    cameras = references[0].cameras
+    for reference in references:
+        if keys[reference.key] > 1:
+            raise InputError(
+                f"{reference.path}: another file of {config.source} gives the same episode key "
+                f"{reference.key}; rename one of them"
+            )
+        if reference.cameras != cameras:
+            raise InputError(
+                f"{reference.path}: {reference.item} has cameras {', '.join(reference.cameras)} but "
+                f"{references[0].key} has {', '.join(cameras)}; prepare them as two data sets, or name those "
+                "that all have with cameras={...}"
+            )

@@ -1,0 +1,97 @@
+"""Checks of the arrays of a demonstration, the same for every format."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from data.errors import InputError
+
+_MAX_SIDE = 8192  # pixels of a compressed frame; more is a decompression bomb
+
+
+def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | None) -> NDArray[np.float32]:
+    """Check a table [T, width] of finite numbers and return it as float32.
+
+    Raises:
+        InputError: Not numbers, of another shape, another T than `steps`, or not finite.
+    """
+    table = np.asarray(values)
+    if table.ndim != 2 or table.shape[1] != width or table.dtype.kind not in "fiu":
+        raise InputError(
+            f"{where}: {name} is {table.dtype} {table.shape}, expected numbers [T, {width}]; name other "
+            "parts with action= or state=[...], or export the data set again"
+        )
+    check_steps(name, len(table), steps, where)
+    return finite_float32(table, name, where)
+
+
+def finite_float32(table: NDArray[Any], name: str, where: str) -> NDArray[np.float32]:
+    """Convert a table [T, D] of numbers to float32.
+
+    Raises:
+        InputError: A value is not finite in float32.
+    """
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
+        numbers = table.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
+        raise InputError(
+            f"{where}: {name}[{row}, {column}] is {numbers[row, column]}, expected a finite number; "
+            "delete or repair this demonstration"
+        )
+    return numbers
+
+
+def join_state(
+    parts: Sequence[NDArray[Any]], names: Sequence[str], width: int, where: str, steps: int
+) -> NDArray[np.float32]:
+    """Join parts [T, D] of a state to float32 [T, width]; zeros where there are no parts.
+
+    Raises:
+        InputError: As `finite_numbers`.
+    """
+    if not parts:
+        return np.zeros((steps, width), np.float32)
+    return finite_numbers(np.concatenate(parts, axis=1), " + ".join(names), width, where, steps)
+
+
+def check_steps(name: str, length: int, steps: int | None, where: str) -> None:
+    """Refuse a part that is longer or shorter than the others (InputError)."""
+    if steps is not None and length != steps:
+        raise InputError(
+            f"{where}: {name} has {length} time steps, expected {steps}; delete or export this "
+            "demonstration again"
+        )
+
+
+def decode_picture(content: bytes, where: str) -> NDArray[np.uint8]:
+    """Decode a PNG or JPEG file to uint8 [H, W, 3].
+
+    Raises:
+        InputError: Neither format, damaged, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
+            if max(picture.size) > _MAX_SIDE:
+                raise InputError(
+                    f"{where}: a frame of {picture.size} pixels, expected at most {_MAX_SIDE} a side"
+                )
+            return np.asarray(picture.convert("RGB"), np.uint8)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(
+            f"{where}: a frame is no readable PNG or JPEG ({error}); copy the data set again"
+        ) from error
+
+
+def stack_frames(frames: Sequence[NDArray[np.uint8]], name: str, where: str) -> NDArray[np.uint8]:
+    """Stack frames of one size [H, W, 3] to uint8 [T, H, W, 3]; InputError where sizes differ."""
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) != 1:
+        raise InputError(f"{where}: {name} has frames of sizes {sorted(sizes)[:3]}, expected one size")
+    return np.stack(frames)

@@ -1,0 +1,130 @@
+"""Episodes in the cache of a node: decoded, checked, and readable one time step at a time.
+
+    rows   [T, W]   of a time step: the codes of each camera (by name) uint16 [R, C], action float32 [7],
+                    state float32 [8], CRC-32 of these bytes, seeded with the number of the step
+    JSON            key, suite, task and instruction, then its length in 4 bytes
+
+All is little-endian. A whole episode is verified by the checksum of its file (`data.storage.episode_cache`),
+a part of it by those of its rows. The episode was compared with the index before it was stored, and its name
+depends on that comparison; so reading a window needs no more than its own rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.contracts import Episode
+from data.errors import InputError
+from data.json_record import JsonRecord
+from data.storage.episode_cache import EpisodeCache
+from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
+
+_FORMAT = 1  # version of the content; another version has other names
+_CRC = 4  # bytes, as many as of the length of the JSON
+_TEXTS = ("key", "suite", "task", "instruction")
+
+Rows = NDArray[Any]  # structured, see `row_type`
+
+
+def codes_field(camera: str) -> str:
+    """The field of a row with the codes of a camera."""
+    return f"codes.{camera}"
+
+
+def row_type(cameras: Sequence[str], rows: int, columns: int) -> np.dtype[Any]:
+    """One time step: fields `codes.<camera>`, `actions`, `states` and `crc`, packed."""
+    codes = [(codes_field(camera), "<u2", (rows, columns)) for camera in sorted(cameras)]
+    numbers = [("actions", "<f4", (ACTION_DIM,)), ("states", "<f4", (STATE_DIM,)), ("crc", "<u4")]
+    return np.dtype([*codes, *numbers])
+
+
+class CachedEpisodes:
+    """The episodes of one data set in the cache of a node; for any number of threads and processes.
+
+    Args:
+        cache: Shared with other data sets.
+        cameras: Cameras of every episode.
+        grid: Rows and columns of its codes.
+        checked: What else an episode is compared with before it is stored, as text.
+
+    Attributes:
+        row: dtype of a time step.
+    """
+
+    def __init__(
+        self, cache: EpisodeCache, cameras: Sequence[str], grid: tuple[int, int], checked: str
+    ) -> None:
+        self._cache = cache
+        self.row = row_type(cameras, *grid)
+        prefix = f"{_FORMAT} {','.join(sorted(cameras))} {grid[0]} {grid[1]} {checked} "
+        self._name_prefix = hashlib.sha256(prefix.encode())
+
+    def get(self, sha256: bytes, fetch: Callable[[], Episode]) -> Episode:
+        """Read a whole episode from the cache, or fetch and store it.
+
+        Args:
+            sha256: Of the episode in its shard.
+            fetch: Returns the episode, compared with the index; its exceptions are passed on.
+        """
+        return self._unpack(self._cache.get(self._name(sha256), lambda: self._pack(fetch())))
+
+    def read(self, sha256: bytes, parts: Sequence[tuple[int, memoryview]]) -> bool:
+        """Read some time steps of an episode.
+
+        Args:
+            sha256: Of the episode in its shard.
+            parts: First time step of each part, and the memory for its rows (any number of them).
+
+        Returns:
+            Whether all of them are present and valid; if not, `get` fetches the episode again.
+        """
+        name, width = self._name(sha256), self.row.itemsize
+        present = self._cache.read_into(name, [(begin * width, into) for begin, into in parts])
+        return present and all(_are_valid(into, width, begin) for begin, into in parts)
+
+    def _name(self, sha256: bytes) -> str:
+        name = self._name_prefix.copy()
+        name.update(sha256)
+        return name.hexdigest()
+
+    def _pack(self, episode: Episode) -> bytes:
+        rows = np.empty(episode.length, self.row)
+        for camera, codes in episode.codes.items():
+            rows[codes_field(camera)] = codes
+        rows["actions"], rows["states"] = episode.actions, episode.states
+        view, width = rows.view(np.uint8).data, self.row.itemsize
+        begins = range(0, len(view), width)
+        rows["crc"] = [zlib.crc32(view[at : at + width - _CRC], t) for t, at in enumerate(begins)]
+        texts = json.dumps({name: getattr(episode, name) for name in _TEXTS}).encode()
+        return b"".join([view, texts, len(texts).to_bytes(_CRC, "little")])
+
+    def _unpack(self, content: bytes) -> Episode:
+        size = int.from_bytes(content[-_CRC:], "little")
+        end = len(content) - _CRC - size
+        if end < 0 or end % self.row.itemsize:
+            raise InputError(f"{len(content)} bytes in the cache are no episode; empty data.cache.dir")
+        rows = np.frombuffer(content[:end], self.row)
+        texts = JsonRecord.parse(content[end:-_CRC], "episode in data.cache.dir")
+        cameras = [name.removeprefix("codes.") for name in self.row.names or () if name.startswith("codes.")]
+        return Episode(
+            **{name: texts.text(name) for name in _TEXTS},
+            codes={camera: rows[codes_field(camera)] for camera in cameras},
+            actions=rows["actions"],
+            states=rows["states"],
+        )
+
+
+def _are_valid(rows: memoryview, width: int, begin: int) -> bool:
+    """Whether the checksums of rows match; the first row is time step `begin`."""
+    for number, at in enumerate(range(0, len(rows), width), start=begin):
+        end = at + width - _CRC
+        if zlib.crc32(rows[at:end], number) != int.from_bytes(rows[end : end + _CRC], "little"):
+            return False
+    return True

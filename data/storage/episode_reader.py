@@ -1,0 +1,77 @@
+"""One episode of a data set: from the cache of the node or with one range request, always verified."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from data.contracts import Episode
+from data.errors import InputError
+from data.storage.episode_entry import EpisodeEntry
+from data.storage.index import DatasetIndex
+from data.storage.shards import decode_episode, expand_episode
+from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
+
+_MEMBER_OVERHEAD = 256  # bytes of a member's npy header, or of the names in the JSON, at most
+
+
+def read_episode(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
+    """Read one episode from the cache, or fetch it with one range request, and check it.
+
+    Raises:
+        InputError: Missing, cut short, changed, or different from the index; the message names shard,
+            episode and offset.
+    """
+    try:
+        if index.cached_episodes is None:
+            return _fetch(index, entry)
+        episode = index.cached_episodes.get(bytes.fromhex(entry.sha256), lambda: _fetch(index, entry))
+        _check_episode(index, entry, episode)
+    except InputError as error:
+        raise InputError(
+            f"{index.url}: shard {entry.shard}, episode {entry.key}, offset {entry.offset}: {error}"
+        ) from error
+    return episode
+
+
+def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
+    """Fetch an episode from its shard, verified and compared with the index."""
+    content = index.store.read_range(entry.shard, entry.offset, entry.size)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != entry.sha256:
+        raise InputError(
+            f"sha256 {sha256[:12]}, expected {entry.sha256[:12]}; copy the shard or prepare it again"
+        )
+    if index.compression != "none":
+        content = expand_episode(content, _max_bytes(index, entry))
+    episode = decode_episode(content)
+    _check_episode(index, entry, episode)
+    return episode
+
+
+def _max_bytes(index: DatasetIndex, entry: EpisodeEntry) -> int:
+    """Upper bound of the bytes of all members of an episode of this length."""
+    step = 2 * len(index.cameras) * index.image.rows * index.image.columns + 4 * (ACTION_DIM + STATE_DIM)
+    texts = 12 * (len(entry.suite) + len(entry.task) + len(entry.instruction))  # JSON may escape each letter
+    return entry.length * step + texts + (len(index.cameras) + 3) * _MEMBER_OVERHEAD
+
+
+def _check_episode(index: DatasetIndex, entry: EpisodeEntry, episode: Episode) -> None:
+    if (episode.key, episode.length) != (entry.key, entry.length):
+        raise InputError(
+            f"holds {episode.key} of {episode.length} steps, the index says {entry.length} steps"
+        )
+    if set(episode.codes) != set(index.cameras):
+        raise InputError(f"holds cameras {sorted(episode.codes)}, the index says {sorted(index.cameras)}")
+    grid = (index.image.rows, index.image.columns)
+    for camera, codes in episode.codes.items():
+        if codes.shape[1:] != grid:
+            raise InputError(f"camera {camera} has a grid of {codes.shape[1:]}, the index says {grid}")
+        if int(codes.max()) >= index.image.codebook_size:
+            raise InputError(
+                f"camera {camera} has code {codes.max()}, the index says below {index.image.codebook_size}"
+            )
+    for name, values in (("actions", episode.actions), ("states", episode.states)):
+        if np.isnan(values).any():
+            raise InputError(f"{name} hold values that are no numbers; drop or repair the demonstration")

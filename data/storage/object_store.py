@@ -1,0 +1,188 @@
+"""Reads and writes of an object store through obstore, robust against broken connections and servers.
+
+A request with a transient failure (a broken connection, an answer that ends early, 408, 429 or 5xx, no
+server at all) is retried for `retry_seconds`. A read continues at the byte that it has reached; the time
+starts anew whenever bytes arrive. The first range read of an object stores its ETag and later ones require
+it (If-Match): an object that is replaced during a run is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import obstore
+from obstore.exceptions import BaseError as ObstoreError
+from obstore.exceptions import GenericError, JoinError, PreconditionError
+from obstore.store import ObjectStore as Obstore
+from obstore.store import from_url
+
+from data.errors import InputError
+from data.storage.request_checks import check_range, checked_name
+from data.storage.retries import RETRY_SECONDS, RetryPolicy
+from data.storage.store_errors import describe_error, first_line
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+
+_BLOCK = 1 << 18  # bytes: the most that are requested again, though they have arrived, after a failure
+_STATUS = re.compile(r"status code: (\d{3})")
+_TRANSIENT = {"408", "429"}  # and 5xx
+_PERMANENT = {"501", "505"}
+
+
+def open_objects(url: str, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
+    """Open a prefix of an object store, with credentials from the environment.
+
+    Raises:
+        obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
+    """
+    return ObjectStore(url, from_url(url, retry_config={"max_retries": 0}), retry_seconds)
+
+
+@dataclass
+class _Download:
+    """Bytes [begin, end) of an object, as far as they have arrived; `end` None: to the end of the object."""
+
+    name: str
+    begin: int = 0
+    end: int | None = None
+    etag: str | None = None
+    length: int | None = None  # of the whole object, once known
+    content: bytearray = field(default_factory=bytearray)
+
+    @property
+    def position(self) -> int:
+        return self.begin + len(self.content)
+
+    def options(self) -> GetOptions:
+        options: GetOptions = {}
+        if self.etag is not None:
+            options["if_match"] = self.etag
+        if self.end is not None:
+            options["range"] = (self.position, self.end)
+        elif self.content:
+            options["range"] = {"offset": self.position}
+        return options
+
+
+class ObjectStore:
+    """A prefix of an object store. Open it in the process that uses it (no fork after the first call)."""
+
+    def __init__(self, url: str, store: Obstore, retry_seconds: float = RETRY_SECONDS) -> None:
+        """Wrap an obstore store that does not retry by itself; `url` names it in messages."""
+        self._url = url.rstrip("/")
+        self._store = store
+        self._retries = RetryPolicy(self._url, retry_seconds, _is_transient)
+        self._etags: dict[str, str | None] = {}
+
+    @property
+    def url(self) -> str:
+        """The prefix."""
+        return self._url
+
+    def exists(self, name: str) -> bool:
+        """Whether the object is there."""
+        return self.size(name) is not None
+
+    def size(self, name: str) -> int | None:
+        """Length of the object in bytes; None: there is no such object."""
+        checked_name(name)
+        try:
+            return self._retries.run(lambda: obstore.head(self._store, name)["size"])
+        except FileNotFoundError:
+            return None
+        except (ObstoreError, OSError) as error:
+            raise self._failure(name, "looked up", error) from error
+
+    def read(self, name: str) -> bytes:
+        """All bytes of an object."""
+        while True:
+            download = _Download(checked_name(name))
+            try:
+                self._download(download)
+            except PreconditionError:  # replaced between two requests: read the new bytes from the start
+                continue
+            except (ObstoreError, OSError) as error:
+                raise self._failure(name, "read", error) from error
+            return bytes(download.content)
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`; InputError if the object was replaced since the first read."""
+        if size == 0:
+            return b""
+        etag = self._etags.get(checked_name(name))
+        download = _Download(name, offset, offset + size, etag)
+        check_range(f"{self._url}/{name}", offset + max(size, 0), offset, size)
+        try:
+            self._download(download)
+        except PreconditionError as error:
+            raise InputError(
+                f"{self._url}/{name}: was replaced since this run first read it (ETag {download.etag}); "
+                "start again on one data set, and write another one to another place"
+            ) from error
+        except (ObstoreError, OSError) as error:
+            if _status(error) == "416" and (length := self.size(name)) is not None:  # beyond its end
+                check_range(f"{self._url}/{name}", length, offset, size)
+            raise self._failure(name, "read", error) from error
+        self._etags.setdefault(name, download.etag)
+        return bytes(download.content)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put an object; the store makes it visible as a whole."""
+        checked_name(name)
+        try:
+            self._retries.run(lambda: obstore.put(self._store, name, content))
+        except (ObstoreError, OSError) as error:
+            raise self._failure(name, "written", error) from error
+        self._etags.pop(name, None)
+
+    def cancel_retries(self) -> None:
+        """Retry no request from now on."""
+        self._retries.cancel()
+
+    def _download(self, download: _Download) -> None:
+        done = False
+        while not done:
+            done = self._retries.run(lambda: self._continue(download))
+
+    def _continue(self, download: _Download) -> bool:
+        """Fetch the missing bytes; False: the answer ended early."""
+        before = download.position
+        try:
+            answer = obstore.get(self._store, download.name, options=download.options())
+            meta = answer.meta
+            download.etag, length = download.etag or meta["e_tag"], meta["size"]
+            end = length if download.end is None else download.end
+            where = f"{self._url}/{download.name}"
+            check_range(where, length, download.begin, end - download.begin)
+            for block in answer.stream(min_chunk_size=_BLOCK):
+                download.content += block
+        except ObstoreError as error:
+            if download.position > before and _is_transient(error):
+                return False
+            raise
+        # The length that an answer announces is no proof of the bytes that arrived.
+        check_range(where, download.position, download.begin, end - download.begin)
+        return True
+
+    def _failure(self, name: str, what: str, error: Exception) -> InputError:
+        reasons = [describe_error(self._url, error), *getattr(error, "__notes__", [])]
+        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(reasons)})")
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: broken connections, 408, 429 and 5xx."""
+    if not isinstance(error, GenericError | JoinError):
+        return False
+    status = _status(error)
+    if status is None or status in _TRANSIENT:
+        return True
+    return status.startswith("5") and status not in _PERMANENT
+
+
+def _status(error: BaseException) -> str | None:
+    """The HTTP status in an error of obstore; None: there was no answer."""
+    match = _STATUS.search(first_line(error))
+    return match[1] if match else None

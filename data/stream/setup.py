@@ -1,0 +1,143 @@
+"""The parts of a token stream from the settings: data sets, prompts, sizes of the samples, and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from data.config import DataConfig
+from data.errors import InputError
+from data.stream.datasets import StreamDataset, combined_fingerprint, image_format, open_datasets
+from data.stream.layout import DatasetWindows
+from data.stream.plan import DataPlan
+from data.stream.prompts import WORLD, PromptTexts
+from data.stream.samples import SampleForm
+from data.stream.window_table import WindowTable
+from data.tokens.image_block import image_block_length
+from data.tokens.text import TextTokenizer
+
+
+class BatchShape(Protocol):
+    """The settings of a trainer that shape its batches (`pretrain.config.TrainerConfig` has them)."""
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences in one step over all ranks."""
+        ...
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Sequences that a rank processes at a time; None: its whole share."""
+        ...
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        ...
+
+
+@dataclass(frozen=True)
+class StreamSetup:
+    """What a token stream is built from; no episode has been read.
+
+    Attributes:
+        plan: The order.
+        datasets: The data sets.
+        texts: Words of the prompts.
+        form: Sizes of the samples.
+    """
+
+    plan: DataPlan
+    datasets: tuple[StreamDataset, ...]
+    texts: PromptTexts
+    form: SampleForm
+
+
+def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str) -> StreamSetup:
+    """Open the data sets of the settings and plan the order of their samples.
+
+    Raises:
+        InputError: A data set is missing, a setting is invalid, or the sequences are too short.
+    """
+    _check_settings(config, trainer)
+    datasets = open_datasets(config, split)
+    texts = PromptTexts.encode(TextTokenizer.load(config.text_tokenizer), datasets)
+    image = image_format(datasets)
+    form = SampleForm(
+        image=image_block_length(image.rows, image.columns),
+        views=len(config.cameras),
+        history=config.history,
+        chunk=config.chunk,
+        predicted=config.predicted_frames,
+        state=config.state,
+    )
+    plan = DataPlan(
+        dataset_windows(datasets, texts, form),
+        config.mixture,
+        trainer.global_batch,
+        trainer.sequence_length,
+        seed,
+        combined_fingerprint(datasets),
+    )
+    return StreamSetup(plan, datasets, texts, form)
+
+
+def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str = "train") -> DataPlan:
+    """The order of the samples, without reading an episode.
+
+    Raises:
+        InputError: As `open_setup`.
+    """
+    return open_setup(config, trainer, seed, split).plan
+
+
+def dataset_windows(
+    datasets: Sequence[StreamDataset], texts: PromptTexts, form: SampleForm
+) -> list[DatasetWindows]:
+    """The windows of each data set."""
+    lengths = texts.lengths.astype(np.uint16) if texts.lengths.max() < 1 << 16 else texts.lengths
+    return [
+        DatasetWindows(
+            name=dataset.name,
+            weight=dataset.weight,
+            tables=(
+                WindowTable(
+                    dataset.steps, form.chunk - 1, form.history, lengths[of_episodes], form.action_length
+                ),
+                WindowTable(
+                    dataset.steps,
+                    form.predicted,
+                    1,
+                    np.broadcast_to(texts.lengths[WORLD], len(dataset.steps)),
+                    lambda words, frames: form.world_length(words),
+                ),
+            ),
+        )
+        for dataset, of_episodes in zip(datasets, texts.of_episodes, strict=True)
+    ]
+
+
+def _check_settings(config: DataConfig, trainer: BatchShape) -> None:
+    settings = {
+        "data.history": config.history,
+        "data.chunk": config.chunk,
+        "data.predicted_frames": config.predicted_frames,
+        "data.memory_megabytes": config.memory_megabytes,
+        "data.readers": config.readers,
+        "trainer.global_batch": trainer.global_batch,
+        "trainer.micro_batch": trainer.micro_batch,
+        "trainer.sequence_length": trainer.sequence_length,
+    }
+    for name, value in settings.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
+    for name, value in (
+        ("prefetch", config.prefetch),
+        ("retry_seconds", config.retry_seconds),
+        ("skip_bad_episodes", config.skip_bad_episodes),
+    ):
+        if not value >= 0:
+            raise InputError(f"data.{name} is {value}, expected at least 0")

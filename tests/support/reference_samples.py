@@ -1,0 +1,106 @@
+"""Reference of `data.stream.batch_assembler`: samples and packing, one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from data.contracts import PackedBatch
+from data.stream.samples import action_blocks, action_prompt, answer_block_ids, join_ids, world_prompt
+from data.tokens.vocabulary import END_OF_TURN, IGNORED_LABEL, PADDING
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample before packing; every array is int32 [S], conventions as in `data.contracts.PackedBatch`.
+
+    Attributes:
+        tokens: Token ids.
+        labels: Shifted by one; `IGNORED_LABEL` where the next token belongs to the prompt or is missing.
+        blocks: Action block ids: 0 ordinary, j > 0 the j-th answer block, negative before the last image.
+    """
+
+    tokens: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    blocks: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def action_sample(
+    text_ids: ArrayLike,
+    image_blocks: Sequence[ArrayLike],
+    action_ids: NDArray[np.integer],
+    state_block: ArrayLike | None = None,
+) -> Sample:
+    """Text and frames up to time t -> the K actions from t on.
+
+    Args:
+        text_ids: As in `action_prompt`.
+        image_blocks: As in `action_prompt`.
+        action_ids: Bins [K, 7], from `data.tokens.action.encode`.
+        state_block: The state at time t, as in `action_prompt`.
+    """
+    prompt = action_prompt(text_ids, image_blocks, state_block)
+    sample = _sample(prompt, join_ids(action_blocks(action_ids), [END_OF_TURN]))
+    sample.blocks[len(prompt) : -1] = answer_block_ids(len(action_ids))
+    return sample
+
+
+def world_sample(
+    text_ids: ArrayLike, image_block: ArrayLike, action_ids: NDArray[np.integer], next_block: ArrayLike
+) -> Sample:
+    """Frame at time t and the actions from then on -> the frames t + 1 .. t + P.
+
+    Args:
+        text_ids: As in `world_prompt`.
+        image_block: As in `world_prompt`.
+        action_ids: As in `world_prompt`.
+        next_block: Ids [L] of the frame at t + 1, or [P, V, L] of several.
+    """
+    prompt = world_prompt(text_ids, image_block, action_ids)
+    sample = _sample(prompt, join_ids(next_block, [END_OF_TURN]))
+    ids = -answer_block_ids(len(np.atleast_2d(action_ids)))  # negative: before the last image
+    sample.blocks[len(prompt) - 1 - len(ids) : len(prompt) - 1] = ids
+    return sample
+
+
+def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
+    """Lay the samples of each row one after the other, padding after the last.
+
+    Args:
+        rows: The samples of each of the B sequences.
+        sequence_length: S, tokens of a sequence.
+
+    Raises:
+        ValueError: The samples of a row do not fit; samples are never cut.
+    """
+    shape = (len(rows), sequence_length)
+    tokens = np.full(shape, PADDING, np.int32)
+    labels = np.full(shape, IGNORED_LABEL, np.int32)
+    positions, segments, blocks = (np.zeros(shape, np.int32) for _ in range(3))
+    count = np.arange(sequence_length, dtype=np.int32)
+    for b, row in enumerate(rows):
+        end = 0
+        for number, sample in enumerate(row, start=1):
+            start, end = end, end + len(sample)
+            if end > sequence_length:
+                raise ValueError(f"samples of {end} tokens do not fit a sequence of {sequence_length}")
+            tokens[b, start:end] = sample.tokens
+            labels[b, start:end] = sample.labels
+            positions[b, start:end] = count[: len(sample)]
+            segments[b, start:end] = number
+            blocks[b, start:end] = sample.blocks
+    return PackedBatch(tokens, labels, positions, segments, blocks)
+
+
+def _sample(prompt: NDArray[np.int32], answer: NDArray[np.int32]) -> Sample:
+    """Prompt and answer joined, every answer token as the label of the position before it."""
+    tokens = np.concatenate([prompt, answer])
+    labels = np.full(len(tokens), IGNORED_LABEL, np.int32)
+    labels[len(prompt) - 1 : -1] = answer
+    return Sample(tokens, labels, np.zeros(len(tokens), np.int32))

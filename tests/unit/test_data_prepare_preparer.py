@@ -1,0 +1,209 @@
+"""Preparation: filter, splits, statistics, deterministic bytes, and no index of unfinished data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data.config import PrepareConfig
+from data.errors import InputError
+from data.prepare import preparer as prepare_module
+from data.prepare.frames import resize_frames, square_frames
+from data.prepare.index_builder import assign_splits
+from data.prepare.no_ops import moving_steps
+from data.prepare.preparer import FrameEncoder, Preparer
+from data.prepare.statistics import summarise
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from tests.support.libero_layout import demonstration, write_file
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanTokenizer:
+    """Codes are the mean red of 8 x 8 pixels: enough to recognise a frame."""
+
+    pixels: int = 64
+    rows: int = 8
+    columns: int = 8
+    codebook_size: int = 256
+    sha256: str = "a" * 64
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        assert len(frames) <= 4
+        return frames[..., 0].reshape(-1, 8, 8, 8, 8).mean(axis=(2, 4)).astype(np.uint16)
+
+
+def prepare(
+    config: PrepareConfig, tokenizer: FrameEncoder, progress: Callable[[int, int], None] | None = None
+) -> DatasetIndex:
+    return prepare_module.prepare(Preparer(config, tokenizer), progress)
+
+
+def settings(tmp_path: Path, **changes: object) -> PrepareConfig:
+    config = PrepareConfig(
+        source=str(tmp_path / "demos"), out=str(tmp_path / "out"), batch_size=4, shard_megabytes=1
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def test_no_ops_are_those_of_the_published_method() -> None:
+    still, move = [0.0] * 6, [0.0, 0, 0, 0, 0, 1e-3]
+    actions = [[*still, -1], [*move, -1], [*still, -1], [*still, 1], [*still, 1], [*move, 1], [*still, -1]]
+    assert moving_steps(actions).tolist() == [False, True, False, True, False, True, True]
+
+
+def test_the_gripper_is_compared_with_the_last_step_that_remains() -> None:
+    actions = np.zeros((3, 7))
+    actions[:, 6] = [-1, 1, 1]
+    actions[0, 0] = 1
+    assert moving_steps(actions).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "splits"),
+    [
+        (["lift"] * 1, ["train"]),
+        (["lift"] * 12, ["train"] * 11 + ["val_ind"]),
+        ([f"t{i}" for i in range(10)], ["train"] * 9 + ["val_ood"]),
+        (["b"] * 2 + ["a"] * 20, ["train"] * 2 + ["train"] * 18 + ["val_ind"] * 2),
+        ([f"t{i:02}" for i in reversed(range(11))], ["val_ood"] + ["train"] * 10),
+    ],
+)
+def test_splits_are_those_of_the_published_method(tasks: list[str], splits: list[str]) -> None:
+    assert assign_splits(tasks) == splits
+
+
+def test_episodes_are_filtered_encoded_and_indexed(tmp_path: Path) -> None:
+    demos = [demonstration(steps=9, seed=i) for i in range(3)]
+    demos[1]["actions"][[0, 3, 4], :6] = 0
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", demos, suite="robosuite_lift")
+    seen: list[tuple[int, int]] = []
+    index = prepare(settings(tmp_path), MeanTokenizer(), lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert index == DatasetIndex.load(str(tmp_path / "out"))
+    assert [(e.key, e.length, e.split) for e in index.episodes] == [
+        ("lift/demo_0", 9, "train"),
+        ("lift/demo_1", 6, "train"),
+        ("lift/demo_2", 9, "train"),
+    ]
+    assert index.cameras == ("agent", "wrist")
+    assert index.image.tokenizer_sha256 == "a" * 64
+    episode = read_episode(index, index.episodes[1])
+    keep = [1, 2, 5, 6, 7, 8]
+    upright = demos[1]["obs/eye_in_hand_rgb"][keep][:, ::-1, ::-1]
+    expected = upright[..., 0].reshape(6, 8, 8, 8, 8).mean(axis=(2, 4)).astype(np.uint16)
+    assert np.array_equal(episode.codes["wrist"], expected)
+    assert np.array_equal(episode.actions, demos[1]["actions"][keep].astype(np.float32))
+    assert index.statistics["actions"].count == 24
+
+
+def test_statistics_are_of_the_training_split(tmp_path: Path) -> None:
+    demos = [demonstration(steps=4, seed=i) for i in range(12)]
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", demos)
+    index = prepare(settings(tmp_path), MeanTokenizer())
+    training = np.concatenate([demo["actions"] for demo in demos[:11]]).astype(np.float32)
+    statistics = index.statistics["actions"]
+    assert statistics.count == len(training) == 44
+    assert statistics.minimum == pytest.approx(training.min(axis=0))
+    assert statistics.q99 == pytest.approx(np.quantile(training.astype(np.float64), 0.99, axis=0))
+    assert statistics.std == pytest.approx(training.std(axis=0, dtype=np.float64))
+
+
+def test_statistics_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="no rows"):
+        summarise([np.zeros((0, 7), np.float32)])
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_data_gives_the_same_bytes_again(tmp_path: Path) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i) for i in range(3)])
+    prepare(settings(tmp_path), MeanTokenizer())
+    first = snapshot(tmp_path / "out")
+    prepare(settings(tmp_path), MeanTokenizer())
+    prepare(settings(tmp_path, out=str(tmp_path / "other")), MeanTokenizer())
+    assert snapshot(tmp_path / "out") == first == snapshot(tmp_path / "other")
+
+
+def test_another_data_set_at_the_same_url_is_refused_and_unchanged(tmp_path: Path) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i) for i in range(3)])
+    index = prepare(settings(tmp_path), MeanTokenizer())
+    write_file(tmp_path / "demos" / "push_demo.hdf5", [demonstration(seed=9)])
+    with pytest.raises(InputError, match="holds another data set"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    assert DatasetIndex.load(index.url) == index
+    assert all(read_episode(index, entry).length == 6 for entry in index.episodes)
+
+
+def test_a_broken_demonstration_leaves_no_index(tmp_path: Path) -> None:
+    broken = demonstration(seed=1)
+    broken["actions"][2, 2] = np.inf
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(), broken])
+    with pytest.raises(InputError, match="demo_1"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    with pytest.raises(InputError, match=r"no index\.json there"):
+        DatasetIndex.load(str(tmp_path / "out"))
+
+
+def test_invalid_demonstrations_and_settings_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "demos"
+    write_file(folder / "lift_demo.hdf5", [demonstration()])
+    with pytest.raises(InputError, match="set resolution=64"):
+        prepare(settings(tmp_path, resolution=128), MeanTokenizer())
+    with pytest.raises(InputError, match="image side 48 is not a positive multiple of 32 pixels"):
+        prepare(settings(tmp_path, resolution=48), MeanTokenizer(pixels=48))
+    with pytest.raises(InputError, match="8193 codes, expected at most 8192"):
+        prepare(settings(tmp_path), MeanTokenizer(codebook_size=8193))
+    with pytest.raises(InputError, match="batch_size is 0"):
+        prepare(settings(tmp_path, batch_size=0), MeanTokenizer())
+    write_file(folder / "lift.hdf5", [demonstration()])
+    with pytest.raises(InputError, match="same episode key lift/demo_0"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    write_file(folder / "lift.hdf5", [demonstration() | {"obs/eye_in_hand_rgb": None}]).rename(
+        folder / "z.h5"
+    )
+    with pytest.raises(InputError, match="two data sets"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    still = demonstration()
+    still["actions"][:, :6] = 0
+    write_file(folder / "z.h5", [still])
+    with pytest.raises(InputError, match="none of its 6 steps moves the robot"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    write_file(folder / "z.h5", [demonstration()]).rename(folder / "odd name.h5")
+    with pytest.raises(InputError, match="rename the file"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_frames_are_resized_only_when_needed() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
+    assert resize_frames(frames, 128) is frames
+    small = resize_frames(np.full_like(frames, 77), 64)
+    assert small.shape == (2, 64, 64, 3)
+    assert np.all(small == 77)
+    with pytest.raises(InputError, match="square"):
+        resize_frames(frames[:, :100], 64)
+
+
+def test_frames_become_square_as_configured() -> None:
+    frames = np.random.default_rng(0).integers(1, 256, (2, 4, 8, 3), dtype=np.uint8)
+    assert np.array_equal(square_frames(frames, "crop"), frames[:, :, 2:6])
+    assert np.array_equal(square_frames(frames.swapaxes(1, 2), "crop"), frames[:, :, 2:6].swapaxes(1, 2))
+    padded = square_frames(frames, "pad")
+    assert padded.shape == (2, 8, 8, 3)
+    assert np.array_equal(padded[:, 2:6], frames)
+    assert not padded[:, [0, 1, 6, 7]].any()
+    assert square_frames(np.full_like(frames, 9), "stretch").shape == (2, 4, 4, 3)
+    square = frames[:, :, :4]
+    assert square_frames(square, "refuse") is square
+    with pytest.raises(InputError, match=r"4 x 8, expected square ones; say what to do with fit=crop"):
+        square_frames(frames, "refuse")
+    with pytest.raises(InputError, match="fit=zoom: expected one of refuse, crop, pad, stretch"):
+        square_frames(frames, "zoom")  # type: ignore[arg-type]
