@@ -233,7 +233,7 @@ def test_a_signal_to_the_command_ends_it_with_a_checkpoint_to_go_on_from(
     config = under_ray(tmp_path, url)
     config.checkpointing.every = 100
     (tmp_path / "SUPERVISOR").write_text(str(os.getpid()))
-    with pytest.raises(PreemptedError, match="ended as asked, with a checkpoint of step"):
+    with pytest.raises(PreemptedError, match="stopped on request, with a checkpoint of step"):
         run(config, asks_the_command_to_end)
     folder = RunFolder.of(config.run)
     assert names(folder) == ["preempted"]
