@@ -23,6 +23,7 @@ from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
 from data.stream.layout import DatasetWindows
+from data.stream.plan import DataPlan
 from data.stream.samples import SampleForm
 from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
