@@ -17,7 +17,7 @@ export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
-	@echo "make test   every test (about 37 minutes)"
+	@echo "make test   every test (about 15 minutes)"
 	@echo "make lint   ruff, pyright and the import contracts"
 	@echo "make setup  only the virtual environment and the renderer"
 	@echo "make clean  remove .venv and caches; runs/ stays"
@@ -25,10 +25,10 @@ help:
 demo: setup
 	@$(BIN)/worldvla demo
 
-# In two processes: the ranks of tests/dist are forked from one that has started neither Ray nor a simulator.
+# On two workers: while a test waits for a cluster another one computes (tests/support/scheduling.py). All tests
+# run whatever fails; a worker that dies ends the run.
 test: setup compiler slurm azurite
-	@$(BIN)/python -m pytest tests/dist
-	@$(BIN)/python -m pytest tests --ignore=tests/dist
+	@$(BIN)/python -m pytest --numprocesses=2 --max-worker-restart=0 --durations=20 tests
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

@@ -1,10 +1,13 @@
-"""Marks each test by its folder and keeps every test process small."""
+"""Marks each test by its folder, keeps every test process small, and deals the files out to the workers."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
 # Before anything imports numpy or torch: one thread a process, software rendering, no telemetry.
@@ -16,6 +19,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
+# No example is too slow: a busy machine is no failure.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
 TIERS = ("unit", "dist", "integration", "gpu")
 
 
@@ -26,3 +35,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = item.path.relative_to(root).parts[0]
         if tier in TIERS:
             item.add_marker(getattr(pytest.mark, tier))
+
+
+def pytest_collection_finish() -> None:
+    """Start the server that ranks are forked from while this process has only imported modules."""
+    if ranks := sys.modules.get("tests.support.ranks"):
+        ranks.start_rank_server()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal whole groups of tests out to the workers, as `tests.support.scheduling` groups them."""
+    from tests.support.scheduling import GroupScheduling
+
+    return GroupScheduling(config, log)

@@ -7,11 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-
 from cluster.doctor import machine_checks, network_checks
 from cluster.doctor.check_result import OK
-from tests.support.virtual_slurm import missing, virtual_slurm
+from tests.support.virtual_slurm import VirtualSlurm
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,23 +24,11 @@ def test_all_reduce_on_this_machine() -> None:
     assert "gloo, 2 ranks" in finding.found
 
 
-@pytest.mark.skipif(missing() is not None, reason=f"no virtual Slurm here: {missing()}")
-def test_an_allocation_of_two_nodes() -> None:
-    with virtual_slurm(2) as cluster:
-        command = [
-            "salloc",
-            "--nodes=2",
-            sys.executable,
-            "-m",
-            "cluster.cli.main",
-            "doctor",
-            "render=false",
-            "--json",
-        ]
-        shown = cluster.run(
-            *command, more={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PWD": os.getcwd()}
-        )
-        findings = {finding["subject"]: finding for finding in json.loads(shown)["findings"]}
-        assert findings["all-reduce, 2 nodes"]["state"] == OK, findings
-        assert "gloo, 2 ranks" in findings["all-reduce, 2 nodes"]["found"]
-        assert findings["Slurm"]["state"] == OK
+def test_an_allocation_of_two_nodes(slurm: VirtualSlurm) -> None:
+    doctor = [sys.executable, "-m", "cluster.cli.main", "doctor", "render=false", "--json"]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PWD": os.getcwd()}
+    shown = slurm.run("salloc", "--nodes=2", *doctor, more=environment)
+    findings = {finding["subject"]: finding for finding in json.loads(shown)["findings"]}
+    assert findings["all-reduce, 2 nodes"]["state"] == OK, findings
+    assert "gloo, 2 ranks" in findings["all-reduce, 2 nodes"]["found"]
+    assert findings["Slurm"]["state"] == OK

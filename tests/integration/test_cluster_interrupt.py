@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cluster.run.supervisor import supervise
 from cluster.run.worker_entry_points import evaluate_checkpoint
 from pretrain.config import TrainingConfig
 from pretrain.run_start import RunStart
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.integration.test_cluster_interrupt import body; body()"
@@ -27,13 +28,13 @@ PROGRAM = "from tests.integration.test_cluster_interrupt import body; body()"
 
 def train_for_ever(config: TrainingConfig, start: RunStart) -> None:
     Path(config.run.dir, "training").touch()
-    time.sleep(600)
+    threading.Event().wait()
 
 
 def body() -> None:
     config = RootConfig()
     config.run.name, config.run.dir = "r", os.getcwd()
-    config.cluster.gpus_per_rank = 0
+    config.cluster.gpus_per_rank, config.cluster.start_timeout = 0, int(HANG_SECONDS)
     supervise(config, Console(), train_for_ever, evaluate_checkpoint)
 
 
@@ -62,20 +63,17 @@ def test_a_signal_ends_everything(number: signal.Signals, tmp_path: Path, short_
         if number == signal.SIGTERM:  # the first asks for a checkpoint, which this training never writes
             wait_for(tmp_path / "r" / ".stop", process)
             process.send_signal(number)
-        said = process.communicate(timeout=30)[0]
+        said = process.communicate(timeout=HANG_SECONDS)[0]
     finally:
         process.kill()
     assert process.returncode != 0
     assert number == signal.SIGINT or "ended by SIGTERM" in said
-    psutil.wait_procs(children, timeout=10)
+    psutil.wait_procs(children, timeout=HANG_SECONDS)
     left = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert left == []
     assert list(short_folder.glob("wv-*")) == []
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 90
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "the training did not start"
-        time.sleep(0.1)
+    wait_until(lambda: path.exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()[0]

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 from tests.integration.test_cluster_restarts import LAST, events, run, under_ray
 from tests.support.training_case import BeforeStep, measured, train, write_dataset
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.integration.test_cluster_lost_node import body; body()"
@@ -35,10 +36,10 @@ def in_acts(config: TrainingConfig, start: RunStart) -> None:
     def act(step: int) -> None:
         if config.parallel.data == 2 and step == 4 and not (folder / "alone").exists():
             (folder / "together").touch()
-            wait_until(lambda: False, 90)
+            threading.Event().wait()
         if config.parallel.data == 1 and step == 6:
             (folder / "alone").touch()
-            wait_until(RunFolder.of(config.run).stop_request.exists, 90)
+            wait_until(RunFolder.of(config.run).stop_request.exists)
             time.sleep(1.1)  # rank 0 looks for the file once a second
 
     train_rank(config, start, [BeforeStep(act)])
@@ -84,14 +85,14 @@ class Nodes:
             "cluster.resources.await_nodes",
             self.address,
             str(len(self.started)),
-            "60",
+            str(HANG_SECONDS),
         ]
         subprocess.run(words, env=self.environment, check=True)
 
     def close(self) -> None:
         while self.started:
             self.started[-1].terminate()
-            self.started.pop().wait(30)
+            self.started.pop().wait()
         self._log.close()
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
@@ -115,7 +116,6 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         opened.close()
 
 
-@pytest.mark.timeout(400)
 def test_a_lost_node_shrinks_the_training_and_its_return_lets_it_grow(tmp_path: Path, nodes: Nodes) -> None:
     url = write_dataset(tmp_path / "shards")
     nodes.add()
@@ -125,11 +125,11 @@ def test_a_lost_node_shrinks_the_training_and_its_return_lets_it_grow(tmp_path: 
         [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        wait_until(lambda: (tmp_path / "together").exists() or command.poll() is not None, 90)
+        wait_until(lambda: (tmp_path / "together").exists() or command.poll() is not None)
         nodes.kill()
-        wait_until(lambda: (tmp_path / "alone").exists() or command.poll() is not None, 90)
+        wait_until(lambda: (tmp_path / "alone").exists() or command.poll() is not None)
         nodes.add()
-        said = command.communicate(timeout=120)[0].decode()
+        said = command.communicate(timeout=HANG_SECONDS)[0].decode()
     finally:
         command.kill()
     assert command.returncode == 0, said

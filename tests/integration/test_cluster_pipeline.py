@@ -1,4 +1,4 @@
-"""Jobs that wait for each other, and job arrays, on a Slurm of two virtual nodes."""
+"""Jobs that wait for each other, and job arrays, on a virtual Slurm."""
 
 from __future__ import annotations
 
@@ -6,28 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from pretrain.settings import read_yaml
 from tests.support.libero_layout import demonstration, write_file
-from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
+from tests.support.virtual_slurm import ENDED, VirtualSlurm
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDED = ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED")
 NETWORK = ["model.layers=1", "model.hidden_size=32", "model.ffn_size=64", "model.heads=2"]
 SMALL = ["experiment=demo", "parallel.tensor=1", "parallel.data=1", *NETWORK, "trainer.steps=2"]
 SMALL += ["checkpointing.every=2", "eval.every=0", "cluster.gpus_per_rank=0", "slurm.cpus_per_node=4"]
-
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"no virtual Slurm here: {missing()}")
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[VirtualSlurm]:
-    with virtual_slurm(2) as cluster:
-        yield cluster
 
 
 def submit(slurm: VirtualSlurm, folder: Path, *words: str) -> dict[str, int]:
@@ -40,12 +28,11 @@ def submit(slurm: VirtualSlurm, folder: Path, *words: str) -> dict[str, int]:
         "PYOPENGL_PLATFORM": "osmesa",
     }
     command = [sys.executable, "-m", "cluster.cli.main", "submit", *SMALL, *words, "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, cwd=folder)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["stages"]
 
 
-@pytest.mark.timeout(400)
 def test_prepare_then_a_sweep_then_the_evaluation_of_each_run(slurm: VirtualSlurm, tmp_path: Path) -> None:
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(24, seed=number) for number in range(3)])
     jobs = submit(
@@ -65,7 +52,7 @@ def test_prepare_then_a_sweep_then_the_evaluation_of_each_run(slurm: VirtualSlur
     for stage, number in jobs.items():
         logs = tmp_path / "swept" / "slurm"
         for task in ("",) if stage == "prepare" else ("_0", "_1"):
-            state = slurm.await_state(f"{number}{task}", ENDED, 300)["JobState"]
+            state = slurm.await_state(f"{number}{task}", *ENDED)["JobState"]
             shown = "\n".join(path.read_text() for path in logs.glob(f"*-{number}*.log"))
             assert state == "COMPLETED", shown
     rates = [read_yaml(tmp_path / f"swept-{number}" / "config.yaml")["optim"]["lr"] for number in range(2)]
@@ -76,7 +63,6 @@ def test_prepare_then_a_sweep_then_the_evaluation_of_each_run(slurm: VirtualSlur
     assert slurm.processes() == []
 
 
-@pytest.mark.timeout(120)
 def test_what_follows_a_failed_stage_leaves_the_queue(slurm: VirtualSlurm, tmp_path: Path) -> None:
     jobs = submit(
         slurm,
@@ -87,13 +73,12 @@ def test_what_follows_a_failed_stage_leaves_the_queue(slurm: VirtualSlurm, tmp_p
         f"data.url={tmp_path}/shards",
         f"prepare.source={tmp_path}/nothing",
     )
-    found = {stage: slurm.await_state(number, ENDED, 60)["JobState"] for stage, number in jobs.items()}
+    found = {stage: slurm.await_state(number, *ENDED)["JobState"] for stage, number in jobs.items()}
     assert found == {"prepare": "FAILED", "train": "CANCELLED", "eval": "CANCELLED"}
     assert f"{tmp_path}/nothing" in (tmp_path / "r" / "slurm" / f"prepare-{jobs['prepare']}.log").read_text()
     assert not (tmp_path / "r" / "config.yaml").exists()
 
 
-@pytest.mark.timeout(120)
 def test_a_job_that_goes_back_into_the_queue_keeps_the_next_waiting(
     slurm: VirtualSlurm, tmp_path: Path
 ) -> None:
@@ -105,8 +90,8 @@ def test_a_job_that_goes_back_into_the_queue_keeps_the_next_waiting(
     number = int(slurm.run("sbatch", "--parsable", str(first)))
     waits = [f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes", f"--output={tmp_path}/log"]
     following = int(slurm.run("sbatch", "--parsable", *waits, "--wrap=true"))
-    slurm.await_rest(number)
+    slurm.await_requeued(number)
     assert slurm.job(following)["JobState"] == "PENDING"
-    slurm.begin_again(number)
-    assert slurm.await_state(number, ENDED, 60)["JobState"] == "COMPLETED"
-    assert slurm.await_state(following, ENDED, 60)["JobState"] == "COMPLETED"
+    slurm.restart_requeued(number)
+    assert slurm.await_state(number, *ENDED)["JobState"] == "COMPLETED"
+    assert slurm.await_state(following, *ENDED)["JobState"] == "COMPLETED"

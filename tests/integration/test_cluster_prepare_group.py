@@ -25,6 +25,8 @@ from data.prepare.preparer import Preparer, prepare
 from data.storage.index import DatasetIndex
 from tests.support.libero_layout import demonstration, write_file
 
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
+
 
 class Deadly:
     """Codes of a constant; ends its process once where the folder does not tell that it has done so."""

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,17 @@ from cluster.run.training import Train
 from cluster.run.worker_entry_points import train_rank
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
+from pretrain.faults.watchdog import Watchdog
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 from tests.support.training_case import BeforeStep, measured, settings, train, write_dataset
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_SECONDS, wait_until
+
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
 
 KILLS = {3: 1, 6: 0, 7: 1}  # step after which a rank dies -> that rank
 HANGS = {3: "1", 7: "0"}  # step after which a rank hangs -> that rank
-STEP_TIMEOUT = 12.0  # seconds: a step takes a fraction of one
+STEP_TIMEOUT = 12.0  # seconds, counted from the hang on
 LAST = 10
 LAYOUT = (1, 2, 3)
 
@@ -56,6 +59,7 @@ def under_ray(folder: Path, url: str, **cluster: Any) -> RootConfig:
     config.trainer.steps = LAST
     config.eval.every = 0
     config.cluster.gpus_per_rank, config.cluster.restart_delay = 0, 0.0
+    config.cluster.start_timeout = int(HANG_SECONDS)
     for name, value in cluster.items():
         setattr(config.cluster, name, value)
     return config
@@ -95,14 +99,13 @@ def killed_three_times(config: TrainingConfig, start: RunStart) -> None:
 
 def damage(checkpoint: Path) -> None:
     """Change one byte of a committed checkpoint."""
-    wait_until((checkpoint / "READY").exists, 90)
+    wait_until((checkpoint / "READY").exists)
     path = sorted(checkpoint.glob("rank_00000-*.safetensors"))[0]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.timeout(300)
 def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
     url: str, undisturbed: list[float], tmp_path: Path
 ) -> None:
@@ -122,14 +125,47 @@ def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
     assert len(list(tmp_path.glob("killed_*"))) == len(KILLS)
 
 
+class LateWatchdog:
+    """The trainer's watchdog, which watches from `watch` on: until then steps may take any time."""
+
+    def __init__(self, timeout: float, rank: int) -> None:
+        self._watchdog, self._watches = Watchdog(timeout, rank), False
+
+    def watch(self) -> None:
+        self._watchdog.__enter__()
+        self._watches = True
+
+    def __enter__(self) -> LateWatchdog:
+        LATE_WATCHDOGS.append(self)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._watches:
+            self._watchdog.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None  # steps that finish are not counted
+
+
+LATE_WATCHDOGS: list[LateWatchdog] = []  # of this process: one
+
+
 def hangs_twice(config: TrainingConfig, start: RunStart) -> None:
+    import pretrain.trainer as trainer
+
+    trainer.Watchdog = LateWatchdog  # type: ignore[misc, assignment]
     folder, rank = Path(config.run.dir), os.environ["RANK"]
 
     def act(step: int) -> None:
-        if HANGS.get(step) != rank or (folder / f"hung_{step}").exists():
+        if step not in HANGS or (folder / f"hung_{step}").exists():
+            return
+        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists)
+        (folder / f"at_{step}_{rank}").touch()
+        wait_until(lambda: len(list(folder.glob(f"at_{step}_*"))) == 2)
+        LATE_WATCHDOGS[0].watch()
+        if HANGS[step] != rank:
             return
         (folder / f"hung_{step}").write_text(str(os.getpid()))
-        wait_until((RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}" / "READY").exists, 90)
         if step == min(HANGS):
             never()
         os.kill(os.getpid(), signal.SIGSTOP)  # its watchdog cannot speak either
@@ -141,7 +177,6 @@ def never() -> None:
     threading.Event().wait()
 
 
-@pytest.mark.timeout(400)
 def test_ranks_that_hang_are_told_and_change_no_loss(
     url: str, undisturbed: list[float], tmp_path: Path
 ) -> None:
@@ -171,7 +206,6 @@ def always_fails(config: TrainingConfig, start: RunStart) -> None:
     train_rank(config, start, [BeforeStep(act)])
 
 
-@pytest.mark.timeout(300)
 def test_a_failure_that_comes_back_is_told_and_not_tried_for_ever(url: str, tmp_path: Path) -> None:
     config = under_ray(tmp_path, url)
     with pytest.raises(CommandFailedError, match=r"3 times in the same way after step 3: .*batch 3 is odd"):
@@ -187,20 +221,19 @@ def asks_the_command_to_end(config: TrainingConfig, start: RunStart) -> None:
     def act(step: int) -> None:
         if step == 4 and os.environ["RANK"] == "0" and "SUPERVISOR" in os.listdir(config.run.dir):
             os.kill(int(Path(config.run.dir, "SUPERVISOR").read_text()), signal.SIGUSR1)
-            wait_until(folder.stop_request.exists, 90)
+            wait_until(folder.stop_request.exists)
             time.sleep(1.1)  # rank 0 looks for the file once a second
 
     train_rank(config, start, [BeforeStep(act)])
 
 
-@pytest.mark.timeout(300)
 def test_a_signal_to_the_command_ends_it_with_a_checkpoint_to_go_on_from(
     url: str, undisturbed: list[float], tmp_path: Path
 ) -> None:
     config = under_ray(tmp_path, url)
     config.checkpointing.every = 100
     (tmp_path / "SUPERVISOR").write_text(str(os.getpid()))
-    with pytest.raises(PreemptedError, match="ended as asked, with a checkpoint of step"):
+    with pytest.raises(PreemptedError, match="stopped on request, with a checkpoint of step"):
         run(config, asks_the_command_to_end)
     folder = RunFolder.of(config.run)
     assert names(folder) == ["preempted"]

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,11 @@ from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 from tests.support.object_server import BUCKET, object_server
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 LAST, BROKEN = 3, 2
+
+pytestmark = pytest.mark.usefixtures("preloaded_workers")
 
 
 def train_and_commit(config: TrainingConfig, start: RunStart) -> None:
@@ -65,7 +67,7 @@ def config(tmp_path: Path) -> RootConfig:
     config.trainer.steps = LAST
     config.checkpointing.every = 1
     config.eval.every = 1
-    config.cluster.gpus_per_rank = 0
+    config.cluster.gpus_per_rank, config.cluster.start_timeout = 0, int(HANG_SECONDS)
     return config
 
 
@@ -137,10 +139,7 @@ def test_evaluations_of_older_checkpoints_are_given_up_where_asked_for(config: R
 def train_and_fail(config: TrainingConfig, start: RunStart) -> None:
     folder = RunFolder.of(config.run)
     train_and_commit(config, start)
-    deadline = time.monotonic() + 60
-    while not (folder.path / "logs" / "eval_00000001.log").exists():  # the supervisor has seen it
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((folder.path / "logs" / "eval_00000001.log").exists)  # the supervisor has seen it
     raise InputError("the data ended")
 
 

@@ -1,12 +1,9 @@
-"""`slurm/torchrun.sbatch` on a Slurm of two virtual nodes: the trainer across nodes without Ray."""
+"""`slurm/torchrun.sbatch` on two nodes of a virtual Slurm: the trainer across nodes without Ray."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from cluster.slurm.sbatch import NETWORKS
 from data.config import PrepareConfig
@@ -14,8 +11,7 @@ from data.prepare.preparer import Preparer, prepare
 from data.tokens.image import ImageTokenizer
 from pretrain.telemetry.sinks import read_metrics
 from tests.support.libero_layout import demonstration, write_file
-from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
-from tests.support.waiting import wait_until
+from tests.support.virtual_slurm import ENDED, VirtualSlurm
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "slurm" / "torchrun.sbatch"
@@ -30,15 +26,6 @@ WORDS += ["model.layers=1", "model.hidden_size=32", "model.ffn_size=64", "model.
 STEPS = 60
 
 
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[VirtualSlurm]:
-    if why := missing():
-        pytest.skip(f"no virtual Slurm here: {why}")
-    with virtual_slurm(2) as cluster:
-        yield cluster
-
-
-@pytest.mark.timeout(400)
 def test_two_nodes_are_told_to_end_requeued_and_go_on(slurm: VirtualSlurm, tmp_path: Path) -> None:
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(24, seed=number) for number in range(3)])
     config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "shards"))
@@ -55,16 +42,15 @@ def test_two_nodes_are_told_to_end_requeued_and_go_on(slurm: VirtualSlurm, tmp_p
     def log() -> str:
         return (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
 
-    wait_until(lambda: bool(steps()) or "error" in log().lower(), 120, log)
-    assert slurm.job(job)["JobState"] == "RUNNING", log()
+    slurm.await_while_active(job, lambda: bool(steps()), log)
     slurm.run("scancel", "--batch", "--signal=USR1", str(job))  # what Slurm sends before the time limit
-    slurm.await_rest(job)
+    slurm.await_requeued(job)
     reached = steps()[-1]
     assert 1 <= reached < STEPS
     assert (tmp_path / "plain" / "checkpoints" / f"step_{reached:08d}" / "READY").exists()
     assert "rank 0 ended with 85" in log() or "rank 1 ended with 85" in log(), log()
-    slurm.begin_again(job)
-    ended = slurm.await_state(job, ("COMPLETED", "FAILED"), 200)
+    slurm.restart_requeued(job)
+    ended = slurm.await_state(job, *ENDED)
     assert ended["JobState"] == "COMPLETED", f"{ended} {log()}"
     assert steps() == list(range(1, STEPS + 1))
     assert slurm.processes() == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.config import ParallelConfig, TrainingConfig
+from tests.support.waiting import HANG_SECONDS
 
 
 def reduce_ranks(config: TrainingConfig) -> None:
@@ -47,13 +48,14 @@ def mistake(config: TrainingConfig) -> None:
 def die(config: TrainingConfig) -> None:
     if os.environ["RANK"] == "0":
         os.kill(os.getpid(), 9)
-    time.sleep(60)  # ended by Ray long before
+    threading.Event().wait()  # ended by Ray
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
     config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
-    with open_session(ClusterConfig(), plan_resources(config, gpus_available=0)) as opened:
+    cluster = ClusterConfig(start_timeout=int(HANG_SECONDS))
+    with open_session(cluster, plan_resources(config, gpus_available=0)) as opened:
         yield opened
         folder = opened.folder
     assert not folder.exists()

@@ -53,7 +53,7 @@ def azure_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
             [str(PROGRAM), *_OPTIONS], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            wait_until(lambda: bool(_LISTENS.search(said.read_text())), 60, said.read_text)
+            wait_until(lambda: bool(_LISTENS.search(said.read_text())), said.read_text)
             endpoint = _LISTENS.findall(said.read_text())[0]
             _make_container(endpoint)
             point_to(endpoint, monkeypatch)

@@ -1,7 +1,8 @@
-"""A Slurm cluster of virtual nodes on this machine, started and stopped by the tests.
+"""A Slurm cluster of virtual nodes on this machine, started once a run of the tests.
 
 Every node is a slurmd in namespaces of its own (processes, mounts, host name) with an address on the
-loopback; nothing of the machine's own configuration is read or changed.
+loopback; nothing of the machine's own configuration is read or changed. No time limit of Slurm decides a
+test's outcome: a lost node is set DOWN by command, and a cancelled job gets no SIGKILL while a test waits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import psutil
 
 from tests.support.waiting import wait_until
 
+ENDED = ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 _CONFIGURATION = """\
 ClusterName=virtual
@@ -46,12 +48,13 @@ SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 ReturnToService=2
-SlurmdTimeout=10
-SlurmctldTimeout=10
-KillWait={kill_wait}
+SlurmdTimeout=3600
+MinJobAge=86400
+SlurmctldTimeout=3600
+KillWait=3600
 JobRequeue=1
 FirstJobId={first_job}
-MessageTimeout=10
+MessageTimeout=100
 SlurmdParameters=config_overrides
 NodeName=n[0-{last}] NodeHostname=localhost NodeAddr=127.0.0.[11-{last_address}] Port=[{first}-{last_port}] \
 CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
@@ -81,10 +84,9 @@ class VirtualSlurm:
     Args:
         folder: For everything that it writes; short, since sockets lie in it.
         nodes: Number of nodes `n0`, `n1`, ...
-        kill_wait: Seconds from SIGTERM to SIGKILL of a job that is cancelled (Slurm's own default: 30).
     """
 
-    def __init__(self, folder: Path, nodes: int, kill_wait: int = 10) -> None:
+    def __init__(self, folder: Path, nodes: int) -> None:
         self.folder, self.nodes = folder, [f"n{number}" for number in range(nodes)]
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -94,7 +96,6 @@ class VirtualSlurm:
             _CONFIGURATION.format(
                 folder=folder,
                 port=port,
-                kill_wait=kill_wait,
                 # Jobs choose their ports by their number: two clusters on one machine must not meet.
                 first_job=1 + secrets.randbelow(9_000),
                 first=port + 1,
@@ -111,22 +112,38 @@ class VirtualSlurm:
         """Start the daemons and wait until every node is idle."""
         munge = [f"--{name}={self.folder}/{path}" for name, path in _MUNGE_FILES.items()]
         self._run("munged", [_path("munged"), "--foreground", "--force", *munge])
-        wait_until(lambda: (self.folder / "munge.sock").exists(), 20)
+        wait_until(lambda: (self.folder / "munge.sock").exists())
         self._run("slurmctld", [_path("slurmctld"), "-D"])
         for node in self.nodes:
             self.start_node(node)
-        wait_until(lambda: self.states() == dict.fromkeys(self.nodes, "idle"), 60)
+        self.await_idle()
+
+    def await_idle(self) -> None:
+        """Wait until every node is idle."""
+        idle = dict.fromkeys(self.nodes, "idle")
+        wait_until(lambda: self.states() == idle, lambda: str(self.states()))
+
+    def reset(self) -> None:
+        """Cancel every job, start again the nodes that have been lost, and wait until all are idle."""
+        self.run("scancel", "--signal=KILL", "--full", "--user=root", check=False)
+        self.run("scancel", "--user=root", check=False)
+        wait_until(lambda: not self.run("squeue", "--noheader").strip(), lambda: self.run("squeue"))
+        for node in self.nodes:
+            if node not in self._daemons:
+                self.start_node(node)
+        self.await_idle()
 
     def start_node(self, node: str) -> None:
-        """Start a node, or start it again after `kill_node`."""
+        """Start a node, or start it again after `lose_node`."""
         inside = f"hostname {node} && exec {_path('slurmd')} -D -N {node}"
         namespaces = ["--pid", "--fork", "--kill-child", "--mount", "--uts", "--mount-proc"]
         self._run(node, ["unshare", *namespaces, "bash", "-c", inside])
 
-    def kill_node(self, node: str) -> None:
-        """SIGKILL to the node with every process on it."""
+    def lose_node(self, node: str) -> None:
+        """SIGKILL to the node with every process on it; Slurm is informed, before SlurmdTimeout."""
         self._daemons[node].kill()
         self._daemons.pop(node).wait()
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def states(self) -> dict[str, str]:
         """Node -> state as `sinfo` has it."""
@@ -136,52 +153,60 @@ class VirtualSlurm:
     def run(self, *command: str, check: bool = True, more: Mapping[str, str] | None = None) -> str:
         """Run a client program (`sbatch`, `squeue`, ...); its output."""
         environment = {**self.environment, **(more or {})}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout
 
     def job(self, number: int | str) -> dict[str, str]:
-        """What `scontrol show job` tells, by key; of a task of an array as `17_0`."""
+        """What `scontrol show job` shows, by key; of a task of an array as `17_0`."""
         shown = self.run("scontrol", "show", "job", str(number))
         return dict(re.findall(r"(\w+)=(\S*)", shown))
 
-    def await_state(self, number: int | str, states: str | tuple[str, ...], seconds: float) -> dict[str, str]:
-        """Wait until a job is in one of the states; what `scontrol` then tells."""
-        wanted = (states,) if isinstance(states, str) else states
-        wait_until(lambda: self.job(number)["JobState"] in wanted, seconds)
+    def await_state(self, number: int | str, *states: str) -> dict[str, str]:
+        """Wait until a job is in one of the states (`ENDED`); what `scontrol` then shows."""
+        wait_until(lambda: self.job(number)["JobState"] in states, lambda: str(self.job(number)))
         return self.job(number)
 
-    def await_rest(self, number: int, times: int = 1) -> None:
-        """Wait until a job is back in the queue for the `times`th time and has gone from the nodes."""
+    def await_while_active(
+        self, number: int, condition: Callable[[], bool], describe: Callable[[], str] = str
+    ) -> None:
+        """Wait until the condition holds; fail at once when the job has ended without it."""
+
+        def holds() -> bool:
+            ended = self.job(number)["JobState"] in ENDED  # before the condition: it may come true at the end
+            if condition():
+                return True
+            assert not ended, f"job {number}: {self.job(number)['JobState']}: {describe()}"
+            return False
+
+        wait_until(holds, describe)
+
+    def await_requeued(self, number: int, restarts: int = 1) -> None:
+        """Wait until a job is back in the queue, `restarts` times by now, and has gone from the nodes."""
         seen: list[str] = []
 
-        def rests() -> bool:
-            told = self.job(number)
-            states = self.states()
-            seen.append(f"{told['JobState']} {told['Reason']} {states} {self.processes()}")
-            assert told["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), seen[-3:]
-            resting = all(state[:4] in ("idle", "down") for state in states.values())
+        def is_requeued() -> bool:
+            job, states, processes = self.job(number), self.states(), self.processes()
+            seen.append(f"{job['JobState']} {job['Reason']} {states} {processes}")
+            assert job["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), seen[-3:]
+            free = all(state[:4] in ("idle", "down") for state in states.values())
             return (
-                told["Restarts"] == str(times)
-                and told["JobState"] == "PENDING"
-                and resting
-                and not self.processes()
+                job["Restarts"] == str(restarts) and job["JobState"] == "PENDING" and free and not processes
             )
 
-        wait_until(rests, 120, lambda: str(seen[-3:]))
+        wait_until(is_requeued, lambda: str(seen[-3:]))
 
-    def begin_again(self, number: int, times: int = 1) -> None:
-        """Await a job's rest and start it again without Slurm's own two minutes of rest.
+    def restart_requeued(self, number: int, restarts: int = 1) -> None:
+        """Wait until a job is requeued and start it again, without the two minutes that Slurm lets pass.
 
         Not at once: a node takes a start whose credential is not a second younger than the end of the start
         before for one that has been killed ("Job credential revoked"), and the job has failed.
         """
-        self.await_rest(number, times)
+        self.await_requeued(number, restarts)
         self.run("scontrol", "update", f"JobId={number}", "StartTime=now+5")
-        ready = ("RUNNING", "COMPLETING", "COMPLETED", "FAILED")
-        told = self.await_state(number, ready, 90)
-        assert told["JobState"] != "FAILED", told
+        job = self.await_state(number, "RUNNING", "COMPLETING", "COMPLETED", "FAILED")
+        assert job["JobState"] != "FAILED", job
 
     def processes(self) -> list[str]:
         """Command lines of all processes on the nodes but the daemons themselves."""
@@ -195,13 +220,9 @@ class VirtualSlurm:
     def stop(self) -> None:
         """End everything."""
         for name, process in reversed(self._daemons.items()):
-            # unshare heeds no TERM; --kill-child takes the whole node along.
+            # unshare ignores TERM; --kill-child takes the whole node along.
             process.send_signal(signal.SIGKILL if name in self.nodes else signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait()
 
     def _run(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -220,11 +241,11 @@ _MUNGE_FILES = {
 
 
 @contextmanager
-def virtual_slurm(nodes: int, kill_wait: int = 10) -> Iterator[VirtualSlurm]:
+def virtual_slurm(nodes: int) -> Iterator[VirtualSlurm]:
     """A cluster for the length of a `with` block."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     folder.chmod(0o755)
-    cluster = VirtualSlurm(folder, nodes, kill_wait)
+    cluster = VirtualSlurm(folder, nodes)
     try:
         cluster.start()
         yield cluster

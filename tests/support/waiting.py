@@ -5,10 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+# Only a guard against hangs: no test's outcome depends on how fast the machine is. Below pytest's own limit.
+HANG_SECONDS = 900.0
 
-def wait_until(condition: Callable[[], bool], seconds: float, found: Callable[[], str] = str) -> None:
-    """Look again and again; fail with what `found` tells where it does not come true in time."""
+
+def wait_until(
+    condition: Callable[[], bool], describe: Callable[[], str] = str, seconds: float = HANG_SECONDS
+) -> None:
+    """Poll until `condition()` holds.
+
+    Args:
+        condition: Called every 50 ms.
+        describe: Gives the message of the failure more to say; called only then.
+        seconds: After these the wait fails.
+
+    Raises:
+        AssertionError: The condition did not hold in time.
+    """
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {found()}"
+        assert time.monotonic() < end, f"not within {seconds:g} s: {describe()}"
         time.sleep(0.05)

@@ -1,0 +1,107 @@
+"""Lets Ray fork its workers from a process that has imported what they need.
+
+A worker of Ray imports torch and the trainer for three seconds, and each start of a training takes a
+controller and a worker a rank. Ray looks up the interpreter of its workers in the runtime environment
+(`py_executable`): here a small program that lets a server fork the worker. All else is Ray's own. Ray itself
+is not preloaded: a process that has imported it cannot be forked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.waiting import wait_until
+
+_PRELOADED = (
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "pretrain.trainer",
+    "tests.integration.test_cluster_lost_node",
+    "tests.integration.test_cluster_prepare_group",
+    "tests.integration.test_cluster_storage",
+    "tests.integration.test_cluster_supervisor",
+)
+_ROOT = Path(__file__).resolve().parents[2]
+_SOCKET = "WORLDVLA_TEST_RAY_WORKERS"
+_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
+
+
+@contextmanager
+def preloaded_ray_workers() -> Iterator[None]:
+    """Let every Ray that this process opens fork its workers."""
+    with (
+        tempfile.TemporaryDirectory(prefix="wv-workers-", dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        path = f"{folder}/socket"
+        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(_ROOT)}
+        server = subprocess.Popen([sys.executable, "-m", "tests.support.ray_workers", path], env=environment)
+        try:
+            wait_until(lambda: os.path.exists(path) or server.poll() is not None)
+            assert server.poll() is None
+            patch.setenv(_SOCKET, path)
+            patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.support.ray_workers.with_preloaded_python")
+            yield
+        finally:
+            server.kill()
+            server.wait()
+
+
+def with_preloaded_python(runtime_environment: dict[str, Any] | None) -> dict[str, Any]:
+    """Ray's hook: the runtime environment of a session, changed."""
+    program = Path(__file__).with_name("preloaded_python.py")
+    interpreter = f"{sys.executable} -I -S {program} {os.environ[_SOCKET]}"
+    return {**(runtime_environment or {}), "py_executable": interpreter}
+
+
+def _serve(path: str) -> None:
+    """Fork a process for each connection."""
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path + ".new")
+        listener.listen(64)
+        os.rename(path + ".new", path)
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _become(connection)
+            connection.close()
+
+
+def _become(connection: socket.socket) -> None:
+    """Go on as the program that connected would: its arguments, environment, folder and files."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    size, files, _, _ = socket.recv_fds(connection, 4, 3)
+    with connection.makefile("rb") as stream:
+        arguments, environment, folder = json.loads(stream.read(int.from_bytes(size, "little")))
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
