@@ -16,8 +16,10 @@ import torch.distributed as dist
 from pretrain.faults.exit_codes import EXIT_HUNG
 from pretrain.faults.watchdog import Watchdog, cause_of_end
 from tests.support.ranks import free_port
+from tests.support.waiting import HANG_SECONDS
 
-TIMEOUT = 2.0  # seconds; the ranks hang at once, nothing has to happen within it
+# Seconds; the ranks hang at once. A quarter of it is the time in which every rank has to report.
+TIMEOUT = 8.0
 
 
 def _never() -> None:
@@ -58,17 +60,18 @@ def test_every_rank_reports_where_it_hangs(tmp_path: Path, hang: Callable[[int],
         process.start()
     try:
         for process in processes:
-            process.join(60)
+            process.join(HANG_SECONDS)
         assert [process.exitcode for process in processes] == [EXIT_HUNG, EXIT_HUNG]
     finally:
         for process in processes:
             process.kill()
             process.join()
+    cause = f"no step has finished for {TIMEOUT:g} s (guard.step_timeout)"
     for rank, log in enumerate(logs):
         output = log.read_text()
-        assert f"rank {rank}: no step has finished for 2 s (guard.step_timeout); all threads:" in output
+        assert f"rank {rank}: {cause}; all threads:" in output
         assert re.search(rf'File "{__file__}", line \d+ in {hang.__name__}', output)
-        assert cause_of_end(output) == "no step has finished for 2 s (guard.step_timeout)"
+        assert cause_of_end(output) == cause
         assert cause_of_end(output[: output.index(" ends itself")]) is None, "it may have continued"
     where = logs[1].read_text() if hang is hang_in_data else logs[0].read_text()
     assert ("in _never" if hang is hang_in_data else "all_reduce") in where
@@ -89,5 +92,5 @@ def _survive() -> None:
 def test_a_closed_watchdog_ends_nothing() -> None:
     process = multiprocessing.get_context("fork").Process(target=_survive)
     process.start()
-    process.join(60)
+    process.join(HANG_SECONDS)
     assert process.exitcode == 7

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from eval.demonstrations.worker_pool import WorkerPool
+from tests.support.waiting import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.unit.test_eval_demonstrations_worker_pool import map_forever; map_forever()"
@@ -20,7 +21,7 @@ PROGRAM = "from tests.unit.test_eval_demonstrations_worker_pool import map_forev
 
 def touch_and_sleep(path: str) -> None:
     Path(path).touch()
-    time.sleep(600)
+    time.sleep(2 * HANG_SECONDS)
 
 
 def map_forever() -> None:
@@ -57,8 +58,8 @@ def test_no_simulator_outlives_the_command(number: signal.Signals, to_group: boo
             os.killpg(process.pid, number)
         else:
             process.send_signal(number)
-        stderr = process.communicate(timeout=60)[1]
-        _, alive = psutil.wait_procs(children, timeout=60)
+        stderr = process.communicate(timeout=HANG_SECONDS)[1]
+        _, alive = psutil.wait_procs(children, timeout=HANG_SECONDS)
         assert alive == []
         assert stderr.count("Traceback") == (1 if to_group else 0)  # the command's own, none of a worker's
     finally:
