@@ -21,6 +21,7 @@ from tests.support import training_case as case
 from tests.support.chaos import Kill, train_until_killed
 from tests.support.ranks import RankFailedError, run_ranks
 
+DIED = r"rank \d+ died|Connection (closed|reset) by peer|Broken pipe"
 STEPS = 14  # the kills leave time for about six
 KILLS = ("start", "save", "step", "save", "save") * 4
 CURVE = ("step", "loss", "loss_action", "loss_image", "gradient_norm")
@@ -64,7 +65,7 @@ def _disturbed(
             break
         kill, before = Kill.draw(draws, tensor * data, occasion), _unfinished(place)
         # A peer may notice that its connection broke before the harness notices who died.
-        with pytest.raises(RankFailedError, match=r"rank \d+ died|Connection (closed|reset) by peer|Broken pipe"):
+        with pytest.raises(RankFailedError, match=DIED):
             _train_killed(config, kill)
         torn += bool(_unfinished(place) - before)
     return Chaos(folder, torn)
