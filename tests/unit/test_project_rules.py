@@ -108,3 +108,10 @@ def test_everything_imported_is_declared_and_pinned() -> None:
 def normal(name: str) -> str:
     """A distribution's name as indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_glossary_names_files_that_exist() -> None:
+    rows = [line for line in (ROOT / "docs/glossary.md").read_text().splitlines() if line.endswith("` |")]
+    paths = [line.rsplit("`", 2)[1] for line in rows]
+    assert 30 < len(paths) <= 40
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
