@@ -92,9 +92,10 @@ class RunFolder(RunLayout):
                 self._check_same(config)
             elif self.metrics.exists() or self.checkpoints.exists():
                 raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text_whole(self.config, to_yaml(config))  # first: without it the folder is refused
+            self.checkpoints.mkdir(exist_ok=True)
             self.tokenizers.mkdir(exist_ok=True)
-            write_text_whole(self.config, to_yaml(config))
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot write the run folder ({error.strerror}); set run.dir to a folder you "

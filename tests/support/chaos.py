@@ -20,7 +20,7 @@ from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
 from tests.support.training_case import try_train
 
-# Calls, C functions included, after each occasion; a little more than usually happen.
+# At most so many calls and returns, C functions included, after each occasion; each lasts far longer.
 CALLS = {"start": 40_000, "step": 6_000, "save": 900}
 WAIT = {"start": 1, "step": 4, "save": 2}  # largest number of an occasion in one start
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import InputError
+from pretrain import run_folder
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder, versions
 from pretrain.settings import from_mapping, read_yaml
@@ -60,6 +61,23 @@ def test_a_folder_with_a_run_but_no_settings_is_refused(tmp_path: Path) -> None:
     folder.checkpoints.mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds a run but no config.yaml"):
         folder.open(config(tmp_path))
+
+
+def test_a_folder_whose_opening_was_killed_can_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "write_text_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.open(TrainingConfig())
+    folder.open(TrainingConfig())
+    assert folder.config.exists()
+    assert folder.checkpoints.is_dir()
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
