@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 TIERS = ("unit", "dist", "integration", "gpu")
+PACKAGES = ("data", "pretrain", "eval", "cluster")
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before() -> Iterator[None]:
+    """Undo the logging set-up of a command that the test ran in this process; the next may use `caplog`."""
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 from data.errors import InputError
@@ -44,17 +46,22 @@ class WorkerPool:
     def __init__(self, count: int) -> None:
         self._count = count
         self._executor: ProcessPoolExecutor | None = None
+        self._other_children: set[BaseProcess] = set()
 
     def __enter__(self) -> WorkerPool:
         if self._count > 1:
+            self._other_children = set(multiprocessing.active_children())
             # spawn: a rendering context does not survive a fork
             self._executor = ProcessPoolExecutor(
-                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+                self._count, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._executor is not None:
+            if kind is not None and not issubclass(kind, Exception):  # ctrl-C does not wait for the workers
+                for process in set(multiprocessing.active_children()) - self._other_children:
+                    process.kill()
             self._executor.shutdown(wait=True, cancel_futures=True)
         else:
             close_cached_simulator()
@@ -85,3 +92,9 @@ class WorkerPool:
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _start_worker() -> None:
+    """Leave ctrl-C to the command, which ends its workers; a worker that ended first would seem to have died."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -103,7 +103,7 @@ def test_a_data_set_is_prepared_there_and_streamed_from_there(there: Cloud, tmp_
 
 @pytest.mark.parametrize("kind", ["reset", "end", "refuse"])
 def test_broken_answers_are_asked_for_again(
-    there: Cloud, monkeypatch: pytest.MonkeyPatch, kind: str, capsys: pytest.CaptureFixture[str]
+    there: Cloud, monkeypatch: pytest.MonkeyPatch, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(retries, "pause", lambda seconds, over: pauses.append(seconds))
@@ -119,7 +119,7 @@ def test_broken_answers_are_asked_for_again(
         left = iter([Fault(kind, 1_000_000), Fault(kind, 700_000), Fault(kind, -9)])
         assert store.read_range("x", 1000, 2_500_000) == content[1000:2_501_000]
         assert len(proxy.requests) == 3 + 4
-        assert f"storage: {there.url}/prefix: " in capsys.readouterr().err
+        assert f"{there.url}/prefix: " in caplog.text
     finally:
         proxy.stop()
 
