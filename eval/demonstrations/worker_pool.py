@@ -95,6 +95,6 @@ class WorkerPool:
 
 
 def _start_worker() -> None:
-    """Leave ctrl-C to the command, which ends its workers; a worker that ended first would seem to have died."""
+    """Leave ctrl-C to the command, which ends its workers: one that ended first would seem to have died."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
