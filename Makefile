@@ -25,10 +25,10 @@ help:
 demo: setup
 	@$(BIN)/worldvla demo
 
-# On two workers: while a test waits for a cluster another one computes (tests/support/scheduling.py). All tests
+# On three workers: while a test waits for a cluster others compute (tests/support/scheduling.py). All tests
 # run whatever fails; a worker that dies ends the run.
 test: setup compiler slurm azurite
-	@$(BIN)/python -m pytest --numprocesses=2 --max-worker-restart=0 --durations=20 tests
+	@$(BIN)/python -m pytest --numprocesses=3 --max-worker-restart=0 --durations=20 tests
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

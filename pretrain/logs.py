@@ -18,7 +18,7 @@ from typing import TextIO
 from data.errors import InputError
 
 LEVEL_VARIABLE = "WORLDVLA_LOG_LEVEL"
-_PACKAGES = ("data", "pretrain", "eval", "cluster")
+PACKAGES = ("data", "pretrain", "eval", "cluster")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _TIME = "%Y-%m-%d %H:%M:%S"
 
@@ -37,7 +37,7 @@ def set_up_logging(rank: int | None = None) -> None:
         raise InputError(f"{LEVEL_VARIABLE}={level}, expected one of {', '.join(_LEVELS)}; correct it")
     handler = _StandardErrorHandler()
     handler.setFormatter(_formatter(rank))
-    for package in _PACKAGES:
+    for package in PACKAGES:
         logger = logging.getLogger(package)
         for old in list(logger.handlers):
             logger.removeHandler(old)
@@ -62,7 +62,7 @@ def log_to_file(path: Path, rank: int) -> None:
             "free space"
         ) from error
     handler.setFormatter(_formatter(rank))
-    for package in _PACKAGES:
+    for package in PACKAGES:
         logging.getLogger(package).addHandler(handler)
 
 

@@ -79,6 +79,11 @@ class RunLayout:
         """The run that a checkpoint folder (`<run>/checkpoints/step_...`, or in `fetched/`) belongs to."""
         return cls(checkpoint.resolve().parent.parent)
 
+    @classmethod
+    def of_evaluation(cls, folder: Path) -> Self:
+        """The run that an evaluation's folder (`<run>/eval/step_...`) belongs to."""
+        return cls(folder.parent.parent)
+
     @property
     def config(self) -> Path:
         """Settings of the newest start."""

@@ -28,12 +28,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 TIERS = ("unit", "dist", "integration", "gpu")
-PACKAGES = ("data", "pretrain", "eval", "cluster")
 
 
 @pytest.fixture(autouse=True)
 def loggers_as_before() -> Iterator[None]:
     """Undo the logging set-up of a command that the test ran in this process; the next may use `caplog`."""
+    from pretrain.logs import PACKAGES
+
     loggers = [logging.getLogger(name) for name in PACKAGES]
     before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     yield
@@ -59,7 +60,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal whole groups of tests out to the workers, as `tests.support.scheduling` groups them."""
-    from tests.support.scheduling import GroupScheduling
+    """Deal whole files out to the workers, in the order of `tests.support.scheduling`."""
+    from tests.support.scheduling import FileScheduling
 
-    return GroupScheduling(config, log)
+    return FileScheduling(config, log)

@@ -97,7 +97,6 @@ class CheckpointEvaluations:
                 self._checkpoints.checkpoint_url(step),
                 self._folder.evaluation(step),
                 self._config.eval,
-                imagine=self._config.eval.imagine_frames > 0,
             )
         )
 

@@ -34,15 +34,13 @@ class EvaluationJob:
         step: Step of the checkpoint.
         checkpoint: Its folder or URL.
         out: Folder for the results.
-        settings: Suite, tasks, episodes.
-        imagine: Also make a world-model rollout.
+        settings: Suite, tasks, episodes; with `imagine_frames` also world-model rollouts.
     """
 
     step: int
     checkpoint: str
     out: Path
     settings: EvaluationConfig
-    imagine: bool
 
 
 Evaluate = Callable[[EvaluationJob, Progress], Results]

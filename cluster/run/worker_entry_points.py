@@ -54,8 +54,9 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     from eval.evaluation.evaluate import evaluate
     from eval.policy.source import PolicyReference
     from pretrain.checkpoint.fetch import local_checkpoint
+    from pretrain.run_layout import RunLayout
 
-    checkpoint = str(local_checkpoint(job.checkpoint, run=job.out.parents[1]))
+    checkpoint = str(local_checkpoint(job.checkpoint, run=RunLayout.of_evaluation(job.out).path))
     results = evaluate(
         PolicyReference(checkpoint, job.settings.batch),
         job.settings,
@@ -64,7 +65,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
         progress=lambda state: progress(state.done, state.total),
     )
     content = results.to_json()
-    if job.imagine:
+    if job.settings.imagine_frames > 0:
         from eval.config import ImagineConfig
         from eval.world_model.imagine import imagine
 

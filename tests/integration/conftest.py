@@ -1,4 +1,4 @@
-"""What the tests of clusters start once a run, and Ray's time limits."""
+"""What the tests of clusters start once a worker, and Ray's time limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def preloaded_workers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def slurm_of_four_nodes() -> Iterator[VirtualSlurm]:
-    """A Slurm that all tests of jobs use."""
+    """A Slurm that all tests of jobs in this process use."""
     if reason := missing():
         pytest.skip(f"no virtual Slurm here: {reason}")
     with virtual_slurm(4) as cluster:
@@ -37,6 +37,6 @@ def slurm_of_four_nodes() -> Iterator[VirtualSlurm]:
 
 @pytest.fixture
 def slurm(slurm_of_four_nodes: VirtualSlurm) -> Iterator[VirtualSlurm]:
-    """The run's Slurm, idle before the test and again after it."""
+    """The worker's Slurm, idle before the test and again after it."""
     yield slurm_of_four_nodes
     slurm_of_four_nodes.reset()

@@ -14,6 +14,7 @@ import pytest
 from cluster.run.training import last_reported_step
 from pretrain.run_folder import RunFolder
 from pretrain.telemetry.sinks import read_metrics
+from tests.support.job_length import JobLength
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.virtual_slurm import ENDED, VirtualSlurm
 
@@ -76,23 +77,32 @@ def test_two_nodes_train_evaluate_and_leave_nothing(
     assert len(nodes) == 2
 
 
-def test_a_signal_and_a_lost_node_cost_no_step(slurm: VirtualSlurm, shards: Path, tmp_path: Path) -> None:
-    words = ["trainer.steps=90", "checkpointing.every=15", "checkpointing.keep_last=3", "eval.every=0"]
-    job = submit(slurm, tmp_path, shards, "run.name=tried", "slurm.cpus_per_node=2", *words)
+def test_a_signal_and_a_lost_node_cost_no_step(
+    slurm: VirtualSlurm, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["trainer.steps=1000000", "checkpointing.every=5", "checkpointing.keep_last=3", "eval.every=0"]
+    words += ["optim.schedule=constant", "optim.warmup_steps=0", "optim.warmup_fraction=null"]
+    length = JobLength(tmp_path / "length")
+    monkeypatch.setenv("LAST_STEP", "1")  # for the check before the job is submitted
+    asked = ["run.name=tried", "slurm.cpus_per_node=2", f"slurm.venv={length.environment}", JobLength.WORD]
+    job = submit(slurm, tmp_path, shards, *asked, *words)
     folder = RunFolder(tmp_path / "tried")
 
     def log() -> str:
         return "\n".join(path.read_text() for path in folder.path.glob("slurm/job-*.log"))
 
-    slurm.await_while_active(job, lambda: last_reported_step(folder) >= 5, log)
+    slurm.await_while_active(job, lambda: last_reported_step(folder) >= 3, log)
     slurm.run("scancel", "--signal=USR1", "--batch", str(job))  # as Slurm does before the time limit
     slurm.restart_requeued(job, 1)
     slurm.await_while_active(job, lambda: happened(folder).count("resumed") == 1, log)
     stopped = next(event["step"] for event in events(folder) if event["event"] == "preempted")
-    slurm.await_while_active(job, lambda: last_reported_step(folder) >= stopped + 20, log)
+    slurm.await_while_active(job, lambda: last_reported_step(folder) >= stopped + 12, log)
 
     nodes = slurm.run("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
     slurm.lose_node(nodes[1])
+    slurm.await_requeued(job, 2)
+    last = last_reported_step(folder) + 3
+    length.set(last)
     slurm.restart_requeued(job, 2)
     told = slurm.await_state(job, *ENDED)
     assert told["JobState"] == "COMPLETED", log()
@@ -102,9 +112,10 @@ def test_a_signal_and_a_lost_node_cost_no_step(slurm: VirtualSlurm, shards: Path
     assert resumed[-1] > stopped
     assert len({path.name.rpartition("-")[2] for path in folder.path.glob("wandb/offline-run-*")}) == 1
 
-    torchrun(tmp_path, shards, "run.name=undisturbed", "parallel.tensor=1", "parallel.data=1", *words)
+    alone = ["parallel.tensor=1", "parallel.data=1", f"trainer.stop_after={last}"]
+    torchrun(tmp_path, shards, "run.name=undisturbed", *alone, *words)
     expected = losses(tmp_path / "undisturbed")
-    assert len(expected) == 90
+    assert len(expected) == last
     assert losses(folder.path)[-1] == pytest.approx(expected[-1], abs=1e-5)
 
 

@@ -10,6 +10,7 @@ from data.config import PrepareConfig
 from data.prepare.preparer import Preparer, prepare
 from data.tokens.image import ImageTokenizer
 from pretrain.telemetry.sinks import read_metrics
+from tests.support.job_length import JobLength
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.virtual_slurm import ENDED, VirtualSlurm
 
@@ -23,15 +24,16 @@ WORDS = [
     "eval.every=0",
 ]
 WORDS += ["model.layers=1", "model.hidden_size=32", "model.ffn_size=64", "model.heads=2", "run.name=plain"]
-STEPS = 60
+WORDS += ["trainer.steps=1000000", JobLength.WORD]
 
 
 def test_two_nodes_are_told_to_end_requeued_and_go_on(slurm: VirtualSlurm, tmp_path: Path) -> None:
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(24, seed=number) for number in range(3)])
     config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "shards"))
     prepare(Preparer(config, ImageTokenizer.load(None)))
-    settings = [f"run.dir={tmp_path}", f"data.url={tmp_path}/shards", f"trainer.steps={STEPS}"]
-    more = {"GPUS": "1", "NETWORK": "tcp", "PYTHONPATH": str(ROOT)}
+    settings = [f"run.dir={tmp_path}", f"data.url={tmp_path}/shards"]
+    length = JobLength(tmp_path / "length")
+    more = {"VENV": str(length.environment), "GPUS": "1", "NETWORK": "tcp", "PYTHONPATH": str(ROOT)}
     options = ["--parsable", "--nodes=2", "--cpus-per-task=2", f"--chdir={ROOT}", f"--output={tmp_path}/log"]
     job = int(slurm.run("sbatch", *options, str(SCRIPT), *WORDS, *settings, more=more))
     metrics = tmp_path / "plain" / "metrics.jsonl"
@@ -46,13 +48,13 @@ def test_two_nodes_are_told_to_end_requeued_and_go_on(slurm: VirtualSlurm, tmp_p
     slurm.run("scancel", "--batch", "--signal=USR1", str(job))  # what Slurm sends before the time limit
     slurm.await_requeued(job)
     reached = steps()[-1]
-    assert 1 <= reached < STEPS
     assert (tmp_path / "plain" / "checkpoints" / f"step_{reached:08d}" / "READY").exists()
     assert "rank 0 ended with 85" in log() or "rank 1 ended with 85" in log(), log()
+    length.set(reached + 3)
     slurm.restart_requeued(job)
     ended = slurm.await_state(job, *ENDED)
     assert ended["JobState"] == "COMPLETED", f"{ended} {log()}"
-    assert steps() == list(range(1, STEPS + 1))
+    assert steps() == list(range(1, reached + 4))
     assert slurm.processes() == []
 
 

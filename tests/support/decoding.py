@@ -24,21 +24,13 @@ from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.mask import mask_vectors
 from pretrain.model.transformer import Transformer, initialise
+from tests.support.chameleon import TINY
 
-SMALL = ModelConfig(
-    vocabulary_size=16_384,
-    hidden_size=32,
-    ffn_size=48,
-    layers=2,
-    heads=4,
-    max_positions=256,
-    dropout=0.0,
-)
 BINS = slice(ACTION_BIN_START, ACTION_BIN_END)
 
 
 def small_model(scale: float = 20, **changes: object) -> Transformer:
-    model = Transformer(ModelConfig(**{**SMALL.__dict__, **changes}))
+    model = Transformer(ModelConfig(**{**TINY.__dict__, **changes}))
     initialise(model, seed=3)
     with torch.no_grad():  # far from uniform, so that there are no near ties
         model.lm_head.weight.mul_(scale)

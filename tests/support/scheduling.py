@@ -1,7 +1,6 @@
 """How `pytest -n` deals the tests out to its workers.
 
-A worker runs one file after the other, so that what a module sets up is set up once. Files that share the
-virtual Slurm, which is started once a run, are one group and stay with one worker. Each worker prefers one
+A worker runs one file after the other, so that what a module sets up is set up once. Each worker prefers one
 tier: beside a test that waits for a cluster another one computes.
 """
 
@@ -10,33 +9,34 @@ from __future__ import annotations
 from xdist.scheduler.loadscope import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# Where a worker looks for its next group, by its number.
-PREFERENCES = (("integration", "dist", "unit"), ("dist", "unit", "integration"))
-SLURM = "tests/integration with the virtual Slurm"
-ON_SLURM = ("cancel", "doctor", "pipeline", "slurm", "slurm_storage", "torchrun")
+# Where a worker looks for its next file, by its number.
+PREFERENCES = (
+    ("integration", "dist", "unit"),
+    ("dist", "unit", "integration"),
+    ("integration", "unit", "dist"),
+)
+# The files that take longest, the longest first: begun last, one of them would be waited for at the end.
+LONGEST = tuple(
+    f"tests/integration/test_{name}.py"
+    for name in ("cluster_slurm", "cluster_supervisor", "cluster_torchrun", "cluster_pipeline")
+)
 
 
-def group_of(nodeid: str) -> str:
-    """The group of a test: its file, or what its file shares with others."""
-    path = nodeid.partition("::")[0]
-    return SLURM if path in {f"tests/integration/test_cluster_{name}.py" for name in ON_SLURM} else path
-
-
-class GroupScheduling(LoadScopeScheduling):
-    """Deals out groups: to each worker those of the tier that it prefers, those with most tests first."""
+class FileScheduling(LoadScopeScheduling):
+    """Deals out files: to each worker those of the tier that it prefers, those with most tests first."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid)
+        return nodeid.partition("::")[0]
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         number = int(node.gateway.id.removeprefix("gw"))
         tiers = PREFERENCES[number % len(PREFERENCES)]
-        following = min(self.workqueue, key=lambda group: _order(group, tiers))
+        following = min(self.workqueue, key=lambda file: _order(file, tiers))
         self.workqueue.move_to_end(following, last=False)
         super()._assign_work_unit(node)
 
 
-def _order(group: str, tiers: tuple[str, ...]) -> tuple[int, bool]:
-    """Smaller: earlier. The Slurm comes first of its tier, being the longest."""
-    tier = next((rank for rank, name in enumerate(tiers) if group.startswith(f"tests/{name}")), len(tiers))
-    return tier, group != SLURM
+def _order(file: str, tiers: tuple[str, ...]) -> tuple[int, int]:
+    """Smaller: earlier."""
+    tier = next((rank for rank, name in enumerate(tiers) if file.startswith(f"tests/{name}")), len(tiers))
+    return tier, LONGEST.index(file) if file in LONGEST else len(LONGEST)

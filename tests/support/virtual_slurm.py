@@ -1,4 +1,4 @@
-"""A Slurm cluster of virtual nodes on this machine, started once a run of the tests.
+"""A Slurm cluster of virtual nodes on this machine, started once by each worker of the tests.
 
 Every node is a slurmd in namespaces of its own (processes, mounts, host name) with an address on the
 loopback; nothing of the machine's own configuration is read or changed. No time limit of Slurm decides a
@@ -97,7 +97,7 @@ class VirtualSlurm:
                 folder=folder,
                 port=port,
                 # Jobs choose their ports by their number: two clusters on one machine must not meet.
-                first_job=1 + secrets.randbelow(9_000),
+                first_job=1 + 1_000 * _test_worker() + secrets.randbelow(900),
                 first=port + 1,
                 last_port=port + nodes,
                 last=nodes - 1,
@@ -267,9 +267,14 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def _test_worker() -> int:
+    """Number of this process among pytest-xdist's workers, below 10."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+
+
 def _free_ports(count: int) -> int:
     """The first of `count` neighbouring ports that are free, below those of outgoing connections."""
-    for first in range(18_000 + secrets.randbelow(1000), 20_000, count):
+    for first in range(18_000 + 200 * _test_worker() + secrets.randbelow(100), 20_000, count):
         with_all = [socket.socket() for _ in range(count)]
         try:
             for number, probe in enumerate(with_all):

@@ -20,7 +20,7 @@ NAME = "eval_00000007"
 
 
 def job(folder: Path) -> EvaluationJob:
-    return EvaluationJob(7, "checkpoint", folder / "out", EvaluationConfig(), imagine=False)
+    return EvaluationJob(7, "checkpoint", folder / "out", EvaluationConfig())
 
 
 def report_folder_and_progress(job: EvaluationJob, progress: Progress) -> dict[str, Any]:

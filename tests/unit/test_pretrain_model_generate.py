@@ -18,8 +18,8 @@ from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
 from pretrain.model.layers import DecoderLayer
 from pretrain.model.sampling import Sampling
+from tests.support.chameleon import TINY
 from tests.support.decoding import (
-    SMALL,
     dream_prompt,
     greedy,
     naive_chunk,
@@ -57,7 +57,7 @@ def test_two_actions_after_the_last_image_are_masked_as_in_training(start: int, 
     session = DecodingSession(model, prompts, np.array([block]), largest=start)
     hidden = session.forward(torch.tensor([[start]]), slice(0, 1))
     for row, tokens in enumerate([*each, start] for each in prompts):
-        actual = session.logits(hidden[row, 0], 0, SMALL.vocabulary_size)
+        actual = session.logits(hidden[row, 0], 0, TINY.vocabulary_size)
         torch.testing.assert_close(actual, next_logits(model, tokens), atol=1e-4, rtol=0)
 
 
@@ -176,9 +176,9 @@ def test_half_precision_is_decoded_with_caches_of_its_dtype(monkeypatch: pytest.
     assert bins.shape == (1, 3, 7)
     assert {(keys.dtype, keys.shape[:2]) for keys in buffers} == {(torch.bfloat16, (1, 2))}
     storages = {keys.untyped_storage().data_ptr() for keys in buffers}
-    assert len(storages) == SMALL.layers, "a buffer is made once a layer"
+    assert len(storages) == TINY.layers, "a buffer is made once a layer"
     capacity = len(prompt_of(0, 5)) + 27
-    assert buffers[0].untyped_storage().nbytes() == 2 * capacity * SMALL.head_size * 2
+    assert buffers[0].untyped_storage().nbytes() == 2 * capacity * TINY.head_size * 2
 
 
 @pytest.mark.parametrize(
