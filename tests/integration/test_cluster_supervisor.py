@@ -53,7 +53,7 @@ def evaluate_by_counting(job: EvaluationJob, progress: Progress) -> dict[str, An
         killed.touch()
         os.kill(os.getpid(), signal.SIGKILL)  # the worker is replaced
     results = {"step": job.step, "suite": "none", "tasks": [0], "episodes": 1, "successes": 1, "errors": 0}
-    results |= {"success_rate": 1.0, "imagined": job.imagine, "pid": os.getpid()}
+    results |= {"success_rate": 1.0, "imagined": job.settings.imagine_frames > 0, "pid": os.getpid()}
     job.out.mkdir(parents=True)
     (job.out / "results.json").write_text(json.dumps(results))
     return results
