@@ -22,6 +22,7 @@ from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.stream import episode_memory
+from data.stream.datasets import open_datasets
 from data.stream.loader import TokenStream
 from data.stream.plan import Kind
 from data.stream.setup import make_plan
@@ -50,7 +51,7 @@ def make_episode(number: int) -> Episode:
         task=TASKS[number].replace(" ", "_"),
         instruction=TASKS[number],
         codes={name: random.integers(0, 512, (length, 2, 2), dtype=np.uint16) for name in ("agent", "wrist")},
-        actions=random.uniform(-1, 1, (length, 7)).astype(np.float32),
+        actions=random.uniform(-1, 1, (length, 7)),
         states=random.uniform(STATE_MIN, STATE_MAX, (length, 8)).astype(np.float32),
     )
 
@@ -363,6 +364,26 @@ def test_settings_that_do_not_fit_the_data_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         TokenStream(replace(DataConfig(url), **change), TRAINER, seed=0)
+
+
+def test_all_episodes_are_trained_on_with_split_all(url: str) -> None:
+    keys = {
+        split: {e.key for e in open_datasets(DataConfig(url, split=split))[0].entries}
+        for split in ("train", "all")
+    }
+    assert keys["all"] == {e.key for e in EPISODES}
+    assert keys["train"] == keys["all"] - {EPISODES[-1].key}
+    trainer = replace(TRAINER, global_batch=64)  # an epoch in one step
+    with TokenStream(DataConfig(url, split="all"), trainer, seed=0) as stream:
+        assert stream.split == "all"
+        assert set(stream.plan.step(0).episodes.tolist()) == set(range(len(EPISODES)))
+        (batch,) = stream.micro_batches(0, 0, 1)
+    held_out = expected_tokens(Kind.ACTION, EPISODES[-1], 2)
+    assert held_out in samples_of(batch)
+    with TokenStream(DataConfig(url), trainer, seed=0) as stream:
+        assert held_out not in samples_of(*stream.micro_batches(0, 0, 1))
+    with TokenStream(DataConfig(url, split="all"), TRAINER, seed=0, split="val_ind") as stream:
+        assert (stream.split, set(stream.plan.step(0).episodes.tolist())) == ("val_ind", {0})
 
 
 def test_an_empty_split_is_refused(url: str) -> None:
