@@ -57,7 +57,8 @@ FirstJobId={first_job}
 MessageTimeout=100
 SlurmdParameters=config_overrides
 NodeName=n[0-{last}] NodeHostname=localhost NodeAddr=127.0.{worker}.[11-{last_address}] \
-Port=[{first}-{last_port}] CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+Port=[{first}-{last_port}] \
+CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=train Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
