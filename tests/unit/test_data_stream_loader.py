@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import DataConfig, MixtureConfig, MixtureSource
+from cluster.inspect.config import InspectPlanConfig
+from cluster.inspect.plan import plan_step
+from data.config import DataConfig, MixtureConfig, MixtureSource, TrainingSplit
 from data.contracts import Episode, PackedBatch
 from data.errors import InputError
 from data.prepare.statistics import summarise
@@ -384,6 +386,15 @@ def test_all_episodes_are_trained_on_with_split_all(url: str) -> None:
         assert held_out not in samples_of(*stream.micro_batches(0, 0, 1))
     with TokenStream(DataConfig(url, split="all"), TRAINER, seed=0, split="val_ind") as stream:
         assert (stream.split, set(stream.plan.step(0).episodes.tolist())) == ("val_ind", {0})
+
+
+def test_inspected_plan_is_that_of_the_split(url: str) -> None:
+    def windows(split: TrainingSplit) -> int:
+        config = InspectPlanConfig(url, split=split, global_batch=64, sequence_length=512)
+        return len({number for ids in plan_step(config).window_ids for number in ids})
+
+    length = LENGTHS[-1]  # of the held-out episode: its action and world windows are the difference
+    assert windows("all") - windows("train") == length - 4 + length - 1
 
 
 def test_an_empty_split_is_refused(url: str) -> None:
