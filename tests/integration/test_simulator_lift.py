@@ -75,7 +75,7 @@ def test_state_is_that_of_the_hand_body_and_continuous(simulator: Any) -> None:
         np.testing.assert_allclose(state[3:6], axis_angle(observed["robot0_eef_quat"]), atol=1e-9)
         np.testing.assert_allclose(state[6:], observed["robot0_gripper_qpos"])
         states.append(state)
-        simulator.step(np.array([0, 0, 0, 0.3 if step % 40 < 20 else -0.3, 0.1, 0.1, -1]))
+        simulator.step(np.array([0, 0, 0, -0.3 if step < 20 else 0.3, 0, 0, -1]))
     turns = np.array(states)[:, 3:6]
     np.testing.assert_allclose(np.abs(turns[0]), [np.pi, 0, 0], atol=0.3)  # the fingers point down
     angles = np.linalg.norm(turns, axis=1)
