@@ -130,12 +130,13 @@ def test_resuming_from_weights_alone_is_refused(url: str, earlier: Path, tmp_pat
     assert "start_from" in message
 
 
-def test_resuming_with_another_split_is_refused(url: str, tmp_path: Path) -> None:
+def test_resuming_from_a_checkpoint_of_another_split_is_refused(
+    url: str, earlier: Path, tmp_path: Path
+) -> None:
     config = case.settings(tmp_path, url)
-    config.trainer.stop_after = 1
-    case.train(config)
-    config.data.split, config.trainer.stop_after = "all", 2
+    config.checkpointing.resume, config.trainer.stop_after = str(earlier), 3
+    config.data.split = "all"
     (message,) = run_ranks(case.try_train, 1, config)
-    assert "step_00000001: was trained with data.split=train, now data.split=all; give the same" in message
-    config.data.split = "train"
+    assert f"{earlier}: was trained with data.split=train, now data.split=all; give the same" in message
+    config.data.split, config.run.name = "train", "other"
     case.train(config)
