@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.inspect.config import InspectPlanConfig
-from cluster.inspect.plan import plan_step
-from data.config import DataConfig, MixtureConfig, MixtureSource, TrainingSplit
+from data.config import DataConfig, MixtureConfig, MixtureSource
 from data.contracts import Episode, PackedBatch
 from data.errors import InputError
 from data.prepare.statistics import summarise
@@ -24,7 +22,6 @@ from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.stream import episode_memory
-from data.stream.datasets import open_datasets
 from data.stream.loader import TokenStream
 from data.stream.plan import Kind
 from data.stream.setup import make_plan
@@ -366,35 +363,6 @@ def test_settings_that_do_not_fit_the_data_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         TokenStream(replace(DataConfig(url), **change), TRAINER, seed=0)
-
-
-def test_all_episodes_are_trained_on_with_split_all(url: str) -> None:
-    keys = {
-        split: {e.key for e in open_datasets(DataConfig(url, split=split))[0].entries}
-        for split in ("train", "all")
-    }
-    assert keys["all"] == {e.key for e in EPISODES}
-    assert keys["train"] == keys["all"] - {EPISODES[-1].key}
-    trainer = replace(TRAINER, global_batch=64)  # an epoch in one step
-    with TokenStream(DataConfig(url, split="all"), trainer, seed=0) as stream:
-        assert stream.split == "all"
-        assert set(stream.plan.step(0).episodes.tolist()) == set(range(len(EPISODES)))
-        (batch,) = stream.micro_batches(0, 0, 1)
-    held_out = expected_tokens(Kind.ACTION, EPISODES[-1], 2)
-    assert held_out in samples_of(batch)
-    with TokenStream(DataConfig(url), trainer, seed=0) as stream:
-        assert held_out not in samples_of(*stream.micro_batches(0, 0, 1))
-    with TokenStream(DataConfig(url, split="all"), TRAINER, seed=0, split="val_ind") as stream:
-        assert (stream.split, set(stream.plan.step(0).episodes.tolist())) == ("val_ind", {0})
-
-
-def test_inspected_plan_is_that_of_the_split(url: str) -> None:
-    def windows(split: TrainingSplit) -> int:
-        config = InspectPlanConfig(url, split=split, global_batch=64, sequence_length=512)
-        return len({number for ids in plan_step(config).window_ids for number in ids})
-
-    length = LENGTHS[-1]  # of the held-out episode: its action and world windows are the difference
-    assert windows("all") - windows("train") == length - 4 + length - 1
 
 
 def test_an_empty_split_is_refused(url: str) -> None:
