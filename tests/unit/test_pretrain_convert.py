@@ -19,6 +19,7 @@ from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.weights import load_weights
 from pretrain.convert.chameleon import code_name, vocabulary_map
+from pretrain.convert.source import open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, expected_shapes
 from tests.support import hugging_face
@@ -112,8 +113,13 @@ def test_norms_shared_by_heads_give_the_logits_of_repeated_ones(
         convert("import", f"source={tmp_path}/{name}", f"out={out}")
         repeated = "repeated over the heads that share them: 8 tensors of q/k norms"
         assert (repeated in capsys.readouterr().out) == (name == "theirs")
+        weights = load_weights(out)
+        for key, tensor in open_weights_folder(
+            tmp_path / name
+        ).tensors.items():  # as evaluations read them
+            assert torch.equal(tensor.tensor(), weights[key])
         ours = Transformer(config).eval()
-        ours.load_state_dict(load_weights(out), strict=True)
+        ours.load_state_dict(weights, strict=True)
         logits.append(our_logits(ours, tokens()))
         fingerprints.append(Manifest.read(open_checkpoint(out)).metadata["imported"]["fingerprint"])
     assert torch.equal(*logits)
