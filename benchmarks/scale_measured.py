@@ -121,7 +121,7 @@ def episode_bytes(steps: int) -> int:
         task="task",
         instruction="put the bowl on the plate",
         codes={f"camera_{number}": codes for number in range(CAMERAS)},
-        actions=np.zeros((steps, ACTION_DIM), np.float32),
+        actions=np.zeros((steps, ACTION_DIM)),
         states=np.zeros((steps, STATE_DIM), np.float32),
     )
     return len(encode_episode(content))

@@ -50,7 +50,7 @@ def simulated_episode(number: int) -> Episode:
         task=f"task_{number % 40}",
         instruction=" ".join(words.tolist()),
         codes={AGENT_CAMERA: np.take_along_axis(fresh, newest, 0).reshape(steps, SIDE, SIDE)},
-        actions=np.tanh(random.normal(0, 0.05, (steps, 7)).cumsum(0)).astype(np.float32),
+        actions=np.tanh(random.normal(0, 0.05, (steps, 7)).cumsum(0)),
         states=random.normal(0, 0.02, (steps, 8)).cumsum(0).astype(np.float32),
     )
 

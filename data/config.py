@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression, Resize, SplitOrder
 from data.storage.retries import RETRY_SECONDS
 from data.tokens.action import NamedRanges
 from data.tokens.state import STATE_MAX, STATE_MIN
 
 Format = Literal["libero", "lerobot", "rlds"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
+TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
 
 
@@ -73,6 +74,9 @@ class DataConfig:
     Attributes:
         url: Folder or object-store prefix that holds the index and the shards.
         sources: Several data sets instead of one, each with its weight.
+        split: Episodes that are trained on: `train`, or `all`, held-out ones too, as published policies are
+            (one trained on `train` has never seen a tenth of the tasks that it is tested on). World-model
+            scores and validation need `train`.
         history: M, frames an action sample sees (t-M+1 .. t; fewer at an episode's start).
         chunk: K, actions an action sample predicts; only windows with all K are used.
         predicted_frames: P, frames a world sample predicts (t+1 .. t+P) from frame t and the actions between.
@@ -96,6 +100,7 @@ class DataConfig:
 
     url: str = field(default="???", metadata={"or": "sources"})
     sources: list[MixtureSource] = field(default_factory=list[MixtureSource])
+    split: TrainingSplit = "train"
     history: int = 2
     chunk: int = 5
     predicted_frames: int = 1
@@ -147,6 +152,8 @@ class SourceConfig:
         rotate: Rotate frames by 180 degrees; null: as the format defines (LIBERO's HDF5 files), else no.
         fit: How frames become square: `crop` (their middle), `pad` (black), `stretch`, or `refuse` (an
             error).
+        resize: How frames of another size are brought to the resolution: `box_bicubic`, as the published code
+            does (halved by a box filter while at least twice as large, then bicubic), or `lanczos`.
     """
 
     source: str = "???"
@@ -157,6 +164,7 @@ class SourceConfig:
     instruction: str | None = None
     rotate: bool | None = None
     fit: Fit = "refuse"
+    resize: Resize = "box_bicubic"
 
 
 @dataclass
@@ -173,6 +181,9 @@ class PrepareConfig(SourceConfig):
         batch_size: Frames encoded at once.
         replay: Replay each demonstration in its simulator, record frames and states there, and keep only the
             demonstrations that succeed (LIBERO's own and collected ones).
+        split_order: Order of a task's demonstrations, of which the last tenth is held out: by `letters`
+            (demo_10 before demo_2), as in the published lists, or by `number`; null: `letters` for LIBERO's
+            layout, else `number`.
         ranges: Ranges over which actions are quantised: `worldvla`, `rynnvla`, or those of this data set's
             training actions: `extremes` (minimum and maximum) or `quantiles` (1 % and 99 %).
         action_minimum, action_maximum: Explicit ranges, 7 numbers each; they take precedence over `ranges`.
@@ -185,6 +196,7 @@ class PrepareConfig(SourceConfig):
     compression: Compression = "none"
     batch_size: int = 64
     replay: bool = False
+    split_order: SplitOrder | None = None
     ranges: Ranges = "worldvla"
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None

@@ -19,6 +19,12 @@ WRIST_CAMERA = "wrist"
 Compression = Literal["none", "zstd"]
 """Compression of the members of each episode in a shard."""
 
+SplitOrder = Literal["number", "letters"]
+"""Order of a task's demonstrations, the last tenth of which is held out; by `letters`, 10 is before 2."""
+
+Resize = Literal["box_bicubic", "lanczos"]
+"""How frames are brought to the resolution: halved by box filter, then bicubic (WorldVLA), or Lanczos."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
@@ -31,9 +37,11 @@ class Demonstration:
         instruction: Language instruction, lower-case plain English.
         frames: Camera name -> uint8 [T, H, W, 3], RGB, already upright (rotated by 180 degrees where
             the simulator delivers frames upside down).
-        actions: float32 [T, 7]: delta position (3), delta rotation (3), gripper (-1 open, 1 closed).
-        states: float32 [T, 8]: end-effector position in metres (3), axis-angle in radians (3),
-            gripper finger positions in metres (2), in the simulator's world frame as LIBERO stores them.
+        actions: float64 [T, 7]: delta position (3), delta rotation (3), gripper (-1 open, 1 closed). Not
+            float32: LIBERO's actions lie on the edges of bins, and rounding moves some by one bin.
+        states: float32 [T, 8]: hand position in metres (3), axis-angle of the hand body's orientation in
+            radians (3), gripper finger positions in metres (2), in the simulator's world frame as LIBERO
+            stores them. The angle is continuous over an episode: it may exceed pi.
     """
 
     key: str
@@ -41,7 +49,7 @@ class Demonstration:
     task: str
     instruction: str
     frames: Mapping[str, NDArray[np.uint8]]
-    actions: NDArray[np.float32]
+    actions: NDArray[np.float64]
     states: NDArray[np.float32]
 
 
@@ -59,7 +67,7 @@ class Episode:
     task: str
     instruction: str
     codes: Mapping[str, NDArray[np.uint16]]
-    actions: NDArray[np.float32]
+    actions: NDArray[np.float64]
     states: NDArray[np.float32]
 
     @property

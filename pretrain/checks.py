@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from data.errors import InputError
+from data.storage.episode_entry import ALL_SPLITS
 from pretrain.config import GuardConfig, Offload, TrainingConfig, ZeroStage
 from pretrain.model.attention.choose import check_backend
 from pretrain.model.transformer import check_divides
@@ -60,6 +61,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_minimum("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
     _check_layout(config)
     _check_zero(config)
+    _check_validation(config)
     if not config.run.name or config.run.name in (".", "..") or "/" in config.run.name:
         raise InputError(
             f"run.name={config.run.name!r}, expected the name of one folder; the folder "
@@ -133,6 +135,14 @@ def _check_zero(config: TrainingConfig) -> None:
         raise InputError(
             f"parallel.hpz_partition_size={size} does not divide parallel.data={parallel.data}; change one "
             "of them"
+        )
+
+
+def _check_validation(config: TrainingConfig) -> None:
+    if config.validation.every and config.data.split == ALL_SPLITS:
+        raise InputError(
+            f"validation.every={config.validation.every} would measure episodes that data.split=all trains "
+            "on; set validation.every=0, or data.split=train"
         )
 
 

@@ -87,8 +87,9 @@ class LossConfig:
     Attributes:
         image_weight: Of image codes; all other labels weigh 1.
         z_loss: Of the mean squared log-sum-exp.
-        reference_compatible: Reproduce two quirks of the published code: the last image code weighs 1, and
-            each rank divides each micro-batch by its own sums, so that the gradient depends on the layout.
+        reference_compatible: Reproduce three quirks of the published code: the last image code weighs 1; each
+            rank divides each micro-batch by its own sums, so that the gradient depends on the layout; weight
+            decay acts on norms and biases too.
     """
 
     image_weight: float = 0.04
@@ -111,7 +112,8 @@ class OptimConfig:
         min_lr_ratio: Final learning rate of cosine and wsd as a share of the peak.
         betas: Decays of the moments; Lion's authors take (0.9, 0.99).
         eps: AdamW epsilon.
-        weight_decay: On matrices; none on norms and biases.
+        weight_decay: On matrices; none on norms and biases (as the published code, on all of them, with
+            `loss.reference_compatible`).
         gradient_clipping: Largest global gradient norm; 0: not limited.
     """
 

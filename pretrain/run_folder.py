@@ -103,7 +103,9 @@ class RunFolder(RunLayout):
             ) from error
 
     def _check_same(self, config: TrainingConfig) -> None:
-        before, now = _flat(read_yaml(self.config)), _flat(to_mapping(config))
+        # A setting that is younger than the folder: its default is what the earlier version did.
+        before = _flat(to_mapping(TrainingConfig())) | _flat(read_yaml(self.config))
+        now = _flat(to_mapping(config))
         differing = [
             f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())

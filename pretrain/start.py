@@ -10,6 +10,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.files import write_text_whole
+from data.storage.episode_entry import TRAINING_SPLIT
 from data.stream.loader import TokenStream
 from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
 from data.stream.plan import DataPlan
@@ -56,12 +57,19 @@ def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if not origin.resumes:
         load_initial_weights(origin.checkpoint, engine)
         return {"tokens": 0}
-    dataset = load_metadata(origin.checkpoint).get("dataset")  # None: weights alone, which `load` refuses
+    metadata = load_metadata(origin.checkpoint)
+    dataset = metadata.get("dataset")  # None: weights alone, which `load` refuses
     if dataset not in (None, stream.fingerprint):
         raise InputError(
             f"{origin.checkpoint}: was trained on the data set {dataset[:12]}, "
             f"{stream.urls} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
             "another name"
+        )
+    split = metadata.get("config", {}).get("data", {}).get("split", TRAINING_SPLIT)  # absent in old ones
+    if split != stream.split:
+        raise InputError(
+            f"{origin.checkpoint}: was trained with data.split={split}, now data.split={stream.split}; give "
+            "the same split, or begin a run of another name"
         )
     return load(origin.checkpoint, engine)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
+from data.config import TrainingSplit
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
@@ -38,6 +39,7 @@ class InspectPlanConfig:
         sequence_length: `trainer.sequence_length`.
         history: `data.history`.
         chunk: `data.chunk`.
+        split: `data.split`.
     """
 
     url: str = "???"
@@ -48,6 +50,7 @@ class InspectPlanConfig:
     sequence_length: int = 4096
     history: int = 2
     chunk: int = 5
+    split: TrainingSplit = "train"
 
 
 @dataclass

@@ -39,6 +39,8 @@ def dataset_content(index: DatasetIndex, url: str, scan: DatasetScan | None) -> 
         "shards": len(episodes.shards),
         "bytes": int(episodes.sizes.sum()),
         "compression": index.compression,
+        "split_order": index.split_order,
+        "resize": index.resize,
         "cameras": list(index.cameras),
         "image": {
             "pixels": index.image.pixels,

@@ -49,7 +49,8 @@ def dataset_lines(
         f"  {content['bytes'] / _MEGABYTE:,.1f} MB in {content['shards']} shards, compression "
         f"{content['compression']}, cameras {', '.join(content['cameras'])}"
     )
-    yield f"  frames {image.pixels} px as {image.rows} x {image.columns} codes"
+    yield f"  frames {image.pixels} px (resize={index.resize}) as {image.rows} x {image.columns} codes"
+    yield f"  held-out demonstrations by {index.split_order}"
     yield f"  steps of an episode: {', '.join(f'{name} {value:g}' for name, value in lengths.items())}"
     if scan is not None:
         yield from _action_lines(index, scan)

@@ -43,7 +43,7 @@ def plan_step(config: InspectPlanConfig) -> StepPlan:
         InputError: No data set there, or a setting is out of range.
     """
     plan = make_plan(
-        DataConfig(url=config.url, history=config.history, chunk=config.chunk),
+        DataConfig(url=config.url, history=config.history, chunk=config.chunk, split=config.split),
         TrainerConfig(global_batch=config.global_batch, sequence_length=config.sequence_length),
         config.seed,
     )

@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config import PrepareConfig
-from data.contracts import Statistics
+from data.contracts import SplitOrder, Statistics
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
 from data.prepare.statistics import summarise
+from data.sources.libero_hdf5 import HDF5_SUFFIXES
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
-from data.storage.index import INDEX_FILE, DatasetIndex, ImageFormat
+from data.storage.index import INDEX_FILE, SCHEMA, DatasetIndex, ImageFormat
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, ActionRanges
 from data.tokens.vocabulary import ACTION_DIM
@@ -72,7 +75,11 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
             f"{config.source}: none of its {sum(len(part.references) for part in parts)} demonstrations "
             "succeeded when it was replayed; check the simulator, or prepare with replay=false"
         )
-    splits = assign_splits([f"{episode.suite}/{episode.task}" for _, episode in episodes])
+    split_order = choose_split_order(config, parts[0].references[0].path)
+    splits = assign_splits(
+        [f"{episode.suite}/{episode.task}" for _, episode in episodes],
+        [episode.key for _, episode in episodes] if split_order == "letters" else None,
+    )
     actions = summarise(_TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)))
     states = summarise(_TrainingValues(config.out, finished, splits, slice(ACTION_DIM, None)))
     return DatasetIndex(
@@ -88,8 +95,23 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
         statistics={"actions": actions, "states": states},
         episodes=EpisodeTable.of(_entries(episodes, splits)),
         compression=config.compression,
+        split_order=split_order,
+        resize=config.resize,
         url=config.out,
     )
+
+
+def check_out(url: str) -> None:
+    """Refuse a place with a data set of another version, before anything is encoded (InputError)."""
+    store = open_store(url)
+    if not store.exists(INDEX_FILE):
+        return
+    schema = JsonRecord.parse(store.read(INDEX_FILE), f"{store.url}/{INDEX_FILE}").integer("schema")
+    if schema != SCHEMA:
+        raise InputError(
+            f"{store.url}: holds a data set of another version (schema {schema}, now {SCHEMA}); choose "
+            f"another out= or delete {INDEX_FILE} there"
+        )
 
 
 def commit_index(index: DatasetIndex) -> None:
@@ -103,22 +125,34 @@ def commit_index(index: DatasetIndex) -> None:
     index.save(index.url)
 
 
-def assign_splits(tasks: Sequence[str]) -> list[str]:
-    """Assign demonstrations to splits by their tasks, in order (WorldVLA's rule).
+def assign_splits(tasks: Sequence[str], keys: Sequence[str] | None = None) -> list[str]:
+    """Assign demonstrations to splits by their tasks (WorldVLA's rule).
 
     Of the sorted tasks the first ceil(0.9 T) are in domain, the others `val_ood`; of the n demonstrations
     of a task in domain the first ceil(0.9 n) are `train`, the others `val_ind`.
+
+    Args:
+        tasks: Task of each demonstration.
+        keys: Key of each, by whose letters the demonstrations of a task are ordered; None: they are in order.
     """
     names = sorted(set(tasks))
     in_domain = set(names[: _nine_tenths(len(names))])
     counts = Counter(tasks)
     seen: Counter[str] = Counter()
-    splits: list[str] = []
-    for task in tasks:
+    splits = [""] * len(tasks)
+    numbers = range(len(tasks))
+    for number in numbers if keys is None else sorted(numbers, key=keys.__getitem__):
+        task = tasks[number]
         seen[task] += 1
         is_training = seen[task] <= _nine_tenths(counts[task])
-        splits.append("val_ood" if task not in in_domain else "train" if is_training else "val_ind")
+        splits[number] = "val_ood" if task not in in_domain else "train" if is_training else "val_ind"
     return splits
+
+
+def choose_split_order(config: PrepareConfig, source: Path) -> SplitOrder:
+    """The order of the settings; by default that of the published lists where the data are LIBERO's."""
+    is_libero = config.format == "libero" or source.suffix in HDF5_SUFFIXES
+    return config.split_order or ("letters" if is_libero else "number")
 
 
 def explicit_ranges(config: PrepareConfig) -> ActionRanges | None:
@@ -149,7 +183,7 @@ class _TrainingValues:
     splits: Sequence[str]
     columns: slice
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+    def __iter__(self) -> Iterator[NDArray[np.float64]]:
         store, splits = open_store(self.url), iter(self.splits)
         for part, record in self.parts:
             values = read_values(store, part, record)

@@ -3,7 +3,7 @@
 The demonstrations of a shard depend only on order and lengths of all, so any number of workers in any order
 write the same bytes. A finished part consists of its shard and::
 
-    parts/part-000003-<plan>.values   float32 [N, 15], action and state of every step
+    parts/part-000003-<plan>.values   float64 [N, 15], action and state of every step
     parts/part-000003-<plan>.json     names and checksums of shard and values, and the episodes; written last
 
 `<plan>` is a checksum of everything that the part depends on: settings, image tokenizer, and name, size and
@@ -28,7 +28,7 @@ from data.storage.shards import Location
 from data.storage.store import Store
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_VERSION = 1  # of these files; with another one every part is written again
+_VERSION = 2  # of these files; with another one every part is written again
 _WIDTH = ACTION_DIM + STATE_DIM
 _MEMBER_OVERHEAD = 1536  # bytes of headers and padding that a member of a shard takes, at most
 _MAX_SHARD = 1 << 40  # bytes
@@ -141,7 +141,7 @@ def write_record(
     part: Part,
     locations: Sequence[Location],
     episodes: Sequence[tuple[DemonstrationReference, int]],
-    values: Sequence[NDArray[np.float32]],
+    values: Sequence[NDArray[np.float64]],
     dropped: Sequence[str],
 ) -> PartRecord:
     """Write the record of a part whose shard is written.
@@ -151,10 +151,10 @@ def write_record(
         part: The part.
         locations: Location of each episode in the shard.
         episodes: Reference and number of steps of each.
-        values: float32 [N, 15] of each, action and state.
+        values: float64 [N, 15] of each, action and state.
         dropped: Keys of the demonstrations that were left out.
     """
-    content = np.concatenate([np.zeros((0, _WIDTH), np.float32), *values]).astype("<f4").tobytes()
+    content = np.concatenate([np.zeros((0, _WIDTH)), *values]).astype("<f8").tobytes()
     store.write(f"{part.name}.values", content)
     shard = locations[0].shard if locations else ""
     record = PartRecord(
@@ -180,21 +180,21 @@ def write_record(
     return record
 
 
-def read_values(store: Store, part: Part, record: PartRecord) -> Iterator[NDArray[np.float32]]:
-    """Read action and state of each episode of a finished part, float32 [N, 15].
+def read_values(store: Store, part: Part, record: PartRecord) -> Iterator[NDArray[np.float64]]:
+    """Read action and state of each episode of a finished part, float64 [N, 15].
 
     Raises:
         InputError: They differ from the record.
     """
     content = store.read(f"{part.name}.values")
     lengths = [episode.length for episode in record.episodes]
-    size = sum(lengths) * _WIDTH * np.dtype(np.float32).itemsize
+    size = sum(lengths) * _WIDTH * np.dtype(np.float64).itemsize
     if hashlib.sha256(content).hexdigest() != record.values_sha256 or len(content) != size:
         raise InputError(
             f"{store.url}/{part.name}.values: not what its record says; prepare the data set again"
         )
     if lengths:
-        yield from np.split(np.frombuffer(content, "<f4").reshape(-1, _WIDTH), np.cumsum(lengths)[:-1])
+        yield from np.split(np.frombuffer(content, "<f8").reshape(-1, _WIDTH), np.cumsum(lengths)[:-1])
 
 
 def _verify(store: Store, part: Part, record: PartRecord) -> None:

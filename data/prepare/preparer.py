@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import Fit, PrepareConfig
-from data.contracts import Demonstration, Episode
+from data.contracts import Demonstration, Episode, Resize
 from data.errors import InputError
-from data.prepare.frames import resize_frames, square_frames
-from data.prepare.index_builder import FrameFormat, build_index, commit_index, explicit_ranges
+from data.prepare.frames import fit_frames
+from data.prepare.index_builder import FrameFormat, build_index, check_out, commit_index, explicit_ranges
 from data.prepare.no_ops import moving_steps
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
 from data.sources.interface import DemonstrationReference, DemonstrationSource
@@ -66,6 +66,7 @@ def prepare(
             written or holds another data set.
     """
     parts = preparer.plan()
+    check_out(preparer.config.out)
     total = sum(len(part.references) for part in parts)
 
     def report(done: int) -> None:
@@ -107,13 +108,16 @@ class Preparer:
         codes = self.tokenizer.rows * self.tokenizer.columns * len(references[0].cameras)
         depends_on = {
             name: asdict(config)[name]
-            for name in ("format", "cameras", "action", "state", "instruction", "rotate", "fit", "replay")
+            for name in (
+                *("format", "cameras", "action", "state", "instruction"),
+                *("rotate", "fit", "resize", "replay"),
+            )
         }
         if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(
             references,
-            step_bytes=codes * np.dtype(np.uint16).itemsize + (ACTION_DIM + STATE_DIM) * 4,
+            step_bytes=codes * np.dtype(np.uint16).itemsize + ACTION_DIM * 8 + STATE_DIM * 4,
             limit=round(config.shard_megabytes * 1_000_000),
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
         )
@@ -150,7 +154,7 @@ class Preparer:
         store = open_store(self.config.out)
         writer = ShardWriter(store, limit=None, first=part.number, compression=self.config.compression)
         episodes: list[tuple[DemonstrationReference, int]] = []
-        values: list[NDArray[np.float32]] = []
+        values: list[NDArray[np.float64]] = []
         dropped: list[str] = []
         for done, reference in enumerate(part.references):
             if done:
@@ -160,11 +164,11 @@ class Preparer:
                 dropped.append(reference.key)
                 continue
             episode = encode_demonstration(
-                demonstration, self.tokenizer, self.config.batch_size, self.config.fit
+                demonstration, self.tokenizer, self.config.batch_size, self.config.fit, self.config.resize
             )
             writer.add(episode)
             episodes.append((reference, episode.length))
-            values.append(np.concatenate([episode.actions, episode.states], axis=1))
+            values.append(np.concatenate([episode.actions, episode.states.astype(np.float64)], axis=1))
         return write_record(store, part, writer.close(), episodes, values, dropped)
 
     def _read(self, reference: DemonstrationReference) -> Demonstration | None:
@@ -175,7 +179,11 @@ class Preparer:
 
 
 def encode_demonstration(
-    demonstration: Demonstration, tokenizer: FrameEncoder, batch_size: int = 64, fit: Fit = "refuse"
+    demonstration: Demonstration,
+    tokenizer: FrameEncoder,
+    batch_size: int = 64,
+    fit: Fit = "refuse",
+    resize: Resize = "box_bicubic",
 ) -> Episode:
     """Drop no-ops, resize the frames of every camera and encode them, `batch_size` at a time.
 
@@ -190,7 +198,7 @@ def encode_demonstration(
         )
     codes: dict[str, NDArray[np.uint16]] = {}
     for camera, frames in demonstration.frames.items():
-        resized = resize_frames(square_frames(frames[moving], fit), tokenizer.pixels)
+        resized = fit_frames(frames[moving], tokenizer.pixels, fit, resize)
         batches = [resized[i : i + batch_size] for i in range(0, len(resized), batch_size)]
         codes[camera] = np.concatenate([tokenizer.encode(batch) for batch in batches])
     return Episode(
@@ -232,7 +240,7 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
 
 
 def _check_references(config: PrepareConfig, references: Sequence[DemonstrationReference]) -> None:
-    """Refuse invalid or equal keys, and demonstrations of different cameras (InputError)."""
+    """Refuse invalid or equal keys, turned states, and demonstrations of different cameras (InputError)."""
     keys = Counter(check_key(reference.key) for reference in references)
     cameras = references[0].cameras
     for reference in references:
@@ -240,6 +248,11 @@ def _check_references(config: PrepareConfig, references: Sequence[DemonstrationR
             raise InputError(
                 f"{reference.path}: another file of {config.source} gives the same episode key "
                 f"{reference.key}; rename one of them"
+            )
+        if reference.turned_states and not config.replay:
+            raise InputError(
+                f"{reference.path}: collected by an earlier version, whose states are turned by 90 degrees; "
+                "collect again, or prepare with replay=true, which records them anew"
             )
         if reference.cameras != cameras:
             raise InputError(

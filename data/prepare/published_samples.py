@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data.config import ConvertSamplesConfig
 from data.contracts import AGENT_CAMERA, Episode
 from data.errors import InputError
-from data.prepare.index_builder import FrameFormat, assign_splits, commit_index
+from data.prepare.index_builder import FrameFormat, assign_splits, check_out, commit_index
 from data.prepare.statistics import summarise
 from data.sources.instructions import clean_instruction, slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
@@ -31,7 +31,7 @@ from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
-from data.tokens.action import NAMED_RANGES, ActionRanges, decode
+from data.tokens.action import NAMED_RANGES, ActionRanges, restore
 from data.tokens.prompt_text import ACTION_TEXT
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import STATE_DIM
@@ -61,6 +61,7 @@ def convert_samples(
             restored from them.
     """
     ranges = NAMED_RANGES[config.ranges]
+    check_out(config.out)
     paths = list_samples(Path(config.source))
 
     def read(before: int) -> Iterator[TokenSample]:
@@ -118,6 +119,7 @@ def _finish(
         episodes=EpisodeTable.of(entries),
         url=config.out,
         compression=config.compression,
+        resize="box_bicubic",  # by the published code
     )
     commit_index(index)
     return index
@@ -177,7 +179,7 @@ def _episode(chain: _Chain, key: str, suite: str, instruction: str, ranges: Acti
         task=slug(instruction),
         instruction=instruction,
         codes={AGENT_CAMERA: np.stack(chain.frames).astype(np.uint16)},
-        actions=decode(np.stack(chain.bins), ranges).astype(np.float32),
+        actions=restore(np.stack(chain.bins), ranges),
         states=np.zeros((len(chain.bins), STATE_DIM), np.float32),
     )
 

@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import SourceConfig
-from data.prepare.frames import resize_frames, square_frames
+from data.config import PrepareConfig
+from data.prepare.frames import fit_frames
+from data.prepare.index_builder import choose_split_order
 from data.sources.interface import DemonstrationReference
 from data.sources.registry import open_source
 
@@ -34,7 +35,7 @@ class FrameCodec(Protocol):
         ...
 
 
-def reconstruction_psnr(config: SourceConfig, tokenizer: FrameCodec, frames: int = 16) -> dict[str, float]:
+def reconstruction_psnr(config: PrepareConfig, tokenizer: FrameCodec, frames: int = 16) -> dict[str, float]:
     """PSNR in dB by camera, over frames that are not in the training split.
 
     Args:
@@ -48,10 +49,13 @@ def reconstruction_psnr(config: SourceConfig, tokenizer: FrameCodec, frames: int
     """
     squared: dict[str, list[float]] = {}
     source = open_source(config)
-    for reference in _last_of_each_task(source.references())[:_MAX_DEMONSTRATIONS]:
+    references = source.references()
+    if choose_split_order(config, references[0].path) == "letters":
+        references.sort(key=lambda reference: reference.key)
+    for reference in _last_of_each_task(references)[:_MAX_DEMONSTRATIONS]:
         for camera, recorded in source.read(reference).frames.items():
             chosen = np.linspace(0, len(recorded) - 1, min(frames, len(recorded))).astype(np.int64)
-            true = resize_frames(square_frames(recorded[chosen], config.fit), tokenizer.pixels)
+            true = fit_frames(recorded[chosen], tokenizer.pixels, config.fit, config.resize)
             error = tokenizer.decode(tokenizer.encode(true)).astype(np.float64) - true
             squared.setdefault(camera, []).append(float(np.square(error).mean()))
     return {camera: _psnr(sum(errors) / len(errors)) for camera, errors in sorted(squared.items())}

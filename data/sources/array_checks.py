@@ -15,8 +15,8 @@ from data.errors import InputError
 _MAX_SIDE = 8192  # pixels of a compressed frame; more is a decompression bomb
 
 
-def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | None) -> NDArray[np.float32]:
-    """Check a table [T, width] of finite numbers and return it as float32.
+def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | None) -> NDArray[np.float64]:
+    """Check a table [T, width] of finite numbers and return it as float64.
 
     Raises:
         InputError: Not numbers, of another shape, another T than `steps`, or not finite.
@@ -28,19 +28,19 @@ def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | 
             "parts with action= or state=[...], or export the data set again"
         )
     check_steps(name, len(table), steps, where)
-    return finite_float32(table, name, where)
+    return finite_float64(table, name, where)
 
 
-def finite_float32(table: NDArray[Any], name: str, where: str) -> NDArray[np.float32]:
-    """Convert a table [T, D] of numbers to float32.
+def finite_float64(table: NDArray[Any], name: str, where: str) -> NDArray[np.float64]:
+    """Convert a table [T, D] of numbers to float64, in which actions stay until they are encoded.
 
     Raises:
-        InputError: A value is not finite in float32.
+        InputError: A value is not finite, or beyond float32, which states are stored in.
     """
-    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused below
-        numbers = table.astype(np.float32)
-    if not np.isfinite(numbers).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
+    numbers = table.astype(np.float64)
+    usable = np.abs(numbers) <= np.finfo(np.float32).max  # false for NaN
+    if not usable.all():
+        row, column = (int(i) for i in np.argwhere(~usable)[0])
         raise InputError(
             f"{where}: {name}[{row}, {column}] is {numbers[row, column]}, expected a finite number; "
             "delete or repair this demonstration"
@@ -58,7 +58,8 @@ def join_state(
     """
     if not parts:
         return np.zeros((steps, width), np.float32)
-    return finite_numbers(np.concatenate(parts, axis=1), " + ".join(names), width, where, steps)
+    joined = finite_numbers(np.concatenate(parts, axis=1), " + ".join(names), width, where, steps)
+    return joined.astype(np.float32)
 
 
 def check_steps(name: str, length: int, steps: int | None, where: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.array_checks import check_steps, finite_float32
+from data.sources.array_checks import check_steps, finite_float64
 
 Node = Any  # h5py's groups and data sets, whose type stubs leave most members unknown
 
@@ -63,8 +63,8 @@ def child_dataset(group: Node, name: str, where: str) -> Node:
 
 def read_numbers(
     group: Node, name: str, width: int, where: str, meaning: str, steps: int | None = None
-) -> NDArray[np.float32]:
-    """Read a table [T, width] of finite numbers as float32.
+) -> NDArray[np.float64]:
+    """Read a table [T, width] of finite numbers as float64.
 
     Raises:
         InputError: Missing, of another type, shape or length, or not finite.
@@ -77,7 +77,7 @@ def read_numbers(
             "export the demonstration again"
         )
     check_steps(name, shape[0], steps, where)
-    return finite_float32(np.asarray(dataset[()]), name, where)
+    return finite_float64(np.asarray(dataset[()]), name, where)
 
 
 def read_frames(group: Node, name: str, where: str, steps: int) -> NDArray[np.uint8]:

@@ -20,6 +20,8 @@ class DemonstrationReference:
         length: Time steps T.
         cameras: Names of its cameras, sorted.
         videos: Other files that it is read from.
+        turned_states: Whether its recorded states have the grip site's orientation, as earlier versions of
+            `worldvla collect` wrote it, instead of the hand's.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class DemonstrationReference:
     length: int
     cameras: tuple[str, ...]
     videos: tuple[Path, ...] = ()
+    turned_states: bool = False
 
 
 class DemonstrationSource(Protocol):

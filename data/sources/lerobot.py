@@ -142,14 +142,14 @@ class LerobotSource:
 
     def _numbers(
         self, values: Sequence[Any], order: NDArray[np.int64], name: str, where: str
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float64]:
         width = self._metadata.width(name)
         return self._table(values, order, name, width, where)
 
     @staticmethod
     def _table(
         values: Sequence[Any], order: NDArray[np.int64], name: str, width: int, where: str
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float64]:
         try:
             table = np.asarray(values, np.float64)
         except (TypeError, ValueError) as error:  # rows of different lengths, or no numbers

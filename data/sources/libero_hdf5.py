@@ -1,7 +1,8 @@
 """Demonstrations in LIBERO's HDF5 layout, as LIBERO publishes them and `worldvla collect` writes them.
 
 <task>_demo.hdf5
-  data                    attributes problem_info (JSON), macros_image_convention, bddl_file_name, suite
+  data                    attributes problem_info (JSON), macros_image_convention, bddl_file_name, suite,
+                          tag, state_orientation; all may be absent
     demo_0
       actions             [T, 7]
       obs/agentview_rgb   uint8 [T, H, W, 3], upside down
@@ -38,8 +39,15 @@ from data.sources.interface import DemonstrationReference
 from data.tokens.vocabulary import ACTION_DIM
 
 _CAMERAS = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
+COLLECTED_TAG = "worldvla-expert"
+ORIENTATION_ATTRIBUTE, HAND_ORIENTATION = "state_orientation", "hand_body"
+"""In files of `worldvla collect`. Those of earlier versions lack it: their states have the orientation of the
+grip site, which is turned by 90 degrees against the hand's."""
+
 _LIBERO = "libero_"  # prefix of the names of its suites
-_SUFFIXES = (".hdf5", ".h5")
+_SUITE_FOLDER = re.compile(r"libero_(spatial|object|goal|10|90)(?![0-9a-z])")
+_MIN_WORDS = 2  # of an instruction that is read from the name of a file
+HDF5_SUFFIXES = (".hdf5", ".h5")
 
 
 class LiberoSource:
@@ -104,7 +112,7 @@ class LiberoSource:
             instruction=reference.instruction,
             frames=frames,
             actions=actions,
-            states=np.concatenate([end_effector, gripper], axis=1),
+            states=np.concatenate([end_effector, gripper], axis=1).astype(np.float32),
         )
 
     def _cameras_of(self, views: Node) -> Mapping[str, str]:
@@ -120,10 +128,9 @@ class LiberoSource:
             raise InputError(f"{path}: group `data` holds no demo_0, demo_1, ...; expected LIBERO's layout")
         task = path.stem.removesuffix("_demo")
         suite = _suite(path, data)
-        instruction = _instruction(path, data)
-        problem = PurePosixPath(attribute(data, "bddl_file_name") or "")
-        if suite.startswith(_LIBERO) and problem.stem == task:
-            instruction = libero_language(task)
+        instruction = _instruction(path, data, suite, task)
+        turned = attribute(data, "tag") == COLLECTED_TAG
+        turned &= attribute(data, ORIENTATION_ATTRIBUTE) != HAND_ORIENTATION
         references: list[DemonstrationReference] = []
         for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
             where = f"{path}: {name}"
@@ -137,7 +144,15 @@ class LiberoSource:
                 child_dataset(views, stored, where)
             references.append(
                 DemonstrationReference(
-                    path, name, f"{task}/{name}", suite, task, instruction, length, tuple(sorted(cameras))
+                    path,
+                    name,
+                    f"{task}/{name}",
+                    suite,
+                    task,
+                    instruction,
+                    length,
+                    tuple(sorted(cameras)),
+                    turned_states=turned,
                 )
             )
         return references
@@ -198,13 +213,19 @@ def hdf5_files(source: Path) -> list[Path]:
         raise InputError(
             f"{source}: no such file or folder; expected demonstrations, collect some with `worldvla collect`"
         )
-    return sorted(p for p in source.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in source.iterdir() if p.suffix in HDF5_SUFFIXES and not p.name.startswith("."))
 
 
 def _suite(path: Path, data: Node) -> str:
-    """The attribute `suite`, else the folder of the BDDL file (``.../libero_object/<task>.bddl``)."""
+    """The attribute `suite`, else the folder of the BDDL file (``.../libero_object/<task>.bddl``).
+
+    Without attributes the folder of the file: the suite that its name begins with (``libero_goal_no_noops``).
+    """
     bddl = attribute(data, "bddl_file_name") or ""
-    return attribute(data, "suite") or PurePosixPath(bddl).parent.name or path.absolute().parent.name
+    stated = attribute(data, "suite") or PurePosixPath(bddl).parent.name
+    folder = path.absolute().parent.name
+    known = _SUITE_FOLDER.match(folder)
+    return stated or (known.group() if known else folder)
 
 
 def libero_language(task: str) -> str:
@@ -216,8 +237,28 @@ def libero_language(task: str) -> str:
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ").lower()
 
 
-def _instruction(path: Path, data: Node) -> str:
+def _instruction(path: Path, data: Node, suite: str, task: str) -> str:
+    """LIBERO's words for its own tasks, else those of the attribute, else those of the file's name.
+
+    The published filters of no-ops write files without attributes.
+    """
+    problem = PurePosixPath(attribute(data, "bddl_file_name") or "")
+    if suite.startswith(_LIBERO) and problem.stem == task:
+        return libero_language(task)
     text = attribute(data, "problem_info")
+    if stated := _stated_instruction(text):
+        return stated
+    words = libero_language(task) if path.stem.endswith("_demo") else ""
+    if len(re.findall(r"[^\W\d_]+", words)) < _MIN_WORDS:
+        raise InputError(
+            f"{path}: attribute problem_info of `data` is {str(text)[:60]!r}, expected LIBERO's JSON with a "
+            "language_instruction; add it, or name the file after its task (pick_up_the_cube_demo.hdf5)"
+        )
+    return words
+
+
+def _stated_instruction(text: str | None) -> str:
+    """The instruction in `problem_info`; empty where there is none."""
     try:
         value: object = json.loads(text or "")
     except ValueError:
@@ -226,13 +267,7 @@ def _instruction(path: Path, data: Node) -> str:
     instruction = problem.get("language_instruction")
     if isinstance(instruction, list):  # LIBERO's own files hold the words of some tasks as a list
         instruction = " ".join(str(word) for word in cast("list[object]", instruction))
-    cleaned = instruction.strip().strip('"').lower() if isinstance(instruction, str) else ""
-    if not cleaned:
-        raise InputError(
-            f"{path}: attribute problem_info of `data` is {str(text)[:60]!r}, expected LIBERO's JSON with a "
-            "language_instruction; add it"
-        )
-    return cleaned
+    return instruction.strip().strip('"').lower() if isinstance(instruction, str) else ""
 
 
 def _upright(frames: NDArray[np.uint8], convention: str, where: str) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Episodes in the cache of a node: decoded, checked, and readable one time step at a time.
 
-    rows   [T, W]   of a time step: the codes of each camera (by name) uint16 [R, C], action float32 [7],
+    rows   [T, W]   of a time step: the codes of each camera (by name) uint16 [R, C], action float64 [7],
                     state float32 [8], CRC-32 of these bytes, seeded with the number of the step
     JSON            key, suite, task and instruction, then its length in 4 bytes
 
@@ -26,7 +26,7 @@ from data.json_record import JsonRecord
 from data.storage.episode_cache import EpisodeCache
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_FORMAT = 1  # version of the content; another version has other names
+_FORMAT = 2  # version of the content; another version has other names
 _CRC = 4  # bytes, as many as of the length of the JSON
 _TEXTS = ("key", "suite", "task", "instruction")
 
@@ -41,7 +41,7 @@ def codes_field(camera: str) -> str:
 def row_type(cameras: Sequence[str], rows: int, columns: int) -> np.dtype[Any]:
     """One time step: fields `codes.<camera>`, `actions`, `states` and `crc`, packed."""
     codes = [(codes_field(camera), "<u2", (rows, columns)) for camera in sorted(cameras)]
-    numbers = [("actions", "<f4", (ACTION_DIM,)), ("states", "<f4", (STATE_DIM,)), ("crc", "<u4")]
+    numbers = [("actions", "<f8", (ACTION_DIM,)), ("states", "<f4", (STATE_DIM,)), ("crc", "<u4")]
     return np.dtype([*codes, *numbers])
 
 

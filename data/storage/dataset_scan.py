@@ -39,12 +39,12 @@ class DatasetScan:
     actions: NDArray[np.int64] = field(default_factory=lambda: np.zeros((ACTION_DIM, BINS), np.int64))
     outside: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ACTION_DIM, np.int64))
 
-    def count(self, index: DatasetIndex, actions: NDArray[np.float32]) -> None:
-        """Add the actions float32 [T, 7] of one episode."""
+    def count(self, index: DatasetIndex, actions: NDArray[np.float64]) -> None:
+        """Add the actions float64 [T, 7] of one episode."""
         low = np.asarray(index.action_ranges.minimum)
         high = np.asarray(index.action_ranges.maximum)
         for number in range(ACTION_DIM):
-            values = actions[:, number].astype(np.float64)
+            values = actions[:, number]
             limits = float(low[number]), float(high[number])
             self.actions[number] += np.histogram(values, BINS, limits)[0]
             self.outside[number] += int(((values < limits[0]) | (values > limits[1])).sum())

@@ -8,6 +8,9 @@ from data.contracts import Episode
 from data.storage.shards import Location
 
 SPLITS = ("train", "val_ind", "val_ood")
+TRAINING_SPLIT = SPLITS[0]
+ALL_SPLITS = "all"
+"""Name for the episodes of all splits together."""
 
 
 @dataclass(frozen=True, slots=True)

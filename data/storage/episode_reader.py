@@ -52,7 +52,7 @@ def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
 
 def _max_bytes(index: DatasetIndex, entry: EpisodeEntry) -> int:
     """Upper bound of the bytes of all members of an episode of this length."""
-    step = 2 * len(index.cameras) * index.image.rows * index.image.columns + 4 * (ACTION_DIM + STATE_DIM)
+    step = 2 * len(index.cameras) * index.image.rows * index.image.columns + 8 * ACTION_DIM + 4 * STATE_DIM
     texts = 12 * (len(entry.suite) + len(entry.task) + len(entry.instruction))  # JSON may escape each letter
     return entry.length * step + texts + (len(index.cameras) + 3) * _MEMBER_OVERHEAD
 

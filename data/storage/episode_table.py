@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_arrays
 
 from data.errors import InputError
 from data.storage.episode_columns import DTYPES, check_columns
-from data.storage.episode_entry import SPLITS, EpisodeEntry, Task
+from data.storage.episode_entry import ALL_SPLITS, SPLITS, EpisodeEntry, Task
 from data.storage.mapped_arrays import array_views
 from data.storage.shards import check_key
 
@@ -136,7 +136,9 @@ class EpisodeTable(Sequence[EpisodeEntry]):
         return self._columns["sha256"][row].tobytes()
 
     def split(self, name: str) -> EpisodeTable:
-        """The episodes of one of `SPLITS`; none for another name."""
+        """The episodes of one of `SPLITS`, or of all (`ALL_SPLITS`); none for another name."""
+        if name == ALL_SPLITS:
+            return self
         number = SPLITS.index(name) if name in SPLITS else len(SPLITS)
         mask = self._column("split") == number
         return self if bool(mask.all()) else self.select(np.flatnonzero(mask))

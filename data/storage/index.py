@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import cast
+from typing import cast, get_args
 
-from data.contracts import Compression, Statistics
+from data.contracts import Compression, Resize, SplitOrder, Statistics
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.storage.cached_episodes import CachedEpisodes
@@ -28,8 +28,9 @@ from data.storage.store import Store, open_store
 from data.tokens.action import ActionRanges
 
 INDEX_FILE = "index.json"
-SCHEMA = 3
-_PLAIN_SCHEMA = 2  # of data sets without compression, which older versions read, too
+SCHEMA = 4
+_PLAIN_SCHEMA, _COMPRESSED_SCHEMA = 2, 3
+"""Of earlier versions: states may be turned by 90 degrees, and actions were rounded to float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class DatasetIndex:
         statistics: `actions` and `states` of the training split.
         episodes: In the order of the shards.
         compression: Of the members of its episodes, one of `data.storage.shards.COMPRESSIONS`.
+        split_order: Order in which the last demonstrations of a task were held out.
+        resize: How frames that were not at their resolution were brought to it.
+        schema: Version of `index.json`.
         url: Where it was loaded from; not part of its identity, like the following attributes.
         retry_seconds: How long failed requests are retried.
         cache: Where episodes are stored once they are read; None: nowhere.
@@ -72,9 +76,17 @@ class DatasetIndex:
     statistics: Mapping[str, Statistics]
     episodes: EpisodeTable
     compression: Compression = "none"
+    split_order: SplitOrder = "number"
+    resize: Resize = "box_bicubic"
+    schema: int = SCHEMA
     url: str = field(default="", compare=False)
     retry_seconds: float = field(default=RETRY_SECONDS, compare=False)
     cache: EpisodeCache | None = field(default=None, compare=False)
+
+    @property
+    def has_hand_states(self) -> bool:
+        """Whether states surely hold the hand body's orientation; else they may be turned by 90 degrees."""
+        return self.schema == SCHEMA
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,7 +108,7 @@ class DatasetIndex:
         return CachedEpisodes(self.cache, self.cameras, grid, checked=str(self.image.codebook_size))
 
     def split(self, name: str) -> EpisodeTable:
-        """The episodes of one of `data.storage.episode_entry.SPLITS`."""
+        """The episodes of one of `data.storage.episode_entry.SPLITS`, or of `ALL_SPLITS`."""
         return self.episodes.split(name)
 
     def to_json(self) -> bytes:
@@ -130,18 +142,20 @@ class DatasetIndex:
         where = f"{store.url}/{INDEX_FILE}"
         record = JsonRecord.parse(store.read(INDEX_FILE), where)
         schema = record.integer("schema")
-        if schema not in (_PLAIN_SCHEMA, SCHEMA):
-            raise InputError(f"{where}: schema {schema}, this program reads {SCHEMA}; prepare it again")
+        if schema not in (_PLAIN_SCHEMA, _COMPRESSED_SCHEMA, SCHEMA):
+            raise InputError(
+                f"{where}: schema {schema}, this program reads {_PLAIN_SCHEMA} to {SCHEMA}; prepare it again"
+            )
         index = cls(
             image=_read_image(record.record("image")),
             cameras=tuple(record.texts("cameras")),
-            action_ranges=ActionRanges(
-                minimum=record.record("action_ranges").numbers("minimum"),
-                maximum=record.record("action_ranges").numbers("maximum"),
-            ),
+            action_ranges=_read_ranges(record.record("action_ranges"), where),
             statistics=_read_statistics(record.record("statistics")),
             episodes=_read_episodes(store, record),
-            compression=_read_compression(record) if schema == SCHEMA else "none",
+            compression="none" if schema == _PLAIN_SCHEMA else _read_compression(record),
+            split_order=_read_split_order(record) if schema == SCHEMA else "number",
+            resize=_read_resize(record) if schema == SCHEMA else "lanczos",
+            schema=schema,
             url=url,
             retry_seconds=retry_seconds,
             cache=cache,
@@ -154,10 +168,12 @@ class DatasetIndex:
         return index
 
     def _content(self) -> dict[str, object]:
-        plain = self.compression == "none"
+        added: dict[str, str] = {} if self.schema == _PLAIN_SCHEMA else {"compression": self.compression}
+        if self.schema == SCHEMA:
+            added |= {"split_order": self.split_order, "resize": self.resize}
         return {
-            "schema": _PLAIN_SCHEMA if plain else SCHEMA,
-            **({} if plain else {"compression": self.compression}),
+            "schema": self.schema,
+            **added,
             "image": asdict(self.image),
             "cameras": list(self.cameras),
             "action_ranges": asdict(self.action_ranges),
@@ -170,6 +186,22 @@ class DatasetIndex:
 
 def _read_compression(record: JsonRecord) -> Compression:
     return cast("Compression", record.text("compression", COMPRESSIONS))
+
+
+def _read_ranges(record: JsonRecord, where: str) -> ActionRanges:
+    minimum, maximum = record.numbers("minimum"), record.numbers("maximum")
+    try:
+        return ActionRanges(minimum, maximum)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _read_split_order(record: JsonRecord) -> SplitOrder:
+    return cast("SplitOrder", record.text("split_order", get_args(SplitOrder)))
+
+
+def _read_resize(record: JsonRecord) -> Resize:
+    return cast("Resize", record.text("resize", get_args(Resize)))
 
 
 def _read_image(record: JsonRecord) -> ImageFormat:

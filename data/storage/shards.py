@@ -3,7 +3,7 @@
 The members of an episode are adjacent, so one range request fetches it::
 
     <key>.codes.<camera>.npy    uint16  [T, R, C]
-    <key>.actions.npy           float32 [T, 7]
+    <key>.actions.npy           float64 [T, 7] (float32 in shards of earlier versions)
     <key>.states.npy            float32 [T, 8]
     <key>.json                  suite, task, instruction
 
@@ -140,7 +140,7 @@ def encode_episode(episode: Episode, compression: Compression = "none") -> bytes
         if not _CAMERA.fullmatch(camera):
             raise InputError(f"camera name {camera[:80]!r} is not made of lower-case letters, digits and _")
         arrays[f"codes.{camera}"] = episode.codes[camera].astype("<u2")
-    arrays["actions"] = episode.actions.astype("<f4")
+    arrays["actions"] = episode.actions.astype("<f8")
     arrays["states"] = episode.states.astype("<f4")
     for name, array in arrays.items():
         payload = _npy(array)
@@ -192,7 +192,7 @@ def decode_episode(content: bytes) -> Episode:
     if key is None or missing:
         raise InputError(f"members {sorted(missing)} of an episode are missing")
     meta = _parse_meta(members.pop("json"))
-    actions = _parse_npy(members.pop("actions.npy"), "<f4", (None, ACTION_DIM))
+    actions = _parse_actions(members.pop("actions.npy"))
     states = _parse_npy(members.pop("states.npy"), "<f4", (len(actions), STATE_DIM))
     codes: dict[str, NDArray[np.uint16]] = {}
     for suffix, payload in members.items():
@@ -223,6 +223,13 @@ def _npy(array: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return file.getvalue()
+
+
+def _parse_actions(payload: memoryview) -> NDArray[np.float64]:
+    """Actions [T, 7]; those of earlier versions, rounded to float32, give the bins that they always gave."""
+    match = _NPY_HEADER.match(payload)
+    rounded = match is not None and match["dtype"] == b"<f4"
+    return _parse_npy(payload, "<f4" if rounded else "<f8", (None, ACTION_DIM)).astype(np.float64, copy=False)
 
 
 def _parse_npy(payload: memoryview, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

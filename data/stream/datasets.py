@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from data.config import DataConfig, MixtureSource
 from data.errors import InputError
 from data.storage.episode_cache import open_cache
-from data.storage.episode_entry import SPLITS
+from data.storage.episode_entry import ALL_SPLITS, SPLITS, TRAINING_SPLIT
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
-
-_TRAINING_SPLIT = SPLITS[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,20 @@ class StreamDataset:
     steps: NDArray[np.int32]
 
 
-def open_datasets(config: DataConfig, split: str = _TRAINING_SPLIT) -> tuple[StreamDataset, ...]:
+def open_datasets(config: DataConfig, split: str | None = None) -> tuple[StreamDataset, ...]:
     """Open one split of every data set of `data.url` or `data.sources`.
 
     In a validation split, data sets without an episode are left out, unless all of them have none.
 
+    Args:
+        config: Data sets, cameras and states.
+        split: One of `data.storage.episode_entry.SPLITS`, or `ALL_SPLITS`; None: `data.split`.
+
     Raises:
-        InputError: A data set is missing or damaged, lacks such episodes or cameras, or its frames are not
-            encoded like those of the others.
+        InputError: A data set is missing or damaged, lacks such episodes or cameras, its frames are not
+            encoded like those of the others, or its states are not in the same convention.
     """
+    split = split or config.split
     configured = _configured(config)
     cache = open_cache(config.cache.dir, config.cache.size)
     indexes = [DatasetIndex.load(item.url, config.retry_seconds, cache) for item in configured]
@@ -55,11 +58,12 @@ def open_datasets(config: DataConfig, split: str = _TRAINING_SPLIT) -> tuple[Str
         entries = index.split(split)
         if len(entries):
             datasets.append(StreamDataset(name, item.weight, index, entries, entries.lengths))
-        elif split == _TRAINING_SPLIT or not any(len(other.split(split)) for other in indexes):
+        elif split in (TRAINING_SPLIT, ALL_SPLITS) or not any(len(other.split(split)) for other in indexes):
             counts = ", ".join(f"{each} {len(index.split(each))}" for each in SPLITS)
             raise InputError(f"{index.url}: no episode in split {split!r}; the data set holds {counts}")
         _check_cameras(index, config.cameras)
         _check_image(index, indexes[0])
+        _check_states(index, indexes[0], config.state)
     return tuple(datasets)
 
 
@@ -118,3 +122,15 @@ def _check_image(index: DatasetIndex, first: DatasetIndex) -> None:
             f"{index.image.tokenizer_sha256[:12]}, but those of {first.url} have {first.image.pixels} px and "
             f"{first.image.tokenizer_sha256[:12]}; prepare them alike to train on them together"
         )
+
+
+def _check_states(index: DatasetIndex, first: DatasetIndex, used: bool) -> None:
+    """Refuse states of two conventions together, and those that may be of the old one where they are used."""
+    old, other = (index, first) if first.has_hand_states else (first, index)
+    if old.has_hand_states:
+        return
+    found = f"{old.url}: prepared by an earlier version, whose states may be turned by 90 degrees"
+    if other.has_hand_states:
+        raise InputError(f"{found} against those of {other.url}; prepare it again with `worldvla prepare`")
+    if used:
+        raise InputError(f"{found}; prepare it again with `worldvla prepare`, or set data.state=false")

@@ -25,12 +25,13 @@ class TokenStream:
         config: Where the data sets are and how samples are cut.
         trainer: Shape of the batches.
         seed: Seed of the order.
-        split: One of `data.storage.episode_entry.SPLITS`.
+        split: One of `data.storage.episode_entry.SPLITS`, or `ALL_SPLITS`; None: `data.split`.
 
     Attributes:
         plan: The order.
         fingerprint: Checksum of all data sets of the training.
         image: How their frames were encoded.
+        split: Name of the split.
         urls: Their URLs, for messages.
         action_ranges: Ranges over which the actions of the first data set are quantised.
         vocabulary_size: One more than the largest possible token id: the least vocabulary of the model.
@@ -39,10 +40,11 @@ class TokenStream:
         InputError: A data set is missing, a setting is invalid, or the sequences are too short.
     """
 
-    def __init__(self, config: DataConfig, trainer: BatchShape, seed: int, split: str = "train") -> None:
+    def __init__(self, config: DataConfig, trainer: BatchShape, seed: int, split: str | None = None) -> None:
         setup = open_setup(config, trainer, seed, split)
         datasets, form, texts, length = setup.datasets, setup.form, setup.texts, trainer.sequence_length
         self.plan = setup.plan
+        self.split = split or config.split
         self.fingerprint, self.image = combined_fingerprint(datasets), image_format(datasets)
         self.action_ranges = datasets[0].index.action_ranges
         self.urls = ", ".join(dataset.index.url for dataset in datasets)

@@ -43,7 +43,7 @@ class BlankEpisodes:
         index = datasets[0].index
         grid = (longest, index.image.rows, index.image.columns)
         codes = {camera: np.zeros(grid, np.uint16) for camera in config.cameras}
-        actions = np.zeros((longest, ACTION_DIM), np.float32)
+        actions = np.zeros((longest, ACTION_DIM), np.float64)
         states = np.zeros((longest, STATE_DIM), np.float32)
         self.steps = TimeSteps.empty(longest, form)
         tokenise(codes, actions, states, index, config, self.steps)

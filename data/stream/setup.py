@@ -56,8 +56,8 @@ class StreamSetup:
     form: SampleForm
 
 
-def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str) -> StreamSetup:
-    """Open the data sets of the settings and plan the order of their samples.
+def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str | None = None) -> StreamSetup:
+    """Open the data sets of the settings and plan the order of their samples (None: of `data.split`).
 
     Raises:
         InputError: A data set is missing, a setting is invalid, or the sequences are too short.
@@ -85,7 +85,7 @@ def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str) -
     return StreamSetup(plan, datasets, texts, form)
 
 
-def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str = "train") -> DataPlan:
+def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str | None = None) -> DataPlan:
     """The order of the samples, without reading an episode.
 
     Raises:

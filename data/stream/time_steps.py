@@ -63,7 +63,7 @@ class LocatedWindows(NamedTuple):
 
 def tokenise(
     codes: Mapping[str, NDArray[np.uint16]],
-    actions: NDArray[np.float32],
+    actions: NDArray[np.float64],
     states: NDArray[np.float32],
     index: DatasetIndex,
     config: DataConfig,
@@ -73,7 +73,7 @@ def tokenise(
 
     Args:
         codes: Camera -> uint16 [T, R, C].
-        actions: float32 [T, 7].
+        actions: float64 [T, 7].
         states: float32 [T, 8].
         index: Index of their data set.
         config: Cameras and ranges of states.

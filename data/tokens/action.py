@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_START, ACTION_DIM
+from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM
 
 ACTION_MIN: tuple[float, ...] = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
 ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
@@ -65,7 +65,10 @@ NAMED_RANGES: dict[NamedRanges, ActionRanges] = {
 
 
 def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.int64]:
-    """Actions [N, 7] (any real dtype, robot units) -> ids int64 [N, 7] in [10006, 10261].
+    """Actions [N, 7] (robot units) -> ids int64 [N, 7] in [10006, 10261].
+
+    Actions are float64, as LIBERO stores them: many lie on the edge of a bin, and rounding to float32 moves
+    some into the next one (-0.225 in dimension 4: id 10056, as float32 10057).
 
     Id 10261 stands for a normalised value of exactly 1 and decodes like 10260 (a quirk of the
     published tokenizer that trained checkpoints depend on). Values outside the ranges, infinite ones too,
@@ -117,6 +120,20 @@ def decode(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.
     low, width = _low_and_width(ranges)
     centers = _CENTERS[np.clip(tokens.astype(np.int64) - ACTION_BIN_START, 0, len(_CENTERS) - 1)]
     return (centers + 1.0) / 2.0 * width + low
+
+
+def restore(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
+    """Ids [N, 7] (integers) -> actions float64 [N, 7] that `encode` turns into the same ids.
+
+    As `decode`, but for the last id, 10261: it stands for values above the maximum, which are clipped, so its
+    action lies just above the maximum.
+
+    Raises:
+        InputError: As `decode`.
+    """
+    actions = decode(ids, ranges)
+    beyond = np.asarray(ranges.maximum, np.float64) + 2.0 * _EPSILON
+    return np.where(np.asarray(ids) == ACTION_BIN_END - 1, beyond, actions)
 
 
 def _low_and_width(ranges: ActionRanges) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

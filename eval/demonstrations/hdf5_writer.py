@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.files import replacing
+from data.sources.libero_hdf5 import COLLECTED_TAG, HAND_ORIENTATION, ORIENTATION_ATTRIBUTE
 from eval.demonstrations.recording import Recording
 from eval.simulator.interface import TaskInfo
 
@@ -71,7 +72,8 @@ def _write_attributes(
             "problem_info": json.dumps(problem),
             "bddl_file_name": problem_file,
             "macros_image_convention": "opengl",
-            "tag": "worldvla-expert",
+            "tag": COLLECTED_TAG,
+            ORIENTATION_ATTRIBUTE: HAND_ORIENTATION,
             "suite": task.suite,
             "versions": json.dumps(versions),
             "standin_assets": standin_assets,
@@ -112,7 +114,7 @@ def _write_demonstration(group: h5py.Group, recording: Recording) -> None:
 
 
 def _quaternion(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quaternion (x, y, z, w) of an axis times angle [3]."""
+    """Quaternion (x, y, z, w) of an axis times angle [3]; w is negative where the angle exceeds pi."""
     angle = float(np.linalg.norm(vector))
     if angle < 1e-12:
         return np.array([0.0, 0.0, 0.0, 1.0])

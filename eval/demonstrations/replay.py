@@ -51,7 +51,7 @@ def replay_demonstration(reference: DemonstrationReference, pixels: int) -> Demo
         task=reference.task,
         instruction=reference.instruction,
         frames={camera: np.stack(views) for camera, views in frames.items()},
-        actions=actions.astype(np.float32),
+        actions=actions,
         states=np.stack(states).astype(np.float32),
     )
 

@@ -104,7 +104,7 @@ def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> Loade
     if settings.action_ranges:
         ranges = _read_ranges(Path(settings.action_ranges), "correct exported.action_ranges")
     source = open_weights_folder(folder)
-    weights = {name: file.tensor(name).float() for name, file in source.tensors.items()}
+    weights = {name: stored.tensor().float() for name, stored in source.tensors.items()}
     data = DataConfig(history=settings.history, chunk=settings.chunk, cameras=[settings.camera])
     network = _network(source.model, folder, weights).to(device)
     return LoadedModel(data, network, TextTokenizer.load(text), image, ranges)

@@ -116,7 +116,11 @@ class Simulator(Protocol):
         ...
 
     def state(self) -> NDArray[np.float64]:
-        """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2]."""
+        """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2].
+
+        The orientation is the hand body's, as LIBERO records it, and continuous over an episode: its angle
+        may exceed pi.
+        """
         ...
 
     def joints(self) -> NDArray[np.float64]:

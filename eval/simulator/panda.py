@@ -98,13 +98,19 @@ class PandaSimulator(abc.ABC):
         return np.ascontiguousarray(raw[::-1, ::-1])
 
     def state(self) -> NDArray[np.float64]:
-        """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2]."""
-        from robosuite.utils.transform_utils import mat2quat, quat2axisangle
+        """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2].
+
+        The orientation is that of the hand body, robosuite's `robot0_eef_quat`: the grip site, at the same
+        place, is turned by 90 degrees against it. MuJoCo's quaternion of a body is a continuous function of
+        the joints; a rotation matrix would lose its sign, and the axis would flip where the angle passes pi.
+        """
+        from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
         self._refresh()
-        pose = self.gripper()
+        hand = self._environment.robots[0].robot_model.eef_name
+        quaternion = convert_quat(np.array(self._environment.sim.data.get_body_xquat(hand)), to="xyzw")
         fingers = self._positions()[_ARM_JOINTS : _ARM_JOINTS + 2]
-        return np.concatenate([pose.position, quat2axisangle(mat2quat(pose.rotation)), fingers])
+        return np.concatenate([self.gripper().position, quat2axisangle(quaternion), fingers])
 
     def joints(self) -> NDArray[np.float64]:
         """Joint angles float64 [7] of the arm."""

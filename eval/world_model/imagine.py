@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.episode_entry import EpisodeEntry
+from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT, EpisodeEntry
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.stream.samples import action_prompt, world_prompt
@@ -73,7 +73,13 @@ def imagine(config: ImagineConfig) -> ImagineResult:
         ]
     horizons = horizon_scores(rolled_out, lpips is not None, features)
     rollouts = tuple(
-        Rollout(entry.key, entry.split, entry.instruction, mean_score(each.scores), each.scores)
+        Rollout(
+            entry.key,
+            TRAINING_SPLIT if model.data.split == ALL_SPLITS else entry.split,
+            entry.instruction,
+            mean_score(each.scores),
+            each.scores,
+        )
         for entry, each in zip(entries, rolled_out, strict=True)
     )
     mean = mean_score([frame for rollout in rollouts for frame in rollout.frames])

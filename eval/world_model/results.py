@@ -25,7 +25,8 @@ class Rollout:
 
     Attributes:
         episode: Key of the episode.
-        split: Its split; an episode of `train` says little about unseen ones.
+        split: Its split; an episode of `train` says little about unseen ones. All are `train` where the
+            checkpoint was trained with `data.split=all`.
         instruction: The task in words.
         mean: Mean score of the predicted frames.
         frames: Score of each predicted frame.

@@ -1,7 +1,8 @@
 """Published weights as a checkpoint that holds weights without moments.
 
 Bytes are copied from file to file: a tensor keeps the dtype it was published in, and only one block of it is
-in memory.
+in memory. q/k norms with fewer rows than heads are repeated, as the class that they come from does in its
+forward pass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import folder_written_whole, write_whole
+from data.storage.bulk_store import Block
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.dcp_storage import chunk_name
@@ -29,8 +31,8 @@ from pretrain.checkpoint.manifest import (
     state_file,
 )
 from pretrain.checkpoint.tensor_blocks import LazyTensor
-from pretrain.convert.source import open_weights_folder
-from pretrain.convert.tensor_files import TensorFile, is_finite, split_into_files, write_tensors
+from pretrain.convert.source import SourceTensor, open_weights_folder
+from pretrain.convert.tensor_files import is_finite, split_into_files, write_tensors
 from pretrain.model.config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -47,6 +49,7 @@ class ImportSummary:
         dtypes: Number of tensors of each dtype.
         left_out: Number of tensors that were left out, by what they are.
         other_codes: Number of image codes whose ids in the source's vocabulary are not ours.
+        repeated_norms: Number of q/k norms that are stored with fewer rows than heads and were repeated.
         fingerprint: SHA-256 over the names and the content of all tensors.
     """
 
@@ -56,6 +59,7 @@ class ImportSummary:
     dtypes: dict[str, int]
     left_out: dict[str, int]
     other_codes: int
+    repeated_norms: int
     fingerprint: str
 
 
@@ -75,9 +79,9 @@ def import_weights(folder: Path, out: Path, file_bytes: int, progress: Progress)
     source = open_weights_folder(folder)
     digests = {name: hashlib.sha256() for name in source.tensors}
     tensors: list[LazyTensor] = []
-    for name, file in source.tensors.items():
-        entry, blocks = file.entries[name], partial(_checked_blocks, file, name, digests[name])
-        tensors.append(LazyTensor(f"{MASTER}/{name}", entry.dtype, entry.shape, blocks))
+    for name, stored in source.tensors.items():
+        blocks = partial(_checked_blocks, stored, digests[name])
+        tensors.append(LazyTensor(f"{MASTER}/{name}", stored.dtype, stored.shape, blocks))
     size = sum(tensor.bytes for tensor in tensors)
     with output_folder(out, size) as temporary:
         files, stored = _write_files(temporary, split_into_files(tensors, file_bytes), size, progress)
@@ -89,6 +93,7 @@ def import_weights(folder: Path, out: Path, file_bytes: int, progress: Progress)
             dict(Counter(tensor.dtype for tensor in tensors)),
             dict(source.left_out),
             source.other_codes,
+            sum(tensor.repeats > 1 for tensor in source.tensors.values()),
             hashlib.sha256(lines.encode()).hexdigest(),
         )
         values = asdict(summary)
@@ -166,14 +171,13 @@ def output_folder(out: Path, size: int) -> Generator[Path, None, None]:
         raise InputError(f"out={out}: cannot be written ({error})") from error
 
 
-def _checked_blocks(file: TensorFile, name: str, digest: hashlib._Hash) -> Iterator[bytes]:
+def _checked_blocks(tensor: SourceTensor, digest: hashlib._Hash) -> Iterator[Block]:
     """The bytes of a tensor, added to `digest`; no training could start with infinite values or NaN."""
-    dtype = file.entries[name].dtype
-    for block in file.blocks(name):
-        if not is_finite(block, dtype):
+    for block in tensor.blocks():
+        if not is_finite(block, tensor.dtype):
             raise InputError(
-                f"{file.path}: {name} holds infinite values or NaN; download it again, or take weights from "
-                "before they diverged"
+                f"{tensor.file.path}: {tensor.name} holds infinite values or NaN; download it again, or take "
+                "weights from before they diverged"
             )
         digest.update(block)
         yield block

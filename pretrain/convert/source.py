@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from data.errors import InputError
+from data.storage.bulk_store import Block
+from pretrain.checkpoint.tensor_blocks import tensor_blocks
 from pretrain.convert.chameleon import ROTARY_SUFFIX, VQ_PREFIX, model_config, other_codes
 from pretrain.convert.tensor_files import TensorFile, read_object
 from pretrain.model.config import ModelConfig
@@ -20,18 +24,53 @@ _MAX_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of the network and the file that holds it.
+
+    Attributes:
+        file: The file.
+        name: Its name there and in the network.
+        repeats: Heads that share each stored row of a q/k norm; 1: it is stored in the network's shape.
+    """
+
+    file: TensorFile
+    name: str
+    repeats: int = 1
+
+    @property
+    def dtype(self) -> str:
+        """Of `manifest.DTYPES`."""
+        return self.file.entries[self.name].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the network."""
+        stored = self.file.entries[self.name].shape
+        return stored if self.repeats == 1 else (stored[0] * self.repeats, *stored[1:])
+
+    def tensor(self) -> Tensor:
+        """The tensor, in memory of its own."""
+        stored = self.file.tensor(self.name)
+        return stored if self.repeats == 1 else stored.repeat_interleave(self.repeats, 0)
+
+    def blocks(self) -> Iterator[Block]:
+        """Its bytes in the network's shape, block by block."""
+        return self.file.blocks(self.name) if self.repeats == 1 else tensor_blocks(self.tensor())
+
+
+@dataclass(frozen=True, slots=True)
 class WeightsFolder:
     """Weights that fit their settings.
 
     Attributes:
         model: Our settings of the network.
-        tensors: The network's tensors, in the order of the files, each with the file that holds it.
+        tensors: The network's tensors by name, in the order of the files.
         left_out: Number of tensors that are not the network's, by what they are.
         other_codes: Number of image codes whose ids in its vocabulary are not ours.
     """
 
     model: ModelConfig
-    tensors: Mapping[str, TensorFile]
+    tensors: Mapping[str, SourceTensor]
     left_out: Mapping[str, int]
     other_codes: int
 
@@ -49,15 +88,35 @@ def open_weights_folder(folder: Path) -> WeightsFolder:
         )
     values = read_object(folder / CONFIG)
     config = model_config(values, folder / CONFIG)
-    tensors = {name: file for file in _weight_files(folder).values() for name in file.entries}
+    tensors = {
+        name: SourceTensor(file, name, _shared_by(config, name, entry.shape))
+        for file in _weight_files(folder).values()
+        for name, entry in file.entries.items()
+    }
     vq = [name for name in tensors if name.startswith(VQ_PREFIX)]
     rotary = [name for name in tensors if name.endswith(ROTARY_SUFFIX)]
     for name in vq + rotary:
         del tensors[name]
-    check_shapes(folder, config, {name: file.entries[name].shape for name, file in tensors.items()})
+    check_shapes(folder, config, {name: tensor.shape for name, tensor in tensors.items()})
     left_out = {"of the image encoder (vqmodel)": len(vq), "tables of the rotary embedding": len(rotary)}
     left_out = {what: count for what, count in left_out.items() if count}
     return WeightsFolder(config, tensors, left_out, other_codes(values))
+
+
+def _shared_by(config: ModelConfig, name: str, shape: tuple[int, ...]) -> int:
+    """Heads that share each row of a q/k norm; 1 for all other tensors and for other shapes.
+
+    Lumina-mGPT's and WorldVLA's class stores [model_parallel_size, head size], [1, 128] for the 7B: its
+    forward pass repeats a row for the heads of one model-parallel rank.
+    """
+    if name.endswith(("q_norm.weight", "q_norm.bias")):
+        heads = config.heads
+    elif name.endswith(("k_norm.weight", "k_norm.bias")):
+        heads = config.shared_heads
+    else:
+        return 1
+    fits = len(shape) == 2 and shape[1] == config.head_size and shape[0] and not heads % shape[0]
+    return heads // shape[0] if fits else 1
 
 
 def check_shapes(where: Path, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -22,6 +22,7 @@ from data.safetensors_header import (
     parse_header,
     unique_keys,
 )
+from data.storage.bulk_store import Block
 from pretrain.checkpoint.manifest import DTYPES
 from pretrain.checkpoint.tensor_blocks import BLOCK_BYTES, LazyTensor, byte_view, file_header
 
@@ -126,7 +127,7 @@ def split_into_files(tensors: Iterable[LazyTensor], max_bytes: int) -> list[list
     return [sorted(file, key=lambda tensor: -dtype_bytes(tensor.dtype)) for file in files]
 
 
-def is_finite(block: bytes, dtype: str) -> bool:
+def is_finite(block: Block, dtype: str) -> bool:
     """Whether none of a block's numbers is infinite or NaN."""
     exponent = _EXPONENTS[dtype]
     words = np.frombuffer(block, f"<u{dtype_bytes(dtype)}")

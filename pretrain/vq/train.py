@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import InputError
-from data.prepare.frames import resize_frames, square_frames
+from data.prepare.frames import fit_frames
 from data.sources.registry import read_demonstrations
 from data.tokens.image import ImageTokenizer, frames_to_tensor
 from data.tokens.image_model import ImageModel, ImageModelConfig
@@ -105,8 +105,8 @@ def read_frames(config: VqConfig) -> list[FrameSet]:
         for camera, frames in demonstration.frames.items():
             chosen = np.unique(np.linspace(0, len(frames) - 1, config.frames).round().astype(int))
             key = (demonstration.suite, demonstration.task, camera)
-            square = square_frames(frames[chosen], config.fit)
-            episodes_of.setdefault(key, []).append(resize_frames(square, config.pixels))
+            fitted = fit_frames(frames[chosen], config.pixels, config.fit, config.resize)
+            episodes_of.setdefault(key, []).append(fitted)
     sets: list[FrameSet] = []
     for (suite, task, camera), episodes in sorted(episodes_of.items()):
         if len(episodes) < 2:

@@ -128,3 +128,15 @@ def test_resuming_from_weights_alone_is_refused(url: str, earlier: Path, tmp_pat
     config.checkpointing.resume = str(tmp_path / "alone")
     (message,) = run_ranks(case.try_train, 1, config)
     assert "start_from" in message
+
+
+def test_resuming_from_a_checkpoint_of_another_split_is_refused(
+    url: str, earlier: Path, tmp_path: Path
+) -> None:
+    config = case.settings(tmp_path, url)
+    config.checkpointing.resume, config.trainer.stop_after = str(earlier), 3
+    config.data.split = "all"
+    (message,) = run_ranks(case.try_train, 1, config)
+    assert f"{earlier}: was trained with data.split=train, now data.split=all; give the same" in message
+    config.data.split, config.run.name = "train", "other"
+    case.train(config)

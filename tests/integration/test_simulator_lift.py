@@ -53,6 +53,49 @@ def demonstrations(simulator: Simulator, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+def quaternion(simulator: Any) -> np.ndarray:
+    """robosuite's own observation of the hand (x, y, z, w)."""
+    return simulator._environment._get_observations(force_update=True)["robot0_eef_quat"]
+
+
+def axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """Axis times angle, which exceeds pi where w is negative."""
+    vector, w = quaternion[:3], quaternion[3]
+    length = np.linalg.norm(vector)
+    return vector / length * 2 * np.arctan2(length, w)
+
+
+def test_state_is_that_of_the_hand_body_and_continuous(simulator: Any) -> None:
+    simulator.reset(3)
+    states = []
+    for step in range(60):
+        state = simulator.state()
+        observed = simulator._environment._get_observations(force_update=True)
+        np.testing.assert_allclose(state[:3], observed["robot0_eef_pos"])
+        np.testing.assert_allclose(state[3:6], axis_angle(observed["robot0_eef_quat"]), atol=1e-9)
+        np.testing.assert_allclose(state[6:], observed["robot0_gripper_qpos"])
+        states.append(state)
+        simulator.step(np.array([0, 0, 0, -0.3 if step < 20 else 0.3, 0, 0, -1]))
+    turns = np.array(states)[:, 3:6]
+    np.testing.assert_allclose(np.abs(turns[0]), [np.pi, 0, 0], atol=0.3)  # the fingers point down
+    angles = np.linalg.norm(turns, axis=1)
+    assert angles.min() < np.pi < angles.max(), "it passes the angle where the axis of a matrix would flip"
+    assert np.abs(np.diff(turns, axis=0)).max() < 0.3
+
+
+def test_recorded_states_are_those_of_the_hand(simulator: Any, demonstrations: Path) -> None:
+    with h5(demonstrations / "lift_the_red_cube_demo.hdf5") as file:
+        assert file["data"].attrs["state_orientation"] == "hand_body"
+        demo = file["data/demo_0"]
+        robot, turns, physics = demo["robot_states"][:], demo["obs/ee_ori"][:], demo["states"][:]
+    for step in (0, len(physics) // 2, len(physics) - 1):
+        simulator.set_sim_state(physics[step])
+        observed = quaternion(simulator)
+        np.testing.assert_allclose(robot[step, 5:], observed, atol=1e-9)
+        np.testing.assert_allclose(turns[step], axis_angle(observed), atol=1e-9)
+    assert np.abs(np.diff(robot[:, 5:], axis=0)).max() < 0.1, "the sign never flips"
+
+
 def test_initial_state_gives_the_same_episode_after_any_other(simulator: Simulator) -> None:
     actions = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 7))
     ends = []
@@ -131,6 +174,7 @@ def test_replayed_demonstration_equals_the_recorded_one(demonstrations: Path) ->
     moving = moving_steps(recorded.actions)
     assert np.array_equal(again.actions, recorded.actions[moving])
     assert np.abs(again.states[:, :3] - recorded.states[moving, :3]).max() < 0.02, "metres"
+    assert np.abs(again.states[:, 3:6] - recorded.states[moving, 3:6]).max() < 0.1, "radians"
     difference = again.frames["agent"].astype(int) - recorded.frames["agent"][moving]
     assert np.abs(difference).mean() < 5, "settling steps run before, so not bitwise equal"
 

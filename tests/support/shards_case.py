@@ -27,7 +27,7 @@ def episode(number: int, steps: int = 5) -> Episode:
         codes={
             camera: random.integers(0, 512, (steps, 8, 8), dtype=np.uint16) for camera in ("wrist", "agent")
         },
-        actions=random.normal(size=(steps, 7)).astype(np.float32),
+        actions=random.normal(size=(steps, 7)),
         states=random.normal(size=(steps, 8)).astype(np.float32),
     )
 

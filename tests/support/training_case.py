@@ -54,7 +54,7 @@ def write_dataset(folder: Path, seed: int = 0) -> str:
             task="lift",
             instruction="lift the cube",
             codes={"agent": random.integers(0, 512, (length, 2, 2), dtype=np.uint16)},
-            actions=random.uniform(-1, 1, (length, 7)).astype(np.float32),
+            actions=random.uniform(-1, 1, (length, 7)),
             states=np.zeros((length, 8), np.float32),
         )
         for number, length in enumerate(LENGTHS)

@@ -39,7 +39,7 @@ def test_three_jobs_are_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "final_eval." not in train
     for line in ("suite=libero_goal", "episodes=50", "workers=32"):
         assert f"\n  {line}\n" in evaluate
-    assert "  checkpoint=runs/worldvla_libero_goal_256/checkpoints/step_00032400\n" in evaluate
+    assert "  checkpoint=runs/worldvla_libero_goal_256/checkpoints/step_00040000\n" in evaluate
     assert "workers=8" not in evaluate
     assert "#SBATCH --nodes=2\n" in train
     for script in (prepare, evaluate):
@@ -82,7 +82,7 @@ def test_the_evaluation_reads_the_checkpoints_where_they_are_written(
         assert main(["submit", *GOAL, *words, "--dry-run"]) == 0
         train, evaluate = scripts(capsys.readouterr().out).values()
         assert f"\n  checkpointing.url={url}\n" in train
-        assert f"\n  checkpoint={where}/step_00032400\n" in evaluate
+        assert f"\n  checkpoint={where}/step_00040000\n" in evaluate
 
 
 def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixtu
     train, evaluate = scripts(capsys.readouterr().out).values()
     assert "\n  'checkpointing.url=s3://b/${run.name}'\n" in train
     for number in range(2):
-        where = f"s3://b/worldvla_libero_goal_256-{number}/step_00032400"
+        where = f"s3://b/worldvla_libero_goal_256-{number}/step_00040000"
         assert f"{number}) arguments+=(checkpoint={where}) ;;" in evaluate
 
 

@@ -106,7 +106,7 @@ def npy(array: np.ndarray) -> bytes:
 def is_valid(found: Episode) -> bool:
     """Properties that the rest of the program relies on."""
     steps = len(found.actions)
-    arrays = [(found.actions, np.float32, (steps, 7)), (found.states, np.float32, (steps, 8))]
+    arrays = [(found.actions, np.float64, (steps, 7)), (found.states, np.float32, (steps, 8))]
     arrays += [(codes, np.uint16, (steps, *codes.shape[1:])) for codes in found.codes.values()]
     return all(array.dtype == dtype and array.shape == shape for array, dtype, shape in arrays)
 

@@ -181,10 +181,12 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pyt
             ]
 
         def read(self, reference: DemonstrationReference) -> Demonstration:
-            values = np.random.default_rng(int(reference.item)).normal(size=(200, 15)).astype(np.float32)
+            values = np.random.default_rng(int(reference.item)).normal(size=(200, 15))
             frames = {"agent": np.zeros((200, 64, 64, 3), np.uint8)}
             key, suite, task = reference.key, reference.suite, reference.task
-            return Demonstration(key, suite, task, "do it", frames, values[:, :7], values[:, 7:])
+            return Demonstration(
+                key, suite, task, "do it", frames, values[:, :7], values[:, 7:].astype(np.float32)
+            )
 
     def peak(count: int) -> int:
         monkeypatch.setattr("data.prepare.preparer.open_source", lambda config: Endless(count))
@@ -207,7 +209,7 @@ def test_demonstrations_that_fail_in_the_replay_are_left_out(source: Path, tmp_p
             return None
         arrays = demonstration(seed=1)
         frames = {camera: np.full((6, pixels, pixels, 3), 9, np.uint8) for camera in reference.cameras}
-        actions, states = arrays["actions"].astype(np.float32), np.zeros((6, 8), np.float32)
+        actions, states = arrays["actions"], np.zeros((6, 8), np.float32)
         return Demonstration(reference.key, "s", reference.task, "do it", frames, actions, states)
 
     made = config(source, tmp_path / "out", replay=True)

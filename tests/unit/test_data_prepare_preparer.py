@@ -9,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from data.config import PrepareConfig
+from data.contracts import Compression, SplitOrder
 from data.errors import InputError
 from data.prepare import preparer as prepare_module
-from data.prepare.frames import resize_frames, square_frames
+from data.prepare.frames import fit_frames, resize_frames, square_frames
 from data.prepare.index_builder import assign_splits
 from data.prepare.no_ops import moving_steps
 from data.prepare.preparer import FrameEncoder, Preparer
 from data.prepare.statistics import summarise
+from data.storage.episode_cache import EpisodeCache
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
+from data.tokens.action import encode
 from tests.support.libero_layout import demonstration, write_file
 
 
@@ -78,6 +82,54 @@ def test_splits_are_those_of_the_published_method(tasks: list[str], splits: list
     assert assign_splits(tasks) == splits
 
 
+def test_demonstrations_are_held_out_by_letters_or_by_number() -> None:
+    keys = [f"lift/demo_{number}" for number in range(12)]
+    assert [keys[i] for i, split in enumerate(assign_splits(["lift"] * 12, keys)) if split == "val_ind"] == [
+        "lift/demo_9"
+    ]
+    assert assign_splits(["lift"] * 12)[11] == "val_ind"
+    two = [*keys, *(key.replace("lift", "push") for key in keys)]
+    assert assign_splits(["lift"] * 12 + ["push"] * 12, two)[:12] == assign_splits(["lift"] * 12, keys)
+
+
+@pytest.mark.parametrize(("chosen", "held_out"), [(None, 9), ("letters", 9), ("number", 11)])
+def test_order_of_the_splits_is_that_of_the_published_lists_for_libero(
+    chosen: SplitOrder | None, held_out: int, tmp_path: Path
+) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(steps=4, seed=i) for i in range(12)])
+    index = prepare(settings(tmp_path, split_order=chosen), MeanTokenizer())
+    assert [entry.key for entry in index.split("val_ind")] == [f"lift/demo_{held_out}"]
+    assert DatasetIndex.load(index.url).split_order == (chosen or "letters")
+    assert [entry.key for entry in index.episodes] == [f"lift/demo_{i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_actions_reach_the_tokens_in_float64(compression: Compression, tmp_path: Path) -> None:
+    """-0.225 in dimension 4 is on the edge of a bin: rounded to float32 anywhere, it is id 10057."""
+    demo = demonstration()
+    demo["actions"][:, 4] = -0.225
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demo])
+    index = prepare(settings(tmp_path, compression=compression, ranges="extremes"), MeanTokenizer())
+    assert index.action_ranges.minimum == tuple(demo["actions"].min(axis=0)), "measured without rounding"
+    for cache in (None, EpisodeCache(tmp_path / "cache", 10**9)):
+        read = DatasetIndex.load(index.url, cache=cache)
+        for _ in range(2):
+            actions = read_episode(read, read.episodes[0]).actions
+            assert np.array_equal(actions, demo["actions"])
+            assert set(encode(actions)[:, 4]) == {10_056}
+
+
+def test_turned_states_of_earlier_collections_are_refused_unless_they_are_recorded_anew(
+    tmp_path: Path,
+) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration()], tag="worldvla-expert")
+    with pytest.raises(InputError, match=r"turned by 90 degrees; collect again, or prepare with replay=true"):
+        prepare(settings(tmp_path), MeanTokenizer())
+    assert not (tmp_path / "out").exists()
+    replayed = Preparer(settings(tmp_path, replay=True), MeanTokenizer(), lambda *_: None)
+    assert len(replayed.plan()) == 1
+
+
 def test_episodes_are_filtered_encoded_and_indexed(tmp_path: Path) -> None:
     demos = [demonstration(steps=9, seed=i) for i in range(3)]
     demos[1]["actions"][[0, 3, 4], :6] = 0
@@ -98,7 +150,7 @@ def test_episodes_are_filtered_encoded_and_indexed(tmp_path: Path) -> None:
     upright = demos[1]["obs/eye_in_hand_rgb"][keep][:, ::-1, ::-1]
     expected = upright[..., 0].reshape(6, 8, 8, 8, 8).mean(axis=(2, 4)).astype(np.uint16)
     assert np.array_equal(episode.codes["wrist"], expected)
-    assert np.array_equal(episode.actions, demos[1]["actions"][keep].astype(np.float32))
+    assert np.array_equal(episode.actions, demos[1]["actions"][keep])
     assert index.statistics["actions"].count == 24
 
 
@@ -106,7 +158,8 @@ def test_statistics_are_of_the_training_split(tmp_path: Path) -> None:
     demos = [demonstration(steps=4, seed=i) for i in range(12)]
     write_file(tmp_path / "demos" / "lift_demo.hdf5", demos)
     index = prepare(settings(tmp_path), MeanTokenizer())
-    training = np.concatenate([demo["actions"] for demo in demos[:11]]).astype(np.float32)
+    held_out = 9  # the last by letters
+    training = np.concatenate([demo["actions"] for i, demo in enumerate(demos) if i != held_out])
     statistics = index.statistics["actions"]
     assert statistics.count == len(training) == 44
     assert statistics.minimum == pytest.approx(training.min(axis=0))
@@ -190,6 +243,49 @@ def test_frames_are_resized_only_when_needed() -> None:
     assert np.all(small == 77)
     with pytest.raises(InputError, match="square"):
         resize_frames(frames[:, :100], 64)
+
+
+def published_crop(frame: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
+    """The published code's resizing, for a square: box filter, bicubic, centre crop."""
+    image = Image.fromarray(frame)
+    while image.size[0] >= 2 * pixels and image.size[1] >= 2 * pixels:
+        image = image.resize((image.size[0] // 2, image.size[1] // 2), resample=Image.Resampling.BOX)
+    scale = max(pixels / image.size[0], pixels / image.size[1])
+    size = (round(image.size[0] * scale), round(image.size[1] * scale))
+    image = image.resize(size, resample=Image.Resampling.BICUBIC)
+    left, top = (size[0] - pixels) // 2, (size[1] - pixels) // 2
+    return np.asarray(image.crop((left, top, left + pixels, top + pixels)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(128, 128), (300, 300), (64, 64), (48, 48), (480, 640), (90, 64), (257, 400)]
+)
+def test_frames_are_resized_as_the_published_code_does(height: int, width: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    found = fit_frames(frames, 64, "crop", "box_bicubic")
+    assert np.array_equal(found, np.stack([published_crop(frame, 64) for frame in frames]))
+    if height == width:
+        assert np.array_equal(resize_frames(frames, 64), found)
+    if min(height, width) > 64:
+        lanczos = fit_frames(frames, 64, "crop", "lanczos")
+        assert lanczos.shape == found.shape
+        assert not np.array_equal(lanczos, found)
+
+
+def test_resizing_is_the_published_one_unless_another_is_chosen(tmp_path: Path) -> None:
+    demo = demonstration(pixels=160)
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demo])
+    indexes = {
+        name: prepare(settings(tmp_path, out=str(tmp_path / name), **changes), MeanTokenizer())
+        for name, changes in {"default": {}, "lanczos": {"resize": "lanczos"}}.items()
+    }
+    assert [DatasetIndex.load(index.url).resize for index in indexes.values()] == ["box_bicubic", "lanczos"]
+    upright = demo["obs/agentview_rgb"][:, ::-1, ::-1]
+    expected = np.stack([published_crop(frame, 64) for frame in upright])
+    codes = [read_episode(index, index.episodes[0]).codes["agent"] for index in indexes.values()]
+    expected_codes = np.concatenate([MeanTokenizer().encode(part) for part in (expected[:4], expected[4:])])
+    assert np.array_equal(codes[0], expected_codes)
+    assert not np.array_equal(codes[1], expected_codes)
 
 
 def test_frames_become_square_as_configured() -> None:

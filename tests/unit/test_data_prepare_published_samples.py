@@ -111,6 +111,16 @@ def test_codes_and_bins_are_restored_exactly(tmp_path: Path, protocol: int) -> N
         assert np.array_equal(encode(episode.actions, index.action_ranges), written.ids[:-1])
 
 
+def test_the_last_bin_is_kept(tmp_path: Path) -> None:
+    """Id 10261 is that of values above the maximum; its middle is that of 10260."""
+    episode = recorded(8, 0, "lift it")
+    episode.ids[:, [0, 6]] = 10_261
+    write_published(tmp_path / "tokens", [episode])
+    index = convert_samples(config(tmp_path), TextTokenizer.load(), Format())
+    actions = read_episode(index, index.episodes[0]).actions
+    assert np.array_equal(encode(actions, index.action_ranges), episode.ids[:-1])
+
+
 def test_shards_may_be_compressed(tmp_path: Path) -> None:
     write_published(tmp_path / "tokens", [recorded(80, 0, "open the drawer"), recorded(60, 1, "lift it")])
     indexes = [

@@ -19,6 +19,12 @@ from data.sources.libero_hdf5 import LiberoSource, read_motion
 from data.sources.registry import read_demonstrations
 from tests.support.libero_layout import demonstration, write_file
 
+NO_ATTRIBUTES: dict[str, Any] = {
+    "macros_image_convention": None,
+    "problem_info": None,
+    "bddl_file_name": None,
+}
+
 
 def listed(path: Path) -> list[DemonstrationReference]:
     return LiberoSource(SourceConfig(str(path))).references()
@@ -38,8 +44,8 @@ def test_a_demonstration_is_read_upright(tmp_path: Path) -> None:
         "pick_up_the_cube",
     )
     assert found.instruction == "lift the cube"
-    assert found.actions.dtype == found.states.dtype == np.float32
-    assert np.array_equal(found.actions, arrays["actions"].astype(np.float32))
+    assert (found.actions.dtype, found.states.dtype) == (np.float64, np.float32)
+    assert np.array_equal(found.actions, arrays["actions"])
     assert np.array_equal(found.states[:, 6:], arrays["obs/gripper_states"].astype(np.float32))
     assert set(found.frames) == {"agent", "wrist"}
     assert np.array_equal(found.frames["agent"], arrays["obs/agentview_rgb"][:, ::-1, ::-1])
@@ -74,6 +80,46 @@ def test_the_suite_is_read_from_the_attribute_the_problem_file_or_the_folder(tmp
         "libero_object",
         "libero_goal",
     ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "suite"),
+    [
+        ("libero_spatial_no_noops", "libero_spatial"),
+        ("libero_10_no_noops_t_256", "libero_10"),
+        ("libero_90", "libero_90"),
+        ("libero_100", "libero_100"),
+        ("libero_goals", "libero_goals"),
+        ("kitchen", "kitchen"),
+    ],
+)
+def test_files_without_attributes_have_their_words_and_suite_from_their_names(
+    folder: str, suite: str, tmp_path: Path
+) -> None:
+    path = tmp_path / folder / "KITCHEN_SCENE3_turn_on_the_stove_demo.hdf5"
+    write_file(path, [demonstration()] * 3, **NO_ATTRIBUTES)
+    with h5py.File(path, "a") as file:
+        assert not file["data"].attrs
+        file.move("data/demo_2", "data/demo_10")  # filters leave gaps between the numbers
+    references = listed(path.parent)
+    assert [r.item for r in references] == ["demo_0", "demo_1", "demo_10"]
+    assert {(r.suite, r.instruction) for r in references} == {(suite, "turn on the stove")}
+    assert np.array_equal(read(path)[2].frames["agent"], demonstration()["obs/agentview_rgb"][:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("name", ["low_dim_v141", "demo", "_demo", "lift_demo", "1_2_3_demo"])
+def test_names_that_tell_no_instruction_are_refused(name: str, tmp_path: Path) -> None:
+    path = write_file(tmp_path / f"{name}.hdf5", [demonstration()], **NO_ATTRIBUTES)
+    with pytest.raises(InputError, match=r"problem_info of `data` is .None.*or name the file after its task"):
+        listed(path)
+
+
+def test_states_of_earlier_collections_are_known(tmp_path: Path) -> None:
+    marks = {"tag": "worldvla-expert", "state_orientation": "hand_body"}
+    write_file(tmp_path / "a.hdf5", [demonstration()], **marks)
+    write_file(tmp_path / "b.hdf5", [demonstration()], tag="worldvla-expert")
+    write_file(tmp_path / "c.hdf5", [demonstration()])
+    assert [r.turned_states for r in listed(tmp_path)] == [False, True, False]
 
 
 @pytest.mark.parametrize("words", [["Lift", "the", "cube"], '"Lift the cube"', " lift the cube "])

@@ -47,11 +47,11 @@ def test_episodes_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert index.fingerprint != plain.fingerprint
 
 
-def test_the_index_names_the_compression_and_plain_indexes_stay_unchanged(tmp_path: Path) -> None:
+def test_the_index_names_the_compression(tmp_path: Path) -> None:
     write_dataset(tmp_path / "zstd", compression="zstd")
     write_dataset(tmp_path / "none")
     found = [json.loads((tmp_path / name / "index.json").read_text()) for name in ("zstd", "none")]
-    assert [(each["schema"], each.get("compression")) for each in found] == [(3, "zstd"), (2, None)]
+    assert [(each["schema"], each.get("compression")) for each in found] == [(4, "zstd"), (4, "none")]
     found[0]["compression"] = "lzma"
     (tmp_path / "zstd" / "index.json").write_text(json.dumps(found[0]))
     with pytest.raises(InputError, match="compression is 'lzma', expected one of none, zstd"):

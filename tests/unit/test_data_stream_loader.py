@@ -50,7 +50,7 @@ def make_episode(number: int) -> Episode:
         task=TASKS[number].replace(" ", "_"),
         instruction=TASKS[number],
         codes={name: random.integers(0, 512, (length, 2, 2), dtype=np.uint16) for name in ("agent", "wrist")},
-        actions=random.uniform(-1, 1, (length, 7)).astype(np.float32),
+        actions=random.uniform(-1, 1, (length, 7)),
         states=random.uniform(STATE_MIN, STATE_MAX, (length, 8)).astype(np.float32),
     )
 

@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import InputError
-from data.tokens.action import ACTION_MAX, ACTION_MIN, ActionRanges, decode, encode, quantise
+from data.tokens.action import (
+    ACTION_MAX,
+    ACTION_MIN,
+    NAMED_RANGES,
+    ActionRanges,
+    decode,
+    encode,
+    quantise,
+    restore,
+)
 
 EDGES = list(np.linspace(-1, 1, 256))
 
@@ -97,3 +106,17 @@ def test_float_ids_and_invalid_ranges_are_refused() -> None:
         ActionRanges(minimum=(1.0,) * 7, maximum=(0.0,) * 7)
     with pytest.raises(InputError, match="expected 7"):
         ActionRanges(minimum=(1.0,) * 6)
+
+
+def test_an_action_on_the_edge_of_a_bin_keeps_its_bin_in_float64_only() -> None:
+    """-0.225 is reached in LIBERO; float32 rounds it to the other side of the edge."""
+    action = np.full((1, 7), -0.225)
+    assert encode(action)[0, 4:6].tolist() == [10_056, 10_056]
+    assert encode(action.astype(np.float32).astype(np.float64))[0, 4:6].tolist() == [10_057, 10_057]
+
+
+@pytest.mark.parametrize("ranges", NAMED_RANGES.values())
+def test_restored_actions_encode_to_every_id(ranges: ActionRanges) -> None:
+    ids = np.repeat(np.arange(10_006, 10_262)[:, None], 7, axis=1)
+    assert np.array_equal(encode(restore(ids, ranges), ranges), ids)
+    assert np.array_equal(restore(ids[:-1], ranges), decode(ids[:-1], ranges))

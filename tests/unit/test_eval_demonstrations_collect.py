@@ -12,7 +12,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.sources.registry import read_demonstrations
+from data.sources.registry import open_source, read_demonstrations
 from eval.config import CollectConfig
 from eval.demonstrations import collect as collect_module
 from eval.demonstrations.collect import collect
@@ -79,6 +79,18 @@ def test_collected_files_are_read_back_upright_and_hold_only_successes(tmp_path:
     assert demonstrations[0].states.shape == (steps, 8)
     assert set(demonstrations[0].frames) == {"agent", "wrist"}
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_quaternions_keep_the_sign_of_turns_beyond_pi(tmp_path: Path, simulator: FakeSimulator) -> None:
+    angle = 3.4
+    simulator.state = lambda: np.array([0.1, 0.2, 0.3, 0, angle, 0, 0.04, -0.04])  # type: ignore[method-assign]
+    collect(CollectConfig(suite="fake", episodes=1, out=str(tmp_path), resolution=16, workers=1))
+    with opened(tmp_path / "fake_lift_demo.hdf5") as file:
+        robot, data = file["data/demo_0/robot_states"][0], dict(file["data"].attrs)
+    expected = [0.04, -0.04, 0.1, 0.2, 0.3, 0, np.sin(angle / 2), 0, np.cos(angle / 2)]
+    assert robot == pytest.approx(expected)
+    assert data["state_orientation"] == "hand_body"
+    assert not open_source(SourceConfig(str(tmp_path))).references()[0].turned_states
 
 
 def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator) -> None:

@@ -72,7 +72,7 @@ def test_success_is_rendered_again_at_the_requested_size(
     assert replayed is not None
     assert set(replayed.frames) == {"agent", "wrist"}
     assert replayed.frames["agent"].shape == (len(moving), 32, 32, 3)
-    assert np.array_equal(replayed.actions, moving.astype(np.float32))
+    assert np.array_equal(replayed.actions, moving)
     assert replayed.frames["agent"][:, 0, 0, 0].tolist() == list(range(len(moving))), (
         "rendered before each action"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,6 +212,18 @@ def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> 
     image._sha256 = "0" * 64
     with pytest.raises(InputError, match="encoded with the image tokenizer"):
         imagine(ImagineConfig(checkpoint=str(checkpoint)))
+
+
+def test_episodes_that_were_trained_on_are_not_called_held_out(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ImagineConfig(checkpoint=str(checkpoint), frames=1)
+    assert imagine(config).rollouts[0].split == "val_ind"
+    model = world_model.load_model(checkpoint)
+    everything = SimpleNamespace(**{**vars(model), "data": replace(model.data, split="all")})
+    monkeypatch.setattr(world_model, "load_model", lambda path: everything)
+    done = imagine(config)
+    assert done.rollouts[0].split == json.loads(done.scores.read_text())["split"] == "train"
 
 
 def test_without_held_out_episodes_the_last_one_is_used(tmp_path: Path, image: ImageTokenizer) -> None:

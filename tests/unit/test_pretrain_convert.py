@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.weights import load_weights
 from pretrain.convert.chameleon import code_name, vocabulary_map
+from pretrain.convert.source import open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, expected_shapes
 from tests.support import hugging_face
@@ -77,6 +79,56 @@ def test_logits_are_the_same_on_both_sides(changes: dict[str, Any], tmp_path: Pa
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]
     assert all(name.startswith("model.vqmodel.") for name in info["missing_keys"])
+
+
+@pytest.mark.parametrize("rows", [1, 2], ids=lambda rows: f"{rows} model-parallel ranks")
+@pytest.mark.parametrize(
+    "changes", [{"key_value_heads": None}, {"heads": 8, "key_value_heads": 4}], ids=["7b", "shared heads"]
+)
+def test_norms_shared_by_heads_give_the_logits_of_repeated_ones(
+    rows: int, changes: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lumina-mGPT's and WorldVLA's class stores [model_parallel_size, head size]."""
+    config = replace(SMALL, **changes)
+    theirs = hugging_face.save(tmp_path / "theirs", config)
+    shutil.copytree(tmp_path / "theirs", tmp_path / "repeated")
+    stored: dict[str, torch.Tensor] = {}
+
+    def shorten(tensors: dict[str, torch.Tensor]) -> None:
+        stored.update({name: tensor[:rows].clone() for name, tensor in tensors.items() if is_head_norm(name)})
+        tensors.update(stored)
+
+    def repeat(tensors: dict[str, torch.Tensor]) -> None:
+        for name, norm in stored.items():
+            heads = config.heads if "q_norm" in name else config.shared_heads
+            tensors[name] = norm.repeat_interleave(heads // rows, 0)
+            theirs.get_parameter(name).data.copy_(tensors[name])
+
+    hugging_face.edit_tensors(tmp_path / "theirs", shorten)
+    hugging_face.edit_tensors(tmp_path / "repeated", repeat)
+    assert len(stored) == 4 * config.layers
+    logits, fingerprints = [], []
+    for name in ("theirs", "repeated"):
+        out = tmp_path / f"{name}_out"
+        convert("import", f"source={tmp_path}/{name}", f"out={out}")
+        repeated = "repeated over the heads that share them: 8 tensors of q/k norms"
+        assert (repeated in capsys.readouterr().out) == (name == "theirs")
+        weights = load_weights(out)
+        for key, tensor in open_weights_folder(
+            tmp_path / name
+        ).tensors.items():  # as evaluations read them
+            assert torch.equal(tensor.tensor(), weights[key])
+        ours = Transformer(config).eval()
+        ours.load_state_dict(weights, strict=True)
+        logits.append(our_logits(ours, tokens()))
+        fingerprints.append(Manifest.read(open_checkpoint(out)).metadata["imported"]["fingerprint"])
+    assert torch.equal(*logits)
+    assert fingerprints[0] == fingerprints[1]
+    torch.testing.assert_close(logits[0], chameleon_logits(theirs, tokens()), atol=1e-5, rtol=0)
+
+
+def is_head_norm(name: str) -> bool:
+    return "q_norm" in name or "k_norm" in name
 
 
 def test_settings_survive_import_and_export(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_missing_extra_and_misshapen_tensors_are_listed_and_counted(folder: Path
     assert " and 8 more; 1 of another shape" in message
 
 
-@pytest.mark.parametrize("shape", [(8,), (32,), (1, 8), (8, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(8,), (32,), (3, 8), (8, 8), (1, 4), (8, 4)], ids=str)
 def test_other_shapes_of_the_head_norms_are_refused(shape: tuple[int, ...], folder: Path) -> None:
     name = "model.layers.0.self_attn.q_norm.weight"
     edit_tensors(folder, lambda tensors: tensors.update({name: torch.ones(shape)}))

@@ -56,6 +56,18 @@ def test_a_folder_of_other_settings_is_refused_and_left_as_it_is(tmp_path: Path)
     assert folder.config.read_bytes() == before
 
 
+def test_a_setting_that_the_earlier_version_did_not_have_was_at_its_default(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.open(config(tmp_path))
+    text = folder.config.read_text()
+    assert "  split: train\n" in text
+    folder.config.write_text(text.replace("  split: train\n", ""))
+    with pytest.raises(InputError, match=r"data.split was .train., now .all."):
+        folder.open(config(tmp_path, data={"split": "all"}))
+    folder.open(config(tmp_path))
+    assert folder.config.read_text() == text
+
+
 def test_a_folder_with_a_run_but_no_settings_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
     folder.checkpoints.mkdir(parents=True)

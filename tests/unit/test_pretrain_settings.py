@@ -246,3 +246,25 @@ def test_invalid_values_are_refused(override: str, message: str) -> None:
 def test_zero_settings_that_exclude_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(*(f"parallel.{override}" for override in overrides)))
+
+
+def test_validation_of_episodes_that_are_trained_on_is_refused() -> None:
+    check_training(train("data.split=all"))
+    check_training(train("validation.every=5"))
+    with pytest.raises(
+        InputError, match=r"validation.every=5 would measure episodes that data.split=all trains"
+    ):
+        check_training(train("data.split=all", "validation.every=5"))
+    with pytest.raises(InputError, match=r"data.split=val_ind, expected one of train, all"):
+        train("data.split=val_ind")
+
+
+@pytest.mark.parametrize("choice", [path for path in CHOICES if path.name.startswith("worldvla_")], ids=str)
+def test_shipped_policies_train_on_all_demonstrations(choice: Path) -> None:
+    """As the published ones do; so nothing is left to validate on, or to score a world model with."""
+    if choice.parent.name != "experiment":
+        return
+    config = compose("train", RootConfig, "train", [f"experiment={choice.name}"])
+    check_training(config)
+    assert config.data.split == "all"
+    assert (config.validation.every, config.eval.imagine_frames) == (0, 0)

@@ -49,7 +49,7 @@ def moving_square(seed: int, length: int = 8, side: int = 16) -> Demonstration:
         task="task",
         instruction="push",
         frames={"agent": frames, "wrist": frames[:, ::-1]},
-        actions=np.zeros((length, 7), np.float32),
+        actions=np.zeros((length, 7)),
         states=np.zeros((length, 8), np.float32),
     )
 

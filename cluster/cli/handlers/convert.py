@@ -101,6 +101,8 @@ def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocat
     )
     for what, count in imported.left_out.items():
         show(f"  left out: {count} tensors {what}")
+    if imported.repeated_norms:
+        show(f"  repeated over the heads that share them: {imported.repeated_norms} tensors of q/k norms")
     if imported.other_codes:
         show(
             f"  note: {imported.other_codes} image codes have other ids in its vocabulary_map than here (4 + "
