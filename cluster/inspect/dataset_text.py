@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from cluster.inspect.dataset import ACTION_NAMES, SHEET_COLUMNS
+from cluster.inspect.dataset import SHEET_COLUMNS
+from data.tokens.action import ACTION_NAMES
 
 if TYPE_CHECKING:
     from data.storage.dataset_scan import DatasetScan

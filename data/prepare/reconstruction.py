@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
+from data.errors import InputError
 from data.prepare.frames import resize_frames, square_frames
 from data.sources.interface import DemonstrationReference
 from data.sources.registry import open_source
@@ -48,8 +49,15 @@ def reconstruction_psnr(config: SourceConfig, tokenizer: FrameCodec, frames: int
     """
     squared: dict[str, list[float]] = {}
     source = open_source(config)
-    for reference in _last_of_each_task(source.references())[:_MAX_DEMONSTRATIONS]:
-        for camera, recorded in source.read(reference).frames.items():
+    usable = [reference for reference in source.references() if not reference.fault]
+    for reference in _last_of_each_task(usable)[:_MAX_DEMONSTRATIONS]:
+        try:
+            demonstration = source.read(reference)
+        except InputError:
+            if not config.skip_bad:
+                raise
+            continue  # left out of the data set as well
+        for camera, recorded in demonstration.frames.items():
             chosen = np.linspace(0, len(recorded) - 1, min(frames, len(recorded))).astype(np.int64)
             true = resize_frames(square_frames(recorded[chosen], config.fit), tokenizer.pixels)
             error = tokenizer.decode(tokenizer.encode(true)).astype(np.float64) - true

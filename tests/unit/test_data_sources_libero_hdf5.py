@@ -110,10 +110,9 @@ def test_cameras_and_rotation_can_be_chosen(tmp_path: Path) -> None:
     assert set(found.frames) == {"agent"}
     assert np.array_equal(found.frames["agent"], arrays["obs/eye_in_hand_rgb"])
     missing = LiberoSource(SourceConfig(str(path), cameras=CameraNames(agent="frontview_rgb")))
-    with pytest.raises(InputError, match="demo_0: no dataset `frontview_rgb`"):
-        missing.references()
-    with pytest.raises(InputError, match="action=torque: LIBERO's layout fixes this name"):
-        LiberoSource(SourceConfig(str(path), action="torque"))
+    assert "demo_0: no dataset `frontview_rgb`" in missing.references()[0].fault
+    with pytest.raises(InputError, match=r"action=\[torque\]: LIBERO's layout fixes this name"):
+        LiberoSource(SourceConfig(str(path), action=["torque"]))
 
 
 def test_motion_is_read_without_frames(tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ def test_broken_attributes_are_refused(tmp_path: Path, attributes: dict[str, Any
 
 def test_a_file_without_demonstrations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no demo_0"):
-        listed(write_file(tmp_path / "a.hdf5", []))
+        read(write_file(tmp_path / "a.hdf5", []))
 
 
 def test_links_to_other_files_are_not_followed(tmp_path: Path) -> None:
@@ -193,7 +192,7 @@ def test_links_to_other_files_are_not_followed(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["data/demo_0/actions"] = h5py.ExternalLink(str(other), "/data/demo_0/actions")
     with pytest.raises(InputError, match="no dataset `actions`"):
-        listed(path)
+        read(path)
 
 
 def test_damaged_files_are_refused_wherever_they_are_damaged(tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_damaged_files_are_refused_wherever_they_are_damaged(tmp_path: Path) -> 
     random = np.random.default_rng(0)
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="not a readable HDF5 file"):
-        listed(path)
+        read(path)
     refused = 0
     for _ in range(150):
         damaged = bytearray(content)
