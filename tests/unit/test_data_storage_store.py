@@ -232,8 +232,8 @@ def test_missing_credentials_are_named(scheme: str, monkeypatch: pytest.MonkeyPa
     )
     profiles = profiles if scheme == "s3" else ""
     assert describe_error(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
-        f"no credentials: set {VARIABLES[scheme]}{profiles}, or run on a machine that the cloud gives a role; "
-        f"{asked}"
+        f"no credentials: set {VARIABLES[scheme]}{profiles}, or run on a machine that the cloud gives a "
+        f"role; {asked}"
     )
     assert describe_error(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
 
