@@ -56,7 +56,9 @@ def dataset_lines(
         yield from _action_lines(index, scan)
     if content["sheet"] is not None:
         yield f"  {content['sheet']}: {SHEET_COLUMNS} frames of each of some episodes, a row for each camera"
-    elif sheet_requested and complete:
+    elif not sheet_requested:
+        yield "  sheet=FILE.png draws frames of some episodes"
+    elif complete:
         yield (
             f"  no contact sheet: the frames were encoded by image tokenizer {image.tokenizer_sha256[:12]}; "
             "give it with image_tokenizer="
