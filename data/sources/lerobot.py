@@ -166,7 +166,7 @@ class LerobotSource:
                 raise rows
             for video in reference.videos:
                 check_file(video, "a video")
-            table = rows.get(number, {name: [] for name in next(iter(rows.values()), {})})
+            table = rows.get(number, {})
             order = self._order(table, self._metadata.episode(number), path)
             actions, _ = self._actions_and_states(table, order, path, self._where(number))
         except InputError as error:

@@ -40,6 +40,7 @@ from data.sources.hdf5 import (
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import moving_steps
 from data.tokens.vocabulary import ACTION_DIM
+from data.unicode_text import encodable
 
 _CAMERAS = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 _LIBERO = "libero_"  # prefix of the names of its suites
@@ -159,6 +160,7 @@ class LiberoSource:
         problem = PurePosixPath(attribute(data, "bddl_file_name") or "")
         if suite.startswith(_LIBERO) and problem.stem == task:
             instruction = libero_language(task)
+        suite, instruction = encodable(suite), encodable(instruction)
         references: list[DemonstrationReference] = []
         for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
             length, cameras, fault = 0, (), ""

@@ -213,3 +213,14 @@ def test_damaged_files_are_refused_wherever_they_are_damaged(tmp_path: Path) -> 
         except InputError:
             refused += 1
     assert refused > 20
+
+
+def test_text_that_cannot_be_encoded_is_replaced(tmp_path: Path) -> None:
+    info = '{"language_instruction": "lift \\ud83d the cube"}'
+    path = write_file(tmp_path / "a.hdf5", [demonstration()], problem_info=info)
+    with h5py.File(path, "a") as file:
+        attributes: Any = file["data"].attrs
+        attributes.create("suite", b"lab\xff", dtype=h5py.string_dtype("utf-8"))
+    (found,) = listed(path)
+    assert found.instruction == "lift \N{REPLACEMENT CHARACTER} the cube"
+    assert found.suite == "lab\N{REPLACEMENT CHARACTER}"

@@ -265,3 +265,15 @@ def test_an_unwritable_folder_is_refused_and_stays_unchanged(tmp_path: Path) -> 
     with pytest.raises(InputError, match="cannot be written"):
         store.write("taken", b"1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_an_index_with_text_that_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    path = tmp_path / "index.json"
+    text = path.read_text()
+    assert '"instruction": "lift the cube"' in text
+    path.write_text(text.replace('"instruction": "lift the cube"', '"instruction": "lift \\ud83d"'))
+    with pytest.raises(
+        InputError, match=r"instruction is 'lift \\ud83d', expected a text that can"
+    ):
+        DatasetIndex.load(str(tmp_path))
