@@ -16,6 +16,7 @@ from typing import Any, Union, get_args, get_origin
 from pretrain.setting_types import field_of
 
 _READABLE = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|:, \t{}=()\[\]-]*")  # characters that Hydra's grammar has
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _BRACKETS = {"[": "]", "{": "}"}
 
 
@@ -72,7 +73,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    return _QUOTED.fullmatch(value) is not None
 
 
 def _quoted(text: str) -> str:

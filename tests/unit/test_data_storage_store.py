@@ -273,7 +273,5 @@ def test_an_index_with_text_that_cannot_be_encoded_is_refused(tmp_path: Path) ->
     text = path.read_text()
     assert '"instruction": "lift the cube"' in text
     path.write_text(text.replace('"instruction": "lift the cube"', '"instruction": "lift \\ud83d"'))
-    with pytest.raises(
-        InputError, match=r"instruction is 'lift \\ud83d', expected a text that can"
-    ):
+    with pytest.raises(InputError, match=r"instruction is 'lift \\ud83d', expected a text that can"):
         DatasetIndex.load(str(tmp_path))

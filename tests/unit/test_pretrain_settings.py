@@ -272,6 +272,7 @@ TYPED = [
     " spaces ",
     "s3://bucket/ключ=1/x",
     "'",
+    "'a' b'c'",
     "😀",
     "two\nlines",
 ]
