@@ -15,10 +15,11 @@ import pytest
 
 from data.config import PrepareConfig, SourceConfig
 from data.errors import InputError
-from data.prepare.parts import Part
+from data.prepare.parts import Part, plan_parts
 from data.prepare.preparer import Preparer, prepare
 from data.prepare.reconstruction import reconstruction_psnr
 from data.sources.bad_demonstrations import allowed_bad
+from data.sources.interface import DemonstrationReference
 from data.sources.registry import read_demonstrations
 from data.storage.index import DatasetIndex
 from tests.support.lerobot_layout import recorded, write_lerobot
@@ -332,3 +333,35 @@ def test_actions_outside_their_ranges_are_reported(tmp_path: Path, caplog: pytes
     }.items():
         run(source, tmp_path / name, **changes)
     assert "outside" not in caplog.text
+
+
+def test_the_plan_depends_on_faults_and_not_on_what_was_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "a.hdf5"
+    path.write_bytes(b"1")
+    reference = DemonstrationReference(path, "demo_0", "a/demo_0", "s", "a", "do it", 9, ("agent",))
+
+    def plan(reference: DemonstrationReference) -> str:
+        return plan_parts([reference], step_bytes=1, limit=1, settings="")[0].plan
+
+    assert plan(dataclasses.replace(reference, idle=True)) == plan(reference)
+    damaged = dataclasses.replace(reference, fault="damaged")
+    assert plan(damaged) != plan(reference)
+    path.unlink()
+    assert plan(damaged), "a file that is missing is not looked at"
+
+
+def test_an_action_of_one_part_has_the_plan_of_its_name(tmp_path: Path) -> None:
+    source = write_lerobot(tmp_path / "set", "v2.1", [recorded(6, 0)], "image")
+    seen: list[Any] = []
+
+    def plan_with(**changes: Any) -> str:
+        preparer = Preparer(config(source, tmp_path / "out", **changes), Tokenizer())
+        return preparer.plan()[0].plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "data.prepare.preparer.plan_parts", lambda *args, **kwargs: seen.append(kwargs["settings"]) or []
+        )
+        Preparer(config(source, tmp_path / "out", action=["action"]), Tokenizer()).plan()
+    assert seen[0][0]["action"] == "action", "as in plans of earlier versions"
+    assert plan_with(action=["action"]) != plan_with()
