@@ -118,14 +118,14 @@ def rlds_episode(seed: int, text: str = "lift the cube") -> dict[str, Any]:
 
 
 def rlds(folder: Path) -> Path:
-    """In the first file a record without words, a still one, and a damaged one; the second is cut short."""
+    """In the first file a damaged record, a still one, and one without words; the second is cut short."""
     episodes = [rlds_episode(seed) for seed in range(8)]
-    episodes[1]["text"] = ""
+    episodes[3]["text"] = ""
     episodes[2]["action"][:, :6] = 0
     write_rlds(folder, episodes)
     first = folder / f"{NAME}-train.tfrecord-00000-of-00002"
     content = bytearray(first.read_bytes())
-    content[-100] ^= 1  # in the last record of the file
+    content[int.from_bytes(content[:8], "little") + 16 + 50] ^= 1  # in the second record
     first.write_bytes(content)
     second = folder / f"{NAME}-train.tfrecord-00001-of-00002"
     length = int.from_bytes(second.read_bytes()[:8], "little")
@@ -134,9 +134,9 @@ def rlds(folder: Path) -> Path:
 
 
 RLDS_BAD = {
-    "train/episode_000001": "the instruction is empty",
+    "train/episode_000001": "the content of the record at offset",
     "train/episode_000002": "none of its 5 steps moves the robot",
-    "train/episode_000003": "the content of the record at offset",
+    "train/episode_000003": "the instruction is empty",
     "train/episode_000005": "cut short in the record",
     "train/episode_000006": "cut short in the record",
     "train/episode_000007": "cut short in the record",
@@ -192,10 +192,12 @@ def test_bad_demonstrations_are_left_out_on_request_and_recorded(
 def test_the_index_is_that_of_the_good_demonstrations_alone(tmp_path: Path) -> None:
     good = [demonstration(seed=seed) for seed in range(3)]
     bad = demonstration() | {"actions": with_nan(demonstration()["actions"])}
-    write_file(tmp_path / "good" / "lift_demo.hdf5", good)
-    write_file(tmp_path / "mixed" / "lift_demo.hdf5", [*good, bad])
-    index = run(tmp_path / "good", tmp_path / "a")
-    assert run(tmp_path / "mixed", tmp_path / "b", skip_bad=1.0) == index
+    for name, more in (("good", []), ("mixed", [bad])):
+        write_file(tmp_path / name / "lift_demo.hdf5", [*good[:2], *more])
+        write_file(tmp_path / name / "push_demo.hdf5", good[2:])
+    index = run(tmp_path / "good", tmp_path / "a", shard_megabytes=0.034)
+    assert len(index.episodes.shards) == 1, "three episodes just fit a shard"
+    assert run(tmp_path / "mixed", tmp_path / "b", skip_bad=1.0, shard_megabytes=0.034) == index
     assert snapshot(tmp_path / "a").keys() - snapshot(tmp_path / "b").keys() <= {
         name for name in snapshot(tmp_path / "a") if name.startswith("parts/")
     }

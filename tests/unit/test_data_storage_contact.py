@@ -35,6 +35,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     made: list[float] = []
     monkeypatch.setattr(retries, "pause", lambda seconds, over: made.append(seconds))
     monkeypatch.setattr(contact, "_answered", set())
+    monkeypatch.setattr("data.storage.object_store.RETRY_SECONDS", 0.2)
     for name in os.environ:
         if name.startswith(("AWS_", "GOOGLE_", "AZURE_")) or name == "SSL_CERT_FILE":
             monkeypatch.delenv(name)
@@ -140,7 +141,7 @@ def requests(url: str) -> dict[str, Callable[[], object]]:
         "read": lambda: open_store(url).read("x"),
         "write": lambda: open_store(url).write("x", b"1"),
         "index": lambda: DatasetIndex.load(url),
-        "patient": lambda: open_store(url, retry_seconds=300.0).exists("x"),
+        "patient": lambda: open_store(url, retry_seconds=0.3).exists("x"),
         "listing": lambda: open_bulk(url).folders(),
         "names": lambda: open_bulk(url).names("step_1"),
     }
@@ -260,8 +261,6 @@ def test_a_training_waits_for_a_server_from_the_start_and_says_why(
 def test_a_server_that_has_answered_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    monkeypatch.setattr(retries, "RETRY_SECONDS", 0.2)
-    monkeypatch.setattr("data.storage.object_store.RETRY_SECONDS", 0.2)
     with object_server(monkeypatch):
         assert not open_store(URL).exists("x")
     with pytest.raises(InputError, match=r"connection refused.*tried \d+ times"):
