@@ -32,6 +32,7 @@ _BLOCK = 1 << 18  # bytes: the most that are requested again, though they have a
 _STATUS = re.compile(r"status code: (\d{3})")
 _TRANSIENT = {"408", "429"}  # and 5xx
 _PERMANENT = {"501", "505"}
+_PROBE = "connection"  # name of an object: any answer will do
 
 
 def open_objects(url: str, retry_seconds: float | None = None) -> ObjectStore:
@@ -154,7 +155,7 @@ class ObjectStore:
         if has_answered(self._url):
             return
         try:
-            obstore.head(self._store, "READY")
+            obstore.head(self._store, _PROBE)
         except (ObstoreError, OSError) as error:
             if is_misconfigured(error):
                 raise InputError(f"{self._url}: {describe_error(self._url, error)}") from error
