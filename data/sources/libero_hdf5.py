@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -201,49 +201,6 @@ def _actions_and_states(demo: Node, where: str) -> tuple[NDArray[np.float32], ND
     end_effector = read_numbers(views, "ee_states", 6, where, "position 3 + axis-angle 3", steps)
     gripper = read_numbers(views, "gripper_states", 2, where, "finger positions", steps)
     return actions, np.concatenate([end_effector, gripper], axis=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Motion:
-    """What a replay of a demonstration needs.
-
-    Attributes:
-        actions: float64 [T, 7].
-        first_physics: Time, positions and velocities of the physics before the first action, float64 [D], as
-            robomimic stores them (`states[0]`).
-        initial_state: Number of the simulator's initial state; 0 where the file has none.
-    """
-
-    actions: NDArray[np.float64]
-    first_physics: NDArray[np.float64]
-    initial_state: int
-
-
-def read_motion(reference: DemonstrationReference) -> Motion:
-    """Read a demonstration without its frames.
-
-    Raises:
-        InputError: Its file does not hold the physical states, or they are damaged.
-    """
-    where = f"{reference.path}: {reference.item}"
-    with open_hdf5(reference.path) as file:
-        demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
-        read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
-        states = child_dataset(demo, "states", where)
-        if len(states.shape) != 2 or not states.shape[0] or states.dtype.kind != "f":
-            raise InputError(
-                f"{where}: states are {states.dtype} {states.shape}, expected the simulator's [T, D]; "
-                "prepare with replay=false"
-            )
-        first = np.asarray(states[0], np.float64)
-        if not np.isfinite(first).all():
-            raise InputError(f"{where}: states[0] is not finite; delete this demonstration")
-        number = attribute(demo, "initial_state_number") or "0"
-        return Motion(
-            actions=np.asarray(demo["actions"][()], np.float64),
-            first_physics=first,
-            initial_state=int(number) if number.isdecimal() else 0,
-        )
 
 
 def hdf5_files(source: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from data.config import CameraNames, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.interface import DemonstrationReference
-from data.sources.libero_hdf5 import LiberoSource, read_motion
+from data.sources.libero_hdf5 import LiberoSource
+from data.sources.libero_motion import read_motion
 from data.sources.registry import read_demonstrations
 from tests.support.libero_layout import demonstration, write_file
 
