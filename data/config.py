@@ -17,6 +17,7 @@ Format = Literal["libero", "lerobot", "rlds"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
+SeveralInstructions = Literal["refuse", "first", "last"]
 
 
 @dataclass
@@ -145,10 +146,16 @@ class SourceConfig:
         cameras: Cameras to read.
         format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0) or
             `rlds` (TFRecord files of TensorFlow Datasets); null: detected from the files.
-        action: Name of the actions (7 numbers: delta pose 6, gripper); null: the usual name.
+        action: Names of the numbers that together are the action (7: delta pose 6, gripper), in this order;
+            null: the usual name.
         state: Names of the numbers that together are the state (position 3, axis-angle 3, fingers 2), in
             this order; null: the usual name; `[]`: no state, zeros instead.
-        instruction: Name of the instruction in each step (RLDS only); null: the usual name.
+        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS only); null:
+            the usual name.
+        several_instructions: Of an episode with several instructions, subtasks for instance: `refuse` it, or
+            take the `first` or the `last` one for all of it.
+        skip_bad: Demonstrations that may be left out because they cannot be used (numbers that are not
+            finite, no movement, no instruction, damaged): a number, or below 1 a share of all.
         rotate: Rotate frames by 180 degrees; null: as the format defines (LIBERO's HDF5 files), else no.
         fit: How frames become square: `crop` (their middle), `pad` (black), `stretch`, or `refuse` (an
             error).
@@ -159,9 +166,11 @@ class SourceConfig:
     source: str = "???"
     format: Format | None = None
     cameras: CameraNames = field(default_factory=CameraNames)
-    action: str | None = None
+    action: list[str] | None = None
     state: list[str] | None = None
     instruction: str | None = None
+    several_instructions: SeveralInstructions = "refuse"
+    skip_bad: float = 0.0
     rotate: bool | None = None
     fit: Fit = "refuse"
     resize: Resize = "box_bicubic"

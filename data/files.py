@@ -1,13 +1,27 @@
-"""Files and folders that are written as a whole or not at all."""
+"""Files and folders that are written as a whole or not at all.
+
+They are filled under a temporary name beside the final one, which tells the process that writes. What a
+process that was killed has left is removed by the next one that writes to the same folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+[.-](?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})(-[0-9a-f]{8})?\.tmp")
+_ABANDONED = 86_400.0  # seconds without a change, after which a writer on another machine has ended
+_cleaned: set[Path] = set()  # folders that this process has looked through
 
 
 @contextmanager
@@ -20,7 +34,8 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         OSError: The file cannot be written; the older file, if any, is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_leftovers(path.parent)
+    temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
         yield temporary
         _flush(temporary)
@@ -56,7 +71,8 @@ def folder_written_whole(folder: Path) -> Generator[Path]:
     Raises:
         OSError: It cannot be written, or something else has taken its name meanwhile.
     """
-    temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
+    remove_leftovers(folder.parent)
+    temporary = folder.with_name(f".tmp-{folder.name}-{_writer()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -67,9 +83,65 @@ def folder_written_whole(folder: Path) -> Generator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of processes that have ended, once for each folder and process.
+
+    Those of another machine, or of this one before it was started again, have to be a day old. What cannot be
+    removed stays: it takes space and disturbs nothing.
+    """
+    if folder.absolute() in _cleaned:
+        return
+    _cleaned.add(folder.absolute())
+    with contextlib.suppress(OSError):  # no such folder yet, or one that cannot be listed
+        for entry in os.scandir(folder):
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found and _has_ended(Path(entry.path), found["machine"], int(found["process"])):
+                _remove(Path(entry.path))
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     _flush(folder)
+
+
+def _writer() -> str:
+    """This process, as it stands in the names of its temporary files."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+@functools.cache
+def _machine() -> str:
+    """Where numbers of processes are unique: this start of this machine, and the container in it."""
+    names = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # not Linux
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        names.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
+
+
+def _has_ended(path: Path, machine: str, process: int) -> bool:
+    """Whether the process that wrote a temporary file or folder has ended."""
+    if machine == _machine():
+        return not _is_alive(process)
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return time.time() - max(each.stat().st_mtime for each in paths) > _ABANDONED
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

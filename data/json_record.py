@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from data.errors import InputError
+from data.unicode_text import is_encodable
 
 _MAX = sys.float_info.max
 
@@ -33,8 +34,10 @@ class JsonRecord:
         return cls._of(value, where)
 
     def text(self, name: str, choices: Sequence[str] | None = None) -> str:
-        """A string, one of `choices` if given."""
+        """A string that can be encoded, one of `choices` if given."""
         value = self._fields.get(name)
+        if isinstance(value, str) and not is_encodable(value):
+            raise self._wrong(name, "a text that can be encoded in UTF-8")
         if not isinstance(value, str) or (choices is not None and value not in choices):
             raise self._wrong(name, "a text" if choices is None else f"one of {', '.join(choices)}")
         return value

@@ -22,7 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data.errors import InputError
+from data.unicode_text import is_encodable
 from pretrain.installation import project_file
+from pretrain.literal_values import as_typed
 from pretrain.model.config import ModelConfig
 from pretrain.setting_types import build, choices, field_of, plain, structured
 
@@ -44,7 +46,8 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
         schema_name: Name of these settings in errors, for example the command's name.
         schema: Dataclass with every key, its type and its default.
         config_name: Primary file in `configs/` (`"train"`); None: the dataclass alone.
-        overrides: `key=value` of the command line, in Hydra's syntax (`optim.lr=1e-4`, `model=tiny`).
+        overrides: `key=value` of the command line, in Hydra's syntax (`optim.lr=1e-4`, `model=tiny`); texts
+            as they were typed (`pretrain.literal_values`).
 
     Raises:
         InputError: Unknown key or group file, wrong type, a value that is none of the allowed ones, malformed
@@ -56,6 +59,12 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
             raise InputError(
                 f"{schema_name}: {override!r}: settings are changed, not added or removed; write key=value"
             )
+        if not is_encodable(override):
+            raise InputError(
+                f"{schema_name}: {override!r} is no UTF-8 text (a name in another encoding); rename the file "
+                "or folder"
+            )
+    overrides = [as_typed(override, schema) for override in overrides]
     ConfigStore.instance().store(_SCHEMA, structured(schema))
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
@@ -184,6 +193,11 @@ def _explain(schema_name: str, schema: type, error: Exception) -> InputError:
         )
     if key and (invalid := _NOT_A_CHOICE.search(text)) and (setting := field_of(schema, key)):
         return InputError(f"{where}: {key}={invalid.group(1)}, {_expected(invalid.group(1), *setting)}")
+    if unreadable := re.match(r"LexerNoViableAltException: (.*)", text):
+        return InputError(
+            f"{schema_name}: {unreadable.group(1)!r} cannot be read; write text in quotes of its own: "
+            "key=\"'text'\""
+        )
     cause = next((line for line in str(chain[-1]).splitlines() if line and not line.startswith("In '")), "")
     return InputError(f"{where}: {f'{key}: ' if key else ''}{cause}")
 

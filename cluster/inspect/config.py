@@ -60,7 +60,7 @@ class InspectDataConfig:
     Attributes:
         url: Folder or object-store prefix with `index.json`.
         verify: Read every episode: its checksum is compared and its actions are counted.
-        sheet: PNG file for decoded frames of some episodes; null: none.
+        sheet: PNG file to write with decoded frames of some episodes; null: none.
         image_tokenizer: The VQ-GAN weights that the frames were encoded with; null: the small one that is
             included.
         episodes: Episodes in the picture, evenly spread over the data set.
@@ -68,7 +68,7 @@ class InspectDataConfig:
 
     url: str = "???"
     verify: bool = True
-    sheet: str | None = "contact_sheet.png"
+    sheet: str | None = None
     image_tokenizer: str | None = None
     episodes: int = 6
 

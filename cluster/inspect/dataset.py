@@ -11,13 +11,13 @@ import numpy as np
 from cluster.inspect.config import InspectDataConfig
 from data.errors import InputError
 from data.storage.episode_entry import SPLITS
+from data.tokens.action import ACTION_NAMES
 
 if TYPE_CHECKING:
     from data.storage.dataset_scan import DatasetScan
     from data.storage.index import DatasetIndex
     from data.tokens.image import ImageTokenizer
 
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 SHEET_COLUMNS = 8  # frames of each episode in the contact sheet
 _QUANTILES = {"minimum": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "maximum": 1.0}
 

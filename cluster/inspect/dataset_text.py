@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from cluster.inspect.dataset import ACTION_NAMES, SHEET_COLUMNS
+from cluster.inspect.dataset import SHEET_COLUMNS
+from data.tokens.action import ACTION_NAMES
 
 if TYPE_CHECKING:
     from data.storage.dataset_scan import DatasetScan
@@ -56,7 +57,9 @@ def dataset_lines(
         yield from _action_lines(index, scan)
     if content["sheet"] is not None:
         yield f"  {content['sheet']}: {SHEET_COLUMNS} frames of each of some episodes, a row for each camera"
-    elif sheet_requested and complete:
+    elif not sheet_requested:
+        yield "  sheet=FILE.png draws frames of some episodes"
+    elif complete:
         yield (
             f"  no contact sheet: the frames were encoded by image tokenizer {image.tokenizer_sha256[:12]}; "
             "give it with image_tokenizer="

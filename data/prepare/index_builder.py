@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,19 @@ from data.errors import InputError
 from data.json_record import JsonRecord
 from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
 from data.prepare.statistics import summarise
+from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.libero_hdf5 import HDF5_SUFFIXES
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import INDEX_FILE, SCHEMA, DatasetIndex, ImageFormat
 from data.storage.store import open_store
-from data.tokens.action import NAMED_RANGES, ActionRanges
+from data.tokens.action import ACTION_NAMES, NAMED_RANGES, ActionRanges
 from data.tokens.vocabulary import ACTION_DIM
+
+_LOG = logging.getLogger(__name__)
+_MAX_NAMED = 20  # demonstrations that were left out
+_CLIPPED_SHARE = 0.001  # of the training actions; less is not reported
+_ROUNDING = 1e-6  # of actions on the edges of their ranges, that were float32 once
 
 
 class FrameFormat(Protocol):
@@ -60,7 +67,8 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
     """Build the index of a data set whose parts are all finished.
 
     Raises:
-        InputError: A part's record or values are missing, or there is no episode.
+        InputError: A part's record or values are missing, more demonstrations were left out than `skip_bad`
+            allows, or there is no episode.
     """
     store = open_store(config.out)
     finished: list[tuple[Part, PartRecord]] = []
@@ -70,9 +78,12 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
             raise InputError(f"{store.url}/{part.name}.json: vanished or was changed; prepare again")
         finished.append((part, record))
     episodes = [(record.shard, episode) for _, record in finished for episode in record.episodes]
+    skipped = {bad.key: bad.reason for _, record in finished for bad in record.skipped}
+    total = sum(len(part.references) for part in parts)
+    check_bad(skipped, allowed_bad(config.skip_bad, total) if episodes else 0, config.source)
     if not episodes:
         raise InputError(
-            f"{config.source}: none of its {sum(len(part.references) for part in parts)} demonstrations "
+            f"{config.source}: none of its {total} demonstrations "
             "succeeded when it was replayed; check the simulator, or prepare with replay=false"
         )
     split_order = choose_split_order(config, parts[0].references[0].path)
@@ -80,8 +91,21 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
         [f"{episode.suite}/{episode.task}" for _, episode in episodes],
         [episode.key for _, episode in episodes] if split_order == "letters" else None,
     )
-    actions = summarise(_TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)))
+    if skipped:
+        _LOG.warning(
+            "%s: left out %d of %d demonstrations (skip_bad), named in parts/*.json: %s",
+            config.source,
+            len(skipped),
+            total,
+            "; ".join(list(skipped.values())[:_MAX_NAMED]),
+        )
+    values = _TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM))
+    actions = summarise(values)
     states = summarise(_TrainingValues(config.out, finished, splits, slice(ACTION_DIM, None)))
+    ranges = _action_ranges(config, actions)
+    _warn_of_clipped_actions(
+        _TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)), ranges, config
+    )
     return DatasetIndex(
         image=ImageFormat(
             pixels=tokenizer.pixels,
@@ -90,8 +114,8 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
             codebook_size=tokenizer.codebook_size,
             tokenizer_sha256=tokenizer.sha256,
         ),
-        cameras=parts[0].references[0].cameras,
-        action_ranges=_action_ranges(config, actions),
+        cameras=next(each.cameras for part in parts for each in part.references if not each.fault),
+        action_ranges=ranges,
         statistics={"actions": actions, "states": states},
         episodes=EpisodeTable.of(_entries(episodes, splits)),
         compression=config.compression,
@@ -172,6 +196,31 @@ def _action_ranges(config: PrepareConfig, actions: Statistics) -> ActionRanges:
     if config.ranges == "quantiles":
         return ActionRanges(actions.q01, actions.q99)
     return NAMED_RANGES[config.ranges]
+
+
+def _warn_of_clipped_actions(
+    values: Iterable[NDArray[np.float64]], ranges: ActionRanges, config: PrepareConfig
+) -> None:
+    """Report the shares of the training actions that lie outside their ranges and will be clipped to them."""
+    if config.ranges == "quantiles" and explicit_ranges(config) is None:
+        return  # which leave out 2 % on purpose
+    low, high = np.asarray(ranges.minimum) - _ROUNDING, np.asarray(ranges.maximum) + _ROUNDING
+    steps, outside = 0, np.zeros(ACTION_DIM, np.int64)
+    for table in values:
+        steps += len(table)
+        outside += ((table < low) | (table > high)).sum(axis=0)
+    shares = [
+        f"{name} {100 * count / steps:.1f} % outside {ranges.minimum[d]:g} .. {ranges.maximum[d]:g}"
+        for d, (name, count) in enumerate(zip(ACTION_NAMES, outside.tolist(), strict=True))
+        if count >= _CLIPPED_SHARE * steps
+    ]
+    if shares:
+        _LOG.warning(
+            "%s: training actions outside their ranges become the outermost bins: %s; set "
+            "ranges=quantiles, or convert the actions",
+            config.source,
+            ", ".join(shares),
+        )
 
 
 @dataclass(frozen=True)

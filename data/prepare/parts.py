@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ _VERSION = 2  # of these files; with another one every part is written again
 _WIDTH = ACTION_DIM + STATE_DIM
 _MEMBER_OVERHEAD = 1536  # bytes of headers and padding that a member of a shard takes, at most
 _MAX_SHARD = 1 << 40  # bytes
+_NO_CONTENT = ("path", "videos", "fault", "idle")  # fields of a reference that its bytes do not depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,13 @@ class Part:
         number: From 0, in the order of the demonstrations.
         references: Its demonstrations.
         plan: Checksum (hexadecimal) of everything that its content depends on.
+        allowed_bad: Demonstrations of the whole data set that may be left out because they cannot be used.
     """
 
     number: int
     references: tuple[DemonstrationReference, ...]
     plan: str
+    allowed_bad: int = 0
 
     @property
     def name(self) -> str:
@@ -69,6 +72,14 @@ class PartEpisode:
 
 
 @dataclass(frozen=True, slots=True)
+class SkippedDemonstration:
+    """A demonstration that cannot be used, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PartRecord:
     """The record of a finished part.
 
@@ -78,6 +89,7 @@ class PartRecord:
         values_sha256: Checksum of the values.
         dropped: Keys of the demonstrations that did not succeed in their replay.
         episodes: The others, in order.
+        skipped: Demonstrations that were left out because they cannot be used (`skip_bad`).
     """
 
     shard: str
@@ -85,10 +97,15 @@ class PartRecord:
     values_sha256: str
     dropped: tuple[str, ...]
     episodes: tuple[PartEpisode, ...]
+    skipped: tuple[SkippedDemonstration, ...] = ()
 
 
 def plan_parts(
-    references: Sequence[DemonstrationReference], step_bytes: int, limit: int, settings: object
+    references: Sequence[DemonstrationReference],
+    step_bytes: int,
+    limit: int,
+    settings: object,
+    allowed_bad: int = 0,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
@@ -97,6 +114,7 @@ def plan_parts(
         step_bytes: Largest number of bytes of one time step in a shard.
         limit: Largest number of bytes of a shard.
         settings: Everything else that the content depends on, as JSON values.
+        allowed_bad: Of each part.
 
     Raises:
         InputError: A file cannot be looked up.
@@ -105,6 +123,7 @@ def plan_parts(
     filled = 0
     for reference in references:
         size = reference.length * step_bytes + (len(reference.cameras) + 3) * _MEMBER_OVERHEAD
+        size = 0 if reference.fault else size
         if not groups or filled + size > limit:
             groups.append([])
             filled = 0
@@ -112,7 +131,7 @@ def plan_parts(
         filled += size
     common = json.dumps([_VERSION, settings], sort_keys=True)
     return [
-        Part(number, tuple(group), hashlib.sha256((common + _identity(group)).encode()).hexdigest())
+        Part(number, tuple(group), _checksum(common + _identity(group)), allowed_bad)
         for number, group in enumerate(groups)
     ]
 
@@ -143,6 +162,7 @@ def write_record(
     episodes: Sequence[tuple[DemonstrationReference, int]],
     values: Sequence[NDArray[np.float64]],
     dropped: Sequence[str],
+    skipped: Mapping[str, str],
 ) -> PartRecord:
     """Write the record of a part whose shard is written.
 
@@ -152,7 +172,8 @@ def write_record(
         locations: Location of each episode in the shard.
         episodes: Reference and number of steps of each.
         values: float64 [N, 15] of each, action and state.
-        dropped: Keys of the demonstrations that were left out.
+        dropped: Keys of the demonstrations that did not succeed in their replay.
+        skipped: Key -> reason of those that cannot be used.
     """
     content = np.concatenate([np.zeros((0, _WIDTH)), *values]).astype("<f8").tobytes()
     store.write(f"{part.name}.values", content)
@@ -175,6 +196,7 @@ def write_record(
             )
             for location, (reference, length) in zip(locations, episodes, strict=True)
         ),
+        skipped=tuple(SkippedDemonstration(key, reason) for key, reason in skipped.items()),
     )
     store.write(f"{part.name}.json", (json.dumps(asdict(record)) + "\n").encode())
     return record
@@ -210,12 +232,18 @@ def _verify(store: Store, part: Part, record: PartRecord) -> None:
             raise InputError(f"{store.url}/{record.shard}: not what its record says")
 
 
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _identity(references: Sequence[DemonstrationReference]) -> str:
     """The demonstrations and the state of their files, as text."""
     described: list[object] = []
     for reference in references:
-        files = [_state(path) for path in (reference.path, *reference.videos)]
-        fields = {name: value for name, value in asdict(reference).items() if name not in ("path", "videos")}
+        files = [] if reference.fault else [_state(path) for path in (reference.path, *reference.videos)]
+        fields = {name: value for name, value in asdict(reference).items() if name not in _NO_CONTENT}
+        if reference.fault:
+            fields["fault"] = reference.fault
         described.append([files, fields])
     return json.dumps(described, sort_keys=True)
 
@@ -250,5 +278,9 @@ def _parse(content: bytes, where: str) -> PartRecord:
                 instruction=item.text("instruction"),
             )
             for item in record.records("episodes")
+        ),
+        skipped=tuple(
+            SkippedDemonstration(item.text("key"), item.text("reason"))
+            for item in (record.records("skipped") if "skipped" in record else ())  # older records have none
         ),
     )

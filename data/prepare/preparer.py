@@ -21,9 +21,11 @@ from data.contracts import Demonstration, Episode, Resize
 from data.errors import InputError
 from data.prepare.frames import fit_frames
 from data.prepare.index_builder import FrameFormat, build_index, check_out, commit_index, explicit_ranges
-from data.prepare.no_ops import moving_steps
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
+from data.prepare.screening import no_movement, screened
+from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.interface import DemonstrationReference, DemonstrationSource
+from data.sources.no_ops import moving_steps
 from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
 from data.storage.shards import ShardWriter, check_key
@@ -103,9 +105,10 @@ class Preparer:
         """
         config = self.config
         _check_settings(config, self.tokenizer, self._replay)
-        references = self._source.references()
+        references = screened(self._source, config)
         _check_references(config, references)
-        codes = self.tokenizer.rows * self.tokenizer.columns * len(references[0].cameras)
+        cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown
+        codes = self.tokenizer.rows * self.tokenizer.columns * cameras
         depends_on = {
             name: asdict(config)[name]
             for name in (
@@ -113,6 +116,8 @@ class Preparer:
                 *("rotate", "fit", "resize", "replay"),
             )
         }
+        if config.action is not None and len(config.action) == 1:
+            depends_on["action"] = config.action[0]  # as before it could have parts
         if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(
@@ -120,6 +125,7 @@ class Preparer:
             step_bytes=codes * np.dtype(np.uint16).itemsize + ACTION_DIM * 8 + STATE_DIM * 4,
             limit=round(config.shard_megabytes * 1_000_000),
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
+            allowed_bad=allowed_bad(config.skip_bad, len(references)),
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
@@ -156,20 +162,35 @@ class Preparer:
         episodes: list[tuple[DemonstrationReference, int]] = []
         values: list[NDArray[np.float64]] = []
         dropped: list[str] = []
+        skipped: dict[str, str] = {}
         for done, reference in enumerate(part.references):
             if done:
                 report(done)
-            demonstration = self._read(reference)
-            if demonstration is None:
+            try:
+                episode = self._encoded(reference)
+            except InputError as error:
+                skipped[reference.key] = str(error)
+                check_bad(skipped, part.allowed_bad, self.config.source)
+                continue
+            if episode is None:
                 dropped.append(reference.key)
                 continue
-            episode = encode_demonstration(
-                demonstration, self.tokenizer, self.config.batch_size, self.config.fit, self.config.resize
-            )
             writer.add(episode)
             episodes.append((reference, episode.length))
             values.append(np.concatenate([episode.actions, episode.states.astype(np.float64)], axis=1))
-        return write_record(store, part, writer.close(), episodes, values, dropped)
+        return write_record(store, part, writer.close(), episodes, values, dropped, skipped)
+
+    def _encoded(self, reference: DemonstrationReference) -> Episode | None:
+        """A demonstration as an episode; None: it did not succeed in its replay (InputError: it is bad)."""
+        if reference.fault:
+            raise InputError(reference.fault)
+        demonstration = self._read(reference)
+        if demonstration is None:
+            return None
+        config = self.config
+        return encode_demonstration(
+            demonstration, self.tokenizer, config.batch_size, config.fit, config.resize
+        )
 
     def _read(self, reference: DemonstrationReference) -> Demonstration | None:
         if not self.config.replay:
@@ -192,10 +213,7 @@ def encode_demonstration(
     """
     moving = moving_steps(demonstration.actions)
     if not moving.any():
-        raise InputError(
-            f"{demonstration.key}: none of its {len(moving)} steps moves the robot, expected at least one; "
-            "delete this demonstration"
-        )
+        raise InputError(no_movement(demonstration.key, len(moving)))
     codes: dict[str, NDArray[np.uint16]] = {}
     for camera, frames in demonstration.frames.items():
         resized = fit_frames(frames[moving], tokenizer.pixels, fit, resize)
@@ -242,13 +260,15 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
 def _check_references(config: PrepareConfig, references: Sequence[DemonstrationReference]) -> None:
     """Refuse invalid or equal keys, turned states, and demonstrations of different cameras (InputError)."""
     keys = Counter(check_key(reference.key) for reference in references)
-    cameras = references[0].cameras
+    good = [reference for reference in references if not reference.fault]
     for reference in references:
         if keys[reference.key] > 1:
             raise InputError(
                 f"{reference.path}: another file of {config.source} gives the same episode key "
                 f"{reference.key}; rename one of them"
             )
+    cameras = good[0].cameras
+    for reference in good:
         if reference.turned_states and not config.replay:
             raise InputError(
                 f"{reference.path}: collected by an earlier version, whose states are turned by 90 degrees; "
@@ -257,6 +277,6 @@ def _check_references(config: PrepareConfig, references: Sequence[DemonstrationR
         if reference.cameras != cameras:
             raise InputError(
                 f"{reference.path}: {reference.item} has cameras {', '.join(reference.cameras)} but "
-                f"{references[0].key} has {', '.join(cameras)}; prepare them as two data sets, or name those "
+                f"{good[0].key} has {', '.join(cameras)}; prepare them as two data sets, or name those "
                 "that all have with cameras={...}"
             )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import PrepareConfig
+from data.errors import InputError
 from data.prepare.frames import fit_frames
 from data.prepare.index_builder import choose_split_order
 from data.sources.interface import DemonstrationReference
@@ -49,11 +50,17 @@ def reconstruction_psnr(config: PrepareConfig, tokenizer: FrameCodec, frames: in
     """
     squared: dict[str, list[float]] = {}
     source = open_source(config)
-    references = source.references()
-    if choose_split_order(config, references[0].path) == "letters":
-        references.sort(key=lambda reference: reference.key)
-    for reference in _last_of_each_task(references)[:_MAX_DEMONSTRATIONS]:
-        for camera, recorded in source.read(reference).frames.items():
+    usable = [reference for reference in source.references() if not reference.fault]
+    if usable and choose_split_order(config, usable[0].path) == "letters":
+        usable.sort(key=lambda reference: reference.key)
+    for reference in _last_of_each_task(usable)[:_MAX_DEMONSTRATIONS]:
+        try:
+            demonstration = source.read(reference)
+        except InputError:
+            if not config.skip_bad:
+                raise
+            continue  # left out of the data set as well
+        for camera, recorded in demonstration.frames.items():
             chosen = np.linspace(0, len(recorded) - 1, min(frames, len(recorded))).astype(np.int64)
             true = fit_frames(recorded[chosen], tokenizer.pixels, config.fit, config.resize)
             error = tokenizer.decode(tokenizer.encode(true)).astype(np.float64) - true

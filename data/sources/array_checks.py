@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,23 @@ from PIL import Image, UnidentifiedImageError
 from data.errors import InputError
 
 _MAX_SIDE = 8192  # pixels of a compressed frame; more is a decompression bomb
+OTHER_ACTION = "name its parts with action=[...], or export the data set again"
+OTHER_STATE = "name its parts with state=[...], or leave the state out with state=[] (zeros instead)"
 
 
-def finite_numbers(values: Any, name: str, width: int, where: str, steps: int | None) -> NDArray[np.float64]:
+def finite_numbers(
+    values: Any, name: str, width: int, where: str, steps: int | None, remedy: str
+) -> NDArray[np.float64]:
     """Check a table [T, width] of finite numbers and return it as float64.
 
     Raises:
-        InputError: Not numbers, of another shape, another T than `steps`, or not finite.
+        InputError: Not numbers, of another shape (says `remedy`), another T than `steps`, or not finite.
     """
     table = np.asarray(values)
-    if table.ndim != 2 or table.shape[1] != width or table.dtype.kind not in "fiu":
-        raise InputError(
-            f"{where}: {name} is {table.dtype} {table.shape}, expected numbers [T, {width}]; name other "
-            "parts with action= or state=[...], or export the data set again"
-        )
+    numbers = table.dtype.kind in "fiu"
+    if table.ndim != 2 or table.shape[1] != width or not numbers:
+        found = f"has shape {table.shape}" if numbers else f"is {table.dtype} {table.shape}"
+        raise InputError(f"{where}: {name} {found}, expected numbers [T, {width}]; {remedy}")
     check_steps(name, len(table), steps, where)
     return finite_float64(table, name, where)
 
@@ -48,6 +52,25 @@ def finite_float64(table: NDArray[Any], name: str, where: str) -> NDArray[np.flo
     return numbers
 
 
+def join_parts(parts: Sequence[NDArray[Any]], names: Sequence[str], where: str) -> NDArray[Any]:
+    """Join tables [T, D] side by side (InputError: one has another T than the first)."""
+    for part, name in zip(parts, names, strict=True):
+        check_steps(name, len(part), len(parts[0]), where)
+    return np.concatenate(parts, axis=1)
+
+
+def join_action(
+    parts: Sequence[NDArray[Any]], names: Sequence[str], width: int, where: str, steps: int
+) -> NDArray[np.float64]:
+    """Join parts [T, D] of an action to float64 [T, width].
+
+    Raises:
+        InputError: As `finite_numbers`.
+    """
+    joined = join_parts(parts, names, where)
+    return finite_numbers(joined, " + ".join(names), width, where, steps, OTHER_ACTION)
+
+
 def join_state(
     parts: Sequence[NDArray[Any]], names: Sequence[str], width: int, where: str, steps: int
 ) -> NDArray[np.float32]:
@@ -58,8 +81,14 @@ def join_state(
     """
     if not parts:
         return np.zeros((steps, width), np.float32)
-    joined = finite_numbers(np.concatenate(parts, axis=1), " + ".join(names), width, where, steps)
-    return joined.astype(np.float32)
+    joined = join_parts(parts, names, where)
+    return finite_numbers(joined, " + ".join(names), width, where, steps, OTHER_STATE).astype(np.float32)
+
+
+def check_file(path: Path, what: str) -> None:
+    """Refuse a path where no file is (InputError); `what` was expected there."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, expected {what}; copy the data set again")
 
 
 def check_steps(name: str, length: int, steps: int | None, where: str) -> None:

@@ -76,5 +76,22 @@ def choose_name(
     )
 
 
+def choose_parts(
+    available: Sequence[str], requested: Sequence[str] | None, usual: Sequence[str], setting: str, where: str
+) -> list[str]:
+    """The names given by a setting that takes several (`action`, `state`), else the first usual one.
+
+    Raises:
+        InputError: The data set lacks one of them, or the action has none.
+    """
+    if requested is not None and not requested and setting == "action":
+        raise InputError("action=[] names no part of the action; leave the setting out, or name its parts")
+    remedy = f"{setting}=NAME" if setting == "action" else f"{setting}=[NAME]"
+    remedy += f", several parts with {setting}=[NAME,NAME]" + (", none with state=[]" * (setting == "state"))
+    if requested is None:
+        return [choose_name(available, None, usual, remedy, where)]
+    return [choose_name(available, name, (), remedy, where) for name in requested]
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:20]) or "no names at all"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.sources.array_checks import check_steps, finite_float64
+from data.unicode_text import encodable
 
 Node = Any  # h5py's groups and data sets, whose type stubs leave most members unknown
 
@@ -20,12 +21,18 @@ Node = Any  # h5py's groups and data sets, whose type stubs leave most members u
 @contextmanager
 def open_hdf5(path: Path) -> Generator[Node, None, None]:
     """Open a file; every error of HDF5 inside the block is reported as a damaged file (InputError)."""
+    with damage_reported(str(path)), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def damage_reported(where: str) -> Generator[None, None, None]:
+    """Report every error of HDF5 inside the block as damage of a file or a part of it (InputError)."""
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        yield
     except (OSError, RuntimeError, TypeError) as error:  # h5py: truncated, damaged, a type unknown to numpy
         raise InputError(
-            f"{path}: not a readable HDF5 file ({error}); copy it again or collect it again"
+            f"{where}: not a readable HDF5 file ({error}); copy it again or collect it again"
         ) from error
 
 
@@ -34,7 +41,7 @@ def attribute(group: Node, name: str) -> str | None:
     value: object = group.attrs.get(name)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return None if value is None else str(value)
+    return None if value is None else encodable(str(value))
 
 
 def _child(parent: Node, name: str, kind: type[object], where: str) -> Node:
@@ -82,6 +89,11 @@ def read_numbers(
 
 def read_frames(group: Node, name: str, where: str, steps: int) -> NDArray[np.uint8]:
     """Read frames uint8 [steps, H, W, 3] (InputError: missing, of another type, shape or length)."""
+    return np.asarray(frames_dataset(group, name, where, steps)[()], dtype=np.uint8)
+
+
+def frames_dataset(group: Node, name: str, where: str, steps: int) -> Node:
+    """The array of frames uint8 [steps, H, W, 3], unread (InputError as `read_frames`)."""
     dataset = child_dataset(group, name, where)
     shape = tuple(int(side) for side in dataset.shape)
     if len(shape) != 4 or shape[3] != 3 or dataset.dtype != np.uint8 or 0 in shape[1:3]:
@@ -90,4 +102,4 @@ def read_frames(group: Node, name: str, where: str, steps: int) -> NDArray[np.ui
             "export the demonstration again"
         )
     check_steps(name, shape[0], steps, where)
-    return np.asarray(dataset[()], dtype=np.uint8)
+    return dataset

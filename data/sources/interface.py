@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,11 +18,13 @@ class DemonstrationReference:
         path: The file or folder that it is read from.
         item: Its name within that file or folder (``demo_3``, an episode's number, a byte offset).
         key, suite, task, instruction: As in `data.contracts.Demonstration`.
-        length: Time steps T.
+        length: Time steps T; 0 where they could not be counted.
         cameras: Names of its cameras, sorted.
         videos: Other files that it is read from.
         turned_states: Whether its recorded states have the grip site's orientation, as earlier versions of
             `worldvla collect` wrote it, instead of the hand's.
+        fault: Why it cannot be used, with its place; empty: nothing was found.
+        idle: Whether no step moves the robot (`data.sources.no_ops`), as far as its actions were read.
     """
 
     path: Path
@@ -34,17 +37,23 @@ class DemonstrationReference:
     cameras: tuple[str, ...]
     videos: tuple[Path, ...] = ()
     turned_states: bool = False
+    fault: str = ""
+    idle: bool = False
 
 
 class DemonstrationSource(Protocol):
     """Demonstrations in one format; `data.sources.registry.open_source` selects the reader."""
 
     def references(self) -> list[DemonstrationReference]:
-        """Every demonstration, always in the same order.
+        """Every demonstration, always in the same order; those that cannot be used have a fault.
 
         Raises:
             InputError: There are none, or the metadata are damaged.
         """
+        ...
+
+    def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
+        """The same references, with the faults of their files, actions and states; no frame is decoded."""
         ...
 
     def read(self, reference: DemonstrationReference) -> Demonstration:

@@ -14,8 +14,10 @@ beginning of the episode in its file (`videos/KEY/from_timestamp`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,22 +28,25 @@ from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.array_checks import (
+    check_file,
     check_steps,
     decode_picture,
-    finite_numbers,
+    join_action,
     join_state,
     stack_frames,
 )
-from data.sources.feature_names import choose_cameras, choose_name
-from data.sources.instructions import clean_instruction, slug
+from data.sources.feature_names import choose_cameras, choose_parts
+from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
-from data.sources.lerobot_metadata import LerobotMetadata
-from data.sources.parquet import column, read_table
+from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
+from data.sources.no_ops import moving_steps
+from data.sources.parquet import Columns, Filter, column, read_table
 from data.sources.video import read_video
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _USUAL_ACTIONS = ("action", "actions")
 _USUAL_STATES = ("observation.state", "state")
+_MAX_ROWS = 100_000  # that are in memory for the checks
 
 
 class LerobotSource:
@@ -61,26 +66,27 @@ class LerobotSource:
         Raises:
             InputError: The metadata are damaged, or lack a requested part.
         """
-        cameras = tuple(sorted(self._cameras))
-        videos = [name for name in self._cameras.values() if self._metadata.kind(name) == "video"]
         self._names()
-        references = [
-            DemonstrationReference(
-                path=self._metadata.table_path(episode),
-                item=str(episode.number),
-                key=f"episode_{episode.number:06d}",
-                suite=slug(self._folder.absolute().name),
-                task=slug(episode.task),
-                instruction=clean_instruction(episode.task, f"{self._folder}: episode {episode.number}"),
-                length=episode.length,
-                cameras=cameras,
-                videos=tuple(self._metadata.episode_video(episode, name) for name in videos),
-            )
-            for episode in self._metadata.episodes
-        ]
+        references = [self._reference(episode) for episode in self._metadata.episodes]
         if not references:
             raise InputError(f"{self._folder}: its metadata name no episode; export the data set again")
         return references
+
+    def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
+        """The same references, with the faults of their files, actions and states; no frame is decoded.
+
+        Each table is read once, without its frames, some episodes at a time.
+        """
+        for group in _groups_of_a_table(references):
+            path, numbers = group[0].path, [int(reference.item) for reference in group]
+            rows: dict[int, Columns] | InputError
+            try:
+                between = [("episode_index", ">=", min(numbers)), ("episode_index", "<=", max(numbers))]
+                rows = _split_by_episode(self._read_rows(path, ["episode_index"], between), path)
+            except InputError as error:
+                rows = error
+            for reference in group:
+                yield reference if reference.fault else self._checked(reference, rows)
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
         """Read one episode's rows and decode its frames.
@@ -89,17 +95,12 @@ class LerobotSource:
             InputError: A part is missing, damaged, or of another length than in the metadata.
         """
         number = int(reference.item)
-        where = f"{self._folder}: episode {number}"
-        episode = self._metadata.episode(number)
-        action, states = self._names()
+        episode, where = self._metadata.episode(number), self._where(number)
         images = [name for name in self._cameras.values() if self._metadata.kind(name) == "image"]
-        columns = list(dict.fromkeys([action, *states, "timestamp", "frame_index", *images]))
         path = self._metadata.table_path(episode)
-        table = read_table(path, columns, [("episode_index", "=", number)])
-        order = np.argsort(np.asarray(column(table, "frame_index", path)), kind="stable")
-        check_steps("the table", len(order), episode.length, where)
-        actions = self._table(column(table, action, path), order, action, ACTION_DIM, where)
-        parts = [self._numbers(column(table, name, path), order, name, where) for name in states]
+        table = self._read_rows(path, images, [("episode_index", "=", number)])
+        order = self._order(table, episode, path)
+        actions, states = self._actions_and_states(table, order, path, where)
         times = np.asarray(column(table, "timestamp", path), np.float64)[order]
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in self._cameras.items():
@@ -120,7 +121,7 @@ class LerobotSource:
             instruction=reference.instruction,
             frames=frames,
             actions=actions,
-            states=join_state(parts, states, STATE_DIM, where, episode.length),
+            states=states,
         )
 
     @cached_property
@@ -131,31 +132,114 @@ class LerobotSource:
     def _cameras(self) -> dict[str, str]:
         return choose_cameras(self._metadata.cameras, self._config.cameras.requested(), str(self._folder))
 
-    def _names(self) -> tuple[str, list[str]]:
-        """Names of the action and of the parts of the state."""
-        numbers = self._metadata.numbers
-        action = choose_name(numbers, self._config.action, _USUAL_ACTIONS, "action=NAME", str(self._folder))
-        if self._config.state is None:
-            return action, [choose_name(numbers, None, _USUAL_STATES, "state=[NAME]", str(self._folder))]
-        where = str(self._folder)
-        return action, [choose_name(numbers, name, (), "state=[NAME]", where) for name in self._config.state]
+    def _where(self, number: int) -> str:
+        return f"{self._folder}: episode {number}"
 
-    def _numbers(
-        self, values: Sequence[Any], order: NDArray[np.int64], name: str, where: str
-    ) -> NDArray[np.float64]:
-        width = self._metadata.width(name)
-        return self._table(values, order, name, width, where)
-
-    @staticmethod
-    def _table(
-        values: Sequence[Any], order: NDArray[np.int64], name: str, width: int, where: str
-    ) -> NDArray[np.float64]:
+    def _reference(self, episode: LerobotEpisode) -> DemonstrationReference:
+        videos = [name for name in self._cameras.values() if self._metadata.kind(name) == "video"]
+        where, task, instruction, fault = self._where(episode.number), "", "", ""
         try:
-            table = np.asarray(values, np.float64)
-        except (TypeError, ValueError) as error:  # rows of different lengths, or no numbers
-            raise InputError(f"{where}: {name} is no table of numbers ({error}); export it again") from error
-        table = table[:, None] if table.ndim == 1 else table
-        return finite_numbers(table[order], name, width, where, None)
+            task = choose_text(episode.tasks, self._config.several_instructions, where)
+            instruction = clean_instruction(task, where)
+        except InputError as error:
+            fault = str(error)
+        return DemonstrationReference(
+            path=self._metadata.table_path(episode),
+            item=str(episode.number),
+            key=f"episode_{episode.number:06d}",
+            suite=slug(self._folder.absolute().name),
+            task=slug(task),
+            instruction=instruction,
+            length=episode.length,
+            cameras=tuple(sorted(self._cameras)),
+            videos=tuple(self._metadata.episode_video(episode, name) for name in videos),
+            fault=fault,
+        )
+
+    def _checked(
+        self, reference: DemonstrationReference, rows: dict[int, Columns] | InputError
+    ) -> DemonstrationReference:
+        """A reference with what its rows tell; `rows` are those of its table, or why that cannot be read."""
+        number, path = int(reference.item), reference.path
+        try:
+            if isinstance(rows, InputError):
+                raise rows
+            for video in reference.videos:
+                check_file(video, "a video")
+            table = rows.get(number, {})
+            order = self._order(table, self._metadata.episode(number), path)
+            actions, _ = self._actions_and_states(table, order, path, self._where(number))
+        except InputError as error:
+            return replace(reference, fault=str(error))
+        return replace(reference, idle=not moving_steps(actions).any())
+
+    def _read_rows(self, path: Path, others: list[str], filters: list[Filter]) -> Columns:
+        """The columns of numbers, and others, of the rows that match."""
+        actions, states = self._names()
+        names = [*actions, *states, "timestamp", "frame_index", *others]
+        return read_table(path, list(dict.fromkeys(names)), filters)
+
+    def _order(self, table: Columns, episode: LerobotEpisode, path: Path) -> NDArray[np.int64]:
+        """The order in time of an episode's rows; as many as its metadata say (InputError)."""
+        rows = column(table, "frame_index", path) if table else []
+        check_steps("the table", len(rows), episode.length, self._where(episode.number))
+        return np.argsort(np.asarray(rows), kind="stable")
+
+    def _names(self) -> tuple[list[str], list[str]]:
+        """Names of the parts of the action and of the state."""
+        where, numbers, config = str(self._folder), self._metadata.numbers, self._config
+        actions = choose_parts(numbers, config.action, _USUAL_ACTIONS, "action", where)
+        return actions, choose_parts(numbers, config.state, _USUAL_STATES, "state", where)
+
+    def _actions_and_states(
+        self, table: Columns, order: NDArray[np.int64], path: Path, where: str
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Actions float64 [T, 7] and states float32 [T, 8] of an episode's rows."""
+        actions, states = self._names()
+
+        def parts(names: list[str]) -> list[NDArray[np.float64]]:
+            return [_numbers(column(table, name, path), order, name, where) for name in names]
+
+        return (
+            join_action(parts(actions), actions, ACTION_DIM, where, len(order)),
+            join_state(parts(states), states, STATE_DIM, where, len(order)),
+        )
+
+
+def _groups_of_a_table(
+    references: Iterable[DemonstrationReference],
+) -> Iterator[list[DemonstrationReference]]:
+    """Adjacent episodes of one table, with at most `_MAX_ROWS` rows together unless it is one."""
+    for _, same in groupby(references, key=lambda reference: reference.path):
+        group: list[DemonstrationReference] = []
+        rows = 0
+        for reference in same:
+            if group and rows + reference.length > _MAX_ROWS:
+                yield group
+                group, rows = [], 0
+            group.append(reference)
+            rows += reference.length
+        yield group
+
+
+def _split_by_episode(table: Columns, path: Path) -> dict[int, Columns]:
+    """The rows of a table by their `episode_index`."""
+    rows: dict[int, list[int]] = {}
+    for row, number in enumerate(column(table, "episode_index", path)):
+        rows.setdefault(number, []).append(row)
+    return {
+        number: {name: [values[row] for row in chosen] for name, values in table.items()}
+        for number, chosen in rows.items()
+    }
+
+
+def _numbers(values: Sequence[Any], order: NDArray[np.int64], name: str, where: str) -> NDArray[np.float64]:
+    """A feature of numbers in the order of time, float64 [T, its width]."""
+    try:
+        table = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:  # rows of different lengths, or no numbers
+        raise InputError(f"{where}: {name} is no table of numbers ({error}); export it again") from error
+    return (table[:, None] if table.ndim == 1 else table)[order]
 
 
 def _stored_images(

@@ -15,6 +15,7 @@ from data.sources.parquet import Columns, column, read_table
 
 _OLDER = ("v2.0", "v2.1")
 _NEWEST = "v3.0"
+_NUMBERS = ("float", "int", "uint", "bool")
 _FIELD = re.compile(r"\{([a-z_]+)(?::0?(\d)d)?\}")
 
 
@@ -25,14 +26,14 @@ class LerobotEpisode:
     Attributes:
         number: `episode_index`.
         length: Rows and frames T.
-        task: Its instruction.
+        tasks: Its task texts; one, unless its steps show several tasks.
         path_fields: Values for the fields of `data_path` and `video_path`, by camera; "" for the table.
         begins: Camera -> seconds at which the episode begins in its video.
     """
 
     number: int
     length: int
-    task: str
+    tasks: tuple[str, ...]
     path_fields: Mapping[str, Mapping[str, int]]
     begins: Mapping[str, float]
 
@@ -98,7 +99,7 @@ class LerobotMetadata:
     @property
     def numbers(self) -> list[str]:
         """Names of the features that are numbers."""
-        return [name for name, (kind, _) in self.features.items() if kind.startswith(("float", "int"))]
+        return [name for name, (kind, _) in self.features.items() if kind.startswith(_NUMBERS)]
 
     def kind(self, name: str) -> str:
         """The feature's `dtype`."""
@@ -174,8 +175,8 @@ def _episodes_v2(folder: Path, chunk_size: int) -> list[LerobotEpisode]:
     for record in _json_lines(path):
         number = record.integer("episode_index")
         path_fields = {"episode_chunk": number // chunk_size, "episode_index": number}
-        task = _only_task(record.texts("tasks"), f"{path}: episode {number}")
-        episodes.append(LerobotEpisode(number, record.integer("length", 1), task, {"": path_fields}, {}))
+        tasks, length = tuple(record.texts("tasks")), record.integer("length", 1)
+        episodes.append(LerobotEpisode(number, length, tasks, {"": path_fields}, {}))
     return episodes
 
 
@@ -216,18 +217,10 @@ def _episode_v3(columns: Columns, row: int, cameras: list[str], path: Path) -> L
     return LerobotEpisode(
         number=number,
         length=integer("length", 1),
-        task=_only_task(texts, f"{path}: episode {number}"),
+        tasks=tuple(texts),
         path_fields={
             "": file_indices("data"),
             **{camera: file_indices(f"videos/{camera}") for camera in cameras},
         },
         begins={camera: float(columns[f"videos/{camera}/from_timestamp"][row]) for camera in cameras},
     )
-
-
-def _only_task(tasks: list[str], where: str) -> str:
-    if len(tasks) != 1:
-        raise InputError(
-            f"{where}: has {len(tasks)} tasks, expected one instruction an episode; split the episode by task"
-        )
-    return tasks[0]

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -31,12 +32,16 @@ from data.sources.hdf5 import (
     attribute,
     child_dataset,
     child_group,
+    damage_reported,
+    frames_dataset,
     open_hdf5,
     read_frames,
     read_numbers,
 )
 from data.sources.interface import DemonstrationReference
+from data.sources.no_ops import moving_steps
 from data.tokens.vocabulary import ACTION_DIM
+from data.unicode_text import encodable
 
 _CAMERAS = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 COLLECTED_TAG = "worldvla-expert"
@@ -64,13 +69,16 @@ class LiberoSource:
         self._rotate = config.rotate
         for name, value in (("action", config.action), ("state", config.state)):
             if value is not None:
-                raise InputError(f"{name}={value}: LIBERO's layout fixes this name; leave the setting out")
+                listed = ",".join(value)
+                raise InputError(f"{name}=[{listed}]: LIBERO's layout fixes this name; leave the setting out")
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, by file name, then by number.
 
+        A file that cannot be read is listed as one demonstration with a fault.
+
         Raises:
-            InputError: No file, no HDF5, no demonstration in a file, or one without steps.
+            InputError: There is no file.
         """
         paths = hdf5_files(self._source)
         if not paths:
@@ -80,9 +88,24 @@ class LiberoSource:
             )
         references: list[DemonstrationReference] = []
         for path in paths:
-            with open_hdf5(path) as file:
-                references += self._list_file(path, file)
+            try:
+                with open_hdf5(path) as file:
+                    references += self._list_file(path, file)
+            except InputError as error:  # counts as one demonstration: how many it holds is unknown
+                references.append(_unlisted(path, error))
         return references
+
+    def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
+        """The same references, with the faults of their parts; frames are not read."""
+        for path, same in groupby(references, key=lambda reference: reference.path):
+            group = list(same)
+            try:
+                with open_hdf5(path) as file:
+                    data = child_group(file, "data", str(path))
+                    found = [self._checked(reference, data) for reference in group]
+            except InputError as error:
+                found = [replace(reference, fault=reference.fault or str(error)) for reference in group]
+            yield from found
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
         """Read and check one demonstration; frames are upright.
@@ -96,11 +119,8 @@ class LiberoSource:
             data = child_group(file, "data", str(reference.path))
             convention = attribute(data, "macros_image_convention") or "opengl"
             demo = child_group(data, reference.item, where)
-            actions = read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
-            views = child_group(demo, "obs", where)
-            steps = len(actions)
-            end_effector = read_numbers(views, "ee_states", 6, where, "position 3 + axis-angle 3", steps)
-            gripper = read_numbers(views, "gripper_states", 2, where, "finger positions", steps)
+            actions, states = _actions_and_states(demo, where)
+            views, steps = child_group(demo, "obs", where), len(actions)
             frames: dict[str, NDArray[np.uint8]] = {}
             for camera, name in self._cameras_of(views).items():
                 stored = read_frames(views, name, where, steps)
@@ -112,8 +132,24 @@ class LiberoSource:
             instruction=reference.instruction,
             frames=frames,
             actions=actions,
-            states=np.concatenate([end_effector, gripper], axis=1).astype(np.float32),
+            states=states,
         )
+
+    def _checked(self, reference: DemonstrationReference, data: Node) -> DemonstrationReference:
+        """A reference with what its parts in group `data` tell."""
+        if reference.fault:
+            return reference
+        where = f"{reference.path}: {reference.item}"
+        try:
+            with damage_reported(where):
+                demo = child_group(data, reference.item, where)
+                actions, _ = _actions_and_states(demo, where)
+                views = child_group(demo, "obs", where)
+                for name in self._cameras_of(views).values():
+                    frames_dataset(views, name, where, len(actions))
+        except InputError as error:
+            return replace(reference, fault=str(error))
+        return replace(reference, idle=not moving_steps(actions).any())
 
     def _cameras_of(self, views: Node) -> Mapping[str, str]:
         """Our camera -> name in the file. The wrist camera may be absent unless it is requested."""
@@ -128,20 +164,17 @@ class LiberoSource:
             raise InputError(f"{path}: group `data` holds no demo_0, demo_1, ...; expected LIBERO's layout")
         task = path.stem.removesuffix("_demo")
         suite = _suite(path, data)
-        instruction = _instruction(path, data, suite, task)
+        instruction = encodable(_instruction(path, data, suite, task))
+        suite = encodable(suite)
         turned = attribute(data, "tag") == COLLECTED_TAG
         turned &= attribute(data, ORIENTATION_ATTRIBUTE) != HAND_ORIENTATION
         references: list[DemonstrationReference] = []
         for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
-            where = f"{path}: {name}"
-            demo = child_group(data, name, where)
-            length = int(child_dataset(demo, "actions", where).shape[0])
-            if not length:
-                raise InputError(f"{where}: no time steps, expected at least one; delete this demonstration")
-            views = child_group(demo, "obs", where)
-            cameras = self._cameras_of(views)
-            for stored in cameras.values():  # refused now and not after hours of encoding
-                child_dataset(views, stored, where)
+            length, cameras, fault = 0, (), ""
+            try:
+                length, cameras = self._length_and_cameras(data, name, f"{path}: {name}")
+            except InputError as error:
+                fault = str(error)
             references.append(
                 DemonstrationReference(
                     path,
@@ -151,54 +184,39 @@ class LiberoSource:
                     task,
                     instruction,
                     length,
-                    tuple(sorted(cameras)),
+                    cameras,
                     turned_states=turned,
+                    fault=fault,
                 )
             )
         return references
 
-
-@dataclass(frozen=True, slots=True)
-class Motion:
-    """What a replay of a demonstration needs.
-
-    Attributes:
-        actions: float64 [T, 7].
-        first_physics: Time, positions and velocities of the physics before the first action, float64 [D], as
-            robomimic stores them (`states[0]`).
-        initial_state: Number of the simulator's initial state; 0 where the file has none.
-    """
-
-    actions: NDArray[np.float64]
-    first_physics: NDArray[np.float64]
-    initial_state: int
+    def _length_and_cameras(self, data: Node, name: str, where: str) -> tuple[int, tuple[str, ...]]:
+        """Time steps and cameras of a demonstration (InputError: a part is missing, or no steps)."""
+        demo = child_group(data, name, where)
+        length = int(child_dataset(demo, "actions", where).shape[0])
+        if not length:
+            raise InputError(f"{where}: no time steps, expected at least one; delete this demonstration")
+        views = child_group(demo, "obs", where)
+        cameras = self._cameras_of(views)
+        for stored in cameras.values():  # refused now and not after hours of encoding
+            child_dataset(views, stored, where)
+        return length, tuple(sorted(cameras))
 
 
-def read_motion(reference: DemonstrationReference) -> Motion:
-    """Read a demonstration without its frames.
+def _unlisted(path: Path, error: InputError) -> DemonstrationReference:
+    """A file whose demonstrations cannot be listed, as one with a fault."""
+    task = path.stem.removesuffix("_demo")
+    return DemonstrationReference(path, "", task, "", task, "", 0, (), fault=str(error))
 
-    Raises:
-        InputError: Its file does not hold the physical states, or they are damaged.
-    """
-    where = f"{reference.path}: {reference.item}"
-    with open_hdf5(reference.path) as file:
-        demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
-        read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
-        states = child_dataset(demo, "states", where)
-        if len(states.shape) != 2 or not states.shape[0] or states.dtype.kind != "f":
-            raise InputError(
-                f"{where}: states are {states.dtype} {states.shape}, expected the simulator's [T, D]; "
-                "prepare with replay=false"
-            )
-        first = np.asarray(states[0], np.float64)
-        if not np.isfinite(first).all():
-            raise InputError(f"{where}: states[0] is not finite; delete this demonstration")
-        number = attribute(demo, "initial_state_number") or "0"
-        return Motion(
-            actions=np.asarray(demo["actions"][()], np.float64),
-            first_physics=first,
-            initial_state=int(number) if number.isdecimal() else 0,
-        )
+
+def _actions_and_states(demo: Node, where: str) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Actions float64 [T, 7] and states float32 [T, 8] of a demonstration (InputError as `read_numbers`)."""
+    actions = read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
+    views, steps = child_group(demo, "obs", where), len(actions)
+    end_effector = read_numbers(views, "ee_states", 6, where, "position 3 + axis-angle 3", steps)
+    gripper = read_numbers(views, "gripper_states", 2, where, "finger positions", steps)
+    return actions, np.concatenate([end_effector, gripper], axis=1).astype(np.float32)
 
 
 def hdf5_files(source: Path) -> list[Path]:

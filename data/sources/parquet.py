@@ -10,6 +10,7 @@ import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from data.errors import InputError
+from data.sources.array_checks import check_file
 
 Columns = dict[str, list[Any]]
 _parquet: Any = pq  # without types
@@ -23,24 +24,21 @@ def read_table(path: Path, columns: Sequence[str] | None, filters: list[Filter] 
     Raises:
         InputError: Missing or damaged file, not Parquet, or a column is missing.
     """
+    check_file(path, "a Parquet table")
     try:
+        # pyarrow's own error for a missing column names neither the column nor those that there are.
+        names: list[str] = _parquet.read_schema(path).names
+        _check_columns(path, names, [*(columns or ()), *(name for name, _, _ in filters or ())])
         # partitioning=None: folder names such as `a=b` are no columns.
         table: Any = _parquet.read_table(
             path, columns=None if columns is None else list(columns), filters=filters, partitioning=None
         )
-        names: list[str] = table.column_names
-        values = {name: cast("list[Any]", table[name].to_pylist()) for name in names}
+        return {name: cast("list[Any]", table[name].to_pylist()) for name in table.column_names}
     except (_ArrowException, OSError, UnicodeDecodeError) as error:
+        cause = str(error).partition("\n")[0]
         raise InputError(
-            f"{path}: not a readable Parquet table ({str(error).splitlines()[0]}); copy the data set again"
+            f"{path}: not a readable Parquet table ({cause}); copy the data set again"
         ) from error
-    missing = [name for name in columns or () if name not in names]
-    if missing:
-        raise InputError(
-            f"{path}: no column {missing[0]}, it has {', '.join(names)}; its info.json does not "
-            "fit it, export the data set again"
-        )
-    return values
 
 
 def column(table: Columns, name: str, path: Path) -> list[Any]:
@@ -55,3 +53,13 @@ def column(table: Columns, name: str, path: Path) -> list[Any]:
     if any(value is None for value in values):
         raise InputError(f"{path}: column {name} has an empty value; export the data set again")
     return values
+
+
+def _check_columns(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
+    """Refuse a table without a column that is wanted (InputError)."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise InputError(
+            f"{path}: no column {missing[0]}, it has {', '.join(names)}; its info.json does not "
+            "fit it, export the data set again"
+        )

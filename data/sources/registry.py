@@ -8,6 +8,7 @@ from pathlib import Path
 from data.config import Format, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
+from data.sources.bad_demonstrations import allowed_bad, check_bad, faults
 from data.sources.interface import DemonstrationSource
 from data.sources.lerobot import LerobotSource
 from data.sources.libero_hdf5 import LiberoSource, hdf5_files
@@ -30,10 +31,25 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
 
 
 def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:
-    """Read all demonstrations of a source, in its order, one at a time."""
+    """Read all demonstrations of a source, in its order, one at a time.
+
+    Raises:
+        InputError: As `DemonstrationSource`, and more of them than `skip_bad` allows cannot be used.
+    """
     source = open_source(config)
-    for reference in source.references():
-        yield source.read(reference)
+    references = source.references()
+    bad, allowed = faults(references), allowed_bad(config.skip_bad, len(references))
+    check_bad(bad, allowed, config.source)
+    for reference in references:
+        if reference.fault:
+            continue
+        try:
+            demonstration = source.read(reference)
+        except InputError as error:
+            bad[reference.key] = str(error)
+            check_bad(bad, allowed, config.source)
+        else:
+            yield demonstration
 
 
 def detect_format(source: Path) -> Format:

@@ -10,10 +10,11 @@ the values of all steps one after the other; images are PNG or JPEG files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +24,24 @@ from data.contracts import Demonstration
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.sources.array_checks import (
+    OTHER_ACTION,
+    OTHER_STATE,
+    check_file,
     check_steps,
     decode_picture,
-    finite_numbers,
+    join_action,
     join_state,
     stack_frames,
 )
-from data.sources.feature_names import choose_cameras, choose_name
-from data.sources.instructions import clean_instruction, slug
+from data.sources.bad_demonstrations import check_first
+from data.sources.feature_names import choose_cameras, choose_name, choose_parts
+from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
+from data.sources.no_ops import moving_steps
+from data.sources.rlds_features import STEPS, Feature, read_features
 from data.sources.tfrecord import Example, read_record, record_offsets
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_STEPS = "steps/"
 _USUAL_ACTIONS = ("action",)
 _USUAL_STATES = ("observation/state",)
 _USUAL_INSTRUCTIONS = (
@@ -43,23 +49,16 @@ _USUAL_INSTRUCTIONS = (
     "observation/natural_language_instruction",
     "observation/language_instruction",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """One feature of a step: `kind` is `image`, `text` or `numbers`; `width` is the numbers in one step."""
-
-    kind: str
-    width: int
+_MAX_DIGITS = 8  # of the number of records in a file
 
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Names of the features (without `steps/`)."""
+    """Names of the features: of those of a step without `steps/`."""
 
     cameras: Mapping[str, str]
-    action: str
-    states: tuple[str, ...]
+    actions: Sequence[str]
+    states: Sequence[str]
     instruction: str
 
 
@@ -67,7 +66,8 @@ class RldsSource:
     """Reads one data set (one version's folder), all of its splits; `data.prepare` makes its own ones.
 
     Args:
-        config: Cameras, action, state and instruction as paths below `steps`.
+        config: Cameras, action, state and instruction as paths below `steps`, or (`episode_metadata/...`) as
+            features of an episode.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -78,40 +78,32 @@ class RldsSource:
         """Every episode, in the order of splits, files and records.
 
         All records are read here, because only they hold lengths and tasks; damage is found before any
-        encoding.
+        encoding. Records that cannot be reached, after a damaged length or the end of the file, are counted
+        by `dataset_info.json` and have a fault.
 
         Raises:
-            InputError: Metadata or a record are damaged, or a file has another number of records.
+            InputError: Metadata are damaged, a file has more records than they say, or none of the first
+                records can be used.
         """
         info_path = self._folder / "dataset_info.json"
         info = JsonRecord.parse(_read(info_path), str(info_path))
-        cameras = tuple(sorted(self._names.cameras))
+        self._check_widths()
         suite = slug(info.text("name"))
         references: list[DemonstrationReference] = []
         for split in info.records("splits"):
-            number = 0
+            first, name = len(references), slug(split.text("name"))
             for path, records in self._files(info, split):
-                before = number
-                for offset, content in record_offsets(path):
-                    example = Example(content, f"{path}: record at offset {offset}")
-                    text = self._instruction(example, f"{path}: record at offset {offset}")
-                    references.append(
-                        DemonstrationReference(
-                            path=path,
-                            item=str(offset),
-                            key=f"{slug(split.text('name'))}/episode_{number:06d}",
-                            suite=suite,
-                            task=slug(text),
-                            instruction=text,
-                            length=self._steps(example, f"{path}: record at offset {offset}"),
-                            cameras=cameras,
-                        )
-                    )
-                    number += 1
-                check_steps("the file (in records)", number - before, records, str(path))
+                for offset, content in _records(path, records):
+                    key = f"{name}/episode_{len(references) - first:06d}"
+                    references.append(self._reference(path, offset, content, key, suite))
+                    check_first(references, self._config.skip_bad, str(self._folder))
         if not references:
             raise InputError(f"{info_path}: its splits hold no record; export the data set again")
         return references
+
+    def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
+        """The references as they are: listing them read the records."""
+        return iter(references)
 
     def read(self, reference: DemonstrationReference) -> Demonstration:
         """Read one record and decode its images.
@@ -119,14 +111,13 @@ class RldsSource:
         Raises:
             InputError: The record is damaged or lacks a part.
         """
-        where = f"{reference.path}: record at offset {reference.item}"
+        where = _where(reference.path, int(reference.item))
         example = Example(read_record(reference.path, int(reference.item)), where)
-        names, steps = self._names, reference.length
-        parts = [self._numbers(example, name, where) for name in names.states]
+        actions, states = self._actions_and_states(example, where)
         frames: dict[str, NDArray[np.uint8]] = {}
-        for camera, name in names.cameras.items():
-            images = example.texts(_STEPS + name)
-            check_steps(name, len(images), steps, where)
+        for camera, name in self._names.cameras.items():
+            images = example.texts(STEPS + name)
+            check_steps(name, len(images), reference.length, where)
             decoded = [decode_picture(content, f"{where}: {name}") for content in images]
             frames[camera] = stack_frames(decoded, name, where)
             if self._config.rotate:
@@ -137,35 +128,49 @@ class RldsSource:
             task=reference.task,
             instruction=reference.instruction,
             frames=frames,
-            actions=finite_numbers(
-                self._numbers(example, names.action, where), names.action, ACTION_DIM, where, steps
-            ),
-            states=join_state(parts, names.states, STATE_DIM, where, steps),
+            actions=actions,
+            states=states,
         )
 
     @cached_property
-    def _features(self) -> dict[str, _Leaf]:
+    def _features(self) -> dict[str, Feature]:
         path = self._folder / "features.json"
-        leaves = dict(_leaves(JsonRecord.parse(_read(path), str(path)), ""))
-        return {name.removeprefix(_STEPS): leaf for name, leaf in leaves.items() if name.startswith(_STEPS)}
+        return read_features(JsonRecord.parse(_read(path), str(path)))
 
     @cached_property
     def _names(self) -> _Names:
         where, config = str(self._folder), self._config
 
-        def of_kind(kind: str) -> list[str]:
-            return [name for name, leaf in self._features.items() if leaf.kind == kind]
+        def of_kind(kind: str, of_step: bool = False) -> list[str]:
+            features = self._features.items()
+            return [
+                name
+                for name, feature in features
+                if feature.kind == kind and (feature.of_step or not of_step)
+            ]
 
-        numbers = of_kind("numbers")
-        states = [(name,) for name in config.state] if config.state is not None else [_USUAL_STATES]
+        numbers = of_kind("numbers", of_step=True)
         return _Names(
-            cameras=choose_cameras(of_kind("image"), config.cameras.requested(), where),
-            action=choose_name(numbers, config.action, _USUAL_ACTIONS, "action=NAME", where),
-            states=tuple(choose_name(numbers, None, usual, "state=[NAME]", where) for usual in states),
+            cameras=choose_cameras(of_kind("image", of_step=True), config.cameras.requested(), where),
+            actions=choose_parts(numbers, config.action, _USUAL_ACTIONS, "action", where),
+            states=choose_parts(of_kind("numbers"), config.state, _USUAL_STATES, "state", where),
             instruction=choose_name(
                 of_kind("text"), config.instruction, _USUAL_INSTRUCTIONS, "instruction=NAME", where
             ),
         )
+
+    def _check_widths(self) -> None:
+        """Refuse parts that are not 7 and 8 numbers together, before any record is read (InputError)."""
+        for names, width, remedy in (
+            (self._names.actions, ACTION_DIM, OTHER_ACTION),
+            (self._names.states, STATE_DIM, OTHER_STATE),
+        ):
+            widths = [self._features[name].width for name in names]
+            if names and all(widths) and sum(widths) != width:
+                raise InputError(
+                    f"{self._folder}: {' + '.join(names)} has {sum(widths)} numbers a step, expected "
+                    f"{width}; {remedy}"
+                )
 
     def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[Path, int]]:
         """Each file of a split and the number of records in it."""
@@ -185,64 +190,99 @@ class RldsSource:
             name = template
             for field, value in (values | shard).items():
                 name = name.replace("{" + field + "}", value)
-            if not count.isdecimal() or "/" in name or "\\" in name or "{" in name or name.startswith("."):
+            plain_count = count.isdecimal() and len(count) <= _MAX_DIGITS
+            if not plain_count or "/" in name or "\\" in name or "{" in name or name.startswith("."):
                 raise InputError(
                     f"{self._folder}: dataset_info.json names the file {name[:80]!r} of {count[:20]!r} "
                     "records, expected a plain name and a number; copy the data set again"
                 )
             yield self._folder / name, int(count)
 
-    def _instruction(self, example: Example, where: str) -> str:
-        texts = set(example.texts(_STEPS + self._names.instruction))
-        if len(texts) != 1:
-            raise InputError(f"{where}: {len(texts)} different instructions in one episode, expected one")
-        return clean_instruction(texts.pop().decode("utf-8", "replace"), where)
+    def _reference(
+        self, path: Path, offset: int, content: bytes | InputError, key: str, suite: str
+    ) -> DemonstrationReference:
+        """A record of a file, or why it cannot be read, as a reference."""
+        where, fault, text, length, idle = _where(path, offset), "", "", 0, False
+        try:
+            if isinstance(content, InputError):
+                raise content
+            example = Example(content, where)
+            text = self._instruction(example, where)
+            actions, _ = self._actions_and_states(example, where)
+            length, idle = len(actions), not moving_steps(actions).any()
+            for name in self._names.cameras.values():
+                check_steps(name, len(example.texts(STEPS + name)), length, where)
+        except InputError as error:
+            fault = str(error)
+        return DemonstrationReference(
+            path=path,
+            item=str(offset),
+            key=key,
+            suite=suite,
+            task=slug(text),
+            instruction=text,
+            length=length,
+            cameras=tuple(sorted(self._names.cameras)),
+            fault=fault,
+            idle=idle,
+        )
 
-    def _steps(self, example: Example, where: str) -> int:
-        steps = len(self._numbers(example, self._names.action, where))
+    def _instruction(self, example: Example, where: str) -> str:
+        texts = example.texts(self._features[self._names.instruction].path)
+        decoded = [text.decode("utf-8", "replace") for text in texts]
+        return clean_instruction(choose_text(decoded, self._config.several_instructions, where), where)
+
+    def _actions_and_states(
+        self, example: Example, where: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Actions float32 [T, 7] and states float32 [T, 8]; T of the action's first part."""
+        names = self._names
+        parts = [self._numbers(example, name, where) for name in names.actions]
+        steps = len(parts[0])
         if not steps:
             raise InputError(f"{where}: no time steps, expected at least one; export the data set again")
-        return steps
+        actions = join_action(parts, names.actions, ACTION_DIM, where, steps)
+        states = [self._numbers(example, name, where, steps) for name in names.states]
+        return actions, join_state(states, names.states, STATE_DIM, where, steps)
 
-    def _numbers(self, example: Example, name: str, where: str) -> NDArray[np.float64]:
-        """A feature's values as [T, width]."""
-        flat = example.numbers(_STEPS + name).astype(np.float64)
-        width = self._features[name].width
-        if not width or len(flat) % width:
+    def _numbers(self, example: Example, name: str, where: str, steps: int = 0) -> NDArray[Any]:
+        """A feature's values as [T, width]; those of an episode are repeated for its `steps`."""
+        feature = self._features[name]
+        flat = example.numbers(feature.path)
+        if not feature.width or len(flat) % feature.width:
             raise InputError(
-                f"{where}: {name} holds {len(flat)} numbers, features.json says {width} a step; "
+                f"{where}: {name} holds {len(flat)} numbers, features.json says {feature.width} a step; "
                 "export it again"
             )
-        return flat.reshape(-1, width)
+        table = flat.reshape(-1, feature.width)
+        return table if feature.of_step or len(table) != 1 else table.repeat(steps, axis=0)
 
 
-def _leaves(feature: JsonRecord, path: str) -> Iterator[tuple[str, _Leaf]]:
-    """All features below one of `features.json`, by path."""
-    if "featuresDict" in feature:
-        for name, member in feature.record("featuresDict").members("features").items():
-            yield from _leaves(member, f"{path}/{name}" if path else name)
-    elif "sequence" in feature:
-        yield from _leaves(feature.record("sequence").record("feature"), path)
-    elif "image" in feature:
-        yield path, _Leaf("image", 0)
-    elif "text" in feature:
-        yield path, _Leaf("text", 0)
-    elif "tensor" in feature:
-        tensor = feature.record("tensor")
-        kind = "text" if tensor.text("dtype") in ("string", "object") else "numbers"
-        plain = "encoding" not in tensor or tensor.text("encoding").lower() in ("none", "1")
-        if plain:  # a tensor packed into bytes cannot be used
-            yield path, _Leaf(kind, _width(tensor))
+def _where(path: Path, offset: int) -> str:
+    return f"{path}: record at offset {offset}"
 
 
-def _width(tensor: JsonRecord) -> int:
-    """Numbers in one step: 1 for a scalar, 0 where the size is not fixed."""
-    shape = tensor.record("shape") if "shape" in tensor else None
-    if shape is None or "dimensions" not in shape:
-        return 1
-    sides = shape.texts("dimensions")
-    fixed = len(sides) == 1 and sides[0].isdecimal()
-    return int(sides[0]) if fixed else 0
+def _records(path: Path, expected: int) -> Iterator[tuple[int, bytes | InputError]]:
+    """Offset and content of the records of a file, `expected` in all; an error for each that cannot be read.
+
+    Raises:
+        InputError: There are more.
+    """
+    found, offset = 0, 0
+    error: InputError | None = None
+    try:
+        check_file(path, "a TFRecord file")
+        for offset, content in record_offsets(path):
+            found += 1
+            yield offset, content
+        check_steps("the file (in records)", found, expected, str(path))
+    except InputError as reason:
+        error = reason
+    if error is not None and found >= expected:
+        raise error
+    for _ in range(found, expected):
+        assert error is not None  # `check_steps` raised it
+        yield offset, error
 
 
 def _read(path: Path) -> bytes:

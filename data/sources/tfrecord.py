@@ -25,21 +25,28 @@ from data.errors import InputError
 _checksum: Callable[[bytes], int] = cast(Any, google_crc32c).value
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
+_DECOMPRESS = {"gzip": "gzip -dc FILE", "zlib": "zlib-flate -uncompress < FILE"}
 
 
-def record_offsets(path: Path) -> Iterator[tuple[int, bytes]]:
+def record_offsets(path: Path) -> Iterator[tuple[int, bytes | InputError]]:
     """Yield offset and content of every record of a file, checksums verified.
 
+    In place of a content that does not have its checksum comes the error; the next record is found by the
+    length, which has one of its own.
+
     Raises:
-        InputError: The file cannot be read, is truncated, or a checksum does not match.
+        InputError: The file cannot be read, is truncated or compressed, or the checksum of a length does not
+            match: what follows cannot be found.
     """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             offset = 0
             while offset < size:
-                content = _read_record(file, offset, size, path)
-                yield offset, content
+                try:
+                    yield offset, _read_record(file, offset, size, path)
+                except _DamagedContentError as error:
+                    yield offset, error
                 offset = file.tell()
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -52,6 +59,10 @@ def read_record(path: Path, offset: int) -> bytes:
             return _read_record(file, offset, os.fstat(file.fileno()).st_size, path)
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+class _DamagedContentError(InputError):
+    """The content of one record does not have its checksum; the others can be read."""
 
 
 class Example:
@@ -110,7 +121,12 @@ def _read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
         raise _cut_short(path, offset)
     length, length_checksum = _HEADER.unpack(head)
     if masked_checksum(head[:8]) != length_checksum:
-        raise _damaged(path, offset, "length")
+        if offset == 0 and (compression := _compression(head)):
+            raise InputError(
+                f"{path}: a TFRecord file compressed with {compression}, expected a plain one; decompress "
+                f"each file, under the same name ({_DECOMPRESS[compression]})"
+            )
+        raise InputError(_damaged(path, offset, "length"))
     if (
         length > size - offset - _HEADER.size - _CHECKSUM.size
     ):  # before the read: a wrong length must not allocate
@@ -118,8 +134,15 @@ def _read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
     content = file.read(length)
     (checksum,) = _CHECKSUM.unpack(file.read(_CHECKSUM.size))
     if masked_checksum(content) != checksum:
-        raise _damaged(path, offset, "content")
+        raise _DamagedContentError(_damaged(path, offset, "content"))
     return content
+
+
+def _compression(head: bytes) -> str | None:
+    """The compression of a file that begins so; None: none that TensorFlow writes (RFC 1950, RFC 1952)."""
+    if head[:2] == b"\x1f\x8b":
+        return "gzip"
+    return "zlib" if head[0] == 0x78 and int.from_bytes(head[:2]) % 31 == 0 else None
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -130,8 +153,8 @@ def _cut_short(path: Path, offset: int) -> InputError:
     return InputError(f"{path}: cut short in the record at offset {offset}; copy the file again")
 
 
-def _damaged(path: Path, offset: int, what: str) -> InputError:
-    return InputError(
+def _damaged(path: Path, offset: int, what: str) -> str:
+    return (
         f"{path}: the {what} of the record at offset {offset} does not have its checksum; copy the file again"
     )
 

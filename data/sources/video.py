@@ -11,7 +11,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.array_checks import stack_frames
+from data.sources.array_checks import check_file, stack_frames
 
 
 def read_video(path: Path, times: NDArray[np.float64], tolerance: float) -> NDArray[np.uint8]:
@@ -30,6 +30,7 @@ def read_video(path: Path, times: NDArray[np.float64], tolerance: float) -> NDAr
     """
     if not len(times) or bool((np.diff(times) <= 0).any()):
         raise InputError(f"{path}: the rows' timestamps do not ascend; export the data set again")
+    check_file(path, "a video")
     moments: list[float] = times.tolist()
     frames: list[NDArray[np.uint8]] = []
     try:

@@ -19,6 +19,8 @@ from obstore.store import from_url
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
+from data.storage.contact import mark_answered
+from data.storage.object_store import ObjectStore
 from data.storage.store import FileStore, open_store
 from data.storage.store_errors import describe_error
 
@@ -86,7 +88,7 @@ def open_bulk(url: str) -> BulkStore:
     store = open_store(url)
     if isinstance(store, FileStore):
         return BulkFolder(Path(store.url))
-    return BulkObjects(store.url, from_url(store.url))
+    return BulkObjects(store.url, from_url(store.url), store if isinstance(store, ObjectStore) else None)
 
 
 class BulkFolder:
@@ -155,10 +157,15 @@ class BulkFolder:
 class BulkObjects:
     """A prefix of an object store. Open it in the process that uses it (no fork after the first call)."""
 
-    def __init__(self, url: str, store: Obstore) -> None:
-        """Wrap an obstore store; `url` names it in messages."""
+    def __init__(self, url: str, store: Obstore, objects: ObjectStore | None = None) -> None:
+        """Wrap an obstore store; `url` names it in messages.
+
+        Before the first listing `objects` checks the connection: obstore itself would retry for minutes
+        without TLS.
+        """
         self._url = url.rstrip("/")
         self._store = store
+        self._objects = objects
 
     @property
     def url(self) -> str:
@@ -167,14 +174,17 @@ class BulkObjects:
 
     def folders(self) -> list[str]:
         """First parts of the objects' names."""
+        self._check_connection()
         try:
             listed = obstore.list_with_delimiter(self._store)  # pyright: ignore[reportUnknownMemberType] - Arrow
         except (ObstoreError, OSError) as error:
             raise InputError(f"{self._url}: cannot be listed ({describe_error(self._url, error)})") from error
+        mark_answered(self._url)
         return sorted(prefix.rstrip("/") for prefix in listed["common_prefixes"])
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects below a folder."""
+        self._check_connection()
         try:
             return self._list(folder)
         except (ObstoreError, OSError) as error:
@@ -195,6 +205,7 @@ class BulkObjects:
                 max_concurrency=_CONCURRENT_PARTS,
             )
             written = obstore.head(self._store, name)["size"]
+            mark_answered(self._url)
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "written", error) from error
         if written != size:
@@ -204,6 +215,7 @@ class BulkObjects:
         """Put an object; the store makes it visible as a whole."""
         try:
             obstore.put(self._store, name, content)
+            mark_answered(self._url)
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "written", error) from error
 
@@ -214,6 +226,10 @@ class BulkObjects:
                 self._delete(folder, part)
         except (ObstoreError, OSError) as error:
             raise self._failure(folder, "removed", error) from error
+
+    def _check_connection(self) -> None:
+        if self._objects is not None:
+            self._objects.check_connection()
 
     def _delete(self, folder: str, names: Sequence[str]) -> None:
         """Delete in bulk. A store that reports a missing object may have left others: repeat with these."""
@@ -231,6 +247,7 @@ class BulkObjects:
 
     def _list(self, folder: str) -> list[str]:
         parts = list(obstore.list(self._store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
+        mark_answered(self._url)
         return sorted(meta["path"].removeprefix(f"{folder}/") for part in parts for meta in part)
 
     def _failure(self, name: str, what: str, error: Exception) -> OSError:

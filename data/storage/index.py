@@ -124,13 +124,13 @@ class DatasetIndex:
 
     @classmethod
     def load(
-        cls, url: str, retry_seconds: float = RETRY_SECONDS, cache: EpisodeCache | None = None
+        cls, url: str, retry_seconds: float | None = None, cache: EpisodeCache | None = None
     ) -> DatasetIndex:
         """Read and check `index.json` below `url`.
 
         Args:
             url: Folder or object-store prefix.
-            retry_seconds: How long failed requests are retried, now and later.
+            retry_seconds: How long failed requests are retried, now and later; None: as `open_store`.
             cache: Where its episodes will be stored.
 
         Raises:
@@ -157,7 +157,7 @@ class DatasetIndex:
             resize=_read_resize(record) if schema == SCHEMA else "lanczos",
             schema=schema,
             url=url,
-            retry_seconds=retry_seconds,
+            retry_seconds=RETRY_SECONDS if retry_seconds is None else retry_seconds,
             cache=cache,
         )
         if index.fingerprint != record.text("fingerprint"):

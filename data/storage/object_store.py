@@ -1,14 +1,15 @@
 """Reads and writes of an object store through obstore, robust against broken connections and servers.
 
-A request with a transient failure (a broken connection, an answer that ends early, 408, 429 or 5xx, no
-server at all) is retried for `retry_seconds`. A read continues at the byte that it has reached; the time
-starts anew whenever bytes arrive. The first range read of an object stores its ETag and later ones require
-it (If-Match): an object that is replaced during a run is refused.
+A request with a transient failure (a broken connection, an answer that ends early, 408, 429 or 5xx, a server
+that has answered before and is away) is retried for `retry_seconds`. A read continues at the byte that it has
+reached; the time starts anew whenever bytes arrive. The first range read of an object stores its ETag and
+later ones require it (If-Match): an object that is replaced during a run is refused.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,10 @@ from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
 from data.errors import InputError
+from data.storage.contact import has_answered, mark_answered
 from data.storage.request_checks import check_range, checked_name
-from data.storage.retries import RETRY_SECONDS, RetryPolicy
-from data.storage.store_errors import describe_error, first_line
+from data.storage.retries import RETRY_SECONDS, Result, RetryPolicy
+from data.storage.store_errors import describe_error, first_line, is_misconfigured, is_unreachable
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -30,9 +32,10 @@ _BLOCK = 1 << 18  # bytes: the most that are requested again, though they have a
 _STATUS = re.compile(r"status code: (\d{3})")
 _TRANSIENT = {"408", "429"}  # and 5xx
 _PERMANENT = {"501", "505"}
+_PROBE = "connection"  # name of an object: any answer will do
 
 
-def open_objects(url: str, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
+def open_objects(url: str, retry_seconds: float | None = None) -> ObjectStore:
     """Open a prefix of an object store, with credentials from the environment.
 
     Raises:
@@ -70,11 +73,16 @@ class _Download:
 class ObjectStore:
     """A prefix of an object store. Open it in the process that uses it (no fork after the first call)."""
 
-    def __init__(self, url: str, store: Obstore, retry_seconds: float = RETRY_SECONDS) -> None:
-        """Wrap an obstore store that does not retry by itself; `url` names it in messages."""
+    def __init__(self, url: str, store: Obstore, retry_seconds: float | None = None) -> None:
+        """Wrap an obstore store that does not retry by itself; `url` names it in messages.
+
+        With `retry_seconds` given, a server that has never answered is waited for as well.
+        """
         self._url = url.rstrip("/")
         self._store = store
-        self._retries = RetryPolicy(self._url, retry_seconds, _is_transient)
+        self._waits_for_first_answer = retry_seconds is not None
+        seconds = RETRY_SECONDS if retry_seconds is None else retry_seconds
+        self._retries = RetryPolicy(self._url, seconds, self._is_transient)
         self._etags: dict[str, str | None] = {}
 
     @property
@@ -90,7 +98,7 @@ class ObjectStore:
         """Length of the object in bytes; None: there is no such object."""
         checked_name(name)
         try:
-            return self._retries.run(lambda: obstore.head(self._store, name)["size"])
+            return self._run(lambda: obstore.head(self._store, name)["size"])
         except FileNotFoundError:
             return None
         except (ObstoreError, OSError) as error:
@@ -133,19 +141,63 @@ class ObjectStore:
         """Put an object; the store makes it visible as a whole."""
         checked_name(name)
         try:
-            self._retries.run(lambda: obstore.put(self._store, name, content))
+            self._run(lambda: obstore.put(self._store, name, content))
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "written", error) from error
         self._etags.pop(name, None)
+
+    def check_connection(self) -> None:
+        """Ask the server once, unless it has answered before.
+
+        Raises:
+            InputError: TLS is missing, not spoken or not trusted: what no other request would change.
+        """
+        if has_answered(self._url):
+            return
+        try:
+            obstore.head(self._store, _PROBE)
+        except (ObstoreError, OSError) as error:
+            if is_misconfigured(error):
+                raise InputError(f"{self._url}: {describe_error(self._url, error)}") from error
+            self._note_answer(error)
+        else:
+            mark_answered(self._url)
 
     def cancel_retries(self) -> None:
         """Retry no request from now on."""
         self._retries.cancel()
 
+    def _run(self, request: Callable[[], Result]) -> Result:
+        """Run a request with retries, and note that the server has answered."""
+
+        def noted() -> Result:
+            try:
+                result = request()
+            except (ObstoreError, OSError) as error:
+                self._note_answer(error)
+                raise
+            mark_answered(self._url)
+            return result
+
+        return self._retries.run(noted)
+
+    def _note_answer(self, error: Exception) -> None:
+        """Note that the server has answered, where an error is its answer."""
+        if not is_unreachable(error) and (not isinstance(error, GenericError) or _status(error)):
+            mark_answered(self._url)
+
+    def _is_transient(self, error: BaseException) -> bool:
+        """Whether the same request may succeed later."""
+        if is_misconfigured(error):
+            return False
+        if is_unreachable(error) and not (self._waits_for_first_answer or has_answered(self._url)):
+            return False
+        return _is_transient(error)
+
     def _download(self, download: _Download) -> None:
         done = False
         while not done:
-            done = self._retries.run(lambda: self._continue(download))
+            done = self._run(lambda: self._continue(download))
 
     def _continue(self, download: _Download) -> bool:
         """Fetch the missing bytes; False: the answer ended early."""
@@ -160,7 +212,7 @@ class ObjectStore:
             for block in answer.stream(min_chunk_size=_BLOCK):
                 download.content += block
         except ObstoreError as error:
-            if download.position > before and _is_transient(error):
+            if download.position > before and self._is_transient(error):
                 return False
             raise
         # The length that an answer announces is no proof of the bytes that arrived.

@@ -18,7 +18,6 @@ from data.errors import InputError
 from data.files import sync_folder, write_whole
 from data.storage.object_store import open_objects
 from data.storage.request_checks import check_range, checked_name
-from data.storage.retries import RETRY_SECONDS
 from data.storage.store_errors import credential_variables, first_line
 
 
@@ -55,12 +54,14 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str, retry_seconds: float = RETRY_SECONDS) -> Store:
+def open_store(url: str, retry_seconds: float | None = None) -> Store:
     """Open a folder (plain path or ``file://``) or an object-store prefix (``s3://bucket/prefix``).
 
     Args:
         url: The folder or prefix.
-        retry_seconds: How long a request to an object store is retried before it fails.
+        retry_seconds: How long a request to an object store is retried before it fails, also where the server
+            has never answered. None: for `RETRY_SECONDS`, once the server has answered this process; before,
+            a refused connection is an error at once.
 
     Raises:
         InputError: The scheme is unknown or its settings are missing.
@@ -69,6 +70,10 @@ def open_store(url: str, retry_seconds: float = RETRY_SECONDS) -> Store:
         return FileStore(Path(url).expanduser())
     try:
         parts = urlsplit(url)
+        if parts.scheme == "http":
+            raise InputError(
+                f"{url}: has no TLS; expected https://, or s3:// with AWS_ENDPOINT_URL and AWS_ALLOW_HTTP"
+            )
         if parts.scheme != "file":
             return open_objects(url, retry_seconds)
     except (ObstoreError, ValueError) as error:

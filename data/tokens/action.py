@@ -18,6 +18,8 @@ from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_END, ACTION_BIN_
 ACTION_MIN: tuple[float, ...] = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
 ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
 
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
 _EPSILON = 1e-8  # part of the published formula: a dimension of zero width stays finite
 BIN_WIDTH = 2.0 / (ACTION_BIN_COUNT - 1)
 """Width of one bin in normalised units, in which every dimension spans -1 to 1."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
-from data.prepare.no_ops import moving_steps
+from data.sources.no_ops import moving_steps
 from eval.expert.scripts import demonstrate
 from eval.simulator.interface import Simulator
 

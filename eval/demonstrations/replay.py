@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from data.contracts import Demonstration
 from data.errors import InputError
-from data.prepare.no_ops import moving_steps
 from data.sources.interface import DemonstrationReference
-from data.sources.libero_hdf5 import read_motion
+from data.sources.libero_motion import read_motion
+from data.sources.no_ops import moving_steps
 from eval.demonstrations.worker_pool import cached_simulator
 from eval.simulator.interface import SimulatorError
 from eval.simulator.registry import open_suite

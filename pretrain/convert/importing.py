@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from data.errors import InputError
-from data.files import folder_written_whole, write_whole
+from data.files import folder_written_whole, remove_leftovers, write_whole
 from data.storage.bulk_store import Block
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import ChunkTable
@@ -160,6 +160,7 @@ def output_folder(out: Path, size: int) -> Generator[Path, None, None]:
     check_unused(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out.parent)
         free = shutil.disk_usage(out.parent).free
         if free < size:
             old = [f"remove {path}" for path in sorted(out.parent.glob(f".tmp-{out.name}-*"))]

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from data.config import SourceConfig
-from data.prepare.no_ops import moving_steps
 from data.sources.libero_hdf5 import libero_language
+from data.sources.no_ops import moving_steps
 from data.sources.registry import read_demonstrations
 from data.tokens.action import ActionRanges, decode, encode
 from eval.config import CollectConfig, EvalCommandConfig

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data.config import SourceConfig
-from data.prepare.no_ops import moving_steps
+from data.sources.no_ops import moving_steps
 from data.sources.registry import open_source, read_demonstrations
 from data.tokens.action import decode, encode
 from eval.config import CollectConfig, EvalCommandConfig

@@ -17,7 +17,11 @@ NAME = "cube_set"
 
 
 def write_rlds(folder: Path, episodes: list[dict[str, Any]], files: int = 2) -> Path:
-    """Write episodes: `image` uint8 [T, H, W, 3], `action`, `state`, `text`; neighbours share a file."""
+    """Write episodes; neighbours share a file.
+
+    Each has `image` uint8 [T, H, W, 3], `action`, `state` and `text`, and may have `texts` of its steps, and
+    `features` (path -> values) instead of its action.
+    """
     folder.mkdir(parents=True)
     groups = [list(part) for part in np.array_split(np.arange(len(episodes)), files)]
     for number, group in enumerate(groups):
@@ -71,9 +75,14 @@ def example(episode: dict[str, Any]) -> bytes:
         "steps/observation/gripper": _integers([0] * steps),
         "steps/is_first": _integers([1] + [0] * (steps - 1)),
         "steps/observation/image": _bytes([_png(frame) for frame in episode["image"]]),
-        "steps/language_instruction": _bytes([episode["text"].encode()] * steps),
+        "steps/language_instruction": _bytes(
+            [text.encode() for text in episode.get("texts", [episode["text"]] * steps)]
+        ),
         "episode_metadata/file_path": _bytes([b"somewhere"]),
     }
+    for name, values in episode.get("features", {}).items():
+        features.pop("steps/action", None)
+        features[name] = _values(values)
     entries = [_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items()]
     return _field(1, b"".join(entries))
 
@@ -109,6 +118,12 @@ def _bytes(values: list[bytes]) -> bytes:
 
 def _floats(values: np.ndarray) -> bytes:
     return _field(2, _field(1, np.asarray(values, "<f4").tobytes()))
+
+
+def _values(values: Any) -> bytes:
+    if isinstance(values, np.ndarray):
+        return _floats(values)
+    return _bytes(values) if isinstance(values[0], bytes) else _integers([int(value) for value in values])
 
 
 def _integers(values: list[int]) -> bytes:

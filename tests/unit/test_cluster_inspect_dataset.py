@@ -37,7 +37,7 @@ def inspect(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> A
 
 
 def test_counts_lengths_and_actions(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    content = inspect(capsys, "url=shards", "sheet=null")
+    content = inspect(capsys, "url=shards")
     actions = np.concatenate([episode(i, steps=4 + i).actions for i in range(COUNT)])
     assert (content["episodes"], content["steps"], content["compression"]) == (5, 4 + 5 + 6 + 7 + 8, "none")
     assert content["shards"] == len(index.episodes.shards) > 1
@@ -54,7 +54,10 @@ def test_counts_lengths_and_actions(index: DatasetIndex, capsys: pytest.CaptureF
         assert sum(counts) == len(inside)
         assert content["actions"]["outside"][number] == len(values) - len(inside)
         assert counts[-1] == (inside >= high - (high - low) / 32).sum()
-    assert not Path("contact_sheet.png").exists()
+    assert content["sheet"] is None
+    assert sorted(path.name for path in Path().iterdir()) == ["shards"], (
+        "nothing is left in the caller's folder"
+    )
 
 
 def test_the_contact_sheet_shows_decoded_frames(
@@ -72,7 +75,7 @@ def test_the_contact_sheet_shows_decoded_frames(
 
 
 def test_text_output_shows_the_same_content(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "data", "url=shards"]) == 0
+    assert main(["inspect", "data", "url=shards", "sheet=contact_sheet.png"]) == 0
     shown = capsys.readouterr().out
     assert "every checksum matches: 5 episodes" in shown
     assert "steps of an episode: mean 6, minimum 4" in shown
@@ -83,6 +86,7 @@ def test_text_output_shows_the_same_content(index: DatasetIndex, capsys: pytest.
     shown = capsys.readouterr().out
     assert "checksum" not in shown
     assert "contact" not in shown
+    assert "sheet=FILE.png draws frames" in shown
 
 
 def test_every_damaged_episode_is_named(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +97,7 @@ def test_every_damaged_episode_is_named(index: DatasetIndex, capsys: pytest.Capt
     (Path("shards") / flipped.shard).write_bytes(content)
     (Path("shards") / missing.shard).unlink()
     gone = [entry for entry in index.episodes if entry.shard == missing.shard]
-    assert main(["inspect", "data", "url=shards"]) == 1
+    assert main(["inspect", "data", "url=shards", "sheet=contact_sheet.png"]) == 1
     shown = capsys.readouterr()
     assert f"{1 + len(gone)} of 5 episodes are damaged or missing" in shown.err
     for entry in (flipped, *gone):
@@ -112,12 +116,13 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
 ) -> None:
     image = dataclasses.replace(index.image, tokenizer_sha256="a" * 64)
     dataclasses.replace(index, image=image).save("shards")
-    assert main(["inspect", "data", "url=shards"]) == 0
+    words = ["inspect", "data", "url=shards", "sheet=contact_sheet.png"]
+    assert main(words) == 0
     assert "no contact sheet: the frames were encoded by image tokenizer aaaaaaaaaaaa" in (
         capsys.readouterr().out
     )
     ImageTokenizer.load().save("mine.safetensors")
-    assert main(["inspect", "data", "url=shards", "image_tokenizer=mine.safetensors"]) == 2
+    assert main([*words, "image_tokenizer=mine.safetensors"]) == 2
     assert "were encoded by aaaaaaaaaaaa" in capsys.readouterr().err
     assert not Path("contact_sheet.png").exists()
 
@@ -126,7 +131,7 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
     ("words", "message"),
     [
         (["url=nothing"], "nothing: no index.json there"),
-        (["url=shards", "episodes=0"], "episodes is 0, expected at least 1"),
+        (["url=shards", "sheet=a.png", "episodes=0"], "episodes is 0, expected at least 1"),
         (["url=shards", "sheet=shards"], "sheet=shards: cannot be written"),
     ],
 )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data.files import replacing, write_text_whole, write_whole
+from data.files import remove_leftovers, replacing, write_text_whole, write_whole
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 
@@ -73,3 +77,77 @@ def test_the_older_file_stays_readable_until_the_block_ends(tmp_path: Path) -> N
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+WRITE_AND_DIE = """
+import os, sys
+from pathlib import Path
+from data.files import folder_written_whole, replacing
+
+folder = Path(sys.argv[1])
+with replacing(folder / "part.json") as file, folder_written_whole(folder / "weights") as weights:
+    file.write_text("half")
+    (weights / "model").write_text("half")
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), 9)
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process that has not written to any folder."""
+    monkeypatch.setattr("data.files._cleaned", set())
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("write", [lambda path: write_whole(path / "other", b"x"), remove_leftovers])
+def test_what_a_killed_process_has_left_is_removed_by_the_next(
+    tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    (tmp_path / ".part.json.123").write_text("not ours")
+    (tmp_path / "a.tmp").write_text("not ours")
+    command = [sys.executable, "-c", WRITE_AND_DIE, str(tmp_path)]
+    assert subprocess.run([*command, "die"], check=False).returncode == -9
+    assert len(names(tmp_path)) == 4
+    write(tmp_path)
+    assert names(tmp_path) - {"other"} == {".part.json.123", "a.tmp"}
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_a_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITE_AND_DIE, str(tmp_path), "live"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "writing\n"
+        before = names(tmp_path)
+        write_whole(tmp_path / "other", b"x")
+        assert names(tmp_path) == before | {"other"}
+        process.stdin.close()
+    assert process.returncode == 0
+    assert names(tmp_path) == {"other", "part.json", "weights"}
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_the_files_of_another_machine_are_removed_after_a_day(tmp_path: Path) -> None:
+    now = time.time()
+    for name, age in (("new", 3600), ("old", 90_000)):
+        path = tmp_path / f".{name}.0123abcd-1.tmp"
+        path.write_text("half")
+        folder = tmp_path / f".tmp-{name}-0123abcd-1-89abcdef.tmp"
+        folder.mkdir()
+        (folder / "model").write_text("half")
+        for each in (path, folder / "model", folder):
+            os.utime(each, (now - age, now - age))
+    busy = tmp_path / ".tmp-busy-0123abcd-1-89abcdef.tmp"
+    busy.mkdir()
+    (busy / "model").write_text("just written")
+    os.utime(busy, (now - 90_000, now - 90_000))
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == {".new.0123abcd-1.tmp", ".tmp-new-0123abcd-1-89abcdef.tmp", busy.name}

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +179,9 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pyt
                 DemonstrationReference(tmp_path, str(i), f"e_{i}", "s", "t", "do it", 200, ("agent",))
                 for i in range(self.count)
             ]
+
+        def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
+            return iter(references)
 
         def read(self, reference: DemonstrationReference) -> Demonstration:
             values = np.random.default_rng(int(reference.item)).normal(size=(200, 15))

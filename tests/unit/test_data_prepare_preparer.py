@@ -17,9 +17,9 @@ from data.errors import InputError
 from data.prepare import preparer as prepare_module
 from data.prepare.frames import fit_frames, resize_frames, square_frames
 from data.prepare.index_builder import assign_splits
-from data.prepare.no_ops import moving_steps
 from data.prepare.preparer import FrameEncoder, Preparer
 from data.prepare.statistics import summarise
+from data.sources.no_ops import moving_steps
 from data.storage.episode_cache import EpisodeCache
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex

@@ -82,7 +82,7 @@ def test_references_are_listed_without_reading_videos(tmp_path: Path) -> None:
     references = open_source(SourceConfig(str(folder))).references()
     assert [r.length for r in references] == [7, 5, 9]
     assert {r.cameras for r in references} == {("agent", "wrist")}
-    with pytest.raises(InputError, match="not a readable video"):
+    with pytest.raises(InputError, match="mp4: no such file, expected a video"):
         open_source(SourceConfig(str(folder))).read(references[0])
     with pytest.raises(InputError, match=r"file-000\.mp4: cannot be looked up"):  # before anything is encoded
         plan_parts(references, step_bytes=1, limit=1_000_000, settings="")
@@ -104,7 +104,7 @@ def test_cameras_states_and_rotation_can_be_chosen(tmp_path: Path) -> None:
         folder,
         cameras=CameraNames(agent=CAMERAS[1]),
         state=["observation.state"],
-        action="action",
+        action=["action"],
         rotate=True,
     )
     assert list(found[0].frames) == ["agent"]
@@ -138,7 +138,7 @@ def test_a_state_of_several_parts_is_joined(tmp_path: Path) -> None:
         pq.write_table(table.append_column("grip", [episode.state[:, 7]]), path)
     assert np.array_equal(read(folder, state=["pose", "grip"])[2].states, written[2].state)
     assert not read(folder, state=[])[2].states.any()
-    with pytest.raises(InputError, match=r"pose is float32 \(7, 7\), expected numbers \[T, 8\]"):
+    with pytest.raises(InputError, match=r"pose has shape \(7, 7\), expected numbers \[T, 8\]; .*state=\[\]"):
         read(folder, state=["pose"])
 
 
@@ -149,9 +149,9 @@ def test_a_state_of_several_parts_is_joined(tmp_path: Path) -> None:
             {"cameras": CameraNames(agent="top")},
             r"no camera 'top' for agent, the data set has observation\.images",
         ),
-        ({"action": "torque"}, r"no torque among .*; name the right one with action=NAME"),
+        ({"action": ["torque"]}, r"no torque among .*; name the right one with action=NAME"),
         ({"state": ["pose"]}, r"no pose among .*; name the right one with state=\[NAME\]"),
-        ({"action": "observation.state"}, r"\(7, 8\), expected numbers \[T, 7\]"),
+        ({"action": ["observation.state"]}, r"\(7, 8\), expected numbers \[T, 7\]"),
         ({"format": "rlds"}, "dataset_info.json: cannot be read"),
     ],
 )
@@ -200,7 +200,10 @@ def shorter_video(folder: Path) -> None:
         ),
         (changed_info(lambda i: i.update(data_path="{secret}")), "unknown field secret"),
         (rewritten("info.json", lambda b: b[:-9]), "not valid JSON"),
-        (rewritten("episodes.jsonl", lambda b: b.replace(b'["Lift the cube"]', b'["a", "b"]')), "2 tasks"),
+        (
+            rewritten("episodes.jsonl", lambda b: b.replace(b'["Lift the cube"]', b'["a", "b"]')),
+            "2 different instructions",
+        ),
         (rewritten("episodes.jsonl", lambda b: b.replace(b"Lift the cube", b" ")), "instruction is empty"),
         (rewritten("episodes.jsonl", lambda b: b.replace(b'"length": 7', b'"length": 8')), "expected 8"),
         (rewritten("*.parquet", lambda b: b[:200]), "not a readable Parquet table"),
@@ -241,3 +244,74 @@ def test_changed_bytes_anywhere_are_read_or_refused(tmp_path: Path, version: str
             refused += 1
         path.write_bytes(content)
     assert refused > 30
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("name", ["action", "observation.state", "timestamp"])
+def test_a_missing_column_is_named_with_those_that_there_are(tmp_path: Path, version: str, name: str) -> None:
+    folder = write_lerobot(tmp_path / "set", version, episodes()[:1], "image")
+    path = next((folder / "data").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path).drop([name]), path)
+    with pytest.raises(
+        InputError, match=rf"{path.name}: no column {name}, it has .*frame_index.*its info\.json"
+    ):
+        read(folder)
+
+
+@pytest.mark.parametrize("part", ["data", "meta/episodes"])
+def test_a_missing_table_is_named(tmp_path: Path, part: str) -> None:
+    folder = write_lerobot(tmp_path / "set", "v3.0", episodes()[:1], "image")
+    next((folder / part).rglob("*.parquet")).unlink()
+    with pytest.raises(InputError, match=r"no such file, expected a Parquet table|no meta/episodes/chunk"):
+        read(folder)
+
+
+def test_an_action_of_several_parts_is_joined(tmp_path: Path) -> None:
+    written = episodes()
+    folder = write_lerobot(tmp_path / "set", "v2.1", written, "image")
+    changed_info(
+        lambda info: info["features"].update(
+            pose={"dtype": "float32", "shape": [6], "names": None},
+            grip={"dtype": "bool", "shape": [1], "names": None},
+        )
+    )(folder)
+    for i, episode in enumerate(written):
+        path = folder / f"data/chunk-000/episode_{i:06d}.parquet"
+        table = pq.read_table(path).append_column("pose", [list(episode.action[:, :6])])
+        pq.write_table(table.append_column("grip", [episode.action[:, 6] > 0]), path)
+    found = read(folder, action=["pose", "grip"])
+    for demonstration, episode in zip(found, written, strict=True):
+        assert np.array_equal(demonstration.actions[:, :6], episode.action[:, :6])
+        assert np.array_equal(demonstration.actions[:, 6], episode.action[:, 6] > 0)
+    with pytest.raises(InputError, match=r"pose has shape \(7, 6\), expected numbers \[T, 7\]"):
+        read(folder, action=["pose"])
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_episode_of_several_tasks_is_refused_or_one_is_chosen(tmp_path: Path, version: str) -> None:
+    folder = write_lerobot(tmp_path / "set", version, episodes()[:2], "image")
+    if version == "v2.1":
+        rewritten("episodes.jsonl", lambda b: b.replace(b'["Lift the cube"]', b'["Open it", "Close it"]'))(
+            folder
+        )
+    else:
+        path = next((folder / "meta/episodes").rglob("*.parquet"))
+        table = pq.read_table(path)
+        tasks = [["Open it", "Close it"], ["Push  the CUBE"]]
+        pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", [tasks]), path)
+    with pytest.raises(InputError, match=r"episode 0: 2 different instructions \('Open it', 'Close it'\)"):
+        read(folder)
+    first, second = read(folder, several_instructions="first")
+    assert (first.instruction, first.task, second.instruction) == ("open it", "Open_it", "push the cube")
+    assert read(folder, several_instructions="last")[0].instruction == "close it"
+    assert [each.instruction for each in read(folder, skip_bad=1.0)] == ["push the cube"]
+
+
+def test_tasks_in_other_alphabets_are_different_tasks(tmp_path: Path) -> None:
+    texts = ["把红色方块放进盒子里", "把绿色方块放进盒子里", "half a pair: \ud83d"]
+    written = [recorded(5, number, text) for number, text in enumerate(texts)]
+    folder = write_lerobot(tmp_path / "set", "v2.1", written, "image")
+    found = read(folder)
+    assert len({each.task for each in found}) == 3
+    assert [each.instruction for each in found[:2]] == texts[:2]
+    assert found[2].instruction.encode().endswith("\N{REPLACEMENT CHARACTER}".encode())

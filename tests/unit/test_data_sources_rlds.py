@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ def flipped(content: bytes) -> bytes:
         (changed("dataset_info.json", "{DATASET}", "../{DATASET}"), "expected a plain name"),
         (changed("dataset_info.json", '"2"', '"3"'), "expected 3"),
         (changed("dataset_info.json", '"tfrecord"', '"riegeli"'), "fileFormat is 'riegeli'"),
-        (changed("features.json", '"7"', '"6"'), "features.json says 6 a step|expected numbers"),
+        (changed("features.json", '"7"', '"6"'), "action has 6 numbers a step, expected 7"),
         (changed("features.json", '"action"', '"act"'), "no action among"),
         (changed("features.json", '"image": {"image"', '"image": {"video"'), "cannot identify the third"),
     ],
@@ -115,5 +117,117 @@ def test_missing_features_are_named(tmp_path: Path) -> None:
     (folder / "features.json").write_text(json.dumps(features))
     with pytest.raises(InputError, match="no feature steps/observation/pose"):
         read(folder, state=["observation/pose"])
-    with pytest.raises(InputError, match=r"gripper is float64 \(4, 1\), expected numbers \[T, 8\]"):
+    with pytest.raises(InputError, match=r"gripper has 1 numbers a step, expected 8; .*state=\[\]"):
         read(folder, state=["observation/gripper"])
+
+
+def with_features(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Change the features of a step, and those of an episode, in `features.json`."""
+    path = folder / "features.json"
+    features = json.loads(path.read_text())
+    top = features["featuresDict"]["features"]
+    step = top["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    change(step, top["episode_metadata"]["featuresDict"]["features"])
+    path.write_text(json.dumps(features))
+
+
+def tensor(*dimensions: int, dtype: str = "float32") -> dict[str, Any]:
+    shape = {"dimensions": [str(side) for side in dimensions]} if dimensions else {}
+    return {"tensor": {"shape": shape, "dtype": dtype, "encoding": "none"}}
+
+
+def of_parts(folder: Path, count: int = 2) -> list[dict[str, Any]]:
+    """A data set whose action is a dictionary, with words and a calibration for each episode."""
+    written = [episode(4, seed) for seed in range(count)]
+    for number, item in enumerate(written):
+        action = item["action"]
+        item["features"] = {
+            "steps/action/world_vector": action[:, :3],
+            "steps/action/rotation_delta": action[:, 3:6],
+            "steps/action/open_gripper": [number == 0, True, False, True],
+            "episode_metadata/words": [f"Push cube {number}".encode()],
+            "episode_metadata/base": np.arange(8, dtype=np.float32) + number,
+        }
+    write_rlds(folder, written, files=1)
+
+    def change(step: dict[str, Any], metadata: dict[str, Any]) -> None:
+        parts = {
+            "world_vector": tensor(3),
+            "rotation_delta": tensor(3),
+            "open_gripper": tensor(dtype="bool"),
+        }
+        step["action"] = {"featuresDict": {"features": parts}}
+        metadata["words"] = {"text": {}}
+        metadata["base"] = tensor(8)
+
+    with_features(folder, change)
+    return written
+
+
+PARTS = ["action/world_vector", "action/rotation_delta", "action/open_gripper"]
+
+
+def test_an_action_of_several_parts_is_joined(tmp_path: Path) -> None:
+    written = of_parts(tmp_path / "set")
+    found = read(tmp_path / "set", action=PARTS)
+    for number, demonstration in enumerate(found):
+        expected = np.concatenate(
+            [written[number]["action"][:, :6], np.array([[number == 0], [1], [0], [1]])], axis=1
+        )
+        assert np.array_equal(demonstration.actions, expected.astype(np.float32))
+    with pytest.raises(InputError, match=r"no action among .*several parts with action=\[NAME,NAME\]"):
+        read(tmp_path / "set")
+    with pytest.raises(InputError, match=r"action/rotation_delta has 6 numbers a step, expected 7"):
+        read(tmp_path / "set", action=PARTS[:2])
+    with pytest.raises(InputError, match=r"action=\[\] names no part"):
+        read(tmp_path / "set", action=[])
+
+
+def test_features_of_an_episode_can_be_named(tmp_path: Path) -> None:
+    of_parts(tmp_path / "set")
+    found = read(
+        tmp_path / "set",
+        action=PARTS,
+        instruction="episode_metadata/words",
+        state=["episode_metadata/base"],
+    )
+    assert [each.instruction for each in found] == ["push cube 0", "push cube 1"]
+    assert found[1].states.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]] * 4
+    with pytest.raises(InputError, match=r"no episode_metadata/base among .*action/open_gripper"):
+        read(tmp_path / "set", action=["episode_metadata/base"])
+
+
+def test_a_state_of_other_width_names_the_way_without_one(tmp_path: Path) -> None:
+    folder = write_rlds(tmp_path / "set", [episode(4, 0)], files=1)
+    with_features(
+        folder, lambda step, _: step["observation"]["featuresDict"]["features"].update(state=tensor(7))
+    )
+    with pytest.raises(InputError, match=r"observation/state has 7 numbers a step, expected 8; .*state=\[\]"):
+        read(folder)
+
+
+def test_several_instructions_are_refused_or_chosen(tmp_path: Path) -> None:
+    item = episode(3, 0) | {"texts": ["Open it", "Open it", "Close it"]}
+    folder = write_rlds(tmp_path / "set", [item], files=1)
+    with pytest.raises(InputError, match=r"2 different instructions \('Open it', 'Close it'\)"):
+        read(folder)
+    assert read(folder, several_instructions="first")[0].instruction == "open it"
+    assert read(folder, several_instructions="last")[0].task == "close_it"
+
+
+@pytest.mark.parametrize(
+    ("compress", "name"),
+    [(gzip.compress, "gzip"), (zlib.compress, "zlib"), (lambda b: zlib.compress(b, 9), "zlib")],
+)
+def test_compressed_files_are_named(tmp_path: Path, compress: Callable[[bytes], bytes], name: str) -> None:
+    folder = write_rlds(tmp_path / "set", [episode(4, 0)], files=1)
+    first_file(compress)(folder)
+    with pytest.raises(InputError, match=f"a TFRecord file compressed with {name}, expected a plain one"):
+        read(folder)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    folder = write_rlds(tmp_path / "set", [episode(4, 0), episode(4, 1)], files=2)
+    (folder / f"{NAME}-train.tfrecord-00001-of-00002").unlink()
+    with pytest.raises(InputError, match="tfrecord-00001-of-00002: no such file, expected a TFRecord file"):
+        read(folder)

@@ -226,8 +226,14 @@ def test_missing_credentials_are_named(scheme: str, monkeypatch: pytest.MonkeyPa
         with pytest.raises(InputError, match=r"Account must be specified.*AZURE_STORAGE_ACCOUNT_NAME and"):
             open_store("az://bucket")
     asked = "Error performing GET http://169.254.169.254/token: error sending request"
+    profiles = (
+        ' (~/.aws and AWS_PROFILE are not read: eval "$(aws configure export-credentials --format env)" sets '
+        "the variables of a profile)"
+    )
+    profiles = profiles if scheme == "s3" else ""
     assert describe_error(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (
-        f"no credentials: set {VARIABLES[scheme]}, or run on a machine that the cloud gives a role; {asked}"
+        f"no credentials: set {VARIABLES[scheme]}{profiles}, or run on a machine that the cloud gives a "
+        f"role; {asked}"
     )
     assert describe_error(f"{scheme}://bucket", GenericError("status code: 503")) == "status code: 503"
 
@@ -259,3 +265,13 @@ def test_an_unwritable_folder_is_refused_and_stays_unchanged(tmp_path: Path) -> 
     with pytest.raises(InputError, match="cannot be written"):
         store.write("taken", b"1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
+def test_an_index_with_text_that_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    path = tmp_path / "index.json"
+    text = path.read_text()
+    assert '"instruction": "lift the cube"' in text
+    path.write_text(text.replace('"instruction": "lift the cube"', '"instruction": "lift \\ud83d"'))
+    with pytest.raises(InputError, match=r"instruction is 'lift \\ud83d', expected a text that can"):
+        DatasetIndex.load(str(tmp_path))

@@ -11,9 +11,9 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.prepare.no_ops import moving_steps
 from data.sources.interface import DemonstrationReference
-from data.sources.libero_hdf5 import read_motion
+from data.sources.libero_motion import read_motion
+from data.sources.no_ops import moving_steps
 from data.sources.registry import open_source
 from eval.config import CollectConfig
 from eval.demonstrations import collect as collect_module

@@ -10,7 +10,7 @@ import yaml
 from cluster.cli.commands import COMMANDS
 from cluster.cli.config import ConvertExportConfig, DemoConfig
 from cluster.cli.help import describe, settings
-from cluster.config import RootConfig
+from cluster.config import PrepareCommandConfig, RootConfig
 from cluster.slurm.config import SubmitConfig
 from data.errors import InputError
 from eval.config import CollectConfig
@@ -246,6 +246,92 @@ def test_invalid_values_are_refused(override: str, message: str) -> None:
 def test_zero_settings_that_exclude_each_other_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_training(train(*(f"parallel.{override}" for override in overrides)))
+
+
+TYPED = [
+    "données",
+    "数据/демо",
+    "it's",
+    'a "b" c',
+    "a#b",
+    "run(1)",
+    "date=2025",
+    "a,b",
+    "a&b;c!d<e>",
+    "~other/x",
+    "x{1}[2]",
+    "2025.10",
+    "1e3",
+    "007",
+    "1_000",
+    "true",
+    "str(5)",
+    "back\\slash",
+    "end\\",
+    "quote\\'s",
+    " spaces ",
+    "s3://bucket/ключ=1/x",
+    "'",
+    "'a' b'c'",
+    "😀",
+    "two\nlines",
+]
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_a_text_is_taken_as_it_was_typed(text: str) -> None:
+    prepared = compose("prepare", PrepareCommandConfig, None, [f"source={text}", "out=x"])
+    assert prepared.source == text
+    training = train(f"data.url={text}", f"checkpointing.url={text}", f"run.name={text}")
+    assert (training.data.url, training.checkpointing.url, training.run.name) == (text, text, text)
+    # A comma or a bracket ends an element of a list.
+    listed = text.strip().replace(",", "").replace("[2]", "").replace("{1}", "")
+    if not listed.startswith(("'", '"')):
+        assert train(f"data.cameras=[{listed},b]").data.cameras == [listed, "b"]
+        nested = train(f"data.sources=[{{url:{listed},weight:2}}]").data.sources
+        assert [(source.url, source.weight) for source in nested] == [(listed, 2.0)]
+        named = ["source=s", "out=o", f"cameras={{agent:{listed}}}"]
+        assert compose("prepare", PrepareCommandConfig, None, named).cameras.agent == listed
+
+
+def test_what_is_structure_quoted_or_null_is_read_by_hydra() -> None:
+    assert train("checkpointing.url=null").checkpointing.url is None
+    assert train("data.url='a b'").data.url == "a b"
+    assert train('data.url="it\'s"').data.url == "it's"
+    assert train("data.cameras=['a,b', \"c\"]").data.cameras == ["a,b", "c"]
+    assert train("data.cameras=wrist").data.cameras == ["wrist"], "one text is a list of one"
+    assert train("data.cameras=[]").data.cameras == []
+    url = train("run.name=läufe", "checkpointing.url=s3://é/${run.name}").checkpointing.url
+    assert url == "s3://é/läufe"
+    words = ["source=s", "out=o", "action=joints"]
+    assert compose("prepare", PrepareCommandConfig, None, words).action == ["joints"]
+    words = ["source=s", "out=o", "action=[a/b,c]", "state=[]"]
+    made = compose("prepare", PrepareCommandConfig, None, words)
+    assert (made.action, made.state) == (["a/b", "c"], [])
+    sweep = compose("submit", SubmitConfig, "train", [*GIVEN, "sweep=optim.lr=1e-5,5e-6"]).sweep
+    assert sweep == "optim.lr=1e-5,5e-6"
+
+
+def test_the_home_folder_is_meant_by_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/zoë")
+    words = ["source=~/x y", "out=~"]
+    made = compose("prepare", PrepareCommandConfig, None, words)
+    assert (made.source, made.out) == ("/home/zoë/x y", "/home/zoë")
+    assert train("data.url='~/x'").data.url == "~/x", "quoted: as it is"
+
+
+def test_values_that_cannot_be_read_are_explained() -> None:
+    with pytest.raises(
+        InputError, match=r"^train: optim\.lr: Value '1é' of type 'str' could not be converted"
+    ):
+        train("optim.lr=1é")
+    with pytest.raises(InputError, match=r"unknown setting 'sourc'; did you mean 'source'\?"):
+        compose("prepare", PrepareCommandConfig, None, ["sourc=données"])
+    with pytest.raises(InputError, match=r"no UTF-8 text \(a name in another encoding\); rename"):
+        train("data.url=caf\udce9")
+    with pytest.raises(InputError, match=r"agént:x}' cannot be read; write text in quotes") as caught:
+        compose("prepare", PrepareCommandConfig, None, ["cameras={agént:x}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_validation_of_episodes_that_are_trained_on_is_refused() -> None:
