@@ -48,6 +48,18 @@ Replay = Callable[[DemonstrationReference, int], Demonstration | None]
 RunParts = Callable[[Sequence[Part], Callable[[int], None]], None]
 """Finishes parts on some workers, and calls its second argument with the number of episodes done so far."""
 
+_ENCODING_SETTINGS = (
+    "format",
+    "cameras",
+    "action",
+    "state",
+    "instruction",
+    "rotate",
+    "fit",
+    "resize",
+    "replay",
+)
+
 
 def prepare(
     preparer: Preparer, progress: Progress | None = None, run_parts: RunParts | None = None
@@ -106,13 +118,7 @@ class Preparer:
         references = self._source.references()
         _check_references(config, references)
         codes = self.tokenizer.rows * self.tokenizer.columns * len(references[0].cameras)
-        depends_on = {
-            name: asdict(config)[name]
-            for name in (
-                *("format", "cameras", "action", "state", "instruction"),
-                *("rotate", "fit", "resize", "replay"),
-            )
-        }
+        depends_on = {name: asdict(config)[name] for name in _ENCODING_SETTINGS}
         if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(

@@ -114,9 +114,7 @@ def test_norms_shared_by_heads_give_the_logits_of_repeated_ones(
         repeated = "repeated over the heads that share them: 8 tensors of q/k norms"
         assert (repeated in capsys.readouterr().out) == (name == "theirs")
         weights = load_weights(out)
-        for key, tensor in open_weights_folder(
-            tmp_path / name
-        ).tensors.items():  # as evaluations read them
+        for key, tensor in open_weights_folder(tmp_path / name).tensors.items():  # as evaluations read them
             assert torch.equal(tensor.tensor(), weights[key])
         ours = Transformer(config).eval()
         ours.load_state_dict(weights, strict=True)
