@@ -138,7 +138,7 @@ def test_a_state_of_several_parts_is_joined(tmp_path: Path) -> None:
         pq.write_table(table.append_column("grip", [episode.state[:, 7]]), path)
     assert np.array_equal(read(folder, state=["pose", "grip"])[2].states, written[2].state)
     assert not read(folder, state=[])[2].states.any()
-    with pytest.raises(InputError, match=r"pose is float32 \(7, 7\), expected numbers \[T, 8\]"):
+    with pytest.raises(InputError, match=r"pose is float64 \(7, 7\), expected numbers \[T, 8\]"):
         read(folder, state=["pose"])
 
 
