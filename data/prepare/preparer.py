@@ -50,6 +50,18 @@ Replay = Callable[[DemonstrationReference, int], Demonstration | None]
 RunParts = Callable[[Sequence[Part], Callable[[int], None]], None]
 """Finishes parts on some workers, and calls its second argument with the number of episodes done so far."""
 
+_ENCODING_SETTINGS = (
+    "format",
+    "cameras",
+    "action",
+    "state",
+    "instruction",
+    "rotate",
+    "fit",
+    "resize",
+    "replay",
+)
+
 
 def prepare(
     preparer: Preparer, progress: Progress | None = None, run_parts: RunParts | None = None
@@ -109,13 +121,7 @@ class Preparer:
         _check_references(config, references)
         cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown
         codes = self.tokenizer.rows * self.tokenizer.columns * cameras
-        depends_on = {
-            name: asdict(config)[name]
-            for name in (
-                *("format", "cameras", "action", "state", "instruction"),
-                *("rotate", "fit", "resize", "replay"),
-            )
-        }
+        depends_on = {name: asdict(config)[name] for name in _ENCODING_SETTINGS}
         if config.action is not None and len(config.action) == 1:
             depends_on["action"] = config.action[0]  # as before it could have parts
         if config.compression != "none":
