@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from data.errors import InputError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, or none left of the user's quota
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, or that the user's quota on it is used up."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
+
+
+def disk_full_error(error: OSError) -> InputError:
+    """What to tell the user of an error for which `is_disk_full` is true."""
+    place = error.filename or "a file"
+    return InputError(
+        f"{place}: cannot be written ({error.strerror}); free space on its disk, then give the same command "
+        "again"
+    )
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Generator[None]:
+    """Let the error of a full disk that leaves the block name `path`: `write` and `close` name no file.
+
+    Raises:
+        OSError: As in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager
@@ -22,9 +56,10 @@ def replacing(path: Path) -> Generator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
+        with naming_full_disk(path):
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,11 +93,12 @@ def folder_written_whole(folder: Path) -> Generator[Path]:
     """
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        sync_folder(temporary)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
+        with naming_full_disk(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            sync_folder(temporary)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

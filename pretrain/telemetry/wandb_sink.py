@@ -65,15 +65,17 @@ class WandbSink:
         """Log a step's numbers as `train/*`, a validation's under their own names, other events as marks."""
         event = record.get("event")
         if event is None:
-            self._log(record["step"], {f"train/{name}": value for name, value in _numbers(record)})
+            self._log(record["step"], lambda: {f"train/{name}": value for name, value in _numbers(record)})
         elif event in _MEASURED_EVENTS:
-            self._log(record["step"], {name: value for name, value in _numbers(record) if "/" in name})
+            self._log(
+                record["step"], lambda: {name: value for name, value in _numbers(record) if "/" in name}
+            )
         else:
-            self._log(record.get("step", 0), {f"events/{event}": 1})
+            self._log(record.get("step", 0), lambda: {f"events/{event}": 1})
 
     def log(self, step: int, values: Mapping[str, float | Path]) -> None:
         """Log numbers and files under their own names at a step: `.mp4` and `.gif` as video, else picture."""
-        self._log(step, {name: _media(value) for name, value in values.items()})
+        self._log(step, lambda: {name: _media(value) for name, value in values.items()})
 
     def close(self) -> None:
         """Finish the run; its files are complete afterwards."""
@@ -83,9 +85,10 @@ class WandbSink:
             with suppress(*_errors()):
                 _library().teardown()
 
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+    def _log(self, step: int, make_values: Callable[[], Mapping[str, Any]]) -> None:
+        """Log values, which are made within the attempt: W&B reads, and copies, the files among them."""
         if self._run is not None and not self._failed:
-            self._failed = not self._attempt(lambda: self._run.log({"step": step, **values}))
+            self._failed = not self._attempt(lambda: self._run.log({"step": step, **make_values()}))
 
     def _attempt(self, call: Callable[[], Any], consequence: str = "is left out from here on") -> bool:
         """Call W&B; return whether it succeeded. A failure is logged with its consequence."""

@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from data.files import replacing, write_text_whole, write_whole
+from data.files import (
+    disk_full_error,
+    is_disk_full,
+    naming_full_disk,
+    replacing,
+    write_text_whole,
+    write_whole,
+)
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
+from tests.support.full_disk import MESSAGE, fill
 
 
 def write_in_parts(path: Path) -> None:
@@ -73,3 +81,24 @@ def test_the_older_file_stays_readable_until_the_block_ends(tmp_path: Path) -> N
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    fill(tmp_path / "file")
+    with pytest.raises(OSError, match=MESSAGE) as raised:
+        write_whole(tmp_path / "file", b"new")
+    assert is_disk_full(raised.value)
+    assert raised.value.filename == str(tmp_path / "file")
+    message = str(disk_full_error(raised.value))
+    assert message.startswith(f"{tmp_path / 'file'}: cannot be written ({MESSAGE}); free space")
+    assert "\n" not in message
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    refused = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(ConnectionResetError) as raised, naming_full_disk(tmp_path / "file"):
+        raise refused
+    assert raised.value is refused
+    assert not is_disk_full(refused)
+    assert not is_disk_full(ValueError("no number"))
+    assert is_disk_full(OSError(122, "Disk quota exceeded"))
