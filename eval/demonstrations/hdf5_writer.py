@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.files import replacing
 from eval.demonstrations.recording import Recording
-from eval.simulator.interface import TaskInfo
+from eval.simulator.interface import TaskInfo, problem_file_in_package
 
 _FRAME_NAMES = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 
@@ -39,23 +40,29 @@ def write_demonstrations(
         group = file.create_group("data")
         total = 0
         count = 0
+        environment_arguments: dict[str, Any] = {}
         for recording in recordings:
+            environment_arguments = recording.environment_arguments  # the same for all of a task
             _write_demonstration(group.create_group(f"demo_{count}"), recording)
             total += len(recording.actions)
             count += 1
-        _write_attributes(group, task, versions, standin_assets)
+        _write_attributes(group, task, environment_arguments, versions, standin_assets)
         group.attrs.update({"num_demos": count, "total": total})
 
 
 def _write_attributes(
-    group: h5py.Group, task: TaskInfo, versions: dict[str, str], standin_assets: bool
+    group: h5py.Group,
+    task: TaskInfo,
+    environment_arguments: dict[str, Any],
+    versions: dict[str, str],
+    standin_assets: bool,
 ) -> None:
-    problem_file = "/".join(Path(task.problem_file).parts[-3:])  # bddl_files/<suite>/<task>.bddl
+    problem_file = problem_file_in_package(task)
     environment = {
         "env_name": task.environment,
         "type": 1,  # robomimic's number for robosuite
         "env_version": versions.get("robosuite", ""),
-        "env_kwargs": {"robots": ["Panda"], "controller": "OSC_POSE", "control_freq": 20},
+        "env_kwargs": environment_arguments,
         "problem_name": task.environment,
         "bddl_file": problem_file,
     }

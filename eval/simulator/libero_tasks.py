@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from eval.simulator.interface import EVALUATION_STATES, Goal, SimulatorError, TaskInfo
+from eval.simulator.interface import (
+    EVALUATION_STATES,
+    Goal,
+    SimulatorError,
+    TaskInfo,
+    problem_file_in_package,
+)
 from eval.simulator.libero_assets import configure, find_assets, has_standins
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
@@ -115,6 +121,14 @@ class LiberoSimulator(PandaSimulator):
         super().set_sim_state(flat_state)
         self._environment._check_success()
         self._environment._post_process()
+
+    def environment_arguments(self) -> dict[str, Any]:
+        """Arguments of robosuite's environments, and those of LIBERO's own."""
+        problem_file = problem_file_in_package(self.task)
+        return super().environment_arguments() | {
+            "bddl_file_name": problem_file,
+            "initialization_noise": None,
+        }
 
     def _bodies(self) -> Mapping[str, int]:
         return self._environment.obj_body_id
