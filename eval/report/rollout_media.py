@@ -64,7 +64,7 @@ def videos(run: RunContents) -> tuple[list[Video], int]:
     these evaluations, then those of earlier steps.
     """
     last = newest(run.evaluations)
-    earlier = [evaluation for evaluation in reversed(run.evaluations) if evaluation not in last]
+    earlier = [each for each in reversed(run.evaluations) if all(each is not other for other in last)]
     episodes = [(e, key) for e in last for key in _failing(e)]
     episodes += [(e, key) for e in last for key in sorted(e.videos) if key not in _failing(e)]
     episodes += [(e, key) for e in earlier for key in [*_failing(e), *sorted(e.videos.keys() - _failing(e))]]
