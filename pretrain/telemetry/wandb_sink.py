@@ -50,9 +50,10 @@ class WandbSink:
             self._run = _open(folder, name, settings.project, config, mode)
 
         consequence = "goes on offline" if mode == "online" else "is left out"
-        if not self._attempt(lambda: open_run(mode), consequence) and mode == "online":
+        self._failed = not self._attempt(lambda: open_run(mode), consequence)
+        if self._failed and mode == "online":
             # W&B's service process still holds the run; without it the id is free again.
-            self._failed = not self._attempt(_library().teardown) or not self._attempt(
+            self._failed = not self._attempt(lambda: _library().teardown()) or not self._attempt(
                 lambda: open_run("offline")
             )
 
@@ -82,7 +83,7 @@ class WandbSink:
         if self._run is not None and not self._failed:
             self._failed = not self._attempt(self._run.finish)
         if self._failed:  # logged already; W&B would try again at exit and print a traceback
-            with suppress(*_errors()):
+            with suppress(OSError), suppress(*_errors()):  # the first for the import of W&B itself
                 _library().teardown()
 
     def _log(self, step: int, make_values: Callable[[], Mapping[str, Any]]) -> None:
@@ -94,11 +95,14 @@ class WandbSink:
         """Call W&B; return whether it succeeded. A failure is logged with its consequence."""
         try:
             call()
-        except _errors() as error:
-            cause = next(iter(str(error).splitlines()), "") or type(error).__name__
-            _LOG.warning("W&B failed (%s): it %s; training goes on", cause, consequence)
-            return False
-        return True
+            return True
+        except OSError as raised:  # also of the import, which makes a temporary folder
+            error: Exception = raised
+        except _errors() as raised:
+            error = raised
+        cause = next(iter(str(error).splitlines()), "") or type(error).__name__
+        _LOG.warning("W&B failed (%s): it %s; training goes on", cause, consequence)
+        return False
 
 
 def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode: str) -> Any:
