@@ -58,16 +58,18 @@ def _write_attributes(
     standin_assets: bool,
 ) -> None:
     problem_file = problem_file_in_package(task)
+    # LIBERO finds its environments by the name in small letters, robosuite by that of the class.
+    problem_name = task.environment.lower() if problem_file else task.environment
     environment = {
         "env_name": task.environment,
         "type": 1,  # robomimic's number for robosuite
         "env_version": versions.get("robosuite", ""),
         "env_kwargs": environment_arguments,
-        "problem_name": task.environment,
+        "problem_name": problem_name,
         "bddl_file": problem_file,
     }
     problem = {
-        "problem_name": task.environment,
+        "problem_name": problem_name,
         "domain_name": "robosuite",
         "language_instruction": task.instruction,
     }

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationSettings
+from eval.evaluation.episode_videos import key_of, recorded_again, with_videos
 from eval.evaluation.folder_lock import only_evaluation
 from eval.evaluation.journal import Journal, Key
-from eval.evaluation.recording import key_of, recorded_again, with_videos
 from eval.evaluation.results import Results, write_results
 from eval.output_folder import writable_folder
 from eval.policy.source import evaluation_beside_training, named_policy
@@ -45,7 +45,7 @@ class EvaluationProgress:
         text = f"success {self.successes}/{counted}"
         text += f" ({self.successes / counted:.0%})" if counted else ""
         text += f", {self.errors} errors" if self.errors else ""
-        return f"{text}, {self.repeated} videos to record" if self.repeated else text
+        return f"{text}, videos to record: {self.repeated}" if self.repeated else text
 
 
 Progress = Callable[[EvaluationProgress], None]

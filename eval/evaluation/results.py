@@ -174,7 +174,7 @@ def _caption(results: Results) -> str | None:
     without_video = [episode.video_error for episode in results.episodes if episode.video_error is not None]
     if without_video:
         notes.append(
-            f"{len(without_video)} videos were not written, which changes no outcome, first "
+            f"videos not written: {len(without_video)}, which changes no outcome; the first: "
             f"{without_video[0]}; the same command records them again"
         )
     return escape("; ".join(notes)) or None

@@ -69,7 +69,7 @@ class LiberoSuite:
             name=task.name,
             instruction=task.language.lower(),
             horizon=LIBERO_SUITES[self.name],
-            environment=_problem(problem_file),
+            environment=_environment_class(problem_file),
             problem_file=problem_file,
         )
 
@@ -172,8 +172,8 @@ def _make_environment(task: TaskInfo) -> Any:
     return environment
 
 
-def _problem(path: str) -> str:
-    """Name of the environment in a BDDL file: ``(define (problem LIBERO_Floor_Manipulation) ...``."""
+def _environment_class(path: str) -> str:
+    """Class of a BDDL file's environment: `Libero_Floor_Manipulation` for LIBERO_Floor_Manipulation in it."""
     try:
         content = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -181,7 +181,7 @@ def _problem(path: str) -> str:
     match = re.search(r"\(problem\s+(\w+)\)", content)
     if match is None:
         raise InputError(f"{path}: no (problem NAME) in this task file; reinstall hf-libero")
-    return match.group(1)
+    return match.group(1).replace("LIBERO_", "Libero_", 1)
 
 
 @contextlib.contextmanager

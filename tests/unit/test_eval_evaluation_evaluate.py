@@ -12,6 +12,7 @@ import pytest
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationConfig, EvaluationSettings
+from eval.evaluation.episode_videos import recorded_again, with_videos
 from eval.evaluation.evaluate import (
     EvaluationProgress,
     Progress,
@@ -20,7 +21,6 @@ from eval.evaluation.evaluate import (
     evaluate_command,
 )
 from eval.evaluation.folder_lock import only_evaluation
-from eval.evaluation.recording import recorded_again, with_videos
 from eval.evaluation.results import Results, results_table
 from eval.policy.source import PolicyReference, evaluation_beside_training
 from eval.pool.messages import EpisodeSpec
@@ -196,7 +196,7 @@ def test_an_episode_keeps_its_outcome_when_its_video_cannot_be_written(tmp_path:
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert content["per_episode"][0]["video_error"] == first.video_error
     caption = str(results_table(results).caption)
-    assert "1 videos were not written, which changes no outcome, first" in caption
+    assert f"videos not written: 1, which changes no outcome; the first: {obstacle.parent}" in caption
     obstacle.rmdir()
     obstacle.parent.rmdir()
     again = run(tmp_path / "out")
@@ -216,7 +216,7 @@ def test_videos_asked_later_show_failures_first_and_change_no_outcome(tmp_path: 
     assert essence(second) == essence(first)
     assert videos_in(tmp_path) == ["fake_0_state_03_failure.mp4"]
     assert [(state.done, state.total, state.repeated) for state in reported] == [(4, 4, 1), (4, 4, 0)]
-    assert str(reported[0]) == "success 3/4 (75%), 1 videos to record"
+    assert str(reported[0]) == "success 3/4 (75%), videos to record: 1"
     assert [e.video for e in run(tmp_path, videos=1, **settings).episodes] == [
         e.video for e in second.episodes
     ]
