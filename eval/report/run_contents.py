@@ -19,6 +19,7 @@ from eval.report.json_values import Json, number, read_json
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, RunLayout, files_by_step
 
 _ROLLOUT = f"{IMAGINE_STEM}.png"
+_SUPERSEDED = "superseded_"  # beginning of the name of such a folder
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def read_run(path: Path) -> RunContents:
             "(runs/<name>) or an evaluation's folder (runs/<name>/eval/step_...)"
         )
     lines = _read_lines(layout.metrics) if layout.metrics.is_file() else []
-    results = sorted(layout.evaluations.glob(f"*/{RESULTS_FILE}")) if is_run else [path / RESULTS_FILE]
-    stored = [StoredEvaluation(file.parent, read_json(file)) for file in results if file.is_file()]
+    folders = _evaluation_folders(layout) if is_run else [path]
+    results = [file for folder in folders if (file := folder / RESULTS_FILE).is_file()]
+    stored = [StoredEvaluation(file.parent, read_json(file)) for file in results]
     return RunContents(
         path=path,
         is_run=is_run,
@@ -84,6 +86,12 @@ def read_run(path: Path) -> RunContents:
         evaluations=joined(stored, differing_conditions(stored)),
         rollout=_newest_rollout(layout) if is_run else _existing(path / _ROLLOUT),
     )
+
+
+def _evaluation_folders(layout: RunLayout) -> list[Path]:
+    """The folders of evaluations, without those of checkpoints that the run has gone back behind."""
+    folders = sorted(layout.evaluations.glob("*"))
+    return [folder for folder in folders if not folder.name.startswith(_SUPERSEDED)]
 
 
 def _newest_rollout(layout: RunLayout) -> Path | None:

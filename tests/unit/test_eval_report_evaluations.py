@@ -100,6 +100,12 @@ def test_two_evaluations_of_one_checkpoint_are_joined(run: Path) -> None:
     assert len(videos(contents)[0]) == 4 + 2, "no video twice"
 
 
+def test_evaluations_of_superseded_checkpoints_are_left_out(run: Path) -> None:
+    evaluate(run / "eval/step_00000040", outcomes=(True,))
+    evaluate(run / "eval/superseded_1_step_00000040", outcomes=(False,) * 4)
+    assert rows(read_run(run)) == [("40", "robosuite_lift", "100 %", "1")]
+
+
 def test_episodes_of_both_evaluations_count(run: Path) -> None:
     evaluate(run / "eval/step_00000040", tasks=OBJECTS[:1], outcomes=(True, False))
     evaluate(run / "eval/step_00000040-libero_object", tasks=OBJECTS[1:], outcomes=(True, True, True))
