@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
-from data.files import replacing
+from data.files import write_whole
 from eval.demonstrations.recording import Recording
 from eval.simulator.interface import TaskInfo, problem_file_in_package
 
@@ -33,10 +33,14 @@ def write_demonstrations(
 ) -> None:
     """Write one file of a task: complete under its name, or not at all.
 
-    Dataset `states` of a demonstration is float64 [T, D], the physical state before each action.
+    Dataset `states` of a demonstration is float64 [T, D], the physical state before each action. HDF5 crashes
+    where the disk is full: the file is made in memory, where it is smaller than the recordings.
+
+    Raises:
+        OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
         group = file.create_group("data")
         total = 0
         count = 0
@@ -48,6 +52,9 @@ def write_demonstrations(
             count += 1
         _write_attributes(group, task, environment_arguments, versions, standin_assets)
         group.attrs.update({"num_demos": count, "total": total})
+        file.flush()
+        content = file.id.get_file_image()
+    write_whole(path, content)
 
 
 def _write_attributes(

@@ -22,7 +22,7 @@ from eval.simulator import libero_assets, rendering
 from eval.simulator.libero_assets import find_assets, has_standins
 from eval.simulator.registry import open_suite
 from tests.support.fake_simulator import TASK, FakeSimulator
-from tests.support.full_disk import MESSAGE
+from tests.support.full_disk import MESSAGE, fill
 
 
 def opened(path: Path) -> Any:
@@ -189,6 +189,20 @@ def test_assets_are_found_in_a_folder_and_in_an_archive(
     archive_is_read_once = unpacked.stat().st_mtime_ns
     assert find_assets().stat().st_mtime_ns == archive_is_read_once
     assert len(list((tmp_path / "cache" / "worldvla").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("simulator")
+def test_a_full_disk_leaves_no_file_of_demonstrations(tmp_path: Path) -> None:
+    path = tmp_path / "fake_lift_demo.hdf5"
+    fill(path)
+    path.unlink()
+    config = CollectConfig(suite="fake", episodes=2, out=str(tmp_path), resolution=16, workers=1)
+    with pytest.raises(OSError, match=MESSAGE) as raised:
+        collect(config)
+    assert raised.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+    collect(config)
+    assert len(list(read_demonstrations(SourceConfig(str(tmp_path))))) == 2
 
 
 def archive_of_assets(folder: Path, compression: str = "xz") -> Path:
