@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,7 +41,8 @@ def write_demonstrations(
         OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         group = file.create_group("data")
         total = 0
         count = 0
@@ -52,9 +54,7 @@ def write_demonstrations(
             count += 1
         _write_attributes(group, task, environment_arguments, versions, standin_assets)
         group.attrs.update({"num_demos": count, "total": total})
-        file.flush()
-        content = file.id.get_file_image()
-    write_whole(path, content)
+    write_whole(path, content.getvalue())
 
 
 def _write_attributes(
