@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,7 +32,7 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_seco
     with replacing(path) as temporary:
         try:
             _encode(temporary, frames, frames_per_second)
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -91,6 +92,7 @@ def read_preview(path: Path) -> VideoPreview | None:
             last = deque(container.decode(stream), maxlen=1)
             if not last or stream.average_rate is None:
                 return None
-            return VideoPreview(last[0].to_ndarray(format="rgb24"), float(stream.average_rate))
-    except (av.FFmpegError, IndexError):  # no video at all, or one without a video stream
+            frame = last[0].to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+            return VideoPreview(frame, float(stream.average_rate))
+    except (FFmpegError, IndexError):  # no video at all, or one without a video stream
         return None
