@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from data.files import naming_full_disk
-
 _MEASUREMENTS = ("validation",)  # numbers of a step, which belong to metrics.jsonl alone
 
 
@@ -40,7 +38,6 @@ class EventLog:
         line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}) + "\n"
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            with naming_full_disk(self._path):
-                os.write(descriptor, line.encode())
+            os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)

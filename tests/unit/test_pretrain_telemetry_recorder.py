@@ -16,7 +16,6 @@ from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.model.config import ModelConfig
 from pretrain.planner.flops import Workload
-from pretrain.telemetry.events import EventLog
 from pretrain.telemetry.meters import peak_flops
 from pretrain.telemetry.sinks import (
     JsonlSink,
@@ -70,18 +69,14 @@ def write(path: Path, *records: Mapping[str, object]) -> None:
     sink.close()
 
 
-def test_a_full_disk_is_named_by_metrics_and_events(tmp_path: Path) -> None:
-    for name in ("metrics.jsonl", "events.jsonl"):
-        fill(tmp_path / name)
+def test_a_full_disk_is_named_by_metrics(tmp_path: Path) -> None:
+    fill(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match=MESSAGE) as raised:
         write(tmp_path / "metrics.jsonl", {"step": 1})
     assert raised.value.filename == str(tmp_path / "metrics.jsonl")
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match=r"metrics\.jsonl"), closing(sink):  # the close fails as well
         sink.write({"step": 1})
-    with pytest.raises(OSError, match=MESSAGE) as raised:
-        EventLog(tmp_path / "events.jsonl").write({"event": "started"})
-    assert raised.value.filename == str(tmp_path / "events.jsonl")
 
 
 def test_a_tail_returns_each_complete_line_once(tmp_path: Path) -> None:
