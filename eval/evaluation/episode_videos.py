@@ -81,5 +81,7 @@ def recorded_again(kept: EpisodeResult, again: EpisodeResult, folder: Path) -> E
     return replace(kept, video=None, video_error=f"run again for its video it ended otherwise ({outcome})")
 
 
-def _went_alike(one: EpisodeResult, other: EpisodeResult) -> bool:
-    return (one.success, one.steps, one.actions_sha256) == (other.success, other.steps, other.actions_sha256)
+def _went_alike(kept: EpisodeResult, again: EpisodeResult) -> bool:
+    """Whether two runs of an episode were the same; an earlier version did not store its actions."""
+    same_actions = kept.actions_sha256 in ("", again.actions_sha256)
+    return same_actions and (kept.success, kept.steps) == (again.success, again.steps)

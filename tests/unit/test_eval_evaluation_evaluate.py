@@ -266,6 +266,11 @@ def test_a_repetition_that_went_otherwise_gives_no_video_and_changes_nothing(tmp
     (tmp_path / "v.mp4").touch()
     same = recorded_again(kept, result(0, success=False, video="v.mp4"), tmp_path)
     assert same == replace(kept, video="v.mp4")
+    other_actions = replace(kept, video="v.mp4", actions_sha256="b" * 64)
+    without_actions = replace(kept, actions_sha256="")  # of an earlier version
+    assert recorded_again(without_actions, other_actions, tmp_path).video == "v.mp4"
+    assert recorded_again(kept, other_actions, tmp_path).video is None
+    (tmp_path / "v.mp4").touch()
     other = recorded_again(kept, result(0, success=True, video="v.mp4"), tmp_path)
     assert not other.success
     assert other.video is None
