@@ -311,3 +311,26 @@ def test_contact_sheet_has_labels_beside_its_rows_and_above_its_columns() -> Non
         begin = top + row * 66
         assert dark[begin : begin + 64, :left].sum() > 20, f"no label beside row {row}"
     assert dark[:top, :left].sum() == 0
+
+
+STRANGE: list[Any] = [None, "text", -1, 1e300, [], [1, "a"], {"a": []}, True, [[]], "</script>"]
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=repr)
+def test_strange_values_in_results_do_not_stop_the_report(run: Path, value: Any) -> None:
+    keys = ("step", "suite", "horizon", "wilson_95", "seeds", "versions", "per_task", "renderer", "policy")
+    evaluate(run / "eval/step_00000040", **dict.fromkeys(keys, value), recorded=False)
+    evaluate(run / "eval/step_00000040-again", policy_settings=value, recorded=False)
+    assert "</script>" not in write_report(run).read_text()
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=repr)
+def test_strange_values_of_episodes_do_not_stop_the_report(run: Path, value: Any) -> None:
+    keys = ("task", "initial_state", "success", "steps", "error", "video", "video_error")
+    for name in ("step_00000040", "step_00000040-again"):
+        folder = evaluate(run / "eval" / name, outcomes=(False,) * len(keys), recorded=False)
+        content = json.loads((folder / "results.json").read_text())
+        for row, key in zip(content["per_episode"], keys, strict=True):
+            row[key] = value
+        (folder / "results.json").write_text(json.dumps(content))
+    assert "</script>" not in write_report(run).read_text()
