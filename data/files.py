@@ -7,6 +7,7 @@ process that was killed has left is removed by the next one that writes to the s
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -19,9 +20,41 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.errors import InputError
+
 _TEMPORARY = re.compile(r"\..+[.-](?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})(-[0-9a-f]{8})?\.tmp")
 _ABANDONED = 86_400.0  # seconds without a change, after which a writer on another machine has ended
 _cleaned: set[Path] = set()  # folders that this process has looked through
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, or none left of the user's quota
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, or that the user's quota on it is used up."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
+
+
+def disk_full_error(error: OSError) -> InputError:
+    """What to tell the user of an error for which `is_disk_full` is true."""
+    place = error.filename or "a file"
+    return InputError(
+        f"{place}: cannot be written ({error.strerror}); free space on its disk, then give the same command "
+        "again"
+    )
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Generator[None]:
+    """Let the error of a full disk that leaves the block name `path`: `write` and `close` name no file.
+
+    Raises:
+        OSError: As in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 @contextmanager
@@ -37,9 +70,10 @@ def replacing(path: Path) -> Generator[Path]:
     remove_leftovers(path.parent)
     temporary = path.with_name(f".{path.name}.{_writer()}.tmp")
     try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
+        with naming_full_disk(path):
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -74,11 +108,12 @@ def folder_written_whole(folder: Path) -> Generator[Path]:
     remove_leftovers(folder.parent)
     temporary = folder.with_name(f".tmp-{folder.name}-{_writer()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        sync_folder(temporary)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
+        with naming_full_disk(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
+            sync_folder(temporary)
+            temporary.rename(folder)
+            sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

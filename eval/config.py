@@ -23,7 +23,11 @@ class EvaluationSettings:
         batch: Maximum number of observations that one of them decides on at once.
         retries: Further attempts at an episode that ended in a simulator error.
         step_seconds: A simulator that takes longer for one step or frame is killed and replaced.
-        videos: Episodes of each task recorded as video, the first ones.
+        start_seconds: A simulator that takes longer to open or reset, or a policy server that takes longer to
+            load the policy, is killed and replaced.
+        answer_seconds: A policy server that takes longer for one answer is killed and replaced.
+        videos: Episodes of each task recorded as video, the first ones. Where finished episodes have too few,
+            some of them are run again for it, failures first.
     """
 
     suite: str = "robosuite_lift"
@@ -36,6 +40,8 @@ class EvaluationSettings:
     batch: int = 8
     retries: int = 2
     step_seconds: float = 60.0
+    start_seconds: float = 900.0
+    answer_seconds: float = 600.0
     videos: int = 4
 
 

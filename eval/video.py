@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,6 +21,7 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_seco
 
     Raises:
         ValueError: No frames, or odd sizes, which yuv420p cannot hold.
+        OSError: It cannot be written.
     """
     if not frames:
         raise ValueError("a video needs at least one frame")
@@ -25,10 +29,16 @@ def write_video(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_seco
     if height % 2 or width % 2:
         raise ValueError(f"frames are {width} x {height}, yuv420p needs even sizes")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(path) as temporary,
-        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
-    ):
+    with replacing(path) as temporary:
+        try:
+            _encode(temporary, frames, frames_per_second)
+        except FFmpegError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _encode(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=frames_per_second, options={"crf": "20"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # x264's own threads would make the bytes depend on the number of cores
@@ -59,3 +69,30 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second
             duration=1000 / frames_per_second,
             loop=0,
         )
+
+
+@dataclass(frozen=True)
+class VideoPreview:
+    """What is shown of a video before it is played.
+
+    Attributes:
+        last_frame: uint8 [H, W, 3].
+        frames_per_second: At which it is played.
+    """
+
+    last_frame: NDArray[np.uint8]
+    frames_per_second: float
+
+
+def read_preview(path: Path) -> VideoPreview | None:
+    """The last frame and the speed of a video; None where it cannot be decoded."""
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            last = deque(container.decode(stream), maxlen=1)
+            if not last or stream.average_rate is None:
+                return None
+            frame = last[0].to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+            return VideoPreview(frame, float(stream.average_rate))
+    except (FFmpegError, IndexError):  # no video at all, or one without a video stream
+        return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.errors import InputError
+from data.files import disk_full_error, is_disk_full
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import (
@@ -60,6 +61,11 @@ def main(arguments: list[str]) -> int:
         _run(config, rank)
     except InputError as error:  # possibly of this rank alone, such as a shard that only it reads
         _print_line(f"error{f' on rank {rank}' if rank else ''}: {error}")
+        return EXIT_INVALID_INPUT
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        _print_line(f"error{f' on rank {rank}' if rank else ''}: {disk_full_error(error)}")
         return EXIT_INVALID_INPUT
     except DivergedError as error:  # the same on every rank
         if rank == 0:

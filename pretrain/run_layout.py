@@ -10,6 +10,7 @@ runs/<name>/
   checkpoints/step_00000100/READY   a committed checkpoint (its other files: pretrain.checkpoint.manifest)
   tokenizers/             the text and image tokenizer, so that a checkpoint can be used alone
   eval/step_00000100/results.json   evaluation of the checkpoint of a step, with its videos
+  eval/step_00000100-<suite>/       the same by `worldvla eval`
   fetched/step_00000100/  weights of checkpoints in an object store
   logs/rank_00000.log     output of each training process
   profile/                traces of the torch profiler

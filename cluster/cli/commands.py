@@ -138,6 +138,7 @@ COMMANDS = (
         "cluster.cli.handlers.report:run_report",
         examples=(
             "worldvla report run=runs/mine",
+            "worldvla report run=runs/mine/eval/step_00000400-libero_goal",
             "worldvla report runs=[runs/mine,runs/other] out=comparison.html",
         ),
     ),

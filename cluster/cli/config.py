@@ -38,10 +38,10 @@ class DemoConfig(RootConfig):
 
 @dataclass
 class ReportConfig:
-    """`worldvla report`: one run, or a comparison of several.
+    """`worldvla report`: one run, one evaluation, or a comparison of several runs.
 
     Attributes:
-        run: The run's folder; the page is `report.html` in it.
+        run: The run's folder, or that of one evaluation; the page is `report.html` in it.
         runs: Two to four run folders to compare, instead of `run`.
         out: Page of a comparison.
     """

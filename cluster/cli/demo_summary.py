@@ -72,7 +72,8 @@ def _evaluation_row(path: Path) -> tuple[str, str]:
     results = json.loads(path.read_text())
     low, high = results["wilson_95"]
     text = f"{results['successes']} of {results['episodes']} episodes, {results['errors']} errors"
-    return f"success after step {results['step']}", f"{text} (95 %: {100 * low:.0f}-{100 * high:.0f} %)"
+    name = f"success on {results['suite']} after step {results['step']}"
+    return name, f"{text} (95 %: {100 * low:.0f}-{100 * high:.0f} %)"
 
 
 def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:

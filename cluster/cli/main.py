@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cluster.cli.commands import COMMANDS, Command, group_members
 from data.errors import InputError
+from data.files import disk_full_error, is_disk_full
 
 FAILED, INVALID_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -33,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
+        return INVALID_INPUT
+    except OSError as error:
+        if debug or not is_disk_full(error):
+            raise
+        print(f"error: {disk_full_error(error)}", file=sys.stderr)
         return INVALID_INPUT
     except KeyboardInterrupt:
         if debug:

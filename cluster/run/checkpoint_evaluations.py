@@ -15,7 +15,7 @@ from cluster.run.evaluation_group import EvaluationGroup, EvaluationJob, Evaluat
 from cluster.run.run_reporter import RunReporter
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
-from pretrain.run_layout import RESULTS_FILE, files_by_step
+from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
 from pretrain.telemetry.progress import ProgressBar
 
 _SUMMARY_KEYS = ("step", "suite", "tasks", "episodes", "successes", "errors", "success_rate")
@@ -148,15 +148,34 @@ def update_summary(folder: RunFolder) -> None:
 def wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Path]:
     """Numbers, videos and pictures of one evaluation under their names in W&B.
 
+    The names are the same for every checkpoint: a video's has its task and initial state, not its outcome.
+
     Args:
         results: Content of its `results.json`.
         out: Its folder.
     """
-    values: dict[str, float | Path] = {
-        f"eval/{key}": float(results[key])
-        for key in ("success_rate", "episodes", "errors")
-        if results[key] is not None  # there is no rate if every episode ended in an error
-    }
+    values: dict[str, float | Path] = {f"eval/{key}": float(results[key]) for key in ("episodes", "errors")}
+    values |= {f"eval/{name}": value for name, value in _rates(results).items()}
+    tasks = {row["number"]: str(row["task"]) for row in results.get("per_task", ())}
+    for row in results.get("per_task", ()):
+        values |= {f"eval/{name}/{row['task']}": value for name, value in _rates(row).items()}
     values |= {f"world_model/{name}": value for name, value in results.get("world_model", {}).items()}
-    values |= {f"eval/{path.stem}": path for path in sorted(out.glob("*.mp4"))}
-    return values | {f"eval/{path.stem}": path for path in sorted(out.glob("*.png"))}
+    for row in results.get("per_episode", ()):
+        if row["video"] is not None and (out / row["video"]).is_file():
+            values[f"eval/{tasks[row['task']]}_state_{row['initial_state']:02d}"] = out / row["video"]
+    rollout = {"eval/imagine": f"{IMAGINE_STEM}.png", "eval/imagine_video": f"{IMAGINE_STEM}.mp4"}
+    return values | {name: out / file for name, file in rollout.items() if (out / file).is_file()}
+
+
+def _rates(results: Mapping[str, Any]) -> dict[str, float]:
+    """Success rate, ends of its 95 % interval and steps to success, of a suite or a task, where measured."""
+    if results["success_rate"] is None:  # every episode ended in an error
+        return {}
+    low, high = results.get("wilson_95", (None, None))
+    values = {
+        "success_rate": results["success_rate"],
+        "success_low_95": low,
+        "success_high_95": high,
+        "steps_to_success": results.get("mean_steps_to_success"),  # none without a success
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}

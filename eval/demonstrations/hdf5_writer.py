@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
-from data.files import replacing
+from data.files import write_whole
 from data.sources.libero_hdf5 import COLLECTED_TAG, HAND_ORIENTATION, ORIENTATION_ATTRIBUTE
 from eval.demonstrations.recording import Recording
-from eval.simulator.interface import TaskInfo
+from eval.simulator.interface import TaskInfo, problem_file_in_package
 
 _FRAME_NAMES = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 
@@ -33,35 +35,49 @@ def write_demonstrations(
 ) -> None:
     """Write one file of a task: complete under its name, or not at all.
 
-    Dataset `states` of a demonstration is float64 [T, D], the physical state before each action.
+    Dataset `states` of a demonstration is float64 [T, D], the physical state before each action. HDF5 crashes
+    where the disk is full: the file is made in memory, where it is smaller than the recordings.
+
+    Raises:
+        OSError: It cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         group = file.create_group("data")
         total = 0
         count = 0
+        environment_arguments: dict[str, Any] = {}
         for recording in recordings:
+            environment_arguments = recording.environment_arguments  # the same for all of a task
             _write_demonstration(group.create_group(f"demo_{count}"), recording)
             total += len(recording.actions)
             count += 1
-        _write_attributes(group, task, versions, standin_assets)
+        _write_attributes(group, task, environment_arguments, versions, standin_assets)
         group.attrs.update({"num_demos": count, "total": total})
+    write_whole(path, content.getvalue())
 
 
 def _write_attributes(
-    group: h5py.Group, task: TaskInfo, versions: dict[str, str], standin_assets: bool
+    group: h5py.Group,
+    task: TaskInfo,
+    environment_arguments: dict[str, Any],
+    versions: dict[str, str],
+    standin_assets: bool,
 ) -> None:
-    problem_file = "/".join(Path(task.problem_file).parts[-3:])  # bddl_files/<suite>/<task>.bddl
+    problem_file = problem_file_in_package(task)
+    # LIBERO finds its environments by the name in small letters, robosuite by that of the class.
+    problem_name = task.environment.lower() if problem_file else task.environment
     environment = {
         "env_name": task.environment,
         "type": 1,  # robomimic's number for robosuite
         "env_version": versions.get("robosuite", ""),
-        "env_kwargs": {"robots": ["Panda"], "controller": "OSC_POSE", "control_freq": 20},
-        "problem_name": task.environment,
+        "env_kwargs": environment_arguments,
+        "problem_name": problem_name,
         "bddl_file": problem_file,
     }
     problem = {
-        "problem_name": task.environment,
+        "problem_name": problem_name,
         "domain_name": "robosuite",
         "language_instruction": task.instruction,
     }

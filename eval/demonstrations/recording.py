@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class Recording:
         joints: float64 [T, 7].
         frames: Camera -> uint8 [T, H, W, 3], upright, rendered before each action.
         model_xml: The simulator's model.
+        environment_arguments: `Simulator.environment_arguments`.
     """
 
     initial_state: int
@@ -37,6 +39,7 @@ class Recording:
     joints: NDArray[np.float64]
     frames: dict[str, NDArray[np.uint8]]
     model_xml: str
+    environment_arguments: dict[str, Any]
 
 
 def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording | None:
@@ -70,6 +73,7 @@ def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording |
         joints=np.array(joints),
         frames={camera: np.array(views) for camera, views in frames.items()},
         model_xml=simulator.model_xml(),
+        environment_arguments=simulator.environment_arguments(),
     )
 
 

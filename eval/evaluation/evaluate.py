@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationSettings
-from eval.evaluation.journal import Journal
+from eval.evaluation.episode_videos import key_of, recorded_again, with_videos
+from eval.evaluation.folder_lock import only_evaluation
+from eval.evaluation.journal import Journal, Key
 from eval.evaluation.results import Results, write_results
 from eval.output_folder import writable_folder
-from eval.policy.source import named_policy
+from eval.policy.source import evaluation_beside_training, named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool
 from eval.rollout.episode import EpisodeResult
@@ -29,18 +31,21 @@ class EvaluationProgress:
         total: Number of all episodes.
         successes: Number of solved episodes.
         errors: Number of episodes that ended in a simulator error.
+        repeated: Number of finished episodes that are still to be run again for their video.
     """
 
     done: int
     total: int
     successes: int
     errors: int
+    repeated: int = 0
 
     def __str__(self) -> str:
         counted = self.done - self.errors
         text = f"success {self.successes}/{counted}"
         text += f" ({self.successes / counted:.0%})" if counted else ""
-        return f"{text}, {self.errors} errors" if self.errors else text
+        text += f", {self.errors} errors" if self.errors else ""
+        return f"{text}, videos to record: {self.repeated}" if self.repeated else text
 
 
 Progress = Callable[[EvaluationProgress], None]
@@ -56,7 +61,14 @@ def evaluate_command(
     """
     policy, step, out = named_policy(config)
     return evaluate(
-        policy, config, out, step=step, resume=config.resume, open_suite=open_suite, progress=progress
+        policy,
+        config,
+        out,
+        step=step,
+        resume=config.resume,
+        earlier=evaluation_beside_training(policy),
+        open_suite=open_suite,
+        progress=progress,
     )
 
 
@@ -67,13 +79,15 @@ def evaluate(
     *,
     step: int | None = None,
     resume: bool = True,
+    earlier: Path | None = None,
     open_suite: OpenSuite = open_registered,
     progress: Progress | None = None,
 ) -> Results:
     """Run a policy on a suite and write `results.json` and the videos into `out`.
 
     Episodes that `out` already holds of the same policy, suite, horizon and versions are not run again,
-    except those that ended in an error.
+    except those that ended in an error. Where fewer episodes of a task have a video than `settings.videos`,
+    finished ones are run again for it, failures first; their outcome stays.
 
     Args:
         policy: The policy.
@@ -81,37 +95,49 @@ def evaluate(
         out: Folder for results and videos.
         step: Optimiser step of the checkpoint, for the results.
         resume: Continue with the finished episodes in `out`; else run all anew.
+        earlier: Folder of an earlier evaluation, whose episodes of the same identity are taken over.
         open_suite: Opens the suite, here and in the workers.
         progress: Called at the start and after every episode.
 
     Raises:
-        InputError: Bad settings, missing simulator parts, unusable checkpoint.
+        InputError: Bad settings, missing simulator parts, unusable checkpoint, another evaluation in `out`,
+            or a full disk.
         PolicyFailedError: The policy raised an exception.
     """
     suite = open_suite(settings.suite)
     tasks = select_tasks(suite, settings.tasks)
     check_settings(settings)
-    journal = Journal(writable_folder(out), _identity(policy, suite, settings.horizon), resume)
-    specs = _episode_specs(suite, tasks, settings, out)
-    completed = journal.completed()
-    results = {key: completed[key] for spec in specs if (key := _key(spec)) in completed}
-    remaining = [spec for spec in specs if _key(spec) not in results]
-    _report(progress, results, len(specs))
-    for result in _run(policy, remaining, settings, open_suite):
-        journal.append(result)
-        results[result.task, result.initial_state] = result
-        _report(progress, results, len(specs))
-    outcome = Results(
-        suite=settings.suite,
-        step=step,
-        policy=policy.name,
-        tasks=tuple(suite.tasks[number] for number in tasks),
-        episodes=tuple(results[key] for key in sorted(results)),
-        versions=suite.versions(),
-        standin_assets=suite.standin_assets,
-        horizon=settings.horizon,
-    )
-    write_results(outcome, out)
+    with only_evaluation(writable_folder(out)):
+        journal = Journal(out, _identity(policy, suite, settings.horizon), resume, earlier)
+        specs = _episode_specs(suite, tasks, settings)
+        completed = journal.completed()
+        results = {key: completed[key] for spec in specs if (key := key_of(spec)) in completed}
+        to_run = with_videos(specs, results, settings.videos, out)
+
+        def report() -> None:
+            _report(progress, results, len(specs), repeated)
+
+        repeated = sum(key_of(spec) in results for spec in to_run)
+        report()
+        for result in _run(policy, to_run, settings, open_suite):
+            key = result.task, result.initial_state
+            if key in results:
+                result = recorded_again(results[key], result, out)
+                repeated -= 1
+            journal.append(result)
+            results[key] = result
+            report()
+        outcome = Results(
+            suite=settings.suite,
+            step=step,
+            policy=policy.name,
+            tasks=tuple(suite.tasks[number] for number in tasks),
+            episodes=tuple(results[key] for key in sorted(results)),
+            versions=suite.versions(),
+            standin_assets=suite.standin_assets,
+            horizon=settings.horizon,
+        )
+        write_results(outcome, out)
     return outcome
 
 
@@ -128,8 +154,9 @@ def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
     for name in ("retries", "videos"):
         if getattr(settings, name) < 0:
             raise InputError(f"{prefix}{name}={getattr(settings, name)}: expected at least 0")
-    if settings.step_seconds <= 0:
-        raise InputError(f"{prefix}step_seconds={settings.step_seconds}: expected more than 0")
+    for name in ("step_seconds", "start_seconds", "answer_seconds"):
+        if not getattr(settings, name) > 0:  # nor NaN
+            raise InputError(f"{prefix}{name}={getattr(settings, name)}: expected more than 0")
     if settings.seed < 0 or settings.seed + settings.episodes > EVALUATION_STATES:
         raise InputError(
             f"{prefix}episodes={settings.episodes} from {prefix}seed={settings.seed}: evaluation has initial "
@@ -137,24 +164,17 @@ def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
         )
 
 
-def _episode_specs(
-    suite: Suite, tasks: list[int], settings: EvaluationSettings, out: Path
-) -> list[EpisodeSpec]:
+def _episode_specs(suite: Suite, tasks: list[int], settings: EvaluationSettings) -> list[EpisodeSpec]:
     return [
         EpisodeSpec(
             suite=settings.suite,
             task=task,
             initial_state=settings.seed + number,
             horizon=settings.horizon or suite.tasks[task].horizon,
-            videos=out if number < settings.videos else None,
         )
         for task in tasks
         for number in range(settings.episodes)
     ]
-
-
-def _key(spec: EpisodeSpec) -> tuple[int, int]:
-    return spec.task, spec.initial_state
 
 
 def _run(
@@ -168,7 +188,7 @@ def _run(
         settings.policy_servers,
         settings.batch,
         settings.retries,
-        TimeLimits(step=settings.step_seconds),
+        TimeLimits(settings.step_seconds, settings.start_seconds, settings.answer_seconds),
         open_suite,
     ) as pool:
         yield from pool.run(specs)
@@ -185,8 +205,10 @@ def _identity(policy: PolicySource, suite: Suite, horizon: int | None) -> dict[s
     }
 
 
-def _report(progress: Progress | None, results: dict[tuple[int, int], EpisodeResult], total: int) -> None:
+def _report(
+    progress: Progress | None, results: Mapping[Key, EpisodeResult], total: int, repeated: int
+) -> None:
     if progress is not None:
         successes = sum(result.success for result in results.values())
         errors = sum(result.error is not None for result in results.values())
-        progress(EvaluationProgress(len(results), total, successes, errors))
+        progress(EvaluationProgress(len(results), total, successes, errors, repeated))

@@ -11,6 +11,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from data.errors import InputError
 from data.files import write_text_whole
 from eval.evaluation.published_rates import published_rates
 from eval.rollout.episode import EpisodeResult
@@ -121,10 +122,20 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def write_results(results: Results, folder: Path) -> Path:
-    """Write `results.json`: whole, or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `results.json`: whole, or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
     path = folder / RESULTS_FILE
-    write_text_whole(path, json.dumps(results.to_json(), indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_whole(path, json.dumps(results.to_json(), indent=2) + "\n")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); free space there, or make it writable: the same "
+            "command writes it from the finished episodes"
+        ) from error
     return path
 
 
@@ -160,6 +171,12 @@ def _caption(results: Results) -> str | None:
             f"{results.errors} episodes ended in an error and count neither way, first task {first.task}, "
             f"initial state {first.initial_state}: {first.error}"
         )
+    without_video = [episode.video_error for episode in results.episodes if episode.video_error is not None]
+    if without_video:
+        notes.append(
+            f"videos not written: {len(without_video)}, which changes no outcome; the first: "
+            f"{without_video[0]}; the same command records them again"
+        )
     return escape("; ".join(notes)) or None
 
 
@@ -186,4 +203,5 @@ def _episode_row(episode: EpisodeResult) -> dict[str, Any]:
         "seconds": round(episode.seconds, 3),
         "actions_sha256": episode.actions_sha256,
         "video": episode.video,
+        "video_error": episode.video_error,
     }

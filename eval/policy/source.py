@@ -108,6 +108,15 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
     )
 
 
+def evaluation_beside_training(policy: PolicyReference) -> Path | None:
+    """Folder of the evaluation that its training has made of a checkpoint's policy, if there is one."""
+    if policy.name == EXPERT or (Path(policy.name) / CONFIG).is_file():
+        return None
+    checkpoint = Path(policy.name).resolve()
+    folder = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.name
+    return folder if folder.is_dir() else None
+
+
 def _local_folder(checkpoint: str) -> Path:
     """The checkpoint as a folder on this machine; weights in an object store are fetched."""
     if "://" not in checkpoint:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from data.errors import InputError
+from data.files import disk_full_error, is_disk_full
 from eval.policy.interface import Policy
 from eval.simulator.interface import Suite
 
@@ -89,14 +92,21 @@ class RemoteError:
     traceback: str
 
 
+def remote_error(error: Exception) -> RemoteError:
+    """The message about an exception that is being handled; a full disk is the user's to empty."""
+    if isinstance(error, OSError) and is_disk_full(error):
+        error = disk_full_error(error)
+    return RemoteError(str(error), isinstance(error, InputError), traceback.format_exc())
+
+
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
     """Seconds within which a process must make progress; else it is killed and replaced.
 
     Attributes:
-        step: One step of the simulator, or one rendered frame.
-        start: Opening or resetting a simulator, or loading a policy.
-        answer: One answer of a policy server.
+        step: One step of the simulator, or one rendered frame (`step_seconds`).
+        start: Opening or resetting a simulator, or loading a policy (`start_seconds`).
+        answer: One answer of a policy server (`answer_seconds`).
     """
 
     step: float = 60.0

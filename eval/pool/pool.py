@@ -24,6 +24,8 @@ from eval.rollout.episode import EpisodeResult
 from eval.simulator.registry import open_suite as open_registered
 
 _MAX_SERVER_DEATHS = 3  # of policy servers in a row, without an answer between them
+_REMEDY_OF_DEATH = "most likely for lack of memory; lower policy_servers or workers, or take a larger machine"
+_REMEDY_OF_LIMIT = "too slow or hung; raise the limit, or lower batch"
 _MAX_WAIT = 60.0  # seconds; then deadlines, which the processes themselves renew, are read again
 
 
@@ -210,7 +212,7 @@ class Pool:
                     _send(worker.child, chunk)
             server.clients = []
         elif server.child.has_ended:
-            self._replace_server(server, server.child.kill())
+            self._replace_server(server, server.child.kill(), _REMEDY_OF_DEATH)
 
     # --- replacement
 
@@ -218,7 +220,7 @@ class Pool:
         for worker in [worker for worker in self._workers if worker.child.seconds_left < 0]:
             yield from self._fail_worker(worker, queue, "the simulator hung; its time limit ended it")
         for server in [server for server in self._servers if server.child.seconds_left < 0]:
-            self._replace_server(server, "no answer within its time limit")
+            self._replace_server(server, self._exceeded_limit(server), _REMEDY_OF_LIMIT)
 
     def _fail_worker(
         self, worker: _Worker, queue: EpisodeQueue, error: str, is_input_error: bool = False
@@ -236,15 +238,20 @@ class Pool:
         if worker in self._waiting:
             self._waiting.remove(worker)
 
-    def _replace_server(self, server: _Server, reason: str) -> None:
+    def _exceeded_limit(self, server: _Server) -> str:
+        """The time limit that a server has exceeded, by the name of its setting."""
+        if server.is_ready:
+            return f"no answer within answer_seconds={self._limits.answer:g}"
+        return f"the policy was not loaded within start_seconds={self._limits.start:g}"
+
+    def _replace_server(self, server: _Server, reason: str, remedy: str) -> None:
         server.child.kill()
         self._servers.remove(server)
         self._waiting.extendleft(worker for worker in reversed(server.clients) if not worker.removed)
         self._server_deaths += 1
         if self._server_deaths >= _MAX_SERVER_DEATHS:
             raise InputError(
-                f"the policy server died {self._server_deaths} times without an answer ({reason}), most "
-                "likely for lack of memory; lower policy_servers or workers, or take a larger machine"
+                f"the policy server died {self._server_deaths} times without an answer ({reason}), {remedy}"
             )
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import traceback
 from multiprocessing.connection import Connection
 
-from data.errors import InputError
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
-from eval.pool.messages import PolicySource, PolicySpec, RemoteError, TimeLimits
+from eval.pool.messages import PolicySource, PolicySpec, TimeLimits, remote_error
 
 
 def run_policy_server(
@@ -39,4 +37,4 @@ def run_policy_server(
     except EOFError:
         return
     except Exception as error:  # any exception is sent to the pool; the process ends here
-        connection.send(RemoteError(str(error), isinstance(error, InputError), traceback.format_exc()))
+        connection.send(remote_error(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -10,15 +9,12 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import InputError
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
-from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, RemoteError, TimeLimits
+from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
 from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
-from eval.simulator.interface import Simulator, TaskInfo
+from eval.simulator.interface import CONTROL_FREQUENCY, Simulator, TaskInfo
 from eval.video import write_video
-
-_CONTROL_FREQUENCY = 20  # steps per second of simulated time
 
 
 def run_simulator_worker(
@@ -63,7 +59,7 @@ def run_simulator_worker(
             result = run_episode(simulator, acting, spec.initial_state, spec.horizon, video, heartbeat.beat)
             result = _write_episode_video(result, spec, simulator.task)
         except Exception as error:  # any exception is sent to the pool; the process ends here
-            connection.send(RemoteError(str(error), isinstance(error, InputError), traceback.format_exc()))
+            connection.send(remote_error(error))
             return
         connection.send(result)
 
@@ -109,10 +105,17 @@ class _SimulatorCache:
 
 
 def _write_episode_video(result: EpisodeResult, spec: EpisodeSpec, task: TaskInfo) -> EpisodeResult:
-    """Write the episode's video if it was recorded; the result names the file in place of the frames."""
+    """Write the episode's video if it was recorded; the result names the file in place of the frames.
+
+    A video that cannot be written leaves the outcome as it is: episodes with longer videos, which are the
+    failures, would be lost more often.
+    """
     if spec.videos is None or not result.frames:
         return result
     outcome = "error" if result.error is not None else "success" if result.success else "failure"
     name = f"{task.name}_state_{result.initial_state:02d}_{outcome}.mp4"
-    write_video(spec.videos / name, result.frames, _CONTROL_FREQUENCY // VIDEO_STRIDE)
+    try:
+        write_video(spec.videos / name, result.frames, CONTROL_FREQUENCY // VIDEO_STRIDE)
+    except OSError as error:
+        return replace(result, frames=[], video_error=f"{spec.videos / name}: {error.strerror or error}")
     return replace(result, frames=[], video=name)

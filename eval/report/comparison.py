@@ -8,9 +8,11 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.report.charts import Chart, Series, line_chart
-from eval.report.evaluation_tables import evaluation_row, interval_text
+from eval.report.evaluation_tables import evaluation_row, interval, interval_text
+from eval.report.evaluations import differing_conditions, newest
+from eval.report.json_values import number, rows
 from eval.report.page import template, write_page
-from eval.report.run_contents import EvaluationRecord, RunContents, number, read_run, rows
+from eval.report.run_contents import RunContents, read_run
 
 _MAX_RUNS = 4  # the number of colours
 
@@ -32,7 +34,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     """
     if not 2 <= len(folders) <= _MAX_RUNS:
         raise InputError(f"runs: found {len(folders)}, expected 2 to {_MAX_RUNS} run folders")
-    runs = [read_run(Path(folder)) for folder in folders]
+    runs = comparable_runs(folders)
     names = [run.name for run in runs]
     if len(set(names)) < len(names):  # runs with the same name in several folders
         names = [str(run.path) for run in runs]
@@ -52,9 +54,16 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     return write_page(page, text)
 
 
+def comparable_runs(folders: Sequence[str | Path]) -> list[RunContents]:
+    """The runs, with evaluations told apart by the conditions in which those of any two differ."""
+    runs = [read_run(Path(folder)) for folder in folders]
+    differing = differing_conditions([evaluation for run in runs for evaluation in run.stored])
+    return [run.with_labels(differing) for run in runs]
+
+
 def comparison_charts(runs: Sequence[RunContents], names: Sequence[str]) -> list[Chart]:
     """Success with intervals by suite, and losses; one line per run."""
-    suites = sorted({str(e.results.get("suite")) for run in runs for e in run.evaluations})
+    suites = sorted({evaluation.label for run in runs for evaluation in run.evaluations})
     charts = [
         line_chart(
             f"Success on {suite}",
@@ -79,21 +88,15 @@ def comparison_charts(runs: Sequence[RunContents], names: Sequence[str]) -> list
 
 def task_comparison(runs: Sequence[RunContents]) -> list[TaskComparison]:
     """Every evaluated task: successes and interval of each run's last evaluation."""
-    last = [_last_by_suite(run) for run in runs]
     cells: dict[tuple[str, str], list[str]] = {}
-    for column, evaluations in enumerate(last):
-        for suite, evaluation in evaluations.items():
+    for column, run in enumerate(runs):
+        for evaluation in newest(run.evaluations):
             for row in rows(evaluation.results, "per_task"):
-                key = suite, str(row.get("instruction") or row.get("task", ""))
+                key = evaluation.label, str(row.get("instruction") or row.get("task", ""))
                 counted = int((number(row, "episodes") or 0) - (number(row, "errors") or 0))
                 cell = f"{int(number(row, 'successes') or 0)}/{counted} ({interval_text(row)})"
                 cells.setdefault(key, ["-"] * len(runs))[column] = cell
     return [TaskComparison(suite, task, tuple(row)) for (suite, task), row in sorted(cells.items())]
-
-
-def _last_by_suite(run: RunContents) -> dict[str, EvaluationRecord]:
-    """The last evaluation of each suite: evaluations are ascending in step."""
-    return {str(evaluation.results.get("suite")): evaluation for evaluation in run.evaluations}
 
 
 def _numbered(runs: Sequence[RunContents], names: Sequence[str]) -> list[tuple[int, tuple[RunContents, str]]]:
@@ -104,10 +107,9 @@ def _success(run: RunContents, name: str, suite: str, tone: int) -> Series:
     points, intervals = [], []
     for evaluation in run.evaluations:
         rate = number(evaluation.results, "success_rate")
-        if str(evaluation.results.get("suite")) != suite or rate is None:
+        if evaluation.label != suite or rate is None or evaluation.step is None:
             continue
-        ends = evaluation.results.get("wilson_95")
-        low, high = ends if isinstance(ends, list) and len(ends) == 2 else (rate, rate)
+        low, high = interval(evaluation)
         points.append((float(evaluation.step), 100 * rate))
-        intervals.append((100 * float(low), 100 * float(high)))
+        intervals.append((100 * low, 100 * high))
     return Series(name, points, tone, dots=True, intervals=intervals)

@@ -1,21 +1,26 @@
-"""Evaluations in the report: success by step, tables of checkpoints, tasks and failing episodes."""
+"""Evaluations in the report: success by step, tables of checkpoints, protocols, tasks and failures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from eval.evaluation.published_rates import published_rates
 from eval.report.charts import Chart, Series, line_chart
-from eval.report.run_contents import EvaluationRecord, Json, RunContents, number, rows
+from eval.report.evaluations import EvaluationRecord, episode_key, newest
+from eval.report.json_values import Json, integer, mapping, number, rows
+from eval.report.run_contents import RunContents
 
-_MAX_FAILURES = 12
+_MAX_FAILURES = 24
+_NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
 class EvaluationRow:
     """One evaluated checkpoint."""
 
-    step: int
+    step: str
     suite: str
     success: str
     interval: str
@@ -24,9 +29,24 @@ class EvaluationRow:
 
 
 @dataclass(frozen=True)
-class TaskRow:
-    """One task of the last evaluation."""
+class ProtocolRow:
+    """How the last evaluation of a suite was made."""
 
+    suite: str
+    policy: str
+    horizon: str
+    states: str
+    camera: str
+    renderer: str
+    versions: str
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task of a suite's last evaluation."""
+
+    suite: str
+    step: str
     task: str
     successes: str
     interval: str
@@ -37,36 +57,76 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class FailureRow:
-    """A failing episode of the last evaluation."""
+    """A failing episode of a suite's last evaluation.
 
+    Attributes:
+        video: Name of its video, or why there is none.
+        anchor: Id of the video's tile on the page; None: it is not there.
+    """
+
+    suite: str
+    step: str
     task: str
     initial_state: str
     outcome: str
     video: str
+    anchor: str | None
 
 
 def success_chart(run: RunContents) -> Chart | None:
     """Success rate by step with 95 % Wilson intervals, one line per suite."""
+    evaluations = [e for e in run.evaluations if e.step is not None and _rate(e.results) is not None]
     series: list[Series] = []
-    for tone, suite in enumerate(sorted({_suite(e) for e in run.evaluations}), start=1):
-        chosen = [e for e in run.evaluations if _suite(e) == suite and _rate(e) is not None]
-        points = [(float(e.step), 100 * rate) for e in chosen if (rate := _rate(e)) is not None]
-        intervals = [(100 * low, 100 * high) for low, high in map(_interval, chosen)]
-        series.append(Series(suite, points, (tone - 1) % 4 + 1, dots=True, intervals=intervals))
+    for tone, label in enumerate(sorted({e.label for e in evaluations})):
+        chosen = [e for e in evaluations if e.label == label]
+        points = [(float(e.step or 0), 100 * (_rate(e.results) or 0.0)) for e in chosen]
+        intervals = [(100 * low, 100 * high) for low, high in map(interval, chosen)]
+        series.append(Series(label, points, tone % 4 + 1, dots=True, intervals=intervals))
     return line_chart("Success by step", "%, with 95 % intervals", series, y_range=(0.0, 100.0))
 
 
 def evaluation_row(evaluation: EvaluationRecord) -> EvaluationRow:
     """The table row of one evaluated checkpoint."""
-    rate, (low, high) = _rate(evaluation), _interval(evaluation)
+    rate, (low, high) = _rate(evaluation.results), interval(evaluation)
     return EvaluationRow(
-        step=evaluation.step,
-        suite=_suite(evaluation),
+        step=step_text(evaluation),
+        suite=evaluation.label,
         success="not measured" if rate is None else f"{100 * rate:.0f} %",
         interval=f"{100 * low:.0f} to {100 * high:.0f} %",
         episodes=_integer(number(evaluation.results, "episodes")),
         errors=int(number(evaluation.results, "errors") or 0),
     )
+
+
+def protocol_rows(run: RunContents) -> list[ProtocolRow]:
+    """How the last evaluation of each suite was made, as far as its results say."""
+    return [_protocol_row(evaluation) for evaluation in newest(run.evaluations)]
+
+
+def _protocol_row(evaluation: EvaluationRecord) -> ProtocolRow:
+    results = evaluation.results
+    cameras = mapping(results, "policy_settings").get("cameras")
+    horizon = integer(results, "horizon")
+    return ProtocolRow(
+        suite=evaluation.label,
+        policy=str(results.get("policy") or _NOT_RECORDED),
+        horizon=_NOT_RECORDED if horizon is None else f"{horizon} steps",
+        states=_states(results),
+        camera=", ".join(map(str, cameras)) if isinstance(cameras, list) else _NOT_RECORDED,
+        renderer=str(results.get("renderer") or _NOT_RECORDED),
+        versions=", ".join(f"{name} {version}" for name, version in mapping(results, "versions").items()),
+    )
+
+
+def _states(results: Json) -> str:
+    """Initial states as text: `0 to 49`, or `0, 3, 7` where some between are missing."""
+    values = results.get("seeds")
+    states = [int(value) for value in values if isinstance(value, int)] if isinstance(values, list) else []
+    if not states:
+        return _NOT_RECORDED
+    if len(states) > 2 and states == list(range(states[0], states[0] + len(states))):
+        return f"{states[0]} to {states[-1]}"
+    return ", ".join(map(str, states))
 
 
 def evaluation_notes(run: RunContents) -> list[str]:
@@ -78,7 +138,7 @@ def evaluation_notes(run: RunContents) -> list[str]:
         )
     if any((number(e.results, "errors") or 0) > 0 for e in run.evaluations):
         notes.append("Episodes that ended in a simulator error are counted as errors, not as failures.")
-    for suite in sorted({_suite(e) for e in run.evaluations}):
+    for suite in sorted({str(e.results.get("suite")) for e in run.evaluations}):
         if rates := published_rates(suite):
             listed = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in rates.items())
             notes.append(f"Published on {suite}: {listed}.")
@@ -86,15 +146,14 @@ def evaluation_notes(run: RunContents) -> list[str]:
 
 
 def task_rows(run: RunContents) -> list[TaskRow]:
-    """Tasks of the last evaluated step; empty for a single task."""
-    if not run.evaluations:
-        return []
-    step = run.evaluations[-1].step
-    per_task = [row for e in run.evaluations if e.step == step for row in rows(e.results, "per_task")]
-    if len(per_task) < 2:
+    """Tasks of each suite's last evaluation; empty for a single task."""
+    tasks = [(e, row) for e in newest(run.evaluations) for row in rows(e.results, "per_task")]
+    if len(tasks) < 2:
         return []
     return [
         TaskRow(
+            suite=evaluation.label,
+            step=step_text(evaluation),
             task=str(row.get("instruction") or row.get("task", "")),
             successes=_integer(number(row, "successes")),
             interval=interval_text(row),
@@ -102,62 +161,84 @@ def task_rows(run: RunContents) -> list[TaskRow]:
             episodes=_integer(number(row, "episodes")),
             errors=int(number(row, "errors") or 0),
         )
-        for row in per_task
+        for evaluation, row in tasks
     ]
 
 
-def failure_rows(run: RunContents) -> list[FailureRow]:
-    """The first failing episode (or error) of each task at the last evaluated step."""
-    if not run.evaluations:
-        return []
-    failures: dict[tuple[str, float | None], FailureRow] = {}
-    for evaluation in run.evaluations:
-        if evaluation.step != run.evaluations[-1].step:
-            continue
-        names = {
-            number(row, "number"): str(row.get("instruction", ""))
-            for row in rows(evaluation.results, "per_task")
-        }
-        for row in rows(evaluation.results, "per_episode"):
-            task = number(row, "task")
-            if row.get("success") or (_suite(evaluation), task) in failures:
-                continue
-            error = row.get("error")
-            steps = _integer(number(row, "steps"))
-            failures[_suite(evaluation), task] = FailureRow(
-                task=names.get(task) or f"task {_integer(task)}",
-                initial_state=_integer(number(row, "initial_state")),
-                outcome=f"error: {error}" if error else f"not solved in {steps} steps",
-                video=str(row.get("video") or "no video"),
-            )
-    return list(failures.values())[:_MAX_FAILURES]
+def first_failures(evaluation: EvaluationRecord) -> list[Json]:
+    """The first failing episode (or error) of each task: its row of `per_episode`."""
+    failures: dict[int | None, Json] = {}
+    for row in rows(evaluation.results, "per_episode"):
+        if not row.get("success"):
+            failures.setdefault(integer(row, "task"), row)
+    return list(failures.values())
+
+
+def failure_rows(run: RunContents, anchors: Mapping[Path, str]) -> tuple[list[FailureRow], int]:
+    """The first failures of each suite's last evaluation, and the number of those left out.
+
+    Args:
+        run: The run.
+        anchors: Video -> id of its tile on the page.
+    """
+    failures = [(e, row) for e in newest(run.evaluations) for row in first_failures(e)]
+    shown = [_failure_row(evaluation, row, anchors) for evaluation, row in failures[:_MAX_FAILURES]]
+    return shown, len(failures) - len(shown)
+
+
+def _failure_row(evaluation: EvaluationRecord, row: Json, anchors: Mapping[Path, str]) -> FailureRow:
+    key = episode_key(row)
+    file = evaluation.videos.get(key) if key is not None else None
+    error = row.get("error")
+    no_video = f"no video: {row['video_error']}" if row.get("video_error") else "no video"
+    return FailureRow(
+        suite=evaluation.label,
+        step=step_text(evaluation),
+        task=task_text(evaluation, row),
+        initial_state=_integer(number(row, "initial_state")),
+        outcome=f"error: {error}" if error else f"not solved in {_integer(number(row, 'steps'))} steps",
+        video=no_video if file is None else file.name,
+        anchor=None if file is None else anchors.get(file),
+    )
+
+
+def task_text(evaluation: EvaluationRecord, episode: Json) -> str:
+    """The task of an episode in words, or its number where the results do not name it."""
+    task = integer(episode, "task")
+    for row in rows(evaluation.results, "per_task"):
+        if integer(row, "number") == task and row.get("instruction"):
+            return str(row["instruction"])
+    return f"task {task}"
+
+
+def step_text(evaluation: EvaluationRecord) -> str:
+    """The evaluated step, or a dash for a policy without one."""
+    return "-" if evaluation.step is None else str(evaluation.step)
 
 
 def interval_text(results: Json) -> str:
     """The 95 % interval of a success rate in results or one of their rows."""
+    ends = _ends(results)
+    return "-" if ends is None else f"{100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"
+
+
+def interval(evaluation: EvaluationRecord) -> tuple[float, float]:
+    """The 95 % interval of the success rate; the rate itself where the results have none."""
+    rate = _rate(evaluation.results) or 0.0
+    return _ends(evaluation.results) or (rate, rate)
+
+
+def _ends(results: Json) -> tuple[float, float] | None:
     ends = results.get("wilson_95")
-    if not isinstance(ends, list) or len(ends) != 2:
-        return "-"
+    if not isinstance(ends, Sequence) or len(ends) != 2:
+        return None
     low, high = (number({"end": end}, "end") for end in ends)
-    return "-" if low is None or high is None else f"{100 * low:.0f} to {100 * high:.0f} %"
+    return None if low is None or high is None else (low, high)
 
 
-def _suite(evaluation: EvaluationRecord) -> str:
-    return str(evaluation.results.get("suite", "suite"))
-
-
-def _rate(evaluation: EvaluationRecord) -> float | None:
+def _rate(results: Json) -> float | None:
     """Solved share of the episodes; None if all of them ended in an error."""
-    return number(evaluation.results, "success_rate")
-
-
-def _interval(evaluation: EvaluationRecord) -> tuple[float, float]:
-    ends = evaluation.results.get("wilson_95")
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    ends = {"low": low, "high": high}
-    rate = _rate(evaluation) or 0.0
-    low, high = number(ends, "low"), number(ends, "high")
-    return (rate, rate) if low is None or high is None else (low, high)
+    return number(results, "success_rate")
 
 
 def _integer(value: float | None) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from eval.report.charts import format_number
 from eval.report.evaluation_tables import evaluation_row
-from eval.report.run_contents import Json, RunContents, mapping, number
+from eval.report.evaluations import newest
+from eval.report.json_values import Json, mapping, number
+from eval.report.run_contents import RunContents
 from eval.report.training_charts import layout
 
 
@@ -22,7 +24,10 @@ class Figure:
 
 
 def summary_sentence(run: RunContents) -> str:
-    """Steps, tokens and parallel layout of the run, as a sentence."""
+    """Steps, tokens and parallel layout of the run, as a sentence; of an evaluation what was evaluated."""
+    if not run.is_run:
+        policies = sorted({str(e.results.get("policy", "a policy")) for e in run.evaluations})
+        return f"Evaluation of {', '.join(policies)}." if policies else "World-model rollouts."
     if not run.steps:
         return "Nothing was trained yet."
     last = run.steps[-1]
@@ -45,11 +50,11 @@ def figures(run: RunContents) -> list[Figure]:
             figures.append(
                 Figure(label, format_number(values[-1]), "nats a token", f"from {format_number(values[0])}")
             )
-    if run.evaluations:
-        last = run.evaluations[-1]
-        row = evaluation_row(last)
+    for evaluation in newest(run.evaluations):
+        row = evaluation_row(evaluation)
         episodes = "1 episode" if row.episodes == "1" else f"{row.episodes} episodes"
-        figures.append(Figure("Success", row.success, "", f"{episodes}, step {row.step}"))
+        note = episodes if evaluation.step is None else f"{episodes}, step {row.step}"
+        figures.append(Figure(f"Success on {row.suite}", row.success, "", note))
     speed, since = number(run.summary, "tokens_per_second"), "since the last start"
     if speed is None:
         speed, since = _mean(run.steps, "tokens_per_second"), f"over {len(run.steps)} logged steps"

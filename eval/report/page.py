@@ -13,15 +13,16 @@ import jinja2
 from data.errors import InputError
 from data.files import write_text_whole
 from eval.report import evaluation_tables, headline, rollout_media, training_charts
-from eval.report.run_contents import RunContents, mapping, read_run
+from eval.report.json_values import mapping
+from eval.report.run_contents import RunContents, read_run
 from pretrain.run_layout import STEP_PATTERN, RunLayout
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into the run folder and return its path.
+    """Write `report.html` into the folder of a run, or of one evaluation, and return its path.
 
     Raises:
-        InputError: The folder is no run folder, a file in it is damaged, or it cannot be written.
+        InputError: The folder is neither, a file in it is damaged, or it cannot be written.
     """
     run = read_run(Path(run_dir))
     return write_page(RunLayout(run.path).report, render(run))
@@ -36,7 +37,7 @@ def write_page(page: Path, text: str) -> Path:
     try:
         write_text_whole(page, text)
     except OSError as error:
-        raise InputError(f"{page}: cannot write the report ({error.strerror}); free the folder") from error
+        raise InputError(f"{page}: cannot write the report ({error.strerror}); free space there") from error
     return page
 
 
@@ -58,8 +59,16 @@ def template(name: str) -> jinja2.Template:
 def render(run: RunContents) -> str:
     """The page as text."""
     videos, num_omitted = rollout_media.videos(run)
+    failures, num_failures_omitted = evaluation_tables.failure_rows(
+        run, {video.file: video.anchor for video in videos}
+    )
     return template("report.html.j2").render(
-        run={"name": run.name, "lead": headline.summary_sentence(run)},
+        run={
+            "name": run.name,
+            "lead": headline.summary_sentence(run),
+            "kind": "WorldVLA run" if run.is_run else "WorldVLA evaluation",
+            "is_run": run.is_run,
+        },
         figures=headline.figures(run),
         charts=training_charts.learning_charts(run),
         history=training_charts.history(run),
@@ -67,11 +76,14 @@ def render(run: RunContents) -> str:
         stragglers=training_charts.straggler_rows(run),
         success=evaluation_tables.success_chart(run),
         evaluations=[evaluation_tables.evaluation_row(evaluation) for evaluation in run.evaluations],
+        protocols=evaluation_tables.protocol_rows(run),
         evaluation_notes=evaluation_tables.evaluation_notes(run),
         tasks=evaluation_tables.task_rows(run),
-        failures=evaluation_tables.failure_rows(run),
+        failures=failures,
+        num_failures_omitted=num_failures_omitted,
         videos=videos,
         num_videos_omitted=num_omitted,
+        video_speed=rollout_media.speed_text(videos),
         world_model=rollout_media.world_model_rollout(run),
         checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from eval.report.charts import Chart, Series, format_number, line_chart
-from eval.report.run_contents import EvaluationRecord, Json, RunContents, number, read_json, rows
-from pretrain.run_layout import IMAGINE_STEM, RunLayout, files_by_step
+from eval.report.evaluation_tables import first_failures, step_text, task_text
+from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest
+from eval.report.json_values import Json, number, read_json, rows
+from eval.report.run_contents import RunContents
+from eval.rollout.episode import VIDEO_STRIDE
+from eval.simulator.interface import CONTROL_FREQUENCY
+from eval.video import VideoPreview, read_preview
+from pretrain.run_layout import parse_step_name
 
 _MAX_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
 _MAX_VIDEOS = 12
@@ -17,10 +26,23 @@ _MAX_VIDEOS = 12
 
 @dataclass(frozen=True)
 class Video:
-    """A video as a data URL."""
+    """A tile of the page.
 
+    Attributes:
+        file: The video.
+        source: Its content as a data URL.
+        poster: Its last frame as a data URL; None where it cannot be decoded.
+        frames_per_second: At which it is played; None where it cannot be decoded.
+        caption: Suite, task, initial state, step and outcome.
+        anchor: Id of the tile on the page.
+    """
+
+    file: Path
     source: str
+    poster: str | None
+    frames_per_second: float | None
     caption: str
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -30,40 +52,56 @@ class WorldModelRollout:
     picture: str
     caption: str
     video: str | None
+    poster: str | None
+    speed: str
     chart: Chart | None
 
 
 def videos(run: RunContents) -> tuple[list[Video], int]:
     """Rollout videos within the page's size limit, and the number of omitted ones.
 
-    The newest step is first; within a step the first failing episode of each task.
+    First come the first failing episodes of each task in each suite's last evaluation, then the others of
+    these evaluations, then those of earlier steps.
     """
-    files = [
-        (evaluation, file)
-        for evaluation in reversed(run.evaluations)
-        for file in _failures_first(evaluation, sorted(evaluation.folder.glob("*.mp4")))
-        if file.name in _video_names(evaluation)
-    ]
+    last = newest(run.evaluations)
+    earlier = [each for each in reversed(run.evaluations) if all(each is not other for other in last)]
+    episodes = [(e, key) for e in last for key in _failing(e)]
+    episodes += [(e, key) for e in last for key in sorted(e.videos) if key not in _failing(e)]
+    episodes += [(e, key) for e in earlier for key in [*_failing(e), *sorted(e.videos.keys() - _failing(e))]]
     shown: list[Video] = []
     bytes_left = _MAX_VIDEO_BYTES
-    for evaluation, file in files:
-        size = file.stat().st_size
+    for evaluation, key in episodes:
+        size = evaluation.videos[key].stat().st_size
         if len(shown) < _MAX_VIDEOS and size <= bytes_left:
             bytes_left -= size
-            shown.append(Video(_data_url(file, "video/mp4"), _video_caption(evaluation, file)))
-    return shown, len(files) - len(shown)
+            shown.append(_tile(evaluation, key, f"video-{len(shown) + 1}"))
+    return shown, len(episodes) - len(shown)
+
+
+def speed_text(videos: Sequence[Video]) -> str:
+    """How fast the videos of episodes are played, in words; empty where none can be decoded."""
+    speeds = {video.frames_per_second for video in videos if video.frames_per_second is not None}
+    if not speeds:
+        return ""
+    (first, *others) = sorted(speeds)
+    if others:
+        return f"At {', '.join(f'{speed:g}' for speed in (first, *others))} frames a second."
+    factor = first * VIDEO_STRIDE / CONTROL_FREQUENCY
+    speed = "real time" if factor == 1 else f"{factor:g} times the real speed"
+    return f"In {speed}: {first:g} frames a second, one for every {VIDEO_STRIDE} steps of the simulator."
 
 
 def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
     """The world-model rollout of the newest step that has one."""
-    pictures = list(files_by_step(RunLayout(run.path).evaluations, f"{IMAGINE_STEM}.png").values())
-    if not pictures:
+    picture = run.rollout
+    if picture is None:
         return None
-    picture = pictures[-1]
     video, scores = picture.with_suffix(".mp4"), picture.with_suffix(".json")
     results = read_json(scores) if scores.is_file() else {}
     frames = rows(results, "frames")
-    caption = [f"Step {picture.parent.name.removeprefix('step_').lstrip('0') or '0'}"]
+    step = parse_step_name(picture.parent.name)
+    caption = [] if step is None else [f"Step {step}"]
+    preview = read_preview(video) if video.is_file() else None
     if results.get("episode"):
         caption.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
     for key, unit in (("psnr", " dB"), ("ssim", "")):
@@ -80,6 +118,10 @@ def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
         picture=_data_url(picture, "image/png"),
         caption=", ".join(caption),
         video=_data_url(video, "video/mp4") if video.is_file() else None,
+        poster=_poster(preview),
+        speed=""
+        if preview is None
+        else f"{preview.frames_per_second:g} frames a second, one for every time step",
         chart=line_chart(
             "PSNR by predicted frame",
             "dB",
@@ -99,29 +141,48 @@ def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Serie
     return Series(label, points, tone, dots=True)
 
 
-def _failures_first(evaluation: EvaluationRecord, files: Sequence[Path]) -> list[Path]:
-    """Sort videos: the first failing episode of each task first."""
-    first: dict[object, object] = {}
-    for row in rows(evaluation.results, "per_episode"):
-        if not row.get("success") and row.get("video"):
-            first.setdefault(row.get("task"), row.get("video"))
-    failing = set(first.values())
-    return sorted(files, key=lambda file: (file.name not in failing, file.name))
+def _failing(evaluation: EvaluationRecord) -> list[Key]:
+    """The first failing episode of each task, where it has a video."""
+    keys = [episode_key(row) for row in first_failures(evaluation)]
+    return [key for key in keys if key is not None and key in evaluation.videos]
 
 
-def _video_names(evaluation: EvaluationRecord) -> set[object]:
-    """Videos named in the results; the folder may contain others of an earlier evaluation."""
-    return {row.get("video") for row in rows(evaluation.results, "per_episode")}
+def _tile(evaluation: EvaluationRecord, key: Key, anchor: str) -> Video:
+    file = evaluation.videos[key]
+    preview = read_preview(file)
+    return Video(
+        file=file,
+        source=_data_url(file, "video/mp4"),
+        poster=_poster(preview),
+        frames_per_second=None if preview is None else preview.frames_per_second,
+        caption=_video_caption(evaluation, key),
+        anchor=anchor,
+    )
 
 
-def _video_caption(evaluation: EvaluationRecord, file: Path) -> str:
-    row = next(r for r in rows(evaluation.results, "per_episode") if r.get("video") == file.name)
+def _poster(preview: VideoPreview | None) -> str | None:
+    """The last frame of a video as a data URL."""
+    if preview is None:
+        return None
+    content = io.BytesIO()
+    Image.fromarray(preview.last_frame).save(content, "JPEG", quality=85)
+    return _url_of(content.getvalue(), "image/jpeg")
+
+
+def _video_caption(evaluation: EvaluationRecord, key: Key) -> str:
+    row = next(r for r in rows(evaluation.results, "per_episode") if episode_key(r) == key)
     if row.get("error"):
         outcome = "simulator error"
     else:
         outcome = ("solved in" if row.get("success") else "not solved in") + f" {row.get('steps')} steps"
-    return f"Step {evaluation.step}, task {row.get('task')}, state {row.get('initial_state')}: {outcome}"
+    task = task_text(evaluation, row)
+    step = "" if evaluation.step is None else f"step {step_text(evaluation)}, "
+    return f"{evaluation.label}, {task}, {step}initial state {row.get('initial_state')}: {outcome}"
 
 
 def _data_url(file: Path, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode('ascii')}"
+    return _url_of(file.read_bytes(), kind)
+
+
+def _url_of(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"

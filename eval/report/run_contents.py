@@ -1,34 +1,25 @@
-"""The contents of a run folder, validated as far as the report needs.
-
-Numbers in these files may be absent, null or not finite (a diverged loss): `number` returns None for them.
-"""
+"""The contents of a run folder, or of the folder of one evaluation, validated as far as the report needs."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from data.errors import InputError
-from pretrain.run_layout import RESULTS_FILE, RunLayout, files_by_step
+from eval.report.evaluations import (
+    Differing,
+    EvaluationRecord,
+    StoredEvaluation,
+    differing_conditions,
+    joined,
+)
+from eval.report.json_values import Json, number, read_json
+from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, RunLayout, files_by_step
 
-Json = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluationRecord:
-    """One `eval/step_*/` folder with its `results.json`."""
-
-    folder: Path
-    results: Json
-
-    @property
-    def step(self) -> int:
-        """Optimiser step of the evaluated checkpoint."""
-        return int(number(self.results, "step") or 0)
+_ROLLOUT = f"{IMAGINE_STEM}.png"
+_SUPERSEDED = "superseded_"  # beginning of the name of such a folder
 
 
 @dataclass(frozen=True)
@@ -37,82 +28,79 @@ class RunContents:
 
     Attributes:
         path: The folder.
+        is_run: Whether it is a run's folder; else it is that of one evaluation.
         configuration: Text of `config.yaml`.
         summary: `summary.json`.
         steps: Lines of `metrics.jsonl` that are measurements, ascending in step.
         events: The other lines (a resume).
-        evaluations: Evaluated checkpoints, ascending in step.
+        stored: Every folder with results, as it is.
+        evaluations: The same, joined (`eval.report.evaluations`), ascending in step.
+        rollout: Picture of the newest world-model rollout; None: there is none.
     """
 
     path: Path
+    is_run: bool
     configuration: str
     summary: Json
     steps: Sequence[Json]
     events: Sequence[Json]
+    stored: Sequence[StoredEvaluation]
     evaluations: Sequence[EvaluationRecord]
+    rollout: Path | None
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.path.resolve().name
 
+    def with_labels(self, differing: Differing) -> RunContents:
+        """The same, with evaluations told apart by these conditions: for runs beside one another."""
+        return replace(self, evaluations=joined(self.stored, differing))
+
 
 def read_run(path: Path) -> RunContents:
-    """Read a run folder.
+    """Read a run folder, or the folder of one evaluation.
 
     Raises:
-        InputError: It contains neither `config.yaml` nor `metrics.jsonl`, or a file is damaged.
+        InputError: It is neither, or a file is damaged.
     """
     layout = RunLayout(path)
-    configuration, metrics, summary = layout.config, layout.metrics, layout.summary
-    if not configuration.is_file() and not metrics.is_file():
-        raise InputError(f"{path}: no config.yaml and no metrics.jsonl here; name a run folder (runs/<name>)")
-    lines = _read_lines(metrics) if metrics.is_file() else []
-    results = files_by_step(layout.evaluations, RESULTS_FILE).values()
-    evaluations = [EvaluationRecord(file.parent, read_json(file)) for file in results]
+    is_run = layout.config.is_file() or layout.metrics.is_file()
+    if not is_run and not (path / RESULTS_FILE).is_file() and not (path / _ROLLOUT).is_file():
+        raise InputError(
+            f"{path}: no config.yaml, no metrics.jsonl and no {RESULTS_FILE} here; name a run folder "
+            "(runs/<name>) or an evaluation's folder (runs/<name>/eval/step_...)"
+        )
+    lines = _read_lines(layout.metrics) if layout.metrics.is_file() else []
+    folders = _evaluation_folders(layout) if is_run else [path]
+    results = [file for folder in folders if (file := folder / RESULTS_FILE).is_file()]
+    stored = [StoredEvaluation(file.parent, read_json(file)) for file in results]
     return RunContents(
         path=path,
-        configuration=configuration.read_text("utf-8", "replace") if configuration.is_file() else "",
-        summary=read_json(summary) if summary.is_file() else {},
+        is_run=is_run,
+        configuration=layout.config.read_text("utf-8", "replace") if layout.config.is_file() else "",
+        summary=read_json(layout.summary) if layout.summary.is_file() else {},
         steps=sorted((line for line in lines if _is_measurement(line)), key=lambda line: line["step"]),
         events=[line for line in lines if "event" in line],
-        evaluations=sorted(evaluations, key=lambda evaluation: evaluation.step),
+        stored=stored,
+        evaluations=joined(stored, differing_conditions(stored)),
+        rollout=_newest_rollout(layout) if is_run else _existing(path / _ROLLOUT),
     )
 
 
-def read_json(path: Path) -> Json:
-    """Read a file with one JSON object.
-
-    Raises:
-        InputError: The file contains something else.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); delete it or restore it") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found a JSON {type(value).__name__}, expected an object")
-    return value
+def _evaluation_folders(layout: RunLayout) -> list[Path]:
+    """The folders of evaluations, without those of checkpoints that the run has gone back behind."""
+    folders = sorted(layout.evaluations.glob("*"))
+    return [folder for folder in folders if not folder.name.startswith(_SUPERSEDED)]
 
 
-def number(values: Json, key: str) -> float | None:
-    """A finite number in a JSON object, else None."""
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+def _newest_rollout(layout: RunLayout) -> Path | None:
+    pictures = list(files_by_step(layout.evaluations, _ROLLOUT).values())
+    return pictures[-1] if pictures else None
 
 
-def mapping(values: Json, key: str) -> Json:
-    """An object inside a JSON object, empty where there is none."""
-    value = values.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def rows(values: Json, key: str) -> list[Json]:
-    """A list of objects inside a JSON object, empty where there is none."""
-    value = values.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
 
 
 def _is_measurement(line: Json) -> bool:

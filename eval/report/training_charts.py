@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.report.charts import Chart, Mark, Series, format_number, line_chart
-from eval.report.run_contents import Json, RunContents, mapping, number
+from eval.report.json_values import Json, mapping, number
+from eval.report.run_contents import RunContents
 
 _PERCENT = 100.0
 _GROUPS = {

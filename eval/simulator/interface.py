@@ -9,7 +9,8 @@ Lengths are metres, angles radians, the world's z axis points up. Numbers below
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ COLLECTION_STATES = 1000
 SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 ACTION_SIZE = 7
+CONTROL_FREQUENCY = 20  # steps in a second of simulated time
 ACTION_LIMIT = 1.0  # of every dimension; the controllers clip to it
 
 
@@ -70,6 +72,11 @@ class TaskInfo:
     horizon: int
     environment: str
     problem_file: str = ""
+
+
+def problem_file_in_package(task: TaskInfo) -> str:
+    """The task's BDDL file from LIBERO's package on: `bddl_files/<suite>/<task>.bddl`; empty without one."""
+    return "/".join(Path(task.problem_file).parts[-3:])
 
 
 class Simulator(Protocol):
@@ -140,6 +147,13 @@ class Simulator(Protocol):
 
     def model_xml(self) -> str:
         """The MuJoCo model, for the demonstration's `model_file` attribute."""
+        ...
+
+    def environment_arguments(self) -> dict[str, Any]:
+        """Arguments by which `robosuite.make(task.environment, ...)` builds this environment, for `env_args`.
+
+        Values of JSON; a path is relative to LIBERO's package.
+        """
         ...
 
     # For the scripted expert alone.

@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import folder_written_whole
 
 _ENVIRONMENT = "LIBERO_ASSETS"
 _REMEDY = (
@@ -110,29 +111,26 @@ def _unpacked(archive: Path) -> Path:
     name = f"{archive.resolve()}:{information.st_size}:{information.st_mtime_ns}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldvla"
     folder = cache / f"libero-assets-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    if folder.is_dir():
-        return _inside(folder)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".libero-assets-", dir=cache))
-    except OSError as error:
-        raise InputError(
-            f"{_ENVIRONMENT}={archive}: cannot unpack it into {cache} ({error.strerror}); set XDG_CACHE_HOME "
-            f"to a folder you may write to, or {_ENVIRONMENT} to an unpacked folder"
-        ) from error
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(unfinished, filter="data")
+    if not folder.is_dir():
         try:
-            unfinished.rename(folder)
-        except OSError:
+            with tarfile.open(archive) as tar, folder_written_whole(folder) as unfinished:
+                tar.extractall(unfinished, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+            raise InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})") from error
+        except OSError as error:
             if not folder.is_dir():  # else another process finished first
-                raise
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+                raise _unpacking_error(archive, cache, error) from error
     return _inside(folder)
+
+
+def _unpacking_error(archive: Path, cache: Path, error: OSError) -> InputError:
+    """What kept an archive from being unpacked; gzip and bz2 give errors of damage no number."""
+    if error.errno is None or error.filename == str(archive):
+        return InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})")
+    return InputError(
+        f"{_ENVIRONMENT}={archive}: cannot unpack it into {cache} ({error.strerror}); free space there, "
+        f"or set XDG_CACHE_HOME to a folder that you may write to, or {_ENVIRONMENT} to an unpacked folder"
+    )
 
 
 def _inside(folder: Path) -> Path:

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from eval.simulator.interface import EVALUATION_STATES, Goal, SimulatorError, TaskInfo
+from eval.simulator.interface import (
+    EVALUATION_STATES,
+    Goal,
+    SimulatorError,
+    TaskInfo,
+    problem_file_in_package,
+)
 from eval.simulator.libero_assets import configure, find_assets, has_standins
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
@@ -63,7 +69,7 @@ class LiberoSuite:
             name=task.name,
             instruction=task.language.lower(),
             horizon=LIBERO_SUITES[self.name],
-            environment=_problem(problem_file),
+            environment=_environment_class(problem_file),
             problem_file=problem_file,
         )
 
@@ -116,6 +122,14 @@ class LiberoSimulator(PandaSimulator):
         self._environment._check_success()
         self._environment._post_process()
 
+    def environment_arguments(self) -> dict[str, Any]:
+        """Arguments of robosuite's environments, and those of LIBERO's own."""
+        problem_file = problem_file_in_package(self.task)
+        return super().environment_arguments() | {
+            "bddl_file_name": problem_file,
+            "initialization_noise": None,
+        }
+
     def _bodies(self) -> Mapping[str, int]:
         return self._environment.obj_body_id
 
@@ -158,8 +172,8 @@ def _make_environment(task: TaskInfo) -> Any:
     return environment
 
 
-def _problem(path: str) -> str:
-    """Name of the environment in a BDDL file: ``(define (problem LIBERO_Floor_Manipulation) ...``."""
+def _environment_class(path: str) -> str:
+    """Class of a BDDL file's environment: `Libero_Floor_Manipulation` for LIBERO_Floor_Manipulation in it."""
     try:
         content = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -167,7 +181,7 @@ def _problem(path: str) -> str:
     match = re.search(r"\(problem\s+(\w+)\)", content)
     if match is None:
         raise InputError(f"{path}: no (problem NAME) in this task file; reinstall hf-libero")
-    return match.group(1)
+    return match.group(1).replace("LIBERO_", "Libero_", 1)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.errors import InputError
 from eval.simulator.interface import Goal, TaskInfo
-from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
+from eval.simulator.panda import PandaSimulator, installed_versions, panda_arguments, seeded_numpy
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
 SUITE = "robosuite_lift"
@@ -86,7 +86,6 @@ def _make_environment() -> Any:
     """The Lift of robosuite with our agent camera, soft resets and no observations of its own."""
     choose_backend()
     quiet_robosuite()
-    from robosuite import load_controller_config
     from robosuite.environments.manipulation.lift import Lift
 
     class _Lift(Lift):
@@ -103,15 +102,12 @@ def _make_environment() -> Any:
 
     with seeded_numpy(0):  # the cube's size is drawn when the model is built
         return _Lift(
-            robots="Panda",
-            controller_configs=load_controller_config(default_controller="OSC_POSE"),
+            **panda_arguments(),
             use_camera_obs=False,
             use_object_obs=False,
             has_renderer=False,
             has_offscreen_renderer=True,
-            control_freq=20,
             ignore_done=True,
-            hard_reset=False,
         )
 
 

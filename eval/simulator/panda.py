@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
-from eval.simulator.interface import SETTLE_ACTION, SETTLE_STEPS, Goal, Pose, SimulatorError, TaskInfo
+from eval.simulator.interface import (
+    CONTROL_FREQUENCY,
+    SETTLE_ACTION,
+    SETTLE_STEPS,
+    Goal,
+    Pose,
+    SimulatorError,
+    TaskInfo,
+)
 
 CAMERA_NAMES = {AGENT_CAMERA: "agentview", WRIST_CAMERA: "robot0_eye_in_hand"}
 _ARM_JOINTS = 7
@@ -143,6 +151,10 @@ class PandaSimulator(abc.ABC):
         """The MuJoCo model."""
         return str(self._environment.sim.model.get_xml())
 
+    def environment_arguments(self) -> dict[str, Any]:
+        """Arguments by which `robosuite.make` builds this environment, without observations and renderers."""
+        return panda_arguments()
+
     # --- poses for the expert
 
     def gripper(self) -> Pose:
@@ -194,6 +206,18 @@ class PandaSimulator(abc.ABC):
     def close(self) -> None:
         """Free physics and rendering context."""
         self._environment.close()
+
+
+def panda_arguments() -> dict[str, Any]:
+    """Arguments of robosuite that the environments of all suites share: a Panda moved by its hand's pose."""
+    from robosuite import load_controller_config
+
+    return {
+        "robots": ["Panda"],
+        "controller_configs": load_controller_config(default_controller="OSC_POSE"),
+        "control_freq": CONTROL_FREQUENCY,
+        "hard_reset": False,
+    }
 
 
 @contextmanager

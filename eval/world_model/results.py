@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import InputError
-from eval.contact_sheet import enlarge, evenly_spaced, tile
+from eval.contact_sheet import enlarge, evenly_spaced, label, tile
 from eval.video import write_gif, write_video
 from eval.world_model.scores import FrameScore, HorizonScore, mean_score
 
@@ -109,10 +109,9 @@ def write_result(
     }
     truth, predicted = enlarge(truth), enlarge(predicted)
     pair = np.concatenate([truth, predicted], axis=2)
-    shown = evenly_spaced(len(truth))
     try:
         result.scores.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tile(np.stack([truth[shown], predicted[shown]]))).save(result.picture)
+        Image.fromarray(_contact_sheet(truth, predicted)).save(result.picture)
         write_video(result.video, list(pair), _FRAMES_PER_SECOND)
         if result.gif is not None:
             write_gif(result.gif, list(pair), _FRAMES_PER_SECOND)
@@ -121,3 +120,10 @@ def write_result(
         raise InputError(
             f"{result.scores.parent}: cannot write the rollout ({error.strerror}); choose another out"
         ) from error
+
+
+def _contact_sheet(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Evenly spaced frames, the true ones above the predicted ones, with their numbers; frame 0 is given."""
+    shown = evenly_spaced(len(truth))
+    numbers = [f"frame {number}" if number else "given" for number in shown.tolist()]
+    return label(tile(np.stack([truth[shown], predicted[shown]])), numbers, ["true", "predicted"])

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.files import naming_full_disk
+
 Record = Mapping[str, Any]
 
 
@@ -32,16 +34,27 @@ class JsonlSink:
     """Appends records to `metrics.jsonl`, each line complete as soon as it is written."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append one line.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with naming_full_disk(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file.
+
+        Raises:
+            OSError: What was not on the disk yet cannot be written.
+        """
+        with naming_full_disk(self._path):
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

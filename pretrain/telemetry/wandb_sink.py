@@ -50,9 +50,10 @@ class WandbSink:
             self._run = _open(folder, name, settings.project, config, mode)
 
         consequence = "goes on offline" if mode == "online" else "is left out"
-        if not self._attempt(lambda: open_run(mode), consequence) and mode == "online":
+        self._failed = not self._attempt(lambda: open_run(mode), consequence)
+        if self._failed and mode == "online":
             # W&B's service process still holds the run; without it the id is free again.
-            self._failed = not self._attempt(_library().teardown) or not self._attempt(
+            self._failed = not self._attempt(lambda: _library().teardown()) or not self._attempt(
                 lambda: open_run("offline")
             )
 
@@ -65,37 +66,43 @@ class WandbSink:
         """Log a step's numbers as `train/*`, a validation's under their own names, other events as marks."""
         event = record.get("event")
         if event is None:
-            self._log(record["step"], {f"train/{name}": value for name, value in _numbers(record)})
+            self._log(record["step"], lambda: {f"train/{name}": value for name, value in _numbers(record)})
         elif event in _MEASURED_EVENTS:
-            self._log(record["step"], {name: value for name, value in _numbers(record) if "/" in name})
+            self._log(
+                record["step"], lambda: {name: value for name, value in _numbers(record) if "/" in name}
+            )
         else:
-            self._log(record.get("step", 0), {f"events/{event}": 1})
+            self._log(record.get("step", 0), lambda: {f"events/{event}": 1})
 
     def log(self, step: int, values: Mapping[str, float | Path]) -> None:
         """Log numbers and files under their own names at a step: `.mp4` and `.gif` as video, else picture."""
-        self._log(step, {name: _media(value) for name, value in values.items()})
+        self._log(step, lambda: {name: _media(value) for name, value in values.items()})
 
     def close(self) -> None:
         """Finish the run; its files are complete afterwards."""
         if self._run is not None and not self._failed:
             self._failed = not self._attempt(self._run.finish)
         if self._failed:  # logged already; W&B would try again at exit and print a traceback
-            with suppress(*_errors()):
+            with suppress(OSError), suppress(*_errors()):  # the first for the import of W&B itself
                 _library().teardown()
 
-    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+    def _log(self, step: int, make_values: Callable[[], Mapping[str, Any]]) -> None:
+        """Log values, which are made within the attempt: W&B reads, and copies, the files among them."""
         if self._run is not None and not self._failed:
-            self._failed = not self._attempt(lambda: self._run.log({"step": step, **values}))
+            self._failed = not self._attempt(lambda: self._run.log({"step": step, **make_values()}))
 
     def _attempt(self, call: Callable[[], Any], consequence: str = "is left out from here on") -> bool:
         """Call W&B; return whether it succeeded. A failure is logged with its consequence."""
         try:
             call()
-        except _errors() as error:
-            cause = next(iter(str(error).splitlines()), "") or type(error).__name__
-            _LOG.warning("W&B failed (%s): it %s; training goes on", cause, consequence)
-            return False
-        return True
+            return True
+        except OSError as raised:  # also of the import, which makes a temporary folder
+            error: Exception = raised
+        except _errors() as raised:
+            error = raised
+        cause = next(iter(str(error).splitlines()), "") or type(error).__name__
+        _LOG.warning("W&B failed (%s): it %s; training goes on", cause, consequence)
+        return False
 
 
 def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode: str) -> Any:

@@ -25,6 +25,7 @@ from eval.demonstrations.collect import collect
 from eval.demonstrations.recording import replay
 from eval.evaluation.evaluate import evaluate_command
 from eval.simulator.interface import Simulator
+from eval.simulator.libero_assets import package_folder
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.registry import open_suite
 
@@ -110,6 +111,35 @@ def test_recorded_demonstration_is_read_back_and_replays(simulator: Simulator, d
     assert replay(simulator, moving, first, number)
     ranges = ActionRanges(tuple(moving.min(axis=0)), tuple(moving.max(axis=0)))
     assert replay(simulator, decode(encode(moving, ranges), ranges), first, number)
+
+
+def test_robomimic_plays_demonstrations_back_from_their_metadata(demonstrations: Path) -> None:
+    """As robomimic's `create_env_from_metadata` does; the model's paths are those of this machine already."""
+    import robosuite
+    from libero.libero.envs import TASK_MAPPING
+
+    of_robomimic = {"has_renderer": False, "has_offscreen_renderer": False, "ignore_done": True}
+    of_robomimic |= {"use_object_obs": True, "use_camera_obs": False, "camera_depths": False}
+    with h5(next(demonstrations.glob("*.hdf5"))) as file:
+        metadata = json.loads(file["data"].attrs["env_args"])
+        problem = json.loads(file["data"].attrs["problem_info"])
+        demo = file["data/demo_0"]
+        model, states, actions = demo.attrs["model_file"], demo["states"][:], demo["actions"][:]
+    assert problem["problem_name"] in TASK_MAPPING
+    arguments = metadata["env_kwargs"]
+    arguments["bddl_file_name"] = str(package_folder() / arguments["bddl_file_name"])
+    environment: Any = robosuite.make(metadata["env_name"], **arguments, **of_robomimic)
+    try:
+        environment.reset()
+        environment.reset_from_xml_string(model)
+        environment.sim.reset()
+        environment.sim.set_state_from_flattened(states[0])
+        environment.sim.forward()
+        for action in actions:
+            environment.step(action)
+        assert environment._check_success()
+    finally:
+        environment.close()
 
 
 def test_expert_solves_the_task_in_an_evaluation(tmp_path: Path) -> None:

@@ -166,6 +166,31 @@ def test_demonstrations_are_read_back_and_replay_through_the_action_tokens(
             assert not replay(simulator, -decoded, first, number)
 
 
+def test_robomimic_plays_demonstrations_back_from_their_metadata(demonstrations: Path) -> None:
+    """What robomimic's `create_env_from_metadata` and `reset_to` do with robosuite, as it does it."""
+    import robosuite
+
+    of_robomimic = {"has_renderer": False, "has_offscreen_renderer": False, "ignore_done": True}
+    of_robomimic |= {"use_object_obs": True, "use_camera_obs": False, "camera_depths": False}
+    with h5(demonstrations / "lift_the_red_cube_demo.hdf5") as file:
+        metadata = json.loads(file["data"].attrs["env_args"])
+        demo = file["data/demo_0"]
+        model, states, actions = demo.attrs["model_file"], demo["states"][:], demo["actions"][:]
+    environment: Any = robosuite.make(metadata["env_name"], **metadata["env_kwargs"], **of_robomimic)
+    try:
+        environment.reset()
+        environment.reset_from_xml_string(environment.edit_model_xml(model))
+        environment.sim.reset()
+        environment.sim.set_state_from_flattened(states[0])
+        environment.sim.forward()
+        for action in actions:
+            environment.step(action)
+        assert environment._check_success()
+        assert np.abs(environment.sim.get_state().flatten()[1:8] - states[-1][1:8]).max() < 0.1, "radians"
+    finally:
+        environment.close()
+
+
 def test_replayed_demonstration_equals_the_recorded_one(demonstrations: Path) -> None:
     source = open_source(SourceConfig(str(demonstrations)))
     reference = source.references()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,6 +71,9 @@ class FakeSimulator:
 
     def model_xml(self) -> str:
         return "<mujoco/>"
+
+    def environment_arguments(self) -> dict[str, Any]:
+        return {"robots": ["Fake"]}
 
     def gripper(self) -> Pose:
         return Pose(self.hand.copy(), POINTING_DOWN)

@@ -129,6 +129,31 @@ def test_a_closed_pipe_is_no_failure() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(("number", "text"), [(28, "No space left on device"), (122, "Disk quota exceeded")])
+def test_a_full_disk_is_one_line_and_exit_code_2(
+    number: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object, invocation: object) -> None:
+        raise OSError(number, text, "runs/r/summary.json")
+
+    monkeypatch.setattr("cluster.cli.handlers.report.run_report", fail)
+    assert main(["report", "run=r"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: runs/r/summary.json: cannot be written ({text}); free space on its disk")
+    assert shown.count("\n") == 1
+    with pytest.raises(OSError, match=text):
+        main(["report", "run=r", "--debug"])
+
+
+def test_other_errors_of_the_system_are_no_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: object, invocation: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("cluster.cli.handlers.report.run_report", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        main(["report", "run=r"])
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(Exception, match="no such folder"):
         main(["report", "run=/nowhere", "--debug"])

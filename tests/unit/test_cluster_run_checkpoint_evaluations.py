@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from cluster.config import RootConfig
 from cluster.failures import CommandFailedError
 from cluster.run.checkpoint_evaluations import CheckpointEvaluations, describe_results, wandb_values
 from cluster.run.evaluation_group import EvaluationJob, EvaluationOutcome
+from eval.evaluation.results import Results
+from eval.rollout.episode import EpisodeResult
+from eval.simulator.interface import TaskInfo
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.run_folder import RunFolder
 
+LIFT = TaskInfo("s", 0, "lift", "lift the red cube", 120, "Lift")
 RESULTS = {"suite": "s", "tasks": [0], "episodes": 4, "successes": 3, "errors": 0, "success_rate": 0.75}
 
 
@@ -186,13 +190,49 @@ def test_errors_are_part_of_the_description() -> None:
 
 
 def test_wandb_values_name_numbers_videos_and_pictures(tmp_path: Path) -> None:
-    for name in ("task_0.mp4", "imagine.png", "results.json"):
+    for name in ("imagine.mp4", "imagine.png", "results.json", "lift_state_02_error.mp4"):
         (tmp_path / name).touch()
     results = {**RESULTS, "success_rate": None, "world_model": {"psnr": 20.5}}
     assert wandb_values(results, tmp_path) == {
         "eval/episodes": 4.0,
         "eval/errors": 0.0,
         "world_model/psnr": 20.5,
-        "eval/task_0": tmp_path / "task_0.mp4",
         "eval/imagine": tmp_path / "imagine.png",
+        "eval/imagine_video": tmp_path / "imagine.mp4",
+    }, "a video of an episode that was run again is not named in the results"
+
+
+def test_a_video_has_one_name_in_wandb_whatever_the_outcome(tmp_path: Path) -> None:
+    names = []
+    for outcome in (False, True):
+        video = f"lift_state_02_{'success' if outcome else 'failure'}.mp4"
+        (tmp_path / video).touch()
+        result = EpisodeResult(0, 2, outcome, 47, None, 0.1, video=video)
+        lost = EpisodeResult(0, 3, outcome, 47, None, 0.1, video_error="disk full")
+        results = Results("s", 20, "p", (LIFT,), (result, lost), {}, False).to_json()
+        values = wandb_values(results, tmp_path)
+        names.append({name for name, value in values.items() if isinstance(value, Path)})
+        assert values["eval/lift_state_02"] == tmp_path / video
+    assert names == [{"eval/lift_state_02"}] * 2
+
+
+def test_wandb_values_have_rates_intervals_and_steps_of_the_suite_and_its_tasks(tmp_path: Path) -> None:
+    tasks = (LIFT, replace(LIFT, number=1, name="stack"))
+    episodes = [EpisodeResult(0, state, state > 0, 40 + state, None, 0.1) for state in range(3)]
+    episodes.append(EpisodeResult(1, 0, False, 9, None, 0.1))
+    values = wandb_values(Results("s", 20, "p", tasks, tuple(episodes), {}, False).to_json(), tmp_path)
+    assert values == {
+        "eval/episodes": 4.0,
+        "eval/errors": 0.0,
+        "eval/success_rate": 0.5,
+        "eval/success_low_95": pytest.approx(0.15, abs=0.01),
+        "eval/success_high_95": pytest.approx(0.85, abs=0.01),
+        "eval/steps_to_success": 41.5,
+        "eval/success_rate/lift": pytest.approx(2 / 3),
+        "eval/success_low_95/lift": pytest.approx(0.208, abs=0.01),
+        "eval/success_high_95/lift": pytest.approx(0.939, abs=0.01),
+        "eval/steps_to_success/lift": 41.5,
+        "eval/success_rate/stack": 0.0,
+        "eval/success_low_95/stack": pytest.approx(0.0, abs=1e-9),
+        "eval/success_high_95/stack": pytest.approx(0.793, abs=0.01),
     }

@@ -11,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from data.files import remove_leftovers, replacing, write_text_whole, write_whole
+from data.files import (
+    disk_full_error,
+    is_disk_full,
+    naming_full_disk,
+    remove_leftovers,
+    replacing,
+    write_text_whole,
+    write_whole,
+)
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
+from tests.support.full_disk import MESSAGE, fill
 
 
 def write_in_parts(path: Path) -> None:
@@ -151,3 +160,24 @@ def test_the_files_of_another_machine_are_removed_after_a_day(tmp_path: Path) ->
     os.utime(busy, (now - 90_000, now - 90_000))
     remove_leftovers(tmp_path)
     assert names(tmp_path) == {".new.0123abcd-1.tmp", ".tmp-new-0123abcd-1-89abcdef.tmp", busy.name}
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    fill(tmp_path / "file")
+    with pytest.raises(OSError, match=MESSAGE) as raised:
+        write_whole(tmp_path / "file", b"new")
+    assert is_disk_full(raised.value)
+    assert raised.value.filename == str(tmp_path / "file")
+    message = str(disk_full_error(raised.value))
+    assert message.startswith(f"{tmp_path / 'file'}: cannot be written ({MESSAGE}); free space")
+    assert "\n" not in message
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    refused = ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(ConnectionResetError) as raised, naming_full_disk(tmp_path / "file"):
+        raise refused
+    assert raised.value is refused
+    assert not is_disk_full(refused)
+    assert not is_disk_full(ValueError("no number"))
+    assert is_disk_full(OSError(122, "Disk quota exceeded"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from eval.simulator import libero_assets, rendering
 from eval.simulator.libero_assets import find_assets, has_standins
 from eval.simulator.registry import open_suite
 from tests.support.fake_simulator import TASK, FakeSimulator
+from tests.support.full_disk import MESSAGE, fill
 
 
 def opened(path: Path) -> Any:
@@ -67,6 +69,9 @@ def test_collected_files_are_read_back_upright_and_hold_only_successes(tmp_path:
         assert file["data"].attrs["num_demos"] == 2
         assert file["data"].attrs["macros_image_convention"] == "opengl"
         assert [file[f"data/demo_{i}"].attrs["initial_state_number"] for i in (0, 1)] == [1000, 1002]
+        environment = json.loads(file["data"].attrs["env_args"])
+        assert (environment["env_name"], environment["type"]) == ("Fake", 1)
+        assert environment["env_kwargs"] == FakeSimulator().environment_arguments()
         dones = file["data/demo_0/dones"][:]
         assert dones[-1] == 1
         assert dones.sum() == 1
@@ -196,6 +201,76 @@ def test_assets_are_found_in_a_folder_and_in_an_archive(
     archive_is_read_once = unpacked.stat().st_mtime_ns
     assert find_assets().stat().st_mtime_ns == archive_is_read_once
     assert len(list((tmp_path / "cache" / "worldvla").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("simulator")
+def test_a_full_disk_leaves_no_file_of_demonstrations(tmp_path: Path) -> None:
+    path = tmp_path / "fake_lift_demo.hdf5"
+    fill(path)
+    path.unlink()
+    config = CollectConfig(suite="fake", episodes=2, out=str(tmp_path), resolution=16, workers=1)
+    with pytest.raises(OSError, match=MESSAGE) as raised:
+        collect(config)
+    assert raised.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+    collect(config)
+    assert len(list(read_demonstrations(SourceConfig(str(tmp_path))))) == 2
+
+
+def archive_of_assets(folder: Path, compression: str = "xz") -> Path:
+    archive = folder / f"assets.tar.{compression}"
+    with tarfile.open(archive, f"w:{compression}") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        tar.add(assets_folder(folder / "assets"), "assets")
+        (folder / "mesh").write_bytes(os.urandom(50_000))
+        tar.add(folder / "mesh", "assets/textures/mesh")
+    return archive
+
+
+def test_a_full_disk_while_assets_are_unpacked_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_ASSETS", str(archive_of_assets(tmp_path)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:  # the real write into a file of a full disk
+        patch.setattr(tarfile, "bltn_open", lambda path, mode: open("/dev/full", mode))  # noqa: SIM115
+        with pytest.raises(
+            InputError, match=rf"^LIBERO_ASSETS=\S+: cannot unpack it into .*\({MESSAGE}\); free"
+        ):
+            find_assets()
+    assert list((tmp_path / "cache/worldvla").iterdir()) == [], "nothing of it is left"
+    assert (find_assets() / "textures/mesh").is_file(), "the next call unpacks it"
+
+
+@pytest.mark.parametrize("compression", ["bz2", "xz"])  # gzip checks what it read only at the very end
+def test_a_damaged_archive_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    archive = archive_of_assets(tmp_path, compression)
+    content = bytearray(archive.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = bytes(2000)
+    archive.write_bytes(content)
+    monkeypatch.setenv("LIBERO_ASSETS", str(archive))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=rf"^LIBERO_ASSETS={archive}: cannot unpack this archive"):
+        find_assets()
+
+
+def test_the_first_of_two_processes_that_unpack_assets_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBERO_ASSETS", str(archive_of_assets(tmp_path)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    extract = tarfile.TarFile.extractall
+
+    def extract_second(tar: tarfile.TarFile, path: Path, **options: Any) -> None:
+        monkeypatch.setattr(tarfile.TarFile, "extractall", extract)
+        find_assets()  # another process, which is faster
+        extract(tar, path, **options)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extract_second)
+    assert (find_assets() / "textures/mesh").is_file()
+    assert len(list((tmp_path / "cache/worldvla").iterdir())) == 1
 
 
 def test_missing_assets_error_names_the_places_searched(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationConfig, EvaluationSettings
+from eval.evaluation.episode_videos import recorded_again, with_videos
 from eval.evaluation.evaluate import (
     EvaluationProgress,
     Progress,
@@ -18,23 +20,43 @@ from eval.evaluation.evaluate import (
     evaluate,
     evaluate_command,
 )
-from eval.evaluation.results import Results
-from eval.policy.source import PolicyReference
+from eval.evaluation.folder_lock import only_evaluation
+from eval.evaluation.results import Results, results_table
+from eval.policy.source import PolicyReference, evaluation_beside_training
+from eval.pool.messages import EpisodeSpec
+from eval.rollout.episode import EpisodeResult
 from tests.support.fake_suite import MARKS, FakePolicySource, open_fake_suite
+from tests.support.full_disk import MESSAGE, fill
 
 
 def run(
-    out: Path, progress: Progress | None = None, resume: bool = True, suite: str = "fake", **changed: Any
+    out: Path,
+    progress: Progress | None = None,
+    resume: bool = True,
+    suite: str = "fake",
+    policy: str = "expert",
+    earlier: Path | None = None,
+    **changed: Any,
 ) -> Results:
     settings = EvaluationSettings(**({"suite": suite, "tasks": [0, 1], "episodes": 2, "videos": 1} | changed))
     return evaluate(
-        FakePolicySource("expert"),
+        FakePolicySource(policy),
         settings,
         out,
         resume=resume,
+        earlier=earlier,
         open_suite=open_fake_suite,
         progress=progress,
     )
+
+
+def essence(results: Results) -> list[tuple[object, ...]]:
+    """Everything about the episodes that does not depend on the wall clock or on videos."""
+    return [(e.task, e.initial_state, e.success, e.steps, e.actions_sha256) for e in results.episodes]
+
+
+def videos_in(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.mp4") if file.is_file())
 
 
 def test_evaluation_writes_results_and_the_requested_videos(tmp_path: Path) -> None:
@@ -61,9 +83,6 @@ def test_second_evaluation_runs_only_missing_episodes(tmp_path: Path) -> None:
     reported: list[EvaluationProgress] = []
     again = run(tmp_path, reported.append)
     assert [state.done for state in reported] == [2, 3, 4]
-
-    def essence(results: Results) -> list[tuple[object, ...]]:
-        return [(e.task, e.initial_state, e.steps, e.actions_sha256) for e in results.episodes]
 
     assert essence(again) == essence(first)
     more: list[EvaluationProgress] = []
@@ -111,6 +130,8 @@ def test_damaged_journal_is_explained(tmp_path: Path) -> None:
         ({"policy": "expert", "out": "o", "policy_servers": 0}, "policy_servers=0"),
         ({"policy": "expert", "out": "o", "retries": -1}, "retries=-1"),
         ({"policy": "expert", "out": "o", "step_seconds": 0.0}, "step_seconds=0"),
+        ({"policy": "expert", "out": "o", "start_seconds": -1.0}, "start_seconds=-1"),
+        ({"policy": "expert", "out": "o", "answer_seconds": float("nan")}, "answer_seconds=nan"),
         ({"policy": "expert", "out": "o", "seed": 47}, "initial states 0 to 49"),
         ({"policy": "expert", "out": "o", "tasks": [3]}, "task 3 does not exist"),
         ({"policy": "expert", "out": "o", "tasks": []}, "selects nothing"),
@@ -160,3 +181,179 @@ def test_settings_beside_a_training_are_refused_by_their_full_name() -> None:
         check_settings(EvaluationConfig(retries=-1), "eval.")
     with pytest.raises(InputError, match=r"eval\.episodes=51 from eval\.seed=0: .* initial states 0 to 49"):
         check_settings(EvaluationConfig(episodes=51), "eval.")
+
+
+def test_an_episode_keeps_its_outcome_when_its_video_cannot_be_written(tmp_path: Path) -> None:
+    undisturbed = run(tmp_path / "other", videos=0)
+    obstacle = tmp_path / "out" / "fake_0_state_00_success.mp4" / "in the way"
+    obstacle.mkdir(parents=True)
+    results = run(tmp_path / "out")
+    assert essence(results) == essence(undisturbed)
+    assert [episode.attempts for episode in results.episodes] == [1] * 4
+    assert results.errors == 0
+    first = results.episodes[0]
+    assert (first.video, first.video_error) == (None, f"{obstacle.parent}: Is a directory")
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert content["per_episode"][0]["video_error"] == first.video_error
+    caption = str(results_table(results).caption)
+    assert f"videos not written: 1, which changes no outcome; the first: {obstacle.parent}" in caption
+    obstacle.rmdir()
+    obstacle.parent.rmdir()
+    again = run(tmp_path / "out")
+    assert essence(again) == essence(undisturbed)
+    assert again.episodes[0].video == "fake_0_state_00_success.mp4"
+    assert again.episodes[0].video_error is None
+    assert videos_in(tmp_path / "out") == [f"fake_{task}_state_00_success.mp4" for task in (0, 1)]
+
+
+def test_videos_asked_later_show_failures_first_and_change_no_outcome(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"policy": "reaching", "episodes": 4, "tasks": [0]}
+    first = run(tmp_path, videos=0, **settings)
+    assert [episode.success for episode in first.episodes] == [True, True, True, False]
+    assert videos_in(tmp_path) == []
+    reported: list[EvaluationProgress] = []
+    second = run(tmp_path, reported.append, videos=1, **settings)
+    assert essence(second) == essence(first)
+    assert videos_in(tmp_path) == ["fake_0_state_03_failure.mp4"]
+    assert [(state.done, state.total, state.repeated) for state in reported] == [(4, 4, 1), (4, 4, 0)]
+    assert str(reported[0]) == "success 3/4 (75%), videos to record: 1"
+    assert [e.video for e in run(tmp_path, videos=1, **settings).episodes] == [
+        e.video for e in second.episodes
+    ]
+    nothing: list[EvaluationProgress] = []
+    run(tmp_path, nothing.append, videos=1, **settings)
+    assert [state.repeated for state in nothing] == [0], "nothing is run again"
+    run(tmp_path, videos=2, **settings)
+    assert videos_in(tmp_path) == ["fake_0_state_00_success.mp4", "fake_0_state_03_failure.mp4"]
+    (tmp_path / "fake_0_state_03_failure.mp4").unlink()
+    run(tmp_path, videos=2, **settings)
+    assert videos_in(tmp_path) == ["fake_0_state_00_success.mp4", "fake_0_state_03_failure.mp4"]
+
+
+def specs(count: int) -> list[EpisodeSpec]:
+    return [EpisodeSpec("fake", 0, state, 40) for state in range(count)]
+
+
+def result(state: int, success: bool, video: str | None = None) -> EpisodeResult:
+    return EpisodeResult(0, state, success, 9, None, 0.1, video=video, actions_sha256="a" * 64)
+
+
+@pytest.mark.parametrize(
+    ("finished", "count", "unfinished", "repeated"),
+    [
+        ({}, 2, {0: True, 1: True, 2: False, 3: False}, []),
+        ({}, 9, {0: True, 1: True, 2: True, 3: True}, []),
+        ({0: True}, 1, {1: False, 2: False, 3: False}, [0]),
+        ({0: True, 1: False, 3: False}, 0, {2: False}, []),
+        ({0: True, 1: False, 3: False}, 2, {2: False}, [1, 3]),
+        ({0: True, 1: False, 3: True}, 3, {2: True}, [0, 1]),
+        ({0: True, 1: True, 2: False, 3: False}, 3, {}, [0, 2, 3]),
+    ],
+)
+def test_the_first_episodes_are_recorded_and_of_finished_ones_the_failures(
+    tmp_path: Path, finished: dict[int, bool], count: int, unfinished: dict[int, bool], repeated: list[int]
+) -> None:
+    results = {(0, state): result(state, success) for state, success in finished.items()}
+    to_run = with_videos(specs(4), results, count, tmp_path)
+    found = {s.initial_state: s.videos == tmp_path for s in to_run if (0, s.initial_state) not in results}
+    assert found == unfinished
+    assert [s.initial_state for s in to_run if (0, s.initial_state) in results] == repeated
+    assert all(s.videos == tmp_path for s in to_run if (0, s.initial_state) in results)
+
+
+def test_a_repetition_that_went_otherwise_gives_no_video_and_changes_nothing(tmp_path: Path) -> None:
+    kept = result(0, success=False)
+    (tmp_path / "v.mp4").touch()
+    same = recorded_again(kept, result(0, success=False, video="v.mp4"), tmp_path)
+    assert same == replace(kept, video="v.mp4")
+    other_actions = replace(kept, video="v.mp4", actions_sha256="b" * 64)
+    without_actions = replace(kept, actions_sha256="")  # of an earlier version
+    assert recorded_again(without_actions, other_actions, tmp_path).video == "v.mp4"
+    assert recorded_again(kept, other_actions, tmp_path).video is None
+    (tmp_path / "v.mp4").touch()
+    other = recorded_again(kept, result(0, success=True, video="v.mp4"), tmp_path)
+    assert not other.success
+    assert other.video is None
+    assert other.video_error == "run again for its video it ended otherwise (success True in 9 steps)"
+    assert not (tmp_path / "v.mp4").exists()
+    broken = recorded_again(kept, replace(kept, error="broke", steps=0), tmp_path)
+    assert (broken.error, broken.steps) == (None, 9)
+    assert broken.video_error == "run again for its video it ended otherwise (error: broke)"
+
+
+def test_a_full_disk_ends_the_evaluation_with_one_line(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    (journal,) = tmp_path.glob("episodes-*.jsonl")
+    fill(journal)
+    with pytest.raises(InputError, match=rf"^{journal}: a finished episode .*\({MESSAGE}\); free space"):
+        run(tmp_path)
+    journal.unlink()
+    fill(tmp_path / "results.json")
+    with pytest.raises(InputError, match=rf"results\.json: cannot be written \({MESSAGE}\); free space"):
+        run(tmp_path)
+    assert essence(run(tmp_path)) == essence(first), "the episodes before are stored"
+
+
+def test_a_second_evaluation_in_the_folder_is_refused(tmp_path: Path) -> None:
+    with (
+        only_evaluation(tmp_path),
+        pytest.raises(InputError, match=rf"^out={tmp_path}: another evaluation is writing into this folder"),
+    ):
+        run(tmp_path)
+    assert run(tmp_path).successes == 4
+
+
+def test_a_file_system_without_locks_gives_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with only_evaluation(tmp_path):
+        pass
+    (line,) = caplog.messages
+    assert "has no locks (Function not implemented): another evaluation" in line
+
+
+def test_episodes_of_the_evaluation_beside_the_training_are_taken_over(tmp_path: Path) -> None:
+    beside, out = tmp_path / "eval/step_00000010", tmp_path / "eval/step_00000010-fake"
+    first = run(beside)
+    (journal,) = beside.glob("episodes-*.jsonl")
+    with journal.open("ab") as file:
+        file.write(b'{"task": 0, "initial')  # it may still be running
+    reported: list[EvaluationProgress] = []
+    second = run(out, reported.append, episodes=3, earlier=beside)
+    assert [state.done for state in reported] == [4, 5, 6]
+    assert essence(second)[:2] == essence(first)[:2]
+    assert videos_in(out) == videos_in(beside)
+    assert journal.read_bytes().endswith(b'"initial'), "another evaluation's file stays as it is"
+    anew: list[EvaluationProgress] = []
+    run(out, anew.append, resume=False, earlier=beside)
+    assert anew[0].done == 0
+
+
+def test_the_evaluation_beside_the_training_is_found_by_its_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints/step_00000010"
+    checkpoint.mkdir(parents=True)
+    assert evaluation_beside_training(PolicyReference(str(checkpoint))) is None
+    (tmp_path / "eval/step_00000010").mkdir(parents=True)
+    assert evaluation_beside_training(PolicyReference(str(checkpoint))) == tmp_path / "eval/step_00000010"
+    (checkpoint / "config.json").touch()
+    assert evaluation_beside_training(PolicyReference(str(checkpoint))) is None, "exported weights"
+    assert evaluation_beside_training(PolicyReference("expert")) is None
+
+
+def test_a_journal_that_names_a_video_elsewhere_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    (journal,) = tmp_path.glob("episodes-*.jsonl")
+    line = json.loads(journal.read_text().splitlines()[0])
+    journal.write_text(json.dumps(line | {"video": "../../elsewhere.mp4"}) + "\n")
+    with pytest.raises(InputError, match=r"line 1 is no episode \(its video \.\./\.\./elsewhere\.mp4"):
+        run(tmp_path)
+
+
+def test_the_time_limit_of_an_answer_is_a_setting(tmp_path: Path) -> None:
+    # No server ever answers: a machine too slow for the limit gets the same result.
+    with pytest.raises(InputError, match=r"no answer within answer_seconds=0\.1\), too slow or hung; raise"):
+        run(tmp_path, policy="hanging", answer_seconds=0.1)

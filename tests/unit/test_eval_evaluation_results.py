@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from data.files import is_disk_full
 from eval.evaluation.results import Results, results_table, wilson, write_results
 from eval.rollout.episode import EpisodeResult
 from eval.video import write_video
 from tests.support.fake_simulator import TASK
+from tests.support.full_disk import MESSAGE, fill
 
 
 def results(*episodes: EpisodeResult, suite: str = "fake") -> Results:
@@ -87,3 +89,11 @@ def test_video_of_odd_size_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="even sizes"):
         write_video(tmp_path / "a.mp4", [np.zeros((63, 64, 3), np.uint8)], 10)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_video_on_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    fill(tmp_path / "a.mp4")
+    with pytest.raises(OSError, match=MESSAGE) as raised:
+        write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)], 10)
+    assert is_disk_full(raised.value)
+    assert raised.value.filename == str(tmp_path / "a.mp4")

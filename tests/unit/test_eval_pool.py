@@ -17,7 +17,7 @@ from data.errors import InputError
 from eval.pool import child as child_module
 from eval.pool import pool as pool_module
 from eval.pool.child import ChildProcess, Heartbeat
-from eval.pool.messages import EpisodeSpec, TimeLimits
+from eval.pool.messages import EpisodeSpec, TimeLimits, remote_error
 from eval.pool.pool import PolicyFailedError, Pool
 from eval.rollout.episode import EpisodeResult, run_episode
 from tests.support.fake_suite import (
@@ -135,7 +135,7 @@ def test_answer_limit_ends_a_hung_policy_server() -> None:
     limits = TimeLimits(step=600.0, start=600.0, answer=0.1)
     with (
         make_pool("hanging", workers=1, limits=limits) as pool,
-        pytest.raises(InputError, match=r"died 3 times .*\(no answer within its time limit\)"),
+        pytest.raises(InputError, match=r"died 3 times .*\(no answer within answer_seconds=0\.1\), too slow"),
     ):
         list(pool.run(specs()))
 
@@ -188,6 +188,13 @@ def test_simulator_error_is_retried(marks: Path) -> None:
     assert (marks / "broken").exists()
     assert [result.error for result in results] == [None] * 8
     assert {(r.task, r.initial_state): r.attempts for r in results if r.attempts > 1} == {(1, 1): 2}
+
+
+def test_a_full_disk_in_a_worker_is_the_users_to_empty() -> None:
+    message = remote_error(OSError(28, "No space left on device", "/tmp/libero/config.yaml"))
+    assert message.is_input_error
+    assert message.message.startswith("/tmp/libero/config.yaml: cannot be written (No space left on device)")
+    assert not remote_error(OSError(5, "Input/output error")).is_input_error
 
 
 def test_missing_assets_of_one_task_leave_the_others() -> None:

@@ -240,8 +240,8 @@ def test_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert "script" not in parsed.tags
     for name, value in parsed.attributes:
         assert not name.startswith("on")
-        if name in ("src", "href"):
-            assert re.match(r"data:(image/png|video/mp4);base64,", value or "")
+        if name in ("src", "href", "poster"):
+            assert re.match(r"data:(image/png|image/jpeg|video/mp4);base64,|#video-\d+$", value or "")
         if name == "xlink:href":
             assert re.match(r"#\w+$", value or "")
     assert HOSTILE in parsed.text  # shown as text, in full, unevaluated
@@ -281,7 +281,7 @@ def test_missing_success_rate_is_not_shown_as_zero(tmp_path: Path) -> None:
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no config\.yaml"):
+    with pytest.raises(InputError, match=r"no config\.yaml, no metrics\.jsonl and no results\.json"):
         write_report(tmp_path)
     run = write_run(tmp_path / "demo")
     (run / "metrics.jsonl").write_text(metrics_line(1) + "\n{oops}\n" + metrics_line(2) + "\n")
@@ -307,19 +307,22 @@ def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
     path.write_text(json.dumps(results))
     for name in ("z_failure.mp4", "a_failure.mp4"):
         (path.parent / name).write_bytes(b"a video")
-    rows = failure_rows(read_run(run))
-    assert [(row.task, row.initial_state, row.outcome, row.video) for row in rows] == [
-        ("task 0", "1", "not solved in 120 steps", "z_failure.mp4"),
-        ("lift the cube", "1", f"error: {HOSTILE}", "no video"),
+    tiles = videos(read_run(run))[0]
+    rows, num_omitted = failure_rows(read_run(run), {tile.file: tile.anchor for tile in tiles})
+    assert [(row.task, row.initial_state, row.outcome, row.video, row.anchor) for row in rows] == [
+        ("task 0", "1", "not solved in 120 steps", "z_failure.mp4", "video-1"),
+        ("lift the cube", "1", f"error: {HOSTILE}", "no video", None),
     ]
-    captions = [video.caption for video in videos(read_run(run))[0]]
-    assert captions[:2] == [
-        "Step 120, task 0, state 1: not solved in 120 steps",
-        "Step 120, task 0, state 2: not solved in 120 steps",
+    assert num_omitted == 0
+    assert [tile.caption for tile in tiles[:3]] == [
+        "robosuite_lift, task 0, step 120, initial state 1: not solved in 120 steps",
+        "robosuite_lift, task 0, step 120, initial state 2: not solved in 120 steps",
+        "robosuite_lift, task 0, step 120, initial state 3: solved in 47 steps",
     ]
-    text = write_report(run).read_text()
-    assert "z_failure.mp4" in text
-    assert "<script>alert" not in text
+    parsed = Page(write_report(run).read_text())
+    assert ("href", "#video-1") in parsed.attributes
+    assert ("id", "video-1") in parsed.attributes
+    assert "script" not in parsed.tags
 
 
 def test_published_rates_are_in_the_notes(tmp_path: Path) -> None:

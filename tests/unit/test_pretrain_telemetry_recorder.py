@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pretrain.telemetry.sinks import (
     drop_after,
     read_metrics,
 )
+from tests.support.full_disk import MESSAGE, fill
 
 
 def test_work_counts_real_tokens_labels_and_pairs_of_each_sample() -> None:
@@ -65,6 +67,16 @@ def write(path: Path, *records: Mapping[str, object]) -> None:
     for record in records:
         sink.write(record)
     sink.close()
+
+
+def test_a_full_disk_is_named_by_metrics(tmp_path: Path) -> None:
+    fill(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=MESSAGE) as raised:
+        write(tmp_path / "metrics.jsonl", {"step": 1})
+    assert raised.value.filename == str(tmp_path / "metrics.jsonl")
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match=r"metrics\.jsonl"), closing(sink):  # the close fails as well
+        sink.write({"step": 1})
 
 
 def test_a_tail_returns_each_complete_line_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain.config import TelemetryConfig
+from pretrain.config import TelemetryConfig, WandbMode
 from pretrain.run_folder import RunFolder, wandb_run_of
 from pretrain.telemetry import wandb_sink
 from pretrain.telemetry.wandb_sink import WandbSink, wandb_mode
@@ -103,6 +103,34 @@ def test_wandb_that_dies_during_a_run_is_logged_once(
     (line,) = failures(caplog)
     assert "left out from here on; training goes on" in line
     wandb.teardown()  # nothing is left that could fail as the process ends
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_full_disk_at_the_import_is_logged_and_the_run_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: WandbMode
+) -> None:
+    def full() -> None:  # the import makes a temporary folder
+        raise OSError(28, "No space left on device", "/tmp")
+
+    monkeypatch.setattr(wandb_sink, "_library", full)
+    sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb=mode), {})
+    sink.write(STEP)
+    sink.log(1, {"eval/imagine": tmp_path / "imagine.png"})
+    sink.close()
+    assert sink.failed
+    assert all("No space left on device" in line for line in failures(caplog))
+    assert 1 <= len(failures(caplog)) <= 2
+
+
+def test_a_picture_that_cannot_be_read_is_a_failure_of_wandb(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb="offline"), {})
+    sink.log(1, {"eval/imagine": tmp_path / "removed.png"})
+    assert sink.failed
+    sink.close()
+    (line,) = failures(caplog)
+    assert "removed.png" in line
 
 
 def test_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from data.errors import InputError
 
 
 def run_report(config: ReportConfig, invocation: Invocation) -> None:
-    """Write the report of a run, or the comparison of several.
+    """Write the report of a run or of an evaluation, or the comparison of several runs.
 
     Raises:
         InputError: Not exactly one of `run` and `runs` is given, or a folder does not exist.
@@ -19,7 +19,7 @@ def run_report(config: ReportConfig, invocation: Invocation) -> None:
         raise InputError("report: give one of run=FOLDER and runs=[FOLDER,FOLDER]")
     for folder in [config.run] if config.runs is None else config.runs:
         if not Path(folder or "").is_dir():
-            raise InputError(f"run={folder}: no such folder; name a run's folder (runs/<name>)")
+            raise InputError(f"run={folder}: no such folder; name that of a run (runs/<name>)")
     if config.runs is not None:
         from eval.report.comparison import write_comparison
 

@@ -1,0 +1,87 @@
+"""Which episodes are recorded as video: the first of each task, or, of finished ones, the failures first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+from eval.evaluation.journal import Key
+from eval.pool.messages import EpisodeSpec
+from eval.rollout.episode import EpisodeResult
+
+
+def with_videos(
+    specs: Sequence[EpisodeSpec], finished: Mapping[Key, EpisodeResult], count: int, folder: Path
+) -> list[EpisodeSpec]:
+    """The episodes to run, so that `count` of each task have a video in `folder`.
+
+    Those without a result come first. A finished episode is run again only for a video that is missing.
+
+    Args:
+        specs: All episodes, grouped by task, initial states ascending.
+        finished: Results that are not run again for their own sake.
+        count: Number of episodes of each task with a video.
+        folder: Of the videos.
+    """
+    unfinished: list[EpisodeSpec] = []
+    repeated: list[EpisodeSpec] = []
+    for _, group in groupby(specs, key=lambda spec: spec.task):
+        task = list(group)
+        chosen = _chosen(task, finished, count, folder)
+        for spec in task:
+            videos = folder if key_of(spec) in chosen else None
+            if key_of(spec) not in finished:
+                unfinished.append(replace(spec, videos=videos))
+            elif videos is not None:
+                repeated.append(replace(spec, videos=videos))
+    return unfinished + repeated
+
+
+def _chosen(
+    task: Sequence[EpisodeSpec], finished: Mapping[Key, EpisodeResult], count: int, folder: Path
+) -> set[Key]:
+    """Episodes of a task to be recorded: first ones that have not run, failures, then other finished ones."""
+    results = {key: finished[key] for spec in task if (key := key_of(spec)) in finished}
+    missing = [key for key, result in results.items() if not _has_video(result, folder)]
+    candidates = [
+        *[key_of(spec) for spec in task[:count] if key_of(spec) not in results],
+        *[key for key in missing if not results[key].success],
+        *[key for key in missing if results[key].success],
+    ]
+    return set(candidates[: max(0, count - (len(results) - len(missing)))])
+
+
+def key_of(spec: EpisodeSpec) -> Key:
+    """Task and initial state of an episode."""
+    return spec.task, spec.initial_state
+
+
+def _has_video(result: EpisodeResult, folder: Path) -> bool:
+    return result.video is not None and (folder / result.video).is_file()
+
+
+def recorded_again(kept: EpisodeResult, again: EpisodeResult, folder: Path) -> EpisodeResult:
+    """A finished episode with the video of its repetition; its outcome stays whatever the repetition gave.
+
+    The video of a repetition that went another way (another GPU, another renderer) does not show the episode:
+    it is removed.
+
+    Args:
+        kept: The finished episode.
+        again: Its repetition.
+        folder: Of the videos.
+    """
+    if again.error is None and _went_alike(kept, again):
+        return replace(kept, video=again.video, video_error=again.video_error)
+    if again.video is not None:
+        (folder / again.video).unlink(missing_ok=True)
+    outcome = f"error: {again.error}" if again.error else f"success {again.success} in {again.steps} steps"
+    return replace(kept, video=None, video_error=f"run again for its video it ended otherwise ({outcome})")
+
+
+def _went_alike(kept: EpisodeResult, again: EpisodeResult) -> bool:
+    """Whether two runs of an episode were the same; an earlier version did not store its actions."""
+    same_actions = kept.actions_sha256 in ("", again.actions_sha256)
+    return same_actions and (kept.success, kept.steps) == (again.success, again.steps)

@@ -1,0 +1,41 @@
+"""The lock of a folder that an evaluation writes to."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import InputError
+
+LOCK_FILE = ".evaluation.lock"
+
+_LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def only_evaluation(folder: Path) -> Iterator[None]:
+    """Keep a second evaluation out of a folder; the lock ends with the process, however that ends.
+
+    Where the file system has no locks, a warning says that a second evaluation would not be noticed.
+
+    Raises:
+        InputError: Another evaluation is writing into the folder.
+    """
+    with (folder / LOCK_FILE).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"out={folder}: another evaluation is writing into this folder; wait for it, or choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            _LOG.warning(
+                "%s: its file system has no locks (%s): another evaluation in it would not be noticed",
+                folder,
+                error.strerror,
+            )
+        yield

@@ -1,0 +1,54 @@
+"""Values in JSON files that others have written: each may be absent, null, not finite, or of another type."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.errors import InputError
+
+Json = Mapping[str, Any]
+
+
+def read_json(path: Path) -> Json:
+    """Read a file with one JSON object.
+
+    Raises:
+        InputError: The file contains something else.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); delete it or restore it") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: found a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def number(values: Json, key: str) -> float | None:
+    """A finite number in a JSON object, else None."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def integer(values: Json, key: str) -> int | None:
+    """A finite number in a JSON object as an integer, else None."""
+    value = number(values, key)
+    return None if value is None else int(value)
+
+
+def mapping(values: Json, key: str) -> Json:
+    """An object inside a JSON object, empty where there is none."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def rows(values: Json, key: str) -> list[Json]:
+    """A list of objects inside a JSON object, empty where there is none."""
+    value = values.get(key)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
