@@ -19,8 +19,9 @@ from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.dcp_storage import SafetensorsReader
 from pretrain.checkpoint.fragments import finish_loading, fragments, state_names
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import MASTER, Manifest, read_manifest
-from pretrain.checkpoint.verification import damage_error, find_damage
+from pretrain.checkpoint.manifest import MASTER, Manifest
+from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error, read_manifest
+from pretrain.checkpoint.verification import find_damage
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 
@@ -45,8 +46,8 @@ def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
         The metadata given to `CheckpointWriter.save`.
 
     Raises:
-        InputError: No committed checkpoint there, weights without moments, a damaged file (named), or
-            another network's.
+        DamagedCheckpointError: A file is damaged (named); the engine is unchanged.
+        InputError: No committed checkpoint there, weights without moments, or another network's.
     """
     loader = _CollectiveLoader(url)
     manifest = loader.manifest
@@ -93,6 +94,7 @@ class _CollectiveLoader:
     """A checkpoint that all ranks load: rank 0 reads manifest and chunk table and broadcasts them.
 
     Raises:
+        DamagedCheckpointError: READY, manifest or chunk table are damaged.
         InputError: No committed checkpoint there.
     """
 
@@ -105,10 +107,11 @@ class _CollectiveLoader:
                 content[0] = read_manifest(self._store)
                 content[1] = Manifest.parse(self._store.url, content[0]).read_chunk_table(self._store)
             except InputError as error:
-                content[2] = str(error)
+                content[2] = (isinstance(error, DamagedCheckpointError), str(error))
         dist.broadcast_object_list(content, 0, group=self._group)
         if content[2] is not None:
-            raise InputError(content[2])
+            damaged, message = content[2]
+            raise DamagedCheckpointError(message) if damaged else InputError(message)
         self.manifest = Manifest.parse(self._store.url, content[0])
         self._chunk_table: bytes = content[1]
 

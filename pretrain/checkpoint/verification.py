@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from data.errors import InputError
 from data.storage.store import Store
-from pretrain.checkpoint.manifest import DamagedCheckpointError, StoredFile
+from pretrain.checkpoint.manifest import StoredFile
 from pretrain.checkpoint.tensor_stream import read_verified
-
-_MAX_LISTED = 5
 
 
 def find_damage(
@@ -40,9 +38,3 @@ def find_damage(
 
     with ThreadPoolExecutor(max(1, min(threads, len(files)))) as pool:
         return [line for line in pool.map(verify, sorted(files.items())) if line is not None]
-
-
-def damage_error(url: str, lines: Sequence[str]) -> DamagedCheckpointError:
-    """The error about damaged files of a checkpoint, from lines of `find_damage`."""
-    listed = "; ".join(lines[:_MAX_LISTED])
-    return DamagedCheckpointError(f"{url}: damaged: {listed}; take another checkpoint")

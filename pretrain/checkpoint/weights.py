@@ -15,8 +15,8 @@ from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
+from pretrain.checkpoint.ready import damage_error
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_verified
-from pretrain.checkpoint.verification import damage_error
 from pretrain.model.transformer import sharded_dimension
 
 _THREADS = 4

@@ -13,7 +13,7 @@ from cluster.run import rank_failures
 from cluster.run.rank_failures import explain_failure, log_sizes
 from cluster.run.worker_process import FailureRecord, remove_failures, write_failure
 from data.errors import InputError
-from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_layout import rank_name
 

@@ -18,7 +18,7 @@ from cluster.run.stop_request import StopRequest
 from cluster.run.training import Training
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
-from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
