@@ -8,7 +8,7 @@ from typing import Any
 from data.errors import InputError
 from pretrain.settings import nearest
 
-# These change where and how fast a run runs, not its result. Data may move: its checksum is in each checkpoint.
+# These change where and how fast a run runs, not its result. Data may move: checkpoints hold its checksum.
 _MAY_DIFFER = (
     "run.",
     "parallel.",

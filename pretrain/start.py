@@ -111,7 +111,7 @@ def _start_before(
 
 
 def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
-    """Load the weights of the origin, if there is one; to resume, also the optimiser's state. All ranks call it.
+    """Load the weights of the origin, if any; to resume, the optimiser's state too. Every rank calls it.
 
     Returns:
         Metadata of the checkpoint that the run resumes from; those of a new run otherwise.

@@ -130,8 +130,8 @@ def set_aside_newest(
         Step of the checkpoint that was set aside.
 
     Raises:
-        DamagedCheckpointError: `error`, of another checkpoint than the newest, or one that the user has named, or
-            the only one.
+        DamagedCheckpointError: `error`: of a checkpoint that is not the newest, is the only one, or was
+            named by the user.
         InputError: The storage refuses.
     """
     *older, newest = location.steps() or [0]
