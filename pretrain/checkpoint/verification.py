@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.store import Store
 from pretrain.checkpoint.manifest import StoredFile
 from pretrain.checkpoint.tensor_stream import read_verified
@@ -24,11 +24,16 @@ def find_damage(
         files: Those to read.
         threads: Files read at a time.
         progress: Called with the bytes of each file that was read.
+
+    Raises:
+        StorageError: The storage does not answer: nothing is known of the files.
     """
 
     def verify(item: tuple[str, StoredFile]) -> str | None:
         try:
             read_verified(store, *item, {})
+        except StorageError:
+            raise
         except InputError as error:
             return str(error)
         finally:

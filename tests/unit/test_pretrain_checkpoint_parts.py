@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.store import open_store
 from pretrain.checkpoint.boxes import Box, BoxedTensor, boxes_of_range
 from pretrain.checkpoint.chunks import ChunkTable
@@ -238,9 +238,20 @@ def test_damaged_chunk_table_is_damage(tmp_path: Path, missing: bool) -> None:
     if not missing:
         (tmp_path / "pieces.safetensors").write_bytes(b"cut")
     manifest = Manifest(1, 1, {}, {}, {"pieces.safetensors": StoredFile.of(b"whole")})
-    with pytest.raises(
-        DamagedCheckpointError, match=r"damaged: pieces.safetensors (is missing|differs)"
-    ):
+    with pytest.raises(DamagedCheckpointError, match=r"damaged: pieces.safetensors (is missing|differs)"):
         manifest.read_chunk_table(open_store(str(tmp_path)))
     with pytest.raises(DamagedCheckpointError, match="take another checkpoint"):
         manifest.chunk_table("here", b"no table")
+
+
+def test_a_storage_that_does_not_answer_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(b"abcd")
+    store, files = open_store(str(tmp_path)), {path.name: StoredFile.of_path(path)}
+
+    def unanswered(*_: object) -> bytes:
+        raise StorageError("s3://bucket/run: cannot be read (connection refused)")
+
+    monkeypatch.setattr(type(store), "read_range", unanswered)
+    with pytest.raises(StorageError, match="connection refused"):
+        find_damage(store, files)
