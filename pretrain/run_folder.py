@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from data.errors import InputError
 from data.files import write_text_whole
 from data.locks import LocksMissingError, lock
 from pretrain.config import RunConfig, TrainingConfig
-from pretrain.run_layout import RunLayout
+from pretrain.run_layout import STEP_PATTERN, RunLayout, parse_step_name
 from pretrain.setting_changes import Changes, data_moved, setting_changes
 from pretrain.settings import read_yaml, to_mapping, to_yaml
 
@@ -93,6 +94,18 @@ class RunFolder(RunLayout):
             self.tokenizers.mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable_folder(self.path, error) from error
+
+    def supersede_evaluations(self, step: int) -> None:
+        """Rename the evaluations of later steps: the run goes back to `step` and will have other weights there.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        for path in sorted(self.evaluations.glob(STEP_PATTERN)):
+            later = parse_step_name(path.name)
+            if later is not None and later > step:
+                names = (path.with_name(f"superseded_{number}_{path.name}") for number in count(1))
+                path.rename(next(name for name in names if not name.exists()))
 
     def read_summary(self) -> dict[str, Any]:
         """Read `summary.json`; an empty dictionary where it does not exist yet.

@@ -47,7 +47,8 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     """Choose where a run starts and open its folder; one process calls this, before the ranks train.
 
     Nothing is written before settings and origin are known to be usable. Then damaged checkpoints after the
-    origin are set aside, and whole ones after it too where `checkpointing.resume` names an earlier one.
+    origin are set aside, and whole ones too, with their evaluations, where `checkpointing.resume` names an
+    earlier one.
 
     Args:
         config: Settings that `check_training` has accepted.
@@ -65,6 +66,8 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     events = EventLog(folder.events)
     try:
         _set_aside(location, choice, events)
+        if choice.back_to is not None:
+            folder.supersede_evaluations(choice.back_to)
         _tell(config, changes, choice, events)
         wandb_run = folder.wandb_run(wandb_run_of(choice.metadata, config.run.name))
     except OSError as error:

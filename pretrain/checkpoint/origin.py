@@ -49,14 +49,15 @@ class OriginChoice:
         metadata: Of the checkpoint that the run resumes from; empty for a new run.
         history: Values of `checkpointing.resume` that the run was started with, this start included.
         damaged: Own checkpoints newer than the origin that are damaged: step, and what is wrong.
-        superseded: Steps of own checkpoints after the one that `checkpointing.resume` names: the run goes
-            back behind them.
+        back_to: Step of the checkpoint that `checkpointing.resume` names, if that is the origin.
+        superseded: Steps of own checkpoints after it: the run goes back behind them.
     """
 
     origin: Origin | None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     history: tuple[str, ...] = ()
     damaged: Mapping[int, str] = field(default_factory=dict[int, str])
+    back_to: int | None = None
     superseded: Sequence[int] = ()
 
 
@@ -179,6 +180,7 @@ def _named_origin(checkpoint: str, value: str, steps: Sequence[int]) -> OriginCh
         Origin(checkpoint, resumes=True, named=True),
         manifest.metadata,
         (*_history(manifest.metadata), value),
+        back_to=manifest.step,
         superseded=[step for step in steps if step > manifest.step],
     )
 

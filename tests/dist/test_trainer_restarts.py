@@ -1,4 +1,4 @@
-"""Starts of one run without a command that supervises it: where it goes on, and that only one trains in a folder."""
+"""Starts of one run without a command that supervises it: where it goes on, and that one at a time trains."""
 
 from __future__ import annotations
 

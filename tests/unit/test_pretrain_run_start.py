@@ -113,6 +113,8 @@ def test_going_back_keeps_the_later_checkpoints_for_the_user(
     folder = RunFolder.of(config.run)
     open_run(config, folder)
     urls = [commit_step(folder.checkpoints, step, METADATA) for step in (2, 4, 6)]
+    for name in ("step_00000002", "step_00000004", "superseded_1_step_00000004"):
+        (folder.evaluations / name).mkdir(parents=True)
     config.checkpointing.resume = urls[0]
     start = open_run(config, folder)
     assert start.origin == Origin(urls[0], resumes=True, named=True)
@@ -122,6 +124,11 @@ def test_going_back_keeps_the_later_checkpoints_for_the_user(
     assert location.remove_incomplete() == [], "the files stay"
     assert {path.name for path in Path(urls[2]).iterdir()} == {"SUPERSEDED", "manifest.json"}
     assert events(folder) == [{"event": "superseded", "step": 4, "steps": [4, 6], "checkpoint": urls[0]}]
+    assert {path.name for path in folder.evaluations.iterdir()} == {
+        "step_00000002",
+        "superseded_1_step_00000004",
+        "superseded_2_step_00000004",
+    }
     assert "checkpoints of steps 4, 6 are set aside (READY becomes SUPERSEDED)" in caplog.text
     own = commit_step(folder.checkpoints, 3, {**METADATA, HISTORY: list(start.resume_history)})
     assert open_run(config, folder).origin == Origin(own, resumes=True)
