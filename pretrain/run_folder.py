@@ -96,7 +96,7 @@ class RunFolder(RunLayout):
             raise unwritable_folder(self.path, error) from error
 
     def supersede_evaluations(self, step: int) -> None:
-        """Rename the evaluations of later steps: the run goes back to `step` and will have other weights there.
+        """Rename the evaluations of later steps: the run goes back to `step`, and has other weights then.
 
         Raises:
             OSError: The folder cannot be written.

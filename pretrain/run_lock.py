@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,15 +19,20 @@ from pretrain.run_folder import unwritable_folder
 from pretrain.run_layout import RunLayout
 
 _LOG = logging.getLogger(__name__)
+_SECONDS_OF_LOST_MACHINES = 120.0  # after which file servers give up the locks of a machine that is silent
+_POLL_SECONDS = 1.0
+_HOLDER = re.compile(r"([\w.-]{1,255}) (\d{1,10})\n")
 
 
 @contextmanager
 def exclusive_access(folder: RunLayout) -> Iterator[None]:
     """Keep every other command that trains out of a run folder for the length of a `with` block.
 
-    Taken before anything is written there. The lock ends with the process, however that ends. A block that
-    writes nothing leaves no folder behind. On a file system without locks the commands of one user on one
-    machine still exclude each other, by a lock in the temporary folder; a warning says what is not noticed.
+    Taken before anything is written there. The lock ends with the process, however that ends; a file server
+    may keep that of a machine that was lost for some minutes, so that one held on another machine is waited
+    for. A block that writes nothing leaves no folder behind. On a file system without locks the commands of
+    one user on one machine still exclude each other, by a lock in the temporary folder; a warning says what
+    is not noticed.
 
     Args:
         folder: Of the run; made where it does not exist.
@@ -36,17 +44,19 @@ def exclusive_access(folder: RunLayout) -> Iterator[None]:
     try:
         made = _make(folder.path)
         try:
-            locks.append((path, _open_locked(path)))
+            locks.append((path, _open_when_free(path)))
         except LocksMissingError as error:
             locks += _locks_of_this_machine(folder.path, error)
     except BlockingIOError as error:
         raise InputError(
-            f"{folder.path}: another command is training in this folder; wait for it, or choose another "
-            "run.name"
+            f"{folder.path}: another command is training in this folder{_described(_holder(path))}; wait for "
+            "it, or choose another run.name"
         ) from error
     except OSError as error:
         raise unwritable_folder(folder.path, error) from error
     try:
+        for _, descriptor in locks:
+            _write_holder(descriptor)
         yield
     finally:
         _remove_unused(path, made)
@@ -54,6 +64,55 @@ def exclusive_access(folder: RunLayout) -> Iterator[None]:
             if held != path:
                 held.unlink(missing_ok=True)
             os.close(descriptor)
+
+
+def _open_when_free(path: Path) -> int:
+    """Open and lock a file; one that another machine has locked is waited for.
+
+    Raises:
+        BlockingIOError: Another command holds it.
+    """
+    end: float | None = None
+    while True:
+        try:
+            return _open_locked(path)
+        except BlockingIOError:
+            host, _ = holder = _holder(path)
+            if host in ("", socket.gethostname()):
+                raise
+            if end is None:
+                end = time.monotonic() + _SECONDS_OF_LOST_MACHINES
+                _LOG.warning(
+                    "%s is locked%s; waiting up to %g s, in case that machine is lost",
+                    path.parent,
+                    _described(holder),
+                    _SECONDS_OF_LOST_MACHINES,
+                )
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_POLL_SECONDS)
+
+
+def _write_holder(descriptor: int) -> None:
+    """Write this machine and process into a lock's file; it only describes who holds the lock."""
+    with suppress(OSError):  # a full disk
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+
+
+def _holder(path: Path) -> tuple[str, str]:
+    """Host name and process of a lock's holder; empty where it has not written them."""
+    try:
+        text = path.read_text("utf-8", "replace")
+    except OSError:
+        return "", ""
+    match = _HOLDER.fullmatch(text)
+    return (match[1], match[2]) if match else ("", "")
+
+
+def _described(holder: tuple[str, str]) -> str:
+    host, process = holder
+    return f" (process {process} on {host})" if host else ""
 
 
 def _make(folder: Path) -> list[Path]:

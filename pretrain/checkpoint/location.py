@@ -164,6 +164,11 @@ class CheckpointLocation:
         self._store.put(f"{folder}/{mark}", open_store(self.url).read(f"{folder}/{READY}"))
         self._store.remove(folder, [READY])
 
+    def set_aside_as(self, step: int) -> str | None:
+        """How a step's checkpoint was set aside: `DAMAGED` or `SUPERSEDED`; None: it was not."""
+        names = self._store.names(step_name(step))
+        return next((mark for mark in (_DAMAGED, _SUPERSEDED) if mark in names and READY not in names), None)
+
     def remove(self, step: int) -> None:
         """Remove a checkpoint, READY first, so that it is uncommitted before any other file goes.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import multiprocessing
 import os
+import socket
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from pretrain import run_lock
 from pretrain.run_layout import RunLayout
 from pretrain.run_lock import exclusive_access
 
-HELD = "r: another command is training in this folder; wait for it, or choose another run.name"
+HELD = "r: another command is training in this folder"
 
 
 def is_free(folder: RunLayout) -> bool:
@@ -26,7 +29,7 @@ def is_free(folder: RunLayout) -> bool:
         with exclusive_access(folder):
             return True
     except InputError as error:
-        if str(error).endswith(HELD):
+        if HELD in str(error):
             return False
         raise
 
@@ -133,3 +136,28 @@ def test_without_any_locks_a_command_runs_and_says_what_it_cannot_notice(
     without_locks(monkeypatch, tmp_path)
     assert is_free(RunLayout(tmp_path / "r"))
     assert "a command beside this one that trains in this folder is not noticed" in caplog.text
+
+
+def test_the_holder_is_named_and_one_on_another_machine_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, seconds = RunLayout(tmp_path / "r"), itertools.count()
+    monkeypatch.setattr(run_lock.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(run_lock.time, "sleep", lambda _: None)
+    with ExitStack() as holder:
+        holder.enter_context(exclusive_access(folder))
+        folder.config.touch()
+        with pytest.raises(
+            InputError, match=rf"folder \(process {os.getpid()} on {socket.gethostname()}\); wait"
+        ):
+            holder.enter_context(exclusive_access(folder))
+        assert caplog.messages == [], "at once on the same machine"
+        folder.supervisor_lock.write_text("node7 123\n")
+        with pytest.raises(InputError, match=r"folder \(process 123 on node7\); wait for it"):
+            holder.enter_context(exclusive_access(folder))
+        assert next(seconds) > 120
+        assert [message.split("; ")[1] for message in caplog.messages] == [
+            "waiting up to 120 s, in case that machine is lost"
+        ]
+        monkeypatch.setattr(run_lock.time, "sleep", lambda _: holder.close())
+        assert is_free(folder)
