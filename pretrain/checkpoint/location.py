@@ -13,13 +13,16 @@ from pathlib import Path
 from data.errors import InputError
 from data.storage.bulk_store import Block, BulkStore, open_bulk
 from data.storage.store import Store, open_store
-from pretrain.checkpoint.ready import committed_attempt, manifest_file, ready_content
+from pretrain.checkpoint.ready import (
+    DAMAGED,
+    SUPERSEDED,
+    committed_attempt,
+    manifest_file,
+    ready_content,
+)
 from pretrain.config import CheckpointingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import READY, parse_step_name, step_name
-
-_DAMAGED = "DAMAGED"  # the former READY of a checkpoint whose files are damaged
-_SUPERSEDED = "SUPERSEDED"  # and of one whose run has gone back to an earlier checkpoint
 
 
 class UncertainCommitError(OSError):
@@ -160,14 +163,14 @@ class CheckpointLocation:
             InputError: It is no committed checkpoint.
         """
         folder = step_name(step)
-        mark = _SUPERSEDED if superseded else _DAMAGED
+        mark = SUPERSEDED if superseded else DAMAGED
         self._store.put(f"{folder}/{mark}", open_store(self.url).read(f"{folder}/{READY}"))
         self._store.remove(folder, [READY])
 
     def set_aside_as(self, step: int) -> str | None:
         """How a step's checkpoint was set aside: `DAMAGED` or `SUPERSEDED`; None: it was not."""
         names = self._store.names(step_name(step))
-        return next((mark for mark in (_DAMAGED, _SUPERSEDED) if mark in names and READY not in names), None)
+        return next((mark for mark in (DAMAGED, SUPERSEDED) if mark in names and READY not in names), None)
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint, READY first, so that it is uncommitted before any other file goes.
@@ -198,7 +201,7 @@ class CheckpointLocation:
                 # Of imported weights, or of a damaged checkpoint, it is not known which files belong to it.
                 incomplete = [n for n in names if n != READY and attempt not in n] if attempt else []
             else:
-                incomplete = [] if {_DAMAGED, _SUPERSEDED} & set(names) else names
+                incomplete = [] if {DAMAGED, SUPERSEDED} & set(names) else names
             if incomplete or not names:
                 self._store.remove(folder, incomplete)
                 cleaned.append(folder)

@@ -15,6 +15,8 @@ from data.storage.store import Store
 from pretrain.run_layout import READY
 
 ATTEMPT = "[0-9a-f]{8}"  # pattern of an attempt's id
+DAMAGED = "DAMAGED"  # the former READY of a checkpoint whose files are damaged
+SUPERSEDED = "SUPERSEDED"  # and of one whose run has gone back to an earlier checkpoint
 _MANIFEST = "manifest"
 _READY = re.compile(rf"([0-9a-f]{{64}})(?: {_MANIFEST}-({ATTEMPT})\.json)?")
 _MAX_LISTED = 5
@@ -63,6 +65,8 @@ def read_manifest(store: Store) -> bytes:
         remedy = "name a folder step_... below a run's checkpoints/, or what convert import made"
         if store.exists("config.json"):
             remedy = f"import Hugging Face weights by: worldvla convert import source={store.url} out=..."
+        if store.exists(SUPERSEDED):
+            remedy = f"its run went back behind it; to use it, rename {SUPERSEDED} to {READY}"
         raise InputError(f"{store.url}: no committed checkpoint (no {READY} there); {remedy}")
     ready = store.read(READY)
     match = _parse(ready)
