@@ -131,7 +131,7 @@ def test_going_back_keeps_the_later_checkpoints_for_the_user(
     }
     config.checkpointing.resume = urls[2]
     with pytest.raises(
-        InputError, match="its run went back behind it; to use it, rename SUPERSEDED to READY"
+        InputError, match="its run went back behind it; to use it, rename SUPERSEDED"
     ):
         open_run(config, folder)
     config.checkpointing.resume = urls[0]
