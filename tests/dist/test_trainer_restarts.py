@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_a_second_start_in_a_folder_is_refused_and_changes_nothing(
         before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
         assert run_ranks(case.run_main, 2, case.overrides(config)) == [2, 2]
         assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
-    refusal = f"{folder.path}: another command is training in this folder; wait for it, or choose another"
+    refusal = f"error: {folder.path}: another command is training in this folder (process {os.getpid()} on"
     assert refusal in capfd.readouterr().err
     assert run_ranks(case.run_main, 2, case.overrides(config)) == [0, 0]
     assert folder.read_summary()["steps"] == 2

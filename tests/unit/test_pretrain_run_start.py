@@ -130,9 +130,7 @@ def test_going_back_keeps_the_later_checkpoints_for_the_user(
         "superseded_2_step_00000004",
     }
     config.checkpointing.resume = urls[2]
-    with pytest.raises(
-        InputError, match="its run went back behind it; to use it, rename SUPERSEDED"
-    ):
+    with pytest.raises(InputError, match="its run went back behind it; to use it, rename SUPERSEDED"):
         open_run(config, folder)
     config.checkpointing.resume = urls[0]
     assert "checkpoints of steps 4, 6 are set aside (READY becomes SUPERSEDED)" in caplog.text
