@@ -28,15 +28,15 @@ def log_sizes(logs: Path) -> dict[str, int]:
 
 
 def exceptions_of_ranks(failures: Mapping[int, BaseException]) -> dict[int, BaseException]:
-    """The exceptions that left the training function, by rank, of what Ray reports for each rank.
+    """The exceptions that left the training function, by rank.
 
-    Ray reports such an exception with its traceback; of a process that was killed it has none.
+    Of a process that was killed, or does not answer, Ray reports an exception of its own.
 
     Args:
         failures: `worker_failures` of Ray's `WorkerGroupError`.
     """
-    exceptions = {rank: getattr(failure, "_base_exc", None) for rank, failure in failures.items()}
-    return {rank: error for rank, error in sorted(exceptions.items()) if isinstance(error, BaseException)}
+    own = {rank: type(error).__module__.partition(".")[0] == "ray" for rank, error in failures.items()}
+    return {rank: error for rank, error in sorted(failures.items()) if not own[rank]}
 
 
 def explain_failure(

@@ -204,7 +204,7 @@ def test_a_second_command_in_a_run_folder_is_refused_and_changes_nothing(config:
     with exclusive_access(folder):
         folder.open(config)
         before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
-        config.checkpointing.every, config.parallel.data = 3, 1
+        config.checkpointing.keep_last = 3
         with pytest.raises(InputError, match="another command is training in this folder"):
             supervise(config, Console(file=io.StringIO()), train_and_commit, evaluate_by_counting)
         assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import ray.exceptions
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from cluster.failures import TrainingFailedError
 from cluster.run import rank_failures
@@ -121,7 +120,7 @@ def test_a_record_that_the_disk_refuses_leaves_nothing_and_is_told_by_ray(
         assert list(tmp_path.iterdir()) == []
         disk.setattr(Path, "write_text", full)
         killed = ray.exceptions.RayActorError()
-        told = exceptions_of_ranks({1: killed, 0: UserExceptionWithTraceback(error, "the traceback")})
+        told = exceptions_of_ranks({1: killed, 0: error})
         assert told == {0: error}
         explained = explain_failure(tmp_path, "what Ray says", 2, {}, told)
         assert "rank_00000 failed: OSError: [Errno 28] No space left on device" in str(explained)
