@@ -153,11 +153,15 @@ def _locks_of_this_machine(folder: Path, refusal: LocksMissingError) -> list[tup
     digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     others = "on another machine or of another user"
     locks: list[tuple[Path, int]] = []
+    path = Path(f"worldvla-{os.getuid()}-{digest}.lock")
     try:
-        path = Path(tempfile.gettempdir()) / f"worldvla-{os.getuid()}-{digest}.lock"
+        path = tempfile.gettempdir() / path
         locks.append((path, _open_locked(path)))
     except BlockingIOError:
         raise
+    except LocksMissingError:
+        path.unlink(missing_ok=True)
+        others = "beside this one"
     except OSError:
         others = "beside this one"
     _LOG.warning(

@@ -136,6 +136,7 @@ def test_without_any_locks_a_command_runs_and_says_what_it_cannot_notice(
     without_locks(monkeypatch, tmp_path)
     assert is_free(RunLayout(tmp_path / "r"))
     assert "a command beside this one that trains in this folder is not noticed" in caplog.text
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_the_holder_is_named_and_one_on_another_machine_waited_for(
