@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import closing, redirect_stdout
+from contextlib import closing, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -84,8 +84,13 @@ def measure(case: Case, rank: int) -> list[Turn]:
     batch = packed_batch(1, case.config.trainer.sequence_length, 64, groups.data_rank)
     ways = [WITHOUT, *map(str, case.every)]
     turns: list[Turn] = []
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        display = Display(case.config) if rank == 0 else None
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+        Display(case.config) if rank == 0 else nullcontext() as display,
+    ):
+        if display is not None:
+            display.before_step(1)
         for way in ways:  # the first line starts the console and W&B
             _turn(case, engine, folder, batch, way, steps=_WARM_UP)
         if rank == 0:
@@ -95,8 +100,6 @@ def measure(case: Case, rank: int) -> list[Turn]:
             # The order alternates, so that steady growth favours no way.
             for way in ways if number % 2 else reversed(ways):
                 turns.append(_turn(case, engine, folder, batch, way, case.steps))
-        if display is not None:
-            display.close()
     dist.destroy_process_group()
     return turns
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 
 class CommandFailedError(Exception):
     """A process failed for a reason that is not the user's; the message names cause and log file.
@@ -23,3 +26,11 @@ class TrainingFailedError(CommandFailedError):
         super().__init__(message)
         self.kind = kind
         self.headline = headline
+
+
+_OUT_OF_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+
+
+def is_out_of_space(message: str) -> bool:
+    """Whether an error's message says that a disk or a quota was full, which may pass without a change."""
+    return any(text in message for text in _OUT_OF_SPACE)

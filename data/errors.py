@@ -18,6 +18,10 @@ class InputError(Exception):
     """
 
 
+class StorageError(InputError):
+    """A storage did not answer, or refused: nothing is known of what it holds."""
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a setting that has none of its allowed values.
 

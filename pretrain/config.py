@@ -22,10 +22,19 @@ WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 @dataclass
 class RunConfig:
-    """Names the run; its folder is `<dir>/<name>`."""
+    """Names the run; its folder is `<dir>/<name>`.
+
+    Attributes:
+        name: Name of the folder.
+        dir: Folder that holds it.
+        change: Settings (or sections of them) whose values differ from those of the run's earlier starts on
+            purpose, such as `[trainer.steps,optim.lr]`; any other difference is refused. `events.jsonl` keeps
+            the changes.
+    """
 
     name: str = "???"
     dir: str = "runs"
+    change: list[str] = field(default_factory=list[str])
 
 
 @dataclass
@@ -146,8 +155,9 @@ class CheckpointingConfig:
         every: Steps between checkpoints; the last step always gets one.
         start_from: Checkpoint whose weights a new run starts from, at step 0 and with zero moments (made
             by `worldvla convert import`, or of another run); null: random weights.
-        resume: `auto` (newest committed checkpoint of the run folder, if any), `none`, or the path of
-            one checkpoint.
+        resume: What the first start of the run begins with; later ones go on from the run's own newest
+            checkpoint. `auto`: the newest committed checkpoint of the run, if any; `none`: nothing, refused
+            where there are checkpoints already; or path or URL of one checkpoint.
         url: Folder or object-store prefix (`s3://bucket/prefix`) for the checkpoints; null: `checkpoints/` of
             the run folder.
         keep_last: Newest committed checkpoints to keep; null keeps all.

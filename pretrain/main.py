@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from data.errors import InputError
 from data.files import disk_full_error, is_disk_full
@@ -25,6 +26,7 @@ from pretrain.faults.exit_codes import (
     DivergedError,
     PreemptedError,
 )
+from pretrain.hooks import StepHook
 from pretrain.library_warnings import silence_known_warnings
 from pretrain.logs import set_up_logging
 from pretrain.run_folder import RunFolder
@@ -98,23 +100,26 @@ def _run(config: TrainingConfig, rank: int) -> None:
     os.environ.setdefault("TORCH_NCCL_ENABLE_TIMING", "1")  # for pretrain.telemetry.waits, before any group
     from pretrain.trainer import train  # takes seconds to import: only once the settings are accepted
 
-    display: Display | None = None
     if rank == 0:
-        RunFolder.of(config.run).stop_request.unlink(missing_ok=True)  # of an earlier start
-        display = Display(config)
-    try:
+        with Display(config) as display:
+            train(config, hooks=[display])
+    else:
         train(config)
-    finally:
-        if display is not None:
-            display.close()
     dist.destroy_process_group()
 
 
-class Display:
-    """Follows `metrics.jsonl` in a thread and shows it: progress bar, and Weights & Biases."""
+class Display(StepHook):
+    """Follows `metrics.jsonl` in a thread and shows it: progress bar, and Weights & Biases.
+
+    It begins with the first step, or where the block ends without an error of the user: only then is the run
+    folder known to belong to this run, and not to be another command's.
+
+    Args:
+        config: Settings of the run.
+    """
 
     def __init__(self, config: TrainingConfig) -> None:
-        """Start to follow the run of these settings."""
+        """Prepare to follow the run of these settings."""
         from pretrain.telemetry.console import ConsoleSink
         from pretrain.telemetry.sinks import MetricsTail, Sink
 
@@ -122,12 +127,23 @@ class Display:
         self._folder = RunFolder.of(config.run)
         self._tail = MetricsTail(self._folder.metrics, from_end=True)
         self._sinks: list[Sink] = [ConsoleSink(config.trainer.stop_after or config.trainer.steps)]
-        self._closed = threading.Event()
+        self._begun, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="display", daemon=True)
-        self._thread.start()
 
-    def close(self) -> None:
+    def before_step(self, step: int) -> None:
+        """Begin to show."""
+        self._begun.set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Show the remaining records and finish."""
+        if not isinstance(error, InputError):
+            self._begun.set()
         self._closed.set()
         self._thread.join()
 
@@ -137,8 +153,8 @@ class Display:
         wandb_pending = True
         while True:
             closed = self._closed.wait(_POLL_SECONDS)
-            records = self._tail.new()
-            if wandb_pending and records:  # only now is the run folder known to belong to this run
+            records = self._tail.new() if self._begun.is_set() else []
+            if wandb_pending and records:
                 wandb_pending = False
                 settings = self._config.telemetry
                 config = to_mapping(self._config)

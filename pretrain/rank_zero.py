@@ -16,15 +16,16 @@ def run_on_rank_zero(function: Callable[[], T]) -> T:
     """Call a function on rank 0 alone; every rank returns its result. All ranks call this.
 
     Raises:
-        InputError: Raised by the function; the same on every rank.
+        InputError: Raised by the function; the same, of the same class, on every rank.
     """
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             outcome[0] = function()
         except InputError as error:
-            outcome[1] = str(error)
+            outcome[1] = (type(error), str(error))
     dist.broadcast_object_list(outcome, 0)
     if outcome[1] is not None:
-        raise InputError(outcome[1])
+        kind, message = outcome[1]
+        raise kind(message)
     return outcome[0]

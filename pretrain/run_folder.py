@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
 from data.files import write_text_whole
+from data.locks import LocksMissingError, lock
 from pretrain.config import RunConfig, TrainingConfig
-from pretrain.run_layout import RunLayout
+from pretrain.run_layout import STEP_PATTERN, RunLayout, parse_step_name
+from pretrain.setting_changes import Changes, data_moved, setting_changes
 from pretrain.settings import read_yaml, to_mapping, to_yaml
 
-# These may differ between two starts of one run: they change where and how fast it runs, not the result.
-_MAY_DIFFER = (
-    "run.",
-    "parallel.",
-    "checkpointing.",
-    "data.cache.",
-    "data.retry_seconds",
-    "data.memory_megabytes",
-    "data.prefetch",
-    "data.readers",
-    "eval.",
-    "cluster.",
-    "telemetry.",
-    "validation.",
-    "guard.step_timeout",
-    "demo.",
-    "trainer.stop_after",
-    "trainer.log_every",
-    "trainer.micro_batch",
-    "model.recompute",
-    "model.recompute_layers",
-    "model.attention",
-    "model.compile",
-)
 _PACKAGES = (
     "worldvla",
     "torch",
@@ -56,7 +34,6 @@ _PACKAGES = (
     "mujoco",
     "hf-libero",
 )
-_DIFFERENCES_SHOWN = 3
 _WANDB_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -81,44 +58,55 @@ class RunFolder(RunLayout):
             write_text_whole(file, known or secrets.token_hex(4))
         return file.read_text(encoding="utf-8").strip()
 
+    def changes(self, config: TrainingConfig) -> Changes:
+        """Check that the folder is new, or belongs to a run of these settings; nothing is written.
+
+        Returns:
+            Settings that differ from those of the last start as `run.change` allows; empty for a new folder.
+
+        Raises:
+            InputError: The folder cannot be read, or belongs to a run of other settings.
+        """
+        try:
+            if self.config.exists():
+                defaults = to_mapping(TrainingConfig())
+                return setting_changes(read_yaml(self.config), to_mapping(config), str(self.path), defaults)
+            if self.metrics.exists() or self.checkpoints.exists():
+                raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
+        except OSError as error:
+            raise unwritable_folder(self.path, error) from error
+        return {}
+
+    def data_moved(self, config: TrainingConfig) -> bool:
+        """Whether the data is at another place now than at the last start, if there was one."""
+        return self.config.exists() and data_moved(read_yaml(self.config), to_mapping(config))
+
     def open(self, config: TrainingConfig) -> None:
         """Create the folder, or check that it belongs to a run of these settings; write `config.yaml`.
 
         Raises:
             InputError: The folder cannot be written, or belongs to a run of other settings.
         """
+        self.changes(config)
         try:
-            if self.config.exists():
-                self._check_same(config)
-            elif self.metrics.exists() or self.checkpoints.exists():
-                raise InputError(f"{self.path}: holds a run but no config.yaml; choose another run.name")
             self.path.mkdir(parents=True, exist_ok=True)
             write_text_whole(self.config, to_yaml(config))  # first: without it the folder is refused
             self.checkpoints.mkdir(exist_ok=True)
             self.tokenizers.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot write the run folder ({error.strerror}); set run.dir to a folder you "
-                "may write to, or free space"
-            ) from error
+            raise unwritable_folder(self.path, error) from error
 
-    def _check_same(self, config: TrainingConfig) -> None:
-        # A setting that is younger than the folder: its default is what the earlier version did.
-        before = _flat(to_mapping(TrainingConfig())) | _flat(read_yaml(self.config))
-        now = _flat(to_mapping(config))
-        differing = [
-            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if not key.startswith(_MAY_DIFFER) and before.get(key) != now.get(key)
-        ]
-        if differing:
-            shown = "; ".join(differing[:_DIFFERENCES_SHOWN])
-            more = len(differing) - _DIFFERENCES_SHOWN
-            raise InputError(
-                f"{self.path}: is the folder of a run with other settings ({shown}"
-                f"{f'; and {more} more' if more > 0 else ''}); choose another run.name, or give the same "
-                "settings"
-            )
+    def supersede_evaluations(self, step: int) -> None:
+        """Rename the evaluations of later steps: the run goes back to `step`, and has other weights then.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        for path in sorted(self.evaluations.glob(STEP_PATTERN)):
+            later = parse_step_name(path.name)
+            if later is not None and later > step:
+                names = (path.with_name(f"superseded_{number}_{path.name}") for number in count(1))
+                path.rename(next(name for name in names if not name.exists()))
 
     def read_summary(self) -> dict[str, Any]:
         """Read `summary.json`; an empty dictionary where it does not exist yet.
@@ -153,8 +141,9 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
         metadata: Of a checkpoint.
         name: `run.name` of the run that resumes from it.
     """
-    identity = metadata.get("wandb_run")
-    same = metadata.get("config", {}).get("run", {}).get("name") == name
+    identity, config = metadata.get("wandb_run"), metadata.get("config")
+    run = config.get("run") if isinstance(config, dict) else None
+    same = isinstance(run, dict) and run.get("name") == name
     # It becomes part of file names: a checkpoint may come from elsewhere.
     return identity if same and isinstance(identity, str) and _WANDB_RUN.fullmatch(identity) else None
 
@@ -173,16 +162,14 @@ def versions() -> dict[str, str]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(LocksMissingError):  # a part that another process writes meanwhile may get lost
+            lock(file.fileno())
         yield
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+def unwritable_folder(path: Path, error: OSError) -> InputError:
+    """The error about a run folder that the file system refuses."""
+    return InputError(
+        f"{path}: cannot write the run folder ({error.strerror}); set run.dir to a folder you may write to, "
+        "or free space"
+    )

@@ -5,13 +5,22 @@ Light to import: a command needs it before any rank exists.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pretrain.checkpoint.load import load_metadata
-from pretrain.checkpoint.location import checkpoint_location
-from pretrain.checkpoint.origin import Origin, choose_origin
+from data.errors import InputError
+from data.storage.episode_entry import TRAINING_SPLIT
+from data.stream.datasets import combined_fingerprint, open_datasets
+from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location
+from pretrain.checkpoint.origin import Origin, OriginChoice, choose_origin, set_aside
 from pretrain.config import TrainingConfig
-from pretrain.run_folder import RunFolder, wandb_run_of
+from pretrain.run_folder import RunFolder, unwritable_folder, wandb_run_of
+from pretrain.setting_changes import Changes
+from pretrain.telemetry.events import EventLog
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +30,13 @@ class RunStart:
     Attributes:
         origin: Checkpoint of the first weights; None: random weights.
         wandb_run: Id of the run in Weights & Biases.
+        resume_history: Values of `checkpointing.resume` that the run was started with, for its checkpoints
+            (`pretrain.checkpoint.origin`).
     """
 
     origin: Origin | None
     wandb_run: str
+    resume_history: tuple[str, ...] = ()
 
     @property
     def resumed_from(self) -> str | None:
@@ -35,17 +47,99 @@ class RunStart:
 def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     """Choose where a run starts and open its folder; one process calls this, before the ranks train.
 
-    Nothing is written before the origin is known to be usable.
+    Nothing is written before settings and origin are known to be usable. Then damaged checkpoints after the
+    origin are set aside, and whole ones too, with their evaluations, where `checkpointing.resume` names an
+    earlier one.
 
     Args:
         config: Settings that `check_training` has accepted.
-        folder: Folder of the run.
+        folder: Folder of the run; the caller has exclusive access (`pretrain.run_lock`).
 
     Raises:
         InputError: The folder or a checkpoint cannot be used.
     """
     location = checkpoint_location(config.checkpointing, folder)
-    origin = choose_origin(config.checkpointing, config.model, location, config.run.name)
+    changes, moved = folder.changes(config), folder.data_moved(config)
+    choice = choose_origin(config.checkpointing, config.model, location, config.run.name)
+    if moved:
+        _check_same_data(config, choice)
     folder.open(config)
-    metadata = load_metadata(origin.checkpoint) if origin is not None and origin.resumes else {}
-    return RunStart(origin, folder.wandb_run(wandb_run_of(metadata, config.run.name)))
+    events = EventLog(folder.events)
+    try:
+        _set_aside(location, choice, events)
+        if choice.back_to is not None:
+            folder.supersede_evaluations(choice.back_to)
+        _tell(config, changes, choice, events)
+        wandb_run = folder.wandb_run(wandb_run_of(choice.metadata, config.run.name))
+    except OSError as error:
+        raise unwritable_folder(folder.path, error) from error
+    return RunStart(choice.origin, wandb_run, choice.history)
+
+
+def check_dataset(
+    metadata: Mapping[str, Any], checkpoint: str, urls: str, fingerprint: str, split: str
+) -> None:
+    """Compare a data set, and its split, with those that a checkpoint was trained on.
+
+    Args:
+        metadata: Of the checkpoint.
+        checkpoint: Its folder or URL.
+        urls: Of the data set, for the message.
+        fingerprint: Of the data set.
+        split: `data.split`.
+
+    Raises:
+        InputError: It is another one, or another split.
+    """
+    dataset = metadata.get("dataset")  # None: weights alone, which are refused when they are loaded
+    if dataset not in (None, fingerprint):
+        raise InputError(
+            f"{checkpoint}: was trained on the data set {str(dataset)[:12]}, {urls} is {fingerprint[:12]}; "
+            "give the same data, or begin a run of another name"
+        )
+    before = metadata.get("config", {}).get("data", {}).get("split", TRAINING_SPLIT)  # absent in old ones
+    if before != split:
+        raise InputError(
+            f"{checkpoint}: was trained with data.split={before}, now data.split={split}; give the same "
+            "split, or begin a run of another name"
+        )
+
+
+def _check_same_data(config: TrainingConfig, choice: OriginChoice) -> None:
+    """Refuse another data set at a new place before the settings of the run are replaced."""
+    if choice.origin is not None and choice.origin.resumes:
+        datasets = open_datasets(config.data)
+        urls = ", ".join(dataset.index.url for dataset in datasets)
+        fingerprint = combined_fingerprint(datasets)
+        check_dataset(choice.metadata, choice.origin.checkpoint, urls, fingerprint, config.data.split)
+
+
+def _set_aside(location: CheckpointLocation, choice: OriginChoice, events: EventLog) -> None:
+    set_aside(location, list(choice.damaged))
+    for step, error in choice.damaged.items():
+        _LOG.warning("%s; it is set aside, the run goes on from the one before", error)
+        events.write({"event": "checkpoint_set_aside", "step": step, "error": error})
+    if choice.superseded and choice.origin is not None:
+        set_aside(location, choice.superseded, superseded=True)
+        _LOG.warning(
+            "the run goes back to %s: its checkpoints of steps %s are set aside (READY becomes SUPERSEDED)",
+            choice.origin.checkpoint,
+            ", ".join(map(str, choice.superseded)),
+        )
+        event = {"event": "superseded", "step": min(choice.superseded), "steps": list(choice.superseded)}
+        events.write({**event, "checkpoint": choice.origin.checkpoint})
+
+
+def _tell(config: TrainingConfig, changes: Changes, choice: OriginChoice, events: EventLog) -> None:
+    """Say what this start changes, or why it does not do what `checkpointing.resume` seems to ask for."""
+    origin, resume = choice.origin, config.checkpointing.resume
+    if resume != "auto" and origin is not None and origin.resumes and not origin.named:
+        _LOG.warning(
+            "checkpointing.resume=%s held for an earlier start; the run goes on from its own %s",
+            resume,
+            origin.checkpoint,
+        )
+    if changes:
+        values = {name: {"before": before, "now": now} for name, (before, now) in changes.items()}
+        _LOG.info("settings changed by run.change: %s", ", ".join(changes))
+        events.write({"event": "settings_changed", "settings": values})

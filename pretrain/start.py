@@ -4,74 +4,134 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from data.errors import InputError
 from data.files import write_text_whole
-from data.storage.episode_entry import TRAINING_SPLIT
 from data.stream.loader import TokenStream
 from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
 from data.stream.plan import DataPlan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
-from pretrain.checkpoint.origin import Origin
+from pretrain.checkpoint.location import checkpoint_location
+from pretrain.checkpoint.origin import Origin, set_aside_newest
+from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error
 from pretrain.config import TrainingConfig
 from pretrain.logs import log_to_file
 from pretrain.parallel.engine import Engine
 from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import rank_log_name
-from pretrain.run_start import RunStart, open_run
+from pretrain.run_lock import exclusive_access
+from pretrain.run_start import RunStart, check_dataset, open_run
+from pretrain.telemetry.events import EventLog
 from pretrain.telemetry.recorder import Recorder
 
 _LOG = logging.getLogger(__name__)
 
 
-def open_run_on_ranks(config: TrainingConfig, folder: RunFolder, rank: int) -> RunStart:
-    """`open_run` on rank 0 for all ranks, which then also log to files in the folder; every rank calls this.
+@contextmanager
+def opened_run(
+    config: TrainingConfig, folder: RunFolder, rank: int, start: RunStart | None
+) -> Iterator[RunStart]:
+    """The start of a run, for the length of a `with` block; every rank calls this.
 
-    For ranks that no command has started: those of a command get a `RunStart` and have their logs already.
+    A command that has started the ranks hands its choice over, has locked the folder, and keeps their logs.
+    Else rank 0 locks the folder until the end of the block and chooses (`open_run`), and every rank logs to a
+    file in it.
+
+    Args:
+        config: Settings of the run.
+        folder: Of the run.
+        rank: Number of this rank.
+        start: The command's choice, if there is one.
 
     Raises:
-        InputError: The folder or a checkpoint cannot be used.
+        InputError: The folder is in use, or it or a checkpoint cannot be used; the same on every rank.
     """
-    start = run_on_rank_zero(lambda: open_run(config, folder))
-    log_to_file(folder.logs / rank_log_name(rank), rank)
-    return start
+    if start is not None:
+        yield start
+        return
+    with ExitStack() as lock:
+
+        def choose() -> RunStart:
+            lock.enter_context(exclusive_access(folder))
+            folder.stop_request.unlink(missing_ok=True)  # of an earlier start
+            return open_run(config, folder)
+
+        chosen = run_on_rank_zero(choose)
+        log_to_file(folder.logs / rank_log_name(rank), rank)
+        yield chosen
+
+
+def load_start(
+    config: TrainingConfig,
+    folder: RunFolder,
+    start: RunStart,
+    chosen_here: bool,
+    engine: Engine,
+    stream: TokenStream,
+) -> tuple[RunStart, Mapping[str, Any]]:
+    """Load the weights of a start; every rank calls it.
+
+    Where the ranks have chosen it themselves and its files are damaged, the checkpoint is set aside and the
+    one before is taken, as the command does for the ranks that it has started.
+
+    Returns:
+        The start that was loaded, and the metadata of `load_weights`.
+
+    Raises:
+        InputError: As for `load_weights`.
+    """
+    while True:
+        try:
+            return start, load_weights(start.origin, engine, stream)
+        except DamagedCheckpointError as error:
+            if not chosen_here:
+                raise
+            start = _start_before(config, folder, start, error)
+
+
+def _start_before(
+    config: TrainingConfig, folder: RunFolder, start: RunStart, error: DamagedCheckpointError
+) -> RunStart:
+    """Set the damaged checkpoint of a start aside and choose again; every rank calls it."""
+
+    def choose() -> RunStart:
+        step = set_aside_newest(checkpoint_location(config.checkpointing, folder), start.origin, error)
+        _LOG.warning("%s; it is set aside, the run goes on from the one before", error)
+        EventLog(folder.events).write({"event": "checkpoint_set_aside", "step": step, "error": str(error)})
+        return open_run(config, folder)
+
+    return run_on_rank_zero(choose)
 
 
 def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> Mapping[str, Any]:
-    """Load the weights of the origin, if there is one; to resume, also the optimiser's state.
+    """Load the weights of the origin, if any; to resume, the optimiser's state too. Every rank calls it.
 
     Returns:
         Metadata of the checkpoint that the run resumes from; those of a new run otherwise.
 
     Raises:
-        InputError: The checkpoint is damaged, of another network, or (to resume) was trained on other data.
+        DamagedCheckpointError: Files of the checkpoint are damaged; the same on every rank.
+        InputError: The checkpoint is of another network, or (to resume) was trained on other data.
     """
     if origin is None:
         return {"tokens": 0}
+    checkpoint = origin.checkpoint
     if not origin.resumes:
-        load_initial_weights(origin.checkpoint, engine)
+        load_initial_weights(checkpoint, engine)
         return {"tokens": 0}
-    metadata = load_metadata(origin.checkpoint)
-    dataset = metadata.get("dataset")  # None: weights alone, which `load` refuses
-    if dataset not in (None, stream.fingerprint):
-        raise InputError(
-            f"{origin.checkpoint}: was trained on the data set {dataset[:12]}, "
-            f"{stream.urls} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
-            "another name"
-        )
-    split = metadata.get("config", {}).get("data", {}).get("split", TRAINING_SPLIT)  # absent in old ones
-    if split != stream.split:
-        raise InputError(
-            f"{origin.checkpoint}: was trained with data.split={split}, now data.split={stream.split}; give "
-            "the same split, or begin a run of another name"
-        )
-    return load(origin.checkpoint, engine)
+    metadata = run_on_rank_zero(lambda: load_metadata(checkpoint))
+    check_dataset(metadata, checkpoint, stream.urls, stream.fingerprint, stream.split)
+    load(checkpoint, engine)
+    if not isinstance(metadata.get("tokens"), int):
+        raise damage_error(checkpoint, ["its metadata does not have the number of tokens"])
+    return metadata
 
 
 def report_start(
@@ -90,7 +150,7 @@ def report_start(
         return
     path, parallel = str(start.origin.checkpoint), asdict(config.parallel)
     if start.origin.resumes:
-        previous = metadata["config"]["parallel"]
+        previous = metadata.get("config", {}).get("parallel")
         recorder.event("resumed", step=step, checkpoint=path, parallel_before=previous, parallel=parallel)
     else:
         recorder.event("started", step=step, checkpoint=path, parallel=parallel)

@@ -12,6 +12,7 @@ from data.contracts import PackedBatch
 from data.stream.loader import TokenStream
 from pretrain.batch_feed import BatchFeed
 from pretrain.checkpoint.location import checkpoint_location
+from pretrain.checkpoint.origin import HISTORY
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware
 from pretrain.config import TrainingConfig
@@ -32,13 +33,7 @@ from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 from pretrain.settings import to_mapping
-from pretrain.start import (
-    check_model_fits,
-    load_weights,
-    open_run_on_ranks,
-    prepare_folder,
-    report_start,
-)
+from pretrain.start import check_model_fits, load_start, opened_run, prepare_folder, report_start
 from pretrain.telemetry.profiling import StepProfiler
 from pretrain.telemetry.recorder import Recorder
 from pretrain.validation import Validation
@@ -74,19 +69,21 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
         Preemption(folder.stop_request, polls=groups.rank == 0) as preemption,
     ):
         check_model_fits(config, stream)
-        start = start or open_run_on_ranks(config, folder, groups.rank)
-        run_on_rank_zero(lambda: prepare_folder(config, folder, stream))
-        engine = Engine.build(config, groups, initialise=start.origin is None)
-        metadata = load_weights(start.origin, engine, stream)
-        with (
-            closing(Recorder(config, folder, engine, metadata["tokens"])) as recorder,
-            closing(StepProfiler.of(config.telemetry, groups.rank, folder, recorder.event)) as profiler,
-        ):
-            report_start(recorder, start, metadata, config, engine.step_count)
-            loop = _Loop(config, folder, start, engine, stream, validation, preemption, recorder, metadata)
-            with Watchdog(config.guard.step_timeout, groups.rank) as watchdog:
-                loop.run((profiler, recorder, watchdog, *hooks))
-            loop.finish()
+        with opened_run(config, folder, groups.rank, start) as opened:
+            run_on_rank_zero(lambda: prepare_folder(config, folder, stream))
+            engine = Engine.build(config, groups, initialise=opened.origin is None)
+            loaded, metadata = load_start(config, folder, opened, start is None, engine, stream)
+            with (
+                closing(Recorder(config, folder, engine, metadata["tokens"])) as recorder,
+                closing(StepProfiler.of(config.telemetry, groups.rank, folder, recorder.event)) as profiler,
+            ):
+                report_start(recorder, loaded, metadata, config, engine.step_count)
+                loop = _Loop(
+                    config, folder, loaded, engine, stream, validation, preemption, recorder, metadata
+                )
+                with Watchdog(config.guard.step_timeout, groups.rank) as watchdog:
+                    loop.run((profiler, recorder, watchdog, *hooks))
+                loop.finish()
     if loop.is_preempted:
         raise PreemptedError(f"stopped on request, {loop.progress}")
 
@@ -216,6 +213,7 @@ class _Loop:
             "tokens": self._recorder.total_tokens(),
             "guard": self._guard.state().to_json(),
             "wandb_run": self._start.wandb_run,
+            HISTORY: list(self._start.resume_history),
         }
 
     def _summarise(self) -> None:

@@ -28,6 +28,7 @@ def checks(config: DoctorConfig) -> Iterator[Check]:
     yield machine_checks.gpu_links
     yield machine_checks.memory
     yield partial(network_checks.shared_folder, Path(config.folder))
+    yield partial(network_checks.file_locks, Path(config.folder))
     if config.url is not None:
         yield partial(network_checks.storage, config.url)
     if config.all_reduce:

@@ -1,4 +1,4 @@
-"""Checks of what machines share: storage, folder, network (all-reduce), Slurm, Ray's port."""
+"""Checks of what machines share: storage, folder and its locks, network (all-reduce), Slurm, Ray's port."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
 from data.errors import InputError
+from data.locks import LocksMissingError, lock
 from data.storage.index import INDEX_FILE, DatasetIndex
 from data.storage.store import open_store
 
@@ -60,6 +62,36 @@ def shared_folder(folder: Path, clock: Callable[[], float] = time.perf_counter) 
     if median(seconds) > _MAX_FILE_SECONDS:
         return CheckResult(subject, WARN, speed, "slow: keep shards in object storage and logs few")
     return CheckResult(subject, OK, speed)
+
+
+def file_locks(folder: Path) -> CheckResult:
+    """Check that two openings of a file exclude each other where runs are stored, as two commands have to.
+
+    Args:
+        folder: Where runs are stored.
+    """
+    subject = f"locks in {folder}"
+    remedy = "start one command a run folder; administrators: mount with locks (Lustre: -o flock)"
+    path = folder / f".doctor-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as first, path.open("w") as second:
+            lock(first.fileno(), wait=False)
+            try:
+                lock(second.fileno(), wait=False)
+            except BlockingIOError:
+                return CheckResult(subject, OK, "a second command in a run folder is refused")
+        return CheckResult(subject, WARN, "a second command in a run folder is not noticed", remedy)
+    except LocksMissingError as error:
+        found = f"none ({error.strerror}): commands on other machines are not noticed"
+        return CheckResult(subject, WARN, found, remedy)
+    except OSError as error:
+        return CheckResult(
+            subject, FAIL, f"cannot be tried ({error.strerror})", "set run.dir to another folder"
+        )
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def storage(url: str) -> CheckResult:

@@ -58,7 +58,8 @@ def list_checkpoints(path: str) -> tuple[str, list[dict[str, Any]]]:
 
     Returns:
         Their location, and one row per step, ascending: as `read_checkpoint`, with `success_rate` of its
-        evaluation; incomplete and damaged ones have only `path`, `step`, `complete` and `damaged`.
+        evaluation; incomplete and damaged ones have only `path`, `step`, `complete`, `damaged` and
+        `set_aside` (`DAMAGED` or `SUPERSEDED`: the name that its READY has now).
 
     Raises:
         InputError: No checkpoint there.
@@ -79,6 +80,8 @@ def list_checkpoints(path: str) -> tuple[str, list[dict[str, Any]]]:
                 row |= read_checkpoint(checkpoints.checkpoint_url(step))
             except InputError as error:
                 row["damaged"] = [str(error)]
+        else:
+            row["set_aside"] = checkpoints.set_aside_as(step)
         rows.append(row | {"success_rate": rates.get(step)})
     return checkpoints.url, rows
 
@@ -154,7 +157,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _state(row: dict[str, Any]) -> str:
     if not row["complete"]:
-        return f"incomplete: no {READY}"
+        mark = row.get("set_aside")
+        return f"set aside: {mark}" if mark else f"incomplete: no {READY}"
     if row.get("damaged"):
         return f"damaged: {'; '.join(row['damaged'])}"
     return "every checksum matches" if row.get("verified") else "complete, not verified"

@@ -47,6 +47,7 @@ class CheckpointEvaluations:
         self._submitted = evaluated_steps(folder.evaluations)
         self._bars: dict[int, ProgressBar] = {}
         self._failures: list[EvaluationOutcome] = []
+        self._summary_due = False  # the disk has refused `summary.json`
 
     @property
     def pending(self) -> list[int]:
@@ -65,6 +66,8 @@ class CheckpointEvaluations:
             self._bars[step].update(done, total or None)
         for outcome in self._group.take_outcomes():
             self._report(outcome)
+        if self._summary_due:
+            self._update_summary()
 
     def report_pending(self) -> None:
         """Print the steps whose evaluation has not ended, if any."""
@@ -73,11 +76,15 @@ class CheckpointEvaluations:
             self._reporter.line(f"evaluations that did not end: steps {steps}; resuming the run repeats them")
 
     def raise_first_failure(self) -> None:
-        """Raise if an evaluation has failed.
+        """Raise if an evaluation has failed, or the disk still refuses their summary.
 
         Raises:
-            CommandFailedError: Names the first one.
+            CommandFailedError: Names the first one, or the file.
         """
+        if self._summary_due:
+            raise CommandFailedError(
+                f"{self._folder.summary}: cannot be written; free space and repeat the command"
+            )
         if self._failures:
             first = self._failures[0]
             raise CommandFailedError(f"the evaluation of step {first.step} failed: {first.error}")
@@ -113,6 +120,19 @@ class CheckpointEvaluations:
         else:
             self._report_results(step, outcome.results)
 
+    def _update_summary(self) -> None:
+        """Write the results into `summary.json`; where the disk refuses, at the next poll again."""
+        try:
+            update_summary(self._folder)
+        except OSError as error:
+            if not self._summary_due:
+                self._reporter.line(
+                    f"{self._folder.summary}: cannot be written ({error}); it follows when it can"
+                )
+            self._summary_due = True
+        else:
+            self._summary_due = False
+
     def _with_cause(self, failure: EvaluationOutcome) -> EvaluationOutcome:
         """The same failure, explained where its checkpoint does not exist any more."""
         if failure.step in self._watch.steps(refresh=True):
@@ -124,7 +144,7 @@ class CheckpointEvaluations:
     def _report_results(self, step: int, results: Results) -> None:
         episodes = int(results["episodes"])
         self._bars[step].update(episodes, episodes, detail=describe_results(results))
-        update_summary(self._folder)
+        self._update_summary()
         counts = {key: results.get(key) for key in _EVENT_KEYS}
         self._reporter.log_event({"event": "evaluated", "step": step, **counts})
         self._reporter.log_values(step, wandb_values(results, self._folder.evaluation(step)))

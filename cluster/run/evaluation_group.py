@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -171,7 +172,7 @@ class EvaluationGroup:
         log = self._logs / f"{_log_name(step)}.log"
         if failures:
             return f"{failures[0].headline}; see {log}"
-        with log.open("a") as file:  # what Ray knows of a process that was killed
+        with suppress(OSError), log.open("a") as file:  # what Ray knows of a process that was killed
             file.write(f"{error}\n")
         return f"its worker died ({type(error).__name__}); see {log}"
 

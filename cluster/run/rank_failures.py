@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.failures import TrainingFailedError
+from cluster.failures import TrainingFailedError, is_out_of_space
 from cluster.run.worker_process import FailureRecord, read_failures
 from data.errors import InputError
-from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import cause_of_end
 from pretrain.run_layout import RANK_PATTERN, rank_log_name, rank_name
 
+_LOG = logging.getLogger(__name__)
 _MAX_NAMES = 3
 
 # Errors of ranks that lost a peer: they follow from the first failure and do not explain it.
@@ -24,8 +27,24 @@ def log_sizes(logs: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_size for path in logs.glob(f"{RANK_PATTERN}.log")}
 
 
+def exceptions_of_ranks(failures: Mapping[int, BaseException]) -> dict[int, BaseException]:
+    """The exceptions that left the training function, by rank.
+
+    Of a process that was killed, or does not answer, Ray reports an exception of its own.
+
+    Args:
+        failures: `worker_failures` of Ray's `WorkerGroupError`.
+    """
+    own = {rank: type(error).__module__.partition(".")[0] == "ray" for rank, error in failures.items()}
+    return {rank: error for rank, error in sorted(failures.items()) if not own[rank]}
+
+
 def explain_failure(
-    logs: Path, ray_report: str, ranks: int, sizes_before: Mapping[str, int]
+    logs: Path,
+    ray_report: str,
+    ranks: int,
+    sizes_before: Mapping[str, int],
+    exceptions: Mapping[int, BaseException] | None = None,
 ) -> InputError | TrainingFailedError:
     """The error that explains why a group of ranks failed.
 
@@ -34,9 +53,9 @@ def explain_failure(
         ray_report: What Ray reports.
         ranks: Number of ranks.
         sizes_before: `log_sizes` before these ranks were started.
+        exceptions: `exceptions_of_ranks`: they explain ranks whose record the disk did not take.
     """
-    # A rank that stopped on request is not a cause.
-    failures = [each for each in read_failures(logs, RANK_PATTERN) if each.kind != PreemptedError.__name__]
+    failures = _failures(logs, exceptions or {})
     for failure in failures:
         if failure.user_mistake:
             damaged = failure.kind == DamagedCheckpointError.__name__
@@ -46,12 +65,26 @@ def explain_failure(
             message = (
                 f"{failure.name} failed: {failure.headline}; its traceback is in {logs / failure.name}.log"
             )
-            return TrainingFailedError(message, failure.kind, failure.headline)
+            # A disk that is full does not depend on the step: another start may find room.
+            kind = None if is_out_of_space(failure.message) else failure.kind
+            return TrainingFailedError(message, kind, failure.headline)
     if hang := _explain_hang(logs, ranks, sizes_before):
         return hang
     report = logs / "ray.log"
-    report.write_text(ray_report + "\n")
+    try:
+        report.write_text(ray_report + "\n")
+    except OSError as error:
+        _LOG.warning("%s: cannot be written (%s); Ray says: %s", report, error, ray_report)
     return _explain_silent_end(logs, report, ranks, failures)
+
+
+def _failures(logs: Path, exceptions: Mapping[int, BaseException]) -> list[FailureRecord]:
+    """Failures of the ranks, the earliest first; a rank that stopped on request is not a cause."""
+    recorded = read_failures(logs, RANK_PATTERN)
+    names = {failure.name for failure in recorded}
+    others = {rank_name(rank): error for rank, error in exceptions.items()}
+    recorded += [FailureRecord.of(name, e, math.inf) for name, e in others.items() if name not in names]
+    return [failure for failure in recorded if failure.kind != PreemptedError.__name__]
 
 
 def _explain_hang(logs: Path, ranks: int, sizes_before: Mapping[str, int]) -> TrainingFailedError | None:

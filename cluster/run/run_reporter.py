@@ -39,17 +39,21 @@ class RunReporter:
 
     def forward_metrics(self) -> None:
         """Show what the ranks have written to `metrics.jsonl` since the last call, and send it to W&B."""
+        self._events.write_kept()
         for record in self._metrics.new():
             self._show(record)
 
     def event(self, record: dict[str, Any]) -> None:
-        """Write an event of the supervisor to `events.jsonl`, show it and send it to W&B."""
-        self._events.write(record)
+        """Write an event of the supervisor to `events.jsonl`, show it and send it to W&B.
+
+        A disk that is full does not end the run: the line follows when there is room.
+        """
+        self._events.write_or_keep(record)
         self._show(record)
 
     def log_event(self, record: dict[str, Any]) -> None:
         """Write an event to `events.jsonl` alone."""
-        self._events.write(record)
+        self._events.write_or_keep(record)
 
     def log_values(self, step: int, values: dict[str, float | Path]) -> None:
         """Send numbers, videos and pictures of a step to W&B."""

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 
 from rich.console import Console
 
 from cluster.config import RootConfig
 from cluster.resources.ray_session import open_session
+from cluster.resources.run_resources import RunResources
 from cluster.run.checkpoint_evaluations import CheckpointEvaluations
 from cluster.run.evaluation_group import Evaluate, EvaluationGroup
 from cluster.run.preflight import check_run
 from cluster.run.run_reporter import RunReporter
 from cluster.run.stop_request import StopRequest, stop_on_signals
 from cluster.run.training import Train, Training
-from data.errors import InputError
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checks import check_training
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
+from pretrain.run_lock import exclusive_access
 from pretrain.run_start import open_run
 from pretrain.settings import to_mapping
 from pretrain.telemetry.progress import ProgressDisplay
@@ -60,10 +60,24 @@ def supervise(
     resources = check_run(config)
     config = replace(config, checkpointing=replace(config.checkpointing, await_evaluation=config.eval.every))
     folder = RunFolder.of(config.run)
-    checkpoints = checkpoint_location(config.checkpointing, folder)
+    with exclusive_access(folder):
+        _supervise_alone(config, console, folder, resources, train, evaluate, on_trained)
+    return folder
+
+
+def _supervise_alone(
+    config: RootConfig,
+    console: Console,
+    folder: RunFolder,
+    resources: RunResources,
+    train: Train,
+    evaluate: Evaluate,
+    on_trained: Callable[[], None],
+) -> None:
+    """`supervise` while no other command can use the folder."""
     start = open_run(config, folder)
+    checkpoints = checkpoint_location(config.checkpointing, folder)
     with (
-        _exclusive_access(folder),
         closing(WandbSink(folder.path, config.run.name, config.telemetry, to_mapping(config))) as wandb,
         open_session(config.cluster, resources) as session,
         ProgressDisplay(console) as display,
@@ -75,7 +89,6 @@ def supervise(
         training = Training(config, session, folder, start, train, stop, checkpoints)
         reporter.starting(resources.ranks)
         run_to_end(training, evaluations, reporter, stop, on_trained)
-    return folder
 
 
 def run_to_end(
@@ -122,20 +135,6 @@ def run_to_end(
             raise PreemptedError("stopped on request; the training had ended, its evaluations had not")
         poll()
     evaluations.raise_first_failure()
-
-
-@contextmanager
-def _exclusive_access(folder: RunFolder) -> Iterator[None]:
-    """Keep a second command out of the run folder; the lock ends with the process, however that ends."""
-    with folder.supervisor_lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder.path}: another command is training in this folder; wait for it, "
-                "or choose another run.name"
-            ) from error
-        yield
 
 
 def _run_in_thread(body: Callable[[], None]) -> Future[None]:

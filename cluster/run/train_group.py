@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.resources.ray_session import Session
 from cluster.resources.run_resources import RunResources
-from cluster.run.rank_failures import explain_failure, log_sizes
+from cluster.run.rank_failures import exceptions_of_ranks, explain_failure, log_sizes
 from cluster.run.worker_process import (
     log_process,
     read_failures,
@@ -100,7 +100,8 @@ def run_train_group(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise explain_failure(logs, str(error), resources.ranks, sizes_before) from error
+        errors = exceptions_of_ranks(getattr(error, "worker_failures", {}))
+        raise explain_failure(logs, str(error), resources.ranks, sizes_before, errors) from error
     if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
 
@@ -115,5 +116,6 @@ def _run_rank(loop_config: dict[str, _RankTask]) -> None:
         try:
             task.train(task.config)
         except PreemptedError as error:
-            # All ranks end so. An exception in one would make Ray end the others.
-            write_failure(task.logs, name, error)
+            # All ranks end so. An exception in one would make Ray end the others, which are at their end too.
+            if not write_failure(task.logs, name, error):
+                raise

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 from cluster.config import RootConfig
-from cluster.failures import TrainingFailedError
+from cluster.failures import TrainingFailedError, is_out_of_space
 from cluster.resources.elastic import ElasticLayout, largest_layout
 from cluster.resources.ray_session import Session
 from cluster.run.restarts import RestartPolicy
@@ -18,7 +18,8 @@ from cluster.run.stop_request import StopRequest
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation
-from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checkpoint.origin import Origin, set_aside_newest
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
@@ -65,6 +66,7 @@ class Training:
         self._config, self._session, self._folder, self._train = config, session, folder, train
         self._stop, self._checkpoints, self._clock = stop, checkpoints, clock
         self._first_start: RunStart | None = start
+        self._origin: Origin | None = start.origin  # of the newest start
         self._policy = RestartPolicy(config.cluster)
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._layout: ElasticLayout | None = None
@@ -91,6 +93,7 @@ class Training:
         previous: ElasticLayout | None = None
         while True:
             layout = self._layout = self._choose_layout(previous)
+            is_first = previous is None
             if previous is not None and previous.data != layout.data:
                 name = "shrunk" if layout.data < previous.data else "grown"
                 self._report(name, data_before=previous.data, data=layout.data)
@@ -101,6 +104,10 @@ class Training:
                 return
             except DamagedCheckpointError as error:
                 self._set_aside(error)
+            except InputError as error:
+                if is_first or not is_out_of_space(str(error)):
+                    raise
+                self._wait_for_restart(TrainingFailedError(str(error)))
             except PreemptedError:
                 if self._stop.requested:
                     raise
@@ -136,6 +143,7 @@ class Training:
             check_training(layout.config)
         if start is None or layout.config is not self._config:
             start = open_run(layout.config, self._folder)
+        self._origin = start.origin
         nodes = layout.rank_nodes if self._session.existing_cluster else None
         train = partial(self._train, start=start)
         run_train_group(layout.config, self._session, self.logs, train, layout.resources, nodes)
@@ -148,18 +156,15 @@ class Training:
             raise PreemptedError(
                 f"stopped on request; the training had failed, its newest checkpoint is of step {newest}"
             ) from failure
+        self._stop.cancel()  # of `request_growth`, if the ranks failed on their way to the end
         delay = self._policy.delay_after(failure, step, newest)
         self._report("restarting", step=newest, restart=self._policy.total, delay=delay)
         self._wait(delay)
 
     def _set_aside(self, error: DamagedCheckpointError) -> None:
-        """Make the checkpoint before the damaged one the newest; raise where it is not this run's newest."""
-        *older, newest = self._checkpoints.steps() or [0]
-        is_newest = self._checkpoints.checkpoint_url(newest) in str(error)
-        if self._config.checkpointing.resume != "auto" or not is_newest or not older:
-            raise error
-        self._checkpoints.set_aside(newest)
-        self._report("checkpoint_set_aside", step=newest, error=str(error))
+        """Make the checkpoint before the damaged one the newest; raise where that does not help."""
+        step = set_aside_newest(self._checkpoints, self._origin, error)
+        self._report("checkpoint_set_aside", step=step, error=str(error))
 
     def _choose_layout(self, previous: ElasticLayout | None) -> ElasticLayout:
         """The layout to start with; after a failure it waits for lost nodes, up to `cluster.node_timeout`."""

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import write_text_whole
 from pretrain.logs import set_up_logging
 
 _LOG = logging.getLogger(__name__)
@@ -36,6 +37,22 @@ class FailureRecord:
     user_mistake: bool
     kind: str
     message: str
+
+    @classmethod
+    def of(cls, name: str, error: BaseException, time: float) -> FailureRecord:
+        """Describe the exception that ended a process."""
+        return cls(name, time, isinstance(error, InputError), type(error).__name__, str(error))
+
+    @classmethod
+    def read(cls, path: Path) -> FailureRecord:
+        """Read a record.
+
+        Raises:
+            OSError, ValueError, TypeError, KeyError: It cannot be read, or is none.
+        """
+        values = json.loads(path.read_text())
+        name, kind, message = (str(values[key]) for key in ("name", "kind", "message"))
+        return cls(name, float(values["time"]), values["user_mistake"] is True, kind, message)
 
     @property
     def headline(self) -> str:
@@ -79,10 +96,15 @@ def _redirect_output(path: Path) -> None:
         os.dup2(log.fileno(), 2)
 
 
-def write_failure(logs: Path, name: str, error: BaseException) -> None:
-    """Write the failure record of this process."""
-    record = FailureRecord(name, time.time(), isinstance(error, InputError), type(error).__name__, str(error))
-    (logs / f"{name}{_SUFFIX}").write_text(json.dumps(asdict(record)))
+def write_failure(logs: Path, name: str, error: BaseException) -> bool:
+    """Write the failure record of this process as a whole; return whether the disk has taken it."""
+    record = FailureRecord.of(name, error, time.time())
+    try:
+        write_text_whole(logs / f"{name}{_SUFFIX}", json.dumps(asdict(record)))
+    except OSError as refusal:  # Ray has the exception too
+        _LOG.warning("the failure record of %s cannot be written (%s)", name, refusal)
+        return False
+    return True
 
 
 def remove_failures(logs: Path, pattern: str) -> None:
@@ -92,6 +114,14 @@ def remove_failures(logs: Path, pattern: str) -> None:
 
 
 def read_failures(logs: Path, pattern: str) -> list[FailureRecord]:
-    """Failure records of the processes whose name matches the glob `pattern`, the earliest first."""
-    records = [FailureRecord(**json.loads(path.read_text())) for path in logs.glob(f"{pattern}{_SUFFIX}")]
+    """Failure records of the processes whose name matches the glob `pattern`, the earliest first.
+
+    A file that is no record, as a crash of a machine can leave it, is left out with a warning.
+    """
+    records: list[FailureRecord] = []
+    for path in logs.glob(f"{pattern}{_SUFFIX}"):
+        try:
+            records.append(FailureRecord.read(path))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            _LOG.warning("%s: is no failure record (%s); left out", path, error)
     return sorted(records, key=lambda record: record.time)

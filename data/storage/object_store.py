@@ -19,7 +19,7 @@ from obstore.exceptions import GenericError, JoinError, PreconditionError
 from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.contact import has_answered, mark_answered
 from data.storage.request_checks import check_range, checked_name
 from data.storage.retries import RETRY_SECONDS, Result, RetryPolicy
@@ -221,7 +221,8 @@ class ObjectStore:
 
     def _failure(self, name: str, what: str, error: Exception) -> InputError:
         reasons = [describe_error(self._url, error), *getattr(error, "__notes__", [])]
-        return InputError(f"{self._url}/{name}: cannot be {what} ({'; '.join(reasons)})")
+        kind = InputError if isinstance(error, FileNotFoundError) else StorageError
+        return kind(f"{self._url}/{name}: cannot be {what} ({'; '.join(reasons)})")
 
 
 def _is_transient(error: BaseException) -> bool:

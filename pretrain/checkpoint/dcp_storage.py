@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.chunks import Chunk, ChunkTable
@@ -137,6 +137,7 @@ class SafetensorsReader(StorageReader):
 
     Attributes:
         errors: What is wrong with files, a line each.
+        unanswered: What the storage said where it did not give a file.
         verified: Files that were read whole.
         touched: Files of which anything was read.
     """
@@ -146,6 +147,7 @@ class SafetensorsReader(StorageReader):
     ) -> None:
         self._store, self._manifest = store, manifest
         self.errors: list[str] = []
+        self.unanswered: list[str] = []
         self.verified: set[str] = set()
         self.touched: set[str] = set()
         of_parameter: dict[str, list[Chunk]] = {}
@@ -215,6 +217,8 @@ class SafetensorsReader(StorageReader):
                 read_verified(self._store, file, stored, requests)
             else:
                 read_partially(self._store, file, stored, requests)
+        except StorageError as error:
+            self.unanswered.append(str(error))
         except InputError as error:
             self.errors.append(str(error))
 

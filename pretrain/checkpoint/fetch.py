@@ -10,8 +10,8 @@ from data.errors import InputError
 from data.files import folder_written_whole
 from data.storage.store import Store
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import Manifest, manifest_file
-from pretrain.checkpoint.verification import damage_error
+from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.ready import damage_error, manifest_file
 from pretrain.run_layout import READY, STEP_PATTERN, RunLayout, step_name
 
 _BLOCK = 1 << 24

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.dcp_storage import SafetensorsReader
 from pretrain.checkpoint.fragments import finish_loading, fragments, state_names
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import MASTER, Manifest, read_manifest
-from pretrain.checkpoint.verification import damage_error, find_damage
+from pretrain.checkpoint.manifest import MASTER, Manifest
+from pretrain.checkpoint.ready import damage_error, read_manifest
+from pretrain.checkpoint.verification import find_damage
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 
@@ -45,8 +46,9 @@ def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
         The metadata given to `CheckpointWriter.save`.
 
     Raises:
-        InputError: No committed checkpoint there, weights without moments, a damaged file (named), or
-            another network's.
+        DamagedCheckpointError: A file is damaged (named); the engine is unchanged.
+        StorageError: The storage does not answer; the same on every rank.
+        InputError: No committed checkpoint there, weights without moments, or another network's.
     """
     loader = _CollectiveLoader(url)
     manifest = loader.manifest
@@ -93,6 +95,7 @@ class _CollectiveLoader:
     """A checkpoint that all ranks load: rank 0 reads manifest and chunk table and broadcasts them.
 
     Raises:
+        DamagedCheckpointError: READY, manifest or chunk table are damaged.
         InputError: No committed checkpoint there.
     """
 
@@ -105,10 +108,11 @@ class _CollectiveLoader:
                 content[0] = read_manifest(self._store)
                 content[1] = Manifest.parse(self._store.url, content[0]).read_chunk_table(self._store)
             except InputError as error:
-                content[2] = str(error)
+                content[2] = (type(error), str(error))
         dist.broadcast_object_list(content, 0, group=self._group)
         if content[2] is not None:
-            raise InputError(content[2])
+            kind, message = content[2]
+            raise kind(message)
         self.manifest = Manifest.parse(self._store.url, content[0])
         self._chunk_table: bytes = content[1]
 
@@ -150,13 +154,20 @@ class _CollectiveLoader:
                 "the optimiser that it was saved with, or start a run with checkpointing.start_from"
             )
         touched = {name for files, _, _ in ranks for name in files}
-        self._verify(touched - {name for _, files, _ in ranks for name in files}, reader.errors)
+        self._verify(touched - {name for _, files, _ in ranks for name in files}, reader)
 
-    def _verify(self, files: Collection[str], errors: Sequence[str]) -> None:
+    def _verify(self, files: Collection[str], reader: SafetensorsReader) -> None:
         """Share the files that no rank has verified among the ranks; every rank raises any rank's errors."""
         own = sorted(files)[dist.get_rank() :: dist.get_world_size()]
-        damage = [*errors, *find_damage(self._store, {name: self.manifest.files[name] for name in own})]
-        if lines := sorted({line for rank in self._all_gather(damage) for line in rank}):
+        damage, unanswered = list(reader.errors), list(reader.unanswered)
+        try:
+            damage += find_damage(self._store, {name: self.manifest.files[name] for name in own})
+        except StorageError as error:
+            unanswered.append(str(error))
+        ranks = self._all_gather((damage, unanswered))
+        if lines := sorted({line for _, lines in ranks for line in lines}):
+            raise StorageError(lines[0])  # nothing is damaged, as far as is known
+        if lines := sorted({line for lines, _ in ranks for line in lines}):
             raise damage_error(self._store.url, lines)
 
     def _all_gather(self, value: Any) -> list[Any]:

@@ -13,12 +13,16 @@ from pathlib import Path
 from data.errors import InputError
 from data.storage.bulk_store import Block, BulkStore, open_bulk
 from data.storage.store import Store, open_store
-from pretrain.checkpoint.manifest import manifest_file, ready_content
+from pretrain.checkpoint.ready import (
+    DAMAGED,
+    SUPERSEDED,
+    committed_attempt,
+    manifest_file,
+    ready_content,
+)
 from pretrain.config import CheckpointingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import READY, parse_step_name, step_name
-
-_SET_ASIDE = "DAMAGED"  # the former READY of a checkpoint that was set aside
 
 
 class UncertainCommitError(OSError):
@@ -147,16 +151,26 @@ class CheckpointLocation:
         """
         self._store.remove(step_name(step), list(names))
 
-    def set_aside(self, step: int) -> None:
-        """Uncommit a damaged checkpoint; its files stay until the step is saved again.
+    def set_aside(self, step: int, superseded: bool = False) -> None:
+        """Uncommit a checkpoint; its files stay until the step is saved again.
+
+        Args:
+            step: Of the checkpoint.
+            superseded: It is whole, but the run goes on from an earlier one; else it is damaged.
 
         Raises:
             OSError: The storage refused.
             InputError: It is no committed checkpoint.
         """
         folder = step_name(step)
-        self._store.put(f"{folder}/{_SET_ASIDE}", open_store(self.url).read(f"{folder}/{READY}"))
+        mark = SUPERSEDED if superseded else DAMAGED
+        self._store.put(f"{folder}/{mark}", open_store(self.url).read(f"{folder}/{READY}"))
         self._store.remove(folder, [READY])
+
+    def set_aside_as(self, step: int) -> str | None:
+        """How a step's checkpoint was set aside: `DAMAGED` or `SUPERSEDED`; None: it was not."""
+        names = self._store.names(step_name(step))
+        return next((mark for mark in (DAMAGED, SUPERSEDED) if mark in names and READY not in names), None)
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint, READY first, so that it is uncommitted before any other file goes.
@@ -182,14 +196,12 @@ class CheckpointLocation:
             if parse_step_name(folder) is None:
                 continue
             names = self._store.names(folder)
-            if _SET_ASIDE in names and READY not in names:
-                continue
-            incomplete = names
             if READY in names:
-                _, _, manifest = store.read(f"{folder}/{READY}").decode("utf-8", "replace").partition(" ")
-                attempt = manifest.strip().removeprefix("manifest-").removesuffix(".json")
-                others = [name for name in names if name != READY and attempt not in name]
-                incomplete = others if attempt else []
+                attempt = committed_attempt(store.read(f"{folder}/{READY}"))
+                # Of imported weights, or of a damaged checkpoint, it is not known which files belong to it.
+                incomplete = [n for n in names if n != READY and attempt not in n] if attempt else []
+            else:
+                incomplete = [] if {DAMAGED, SUPERSEDED} & set(names) else names
             if incomplete or not names:
                 self._store.remove(folder, incomplete)
                 cleaned.append(folder)

@@ -27,23 +27,24 @@ from data.files import write_whole
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import Chunk, ChunkTable
+from pretrain.checkpoint.ready import (
+    ATTEMPT,
+    DamagedCheckpointError,
+    damage_error,
+    manifest_file,
+    read_manifest,
+    ready_content,
+)
 from pretrain.config import WeightsDtype
 from pretrain.run_layout import READY
 
 MASTER = "master"  # the fp32 weights that the optimiser updates
 FLOAT32 = "float32"
 DTYPES: tuple[WeightsDtype, ...] = get_args(WeightsDtype)
-_MANIFEST = "manifest"
 _CHUNK_TABLE = "pieces"
 _SCHEMA = 2
-_ATTEMPT = "[0-9a-f]{8}"
-_READY = re.compile(rf"([0-9a-f]{{64}})(?: (manifest-{_ATTEMPT}\.json))?")
-_FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer)?|{_CHUNK_TABLE})(-{_ATTEMPT})?\.safetensors")
+_FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer)?|{_CHUNK_TABLE})(-{ATTEMPT})?\.safetensors")
 _HASH_BLOCK = 1 << 22
-
-
-class DamagedCheckpointError(InputError):
-    """Files of a committed checkpoint are missing, cut short or changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +155,18 @@ class Manifest:
         """Read and check the manifest of the checkpoint in `store`.
 
         Raises:
-            InputError: No committed checkpoint there, or its manifest was changed.
+            DamagedCheckpointError: READY or the manifest is missing, cut short or changed.
+            InputError: No committed checkpoint there, or one that another version wrote.
         """
-        return cls.parse(f"{store.url}/{_MANIFEST}", read_manifest(store))
+        return cls.parse(f"{store.url}/manifest", read_manifest(store))
 
     @classmethod
     def parse(cls, where: str, content: bytes) -> Manifest:
         """Parse and check the content of a manifest; `where` leads the messages.
 
         Raises:
-            InputError: It is not a manifest, or names files that are not a checkpoint's.
+            DamagedCheckpointError: It is not a manifest, or names files that are not a checkpoint's.
+            InputError: Another version wrote it.
         """
         try:
             values = json.loads(content)
@@ -183,25 +186,27 @@ class Manifest:
             step, count = int(values["step"]), int(values["optimizer_step"])
             manifest = cls(step, count, metadata, tensors, files, attempt)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            raise InputError(f"{where}: not a checkpoint's manifest ({error!r})") from error
-        if not re.fullmatch(f"({_ATTEMPT})?", attempt):
-            raise InputError(f"{where}: not a checkpoint's manifest (attempt {attempt!r})")
+            raise DamagedCheckpointError(f"{where}: not a checkpoint's manifest ({error!r})") from error
+        if not re.fullmatch(f"({ATTEMPT})?", attempt):
+            raise DamagedCheckpointError(f"{where}: not a checkpoint's manifest (attempt {attempt!r})")
         if unexpected := [name for name in files if not _FILE.fullmatch(name)]:
-            raise InputError(f"{where}: names the file {unexpected[0]!r}, expected only its own rank files")
+            raise DamagedCheckpointError(
+                f"{where}: names the file {unexpected[0]!r}, expected only its own rank files"
+            )
         return manifest
 
     def read_chunk_table(self, store: Store) -> bytes:
         """Read and verify the file of the chunk table.
 
         Raises:
-            InputError: It is missing or damaged.
+            DamagedCheckpointError: It is missing or damaged.
         """
         name = chunk_table_file(self.attempt)
+        if not store.exists(name):
+            raise damage_error(store.url, [f"{name} is missing"])
         content = store.read(name)
         if name not in self.files or hashlib.sha256(content).hexdigest() != self.files[name].sha256:
-            raise InputError(
-                f"{store.url}: damaged: {name} differs from its checksum; take another checkpoint"
-            )
+            raise damage_error(store.url, [f"{name} differs from its checksum"])
         return content
 
     def chunk_table(self, where: str, content: bytes) -> ChunkTable:
@@ -212,16 +217,21 @@ class Manifest:
             content: From `read_chunk_table`.
 
         Raises:
-            InputError: It does not fit the manifest.
+            DamagedCheckpointError: It does not fit the manifest.
         """
-        table = ChunkTable.decode(where, content)
+        try:
+            table = ChunkTable.decode(where, content)
+        except InputError as error:
+            raise DamagedCheckpointError(str(error)) from error
         error = table.inconsistency({name: tensor.shape for name, tensor in self.weights.items()})
         states = {name.partition("/")[0] for name in self.tensors}
         for writer in sorted(set(table.writer.tolist())):
             for file in sorted({self.file_of(writer, state) for state in states} - self.files.keys()):
                 error = error or f"it names {file}, expected only its own rank files"
         if error is not None:
-            raise InputError(f"{where}: its table of chunks is wrong ({error}); take another checkpoint")
+            raise DamagedCheckpointError(
+                f"{where}: its table of chunks is wrong ({error}); take another checkpoint"
+            )
         return table
 
     def chunks(self, table: ChunkTable, parameter: str, boxes: list[Box] | None = None) -> list[Chunk]:
@@ -230,42 +240,10 @@ class Manifest:
         return table.chunks(self.parameter_numbers[parameter], dimensions, boxes)
 
 
-def read_manifest(store: Store) -> bytes:
-    """Read and verify the manifest that READY names.
-
-    Raises:
-        InputError: No committed checkpoint there, or its manifest was changed.
-    """
-    if not store.exists(READY):
-        remedy = "name a folder step_... below a run's checkpoints/, or what convert import made"
-        if store.exists("config.json"):
-            remedy = f"import Hugging Face weights by: worldvla convert import source={store.url} out=..."
-        raise InputError(f"{store.url}: no committed checkpoint (no {READY} there); {remedy}")
-    match = _READY.fullmatch(store.read(READY).decode("utf-8", "replace").strip())
-    name = (match.group(2) if match else None) or manifest_file("")
-    content = store.read(name)
-    if match is None or hashlib.sha256(content).hexdigest() != match.group(1):
-        raise InputError(
-            f"{store.url}/{name}: checksum differs from the one in {READY}; take another checkpoint"
-        )
-    return content
-
-
 def _tensor(shape: list[int], dtype: str) -> StoredTensor:
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
     return StoredTensor(tuple(map(int, shape)), dtype)
-
-
-def ready_content(manifest: bytes, attempt: str) -> bytes:
-    """Content of READY: the manifest's checksum, and its name unless that is `manifest.json`."""
-    name = f" {manifest_file(attempt)}" if attempt else ""
-    return f"{hashlib.sha256(manifest).hexdigest()}{name}".encode()
-
-
-def manifest_file(attempt: str) -> str:
-    """Name of an attempt's manifest."""
-    return f"{_MANIFEST}-{attempt}.json" if attempt else f"{_MANIFEST}.json"
 
 
 def chunk_table_file(attempt: str = "") -> str:

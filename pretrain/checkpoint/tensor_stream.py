@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.safetensors_header import (
     LENGTH_BYTES,
     HeaderError,
@@ -61,6 +61,7 @@ def read_verified(
         requests: Parts to copy, by the tensors' names; empty: the file is only verified.
 
     Raises:
+        StorageError: The storage does not answer.
         InputError: The file is missing, cut short or changed, or does not hold what is requested; the message
             begins with its name.
     """
@@ -68,6 +69,8 @@ def read_verified(
     stream = _Stream(store, name, stored.bytes)
     try:
         _copy_requested(stream, name, stored.bytes, requests)
+    except StorageError:
+        raise
     except InputError as error:
         if stream.has_checksum(stored.sha256):
             raise

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.store import Store
-from pretrain.checkpoint.manifest import DamagedCheckpointError, StoredFile
+from pretrain.checkpoint.manifest import StoredFile
 from pretrain.checkpoint.tensor_stream import read_verified
-
-_MAX_LISTED = 5
 
 
 def find_damage(
@@ -26,11 +24,16 @@ def find_damage(
         files: Those to read.
         threads: Files read at a time.
         progress: Called with the bytes of each file that was read.
+
+    Raises:
+        StorageError: The storage does not answer: nothing is known of the files.
     """
 
     def verify(item: tuple[str, StoredFile]) -> str | None:
         try:
             read_verified(store, *item, {})
+        except StorageError:
+            raise
         except InputError as error:
             return str(error)
         finally:
@@ -40,9 +43,3 @@ def find_damage(
 
     with ThreadPoolExecutor(max(1, min(threads, len(files)))) as pool:
         return [line for line in pool.map(verify, sorted(files.items())) if line is not None]
-
-
-def damage_error(url: str, lines: Sequence[str]) -> DamagedCheckpointError:
-    """The error about damaged files of a checkpoint, from lines of `find_damage`."""
-    listed = "; ".join(lines[:_MAX_LISTED])
-    return DamagedCheckpointError(f"{url}: damaged: {listed}; take another checkpoint")

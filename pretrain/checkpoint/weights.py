@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
+from pretrain.checkpoint.ready import damage_error
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_verified
-from pretrain.checkpoint.verification import damage_error
 from pretrain.model.transformer import sharded_dimension
 
 _THREADS = 4
@@ -56,6 +56,8 @@ def load_weights(
     def read(file: str) -> str | None:
         try:
             read_verified(store, file, manifest.files[file], requests[file])
+        except StorageError:
+            raise
         except InputError as error:
             return str(error)
         return None

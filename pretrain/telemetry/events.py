@@ -7,13 +7,17 @@ of day. Trainer and supervisor both append to it; each line is one write, so tha
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+_LOG = logging.getLogger(__name__)
 _MEASUREMENTS = ("validation",)  # numbers of a step, which belong to metrics.jsonl alone
 
 
@@ -26,18 +30,51 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept: deque[bytes] = deque()  # lines that the disk has refused
+        self._refused = False
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Append `{"time": ..., **event}`; the time is UTC, to the millisecond.
 
         Args:
             event: Details, with the name under `event`. Measurements are left out.
+
+        Raises:
+            OSError: The disk refuses; no part of the line stays.
         """
-        if event["event"] in _MEASUREMENTS:
-            return
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}) + "\n"
+        if event["event"] not in _MEASUREMENTS:
+            self._append(_line(event))
+
+    def write_or_keep(self, event: Mapping[str, Any]) -> None:
+        """`write`, but a disk that refuses is logged once, and the line kept for `write_kept`."""
+        if event["event"] not in _MEASUREMENTS:
+            self._kept.append(_line(event))
+            self.write_kept()
+
+    def write_kept(self) -> None:
+        """Append the lines that the disk refused before, if there are any, as far as it takes them now."""
+        while self._kept:
+            try:
+                self._append(self._kept[0])
+            except OSError as error:
+                if not self._refused:
+                    _LOG.warning("%s: cannot be written (%s); it follows when it can", self._path, error)
+                self._refused = True
+                return
+            self._kept.popleft()
+            self._refused = False
+
+    def _append(self, line: bytes) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            written = os.write(descriptor, line)
+            if written < len(line):  # the disk is full; the next line must not follow on this part
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(descriptor)
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return (json.dumps({"time": time, **event}) + "\n").encode()

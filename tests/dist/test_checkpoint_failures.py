@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage import bulk_store as bulk
+from data.storage.store import FileStore
 from pretrain.checkpoint import save
 from pretrain.checkpoint.load import load
 from pretrain.checkpoint.location import CheckpointLocation
@@ -279,3 +280,45 @@ def test_older_checkpoints_are_removed_and_a_step_can_be_saved_again(tmp_path: P
     run_ranks(_save_four_times, 2, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
     assert len(list((tmp_path / "step_00000003").iterdir())) == 7, "only files of the second save"
+
+
+def _load_unanswered(path: Path, layout: case.Layout) -> tuple[str, str]:
+    """Load while the storage does not answer rank 1."""
+    engine = case.build(case.config(layout))
+    if engine.groups.rank == 1:
+
+        def unanswered(*_: Any) -> bytes:
+            raise StorageError("s3://bucket/run: cannot be read (connection refused)")
+
+        FileStore.read_range = unanswered  # type: ignore[method-assign]
+    try:
+        load(path, engine)
+    except InputError as error:
+        return type(error).__name__, str(error)
+    return "no error", ""
+
+
+def test_a_storage_that_does_not_answer_one_rank_is_an_error_of_all_and_no_damage(tmp_path: Path) -> None:
+    run_ranks(case.train_and_save, 2, case.config(LAYOUT), tmp_path, [1], 1)
+    expected = ("StorageError", "s3://bucket/run: cannot be read (connection refused)")
+    assert run_ranks(_load_unanswered, 2, tmp_path / "step_00000001", LAYOUT) == [expected] * 2
+
+
+def _kind_of_error(path: Path, layout: case.Layout) -> tuple[str, str]:
+    engine = case.build(case.config(layout))
+    try:
+        load(path, engine)
+    except InputError as error:
+        return type(error).__name__, str(error)
+    return "no error", ""
+
+
+@pytest.mark.parametrize("name", ["READY", "manifest-*.json", "pieces-*.safetensors"])
+def test_damaged_records_are_damage_on_every_rank(tmp_path: Path, name: str) -> None:
+    run_ranks(case.train_and_save, 2, case.config(LAYOUT), tmp_path, [1], 1)
+    checkpoint = tmp_path / "step_00000001"
+    (file,) = checkpoint.glob(name)
+    file.write_bytes(file.read_bytes()[:20])
+    for kind, message in run_ranks(_kind_of_error, 2, checkpoint, LAYOUT):
+        assert kind == "DamagedCheckpointError"
+        assert message.startswith(f"{checkpoint}: damaged: {file.name}")

@@ -100,6 +100,8 @@ def test_inspect_names_damaged_and_incomplete_checkpoints(tmp_path: Path) -> Non
     (tmp_path / "run" / "eval" / "step_00000002").mkdir(parents=True)
     (tmp_path / "run" / "eval" / "step_00000002" / "results.json").write_text('{"success_rate": 0.5}')
     (root / "step_00000003").mkdir()
+    (root / "step_00000004").mkdir()
+    (root / "step_00000004" / "SUPERSEDED").touch()
     file = case.file(root / "step_00000001", 1, ".optimizer")
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     output = io.StringIO()
@@ -109,6 +111,7 @@ def test_inspect_names_damaged_and_incomplete_checkpoints(tmp_path: Path) -> Non
     lines = output.getvalue()
     assert "50 %" in lines
     assert "incomplete: no READY" in lines
+    assert "set aside: SUPERSEDED" in lines
     assert "damaged: rank_00001" in lines
     run_inspect_checkpoint(InspectCheckpointConfig(str(root / "step_00000001"), verify=False), call)
     with pytest.raises(InputError, match="no committed checkpoint there"):

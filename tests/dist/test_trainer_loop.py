@@ -124,7 +124,7 @@ def test_torchrun_gives_the_same_run(whole: RunFolder, url: str, tmp_path: Path)
 
 
 def _second_rank_fails(overrides: list[str]) -> int:
-    def fail(config: TrainingConfig) -> None:
+    def fail(config: TrainingConfig, **_: object) -> None:
         if os.environ["RANK"] == "1":
             raise InputError("a shard that only this rank reads is cut short")
         raise InputError("a setting is wrong")

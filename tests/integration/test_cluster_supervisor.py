@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import io
 import json
 import os
@@ -23,6 +23,7 @@ from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
+from pretrain.run_lock import exclusive_access
 from pretrain.run_start import RunStart
 from tests.support.object_server import BUCKET, object_server
 from tests.support.waiting import HANG_SECONDS, wait_until
@@ -198,13 +199,43 @@ def test_a_restart_is_the_same_wandb_run(config: RootConfig) -> None:
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step_00000001", "step_00000002"]
 
 
-def test_two_commands_in_one_run_folder_are_refused(config: RootConfig) -> None:
+def test_a_second_command_in_a_run_folder_is_refused_and_changes_nothing(config: RootConfig) -> None:
     folder = RunFolder.of(config.run)
-    folder.open(config)
-    with (folder.path / ".supervisor.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive_access(folder):
+        folder.open(config)
+        before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")}
+        config.checkpointing.keep_last = 3
         with pytest.raises(InputError, match="another command is training in this folder"):
             supervise(config, Console(file=io.StringIO()), train_and_commit, evaluate_by_counting)
+        assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*")} == before
+    assert not folder.wandb.exists()
+
+
+def fails_on_a_full_disk_once(config: TrainingConfig, start: RunStart) -> None:
+    from cluster.run import worker_process
+
+    folder = RunFolder.of(config.run)
+    if (folder.path / "was_full").exists():
+        train_and_commit(config, start)
+        return
+    (folder.path / "was_full").touch()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def refuse(path: Path, text: str) -> None:
+        raise full
+
+    worker_process.write_text_whole = refuse
+    raise full
+
+
+def test_a_disk_that_is_full_for_a_moment_is_a_failure_with_a_restart(config: RootConfig) -> None:
+    config.eval.every, config.cluster.restart_delay = 0, 0.1
+    shown = io.StringIO()
+    folder = supervise(config, Console(file=shown), fails_on_a_full_disk_once, evaluate_by_counting)
+    events = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    assert [event["event"] for event in events] == ["failed", "restarting"]
+    assert "rank_00000 failed: OSError: [Errno 28] No space left on device" in events[0]["error"]
+    assert f"train {LAST}/{LAST}" in shown.getvalue()
 
 
 def test_too_few_cpus_are_refused_before_anything_is_written(config: RootConfig) -> None:

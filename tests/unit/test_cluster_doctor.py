@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -87,3 +90,21 @@ def test_the_table_and_the_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert printed["ok"] is False
     assert {"subject", "state", "found", "remedy"} == set(printed["findings"][0])
     assert shown.err.strip().splitlines()[-1].startswith("error: not fit for a run: data ")
+
+
+def test_locks_of_a_folder_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert network_checks.file_locks(tmp_path / "runs").state == OK
+    assert list((tmp_path / "runs").iterdir()) == [], "the probe file is removed"
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    assert network_checks.file_locks(tmp_path).found == "a second command in a run folder is not noticed"
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    result = network_checks.file_locks(tmp_path)
+    assert result.state == WARN
+    assert result.found == "none (Function not implemented): commands on other machines are not noticed"
+    assert "start one command a run folder" in result.remedy
+    (tmp_path / "file").touch()
+    assert network_checks.file_locks(tmp_path / "file" / "runs").state == FAIL

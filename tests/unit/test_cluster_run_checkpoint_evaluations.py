@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -236,3 +238,27 @@ def test_wandb_values_have_rates_intervals_and_steps_of_the_suite_and_its_tasks(
         "eval/success_low_95/stack": pytest.approx(0.0, abs=1e-9),
         "eval/success_high_95/stack": pytest.approx(0.793, abs=0.01),
     }
+
+
+def test_a_summary_that_a_full_disk_refuses_follows_when_there_is_room(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run.commit(20)
+    evaluations = run.evaluations()
+    evaluations.poll()
+    run.write_results(20)
+    run.group.outcomes = [EvaluationOutcome(20, RESULTS, None)]
+    with monkeypatch.context() as disk:
+        disk.setattr(RunFolder, "update_summary", full)
+        evaluations.poll()
+        evaluations.poll()
+        (line,) = (line for line in run.reporter.lines if "summary.json" in line)
+        assert line.endswith("cannot be written ([Errno 28] No space left on device); it follows when it can")
+        with pytest.raises(CommandFailedError, match=r"summary.json: cannot be written; free space"):
+            evaluations.raise_first_failure()
+    evaluations.poll()
+    assert run.folder.read_summary()["evaluations"] == [{"step": 20, **RESULTS}]
+    evaluations.raise_first_failure()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+import ray.exceptions
 
 from cluster.failures import TrainingFailedError
 from cluster.run import rank_failures
-from cluster.run.rank_failures import explain_failure, log_sizes
+from cluster.run.rank_failures import exceptions_of_ranks, explain_failure, log_sizes
 from cluster.run.worker_process import FailureRecord, remove_failures, write_failure
 from data.errors import InputError
-from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_layout import rank_name
 
@@ -92,3 +95,38 @@ def test_hung_ranks_are_explained_by_what_their_watchdogs_wrote_since_this_start
 
 def test_a_headline_without_message_is_the_class() -> None:
     assert FailureRecord("rank", 0.0, False, "KeyError", " \n").headline == "KeyError"
+
+
+@pytest.mark.parametrize("content", ["", '{"name": "rank_00000"', "[]", '{"name": 1}', "\0"])
+def test_a_record_that_is_none_is_left_out(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / f"{rank_name(0)}.failure.json").write_text(content)
+    record(tmp_path, 1, 2.0, ValueError("batch 3 is odd"))
+    assert "rank_00001 failed: ValueError: batch 3 is odd" in str(explain(tmp_path))
+    assert f"{rank_name(0)}.failure.json: is no failure record" in caplog.text
+
+
+def test_a_record_that_the_disk_refuses_leaves_nothing_and_is_told_by_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as disk:
+        disk.setattr("data.files._flush", full)
+        assert not write_failure(tmp_path, rank_name(0), error)
+        assert list(tmp_path.iterdir()) == []
+        disk.setattr(Path, "write_text", full)
+        killed = ray.exceptions.RayActorError()
+        told = exceptions_of_ranks({1: killed, 0: error})
+        assert told == {0: error}
+        explained = explain_failure(tmp_path, "what Ray says", 2, {}, told)
+        assert "rank_00000 failed: OSError: [Errno 28] No space left on device" in str(explained)
+        silent = explain_failure(tmp_path, "what Ray says", 2, {}, exceptions_of_ranks({0: killed}))
+        assert str(silent).startswith("a training process ended without an error message")
+    assert isinstance(explained, TrainingFailedError)
+    assert explained.kind is None, "no diagnosis after three times: there may be room at the next start"
+    assert write_failure(tmp_path, rank_name(0), ValueError("in time"))
+    assert "ValueError: in time" in str(explain_failure(tmp_path, "", 2, {}, told)), "the record comes first"

@@ -18,7 +18,8 @@ from cluster.run.stop_request import StopRequest
 from cluster.run.training import Training
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
-from pretrain.checkpoint.manifest import DamagedCheckpointError
+from pretrain.checkpoint.origin import Origin
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_folder import RunFolder
@@ -249,3 +250,42 @@ def test_a_run_that_does_not_fit_is_refused_at_the_first_start(case: Case) -> No
     with pytest.raises(InputError, match="only 0 fit"):
         case.training.run()
     assert case.starts == []
+
+
+def test_a_damaged_checkpoint_that_the_user_named_ends_the_run(case: Case) -> None:
+    case.commit(4, 8)
+    damaged = step_folder(case.folder.checkpoints, 8)
+    named = Origin(str(damaged), resumes=True, named=True)
+    case.training._first_start = RunStart(named, "first")
+    case.endings = [DamagedCheckpointError(f"{damaged}: checksum differs")]
+    with pytest.raises(DamagedCheckpointError):
+        case.training.run()
+    assert (damaged / "READY").exists()
+
+
+def test_a_damaged_checkpoint_is_set_aside_whatever_the_first_start_named(case: Case) -> None:
+    case.commit(4, 8)
+    case.training._config.checkpointing.resume = "elsewhere/step_00000002"
+    damaged = step_folder(case.folder.checkpoints, 8)
+    case.endings = [KILLED, DamagedCheckpointError(f"{damaged}: checksum differs"), None]
+    case.training.run()
+    assert case.events() == [("failed", 0), ("restarting", 8), ("checkpoint_set_aside", 8)]
+
+
+FULL = InputError("runs/r: cannot write the run folder (No space left on device); set run.dir")
+
+
+def test_a_disk_that_is_full_at_a_restart_is_waited_for(case: Case) -> None:
+    case.endings = [KILLED, FULL, FULL, None]
+    case.training.run()
+    assert case.events() == [("failed", 0), ("restarting", 0)] * 3
+    assert case.stop.now == 2.0 + 4.0 + 8.0
+
+
+def test_a_disk_that_is_full_at_the_first_start_ends_the_run(case: Case) -> None:
+    case.endings = [FULL]
+    with pytest.raises(InputError, match="No space left"):
+        case.training.run()
+    case.endings = [KILLED, InputError("no such shard")]
+    with pytest.raises(InputError, match="no such shard"):
+        case.training.run()

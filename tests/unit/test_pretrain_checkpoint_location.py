@@ -32,3 +32,20 @@ def test_checkpoint_that_is_set_aside_keeps_its_files_until_it_is_saved_again(
         location.remove_other_attempts(4, "aaaabbbb")
         assert location.steps() == [2, 4]
         assert sorted(location._store.names("step_00000004")) == ["READY", "manifest-aaaabbbb.json"]
+
+
+def test_files_of_a_checkpoint_whose_ready_is_damaged_are_not_taken_for_an_interrupted_save(
+    tmp_path: Path,
+) -> None:
+    location = CheckpointLocation(tmp_path)
+    commit_steps(location, 2, 4)
+    location.write(4, "rank_00000-aaaabbbb.safetensors", [b"interrupted"], 11)
+    ready = tmp_path / "step_00000002" / "READY"
+    ready.write_bytes(ready.read_bytes().replace(b"1f2e3d4c", b"1f2e3d4x"))
+    assert location.remove_incomplete() == ["step_00000004"]
+    assert {path.name for path in ready.parent.iterdir()} == {
+        "READY",
+        "manifest-1f2e3d4c.json",
+        "rank_00000-1f2e3d4c.safetensors",
+    }
+    assert not (tmp_path / "step_00000004" / "rank_00000-aaaabbbb.safetensors").exists()

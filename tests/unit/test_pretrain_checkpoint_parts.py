@@ -11,12 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.storage.store import open_store
 from pretrain.checkpoint.boxes import Box, BoxedTensor, boxes_of_range
 from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chunk_table_file
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.checkpoint.tensor_blocks import SafetensorsBlocks
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_partially, read_verified
 from pretrain.checkpoint.verification import find_damage
@@ -206,3 +207,51 @@ def test_flipped_byte_anywhere_is_detected_while_reading(written: tuple, positio
     request = ReadRequest((3,), (slice(0, 3),), torch.empty(3))
     with pytest.raises(InputError, match=f"{FILE} differs from its checksum"):
         read_verified(open_store(str(path.parent)), FILE, stored, {"a": [request]})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("READY", b"", "READY has 0 bytes that are no manifest's checksum"),
+        ("READY", b"\xff" * 64, "READY has 64 bytes"),
+        ("READY", b"0" * 64 + b" manifest-0123", "READY has 78 bytes"),
+        ("READY", b"0" * 64 + b" manifest-01234567.json", "manifest-01234567.json is missing"),
+        ("manifest.json", b"", "manifest.json: checksum differs from the one in READY"),
+        ("manifest.json", None, "manifest.json is missing"),
+    ],
+)
+def test_damaged_marker_or_manifest_is_damage_and_not_a_mistake(
+    tmp_path: Path, name: str, content: bytes | None, expected: str
+) -> None:
+    folder = empty_checkpoint(tmp_path, 1)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(DamagedCheckpointError) as caught:
+        Manifest.read(open_store(str(folder)))
+    assert str(caught.value).startswith(f"{folder}: damaged: {expected}")
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_damaged_chunk_table_is_damage(tmp_path: Path, missing: bool) -> None:
+    if not missing:
+        (tmp_path / "pieces.safetensors").write_bytes(b"cut")
+    manifest = Manifest(1, 1, {}, {}, {"pieces.safetensors": StoredFile.of(b"whole")})
+    with pytest.raises(DamagedCheckpointError, match=r"damaged: pieces.safetensors (is missing|differs)"):
+        manifest.read_chunk_table(open_store(str(tmp_path)))
+    with pytest.raises(DamagedCheckpointError, match="take another checkpoint"):
+        manifest.chunk_table("here", b"no table")
+
+
+def test_a_storage_that_does_not_answer_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(b"abcd")
+    store, files = open_store(str(tmp_path)), {path.name: StoredFile.of_path(path)}
+
+    def unanswered(*_: object) -> bytes:
+        raise StorageError("s3://bucket/run: cannot be read (connection refused)")
+
+    monkeypatch.setattr(type(store), "read_range", unanswered)
+    with pytest.raises(StorageError, match="connection refused"):
+        find_damage(store, files)

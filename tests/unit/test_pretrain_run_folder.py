@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,14 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
 
 def test_versions_name_what_results_depend_on() -> None:
     assert {"python", "torch", "deepspeed"} <= versions().keys()
+
+
+def test_the_summary_is_written_on_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    RunFolder(tmp_path).update_summary(steps=5)
+    assert RunFolder(tmp_path).update_summary(loss=1.0) == {"steps": 5, "loss": 1.0}

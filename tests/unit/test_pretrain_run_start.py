@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data.errors import InputError
-from pretrain.checkpoint.origin import Origin, newest_checkpoint
+from data.storage.index import DatasetIndex
+from pretrain.checkpoint.location import checkpoint_location
+from pretrain.checkpoint.origin import HISTORY, Origin, newest_checkpoint
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import open_run
 from pretrain.settings import read_yaml
+from tests.support.training_case import write_dataset
 from tests.unit.test_pretrain_checkpoint_origin import commit_step
 
 METADATA = {"config": {"run": {"name": "mine"}}, "wandb_run": "abcd1234"}
@@ -59,3 +67,114 @@ def test_an_unusable_origin_leaves_no_folder(config: TrainingConfig, tmp_path: P
     with pytest.raises(InputError, match="gone: no committed checkpoint"):
         open_run(config, RunFolder.of(config.run))
     assert not RunFolder.of(config.run).path.exists()
+
+
+def events(folder: RunFolder) -> list[dict[str, Any]]:
+    lines = folder.events.read_text().splitlines() if folder.events.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_before_anything_else_reads_it(
+    config: TrainingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    whole = commit_step(folder.checkpoints, 2, METADATA)
+    damaged = Path(commit_step(folder.checkpoints, 4, METADATA))
+    (damaged / "READY").write_bytes(b"")
+    start = open_run(config, folder)
+    assert start.origin == Origin(whole, resumes=True)
+    assert {path.name for path in damaged.iterdir()} == {"DAMAGED", "manifest.json"}
+    (event,) = events(folder)
+    assert (event["event"], event["step"]) == ("checkpoint_set_aside", 4)
+    assert "READY has 0 bytes" in event["error"]
+    assert "it is set aside, the run goes on from the one before" in caplog.text
+    assert open_run(config, folder) == start
+    assert len(events(folder)) == 1
+
+
+def test_a_command_that_is_refused_sets_nothing_aside(config: TrainingConfig) -> None:
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    commit_step(folder.checkpoints, 2, METADATA)
+    damaged = Path(commit_step(folder.checkpoints, 4, METADATA))
+    (damaged / "READY").write_bytes(b"")
+    before = folder.config.read_bytes()
+    config.optim.lr = 7.0
+    with pytest.raises(InputError, match="other settings"):
+        open_run(config, folder)
+    assert (damaged / "READY").exists()
+    assert folder.config.read_bytes() == before
+
+
+def test_going_back_keeps_the_later_checkpoints_for_the_user(
+    config: TrainingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    urls = [commit_step(folder.checkpoints, step, METADATA) for step in (2, 4, 6)]
+    for name in ("step_00000002", "step_00000004", "superseded_1_step_00000004"):
+        (folder.evaluations / name).mkdir(parents=True)
+    config.checkpointing.resume = urls[0]
+    start = open_run(config, folder)
+    assert start.origin == Origin(urls[0], resumes=True, named=True)
+    assert start.resume_history == (urls[0],)
+    location = checkpoint_location(config.checkpointing, folder)
+    assert location.steps() == [2]
+    assert location.remove_incomplete() == [], "the files stay"
+    assert {path.name for path in Path(urls[2]).iterdir()} == {"SUPERSEDED", "manifest.json"}
+    assert events(folder) == [{"event": "superseded", "step": 4, "steps": [4, 6], "checkpoint": urls[0]}]
+    assert {path.name for path in folder.evaluations.iterdir()} == {
+        "step_00000002",
+        "superseded_1_step_00000004",
+        "superseded_2_step_00000004",
+    }
+    config.checkpointing.resume = urls[2]
+    with pytest.raises(InputError, match="its run went back behind it; to use it, rename SUPERSEDED"):
+        open_run(config, folder)
+    config.checkpointing.resume = urls[0]
+    assert "checkpoints of steps 4, 6 are set aside (READY becomes SUPERSEDED)" in caplog.text
+    own = commit_step(folder.checkpoints, 3, {**METADATA, HISTORY: list(start.resume_history)})
+    assert open_run(config, folder).origin == Origin(own, resumes=True)
+    assert (
+        f"checkpointing.resume={urls[0]} held for an earlier start; the run goes on from its own"
+        in caplog.text
+    )
+
+
+def test_a_change_of_settings_is_recorded(config: TrainingConfig) -> None:
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    config.trainer.steps, config.run.change = 5000, ["trainer.steps"]
+    for _ in range(2):
+        open_run(config, folder)
+    change = {"trainer.steps": {"before": 1000, "now": 5000}}
+    assert events(folder) == [{"event": "settings_changed", "settings": change}], "once"
+    assert read_yaml(folder.config)["trainer"]["steps"] == 5000
+
+
+def test_moved_data_is_compared_before_the_settings_are_replaced(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    data, other = write_dataset(tmp_path / "data"), write_dataset(tmp_path / "other", seed=1)
+    config.data.url = data
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    commit_step(folder.checkpoints, 2, {**METADATA, "dataset": DatasetIndex.load(data).fingerprint})
+    before = folder.config.read_bytes()
+    config.data.url = other
+    with pytest.raises(InputError, match=r"step_00000002: was trained on the data set \w{12}, .*other is"):
+        open_run(config, folder)
+    assert folder.config.read_bytes() == before
+    config.data.url = str(shutil.move(data, tmp_path / "moved"))
+    assert open_run(config, folder).origin is not None
+    assert read_yaml(folder.config)["data"]["url"].endswith("moved")
+
+
+def test_a_full_disk_is_one_line(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RunFolder, "wandb_run", full)
+    with pytest.raises(InputError, match=r"mine: cannot write the run folder \(No space left on device\)"):
+        open_run(config, RunFolder.of(config.run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
@@ -34,3 +35,29 @@ def test_events_are_appended_with_their_time_and_measurements_left_out(
         {"time": "2026-01-31T21:59:58.123+00:00", "event": "started", "step": 0},
         {"time": "2026-01-31T22:00:00.123+00:00", "event": "skipped", "step": 2, "error": "line\nbreak"},
     ]
+
+
+def test_a_line_that_a_full_disk_cuts_leaves_no_part_and_follows_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write({"event": "started", "step": 0})
+    write = os.write
+    with monkeypatch.context() as full:
+        full.setattr(events.os, "write", lambda descriptor, line: write(descriptor, line[:9]))
+        with pytest.raises(OSError, match="No space left on device"):
+            log.write({"event": "skipped", "step": 1})
+        log.write_or_keep({"event": "failed", "step": 2})
+        log.write_or_keep({"event": "restarting", "step": 3})
+        log.write_kept()
+    assert len(log_lines(tmp_path)) == 1
+    assert [message.split(": ")[1] for message in caplog.messages] == [
+        "cannot be written ([Errno 28] No space left on device); it follows when it can"
+    ]
+    log.write_kept()
+    log.write_kept()
+    assert [line["event"] for line in log_lines(tmp_path)] == ["started", "failed", "restarting"]
+
+
+def log_lines(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
