@@ -114,7 +114,7 @@ class Display:
 
         self._config = config
         self._folder = RunFolder.of(config.run)
-        self._tail = MetricsTail(self._folder.metrics, from_end=True)
+        self._tail = MetricsTail(self._folder.metrics, from_end=True, skip_damaged=True)
         self._sinks: list[Sink] = [ConsoleSink(config.trainer.stop_after or config.trainer.steps)]
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="display", daemon=True)

@@ -147,7 +147,7 @@ def _referenced_class(text: str) -> str:
 
 def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:
     """The groups that a primary file names, and their choices."""
-    primary = (_CONFIGS / f"{config_name}.yaml").read_text()
+    primary = (_CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
     for folder in sorted(path for path in _CONFIGS.iterdir() if path.is_dir()):
         names = sorted(path.stem for path in folder.glob("*.yaml"))
         if names and f"- {folder.name}:" in primary:

@@ -40,7 +40,7 @@ def python() -> CheckResult:
 
 def packages(constraints: Path = _CONSTRAINTS) -> CheckResult:
     """Compare installed versions with those that were tested together."""
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints.read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints.read_text(encoding="utf-8"), re.MULTILINE))
     different, missing = [], []
     for name, pin in pins.items():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from cluster.failures import CommandFailedError
 from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
 from cluster.run.evaluation_group import EvaluationGroup, EvaluationJob, EvaluationOutcome, Results
 from cluster.run.run_reporter import RunReporter
+from data.json_record import read_json_object
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import RESULTS_FILE, files_by_step
@@ -139,7 +139,7 @@ def describe_results(results: Mapping[str, Any]) -> str:
 def update_summary(folder: RunFolder) -> None:
     """Write the results of all evaluations of a run into its `summary.json`."""
     paths = files_by_step(folder.evaluations, RESULTS_FILE).values()
-    evaluations = [json.loads(path.read_text()) for path in paths]
+    evaluations = [read_json_object(path, "remove it: its evaluation is repeated") for path in paths]
     folder.update_summary(
         evaluations=[{key: results.get(key) for key in _SUMMARY_KEYS} for results in evaluations]
     )

@@ -25,7 +25,11 @@ def log_sizes(logs: Path) -> dict[str, int]:
 
 
 def explain_failure(
-    logs: Path, ray_report: str, ranks: int, sizes_before: Mapping[str, int]
+    logs: Path,
+    ray_report: str,
+    ranks: int,
+    sizes_before: Mapping[str, int],
+    ray_failure: str | None = None,
 ) -> InputError | TrainingFailedError:
     """The error that explains why a group of ranks failed.
 
@@ -34,6 +38,7 @@ def explain_failure(
         ray_report: What Ray reports.
         ranks: Number of ranks.
         sizes_before: `log_sizes` before these ranks were started.
+        ray_failure: Class of Ray's exception where Ray itself has failed, not a rank.
     """
     # A rank that stopped on request is not a cause.
     failures = [each for each in read_failures(logs, RANK_PATTERN) if each.kind != PreemptedError.__name__]
@@ -50,7 +55,11 @@ def explain_failure(
     if hang := _explain_hang(logs, ranks, sizes_before):
         return hang
     report = logs / "ray.log"
-    report.write_text(ray_report + "\n")
+    report.write_text(ray_report + "\n", encoding="utf-8")
+    if ray_failure is not None:
+        return TrainingFailedError(
+            f"Ray's controller of the training ended ({ray_failure}; killed, or out of memory); see {report}"
+        )
     return _explain_silent_end(logs, report, ranks, failures)
 
 

@@ -13,10 +13,10 @@ from cluster.resources.ray_session import Session
 from cluster.resources.run_resources import RunResources
 from cluster.run.rank_failures import explain_failure, log_sizes
 from cluster.run.worker_process import (
+    enter_worker,
     log_process,
     read_failures,
     remove_failures,
-    use_working_folder,
     write_failure,
 )
 from pretrain.faults.exit_codes import PreemptedError
@@ -75,6 +75,7 @@ def run_train_group(
         TrainingFailedError: Any other failure of a rank, or of Ray itself.
     """
     import ray.train
+    from ray.exceptions import RayError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logs.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,9 @@ def run_train_group(
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise explain_failure(logs, str(error), resources.ranks, sizes_before) from error
+    except RayError as error:  # the controller, a process of its own, has ended, or Ray does not answer
+        name = type(error).__name__
+        raise explain_failure(logs, str(error), resources.ranks, sizes_before, name) from error
     if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
 
@@ -108,7 +112,7 @@ def run_train_group(
 def _run_rank(loop_config: dict[str, _RankTask]) -> None:
     """Body of one training process."""
     task = loop_config["task"]
-    use_working_folder(task.working_folder)
+    enter_worker(task.working_folder)
     rank = int(os.environ["RANK"])
     name = rank_name(rank)
     with log_process(task.logs, name, rank):

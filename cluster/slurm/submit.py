@@ -105,7 +105,7 @@ def _submit_job(job: Job, folder: Path, options: Sequence[str]) -> int:
     path = folder / job.file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(job.script)
+        path.write_text(job.script, encoding="utf-8")
         process = subprocess.run(
             ["sbatch", "--parsable", *options, str(path)], capture_output=True, text=True, check=False
         )

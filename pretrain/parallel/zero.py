@@ -85,6 +85,8 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
         "bf16": {"enabled": config.trainer.precision == "bf16" and config.parallel.zero_stage > 0},
         "data_types": {"grad_accum_dtype": _accumulation_dtype(config, share)},
         "steps_per_print": 10**9,
+        # Its timer waits for the device before every forward pass; `pretrain.telemetry` measures the speed.
+        "timers": {"throughput": {"enabled": False}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
