@@ -25,7 +25,7 @@ from pretrain.faults.exit_codes import (
     PreemptedError,
 )
 from pretrain.library_warnings import silence_known_warnings
-from pretrain.logs import set_up_logging
+from pretrain.logs import replace_unencodable_output, set_up_logging
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
 
@@ -49,6 +49,7 @@ class TorchrunConfig(TrainingConfig):
 def main(arguments: list[str]) -> int:
     """Train with the settings of the command line; return the exit code."""
     rank = int(os.environ.get("RANK", "0"))
+    replace_unencodable_output()
     try:
         set_up_logging(rank)
         config = _compose_settings(arguments)

@@ -5,7 +5,6 @@ Heavy libraries are not imported here, so that `worldvla --help` is quick.
 
 from __future__ import annotations
 
-import io
 import os
 import select
 import sys
@@ -15,6 +14,7 @@ from cluster.cli import import_path  # noqa: F401  first: for its effect on the 
 from cluster.cli.commands import COMMANDS, Command, group_members
 from cluster.signals import exit_on_signals
 from data.errors import InputError
+from pretrain.logs import replace_unencodable_output
 
 FAILED, INVALID_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    _replace_unencodable_output()
+    replace_unencodable_output()
     try:
         with exit_on_signals():
             code = _run(words)
@@ -52,12 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {line}", file=sys.stderr)
         return FAILED
-
-
-def _replace_unencodable_output() -> None:
-    """Print "?" instead of a character that the encoding of standard output does not have."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
 
 
 def _stdout_has_reader() -> bool:

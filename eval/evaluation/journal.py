@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[Key, EpisodeResult]:
     for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
             result = EpisodeResult(**json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}: line {number} is no episode ({error}); delete the file, or give resume=false"
             ) from error
