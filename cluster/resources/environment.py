@@ -66,7 +66,7 @@ _PYTHON_KEPT = frozenset(
 # Ray's switches in capitals join clusters, change addresses, logs and runtime environments (RAY_ADDRESS,
 # RAY_JOB_CONFIG_JSON_ENV_VAR); its numeric settings have small letters (RAY_health_check_timeout_ms).
 _RAY_KEPT = frozenset({"RAY_RUNTIME_ENV_HOOK", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"})
-_RAY_KEPT_BY_NODES = _RAY_KEPT | {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"}
+_RAY_KEPT_OF_JOBS = _RAY_KEPT | {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"}
 _INHERITED = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH", LEVEL_VARIABLE)
 
 
@@ -96,9 +96,9 @@ def environment_for_ray(cluster: ClusterConfig, caller: Mapping[str, str]) -> di
     return environment | _SET_PRIVATE if private else environment
 
 
-def node_environment(caller: Mapping[str, str]) -> dict[str, str]:
-    """The environment of one node of a Ray cluster that a job starts, which has its own secret."""
-    return _cleaned(caller, _RAY_KEPT_BY_NODES) | _SET
+def program_environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """The environment of another program of ours: a node of a job's Ray, a check of `doctor`."""
+    return _cleaned(caller, _RAY_KEPT_OF_JOBS) | _SET
 
 
 def worker_environment(resources: RunResources, existing_cluster: bool = False) -> dict[str, str]:

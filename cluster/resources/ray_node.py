@@ -18,7 +18,7 @@ from types import FrameType
 
 import psutil
 
-from cluster.resources.environment import node_environment
+from cluster.resources.environment import program_environment
 
 _TERMINATION_SECONDS = 3.0  # Ray itself would drain for half a minute
 _KILL_ROUNDS = 20
@@ -32,7 +32,7 @@ def main(options: list[str]) -> int:
     # Processes whose parent ends become children of this one, where they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     command = [ray, "start", *options, f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
-    node = subprocess.Popen(command, env=node_environment(os.environ))
+    node = subprocess.Popen(command, env=program_environment(os.environ))
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         return node.wait()

@@ -38,7 +38,6 @@ class WandbSink:
             name: Display name.
             settings: Mode and project.
             config: Settings of the run, shown by W&B.
-
         """
         os.environ.setdefault("WANDB_SILENT", "true")
         if "wandb" not in sys.modules:  # the service of another process, which may have ended
@@ -51,7 +50,8 @@ class WandbSink:
             self._run = _open(folder, name, settings.project, config, mode)
 
         consequence = "goes on offline" if mode == "online" else "is left out"
-        if not self._attempt(lambda: open_run(mode), consequence) and mode == "online":
+        self._failed = not self._attempt(lambda: open_run(mode), consequence)
+        if self._failed and mode == "online":
             # W&B's service process still holds the run; without it the id is free again.
             self._failed = not self._attempt(_library().teardown) or not self._attempt(
                 lambda: open_run("offline")

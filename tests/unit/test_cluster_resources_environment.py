@@ -13,7 +13,7 @@ from cluster.resources.environment import (
     PROJECT,
     clean_worker,
     environment_for_ray,
-    node_environment,
+    program_environment,
     session_environment,
     worker_environment,
 )
@@ -112,7 +112,7 @@ def test_everything_else_is_inherited(name: str) -> None:
 
 def test_a_node_of_a_job_keeps_the_jobs_secret_and_joins_nothing_else() -> None:
     caller = {"RAY_AUTH_TOKEN": "a", "RAY_AUTH_MODE": "token", "RAY_ADDRESS": "b:1", "PYTHONINSPECT": "1"}
-    kept = node_environment({**caller, "PMI_RANK": "0"})
+    kept = program_environment({**caller, "PMI_RANK": "0"})
     assert (kept["RAY_AUTH_TOKEN"], kept["RAY_AUTH_MODE"]) == ("a", "token")
     assert not {"RAY_ADDRESS", "PYTHONINSPECT", "PMI_RANK"} & kept.keys()
 
