@@ -61,7 +61,7 @@ def overview(group: str | None = None) -> str:
         "  --dry-run show what would be done, and do nothing (submit)",
         "",
         "exit codes: 0 done, 1 failed, 2 invalid input or settings, 85 stopped on request with a checkpoint,",
-        "  130 interrupted",
+        "  130 interrupted, 143 ended by SIGTERM",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Ranks of a private Ray in a hostile place: variables that are nonsense, packages of our names, any locale."""
+"""Ranks of a private Ray in a hostile place: variables of nonsense, packages of our names, any locale."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,12 @@ def report(config: TrainingConfig) -> None:
     import torch
     import torch.distributed as dist
 
-    import cluster
-    import data
-    import eval
-    import pretrain
-
     total = torch.tensor([float(dist.get_rank())])
     dist.all_reduce(total)
     print("20 \u00b7 0.1")
     found = {
         "total": total.item(),
-        "packages": [module.__file__ for module in (cluster, data, eval, pretrain)],
+        "packages": [import_module(name).__file__ for name in ("cluster", "data", "eval", "pretrain")],
         "path": sys.path,
         "nonsense": sorted(name for name, value in os.environ.items() if value == "nonsense"),
         **{name: os.environ.get(name) for name in NAMES},
