@@ -8,6 +8,7 @@ by `pretrain.checks`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -49,6 +50,8 @@ def start_engine(
     module: Transformer, optimizer: torch.optim.Optimizer, config: TrainingConfig, groups: ProcessGroups
 ) -> Any:
     """DeepSpeed's engine around the network and its optimiser."""
+    # Of `mpirun` around torchrun: DeepSpeed refuses it where it differs from LOCAL_RANK.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     deepspeed_optimizer: Any = optimizer
     if config.parallel.zero_stage == 0:
         module.to(PRECISIONS[config.trainer.precision])

@@ -7,6 +7,7 @@ without an error.
 from __future__ import annotations
 
 import inspect
+import os
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -127,6 +128,9 @@ def describe_engine(mesh: Mesh, stage: int) -> dict[str, Any]:
         trainer=TrainerConfig(global_batch=mesh.data, precision="fp32"),
         parallel=ParallelConfig(mesh.tensor, mesh.data, cast(ZeroStage, stage)),
         model=SMALL,
+    )
+    os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = (
+        "7"  # of mpirun around the command: the engine is built all the same
     )
     engine = Engine.build(config, ProcessGroups.create(mesh))
     deepspeed_engine, zero = engine.deepspeed_engine, engine.deepspeed_engine.optimizer
