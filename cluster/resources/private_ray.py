@@ -110,6 +110,7 @@ def first_line(error: BaseException) -> str:
 def _start(cluster: ClusterConfig, resources: RunResources, folder: Path) -> None:
     import ray
 
+    before = os.environ.get(_MARK)  # of a Ray in which this command runs
     os.environ[_MARK] = str(folder)
     try:
         ray.init(
@@ -132,7 +133,9 @@ def _start(cluster: ClusterConfig, resources: RunResources, folder: Path) -> Non
             f"memory and space in {folder.parent}, or set TMPDIR to another folder; --debug shows more"
         ) from error
     finally:
-        del os.environ[_MARK]
+        os.environ.pop(_MARK)
+        if before is not None:
+            os.environ[_MARK] = before
 
 
 def _last_words(folder: Path) -> str:

@@ -104,9 +104,26 @@ def run_train_group(
         raise explain_failure(logs, str(error), resources.ranks, sizes_before) from error
     except RayError as error:  # the controller, a process of its own, has ended, or Ray does not answer
         name = type(error).__name__
+        _release_resources()
         raise explain_failure(logs, str(error), resources.ranks, sizes_before, name) from error
     if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
+
+
+def _release_resources() -> None:
+    """Remove the placement groups of a controller that was killed, and with them its ranks.
+
+    Ray itself notices such a controller only where its dashboard runs. Those of evaluations have a name; the
+    id of a placement group ends with that of its job.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()
+    for identity, group in placement_group_table().items():
+        if identity.endswith(job) and not group["name"] and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
 
 def _run_rank(loop_config: dict[str, _RankTask]) -> None:
