@@ -73,7 +73,7 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, start_new_session=True)
 
-    replaced = [(utils, "set_sigterm_handler", lambda handler: None)]
+    replaced: list[tuple[Any, str, Any]] = [(utils, "set_sigterm_handler", lambda handler: None)]
     if own_session:
         replaced.append((services, "ConsolePopen", OwnSession))
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
