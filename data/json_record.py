@@ -5,12 +5,34 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 from data.errors import InputError
 from data.unicode_text import is_encodable
 
 _MAX = sys.float_info.max
+
+
+def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        remedy: What to do where it holds something else, the end of the message.
+
+    Raises:
+        InputError: It is missing, cannot be read, is no text, or no JSON object.
+    """
+    try:
+        value: object = json.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: found {_shorten(value)}, expected a JSON object; {remedy}")
+    return cast("dict[str, Any]", value)
 
 
 class JsonRecord:

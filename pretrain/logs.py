@@ -9,6 +9,7 @@ chooses the least level that is shown.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -21,6 +22,12 @@ LEVEL_VARIABLE = "WORLDVLA_LOG_LEVEL"
 PACKAGES = ("data", "pretrain", "eval", "cluster")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _TIME = "%Y-%m-%d %H:%M:%S"
+
+
+def replace_unencodable_output() -> None:
+    """Print "?" instead of a character that the encoding of standard output (ASCII, say) does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def set_up_logging(rank: int | None = None) -> None:

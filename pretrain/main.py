@@ -28,7 +28,7 @@ from pretrain.faults.exit_codes import (
 )
 from pretrain.hooks import StepHook
 from pretrain.library_warnings import silence_known_warnings
-from pretrain.logs import set_up_logging
+from pretrain.logs import replace_unencodable_output, set_up_logging
 from pretrain.run_folder import RunFolder
 from pretrain.settings import compose, to_mapping
 
@@ -52,6 +52,7 @@ class TorchrunConfig(TrainingConfig):
 def main(arguments: list[str]) -> int:
     """Train with the settings of the command line; return the exit code."""
     rank = int(os.environ.get("RANK", "0"))
+    replace_unencodable_output()
     try:
         set_up_logging(rank)
         config = _compose_settings(arguments)
@@ -125,7 +126,7 @@ class Display(StepHook):
 
         self._config = config
         self._folder = RunFolder.of(config.run)
-        self._tail = MetricsTail(self._folder.metrics, from_end=True)
+        self._tail = MetricsTail(self._folder.metrics, from_end=True, skip_damaged=True)
         self._sinks: list[Sink] = [ConsoleSink(config.trainer.stop_after or config.trainer.steps)]
         self._begun, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="display", daemon=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import re
 import secrets
@@ -16,6 +17,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.files import write_text_whole
+from data.json_record import read_json_object
 from data.locks import LocksMissingError, lock
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.run_layout import STEP_PATTERN, RunLayout, parse_step_name
@@ -35,6 +37,7 @@ _PACKAGES = (
     "hf-libero",
 )
 _WANDB_RUN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,19 @@ class RunFolder(RunLayout):
     def wandb_run(self, known: str | None = None) -> str:
         """Return the run's id in Weights & Biases, the same at every start; created at the first.
 
+        A file that holds no id is replaced: it names no run that could be continued.
+
         Args:
             known: Id to use where the folder has none yet, from the checkpoint that the run resumes from.
         """
         file = self.wandb_run_id
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_text_whole(file, known or secrets.token_hex(4))
+        if file.exists():
+            identity = file.read_bytes().decode("utf-8", "replace").strip()
+            if _WANDB_RUN.fullmatch(identity):
+                return identity
+            _LOG.warning("%s: %r is no id of a run in W&B; the run gets a new one", file, identity[:80])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(file, known or secrets.token_hex(4))
         return file.read_text(encoding="utf-8").strip()
 
     def changes(self, config: TrainingConfig) -> Changes:
@@ -112,16 +121,11 @@ class RunFolder(RunLayout):
         """Read `summary.json`; an empty dictionary where it does not exist yet.
 
         Raises:
-            InputError: The file is not JSON.
+            InputError: The file is not a JSON object.
         """
-        try:
-            return json.loads(self.summary.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.summary.exists():
             return {}
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{self.summary}: not JSON ({error}); remove it, the run writes a new one"
-            ) from error
+        return read_json_object(self.summary, "remove it, the run writes a new one")
 
     def update_summary(self, **parts: Any) -> dict[str, Any]:
         """Set some keys of `summary.json`, leave the others, and return the whole.

@@ -107,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
         raise InputError(f"{path}: cannot read settings ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected a mapping of settings")

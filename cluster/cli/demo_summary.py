@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from data.json_record import read_json_object
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
 from pretrain.telemetry.sinks import read_metrics
@@ -69,7 +69,7 @@ def _first_and_last(steps: list[dict[str, Any]], key: str, percent: bool = False
 
 
 def _evaluation_row(path: Path) -> tuple[str, str]:
-    results = json.loads(path.read_text())
+    results = read_json_object(path, "remove it, and repeat the command")
     low, high = results["wilson_95"]
     text = f"{results['successes']} of {results['episodes']} episodes, {results['errors']} errors"
     name = f"success on {results['suite']} after step {results['step']}"
@@ -80,5 +80,5 @@ def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:
     paths = list(files_by_step(folder.evaluations, f"{IMAGINE_STEM}.json").values())
     if not paths:
         return []
-    scores = json.loads(paths[-1].read_text())
+    scores = read_json_object(paths[-1], "remove it, and repeat the command")
     return [("imagined frames", f"PSNR {scores['psnr']:.1f} dB over {len(scores['frames'])} frames")]

@@ -61,7 +61,7 @@ def overview(group: str | None = None) -> str:
         "  --dry-run show what would be done, and do nothing (submit)",
         "",
         "exit codes: 0 done, 1 failed, 2 invalid input or settings, 85 stopped on request with a checkpoint,",
-        "  130 interrupted",
+        "  130 interrupted, 143 ended by SIGTERM",
     ]
     return "\n".join(lines)
 
@@ -147,7 +147,7 @@ def _referenced_class(text: str) -> str:
 
 def _groups(config_name: str) -> Iterator[tuple[str, list[str]]]:
     """The groups that a primary file names, and their choices."""
-    primary = (_CONFIGS / f"{config_name}.yaml").read_text()
+    primary = (_CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
     for folder in sorted(path for path in _CONFIGS.iterdir() if path.is_dir()):
         names = sorted(path.stem for path in folder.glob("*.yaml"))
         if names and f"- {folder.name}:" in primary:

@@ -10,9 +10,12 @@ import select
 import sys
 from collections.abc import Sequence
 
+from cluster.cli import import_path  # noqa: F401  first: for its effect on the imports that follow
 from cluster.cli.commands import COMMANDS, Command, group_members
+from cluster.signals import exit_on_signals
 from data.errors import InputError
 from data.files import disk_full_error, is_disk_full
+from pretrain.logs import replace_unencodable_output
 
 FAILED, INVALID_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -21,8 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    replace_unencodable_output()
     try:
-        code = _run(words)
+        with exit_on_signals():
+            code = _run(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -45,6 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("interrupted; the same command resumes from what is already written", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        from cluster.cli.foreign_errors import describe_foreign_error
+
+        line = None if debug else describe_foreign_error(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return FAILED
 
 
 def _stdout_has_reader() -> bool:

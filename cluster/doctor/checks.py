@@ -40,6 +40,17 @@ def checks(config: DoctorConfig) -> Iterator[Check]:
     yield network_checks.ray_port
 
 
+def run_check(check: Check) -> CheckResult | None:
+    """Run one check; what it depends on may be broken in any way, which is a result too."""
+    try:
+        return check()
+    except Exception as error:
+        named = check.func if isinstance(check, partial) else check
+        subject = getattr(named, "__name__", str(named)).replace("_", " ")
+        cause = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return CheckResult(subject, FAIL, cause[:100], "repair what is named there, then repeat the check")
+
+
 def results_table(results: Sequence[CheckResult]) -> Table:
     """One line per check, with its remedy."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

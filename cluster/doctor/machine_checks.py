@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -11,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
+from cluster.resources.environment import program_environment
 from pretrain.installation import project_file
 
 _CONSTRAINTS = project_file("constraints.txt")
@@ -40,7 +42,7 @@ def python() -> CheckResult:
 
 def packages(constraints: Path = _CONSTRAINTS) -> CheckResult:
     """Compare installed versions with those that were tested together."""
-    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints.read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", constraints.read_text(encoding="utf-8"), re.MULTILINE))
     different, missing = [], []
     for name, pin in pins.items():
         try:
@@ -121,6 +123,7 @@ def renderer() -> CheckResult:
     try:
         process = subprocess.run(
             [sys.executable, "-c", _RENDER_SCRIPT],
+            env=program_environment(os.environ),
             capture_output=True,
             text=True,
             timeout=_RENDER_TIMEOUT,

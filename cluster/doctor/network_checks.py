@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
+from cluster.resources.environment import program_environment
 from data.errors import InputError
 from data.locks import LocksMissingError, lock
 from data.storage.index import INDEX_FILE, DatasetIndex
@@ -125,7 +126,7 @@ def all_reduce() -> CheckResult:
     """Measure the bandwidth between the nodes of this allocation, or two processes of this machine."""
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
     subject = f"all-reduce, {nodes} nodes" if nodes > 1 else "all-reduce, this machine"
-    python = [sys.executable, "-m"]
+    python, environment = [sys.executable, "-m"], program_environment(os.environ)
     if nodes > 1:
         first = subprocess.run(
             ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
@@ -135,11 +136,11 @@ def all_reduce() -> CheckResult:
         ).stdout.split()[0]
         command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
         command += [*python, "cluster.doctor.all_reduce", str(_ALL_REDUCE_MEGABYTES)]
-        environment = {**os.environ, "MASTER_ADDR": _address(first), "MASTER_PORT": str(_free_port())}
+        environment |= {"MASTER_ADDR": _address(first), "MASTER_PORT": str(_free_port())}
     else:
         command = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         command += ["-m", "cluster.doctor.all_reduce", str(_ALL_REDUCE_MEGABYTES)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment |= {"OMP_NUM_THREADS": "1"}
     try:
         process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_ALL_REDUCE_TIMEOUT, check=False

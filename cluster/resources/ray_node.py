@@ -1,8 +1,8 @@
 """`python -m cluster.resources.ray_node OPTIONS`: one node of a Ray cluster in the foreground (`ray start`).
 
-Ray's files are in a private folder below /tmp (a Unix socket's path has at most 107 bytes), which is removed
-at the end. SIGTERM ends every process of the node, with SIGKILL after some seconds: none outlives it, not
-even one that starts meanwhile or has left its parent.
+Ray's files are in a private folder (`cluster.resources.private_ray`), which is removed at the end. SIGTERM
+ends every process of the node, with SIGKILL after some seconds: none outlives it, not even one that starts
+meanwhile or has left its parent.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from types import FrameType
 
 import psutil
+
+from cluster.resources.environment import program_environment
+from cluster.resources.private_ray import temporary_folder
+from data.errors import InputError
 
 _TERMINATION_SECONDS = 3.0  # Ray itself would drain for half a minute
 _KILL_ROUNDS = 20
@@ -24,13 +27,17 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def main(options: list[str]) -> int:
-    """Run the node until it ends or this process gets SIGTERM; return the exit code."""
-    folder = tempfile.mkdtemp(prefix="wv-", dir="/tmp")
+    """Run the node until it ends or this process gets SIGTERM; return the exit code.
+
+    Raises:
+        InputError: There is no folder for Ray's files.
+    """
+    folder = temporary_folder()
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
     # Processes whose parent ends become children of this one, where they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     command = [ray, "start", *options, f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
-    node = subprocess.Popen(command)
+    node = subprocess.Popen(command, env=program_environment(os.environ))
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         return node.wait()
@@ -64,4 +71,7 @@ def _signal_and_wait(number: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except InputError as refusal:
+        sys.exit(f"error: {refusal}")

@@ -1,58 +1,32 @@
 """One Ray session per command: a private Ray on this machine, or a connection to an existing cluster.
 
-Environment of a private session:
-
-| variable | value | why |
-|---|---|---|
-| RAY_USAGE_STATS_ENABLED | 0 | nothing is sent anywhere |
-| RAY_AUTH_TOKEN | a fresh secret (private) | Ray would keep one in the home folder, which may be read-only |
-| RAY_TRAIN_HEALTH_CHECK_INTERVAL_S | 0.5 | a failed rank is noticed within half a second |
-| RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S | cluster.start_timeout | imports are slow on a busy machine |
-| RAY_TRAIN_METRICS_ENABLED | 0 | no Prometheus exporter |
-| RAY_TRAIN_ENABLE_PREEMPTION_WATCHER | 0 (private) | one machine is not preempted node by node |
-| RAY_TRAIN_ENABLE_PRINT_PATCH | 0 | print goes where stdout goes |
-| RAY_CHDIR_TO_TRIAL_DIR | 0 | relative paths mean the same in every process |
-| TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S | 5 | peers of a failed rank hang in their collective operation |
-| OMP_NUM_THREADS | 1 | several ranks share the cores |
-| TORCH_NCCL_ENABLE_TIMING | 1 | measures a rank's own time of a step (pretrain.telemetry.waits) |
-| DS_ACCELERATOR, CUDA_VISIBLE_DEVICES | cpu, "" (runs on CPUs) | DeepSpeed does not look for CUDA |
-| TORCHDYNAMO_DISABLE | 1 (runs on CPUs) | saves a second of imports per rank |
+The environment of its processes: `cluster.resources.environment`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import shutil
-import signal
 import socket
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from cluster.config import ClusterConfig
+from cluster.failures import CommandFailedError
+from cluster.resources.environment import session_environment, worker_environment
 from cluster.resources.placement import Node
+from cluster.resources.private_ray import (
+    first_line,
+    job_config,
+    private_ray,
+    temporary_folder,
+    undisturbed_start,
+)
 from cluster.resources.run_resources import RunResources, check_fits
+from cluster.signals import exit_on_signals, signals_ignored
 from data.errors import InputError
-from pretrain.logs import LEVEL_VARIABLE
-
-_DRIVER_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
-}
-# Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
-_LONGEST_TEMPORARY_FOLDER = 40
-_PRIVATE_TOKEN = secrets.token_hex(32)  # one per process: Ray reads it only once
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,73 +58,67 @@ class Session:
 def open_session(cluster: ClusterConfig, resources: RunResources) -> Iterator[Session]:
     """Start a private Ray (or join an existing one) for the length of a `with` block.
 
-    Afterwards no process of a private Ray is left. SIGTERM ends the block like ctrl-C does.
+    Afterwards no process of a private Ray is left. SIGTERM ends the block like ctrl-C does, unless the caller
+    has a handler of its own.
 
     Raises:
-        InputError: The existing cluster cannot be reached, or offers too little.
+        InputError: The existing cluster cannot be reached, or offers too little; or there is no folder for a
+            private one.
+        CommandFailedError: A private Ray does not start, or Ray fails in the block.
     """
-    environment = dict(_DRIVER_ENVIRONMENT)
-    environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout)
-    if cluster.address is None:
-        environment |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_AUTH_TOKEN": _PRIVATE_TOKEN}
-    with _environment(environment), _temporary_folder() as folder:
-        import ray
+    address = cluster.address
+    opened = private_ray(cluster, resources) if address is None else _joined_cluster(address, resources)
+    with exit_on_signals(), session_environment(cluster), opened as folder:
+        from ray.exceptions import RayError  # Ray reads the environment when it is imported
 
         try:
-            _connect(cluster, resources, folder)
-            with _exit_on_sigterm():  # after Ray, which sets a handler of its own
-                yield Session(folder, resources, existing_cluster=cluster.address is not None)
-        finally:
-            ray.shutdown()
+            yield Session(folder, resources, existing_cluster=address is not None)
+        except RayError as error:
+            raise CommandFailedError(
+                f"Ray failed ({type(error).__name__}: {first_line(error)}); repeat the command: it resumes"
+            ) from error
 
 
-def worker_environment(resources: RunResources) -> dict[str, str]:
-    """Environment variables of every process that Ray starts for this command."""
-    environment = {
-        name: os.environ[name]
-        for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH", LEVEL_VARIABLE)
-        if name in os.environ
-    }
-    environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
-    environment["TORCH_NCCL_ENABLE_TIMING"] = os.environ.get("TORCH_NCCL_ENABLE_TIMING", "1")
-    if resources.gpus_per_rank == 0:
-        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAMO_DISABLE": "1"}
-    return environment
-
-
-def _connect(cluster: ClusterConfig, resources: RunResources, folder: Path) -> None:
+@contextmanager
+def _joined_cluster(address: str, resources: RunResources) -> Iterator[Path]:
+    """Connect to the Ray cluster at `address`; yield a temporary folder of this machine."""
     import ray
 
-    runtime_env = {"env_vars": worker_environment(resources)}
-    if cluster.address is not None:
-        try:
-            _check_reachable(cluster.address)
-            ray.init(
-                address=cluster.address,
-                runtime_env=runtime_env,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except OSError as error:  # Ray's ConnectionError is one
-            raise InputError(
-                f"cluster.address={cluster.address}: no Ray cluster answers there ({_first_line(error)}); "
-                "start one with `ray start --head`, or leave cluster.address out"
-            ) from error
+    folder = temporary_folder()
+    try:
+        with undisturbed_start():
+            _connect(address, resources)
         offered = ray.cluster_resources()
-        check_fits(resources, offered.get("CPU", 0), offered.get("GPU", 0), f"Ray at {cluster.address}")
-        return
-    ray.init(
-        num_cpus=cluster.cpus or resources.cpus,
-        num_gpus=resources.gpus,
-        include_dashboard=False,
-        object_store_memory=cluster.object_store_megabytes * 2**20,
-        runtime_env=runtime_env,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(folder),
-        # Actors never use a prestarted worker: starting some would only cost time.
-        _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
-    )
+        check_fits(resources, offered.get("CPU", 0), offered.get("GPU", 0), f"Ray at {address}")
+        yield folder
+    finally:
+        with signals_ignored():
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(address: str, resources: RunResources) -> None:
+    import ray
+
+    try:
+        _check_reachable(address)
+        ray.init(
+            address=address,
+            job_config=job_config(),
+            runtime_env={"env_vars": worker_environment(resources, existing_cluster=True)},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except OSError as error:  # Ray's ConnectionError is one
+        raise InputError(
+            f"cluster.address={address}: no Ray cluster answers there ({first_line(error)}); "
+            "start one with `ray start --head`, or leave cluster.address out"
+        ) from error
+    except Exception as error:  # Ray raises many classes: another version, another token, a malformed address
+        raise InputError(
+            f"cluster.address={address}: Ray refuses to join this cluster ({first_line(error)}); "
+            "take the version of Ray that runs there, or leave cluster.address out"
+        ) from error
 
 
 def _check_reachable(address: str) -> None:
@@ -162,50 +130,3 @@ def _check_reachable(address: str) -> None:
     host, separator, port = address.rpartition(":")
     if separator and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=10).close()
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables that the user has not set; remove them afterwards."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    base = Path(tempfile.gettempdir())
-    if len(str(base)) > _LONGEST_TEMPORARY_FOLDER:
-        base = Path("/tmp")
-    folder = Path(tempfile.mkdtemp(prefix="wv-", dir=base))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM unwind the stack, so that the session is closed; in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def unwind_stack(number: int, frame: FrameType | None) -> None:
-        print("ended by SIGTERM; the same command resumes from what is already written", file=sys.stderr)
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, unwind_stack)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from cluster.failures import CommandFailedError
 from cluster.run.checkpoint_watch import CheckpointWatch, due_steps, evaluated_steps
 from cluster.run.evaluation_group import EvaluationGroup, EvaluationJob, EvaluationOutcome, Results
 from cluster.run.run_reporter import RunReporter
+from data.errors import InputError
+from data.json_record import read_json_object
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
@@ -31,6 +32,9 @@ class CheckpointEvaluations:
         checkpoints: Location of the run's checkpoints.
         group: Runs the evaluations.
         reporter: Receives progress and outcomes.
+
+    Raises:
+        InputError: Results of an earlier start are damaged.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class CheckpointEvaluations:
         self._group, self._reporter = group, reporter
         self._watch = CheckpointWatch(checkpoints)
         self._submitted = evaluated_steps(folder.evaluations)
+        _read_results(folder)  # refuse damaged ones before the training starts
         self._bars: dict[int, ProgressBar] = {}
         self._failures: list[EvaluationOutcome] = []
         self._summary_due = False  # the disk has refused `summary.json`
@@ -130,6 +135,8 @@ class CheckpointEvaluations:
                     f"{self._folder.summary}: cannot be written ({error}); it follows when it can"
                 )
             self._summary_due = True
+        except InputError as error:  # a file that was damaged since the start does not end the training
+            self._reporter.line(str(error))
         else:
             self._summary_due = False
 
@@ -157,12 +164,21 @@ def describe_results(results: Mapping[str, Any]) -> str:
 
 
 def update_summary(folder: RunFolder) -> None:
-    """Write the results of all evaluations of a run into its `summary.json`."""
-    paths = files_by_step(folder.evaluations, RESULTS_FILE).values()
-    evaluations = [json.loads(path.read_text()) for path in paths]
+    """Write the results of all evaluations of a run into its `summary.json`.
+
+    Raises:
+        InputError: One of these files is damaged.
+    """
+    evaluations = _read_results(folder)
     folder.update_summary(
         evaluations=[{key: results.get(key) for key in _SUMMARY_KEYS} for results in evaluations]
     )
+
+
+def _read_results(folder: RunFolder) -> list[Results]:
+    """The results of all evaluations of a run, ascending in step."""
+    paths = files_by_step(folder.evaluations, RESULTS_FILE).values()
+    return [read_json_object(path, "remove it: its evaluation is repeated") for path in paths]
 
 
 def wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Path]:

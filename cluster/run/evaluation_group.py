@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cluster.run.progress_poll import ProgressPoll
-from cluster.run.worker_process import log_process, read_failures, remove_failures, use_working_folder
+from cluster.run.worker_process import enter_worker, log_process, read_failures, remove_failures
 
 if TYPE_CHECKING:
     from eval.config import EvaluationConfig
@@ -125,7 +125,7 @@ class EvaluationGroup:
             max_restarts=_MAX_RESTARTS,
             max_task_retries=_MAX_RESTARTS,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-        ).remote(self._evaluate, self._logs.resolve(), name, os.getcwd())
+        ).remote(self._evaluate, self._logs.resolve(), name, os.getcwd(), job.settings.gpus)
         return _Pending(group, worker, worker.evaluate.remote(job), ProgressPoll(worker, (0, 0)))
 
     def take_outcomes(self) -> list[EvaluationOutcome]:
@@ -172,7 +172,7 @@ class EvaluationGroup:
         log = self._logs / f"{_log_name(step)}.log"
         if failures:
             return f"{failures[0].headline}; see {log}"
-        with suppress(OSError), log.open("a") as file:  # what Ray knows of a process that was killed
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # what Ray knows of a killed process
             file.write(f"{error}\n")
         return f"its worker died ({type(error).__name__}); see {log}"
 
@@ -185,10 +185,13 @@ class EvaluationWorker:
         logs: Folder for its log and its failure record.
         name: Of both files.
         working_folder: Of the command.
+        gpus: GPUs that were reserved for it.
     """
 
-    def __init__(self, evaluate: Evaluate, logs: Path, name: str, working_folder: str) -> None:
-        use_working_folder(working_folder)
+    def __init__(
+        self, evaluate: Evaluate, logs: Path, name: str, working_folder: str, gpus: float = 0.0
+    ) -> None:
+        enter_worker(working_folder, gpus)
         self._evaluate, self._logs, self._name = evaluate, logs, name
         self._progress = (0, 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cluster.config import RootConfig
 from cluster.resources.run_resources import RunResources, plan_resources
 from data.errors import InputError
@@ -27,7 +29,10 @@ def check_run(config: RootConfig) -> RunResources:
             )
         from eval.evaluation.evaluate import check_settings
         from eval.simulator.registry import open_suite, select_tasks
+        from eval.simulator.rendering import check_library
 
         check_settings(config.eval, "eval.")
+        if config.eval.gpus == 0 and "MUJOCO_GL" not in os.environ:
+            check_library("osmesa")  # of processes without a GPU, also where this machine has one
         select_tasks(open_suite(config.eval.suite), config.eval.tasks)
     return resources

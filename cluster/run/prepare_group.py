@@ -12,7 +12,7 @@ from cluster.failures import CommandFailedError
 from cluster.resources.ray_session import open_session
 from cluster.resources.run_resources import RunResources
 from cluster.run.progress_poll import ProgressPoll
-from cluster.run.worker_process import use_working_folder
+from cluster.run.worker_process import enter_worker
 from data.errors import InputError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class _Worker:
     def __init__(
         self, make: MakePreparer, config: PrepareCommandConfig, number: int, working_folder: str
     ) -> None:
-        use_working_folder(working_folder)
+        enter_worker(working_folder)
         self._preparer = make(config)
         self._number = number
         self._episodes_done = 0

@@ -45,6 +45,7 @@ def explain_failure(
     ranks: int,
     sizes_before: Mapping[str, int],
     exceptions: Mapping[int, BaseException] | None = None,
+    ray_failure: str | None = None,
 ) -> InputError | TrainingFailedError:
     """The error that explains why a group of ranks failed.
 
@@ -54,6 +55,7 @@ def explain_failure(
         ranks: Number of ranks.
         sizes_before: `log_sizes` before these ranks were started.
         exceptions: `exceptions_of_ranks`: they explain ranks whose record the disk did not take.
+        ray_failure: Class of Ray's exception where Ray itself has failed, not a rank.
     """
     failures = _failures(logs, exceptions or {})
     for failure in failures:
@@ -72,9 +74,13 @@ def explain_failure(
         return hang
     report = logs / "ray.log"
     try:
-        report.write_text(ray_report + "\n")
+        report.write_text(ray_report + "\n", encoding="utf-8")
     except OSError as error:
         _LOG.warning("%s: cannot be written (%s); Ray says: %s", report, error, ray_report)
+    if ray_failure is not None:
+        return TrainingFailedError(
+            f"Ray's controller of the training ended ({ray_failure}; killed, or out of memory); see {report}"
+        )
     return _explain_silent_end(logs, report, ranks, failures)
 
 

@@ -28,7 +28,7 @@ class RunReporter:
         self, folder: RunFolder, display: ProgressDisplay, wandb: WandbSink, first_step: int, last_step: int
     ) -> None:
         self._display, self._wandb = display, wandb
-        self._metrics = MetricsTail(folder.metrics, from_end=True)
+        self._metrics = MetricsTail(folder.metrics, from_end=True, skip_damaged=True)
         self._events = EventLog(folder.events)
         self._first_step = first_step
         self._bar = display.bar("train", last_step, first_step)

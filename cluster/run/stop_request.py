@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from cluster.signals import end_message
 from pretrain.faults.preemption import SIGNALS
 
 
@@ -50,7 +51,7 @@ class StopRequest:
         """Handle a signal; a second SIGTERM ends the command at once."""
         name = signal.Signals(number).name
         if self.requested and number == signal.SIGTERM:
-            print(f"ended by {name}; the same command resumes from what is already written", file=sys.stderr)
+            print(end_message(number), file=sys.stderr)
             sys.exit(128 + number)
         if not self.requested:
             print(f"{name}: a checkpoint follows at the next step boundary", file=sys.stderr, flush=True)

@@ -13,10 +13,10 @@ from cluster.resources.ray_session import Session
 from cluster.resources.run_resources import RunResources
 from cluster.run.rank_failures import exceptions_of_ranks, explain_failure, log_sizes
 from cluster.run.worker_process import (
+    enter_worker,
     log_process,
     read_failures,
     remove_failures,
-    use_working_folder,
     write_failure,
 )
 from pretrain.faults.exit_codes import PreemptedError
@@ -75,6 +75,7 @@ def run_train_group(
         TrainingFailedError: Any other failure of a rank, or of Ray itself.
     """
     import ray.train
+    from ray.exceptions import RayError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     logs.mkdir(parents=True, exist_ok=True)
@@ -102,14 +103,34 @@ def run_train_group(
     except ray.train.TrainingFailedError as error:
         errors = exceptions_of_ranks(getattr(error, "worker_failures", {}))
         raise explain_failure(logs, str(error), resources.ranks, sizes_before, errors) from error
+    except RayError as error:  # the controller, a process of its own, has ended, or Ray does not answer
+        name = type(error).__name__
+        _release_resources()
+        raise explain_failure(logs, str(error), resources.ranks, sizes_before, ray_failure=name) from error
     if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
+
+
+def _release_resources() -> None:
+    """Remove the placement groups of a controller that was killed, and with them its ranks.
+
+    Ray itself notices such a controller only where its dashboard runs. Those of evaluations have a name; the
+    id of a placement group ends with that of its job.
+    """
+    import ray
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    job = ray.get_runtime_context().get_job_id()
+    for identity, group in placement_group_table().items():
+        if identity.endswith(job) and not group["name"] and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
 
 def _run_rank(loop_config: dict[str, _RankTask]) -> None:
     """Body of one training process."""
     task = loop_config["task"]
-    use_working_folder(task.working_folder)
+    enter_worker(task.working_folder)
     rank = int(os.environ["RANK"])
     name = rank_name(rank)
     with log_process(task.logs, name, rank):

@@ -206,4 +206,5 @@ class Training:
 
 def last_reported_step(folder: RunFolder) -> int:
     """Last step in `metrics.jsonl`; 0: none."""
-    return max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)
+    records = read_metrics(folder.metrics, skip_damaged=True)
+    return max((record["step"] for record in records if "loss" in record), default=0)

@@ -56,9 +56,10 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     from pretrain.checkpoint.fetch import local_checkpoint
     from pretrain.run_layout import RunLayout
 
+    device = "cuda" if job.settings.gpus > 0 else "cpu"  # as it was placed: others have the other GPUs
     checkpoint = str(local_checkpoint(job.checkpoint, run=RunLayout.of_evaluation(job.out).path))
     results = evaluate(
-        PolicyReference(checkpoint, job.settings.batch),
+        PolicyReference(checkpoint, job.settings.batch, device=device),
         job.settings,
         job.out,
         step=job.step,
@@ -77,7 +78,8 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
                 frames=job.settings.imagine_frames,
                 lpips_weights=job.settings.lpips_weights,
                 fvd_network=job.settings.fvd_network,
-            )
+            ),
+            device,
         )
         content["world_model"] = rollouts.summary()
     return content

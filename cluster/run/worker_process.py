@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.resources.environment import clean_worker
 from data.errors import InputError
 from data.files import write_text_whole
 from pretrain.logs import set_up_logging
@@ -61,11 +62,17 @@ class FailureRecord:
         return f"{self.kind}: {lines[0]}" if lines else self.kind
 
 
-def use_working_folder(folder: str) -> None:
-    """Make relative paths of the settings mean what they mean to the command, where its folder exists.
+def enter_worker(folder: str, gpus: float | None = None) -> None:
+    """Begin the work of a process that Ray has started; before it imports torch or a simulator.
 
-    A node of an existing cluster starts its processes in the folder in which it was started itself.
+    Relative paths of the settings then mean what they mean to the command, where its folder exists: a node of
+    an existing cluster starts its processes in the folder in which it was started itself.
+
+    Args:
+        folder: Working folder of the command.
+        gpus: GPUs that the process was given; None: as Ray has set it.
     """
+    clean_worker(gpus)
     if os.path.isdir(folder):
         os.chdir(folder)
 
@@ -89,7 +96,7 @@ def log_process(logs: Path, name: str, rank: int | None = None) -> Iterator[None
 
 def _redirect_output(path: Path) -> None:
     """Append this process's output, including that of C libraries, to a file."""
-    with path.open("a") as log:
+    with path.open("ab") as log:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(log.fileno(), 1)

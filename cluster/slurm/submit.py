@@ -105,7 +105,7 @@ def _submit_job(job: Job, folder: Path, options: Sequence[str]) -> int:
     path = folder / job.file
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(job.script)
+        path.write_text(job.script, encoding="utf-8")
         process = subprocess.run(
             ["sbatch", "--parsable", *options, str(path)], capture_output=True, text=True, check=False
         )
@@ -121,4 +121,12 @@ def _submit_job(job: Job, folder: Path, options: Sequence[str]) -> int:
     if process.returncode:
         reason = " ".join(process.stderr.split()) or f"exit code {process.returncode}"
         raise InputError(f"sbatch refuses the job: {reason}; the script is {path}")
-    return int(process.stdout.strip().split(";")[0])
+    # Plugins of a site may print before it.
+    answer = (process.stdout.strip().splitlines() or [""])[-1]
+    job_id = answer.split(";")[0].strip()  # of several clusters the name follows
+    if not job_id.isdecimal():
+        raise InputError(
+            f"sbatch answers {answer[:80]!r}, expected the id of the job; look with squeue whether it was "
+            f"accepted; the script is {path}"
+        )
+    return int(job_id)

@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[Key, EpisodeResult]:
             result = EpisodeResult(**json.loads(line))
             if result.video is not None and Path(result.video).name != result.video:
                 raise ValueError(f"its video {result.video} is not in this folder")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}: line {number} is no episode ({error}); delete the file, or give resume=false"
             ) from error

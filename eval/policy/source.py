@@ -25,11 +25,13 @@ class PolicyReference:
         name: `expert` or the folder.
         batch: Maximum number of observations that the checkpoint's policy decides on at once.
         exported: Settings that a folder of exported weights does not contain.
+        device: Device of the checkpoint's policy, `cpu` or `cuda`; None: a GPU if there is one.
     """
 
     name: str
     batch: int = 8
     exported: ExportedConfig = field(default_factory=ExportedConfig)
+    device: str | None = None
 
     @property
     def uses_server(self) -> bool:
@@ -46,7 +48,7 @@ class PolicyReference:
             return ExpertPolicy()
         from eval.policy.checkpoint_policy import CheckpointPolicy  # imports torch
 
-        return CheckpointPolicy(Path(self.name), batch=self.batch, exported=self.exported)
+        return CheckpointPolicy(Path(self.name), self.device, self.batch, self.exported)
 
     def identity(self) -> str:
         """Digest of the weights, and of the run's tokenizers and action ranges.

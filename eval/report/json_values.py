@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from data.json_record import read_json_object
 
 Json = Mapping[str, Any]
 
@@ -19,13 +18,7 @@ def read_json(path: Path) -> Json:
     Raises:
         InputError: The file contains something else.
     """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); delete it or restore it") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: found a JSON {type(value).__name__}, expected an object")
-    return value
+    return read_json_object(path, "delete it or restore it")
 
 
 def number(values: Json, key: str) -> float | None:

@@ -114,7 +114,7 @@ def _read_lines(path: Path) -> list[Json]:
     for i, line in enumerate([*complete, unfinished] if unfinished.endswith("}") else complete, start=1):
         try:
             value = json.loads(line) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: line {i} is not JSON ({error}); delete that line") from error
         if isinstance(value, dict):
             values.append(value)

@@ -98,7 +98,7 @@ def configure(assets: Path) -> None:
         }
         # JSON strings are YAML strings
         lines = [f"{name}: {json.dumps(str(path))}" for name, path in paths.items()]
-        (private / "config.yaml").write_text("\n".join(lines) + "\n")
+        (private / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.environ["LIBERO_CONFIG_PATH"] = str(private)
     import libero.libero
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes.util
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -14,10 +15,22 @@ _LIBRARY_OF_BACKEND = {"osmesa": "OSMesa", "egl": "EGL", "glfw": None}  # glfw's
 _PACKAGE_OF_BACKEND = {"osmesa": "libosmesa6", "egl": "libegl1"}
 
 
-def choose_backend() -> str:
-    """Set MUJOCO_GL and PYOPENGL_PLATFORM unless the user has, and check the library.
+_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder of each GPU, in the order of the PCI bus
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-    An NVIDIA device renders through EGL; anything else in software through OSMesa.
+_defaults: dict[str, str] = {}
+
+
+def is_default(name: str, value: str) -> bool:
+    """Whether a variable of this process has its value from `choose_backend` and not from the user."""
+    return _defaults.get(name) == value
+
+
+def choose_backend() -> str:
+    """Set MUJOCO_GL, PYOPENGL_PLATFORM and MUJOCO_EGL_DEVICE_ID unless the user has; check the library.
+
+    An NVIDIA device renders through EGL, the one that CUDA_VISIBLE_DEVICES gives to this process. Where that
+    is empty, or there is none, OSMesa renders in software.
 
     Returns:
         The backend: `osmesa`, `egl` or `glfw`.
@@ -26,25 +39,59 @@ def choose_backend() -> str:
         InputError: The backend's system library is not installed, there is no such backend, or
             PYOPENGL_PLATFORM names another.
     """
-    default = "egl" if Path("/dev/nvidia0").exists() else "osmesa"
-    backend = os.environ.setdefault("MUJOCO_GL", default).lower()
+    visible = os.environ.get(_VISIBLE)
+    has_gpu = Path("/dev/nvidia0").exists() and visible != ""
+    backend = _set_default("MUJOCO_GL", "egl" if has_gpu else "osmesa").lower()
     if backend not in _LIBRARY_OF_BACKEND:
         raise InputError(f"MUJOCO_GL={backend}: expected one of {', '.join(_LIBRARY_OF_BACKEND)}")
-    library = _LIBRARY_OF_BACKEND[backend]
-    if library is None:
+    if _LIBRARY_OF_BACKEND[backend] is None:
         return backend
-    if ctypes.util.find_library(library) is None:
-        package = _PACKAGE_OF_BACKEND[backend]
-        raise InputError(
-            f"renderer {backend}: system library lib{library} not found, the simulator renders "
-            f"with it; run: apt-get install -y --no-install-recommends {package}"
-        )
-    platform = os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+    check_library(backend)
+    if backend == "egl" and visible is not None:
+        _set_default("MUJOCO_EGL_DEVICE_ID", str(egl_device(visible)))
+    platform = _set_default("PYOPENGL_PLATFORM", backend)
     if platform.lower() != backend:
         raise InputError(
             f"MUJOCO_GL={backend} and PYOPENGL_PLATFORM={platform} name two renderers; leave the second unset"
         )
     return backend
+
+
+def check_library(backend: str) -> None:
+    """Look for the system library of a backend.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    library = _LIBRARY_OF_BACKEND[backend]
+    if library is not None and ctypes.util.find_library(library) is None:
+        raise InputError(
+            f"renderer {backend}: system library lib{library} not found, the simulator renders with it; run: "
+            f"apt-get install -y --no-install-recommends {_PACKAGE_OF_BACKEND[backend]} (or choose another "
+            "by MUJOCO_GL)"
+        )
+
+
+def egl_device(visible: str) -> int:
+    """Number of the GPU in EGL that CUDA_VISIBLE_DEVICES names first; 0 where it names none that is known.
+
+    Args:
+        visible: Numbers (`2,3`), UUIDs (`GPU-1b2c...`, possibly shortened), or nothing.
+    """
+    first = visible.split(",")[0].strip()
+    if first.isdecimal():
+        return int(first)
+    for number, folder in enumerate(sorted(_GPUS.glob("*"))):
+        if first and first in (folder / "information").read_text("utf-8", "replace"):
+            return number
+    return 0
+
+
+def _set_default(name: str, value: str) -> str:
+    """Set a variable unless the user has; return its value."""
+    if name not in os.environ:
+        os.environ[name] = _defaults[name] = value
+    return os.environ[name]
 
 
 def quiet_robosuite() -> None:
@@ -60,3 +107,16 @@ def quiet_robosuite() -> None:
     macros.CONSOLE_LOGGING_LEVEL = "ERROR"  # type: ignore[attr-defined]
     macros.FILE_LOGGING_LEVEL = None  # type: ignore[attr-defined]
     sys.modules[name] = macros
+    _import_beside_uuids()
+
+
+def _import_beside_uuids() -> None:
+    """Import robosuite's bindings where CUDA_VISIBLE_DEVICES holds UUIDs: they look for a number in it."""
+    device, visible = os.environ.get("MUJOCO_EGL_DEVICE_ID"), os.environ.get(_VISIBLE)
+    if not visible or device is None or device in visible.split(","):
+        return
+    del os.environ[_VISIBLE]
+    try:
+        importlib.import_module("robosuite.utils.binding_utils")
+    finally:
+        os.environ[_VISIBLE] = visible

@@ -45,8 +45,12 @@ class _ScoredFrames(NamedTuple):
     scores: tuple[FrameScore, ...]
 
 
-def imagine(config: ImagineConfig) -> ImagineResult:
+def imagine(config: ImagineConfig, device: str | None = None) -> ImagineResult:
     """Roll the checkpoint's world model out over held-out episodes; write picture, video and scores.
+
+    Args:
+        config: What is rolled out.
+        device: Device of the model; None: a GPU if there is one.
 
     Raises:
         InputError: Unusable checkpoint or data, an unknown episode, none that is long enough, or backbone
@@ -60,7 +64,7 @@ def imagine(config: ImagineConfig) -> ImagineResult:
     lpips = Lpips(Path(config.lpips_weights)) if config.lpips_weights else None
     features = VideoFeatures(Path(config.fvd_network)) if config.fvd_network else None
     checkpoint = local_checkpoint(config.checkpoint)
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, device=device)
     index = _open_index(model)
     entries = choose_episodes(index, config.episode, config.episodes)
     rolled_out: list[_ScoredFrames] = []

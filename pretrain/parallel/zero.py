@@ -8,6 +8,7 @@ by `pretrain.checks`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -49,6 +50,8 @@ def start_engine(
     module: Transformer, optimizer: torch.optim.Optimizer, config: TrainingConfig, groups: ProcessGroups
 ) -> Any:
     """DeepSpeed's engine around the network and its optimiser."""
+    # Of `mpirun` around torchrun: DeepSpeed refuses it where it differs from LOCAL_RANK.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     deepspeed_optimizer: Any = optimizer
     if config.parallel.zero_stage == 0:
         module.to(PRECISIONS[config.trainer.precision])
@@ -85,6 +88,8 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
         "bf16": {"enabled": config.trainer.precision == "bf16" and config.parallel.zero_stage > 0},
         "data_types": {"grad_accum_dtype": _accumulation_dtype(config, share)},
         "steps_per_print": 10**9,
+        # Its timer waits for the device before every forward pass; `pretrain.telemetry` measures the speed.
+        "timers": {"throughput": {"enabled": False}},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {

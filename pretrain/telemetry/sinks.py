@@ -8,12 +8,16 @@ with `MetricsTail`, so that training never waits for a display.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from data.errors import InputError
 from data.files import naming_full_disk
+
+_LOG = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -57,9 +61,17 @@ class JsonlSink:
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a `metrics.jsonl`; an empty list when there is none."""
-    return MetricsTail(path).new()
+def read_metrics(path: Path, skip_damaged: bool = False) -> list[dict[str, Any]]:
+    """All complete lines of a `metrics.jsonl`; an empty list when there is none.
+
+    Args:
+        path: The file.
+        skip_damaged: As in `MetricsTail`.
+
+    Raises:
+        InputError: A line is no record.
+    """
+    return MetricsTail(path, skip_damaged=skip_damaged).new()
 
 
 def drop_after(path: Path, step: int) -> int:
@@ -78,21 +90,32 @@ def drop_after(path: Path, step: int) -> int:
 def _step_of(line: bytes) -> float:
     """The step of a line; infinite for a line that is incomplete or damaged."""
     try:
-        return json.loads(line).get("step", 0) if line.endswith(b"\n") else float("inf")
-    except ValueError:  # not JSON, or not even text
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, or not even text
         return float("inf")
+    is_whole = line.endswith(b"\n") and isinstance(record, dict)
+    return record.get("step", 0) if is_whole else float("inf")
 
 
 class MetricsTail:
-    """Reads the records appended to a `metrics.jsonl` since the last call."""
+    """Reads the records appended to a `metrics.jsonl` since the last call.
 
-    def __init__(self, path: Path, from_end: bool = False) -> None:
-        """Follow `path`, which need not exist yet; `from_end` skips its present content."""
-        self._path = path
+    Args:
+        path: The file; it need not exist yet.
+        from_end: Skip its present content.
+        skip_damaged: Log a line that is no record, and leave it out; else it is an error.
+    """
+
+    def __init__(self, path: Path, from_end: bool = False, skip_damaged: bool = False) -> None:
+        self._path, self._skip_damaged = path, skip_damaged
         self._offset = path.stat().st_size if from_end and path.exists() else 0
 
     def new(self) -> list[dict[str, Any]]:
-        """Records of the complete lines appended since; an incomplete line is left for the next call."""
+        """Records of the complete lines appended since; an incomplete line is left for the next call.
+
+        Raises:
+            InputError: A line is no record.
+        """
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -101,5 +124,25 @@ class MetricsTail:
             file.seek(self._offset)
             text = file.read(size - self._offset)
         complete = text[: text.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        begin, self._offset = self._offset, self._offset + len(complete)
+        records = []
+        for line in complete.split(b"\n"):
+            if line.strip() and (record := self._parse(line, begin)) is not None:
+                records.append(record)
+            begin += len(line) + 1
+        return records
+
+    def _parse(self, line: bytes, begin: int) -> dict[str, Any] | None:
+        """The record of a line that begins at a byte of the file; None: damaged, and left out."""
+        try:
+            record = json.loads(line)
+            if isinstance(record, dict) and ("event" in record or isinstance(record.get("step"), int)):
+                return record
+            cause = "neither a step nor an event"
+        except (ValueError, RecursionError) as error:  # not JSON, or not even text
+            cause = str(error)
+        message = f"{self._path}: the line at byte {begin} is no record ({cause})"
+        if not self._skip_damaged:
+            raise InputError(f"{message}; delete that line")
+        _LOG.warning("%s; it is left out", message)
+        return None

@@ -66,7 +66,7 @@ def write_summary(
     """
     parallel = config.parallel
     before = folder.read_summary()
-    records = read_metrics(folder.metrics)
+    records = read_metrics(folder.metrics, skip_damaged=True)  # a training that has ended is summed up
     folder.update_summary(
         experiment=config.run.name,
         parallel={"tensor": parallel.tensor, "data": parallel.data, "zero_stage": parallel.zero_stage},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -37,11 +38,10 @@ class WandbSink:
             name: Display name.
             settings: Mode and project.
             config: Settings of the run, shown by W&B.
-
-        Raises:
-            InputError: Unknown mode.
         """
         os.environ.setdefault("WANDB_SILENT", "true")
+        if "wandb" not in sys.modules:  # the service of another process, which may have ended
+            os.environ.pop("WANDB_SERVICE", None)
         self._failed = False
         self._run: Any = None
         mode = wandb_mode(settings.wandb)
@@ -100,8 +100,7 @@ class WandbSink:
             error: Exception = raised
         except _errors() as raised:
             error = raised
-        cause = next(iter(str(error).splitlines()), "") or type(error).__name__
-        _LOG.warning("W&B failed (%s): it %s; training goes on", cause, consequence)
+        _LOG.warning("W&B failed (%s): it %s; training goes on", _cause(error), consequence)
         return False
 
 
@@ -127,11 +126,21 @@ def _open(folder: Path, name: str, project: str, config: Mapping[str, Any], mode
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Exceptions that W&B raises when its service, its server or its files fail."""
+    """Exceptions that W&B raises when its service, its server, its files or variables WANDB_* fail."""
+    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
     from wandb.sdk.mailbox.mailbox_handle import ServerResponseError
 
-    return (_library().Error, OSError, HandleAbandonedError, MailboxClosedError, ServerResponseError)
+    service = (WandbServiceConnectionError, HandleAbandonedError, MailboxClosedError, ServerResponseError)
+    return (_library().Error, OSError, ValueError, *service)  # ValueError: pydantic's, of its settings
+
+
+def _cause(error: Exception) -> str:
+    """One line about a failure; for a setting that W&B refuses with its variable."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if len(lines) > 2 and "validation error" in lines[0]:
+        return f"{' '.join(lines[2].split())}; correct or unset WANDB_{lines[1].strip().upper()}"
+    return lines[0] or type(error).__name__
 
 
 def _library() -> Any:

@@ -7,6 +7,7 @@ without an error.
 from __future__ import annotations
 
 import inspect
+import os
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -51,6 +52,24 @@ def test_deepspeed_still_builds_its_shared_memory_collectives_by_that_name() -> 
     assert ShareMemCommBuilder.NAME == "deepspeed_shm_comm"
     assert "deepspeed_shm_comm" in compatible
     assert "__compatible_ops__.get(builder.NAME" in inspect.getsource(backend.build_shm_op)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_deepspeeds_throughput_timer_waits_for_the_device_unless_it_is_off(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime import engine
+    from deepspeed.utils.config import get_timers_config
+
+    waits: list[int] = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append(1))
+    settings = {"timers": {"throughput": {"enabled": enabled}}}
+    timer = engine.ThroughputTimer(get_timers_config(settings), batch_size=1, start_step=0)
+    timer.start()
+    timer.stop(global_step=True)
+    assert bool(waits) == enabled
+    assert "self.tput_timer.start()" in inspect.getsource(engine.DeepSpeedEngine)
 
 
 def test_zero_init_accepts_our_arguments() -> None:
@@ -110,6 +129,9 @@ def describe_engine(mesh: Mesh, stage: int) -> dict[str, Any]:
         parallel=ParallelConfig(mesh.tensor, mesh.data, cast(ZeroStage, stage)),
         model=SMALL,
     )
+    os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = (
+        "7"  # of mpirun around the command: the engine is built all the same
+    )
     engine = Engine.build(config, ProcessGroups.create(mesh))
     deepspeed_engine, zero = engine.deepspeed_engine, engine.deepspeed_engine.optimizer
     parameters = dict(engine.module.named_parameters())
@@ -129,6 +151,7 @@ def describe_engine(mesh: Mesh, stage: int) -> dict[str, Any]:
         "mapped": sorted(name for name, p in parameters.items() if hasattr(p, "_hp_mapping")),
         "sharded": sorted(n for n, p in parameters.items() if getattr(p, "tensor_model_parallel", False)),
         "shared memory": deepspeed_engine.dist_backend and _shared_memory_kernels(),
+        "timer": deepspeed_engine.tput_timer.config.enabled,
     }
 
 
@@ -146,6 +169,7 @@ def test_stage_3_partitions_as_checkpoints_expect() -> None:
         assert actual["flat stage 3"]
         assert "lm_head.weight" in actual["partitioned"]
         assert not actual["shared memory"], "DeepSpeed compiles kernels for 90 s again"
+        assert not actual["timer"], "it waits for the device before every forward pass"
         # Unmarked, a sharded parameter makes the gradient norm, and so the clipping, wrong.
         whole = ["model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight"]
         assert not set(actual["sharded"]) & {*whole, "model.norm.weight"}
@@ -155,6 +179,7 @@ def test_stage_3_partitions_as_checkpoints_expect() -> None:
 def test_stage_1_maps_as_checkpoints_expect() -> None:
     for actual in run_ranks(describe_engine, 2, Mesh(1, 2), 1):
         assert actual["flat stage 1, 2"]
+        assert not actual["timer"]
         assert actual["partitioned"] == []
         assert "lm_head.weight" in actual["mapped"]
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from cluster.cli.commands import COMMANDS, Command
 from cluster.cli.help import describe, settings
 from cluster.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 HEAVY = (
     "torch",
@@ -157,6 +163,91 @@ def test_other_errors_of_the_system_are_no_full_disk(monkeypatch: pytest.MonkeyP
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(Exception, match="no such folder"):
         main(["report", "run=/nowhere", "--debug"])
+
+
+def test_output_of_any_encoding_has_question_marks(tmp_path: Path) -> None:
+    program = "import sys; from cluster.cli.main import main; main(['--help']); print('20 · 0,1 €')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout.endswith(b"20 ? 0,1 ?\n")
+
+
+def test_sigterm_while_a_command_starts_ends_it_with_a_line() -> None:
+    program = (
+        "import os, signal, sys; from cluster.cli.main import Command, main; "
+        "Command.load_handler = lambda self: lambda *_: os.kill(os.getpid(), signal.SIGTERM); "
+        "sys.exit(main(['report', 'run=x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    line = "ended by SIGTERM; the same command resumes from what is already written\n"
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, line)
+
+
+@pytest.mark.parametrize("kind", ["package", "module"])
+def test_packages_of_the_same_names_in_pythonpath_do_not_hide_ours(kind: str, tmp_path: Path) -> None:
+    for name in ("data", "eval", "pretrain"):
+        if kind == "package":
+            (tmp_path / name).mkdir()
+        file = tmp_path / (f"{name}/__init__.py" if kind == "package" else f"{name}.py")
+        file.write_text("raise SystemExit('not ours')")
+    program = "import sys; from cluster.cli.main import main; sys.exit(main(['report', 'run=/nowhere']))"
+    # As of the console script: the folder of `cluster` is further behind.
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stderr.startswith("error: run=/nowhere: no such folder")
+    assert done.returncode == 2
+
+
+def raise_in_library(config: object, invocation: object) -> None:
+    import h5py
+
+    h5py.File("/proc/version", "r")
+
+
+def raise_os_error(config: object, invocation: object) -> None:
+    Path("/proc/version/x").read_text()
+
+
+def raise_import_error(config: object, invocation: object) -> None:
+    import nowhere_to_be_found  # type: ignore[import-not-found] # noqa: F401
+
+
+def raise_own_error(config: object, invocation: object) -> None:
+    from data.sizes import parse_bytes
+
+    parse_bytes("memory", None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("handler", "line"),
+    [
+        (
+            raise_in_library,
+            r"error: h5py refuses: OSError: .*file.*; copy or download the HDF5 file again; --d",
+        ),
+        (raise_os_error, r"error: /proc/version/x: Not a directory; correct that"),
+        (raise_import_error, r"error: ModuleNotFoundError: No module named 'nowhere.*worldvla doctor"),
+    ],
+)
+def test_what_others_refuse_is_one_line_and_exit_code_1(
+    handler: Callable[..., None],
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Command, "load_handler", lambda self: handler)
+    assert main(["report", "run=x"]) == 1
+    shown = capsys.readouterr().err
+    assert re.match(line, shown)
+    assert shown.count("\n") == 1
+    with pytest.raises((OSError, ImportError)):
+        main(["report", "run=x", "--debug"])
+
+
+def test_an_error_of_our_own_code_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Command, "load_handler", lambda self: raise_own_error)
+    with pytest.raises((TypeError, AttributeError)):
+        main(["report", "run=x"])
 
 
 def test_a_reference_to_another_class_is_replaced_by_its_description() -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from cluster.cli.main import main
 from cluster.doctor import machine_checks, network_checks
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
+from cluster.doctor.checks import run_check
 from tests.support.training_case import write_dataset
 
 
@@ -43,6 +45,16 @@ def test_a_data_set_is_read_and_a_missing_one_fails(tmp_path: Path) -> None:
     result = network_checks.storage(str(tmp_path / "none"))
     assert result.state == FAIL
     assert "no index.json there" in result.found
+
+
+def test_a_check_that_cannot_be_made_has_failed() -> None:
+    def broken_renderer(backend: str) -> CheckResult:
+        raise OSError(f"lib{backend}.so: cannot open shared object file")
+
+    result = run_check(partial(broken_renderer, "EGL"))
+    assert result is not None
+    assert (result.subject, result.state) == ("broken renderer", FAIL)
+    assert result.found == "OSError: libEGL.so: cannot open shared object file"
 
 
 def test_a_port_in_use_is_a_warning() -> None:

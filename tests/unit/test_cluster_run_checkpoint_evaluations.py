@@ -15,6 +15,7 @@ from cluster.config import RootConfig
 from cluster.failures import CommandFailedError
 from cluster.run.checkpoint_evaluations import CheckpointEvaluations, describe_results, wandb_values
 from cluster.run.evaluation_group import EvaluationJob, EvaluationOutcome
+from data.errors import InputError
 from eval.evaluation.results import Results
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
@@ -151,6 +152,19 @@ def test_results_are_shown_and_written_to_summary_events_and_wandb(run: Run) -> 
     assert run.reporter.events == [{"event": "evaluated", "step": 20, **counts}]
     assert run.reporter.values[20] == {"eval/success_rate": 0.75, "eval/episodes": 4.0, "eval/errors": 0.0}
     evaluations.raise_first_failure()
+
+
+def test_damaged_results_are_refused_at_the_start_and_told_later(run: Run) -> None:
+    run.commit(20)
+    evaluations = run.evaluations()
+    evaluations.poll()
+    run.folder.evaluation(20).mkdir(parents=True)
+    (run.folder.evaluation(20) / "results.json").write_bytes(b"\xff")
+    run.group.outcomes = [EvaluationOutcome(20, RESULTS, None)]
+    evaluations.poll()
+    assert "step_00000020/results.json: not JSON" in run.reporter.lines[0]
+    with pytest.raises(InputError, match=r"results.json: not JSON .*; remove it: its evaluation is repeated"):
+        run.evaluations()
 
 
 def test_the_first_failure_is_raised_at_the_end(run: Run) -> None:

@@ -54,6 +54,66 @@ def test_a_worker_evaluates_in_the_folder_of_the_command(tmp_path: Path) -> None
     assert read_failures(tmp_path, NAME) == []
 
 
+def report_gpus(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
+    return {"visible": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+
+def gpus_seen(folder: Path, gpus: float) -> str:
+    """In another process: the GPUs that the worker sees."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "3"  # Ray hides none from an actor that asks for none
+    worker = EvaluationWorker(report_gpus, folder, NAME, str(folder), gpus)
+    return worker.evaluate(job(folder))["visible"]
+
+
+def test_an_evaluation_sees_a_gpu_only_if_it_was_given_one(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
+        seen = [pool.submit(gpus_seen, tmp_path, gpus).result() for gpus in (0.0, 0.5)]
+    assert seen == ["", "3"]
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0.0, "cpu"), (0.5, "cuda"), (1.0, "cuda")])
+def test_the_policy_computes_where_it_was_placed(
+    gpus: float, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a machine with GPUs: they are the training's."""
+    import torch
+
+    import eval.evaluation.evaluate as evaluation
+    import eval.policy.checkpoint_policy as policies
+    import eval.world_model.imagine as world_model
+    import pretrain.checkpoint.fetch as fetch
+    from cluster.run.worker_entry_points import evaluate_checkpoint
+
+    devices: list[Any] = []
+
+    class Measured:
+        def to_json(self) -> dict[str, Any]:
+            return {}
+
+        def summary(self) -> dict[str, float]:
+            return {}
+
+    def load_policy(path: Path, device: Any, batch: int, exported: Any) -> None:
+        devices.append(device)
+
+    def evaluate(policy: Any, *arguments: Any, **options: Any) -> Measured:
+        policy.load()
+        return Measured()
+
+    def imagine(config: Any, device: Any) -> Measured:
+        devices.append(device)
+        return Measured()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fetch, "local_checkpoint", lambda url, run: Path(url))
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(policies, "CheckpointPolicy", load_policy)
+    monkeypatch.setattr(world_model, "imagine", imagine)
+    settings = EvaluationConfig(gpus=gpus, imagine_frames=2)
+    evaluate_checkpoint(EvaluationJob(7, "checkpoint", tmp_path / "out", settings), lambda done, total: None)
+    assert devices == [device, device]
+
+
 def test_a_worker_stays_in_its_folder_where_that_of_the_command_is_missing(tmp_path: Path) -> None:
     assert in_a_process(tmp_path, "/not/on/this/machine")["folder"] == "/"
 

@@ -215,6 +215,23 @@ def test_submission_prints_the_job_and_its_files(sbatch: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.startswith("error: sbatch refuses the job: no; the script is ")
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "shown"),
+    [
+        ("Welcome; jobs are charged\\n42", 0, "42"),
+        ("your job is queued", 2, "error: sbatch answers 'your job is queued', expected the id of the job"),
+        ("", 2, "error: sbatch answers '', expected the id of the job"),
+    ],
+)
+def test_what_else_sbatch_prints_is_no_job(
+    answer: str, code: int, shown: str, sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sbatch / "bin" / "sbatch").write_text(f'#!/bin/sh\nprintf "{answer}\n"\n')
+    assert main(["submit", GOAL, f"run.dir={sbatch}/runs", "run.name=mine"]) == code
+    captured = capsys.readouterr()
+    assert shown in (captured.err if code else captured.out)
+
+
 def test_without_a_slurm_client_submission_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -173,6 +174,70 @@ def test_two_renderers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         rendering.choose_backend()
     monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
     assert rendering.choose_backend() == "egl"
+
+
+@pytest.fixture
+def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two GPUs and every renderer, where the user has chosen none."""
+    for number, uuid in enumerate(("GPU-11111111-aaaa", "GPU-22222222-bbbb")):
+        folder = tmp_path / f"0000:{number}a:00.0"
+        folder.mkdir()
+        (folder / "information").write_text(f"Model: \t H200\nGPU UUID: \t {uuid}\n")
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidia0" or exists(path))
+    monkeypatch.setattr(rendering, "_GPUS", tmp_path)
+    monkeypatch.setattr(rendering, "_defaults", {})
+    monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: f"lib{name}.so")
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # undone afterwards
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("visible", "chosen", "backend", "device"),
+    [
+        (None, None, "egl", None),
+        ("1", None, "egl", "1"),
+        ("3,2", None, "egl", "3"),
+        ("GPU-22222222-bbbb", None, "egl", "1"),
+        ("GPU-2222", None, "egl", "1"),
+        ("MIG-33333333", None, "egl", "0"),
+        ("", None, "osmesa", None),
+        ("", "egl", "egl", "0"),
+        ("1", "osmesa", "osmesa", None),
+    ],
+)
+@pytest.mark.usefixtures("gpu_machine")
+def test_a_simulator_renders_on_the_gpu_of_its_process(
+    visible: str | None, chosen: str | None, backend: str, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if chosen is not None:
+        monkeypatch.setenv("MUJOCO_GL", chosen)
+    assert rendering.choose_backend() == backend
+    assert os.environ.get("MUJOCO_EGL_DEVICE_ID") == device
+    assert rendering.is_default("MUJOCO_GL", backend) == (chosen is None)
+
+
+@pytest.mark.usefixtures("gpu_machine")
+def test_the_users_device_for_rendering_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-22222222-bbbb")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "5")
+    rendering.choose_backend()
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "5"
+    assert not rendering.is_default("MUJOCO_EGL_DEVICE_ID", "5")
+
+
+def test_robosuite_is_imported_beside_a_uuid() -> None:
+    """Its own check looks for the device's number in CUDA_VISIBLE_DEVICES as text."""
+    program = (
+        "from eval.simulator.rendering import quiet_robosuite; quiet_robosuite(); "
+        "import os, robosuite.utils.binding_utils; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    environment = {**os.environ, "MUJOCO_EGL_DEVICE_ID": "0", "CUDA_VISIBLE_DEVICES": "GPU-11111111-aaaa"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "GPU-11111111-aaaa\n", done.stderr
 
 
 def assets_folder(path: Path) -> Path:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from data.contracts import PackedBatch
+from data.errors import InputError
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.model.config import ModelConfig
 from pretrain.planner.flops import Workload
@@ -117,6 +118,21 @@ def test_a_line_damaged_by_a_crash_is_dropped(tmp_path: Path, damaged: bytes) ->
         file.write(damaged + b"\n")
     assert drop_after(path, 5) == 1
     assert read_metrics(path) == [{"step": 1}]
+
+
+def test_a_display_leaves_a_damaged_line_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, {"step": 1})
+    with path.open("ab") as file:
+        file.write(b'{"st\xff\n[]\n{"step": "two"}\n')
+    write(path, {"event": "resumed"}, {"step": 2})
+    assert MetricsTail(path, skip_damaged=True).new() == [{"step": 1}, {"event": "resumed"}, {"step": 2}]
+    for begin, message in zip((12, 18, 21), caplog.messages, strict=True):
+        assert f"{path}: the line at byte {begin} is no record" in message
+    with pytest.raises(
+        InputError, match=r"metrics.jsonl: the line at byte 12 is no record .*; delete that line"
+    ):
+        read_metrics(path)
 
 
 def test_every_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -131,6 +134,66 @@ def test_a_picture_that_cannot_be_read_is_a_failure_of_wandb(
     sink.close()
     (line,) = failures(caplog)
     assert "removed.png" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("WANDB_MODE", "nonsense", "correct or unset WANDB_MODE"),
+        ("WANDB_CONSOLE", "none", "correct or unset WANDB_CONSOLE"),
+        ("WANDB_INIT_TIMEOUT", "abc", "correct or unset WANDB_INIT_TIMEOUT"),
+        ("WANDB_BASE_URL", "wandb.local", "correct or unset WANDB_BASE_URL"),
+        ("WANDB_SERVICE", "nonsense", "Failed to parse WANDB_SERVICE='nonsense'"),
+        ("WANDB_SERVICE", "3-1234-unix-/nowhere/socket", "service on socket /nowhere/socket"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_named_and_wandb_left_out(
+    name: str,
+    value: str,
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import wandb
+
+    wandb.teardown()  # the service of the tests before
+    monkeypatch.setenv(name, value)
+    sink = WandbSink(tmp_path, "name", TelemetryConfig(wandb="auto"), {})
+    sink.write(STEP)
+    sink.close()
+    wandb.teardown()
+    assert sink.failed
+    (line,) = failures(caplog)
+    assert named in line
+    assert line.endswith("it is left out; training goes on")
+
+
+def test_the_service_of_another_process_is_not_used(tmp_path: Path) -> None:
+    """A process that imports W&B itself: what is in the variable then is not its own."""
+    program = (
+        "import sys; from pathlib import Path; from pretrain.config import TelemetryConfig; "
+        "from pretrain.telemetry.wandb_sink import WandbSink; "
+        "sink = WandbSink(Path(sys.argv[1]), 'name', TelemetryConfig(wandb='offline'), {}); "
+        "sink.write({'step': 1, 'loss': 1.0}); sink.close(); sys.exit(sink.failed)"
+    )
+    environment = {**os.environ, "WANDB_SERVICE": "3-1234-unix-/nowhere/socket"}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=False)
+    assert done.returncode == 0
+    assert len(offline_runs(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"../../x", b"a" * 65])
+def test_a_file_without_an_id_gives_a_new_run(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.wandb_run()
+    folder.wandb_run_id.write_bytes(content)
+    identity = folder.wandb_run()
+    assert len(identity) == 8
+    assert folder.wandb_run() == identity
+    assert "run_id: " in caplog.messages[0]
 
 
 def test_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

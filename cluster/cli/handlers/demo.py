@@ -85,7 +85,7 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, invocation: Invo
     stages.begin("collect", f"a scripted expert solves {settings.suite} in the simulator")
     marker = folder / "complete.json"
     content = json.dumps(asdict(settings), indent=2)
-    if marker.exists() and marker.read_text() == content:
+    if marker.exists() and marker.read_bytes() == content.encode():
         invocation.console.print(f"  {folder}: complete already")
         return False
     run_collect(settings, invocation)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from cluster.cli.invocation import Invocation
 from cluster.doctor.check_result import FAIL, CheckResult
-from cluster.doctor.checks import TABLE_WIDTH, checks, results_table
+from cluster.doctor.checks import TABLE_WIDTH, checks, results_table, run_check
 from cluster.doctor.config import DoctorConfig
 from cluster.failures import CommandFailedError
 
@@ -21,7 +21,7 @@ def run_doctor(config: DoctorConfig, invocation: Invocation) -> None:
     results: list[CheckResult] = []
     for check in checks(config):
         with invocation.console.status("checking"):
-            result = check()
+            result = run_check(check)
         if result is not None:
             results.append(result)
     failed = [result.subject for result in results if result.state == FAIL]

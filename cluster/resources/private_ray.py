@@ -1,0 +1,177 @@
+"""A private Ray on this machine, for the length of a `with` block.
+
+Each of its processes is in a session of its own: what is sent to the process group of the command (ctrl-C,
+the SIGTERM of `timeout`) reaches the command alone. They end with the command, however that ends
+(`cluster.resources.ray_guard`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ClusterConfig
+from cluster.failures import CommandFailedError
+from cluster.resources import ray_guard
+from cluster.resources.environment import worker_environment
+from cluster.resources.run_resources import RunResources
+from cluster.signals import signals_ignored
+from data.errors import InputError
+
+# Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
+_LONGEST_TEMPORARY_FOLDER = 40
+_MARK = "WORLDVLA_RAY_FOLDER"  # in the environment of every process of this Ray
+_LOGS = ("raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out")
+
+
+@contextmanager
+def private_ray(cluster: ClusterConfig, resources: RunResources) -> Iterator[Path]:
+    """Start Ray; yield its temporary folder. Afterwards no process of it is left, and no folder.
+
+    Raises:
+        InputError: There is no folder for its files.
+        CommandFailedError: It does not start.
+    """
+    import ray
+
+    folder = temporary_folder()
+    guard = _start_guard(folder)
+    try:
+        with undisturbed_start(own_session=True):
+            _start(cluster, resources, folder)
+        yield folder
+    finally:
+        with signals_ignored():
+            ray.shutdown()
+            guard.communicate(b"the command ends\n")
+            shutil.rmtree(folder, ignore_errors=True)  # where somebody has killed the guard
+
+
+@contextmanager
+def undisturbed_start(own_session: bool = False) -> Iterator[None]:
+    """Let `ray.init` leave the handler of SIGTERM alone for the length of a `with` block.
+
+    Ray's own handler is `sys.exit(15)`, without a word. Ray has no setting for this, nor for the sessions of
+    its processes: two functions of its are replaced for the length of the block (`tests` has a canary).
+
+    Args:
+        own_session: Whether each process that Ray starts meanwhile gets a session of its own.
+    """
+    from ray._private import services, utils
+
+    popen: Any = services.ConsolePopen
+
+    class OwnSession(popen):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options, start_new_session=True)
+
+    replaced: list[tuple[Any, str, Any]] = [(utils, "set_sigterm_handler", lambda handler: None)]
+    if own_session:
+        replaced.append((services, "ConsolePopen", OwnSession))
+    before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    for module, name, value in replaced:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def job_config() -> Any:
+    """Ray's settings of a job, without the caller's folder among the import paths of its processes.
+
+    Ray puts the caller's folder first, unless the job has a working folder of its own: a package `data` or
+    `eval` there would hide ours.
+    """
+    from ray.job_config import JobConfig
+
+    class Job(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Job()
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's text; without one the name of its class."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _start(cluster: ClusterConfig, resources: RunResources, folder: Path) -> None:
+    import ray
+
+    before = os.environ.get(_MARK)  # of a Ray in which this command runs
+    os.environ[_MARK] = str(folder)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cluster.cpus or resources.cpus,
+            num_gpus=resources.gpus,
+            include_dashboard=False,
+            object_store_memory=cluster.object_store_megabytes * 2**20,
+            job_config=job_config(),
+            runtime_env={"env_vars": worker_environment(resources)},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+            # Actors never use a prestarted worker: starting some would only cost time.
+            _system_config={"enable_worker_prestart": False, "prestart_worker_first_driver": False},
+        )
+    except Exception as error:  # Ray raises many classes, and plain Exception too
+        raise CommandFailedError(
+            f"Ray does not start ({first_line(error)}{_last_words(folder)}); unset variables RAY_*, free "
+            f"memory and space in {folder.parent}, or set TMPDIR to another folder; --debug shows more"
+        ) from error
+    finally:
+        os.environ.pop(_MARK)
+        if before is not None:
+            os.environ[_MARK] = before
+
+
+def _last_words(folder: Path) -> str:
+    """The last line that Ray's processes have logged before they ended, as text to append; or nothing."""
+    for name in _LOGS:
+        for path in folder.glob(f"session_2*/logs/{name}"):
+            lines = path.read_text("utf-8", "replace").split("\n")
+            if words := [line.strip() for line in lines if line.strip()]:
+                return f"; {name}: {words[-1][:200]}"
+    return ""
+
+
+def temporary_folder() -> Path:
+    """Make a folder for Ray's files, whose path is short enough.
+
+    Raises:
+        InputError: There is no place for it.
+    """
+    try:
+        base = Path(tempfile.gettempdir())
+        if len(os.fsencode(base)) > _LONGEST_TEMPORARY_FOLDER:
+            base = Path("/tmp")
+        return Path(tempfile.mkdtemp(prefix="wv-", dir=base))
+    except OSError as error:
+        raise InputError(
+            f"no folder for Ray's files ({error.strerror or error}); set TMPDIR to one that you may write "
+            f"to, of at most {_LONGEST_TEMPORARY_FOLDER} characters: Ray's sockets have short paths"
+        ) from error
+
+
+def _start_guard(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", ray_guard.__file__, str(folder), _MARK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
