@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from eval.world_model.score_text import scores_text
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
 from pretrain.telemetry.sinks import read_metrics
@@ -80,4 +81,4 @@ def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:
     if not paths:
         return []
     scores = json.loads(paths[-1].read_text())
-    return [("imagined frames", f"PSNR {scores['psnr']:.1f} dB over {len(scores['frames'])} frames")]
+    return [("imagined frames", scores_text(scores))]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationSettings
 from eval.evaluation.journal import Journal
-from eval.evaluation.results import Results, write_results
+from eval.evaluation.results import Provenance, Results, write_results
 from eval.output_folder import writable_folder
 from eval.policy.source import named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import EVALUATION_STATES, Suite
+from eval.simulator.provenance import version_notes
 from eval.simulator.registry import open_suite as open_registered
 from eval.simulator.registry import select_tasks
 
@@ -91,7 +92,11 @@ def evaluate(
     suite = open_suite(settings.suite)
     tasks = select_tasks(suite, settings.tasks)
     check_settings(settings)
-    journal = Journal(writable_folder(out), _identity(policy, suite, settings.horizon), resume)
+    record = policy.record()
+    provenance = Provenance(
+        suite.renderer(), suite.reset, settings.observations, suite.versions(), record.settings
+    )
+    journal = Journal(writable_folder(out), _identity(policy, suite, settings.horizon, provenance), resume)
     specs = _episode_specs(suite, tasks, settings, out)
     completed = journal.completed()
     results = {key: completed[key] for spec in specs if (key := _key(spec)) in completed}
@@ -107,9 +112,11 @@ def evaluate(
         policy=policy.name,
         tasks=tuple(suite.tasks[number] for number in tasks),
         episodes=tuple(results[key] for key in sorted(results)),
-        versions=suite.versions(),
+        versions=provenance.versions,
         standin_assets=suite.standin_assets,
         horizon=settings.horizon,
+        provenance=provenance,
+        notes=(*record.notes, *version_notes(provenance.versions)),
     )
     write_results(outcome, out)
     return outcome
@@ -146,6 +153,7 @@ def _episode_specs(
             task=task,
             initial_state=settings.seed + number,
             horizon=settings.horizon or suite.tasks[task].horizon,
+            observations=settings.observations,
             videos=out if number < settings.videos else None,
         )
         for task in tasks
@@ -174,13 +182,15 @@ def _run(
         yield from pool.run(specs)
 
 
-def _identity(policy: PolicySource, suite: Suite, horizon: int | None) -> dict[str, object]:
+def _identity(
+    policy: PolicySource, suite: Suite, horizon: int | None, provenance: Provenance
+) -> dict[str, object]:
     """Everything that the outcome of an episode depends on."""
     return {
         "policy": policy.identity(),
         "suite": suite.name,
         "horizon": horizon,
-        "versions": suite.versions(),
+        "provenance": asdict(provenance),
         "standin_assets": suite.standin_assets,
     }
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from eval.policy.interface import Policy
+from eval.config import Observations
+from eval.policy.interface import Policy, PolicyRecord
 from eval.simulator.interface import Suite
 
 OpenSuite = Callable[[str], Suite]
@@ -39,6 +40,14 @@ class PolicySource(Protocol):
         """Text that is equal only for policies that act alike."""
         ...
 
+    def record(self) -> PolicyRecord:
+        """What results say of it; it is not loaded.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSpec:
@@ -49,6 +58,7 @@ class EpisodeSpec:
         task: Number of the task.
         initial_state: Number of the initial state.
         horizon: Maximum length of the episode in steps.
+        observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
         videos: Folder for the episode's video; None: no video.
     """
 
@@ -56,6 +66,7 @@ class EpisodeSpec:
     task: int
     initial_state: int
     horizon: int
+    observations: Observations = "recomputed"
     videos: Path | None = None
 
 

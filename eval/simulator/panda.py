@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
+from eval.config import Observations
 from eval.simulator.interface import SETTLE_ACTION, SETTLE_STEPS, Goal, Pose, SimulatorError, TaskInfo
+from eval.simulator.published_observations import SampledMoment
 
 CAMERA_NAMES = {AGENT_CAMERA: "agentview", WRIST_CAMERA: "robot0_eye_in_hand"}
 _ARM_JOINTS = 7
@@ -27,11 +29,13 @@ class PandaSimulator(abc.ABC):
     Args:
         environment: A robosuite `MujocoEnv` with one Panda under OSC_POSE control, soft resets.
         task: The task.
+        observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
     """
 
-    def __init__(self, environment: Any, task: TaskInfo) -> None:
+    def __init__(self, environment: Any, task: TaskInfo, observations: Observations = "recomputed") -> None:
         self._environment = environment
         self._task = task
+        self._sampled = SampledMoment(environment) if observations == "published" else None
 
     # --- episodes
 
@@ -91,24 +95,34 @@ class PandaSimulator(abc.ABC):
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
         """The upright view uint8 [pixels, pixels, 3]: MuJoCo's rotated by 180 degrees."""
-        self._refresh()
         # robosuite renders into the current context, which another simulator may have changed.
         self._environment.sim._render_context_offscreen.gl_ctx.make_current()
-        raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
+        with self._observed():
+            raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
         return np.ascontiguousarray(raw[::-1, ::-1])
 
     def state(self) -> NDArray[np.float64]:
         """Proprioception float64 [8]: gripper position [3], axis times angle [3], finger positions [2]."""
         from robosuite.utils.transform_utils import mat2quat, quat2axisangle
 
-        self._refresh()
-        pose = self.gripper()
-        fingers = self._positions()[_ARM_JOINTS : _ARM_JOINTS + 2]
-        return np.concatenate([pose.position, quat2axisangle(mat2quat(pose.rotation)), fingers])
+        with self._observed():
+            pose = self.gripper()
+            fingers = self._positions()[_ARM_JOINTS : _ARM_JOINTS + 2]
+            return np.concatenate([pose.position, quat2axisangle(mat2quat(pose.rotation)), fingers])
 
     def joints(self) -> NDArray[np.float64]:
         """Joint angles float64 [7] of the arm."""
         return self._positions()[:_ARM_JOINTS].copy()
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """Let the simulation's data show what is observed, inside the block."""
+        if self._sampled is None:
+            self._refresh()
+            yield
+        else:
+            with self._sampled.shown():
+                yield
 
     def _refresh(self) -> None:
         """Recompute poses from joint positions: after a physics step they are one substep old.
@@ -132,6 +146,12 @@ class PandaSimulator(abc.ABC):
         """Set the physical state float64 [D] and recompute everything derived from it."""
         self._environment.sim.set_state_from_flattened(flat_state)
         self._environment.sim.forward()
+        self._sample()
+
+    def _sample(self) -> None:
+        """Sample the present state, as LIBERO's `set_init_state` does."""
+        if self._sampled is not None:
+            self._environment._update_observables(force=True)
 
     def model_xml(self) -> str:
         """The MuJoCo model."""
