@@ -20,7 +20,6 @@ from pretrain.checkpoint.origin import Origin
 from pretrain.config import TrainingConfig
 from pretrain.logs import log_to_file
 from pretrain.parallel.engine import Engine
-from pretrain.policy_settings import PolicySettings
 from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import rank_log_name
@@ -57,20 +56,12 @@ def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
     if not origin.resumes:
         load_initial_weights(origin.checkpoint, engine)
         return {"tokens": 0}
-    metadata = load_metadata(origin.checkpoint)
-    dataset = metadata.get("dataset")  # None: weights alone, which `load` refuses
+    dataset = load_metadata(origin.checkpoint).get("dataset")  # None: weights alone, which `load` refuses
     if dataset not in (None, stream.fingerprint):
         raise InputError(
             f"{origin.checkpoint}: was trained on the data set {dataset[:12]}, "
             f"{stream.urls} is {stream.fingerprint[:12]}; give the same data, or begin a run of "
             "another name"
-        )
-    policy = PolicySettings.of_metadata(origin.checkpoint, metadata)
-    if policy is not None and policy.text_tokenizer_sha256 != stream.text_tokenizer_sha256:
-        raise InputError(
-            f"{origin.checkpoint}: was trained with the text tokenizer {policy.text_tokenizer_sha256[:12]}, "
-            f"data.text_tokenizer is {stream.text_tokenizer_sha256[:12]}; give the same file, or begin a run "
-            "of another name"
         )
     return load(origin.checkpoint, engine)
 
