@@ -9,7 +9,8 @@ from pathlib import Path
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationSettings
 from eval.evaluation.journal import Journal
-from eval.evaluation.results import Provenance, Results, write_results
+from eval.evaluation.provenance import Provenance
+from eval.evaluation.results import Results, write_results
 from eval.output_folder import writable_folder
 from eval.policy.source import named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.files import write_text_whole
+from eval.evaluation.provenance import Provenance
 from eval.evaluation.published_rates import PUBLISHED_STATES, PUBLISHED_TASKS, published_rates
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
 from pretrain.run_layout import RESULTS_FILE
 
 _Z_95 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What the outcome of every episode depends on, beside the weights.
-
-    Attributes:
-        renderer: Backend and vendor of the renderer.
-        reset: How an episode starts: `soft`.
-        observations: What frames and proprioception show: `recomputed` or `published`.
-        versions: Versions of the simulator's packages.
-        policy_settings: Cameras, history, chunk, action ranges and checksums of the tokenizers; None for a
-            policy without them.
-    """
-
-    renderer: str
-    reset: str
-    observations: str
-    versions: dict[str, str]
-    policy_settings: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -204,8 +185,9 @@ def results_table(results: Results) -> Table:
 
 
 def _caption(results: Results) -> str | None:
-    """Caveats for comparing the numbers."""
-    notes = list(results.notes)
+    """What the numbers depend on, and caveats for comparing them."""
+    notes = [] if results.provenance is None else [str(results.provenance)]
+    notes += results.notes
     if differences := results.published_differences():
         notes.append(f"* published rates follow another protocol; here: {', '.join(differences)}")
     elif results.standin_assets:

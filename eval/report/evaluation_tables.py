@@ -81,7 +81,7 @@ def evaluation_notes(run: RunContents) -> list[str]:
     for suite in sorted({_suite(e) for e in run.evaluations}):
         if rates := published_rates(suite):
             listed = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in rates.items())
-            notes.append(f"Published on {suite}, by another protocol (docs/evaluation.md): {listed}.")
+            notes.append(f"Published on {suite}: {listed} (by another protocol: docs/evaluation.md).")
     return notes + sorted({text for evaluation in run.evaluations for text in _caveats(evaluation)})
 
 

@@ -134,9 +134,9 @@ def test_training_and_evaluation_have_the_same_instructions(name: str) -> None:
 
 
 def test_published_observations_are_those_of_liberos_scripts() -> None:
+    suite: Any = open_suite(SUITE)  # before LIBERO is imported
     from libero.libero.envs.env_wrapper import OffScreenRenderEnv
 
-    suite: Any = open_suite(SUITE)
     script = OffScreenRenderEnv(
         bddl_file_name=suite.tasks[TASK].problem_file, camera_heights=RESOLUTION, camera_widths=RESOLUTION
     )

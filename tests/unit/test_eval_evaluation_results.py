@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from eval.evaluation.results import Provenance, Results, results_table, wilson, write_results
+from data.tokens.action import ACTION_MAX, ACTION_MIN
+from eval.evaluation.provenance import Provenance
+from eval.evaluation.results import Results, results_table, wilson, write_results
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.provenance import TESTED_VERSIONS, version_notes
 from eval.video import write_video
@@ -91,16 +93,31 @@ def test_video_of_odd_size_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-PROVENANCE = Provenance("osmesa (Mesa)", "soft", "recomputed", {"mujoco": "3.3.2"}, {"cameras": ["wrist"]})
+SETTINGS = {
+    "cameras": ["wrist"],
+    "history": 1,
+    "chunk": 4,
+    "pixels": 64,
+    "action_ranges": {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)},
+    "image_tokenizer_sha256": "a" * 64,
+    "text_tokenizer_sha256": "b" * 64,
+}
+PROVENANCE = Provenance("osmesa (Mesa)", "soft", "recomputed", {"mujoco": "3.3.2"}, SETTINGS)
 
 
 def test_results_name_what_the_outcomes_depend_on() -> None:
     content = replace(results(episode(0, True)), provenance=PROVENANCE, notes=("unverified",)).to_json()
     assert content["renderer"] == "osmesa (Mesa)"
     assert (content["reset"], content["observations"]) == ("soft", "recomputed")
-    assert content["policy_settings"] == {"cameras": ["wrist"]}
+    assert content["policy_settings"] == SETTINGS
     assert content["notes"] == ["unverified"]
     json.dumps(content)
+    assert str(PROVENANCE) == (
+        "camera wrist, history 1, chunk 4, 64 px, action ranges worldvla, image tokenizer aaaaaaaaaaaa, text "
+        "tokenizer bbbbbbbbbbbb; osmesa (Mesa), soft resets, observations recomputed, mujoco 3.3.2"
+    )
+    other = {**SETTINGS, "action_ranges": {"minimum": [-1.0] * 7, "maximum": [1.0] * 7}}
+    assert "action ranges the data set's own," in str(replace(PROVENANCE, policy_settings=other))
 
 
 def test_published_rates_are_marked_with_what_is_other_here() -> None:
@@ -120,6 +137,7 @@ def test_published_rates_are_marked_with_what_is_other_here() -> None:
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(results_table(outcome))
     text = " ".join(console.export_text().split())
+    assert "camera wrist, history 1, chunk 4" in text
     assert "published: WorldVLA 512 px *" in text
     assert "* published rates follow another protocol; here: 1 tasks of at least 1 initial states" in text
     assert "mujoco 3.4.0 is not the tested 3.3.2" in text
