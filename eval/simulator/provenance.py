@@ -35,7 +35,7 @@ def renderer() -> str:
     backend = choose_backend()
     try:
         query = subprocess.run(
-            [sys.executable, "-c", _QUERY],
+            [sys.executable, "-P", "-c", _QUERY],
             capture_output=True,
             text=True,
             timeout=_QUERY_SECONDS,

@@ -42,7 +42,7 @@ def scene(count: int = 10, pixels: int = 64) -> tuple[NDArray[np.uint8], NDArray
 def features(count: int, dimensions: int, phase: float) -> Floats:
     """Features [count, dimensions] of videos."""
     number = np.arange(count * dimensions, dtype=np.float64).reshape(count, dimensions)
-    return np.cos(0.7 * number**1.3 + phase) + 0.1 * phase * np.arange(dimensions)
+    return np.asarray(np.cos(0.7 * number**1.3 + phase) + 0.1 * phase * np.arange(dimensions), np.float64)
 
 
 def alexnet_weights() -> dict[str, Floats]:
