@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.ray_workers import preloaded_ray_workers
+from tests.support.ray_workers import forked_ray_workers, ray_worker_server
 from tests.support.virtual_slurm import VirtualSlurm, missing, virtual_slurm
 
 # Ray's own limits, for a machine that is busy with other things.
@@ -20,9 +20,16 @@ os.environ.update(
 
 
 @pytest.fixture(scope="session")
-def preloaded_workers() -> Iterator[None]:
+def ray_workers() -> Iterator[str]:
+    """The server that forks Ray's workers, started once a worker."""
+    with ray_worker_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def preloaded_workers(ray_workers: str) -> Iterator[None]:
     """Ray's workers are forked from a process that has their imports (`usefixtures`)."""
-    with preloaded_ray_workers():
+    with forked_ray_workers(ray_workers):
         yield
 
 

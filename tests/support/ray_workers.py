@@ -29,6 +29,7 @@ from tests.support.waiting import wait_until
 _PRELOADED = (
     "deepspeed",
     "deepspeed.runtime.zero.muon.original_muon",
+    "pandas",  # imported by ray.train, half of its time
     "pretrain.trainer",
     "tests.integration.test_cluster_lost_node",
     "tests.integration.test_cluster_prepare_group",
@@ -41,24 +42,31 @@ _ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "TORCHDYNAM
 
 
 @contextmanager
-def preloaded_ray_workers() -> Iterator[None]:
-    """Let every Ray that this process opens fork its workers."""
-    with (
-        tempfile.TemporaryDirectory(prefix="wv-workers-", dir="/tmp") as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+def ray_worker_server() -> Iterator[str]:
+    """The server that forks Ray's workers; the path of its socket."""
+    with tempfile.TemporaryDirectory(prefix="wv-workers-", dir="/tmp") as folder:
         path = f"{folder}/socket"
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(_ROOT)}
         server = subprocess.Popen([sys.executable, "-m", "tests.support.ray_workers", path], env=environment)
         try:
             wait_until(lambda: os.path.exists(path) or server.poll() is not None)
             assert server.poll() is None
-            patch.setenv(_SOCKET, path)
-            patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.support.ray_workers.with_preloaded_python")
-            yield
+            yield path
         finally:
             server.kill()
             server.wait()
+
+
+@contextmanager
+def forked_ray_workers(server: str) -> Iterator[None]:
+    """Let every Ray that this process opens within the `with` block fork its workers.
+
+    Not beyond it: on a virtual node, which has process numbers of its own, they would be elsewhere.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_SOCKET, server)
+        patch.setenv("RAY_RUNTIME_ENV_HOOK", "tests.support.ray_workers.with_preloaded_python")
+        yield
 
 
 def with_preloaded_python(runtime_environment: dict[str, Any] | None) -> dict[str, Any]:

@@ -56,7 +56,8 @@ JobRequeue=1
 FirstJobId={first_job}
 MessageTimeout=100
 SlurmdParameters=config_overrides
-NodeName=n[0-{last}] NodeHostname=localhost NodeAddr=127.0.0.[11-{last_address}] Port=[{first}-{last_port}] \
+NodeName=n[0-{last}] NodeHostname=localhost NodeAddr=127.0.{worker}.[11-{last_address}] \
+Port=[{first}-{last_port}] \
 CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
 PartitionName=train Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -96,6 +97,7 @@ class VirtualSlurm:
             _CONFIGURATION.format(
                 folder=folder,
                 port=port,
+                worker=_test_worker(),
                 # Jobs choose their ports by their number: two clusters on one machine must not meet.
                 first_job=1 + 1_000 * _test_worker() + secrets.randbelow(900),
                 first=port + 1,
