@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Stale = Literal["queue", "cancel"]
+Observations = Literal["recomputed", "published"]
 
 
 @dataclass
@@ -28,6 +29,8 @@ class EvaluationSettings:
         answer_seconds: A policy server that takes longer for one answer is killed and replaced.
         videos: Episodes of each task recorded as video, the first ones. Where finished episodes have too few,
             some of them are run again for it, failures first.
+        observations: What frames and proprioception show: the present state (`recomputed`), or what
+            LIBERO's and robosuite's scripts observe, 2 to 4 ms older (`published`, for published weights).
     """
 
     suite: str = "robosuite_lift"
@@ -43,6 +46,7 @@ class EvaluationSettings:
     start_seconds: float = 900.0
     answer_seconds: float = 600.0
     videos: int = 4
+    observations: Observations = "recomputed"
 
 
 @dataclass
@@ -71,25 +75,28 @@ class EvaluationConfig(EvaluationSettings):
 
 @dataclass
 class ExportedConfig:
-    """Settings that a folder of exported weights (config.json and safetensors files) does not contain.
+    """Files and settings beside a folder of exported weights (config.json and safetensors files).
+
+    `policy.json`, which `worldvla convert export` writes there, has the settings and the files' checksums.
 
     Attributes:
         image_tokenizer: File of the image tokenizer that the weights were trained with.
         text_tokenizer: File of the text tokenizer; null: `tokenizer.json` beside the weights.
-        action_ranges: `action_ranges.json` of the run that it was trained in; null: WorldVLA's ranges.
-        pixels: Side of the frames; null: as in the image tokenizer's file.
-        history: M, number of frames in an observation.
-        chunk: K, actions in a chunk.
-        camera: Camera of the policy.
+        action_ranges: `action_ranges.json` of the run that it was trained in; null: as in `policy.json`,
+            without it WorldVLA's ranges.
+        pixels: Side of the frames; null: as in `policy.json`, without it as in the image tokenizer's file.
+        history: M, number of frames in an observation; null: as in `policy.json`, without it 2.
+        chunk: K, actions in a chunk; null: as in `policy.json`, without it 5.
+        camera: Camera of the policy; null: as in `policy.json`, without it `agent`.
     """
 
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
     action_ranges: str | None = None
     pixels: int | None = None
-    history: int = 2
-    chunk: int = 5
-    camera: str = "agent"
+    history: int | None = None
+    chunk: int | None = None
+    camera: str | None = None
 
 
 @dataclass
@@ -102,7 +109,7 @@ class EvalCommandConfig(EvaluationSettings):
         policy: `expert` for the scripted expert.
         out: Folder for `results.json` and the videos; null: beside the checkpoint's run.
         resume: Continue with the finished episodes in `out`; false: run all anew.
-        exported: Settings that a folder of exported weights does not contain.
+        exported: Files and settings beside a folder of exported weights.
     """
 
     checkpoint: str | None = None
@@ -136,12 +143,24 @@ class CollectConfig:
 
 
 @dataclass
+class ImagineDataConfig:
+    """Data of world-model rollouts.
+
+    Attributes:
+        url: Folder or URL of the data set, where that is not the one in the run's settings; null: that one.
+    """
+
+    url: str | None = None
+
+
+@dataclass
 class ImagineConfig:
     """`worldvla imagine`: world-model rollouts beside the true frames.
 
     Attributes:
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
-        episode: Key of an episode in the run's data; null: the first held-out ones.
+        data: The data set, where it was moved.
+        episode: Key of an episode in the data; null: the first held-out ones.
         episodes: Number of held-out episodes to roll out; FVD needs many.
         frames: Number of frames to predict of each; WorldVLA's scores are over 10 and 50.
         batch: Number of episodes rolled out side by side.
@@ -156,6 +175,7 @@ class ImagineConfig:
     """
 
     checkpoint: str = "???"
+    data: ImagineDataConfig = field(default_factory=ImagineDataConfig)
     episode: str | None = None
     episodes: int = 1
     frames: int = 8

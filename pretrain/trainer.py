@@ -29,6 +29,7 @@ from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
 from pretrain.phases import phase
+from pretrain.policy_settings import POLICY_METADATA, PolicySettings
 from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
@@ -108,6 +109,13 @@ class _Loop:
         self._validation, self._preemption = validation, preemption
         self._guard = StepGuard(config.guard, engine.groups.device, GuardState.from_metadata(metadata))
         self._feed = BatchFeed(stream, engine.groups, self._guard, preemption)
+        self._policy = PolicySettings.of(
+            config.data,
+            stream.image.pixels,
+            stream.action_ranges,
+            stream.image.tokenizer_sha256,
+            stream.text_tokenizer_sha256,
+        )
         settings = config.checkpointing
         self._writer = CheckpointWriter(
             checkpoint_location(settings, folder), engine, settings, folder.evaluations, recorder.event
@@ -210,6 +218,7 @@ class _Loop:
         return {
             "config": to_mapping(self._config),
             "dataset": self._stream.fingerprint,
+            POLICY_METADATA: self._policy.to_json(),
             "tokens": self._recorder.total_tokens(),
             "guard": self._guard.state().to_json(),
             "wandb_run": self._start.wandb_run,

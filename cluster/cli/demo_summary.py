@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.json_record import read_json_object
+from eval.world_model.score_text import scores_text
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
 from pretrain.telemetry.sinks import read_metrics
@@ -81,4 +82,4 @@ def _imagined_rows(folder: RunFolder) -> list[tuple[str, str]]:
     if not paths:
         return []
     scores = read_json_object(paths[-1], "remove it, and repeat the command")
-    return [("imagined frames", f"PSNR {scores['psnr']:.1f} dB over {len(scores['frames'])} frames")]
+    return [("imagined frames", scores_text(scores))]

@@ -13,7 +13,8 @@ def check_run(config: RootConfig) -> RunResources:
     """Check what can be checked before any process starts, and plan the resources.
 
     Raises:
-        InputError: Too few CPUs or GPUs, evaluation settings that cannot work, a simulator that is missing.
+        InputError: Too few CPUs or GPUs, evaluation settings that cannot work, a simulator that is missing,
+            backbones of scores that cannot be used.
     """
     gpus = 0
     if config.cluster.gpus_per_rank != 0 and config.cluster.address is None:
@@ -35,4 +36,10 @@ def check_run(config: RootConfig) -> RunResources:
         if config.eval.gpus == 0 and "MUJOCO_GL" not in os.environ:
             check_library("osmesa")  # of processes without a GPU, also where this machine has one
         select_tasks(open_suite(config.eval.suite), config.eval.tasks)
+        if config.eval.imagine_frames > 0 and (config.eval.lpips_weights or config.eval.fvd_network):
+            from eval.world_model.imagine import open_backbones  # imports torch
+
+            open_backbones(
+                config.eval.lpips_weights, config.eval.fvd_network, config.eval.imagine_frames, "eval."
+            )
     return resources

@@ -234,8 +234,8 @@ class RldsSource:
 
     def _actions_and_states(
         self, example: Example, where: str
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Actions float32 [T, 7] and states float32 [T, 8]; T of the action's first part."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Actions float64 [T, 7] and states float32 [T, 8]; T of the action's first part."""
         names = self._names
         parts = [self._numbers(example, name, where) for name in names.actions]
         steps = len(parts[0])

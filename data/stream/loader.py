@@ -34,6 +34,7 @@ class TokenStream:
         split: Name of the split.
         urls: Their URLs, for messages.
         action_ranges: Ranges over which the actions of the first data set are quantised.
+        text_tokenizer_sha256: Checksum of the text tokenizer.
         vocabulary_size: One more than the largest possible token id: the least vocabulary of the model.
 
     Raises:
@@ -47,6 +48,7 @@ class TokenStream:
         self.split = split or config.split
         self.fingerprint, self.image = combined_fingerprint(datasets), image_format(datasets)
         self.action_ranges = datasets[0].index.action_ranges
+        self.text_tokenizer_sha256 = texts.tokenizer_sha256
         self.urls = ", ".join(dataset.index.url for dataset in datasets)
         self.vocabulary_size = texts.vocabulary_size
         self._memory = EpisodeMemory(datasets, form, config)

@@ -28,6 +28,7 @@ class PromptTexts:
         of_episodes: For each data set the number of each episode's text, uint16 [E] (int32 where there are
             65,535 instructions or more).
         vocabulary_size: One more than the largest id that a sample can hold.
+        tokenizer_sha256: Checksum of the text tokenizer.
     """
 
     ids: NDArray[np.int32]
@@ -35,6 +36,7 @@ class PromptTexts:
     lengths: NDArray[np.int32]
     of_episodes: tuple[NDArray[np.integer], ...]
     vocabulary_size: int
+    tokenizer_sha256: str
 
     @classmethod
     def encode(cls, tokenizer: TextTokenizer, datasets: Sequence[StreamDataset]) -> Self:
@@ -50,7 +52,7 @@ class PromptTexts:
         lengths = np.array([len(ids) for ids in texts], np.int32)
         begins = np.cumsum(lengths, dtype=np.int64) - lengths
         ids = np.concatenate([np.array(ids, np.int32) for ids in texts])
-        return cls(ids, begins, lengths, of_episodes, tokenizer.size)
+        return cls(ids, begins, lengths, of_episodes, tokenizer.size, tokenizer.sha256)
 
 
 def _text_numbers(entries: EpisodeTable, numbers: Mapping[str, int]) -> NDArray[np.integer]:

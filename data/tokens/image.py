@@ -65,8 +65,14 @@ class ImageTokenizer:
             name, payload = str(path), _read(Path(path))
         config = _read_config(name, payload)
         tensors = load_tensors(payload)
+        try:
+            config = config if pixels is None else replace(config, pixels=pixels)
+        except ValueError as error:
+            raise InputError(
+                f"{name}: cannot be used with {pixels} px ({error}); give another side"
+            ) from error
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
-            model = ImageModel(config if pixels is None else replace(config, pixels=pixels))
+            model = ImageModel(config)
         _check_tensors(name, model, tensors)
         model.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
         tokenizer = cls(model, next(iter(tensors.values())).dtype, device)

@@ -9,6 +9,7 @@ prompts of WorldVLA::
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -66,6 +67,11 @@ class TextTokenizer:
     def size(self) -> int:
         """One more than the largest id: 16,896 for the tokenizer of the package, 65,536 for Chameleon's."""
         return self._size
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the file that `save` writes: its text in UTF-8."""
+        return hashlib.sha256(self._content.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Encode `text` without BOS or any other special token.

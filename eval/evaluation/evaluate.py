@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.errors import InputError
@@ -11,6 +11,7 @@ from eval.config import EvalCommandConfig, EvaluationSettings
 from eval.evaluation.episode_videos import key_of, recorded_again, with_videos
 from eval.evaluation.folder_lock import only_evaluation
 from eval.evaluation.journal import Journal, Key
+from eval.evaluation.provenance import Provenance
 from eval.evaluation.results import Results, write_results
 from eval.output_folder import writable_folder
 from eval.policy.source import evaluation_beside_training, named_policy
@@ -18,6 +19,7 @@ from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import EVALUATION_STATES, Suite
+from eval.simulator.provenance import version_notes
 from eval.simulator.registry import open_suite as open_registered
 from eval.simulator.registry import select_tasks
 
@@ -107,8 +109,12 @@ def evaluate(
     suite = open_suite(settings.suite)
     tasks = select_tasks(suite, settings.tasks)
     check_settings(settings)
+    record = policy.record()
+    provenance = Provenance(
+        suite.renderer(), suite.reset, settings.observations, suite.versions(), record.settings
+    )
     with only_evaluation(writable_folder(out)):
-        journal = Journal(out, _identity(policy, suite, settings.horizon), resume, earlier)
+        journal = Journal(out, _identity(policy, suite, settings.horizon, provenance), resume, earlier)
         specs = _episode_specs(suite, tasks, settings)
         completed = journal.completed()
         results = {key: completed[key] for spec in specs if (key := key_of(spec)) in completed}
@@ -133,9 +139,11 @@ def evaluate(
             policy=policy.name,
             tasks=tuple(suite.tasks[number] for number in tasks),
             episodes=tuple(results[key] for key in sorted(results)),
-            versions=suite.versions(),
+            versions=provenance.versions,
             standin_assets=suite.standin_assets,
             horizon=settings.horizon,
+            provenance=provenance,
+            notes=(*record.notes, *version_notes(provenance.versions)),
         )
         write_results(outcome, out)
     return outcome
@@ -171,6 +179,7 @@ def _episode_specs(suite: Suite, tasks: list[int], settings: EvaluationSettings)
             task=task,
             initial_state=settings.seed + number,
             horizon=settings.horizon or suite.tasks[task].horizon,
+            observations=settings.observations,
         )
         for task in tasks
         for number in range(settings.episodes)
@@ -194,13 +203,15 @@ def _run(
         yield from pool.run(specs)
 
 
-def _identity(policy: PolicySource, suite: Suite, horizon: int | None) -> dict[str, object]:
+def _identity(
+    policy: PolicySource, suite: Suite, horizon: int | None, provenance: Provenance
+) -> dict[str, object]:
     """Everything that the outcome of an episode depends on."""
     return {
         "policy": policy.identity(),
         "suite": suite.name,
         "horizon": horizon,
-        "versions": suite.versions(),
+        "provenance": asdict(provenance),
         "standin_assets": suite.standin_assets,
     }
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+PUBLISHED_TASKS = 10
+PUBLISHED_STATES = 50  # of each task
 _SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 _RATES: Mapping[str, tuple[float, float, float, float]] = {
     "WorldVLA 256 px": (85.6, 89.0, 82.6, 59.0),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from rich.table import Table
 
 from data.errors import InputError
 from data.files import write_text_whole
-from eval.evaluation.published_rates import published_rates
+from eval.evaluation.provenance import Provenance
+from eval.evaluation.published_rates import PUBLISHED_STATES, PUBLISHED_TASKS, published_rates
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
 from pretrain.run_layout import RESULTS_FILE
@@ -34,6 +36,8 @@ class Results:
         versions: Versions of the simulator's packages.
         standin_assets: Whether some visual assets were stand-ins.
         horizon: Maximum length of an episode in steps; None: the suite's own.
+        provenance: What the outcomes depend on; None: not known.
+        notes: Caveats: what could not be verified, versions that were not tested.
     """
 
     suite: str
@@ -44,6 +48,8 @@ class Results:
     versions: dict[str, str]
     standin_assets: bool
     horizon: int | None = None
+    provenance: Provenance | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def successes(self) -> int:
@@ -84,8 +90,36 @@ class Results:
             "seeds": sorted({episode.initial_state for episode in self.episodes}),
             "versions": self.versions,
             "standin_assets": self.standin_assets,
+            **self._provenance(),
+            "notes": list(self.notes),
             "published": published_rates(self.suite),
+            "published_differences": self.published_differences(),
         }
+
+    def _provenance(self) -> dict[str, Any]:
+        return {} if self.provenance is None else asdict(self.provenance)
+
+    def published_differences(self) -> list[str]:
+        """In what this evaluation differs from the published protocol; empty where nothing is published."""
+        if not published_rates(self.suite):
+            return []
+        counts = Counter(episode.task for episode in self.episodes)
+        fewest = min(counts.values(), default=0)
+        differences = []
+        if len(counts) < PUBLISHED_TASKS or fewest < PUBLISHED_STATES:
+            differences.append(
+                f"{len(counts)} tasks of at least {fewest} initial states, not {PUBLISHED_TASKS} of "
+                f"{PUBLISHED_STATES}"
+            )
+        if any(self.horizon not in (None, task.horizon) for task in self.tasks):
+            differences.append(f"a horizon of {self.horizon} steps, not the suite's")
+        if self.standin_assets:
+            differences.append("some assets are stand-ins")
+        if self.provenance is not None and self.provenance.reset != "hard":
+            differences.append(f"{self.provenance.reset} resets, not hard ones")
+        if self.provenance is not None and self.provenance.observations != "published":
+            differences.append(f"observations={self.provenance.observations}, not published")
+        return differences
 
     def _task_row(self, task: TaskInfo) -> dict[str, Any]:
         episodes = [episode for episode in self.episodes if episode.task == task.number]
@@ -155,15 +189,19 @@ def results_table(results: Results) -> Table:
         table.add_row("all", *_cells(content))
     if content["published"]:
         table.add_section()
+        mark = " *" if content["published_differences"] else ""
         for model, rate in content["published"].items():
-            table.add_row(f"[dim]published: {model}", "", f"[dim]{100 * rate:.1f} %", "", "", "")
+            table.add_row(f"[dim]published: {model}{mark}", "", f"[dim]{100 * rate:.1f} %", "", "", "")
     return table
 
 
 def _caption(results: Results) -> str | None:
-    """Caveats for comparing the numbers."""
-    notes = []
-    if results.standin_assets:
+    """What the numbers depend on, and caveats for comparing them."""
+    notes = [] if results.provenance is None else [str(results.provenance)]
+    notes += results.notes
+    if differences := results.published_differences():
+        notes.append(f"* published rates follow another protocol; here: {', '.join(differences)}")
+    elif results.standin_assets:
         notes.append("some assets are stand-ins: not comparable with published rates to the digit")
     if results.errors:
         first = next(episode for episode in results.episodes if episode.error is not None)

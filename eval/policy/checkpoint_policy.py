@@ -29,7 +29,7 @@ class CheckpointPolicy:
         checkpoint: Folder `runs/<name>/checkpoints/step_...`, or one of exported weights.
         device: Device it computes on; None takes a GPU if there is one.
         batch: Maximum number of observations in one pass.
-        exported: Settings that a folder of exported weights does not contain.
+        exported: Files and settings beside a folder of exported weights.
         order: Order of decoding, as in `decode_action_chunk`; all orders give the same actions.
 
     Raises:

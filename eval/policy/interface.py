@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,20 @@ class Observation:
     instruction: str
     frames: Sequence[NDArray[np.uint8]]
     state: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """What results say of a policy.
+
+    Attributes:
+        settings: Cameras, history, chunk, action ranges and checksums of the tokenizers, as JSON; None: there
+            are none.
+        notes: What could not be verified, and what was assumed.
+    """
+
+    settings: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Policy(Protocol):

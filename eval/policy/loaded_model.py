@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.json_record import JsonRecord
-from data.tokens.action import DEFAULT_RANGES, ActionRanges
+from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
+from eval.policy.description import CONFIG, describe
+from pretrain.checkpoint.policy_files import run_data
 from pretrain.checkpoint.weights import load_weights
-from pretrain.convert.source import CONFIG, open_weights_folder
+from pretrain.convert.source import open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
+from pretrain.policy_settings import PolicySettings
 from pretrain.run_layout import RunLayout
 from pretrain.settings import from_mapping, read_yaml
-
-_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,27 @@ class LoadedModel:
     """Weights and everything needed to use them.
 
     Attributes:
-        data: History, chunk and camera that it was trained with.
+        data: Data settings of its run; of exported weights only history, chunk and camera.
         network: The transformer in evaluation mode, fp32.
         text: Its text tokenizer.
         image: Its image tokenizer.
-        action_ranges: Ranges by which the actions of its training data became tokens.
+        settings: History, chunk, camera, action ranges and checksums of the tokenizers.
+        notes: What could not be verified, and what was assumed.
+        dataset: Fingerprint of the data that it was trained on; None: not known.
     """
 
     data: DataConfig
     network: Transformer
     text: TextTokenizer
     image: ImageTokenizer
-    action_ranges: ActionRanges
+    settings: PolicySettings
+    notes: tuple[str, ...] = ()
+    dataset: str | None = None
+
+    @property
+    def action_ranges(self) -> ActionRanges:
+        """Ranges by which the actions of its training data became tokens."""
+        return self.settings.action_ranges
 
 
 def load_model(path: Path, exported: ExportedConfig | None = None, device: str | None = None) -> LoadedModel:
@@ -50,84 +59,35 @@ def load_model(path: Path, exported: ExportedConfig | None = None, device: str |
     Args:
         path: A run's checkpoint `runs/<name>/checkpoints/step_...`, or a folder with `config.json` and
             safetensors files, as `worldvla convert export` and transformers write it.
-        exported: Settings that a folder of the second kind does not contain.
+        exported: Files and settings beside a folder of the second kind.
         device: Device it computes on; None takes a GPU if there is one.
 
     Raises:
-        InputError: Neither kind, settings or a tokenizer are missing, action ranges are broken, or the
-            weights do not fit their settings.
+        InputError: As `describe`, or the weights do not fit their settings.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if (path / CONFIG).is_file():
-        return _load_exported(path, exported or ExportedConfig(), device)
-    return _load_checkpoint(path, device)
+    description = describe(path, exported)
+    settings = description.settings
+    text = TextTokenizer.load(description.text_tokenizer)
+    image = ImageTokenizer.load(description.image_tokenizer, device=device, pixels=settings.pixels)
+    data, network = _load_exported(path) if (path / CONFIG).is_file() else _load_checkpoint(path)
+    data = replace(data, history=settings.history, chunk=settings.chunk, cameras=list(settings.cameras))
+    return LoadedModel(
+        data, network.to(device), text, image, settings, description.notes, description.dataset
+    )
 
 
-def _load_checkpoint(checkpoint: Path, device: str) -> LoadedModel:
+def _load_checkpoint(checkpoint: Path) -> tuple[DataConfig, Transformer]:
     run = RunLayout.of_checkpoint(checkpoint)
-    if not (checkpoint.is_dir() and run.config.is_file()):
-        raise InputError(
-            f"checkpoint={checkpoint}: no checkpoint of a run there (a folder, config.yaml two folders "
-            "above it); expected runs/<name>/checkpoints/step_... or a folder of exported weights "
-            f"({CONFIG} in it)"
-        )
-    settings = {"data": {}, "model": {}} | read_yaml(run.config)
-    data: DataConfig = from_mapping(f"{run.config} data", DataConfig, settings["data"])
-    if len(data.cameras) > 1 or data.state or data.predicted_frames > 1:
-        raise InputError(
-            f"{run.config}: data.cameras={data.cameras}, data.state={data.state}, data.predicted_frames="
-            f"{data.predicted_frames}; evaluation acts and imagines with one camera, no state and one frame"
-        )
+    settings = {"model": {}} | read_yaml(run.config)
     model = from_mapping(f"{run.config} model", ModelConfig, settings["model"])
-    text = TextTokenizer.load(_only_file(run.tokenizers, "json", "text"))
-    image = ImageTokenizer.load(_only_file(run.tokenizers, "safetensors", "image"), device=device)
-    ranges = _read_ranges(run.action_ranges, "copy it there from the training run")
-    network = _network(model, checkpoint, load_weights(checkpoint))
-    return LoadedModel(data, network.to(device), text, image, ranges)
+    return run_data(run), _network(model, checkpoint, load_weights(checkpoint))
 
 
-def _load_exported(folder: Path, settings: ExportedConfig, device: str) -> LoadedModel:
-    if settings.image_tokenizer is None:
-        raise InputError(
-            f"checkpoint={folder}: exported weights have no image tokenizer beside them; add "
-            "exported.image_tokenizer=FILE (runs/<name>/tokenizers/*.safetensors, or what `worldvla convert "
-            "import` made of vqgan.ckpt)"
-        )
-    text = Path(settings.text_tokenizer or folder / _TOKENIZER)
-    if not text.is_file():
-        raise InputError(
-            f"checkpoint={folder}: no text tokenizer at {text}; add exported.text_tokenizer=FILE "
-            "(runs/<name>/tokenizers/*.json, or Chameleon's tokenizer.json)"
-        )
-    image = ImageTokenizer.load(settings.image_tokenizer, device=device, pixels=settings.pixels)
-    ranges = DEFAULT_RANGES
-    if settings.action_ranges:
-        ranges = _read_ranges(Path(settings.action_ranges), "correct exported.action_ranges")
+def _load_exported(folder: Path) -> tuple[DataConfig, Transformer]:
     source = open_weights_folder(folder)
     weights = {name: stored.tensor().float() for name, stored in source.tensors.items()}
-    data = DataConfig(history=settings.history, chunk=settings.chunk, cameras=[settings.camera])
-    network = _network(source.model, folder, weights).to(device)
-    return LoadedModel(data, network, TextTokenizer.load(text), image, ranges)
-
-
-def _read_ranges(path: Path, remedy: str) -> ActionRanges:
-    """Read action ranges; with any others the same tokens would mean other motions."""
-    try:
-        record = JsonRecord.parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
-    return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))
-
-
-def _only_file(folder: Path, suffix: str, kind: str) -> Path:
-    """The only file with a suffix in a folder."""
-    files = sorted(folder.glob(f"*.{suffix}"))
-    if len(files) != 1:
-        raise InputError(
-            f"{folder}: found {len(files)} files *.{suffix}, expected the run's {kind} tokenizer; "
-            "copy it there from the training run"
-        )
-    return files[0]
+    return DataConfig(), _network(source.model, folder, weights)
 
 
 def _network(config: ModelConfig, checkpoint: Path, weights: dict[str, Tensor]) -> Transformer:

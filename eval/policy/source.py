@@ -9,12 +9,12 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig
+from eval.policy.description import CONFIG, describe
 from eval.policy.expert_policy import ExpertPolicy
-from eval.policy.interface import Policy
+from eval.policy.interface import Policy, PolicyRecord
 from pretrain.run_layout import READY, RunLayout, parse_step_name
 
 EXPERT = "expert"
-CONFIG = "config.json"  # of exported weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class PolicyReference:
     Attributes:
         name: `expert` or the folder.
         batch: Maximum number of observations that the checkpoint's policy decides on at once.
-        exported: Settings that a folder of exported weights does not contain.
+        exported: Files and settings beside a folder of exported weights.
         device: Device of the checkpoint's policy, `cpu` or `cuda`; None: a GPU if there is one.
     """
 
@@ -49,6 +49,17 @@ class PolicyReference:
         from eval.policy.checkpoint_policy import CheckpointPolicy  # imports torch
 
         return CheckpointPolicy(Path(self.name), self.device, self.batch, self.exported)
+
+    def record(self) -> PolicyRecord:
+        """Settings, verified, and notes on them; no weight is read.
+
+        Raises:
+            InputError: The checkpoint cannot be used.
+        """
+        if self.name == EXPERT:
+            return PolicyRecord()
+        description = describe(Path(self.name), self.exported)
+        return PolicyRecord(description.settings.to_json(), description.notes)
 
     def identity(self) -> str:
         """Digest of the weights, and of the run's tokenizers and action ranges.

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from data.errors import InputError
 from data.files import disk_full_error, is_disk_full
-from eval.policy.interface import Policy
+from eval.config import Observations
+from eval.policy.interface import Policy, PolicyRecord
 from eval.simulator.interface import Suite
 
 OpenSuite = Callable[[str], Suite]
@@ -42,6 +43,14 @@ class PolicySource(Protocol):
         """Text that is equal only for policies that act alike."""
         ...
 
+    def record(self) -> PolicyRecord:
+        """What results say of it; it is not loaded.
+
+        Raises:
+            InputError: It cannot be used.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EpisodeSpec:
@@ -52,6 +61,7 @@ class EpisodeSpec:
         task: Number of the task.
         initial_state: Number of the initial state.
         horizon: Maximum length of the episode in steps.
+        observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
         videos: Folder for the episode's video; None: no video.
     """
 
@@ -59,6 +69,7 @@ class EpisodeSpec:
     task: int
     initial_state: int
     horizon: int
+    observations: Observations = "recomputed"
     videos: Path | None = None
 
 

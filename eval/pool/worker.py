@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.config import Observations
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
@@ -50,7 +51,7 @@ def run_simulator_worker(
             return
         heartbeat.extend(limits.start)
         try:
-            simulator = simulators.open(spec.suite, spec.task)
+            simulator = simulators.open(spec)
             if acting is None:
                 heartbeat.pause()
                 acting = RemotePolicy(connection, heartbeat, connection.recv())
@@ -91,16 +92,17 @@ class _SimulatorCache:
 
     def __init__(self, open_suite: OpenSuite) -> None:
         self._open_suite = open_suite
-        self._key: tuple[str, int] | None = None
+        self._key: tuple[str, int, Observations] | None = None
         self._simulator: Simulator | None = None
 
-    def open(self, suite: str, task: int) -> Simulator:
-        if self._simulator is None or self._key != (suite, task):
+    def open(self, spec: EpisodeSpec) -> Simulator:
+        key = (spec.suite, spec.task, spec.observations)
+        if self._simulator is None or self._key != key:
             if self._simulator is not None:
                 self._simulator.close()
                 self._simulator = None
-            self._simulator = self._open_suite(suite).open(task)
-            self._key = (suite, task)
+            self._simulator = self._open_suite(spec.suite).open(spec.task, spec.observations)
+            self._key = key
         return self._simulator
 
 

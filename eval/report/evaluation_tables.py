@@ -141,8 +141,14 @@ def evaluation_notes(run: RunContents) -> list[str]:
     for suite in sorted({str(e.results.get("suite")) for e in run.evaluations}):
         if rates := published_rates(suite):
             listed = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in rates.items())
-            notes.append(f"Published on {suite}: {listed}.")
-    return notes
+            notes.append(f"Published on {suite}: {listed} (by another protocol: docs/evaluation.md).")
+    return notes + sorted({text for evaluation in run.evaluations for text in _caveats(evaluation)})
+
+
+def _caveats(evaluation: EvaluationRecord) -> list[str]:
+    """What an evaluation says of itself: files that were not verified, versions that are not tested."""
+    notes = evaluation.results.get("notes")
+    return [f"{note}." for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def task_rows(run: RunContents) -> list[TaskRow]:

@@ -18,6 +18,7 @@ from eval.report.run_contents import RunContents
 from eval.rollout.episode import VIDEO_STRIDE
 from eval.simulator.interface import CONTROL_FREQUENCY
 from eval.video import VideoPreview, read_preview
+from eval.world_model.score_text import scores_text
 from pretrain.run_layout import parse_step_name
 
 _MAX_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
@@ -104,12 +105,11 @@ def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
     preview = read_preview(video) if video.is_file() else None
     if results.get("episode"):
         caption.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
-    for key, unit in (("psnr", " dB"), ("ssim", "")):
-        if (value := number(results, key)) is not None:
-            caption.append(f"{key.upper()} {format_number(value)}{unit} over {len(frames)} frames")
+    if frames:
+        caption.append(scores_text(results))
     for horizon in rows(results, "horizons"):
         scores = [
-            f"{key.upper()} {format_number(value)}"
+            f"{key.upper()} {format_number(value)}{_no_change(horizon, key)}"
             for key in ("fvd", "psnr", "ssim", "lpips")
             if (value := number(horizon, key)) is not None
         ]
@@ -127,11 +127,22 @@ def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
             "dB",
             [
                 _per_frame(frames, "psnr", "prediction", 1),
-                _per_frame(frames, "held_psnr", "first frame, unchanged", 3),
+                _per_frame(frames, _baseline_key(frames), "no change", 3),
             ],
             x_unit="frame",
         ),
     )
+
+
+def _no_change(scores: Json, key: str) -> str:
+    """The score of predicting no change, in parentheses; empty where it was not computed."""
+    value = number(scores, f"no_change_{key}")
+    return "" if value is None else f" (no change: {format_number(value)})"
+
+
+def _baseline_key(frames: Sequence[Json]) -> str:
+    """Name of the PSNR of predicting no change; files of earlier versions have another."""
+    return "held_psnr" if any("held_psnr" in frame for frame in frames) else "no_change_psnr"
 
 
 def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Series:

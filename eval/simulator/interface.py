@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.config import Observations
+
 EVALUATION_STATES = 50
 COLLECTION_STATES = 1000
 SETTLE_STEPS = 10
@@ -209,12 +211,25 @@ class Suite(Protocol):
         """Whether some visual assets are stand-ins, so that success rates are not exactly comparable."""
         ...
 
+    @property
+    def reset(self) -> str:
+        """How an episode starts: `soft` (the environment is kept)."""
+        ...
+
+    def renderer(self) -> str:
+        """Backend and vendor of the renderer; frames depend on both."""
+        ...
+
     def versions(self) -> dict[str, str]:
         """Versions of the simulator's packages."""
         ...
 
-    def open(self, task: int) -> Simulator:
+    def open(self, task: int, observations: Observations = "recomputed") -> Simulator:
         """Build the simulator of a task (seconds).
+
+        Args:
+            task: Its number.
+            observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
 
         Raises:
             InputError: Renderer or assets are missing.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from eval.config import Observations
 from eval.simulator.interface import (
     EVALUATION_STATES,
     Goal,
@@ -23,6 +24,7 @@ from eval.simulator.interface import (
 from eval.simulator.libero_assets import configure, find_assets, has_standins
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.panda import PandaSimulator, installed_versions, seeded_numpy
+from eval.simulator.provenance import RESET, renderer
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
 _MAX_PLACEMENTS = 20
@@ -34,6 +36,8 @@ class LiberoSuite:
     Raises:
         InputError: Renderer, package or assets are missing.
     """
+
+    reset = RESET
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -56,9 +60,13 @@ class LiberoSuite:
         """Versions of LIBERO, robosuite and MuJoCo."""
         return installed_versions("hf-libero", "robosuite", "mujoco")
 
-    def open(self, task: int) -> LiberoSimulator:
+    def renderer(self) -> str:
+        """Backend and vendor of the renderer."""
+        return renderer()
+
+    def open(self, task: int, observations: Observations = "recomputed") -> LiberoSimulator:
         """Build the simulator of a task (5 s, about 2 GB)."""
-        return LiberoSimulator(self.tasks[task], self._initial_states(task))
+        return LiberoSimulator(self.tasks[task], self._initial_states(task), observations)
 
     def _task(self, number: int) -> TaskInfo:
         task = self._benchmark.get_task(number)
@@ -84,10 +92,16 @@ class LiberoSimulator(PandaSimulator):
     Args:
         task: The task.
         initial_states: Physical states float64 [N, D] of initial states 0 to N - 1.
+        observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
     """
 
-    def __init__(self, task: TaskInfo, initial_states: NDArray[np.float64]) -> None:
-        super().__init__(_make_environment(task), task)
+    def __init__(
+        self,
+        task: TaskInfo,
+        initial_states: NDArray[np.float64],
+        observations: Observations = "recomputed",
+    ) -> None:
+        super().__init__(_make_environment(task), task, observations)
         self._initial_states = initial_states
 
     def _place(self, initial_state: int) -> None:

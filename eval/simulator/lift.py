@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
+from eval.config import Observations
 from eval.simulator.interface import Goal, TaskInfo
 from eval.simulator.panda import PandaSimulator, installed_versions, panda_arguments, seeded_numpy
+from eval.simulator.provenance import RESET, renderer
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
 SUITE = "robosuite_lift"
@@ -35,8 +37,8 @@ TASK = TaskInfo(
 class LiftSimulator(PandaSimulator):
     """A Panda before a table with one red cube; solved when the cube is 4 cm above the table."""
 
-    def __init__(self) -> None:
-        super().__init__(_make_environment(), TASK)
+    def __init__(self, observations: Observations = "recomputed") -> None:
+        super().__init__(_make_environment(), TASK, observations)
 
     def _place(self, initial_state: int) -> None:
         # Placement and the noise of the arm's initial pose are drawn from numpy's global generator.
@@ -65,6 +67,7 @@ class LiftSuite:
     name = SUITE
     tasks = (TASK,)
     standin_assets = False
+    reset = RESET
 
     def __init__(self) -> None:
         if importlib.util.find_spec("robosuite") is None:
@@ -75,11 +78,15 @@ class LiftSuite:
         """Versions of robosuite and MuJoCo."""
         return installed_versions("robosuite", "mujoco")
 
-    def open(self, task: int) -> LiftSimulator:
+    def renderer(self) -> str:
+        """Backend and vendor of the renderer."""
+        return renderer()
+
+    def open(self, task: int, observations: Observations = "recomputed") -> LiftSimulator:
         """Build the simulator of task 0."""
         if task != TASK.number:
             raise ValueError(f"{SUITE} has task 0 only, not {task}")
-        return LiftSimulator()
+        return LiftSimulator(observations)
 
 
 def _make_environment() -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
+from eval.config import Observations
 from eval.simulator.interface import (
     CONTROL_FREQUENCY,
     SETTLE_ACTION,
@@ -22,6 +23,7 @@ from eval.simulator.interface import (
     SimulatorError,
     TaskInfo,
 )
+from eval.simulator.published_observations import SampledMoment
 
 CAMERA_NAMES = {AGENT_CAMERA: "agentview", WRIST_CAMERA: "robot0_eye_in_hand"}
 _ARM_JOINTS = 7
@@ -35,11 +37,13 @@ class PandaSimulator(abc.ABC):
     Args:
         environment: A robosuite `MujocoEnv` with one Panda under OSC_POSE control, soft resets.
         task: The task.
+        observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
     """
 
-    def __init__(self, environment: Any, task: TaskInfo) -> None:
+    def __init__(self, environment: Any, task: TaskInfo, observations: Observations = "recomputed") -> None:
         self._environment = environment
         self._task = task
+        self._sampled = SampledMoment(environment) if observations == "published" else None
 
     # --- episodes
 
@@ -99,10 +103,10 @@ class PandaSimulator(abc.ABC):
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
         """The upright view uint8 [pixels, pixels, 3]: MuJoCo's rotated by 180 degrees."""
-        self._refresh()
         # robosuite renders into the current context, which another simulator may have changed.
         self._environment.sim._render_context_offscreen.gl_ctx.make_current()
-        raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
+        with self._observed():
+            raw = self._environment.sim.render(camera_name=CAMERA_NAMES[camera], width=pixels, height=pixels)
         return np.ascontiguousarray(raw[::-1, ::-1])
 
     def state(self) -> NDArray[np.float64]:
@@ -114,15 +118,25 @@ class PandaSimulator(abc.ABC):
         """
         from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
-        self._refresh()
-        hand = self._environment.robots[0].robot_model.eef_name
-        quaternion = convert_quat(np.array(self._environment.sim.data.get_body_xquat(hand)), to="xyzw")
-        fingers = self._positions()[_ARM_JOINTS : _ARM_JOINTS + 2]
-        return np.concatenate([self.gripper().position, quat2axisangle(quaternion), fingers])
+        with self._observed():
+            hand = self._environment.robots[0].robot_model.eef_name
+            quaternion = convert_quat(np.array(self._environment.sim.data.get_body_xquat(hand)), to="xyzw")
+            fingers = self._positions()[_ARM_JOINTS : _ARM_JOINTS + 2]
+            return np.concatenate([self.gripper().position, quat2axisangle(quaternion), fingers])
 
     def joints(self) -> NDArray[np.float64]:
         """Joint angles float64 [7] of the arm."""
         return self._positions()[:_ARM_JOINTS].copy()
+
+    @contextmanager
+    def _observed(self) -> Iterator[None]:
+        """Let the simulation's data show what is observed, inside the block."""
+        if self._sampled is None:
+            self._refresh()
+            yield
+        else:
+            with self._sampled.shown():
+                yield
 
     def _refresh(self) -> None:
         """Recompute poses from joint positions: after a physics step they are one substep old.
@@ -146,6 +160,12 @@ class PandaSimulator(abc.ABC):
         """Set the physical state float64 [D] and recompute everything derived from it."""
         self._environment.sim.set_state_from_flattened(flat_state)
         self._environment.sim.forward()
+        self._sample()
+
+    def _sample(self) -> None:
+        """Sample the present state, as LIBERO's `set_init_state` does."""
+        if self._sampled is not None:
+            self._environment._update_observables(force=True)
 
     def model_xml(self) -> str:
         """The MuJoCo model."""

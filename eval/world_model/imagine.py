@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,21 @@ from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import WORLD_TEXT
 from eval.config import ImagineConfig
+from eval.output_folder import writable_folder
 from eval.policy.loaded_model import LoadedModel, load_model
-from eval.world_model.perceptual import Lpips, VideoFeatures
+from eval.world_model.dataset import DatasetChoice, open_dataset
+from eval.world_model.perceptual import Lpips, VideoFeatures, failure_reason
 from eval.world_model.results import ImagineResult, Rollout, write_result
-from eval.world_model.scores import FrameScore, horizon_scores, mean_score, score
+from eval.world_model.scores import (
+    FAILED,
+    HORIZONS,
+    FrameScore,
+    check_pixels,
+    horizon_scores,
+    mean_score,
+    score,
+    without_lpips,
+)
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.model.generate import Guidance, decode_image
 from pretrain.model.sampling import GREEDY, Sampling
@@ -45,8 +56,17 @@ class _ScoredFrames(NamedTuple):
     scores: tuple[FrameScore, ...]
 
 
+class _Codes(NamedTuple):
+    """True and predicted image codes int64 [T + 1, R, C] of one episode; the first frame is given."""
+
+    true: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
 def imagine(config: ImagineConfig, device: str | None = None) -> ImagineResult:
     """Roll the checkpoint's world model out over held-out episodes; write picture, video and scores.
+
+    Backbones are tried before the first rollout. One that fails nevertheless costs its own metric only.
 
     Args:
         config: What is rolled out.
@@ -61,21 +81,33 @@ def imagine(config: ImagineConfig, device: str | None = None) -> ImagineResult:
             raise InputError(f"{name}={value}: expected at least 1")
     sampling = Sampling(config.temperature, seed=config.seed)
     guidance = Guidance(config.guidance, [])  # validates the scale before anything is read
-    lpips = Lpips(Path(config.lpips_weights)) if config.lpips_weights else None
-    features = VideoFeatures(Path(config.fvd_network)) if config.fvd_network else None
+    lpips, features = open_backbones(config.lpips_weights, config.fvd_network, config.frames)
     checkpoint = local_checkpoint(config.checkpoint)
     model = load_model(checkpoint, device=device)
-    index = _open_index(model)
-    entries = choose_episodes(index, config.episode, config.episodes)
-    rolled_out: list[_ScoredFrames] = []
+    check_pixels(model.image.pixels)
+    if lpips is not None:
+        lpips.check(model.image.pixels)
+    data = open_dataset(model, config.data.url)
+    entries = choose_episodes(data.index, config.episode, config.episodes)
+    default_out = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.resolve().name
+    out = writable_folder(Path(config.out) if config.out else default_out)
+    codes: list[_Codes] = []
     for begin in range(0, len(entries), config.batch):
-        episodes = [read_episode(index, entry) for entry in entries[begin : begin + config.batch]]
-        predictions = predict(model, index, episodes, config.frames, sampling, guidance.scale, begin)
-        rolled_out += [
-            _score_episode(model, episode, codes, lpips)
-            for episode, codes in zip(episodes, predictions, strict=True)
+        episodes = [read_episode(data.index, entry) for entry in entries[begin : begin + config.batch]]
+        predictions = predict(model, data.index, episodes, config.frames, sampling, guidance.scale, begin)
+        codes += [
+            _Codes(episode.codes[model.data.cameras[0]][: len(predicted)].astype(np.int64), predicted)
+            for episode, predicted in zip(episodes, predictions, strict=True)
         ]
-    horizons = horizon_scores(rolled_out, lpips is not None, features)
+    scored, failures = _scored(model, codes, lpips)
+    missing = _not_requested(config) | failures
+    horizons = horizon_scores(scored, missing, features)
+    failures |= {
+        metric: reason
+        for horizon in horizons
+        for metric, reason in horizon.not_computed.items()
+        if reason.startswith(FAILED)
+    }
     rollouts = tuple(
         Rollout(
             entry.key,
@@ -84,52 +116,78 @@ def imagine(config: ImagineConfig, device: str | None = None) -> ImagineResult:
             mean_score(each.scores),
             each.scores,
         )
-        for entry, each in zip(entries, rolled_out, strict=True)
+        for entry, each in zip(entries, scored, strict=True)
     )
-    mean = mean_score([frame for rollout in rollouts for frame in rollout.frames])
-    default_out = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.resolve().name
-    out = Path(config.out) if config.out else default_out
     result = ImagineResult(
         rollouts=rollouts,
-        psnr=mean.psnr,
-        ssim=mean.ssim,
-        lpips=mean.lpips,
+        mean=mean_score([frame for rollout in rollouts for frame in rollout.frames]),
         horizons=tuple(horizons),
         picture=out / f"{IMAGINE_STEM}.png",
         video=out / f"{IMAGINE_STEM}.mp4",
         scores=out / f"{IMAGINE_STEM}.json",
         gif=out / f"{IMAGINE_STEM}.gif" if config.gif else None,
+        failures=failures,
+        notes=(*model.notes, *data.notes),
     )
-    request = {
+    request = _request(config, checkpoint, model, data) | {"not_computed": missing | failures}
+    write_result(result, request, scored[0].truth, scored[0].predicted)
+    return result
+
+
+def open_backbones(
+    lpips_weights: str | None, fvd_network: str | None, frames: int, prefix: str = ""
+) -> tuple[Lpips | None, VideoFeatures | None]:
+    """Open the backbones of LPIPS and FVD, and try the latter on as many frames as it will get.
+
+    Args:
+        lpips_weights: As in `ImagineConfig`.
+        fvd_network: As in `ImagineConfig`.
+        frames: Number of frames that will be predicted.
+        prefix: Of the settings' names in messages (`eval.`).
+
+    Raises:
+        InputError: A file that cannot be used.
+    """
+    lpips = Lpips(Path(lpips_weights), f"{prefix}lpips_weights") if lpips_weights else None
+    features = VideoFeatures(Path(fvd_network), f"{prefix}fvd_network") if fvd_network else None
+    if features is not None:
+        features.check([length for length in HORIZONS if length <= frames] or HORIZONS[:1])
+    return lpips, features
+
+
+def _scored(
+    model: LoadedModel, rollouts: Sequence[_Codes], lpips: Lpips | None
+) -> tuple[list[_ScoredFrames], dict[str, str]]:
+    """Decode and score rollouts; LPIPS is left out of all where it fails for one, and the reason returned."""
+    scored: list[_ScoredFrames] = []
+    failures: dict[str, str] = {}
+    for codes in rollouts:
+        truth, predicted = model.image.decode(codes.true), model.image.decode(codes.predicted)
+        try:
+            scores = score(truth, predicted, codes.true, codes.predicted, lpips)
+        except RuntimeError as error:  # the backbone's: out of memory
+            if lpips is None:
+                raise
+            lpips, failures["lpips"] = None, f"{FAILED}: {failure_reason(error)}"
+            scores = score(truth, predicted, codes.true, codes.predicted)
+        scored.append(_ScoredFrames(truth, predicted, scores))
+    if failures:
+        scored = [each._replace(scores=without_lpips(each.scores)) for each in scored]
+    return scored, failures
+
+
+def _request(
+    config: ImagineConfig, checkpoint: Path, model: LoadedModel, data: DatasetChoice
+) -> dict[str, Any]:
+    """What was asked for, and what the scores depend on beside the weights."""
+    return {
         "checkpoint": checkpoint.name,
         "temperature": config.temperature,
         "guidance": config.guidance,
         "seed": config.seed,
-        "not_computed": _not_computed(config),
+        "data": {"url": data.index.url, "fingerprint": data.index.fingerprint},
+        "policy_settings": model.settings.to_json(),
     }
-    write_result(result, request, rolled_out[0].truth, rolled_out[0].predicted)
-    return result
-
-
-def _open_index(model: LoadedModel) -> DatasetIndex:
-    """The index of the run's data; refuse data encoded with another image tokenizer."""
-    index = DatasetIndex.load(model.data.url)
-    if index.image.tokenizer_sha256 != model.image.sha256:
-        raise InputError(
-            f"{index.url}: encoded with the image tokenizer {index.image.tokenizer_sha256[:12]}, the run has "
-            f"{model.image.sha256[:12]}; point data.url at the data set that the run was trained on"
-        )
-    return index
-
-
-def _score_episode(
-    model: LoadedModel, episode: Episode, codes: NDArray[np.int64], lpips: Lpips | None
-) -> _ScoredFrames:
-    """Decode and score the predicted codes [T + 1, R, C] of one episode."""
-    true_codes = episode.codes[model.data.cameras[0]][: len(codes)].astype(np.int64)
-    truth, predicted = model.image.decode(true_codes), model.image.decode(codes)
-    accuracy = (codes == true_codes).mean(axis=(1, 2))
-    return _ScoredFrames(truth, predicted, score(truth, predicted, accuracy, lpips))
 
 
 def choose_episodes(index: DatasetIndex, key: str | None, count: int = 1) -> list[EpisodeEntry]:
@@ -212,7 +270,10 @@ def predict(
     return [np.stack(codes) for codes in frames]
 
 
-def _not_computed(config: ImagineConfig) -> dict[str, str]:
-    """Metrics that were not computed, with the setting that is missing."""
+def _not_requested(config: ImagineConfig) -> dict[str, str]:
+    """Metrics that cannot be computed, with the setting that is missing or too small."""
     needed = {"lpips": ("lpips_weights", config.lpips_weights), "fvd": ("fvd_network", config.fvd_network)}
-    return {metric: f"{name} is not set" for metric, (name, value) in needed.items() if not value}
+    missing = {metric: f"{name} is not set" for metric, (name, value) in needed.items() if not value}
+    if "fvd" not in missing and config.frames < HORIZONS[0]:
+        missing["fvd"] = f"frames={config.frames}, needs at least {HORIZONS[0]}"
+    return missing

@@ -5,6 +5,7 @@ The backbones' weights are given by path and never downloaded; without them the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,10 @@ _LPIPS_SCALE = (0.458, 0.448, 0.450)
 _CHANNELS = (64, 192, 384, 256, 256)  # of AlexNet's five activations
 _CONVOLUTIONS = (0, 3, 6, 8, 10)  # their numbers in torchvision's `features`
 _BATCH = 32  # frames
+_TRIAL_PIXELS = 64  # of the blank frames that a backbone is tried on
+
+NETWORK_ERRORS = (RuntimeError, torch.jit.Error)
+"""What a network raises that cannot compute; TorchScript's errors are no RuntimeErrors."""
 
 
 class Lpips(nn.Module):
@@ -26,12 +31,13 @@ class Lpips(nn.Module):
     Args:
         path: Weights of AlexNet as torchvision publishes them (`alexnet-owt-7be5be79.pth`, or the same state
             in safetensors). The distance's own five layers come with torchmetrics.
+        setting: Name of the setting, for messages.
 
     Raises:
         InputError: The file cannot be read, or is not AlexNet's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "lpips_weights") -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
             [
@@ -50,10 +56,29 @@ class Lpips(nn.Module):
         except (KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"lpips_weights={path}: not torchvision's AlexNet ({reason}); give alexnet-owt-7be5be79.pth"
+                f"{setting}={path}: not torchvision's AlexNet ({reason}); give alexnet-owt-7be5be79.pth"
             ) from error
+        self._name = f"{setting}={path}"
         self.linear = [layer.flatten() for layer in _linear_layers()]
         self.eval().requires_grad_(False)
+
+    def check(self, pixels: int) -> None:
+        """Try the network on a blank frame of this side, before any rollout is made for it.
+
+        Raises:
+            InputError: The frames are too small for it, or its weights are not finite.
+        """
+        blank = torch.zeros((1, pixels, pixels, 3), dtype=torch.uint8)
+        try:
+            finite = bool(torch.isfinite(self(blank, 255 - blank)).all())
+            problem = "" if finite else "its distances are not finite numbers"
+        except RuntimeError as error:
+            problem = failure_reason(error)
+        if problem:
+            raise InputError(
+                f"{self._name}: cannot be used on frames of {pixels} px ({problem}); leave it out, "
+                "or download the weights again"
+            )
 
     @torch.inference_mode()
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
@@ -63,12 +88,13 @@ class Lpips(nn.Module):
 
     def _distance(self, one: Tensor, other: Tensor) -> Tensor:
         total = torch.zeros(len(one))
-        for a, b, weights in zip(self._activations(one), self._activations(other), self.linear, strict=True):
+        for a, b, weights in zip(self.activations(one), self.activations(other), self.linear, strict=True):
             difference = (_unit(a) - _unit(b)) ** 2
             total += torch.einsum("nchw,c->nhw", difference, weights).mean(dim=(1, 2))
         return total
 
-    def _activations(self, frames: Tensor) -> list[Tensor]:
+    def activations(self, frames: Tensor) -> list[Tensor]:
+        """Activations [N, C, H, W] after each convolution, of frames uint8 [N, H, W, 3]."""
         x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         shift, scale = (torch.tensor(values)[:, None, None] for values in (_LPIPS_SHIFT, _LPIPS_SCALE))
         x = (x - shift) / scale
@@ -116,30 +142,70 @@ class VideoFeatures:
             evaluations of video generators share (`i3d_torchscript.pt`): called with videos [B, 3, T, H, W]
             in 0 .. 255 and `rescale`, `resize`, `return_features`. A TorchScript file is a program of tensor
             operations; give only one whose origin you trust.
+        setting: Name of the setting, for messages.
 
     Raises:
         InputError: No such file, or not TorchScript.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, setting: str = "fvd_network") -> None:
+        self._name = f"{setting}={path}"
         if not path.is_file():
-            raise InputError(f"fvd_network={path}: no such file; give i3d_torchscript.pt, or leave it out")
+            raise InputError(f"{self._name}: no such file; give i3d_torchscript.pt, or leave it out")
         try:
             self._network = torch.jit.load(path, map_location="cpu").eval()
         except RuntimeError as error:
             raise InputError(
-                f"fvd_network={path}: not a TorchScript file ({str(error).splitlines()[0]}); give "
-                "i3d_torchscript.pt"
+                f"{self._name}: not a TorchScript file ({failure_reason(error)}); give i3d_torchscript.pt"
             ) from error
+
+    def check(self, lengths: Sequence[int]) -> None:
+        """Try the network on blank videos of these numbers of frames, before any rollout is made for it.
+
+        Raises:
+            InputError: It cannot be called as I3D is, its clips must be longer, or it gives no features.
+        """
+        for frames in lengths:
+            try:
+                features = self(torch.zeros((1, frames, _TRIAL_PIXELS, _TRIAL_PIXELS, 3), dtype=torch.uint8))
+                problem = _problem_of_features(features)
+            except (*NETWORK_ERRORS, TypeError, ValueError) as error:  # of a program from elsewhere
+                problem = failure_reason(error)
+            if problem:
+                raise InputError(
+                    f"{self._name}: cannot be used on {frames} frames, as FVD needs it "
+                    f"({problem}); give i3d_torchscript.pt, called with rescale, resize, return_features, "
+                    "or leave it out"
+                )
 
     @torch.inference_mode()
     def __call__(self, videos: Tensor) -> Tensor:
-        """Features [N, D] of videos uint8 [N, T, H, W, 3]."""
+        """Features [N, D] of videos uint8 [N, T, H, W, 3].
+
+        Raises:
+            RuntimeError, torch.jit.Error: The network cannot compute them.
+        """
         features = []
         for video in videos.split(1):
             x = video.permute(0, 4, 1, 2, 3).float()
             features.append(self._network(x, rescale=True, resize=True, return_features=True))
         return torch.cat(features)
+
+
+def _problem_of_features(features: Tensor) -> str:
+    """What is wrong with the features of one video; empty: nothing."""
+    if features.ndim != 2 or len(features) != 1:
+        return f"its features have shape {list(features.shape)}, expected [1, D]"
+    return "" if bool(torch.isfinite(features).all()) else "its features are not finite numbers"
+
+
+def failure_reason(error: Exception) -> str:
+    """The line of an error that says the cause; TorchScript puts it last, after the code around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    causes = [line for line in lines if line.startswith("RuntimeError: ")]
+    return causes[-1] if causes else lines[0]
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:

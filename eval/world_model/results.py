@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.errors import InputError
+from data.files import write_text_whole
 from eval.contact_sheet import enlarge, evenly_spaced, label, tile
 from eval.video import write_gif, write_video
-from eval.world_model.scores import FrameScore, HorizonScore, mean_score
+from eval.world_model.scores import FrameScore, HorizonScore, mean_score, summary_of
 
 _FRAMES_PER_SECOND = 5
+_HORIZON_SCORES = ("fvd", "psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,25 @@ class ImagineResult:
 
     Attributes:
         rollouts: One per episode; picture and video show the first.
-        psnr, ssim: Means over all predicted frames.
-        lpips: The same; None: not computed.
+        mean: Means over all predicted frames.
         horizons: Scores over the first 10 and 50 frames, where rollouts are that long.
         picture: PNG: true frames above predicted ones, the given first frame at the left of both.
         video: MP4: true beside predicted.
         gif: The same as GIF; None: not requested.
         scores: JSON of all scores.
+        failures: Metric -> why it was requested but could not be computed.
+        notes: Caveats: what could not be verified, data that the checkpoint was not trained on.
     """
 
     rollouts: tuple[Rollout, ...]
-    psnr: float
-    ssim: float
-    lpips: float | None
+    mean: FrameScore
     horizons: tuple[HorizonScore, ...]
     picture: Path
     video: Path
     scores: Path
     gif: Path | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def frames(self) -> tuple[FrameScore, ...]:
@@ -74,18 +78,32 @@ class ImagineResult:
         )
 
     def summary(self) -> dict[str, float]:
-        """Computed scores by name: `psnr`, `ssim`, ... and `psnr_10`, `fvd_50`, ..."""
-        scores: dict[str, float | None] = {"psnr": self.psnr, "ssim": self.ssim, "lpips": self.lpips}
+        """Computed scores by name: `psnr`, `no_change_psnr`, ... and `psnr_10`, `no_change_fvd_50`, ..."""
+        scores: dict[str, float | None] = summary_of(self.mean)
         for horizon in self.horizons:
-            for name in ("fvd", "psnr", "ssim", "lpips"):
-                scores[f"{name}_{horizon.frames}"] = getattr(horizon, name)
+            for name in _HORIZON_SCORES:
+                for key in (name, f"no_change_{name}"):
+                    scores[f"{key}_{horizon.frames}"] = getattr(horizon, key)
         return {name: value for name, value in scores.items() if value is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores as `imagine.json` has them."""
+        return {
+            "episode": self.rollouts[0].episode,
+            "split": self.rollouts[0].split,
+            "instruction": self.rollouts[0].instruction,
+            **summary_of(self.mean),
+            "notes": list(self.notes),
+            "horizons": [asdict(horizon) for horizon in self.horizons],
+            "frames": [asdict(frame) for frame in self.frames],
+            "rollouts": [asdict(rollout) for rollout in self.rollouts],
+        }
 
 
 def write_result(
     result: ImagineResult, request: dict[str, Any], truth: NDArray[np.uint8], predicted: NDArray[np.uint8]
 ) -> None:
-    """Write all scores, and picture and video of the first rollout.
+    """Write all scores, then picture and video of the first rollout.
 
     Args:
         result: Scores and the files to write.
@@ -96,26 +114,15 @@ def write_result(
     Raises:
         InputError: The folder cannot be written.
     """
-    numbers = {
-        "episode": result.rollouts[0].episode,
-        "split": result.rollouts[0].split,
-        "instruction": result.rollouts[0].instruction,
-        "psnr": result.psnr,
-        "ssim": result.ssim,
-        "lpips": result.lpips,
-        "horizons": [asdict(horizon) for horizon in result.horizons],
-        "frames": [asdict(frame) for frame in result.frames],
-        "rollouts": [asdict(rollout) for rollout in result.rollouts],
-    }
     truth, predicted = enlarge(truth), enlarge(predicted)
     pair = np.concatenate([truth, predicted], axis=2)
     try:
         result.scores.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(result.scores, json.dumps({**request, **result.to_json()}, indent=2) + "\n")
         Image.fromarray(_contact_sheet(truth, predicted)).save(result.picture)
         write_video(result.video, list(pair), _FRAMES_PER_SECOND)
         if result.gif is not None:
             write_gif(result.gif, list(pair), _FRAMES_PER_SECOND)
-        result.scores.write_text(json.dumps({**request, **numbers}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{result.scores.parent}: cannot write the rollout ({error.strerror}); choose another out"

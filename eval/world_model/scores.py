@@ -1,50 +1,72 @@
-"""Scores of predicted frames against the true ones."""
+"""Scores of predicted frames against the true ones, each beside the score of predicting no change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from eval.world_model.perceptual import Lpips, VideoFeatures, frechet_distance
+from data.errors import InputError
+from eval.world_model.perceptual import (
+    NETWORK_ERRORS,
+    Lpips,
+    VideoFeatures,
+    failure_reason,
+    frechet_distance,
+)
 
 HORIZONS = (10, 50)  # frames, of the published scores
+MIN_PIXELS = 11  # side of the window of SSIM: smaller frames have no window wholly inside
+NO_CHANGE = "no_change_"  # of the names of the baseline's scores
+FAILED = "failed"  # begins the reason of a metric that was requested and could not be computed
+_SSIM_MARGIN = 5  # pixels on either side of a window's centre
 _MAX_PSNR = 60.0  # dB: equal frames would score infinity, which JSON cannot hold
 _MIN_VIDEOS = 2  # for FVD
+_BATCH = 16  # frames
 
 # FVD, PSNR in dB, SSIM and LPIPS of WorldVLA (arXiv 2506.21539), by predicted frames.
 PUBLISHED = {
     10: {"fvd": 255.1, "psnr": 29.77, "ssim": 0.9040, "lpips": 0.1194},
     50: {"fvd": 674.1, "psnr": 24.30, "ssim": 0.8355, "lpips": 0.1544},
 }
+PUBLISHED_PROTOCOL = (
+    "published scores follow another protocol and are not comparable: against camera frames (here: those "
+    "frames decoded by the image tokenizer), read back from MP4 at 256 px, the given frame counted as "
+    "predicted, LPIPS with VGG (here: AlexNet), covariances over N (here: N - 1)"
+)
 
 
 @dataclass(frozen=True)
 class FrameScore:
-    """Scores of one predicted frame.
+    """Scores of one predicted frame, and of the given first frame in its place: predicting no change.
 
     Attributes:
-        psnr: Peak signal-to-noise ratio in dB.
-        ssim: Structural similarity (Wang et al. 2004), at most 1.
-        held_psnr: PSNR of the given first frame in its place: the score of predicting no change.
-        code_accuracy: Share of image codes equal to the true ones.
-        lpips: Learned perceptual distance; None: not computed.
+        psnr, no_change_psnr: Peak signal-to-noise ratio in dB, at most 60.
+        ssim, no_change_ssim: Structural similarity, at most 1 (Wang et al. 2004: Gaussian windows of 11
+            pixels, sigma 1.5, only those wholly inside the frame; the mean over the channels).
+        code_accuracy, no_change_code_accuracy: Share of image codes equal to the true ones.
+        lpips, no_change_lpips: Learned perceptual distance; None: not computed.
     """
 
     psnr: float
     ssim: float
-    held_psnr: float
     code_accuracy: float
+    no_change_psnr: float
+    no_change_ssim: float
+    no_change_code_accuracy: float
     lpips: float | None = None
+    no_change_lpips: float | None = None
 
 
 def score(
     truth: NDArray[np.uint8],
     predicted: NDArray[np.uint8],
-    code_accuracy: NDArray[np.floating],
+    true_codes: NDArray[np.integer],
+    codes: NDArray[np.integer],
     lpips: Lpips | None = None,
 ) -> tuple[FrameScore, ...]:
     """Scores of predicted frames 1 .. T of uint8 [T + 1, H, W, 3]; frame 0 was given.
@@ -52,43 +74,93 @@ def score(
     Args:
         truth: True frames uint8 [T + 1, H, W, 3].
         predicted: Predicted frames uint8 [T + 1, H, W, 3].
-        code_accuracy: Share of correct image codes of each frame, [T + 1].
+        true_codes: Their image codes [T + 1, R, C].
+        codes: The predicted image codes [T + 1, R, C].
         lpips: Computes LPIPS; None: it is not computed.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-    true, other = (torch.as_tensor(frames).permute(0, 3, 1, 2).float() for frames in (truth, predicted))
-    first = true[:1].expand_as(true)
-    psnr, held_psnr = (
-        peak_signal_noise_ratio(frames, true, data_range=255.0, reduction="none", dim=(1, 2, 3))
-        for frames in (other, first)
-    )
-    ssim = structural_similarity_index_measure(other, true, data_range=255.0, reduction="none")
-    columns = (torch.as_tensor(values)[1:].tolist() for values in (psnr, ssim, held_psnr, code_accuracy))
-    distances: Sequence[float | None] = [None] * (len(truth) - 1)
-    if lpips is not None:
-        distances = lpips(torch.as_tensor(predicted[1:]), torch.as_tensor(truth[1:])).tolist()
+    count = len(truth) - 1
+    columns: dict[str, Sequence[float | None]] = {}
+    for prefix, frames, tokens in (
+        ("", predicted[1:], codes[1:]),
+        (NO_CHANGE, np.broadcast_to(truth[0], truth[1:].shape), np.broadcast_to(codes[0], codes[1:].shape)),
+    ):
+        true, other = torch.as_tensor(truth[1:]), torch.as_tensor(np.array(frames))
+        columns[f"{prefix}psnr"] = in_batches(_psnr, true, other).tolist()
+        columns[f"{prefix}ssim"] = in_batches(_ssim, true, other).tolist()
+        columns[f"{prefix}code_accuracy"] = (tokens == true_codes[1:]).mean(axis=(1, 2)).tolist()
+        columns[f"{prefix}lpips"] = [None] * count if lpips is None else lpips(other, true).tolist()
     return tuple(
-        FrameScore(min(p, _MAX_PSNR), similarity, min(held, _MAX_PSNR), share, distance)
-        for p, similarity, held, share, distance in zip(*columns, distances, strict=True)
+        FrameScore(**{name: values[frame] for name, values in columns.items()})  # pyright: ignore[reportArgumentType]
+        for frame in range(count)
     )
+
+
+def in_batches(metric: Callable[[Tensor, Tensor], Tensor], true: Tensor, other: Tensor) -> Tensor:
+    """A metric [N] of frames uint8 [N, H, W, 3], some frames at a time."""
+    pairs = zip(true.split(_BATCH), other.split(_BATCH), strict=True)
+    return torch.cat([metric(_channels_first(a), _channels_first(b)) for a, b in pairs])
+
+
+def _channels_first(frames: Tensor) -> Tensor:
+    return frames.permute(0, 3, 1, 2).double()
+
+
+def _psnr(true: Tensor, other: Tensor) -> Tensor:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    values = peak_signal_noise_ratio(other, true, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    return values.clamp(max=_MAX_PSNR)
+
+
+def _ssim(true: Tensor, other: Tensor) -> Tensor:
+    """SSIM [N] of [N, 3, H, W] over the windows that lie wholly in the frame.
+
+    torchmetrics mirrors the frame at its border and averages over those windows, too: in frames with a still
+    background that is too high.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, windows = structural_similarity_index_measure(other, true, data_range=255.0, return_full_image=True)
+    inside = slice(_SSIM_MARGIN, -_SSIM_MARGIN)
+    return windows[..., inside, inside].mean(dim=(1, 2, 3))
+
+
+def check_pixels(pixels: int) -> None:
+    """Check that frames are large enough for SSIM.
+
+    Raises:
+        InputError: They are smaller than its window.
+    """
+    if pixels < MIN_PIXELS:
+        raise InputError(
+            f"the image tokenizer's frames have {pixels} px; SSIM needs at least {MIN_PIXELS}, the side of "
+            "its window: take a checkpoint of another image tokenizer"
+        )
 
 
 def mean_score(scores: Sequence[FrameScore]) -> FrameScore:
-    """Mean of each score."""
-    distances = [value for value in (score.lpips for score in scores) if value is not None]
-    return FrameScore(
-        psnr=float(np.mean([score.psnr for score in scores])),
-        ssim=float(np.mean([score.ssim for score in scores])),
-        held_psnr=float(np.mean([score.held_psnr for score in scores])),
-        code_accuracy=float(np.mean([score.code_accuracy for score in scores])),
-        lpips=float(np.mean(distances)) if distances else None,
-    )
+    """Mean of each score, over the frames that have it."""
+    means: dict[str, float | None] = {}
+    for field in fields(FrameScore):
+        values = [value for score in scores if (value := getattr(score, field.name)) is not None]
+        means[field.name] = float(np.mean(values)) if values else None
+    return FrameScore(**means)  # pyright: ignore[reportArgumentType]
+
+
+def without_lpips(scores: Sequence[FrameScore]) -> tuple[FrameScore, ...]:
+    """The same scores as if LPIPS was not computed."""
+    return tuple(replace(each, lpips=None, no_change_lpips=None) for each in scores)
+
+
+def summary_of(scores: FrameScore) -> dict[str, float | None]:
+    """The scores that are reported as numbers of a whole, each beside that of predicting no change."""
+    values = asdict(scores)
+    return {name: values[name] for name in values if not name.endswith("code_accuracy")}
 
 
 @dataclass(frozen=True)
 class HorizonScore:
-    """Scores over the first frames of every rollout that is long enough, as published.
+    """Scores over the first frames of every rollout that is long enough; `no_change_*`: of no change.
 
     Attributes:
         frames: Number of predicted frames.
@@ -96,7 +168,8 @@ class HorizonScore:
         psnr, ssim, lpips: Means over these frames; LPIPS None: not computed.
         fvd: Distance between true and predicted videos; None: not computed.
         not_computed: Metric -> reason.
-        published: WorldVLA's scores over as many frames.
+        published: WorldVLA's scores over as many frames, measured by another protocol.
+        published_protocol: What is other in it.
     """
 
     frames: int
@@ -105,20 +178,27 @@ class HorizonScore:
     ssim: float
     lpips: float | None
     fvd: float | None
+    no_change_psnr: float
+    no_change_ssim: float
+    no_change_lpips: float | None
+    no_change_fvd: float | None
     not_computed: dict[str, str]
     published: dict[str, float]
+    published_protocol: str = PUBLISHED_PROTOCOL
+
+
+Rollouts = Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], Sequence[FrameScore]]]
+"""True and predicted frames uint8 [T + 1, H, W, 3] and the scores of frames 1 .. T, of each rollout."""
 
 
 def horizon_scores(
-    rollouts: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], Sequence[FrameScore]]],
-    lpips: bool,
-    features: VideoFeatures | None,
+    rollouts: Rollouts, missing: dict[str, str], features: VideoFeatures | None
 ) -> list[HorizonScore]:
     """Scores at each of `HORIZONS` that a rollout reaches.
 
     Args:
-        rollouts: True and predicted frames uint8 [T + 1, H, W, 3] and the scores of frames 1 .. T.
-        lpips: Whether LPIPS was computed.
+        rollouts: The rollouts.
+        missing: Metric -> why it is not computed.
         features: Features for FVD; None: it is not computed.
     """
     scores = []
@@ -127,21 +207,40 @@ def horizon_scores(
         if not long:
             continue
         mean = mean_score([score for _, _, each in long for score in each[:frames]])
-        reasons = {} if lpips else {"lpips": "lpips_weights is not set"}
-        fvd = None
-        if features is None:
-            reasons["fvd"] = "fvd_network is not set"
-        elif len(long) < _MIN_VIDEOS:
+        reasons = {metric: missing[metric] for metric in ("lpips", "fvd") if metric in missing}
+        fvd, no_change_fvd = None, None
+        if features is not None and len(long) < _MIN_VIDEOS:
             reasons["fvd"] = f"{len(long)} video, needs at least {_MIN_VIDEOS}"
-        else:
-            videos = [[rollout[0] for rollout in long], [rollout[1] for rollout in long]]
-            true, predicted = (
-                features(torch.as_tensor(np.stack([video[1 : frames + 1] for video in part])))
-                for part in videos
-            )
-            fvd = frechet_distance(true, predicted)
-        published = PUBLISHED.get(frames, {})
+        elif features is not None:
+            try:
+                fvd, no_change_fvd = _fvd(long, frames, features)
+            except NETWORK_ERRORS as error:  # of a program from elsewhere
+                reasons["fvd"] = f"{FAILED}: {failure_reason(error)}"
         scores.append(
-            HorizonScore(frames, len(long), mean.psnr, mean.ssim, mean.lpips, fvd, reasons, published)
+            HorizonScore(
+                frames=frames,
+                episodes=len(long),
+                fvd=fvd,
+                no_change_fvd=no_change_fvd,
+                not_computed=reasons,
+                published=PUBLISHED.get(frames, {}),
+                **summary_of(mean),  # pyright: ignore[reportArgumentType]
+            )
         )
     return scores
+
+
+def _fvd(rollouts: Rollouts, frames: int, features: VideoFeatures) -> tuple[float, float]:
+    """FVD of the predicted videos and of unchanged first frames.
+
+    Raises:
+        RuntimeError, torch.jit.Error: The network failed, or its features are not finite.
+    """
+    true = np.stack([truth[1 : frames + 1] for truth, _, _ in rollouts])
+    predicted = np.stack([other[1 : frames + 1] for _, other, _ in rollouts])
+    still = np.stack([np.broadcast_to(truth[0], (frames, *truth.shape[1:])) for truth, _, _ in rollouts])
+    of_true, *others = (features(torch.as_tensor(videos)) for videos in (true, predicted, still))
+    if not all(bool(torch.isfinite(values).all()) for values in (of_true, *others)):
+        raise RuntimeError("its features are not finite numbers")
+    fvd, no_change = (frechet_distance(of_true, values) for values in others)
+    return fvd, no_change

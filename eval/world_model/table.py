@@ -1,11 +1,12 @@
-"""Scores of a world model as a table, with the published scores."""
+"""Scores of a world model as a table, with those of predicting no change and the published ones."""
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from eval.world_model.results import ImagineResult
-from eval.world_model.scores import PUBLISHED
+from eval.world_model.scores import NO_CHANGE, PUBLISHED, PUBLISHED_PROTOCOL
 
 _COLUMNS = {
     "fvd": ("FVD", ".1f"),
@@ -16,20 +17,25 @@ _COLUMNS = {
 
 
 def scores_table(result: ImagineResult) -> Table:
-    """Scores over the first 10 and 50 frames; the caption says why a metric was not computed."""
+    """Scores over the first 10 and 50 frames; the caption says what the rows are and what is missing."""
     table = Table(title_justify="left", caption_justify="left")
     for title in ("frames", "episodes", *(title for title, _ in _COLUMNS.values())):
         table.add_column(title, justify="right")
     reasons: dict[str, str] = {}
     for horizon in result.horizons:
-        cells = [_cell(getattr(horizon, name), form) for name, (_, form) in _COLUMNS.items()]
-        table.add_row(str(horizon.frames), str(horizon.episodes), *cells)
+        episodes = str(horizon.episodes)
+        for prefix, label in (("", ""), (NO_CHANGE, "no change ")):
+            cells = [_cell(getattr(horizon, f"{prefix}{name}"), form) for name, (_, form) in _COLUMNS.items()]
+            table.add_row(f"{label}{horizon.frames}", episodes, *cells)
         reasons |= {name: f"{_COLUMNS[name][0]}: {reason}" for name, reason in horizon.not_computed.items()}
     for frames, scores in PUBLISHED.items():
         cells = [f"[dim]{_cell(scores[name], form)}" for name, (_, form) in _COLUMNS.items()]
-        table.add_row(f"[dim]published {frames}", "", *cells)
+        table.add_row(f"[dim]published {frames} *", "", *cells)
+    lines = ["no change: the given first frame in place of every prediction", f"* {PUBLISHED_PROTOCOL}"]
     if reasons:
-        table.caption = f"not computed: {'; '.join(reasons.values())}"
+        lines.append(f"not computed: {'; '.join(reasons.values())}")
+    lines += result.notes
+    table.caption = escape("\n".join(lines))
     return table
 
 

@@ -23,6 +23,7 @@ from pretrain.checkpoint.chunks import Chunk
 from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor
+from pretrain.checkpoint.policy_files import policy_of_export
 from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
 from pretrain.checkpoint.verification import find_damage
 from pretrain.convert.chameleon import (
@@ -36,6 +37,7 @@ from pretrain.convert.importing import Progress, check_unused, output_folder
 from pretrain.convert.source import CONFIG, INDEX, SINGLE, check_shapes, listed
 from pretrain.convert.tensor_files import TensorFile, split_into_files, write_tensors
 from pretrain.model.config import ModelConfig
+from pretrain.policy_settings import POLICY_FILE, PolicySettings
 
 GENERATION_CONFIG = "generation_config.json"
 ARCHITECTURE = "ChameleonForConditionalGeneration"
@@ -54,6 +56,8 @@ class ExportSummary:
         files: Number of weight files.
         dtypes: Number of tensors of each dtype.
         image_tensors: Number of tensors of the image encoder among them.
+        policy: What using the weights takes, as written to `policy.json`; None: there is no such file.
+        note: What of it could not be verified, or why there is none; empty: nothing to say.
     """
 
     tensors: int
@@ -61,6 +65,8 @@ class ExportSummary:
     files: int
     dtypes: dict[str, int]
     image_tensors: int
+    policy: PolicySettings | None
+    note: str
 
 
 def export_weights(
@@ -90,9 +96,10 @@ def export_weights(
     manifest = Manifest.read(store)
     config = stored_model(checkpoint, manifest)
     check_shapes(checkpoint, config, {name: tensor.shape for name, tensor in manifest.weights.items()})
+    policy, note = policy_of_export(checkpoint, manifest)
     image, encoder = None, []
     if image_tokenizer is not None:
-        image, encoder = _encoder(image_tokenizer, dtype)
+        image, encoder = _encoder(image_tokenizer, dtype, policy)
     if damage := find_damage(store, manifest.files):  # last: it reads all of them
         raise InputError(f"{checkpoint}: damaged: {listed(damage)}; take another checkpoint")
     weights = _network_tensors(checkpoint, store, manifest, dtype)
@@ -104,7 +111,9 @@ def export_weights(
         files = _write_files(temporary, split_into_files(tensors, file_bytes), size, progress)
         _write_json(temporary / CONFIG, values)
         _write_json(temporary / GENERATION_CONFIG, generation_config(config))
-    return ExportSummary(len(tensors), size, files, dict(dtypes), len(encoder))
+        if policy is not None:
+            _write_json(temporary / POLICY_FILE, policy.to_json())
+    return ExportSummary(len(tensors), size, files, dict(dtypes), len(encoder), policy, note)
 
 
 def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
@@ -191,13 +200,21 @@ def _check_range(name: str, values: Tensor, converted: Tensor) -> None:
         )
 
 
-def _encoder(path: Path, dtype: str | None) -> tuple[ImageModelConfig, list[LazyTensor]]:
+def _encoder(
+    path: Path, dtype: str | None, policy: PolicySettings | None
+) -> tuple[ImageModelConfig, list[LazyTensor]]:
     """Sizes and tensors of an image tokenizer's encoder, under their names in transformers.
 
     Raises:
-        InputError: It cannot be read, or transformers has no such network.
+        InputError: It cannot be read, is not the one that the weights were trained with, or transformers has
+            no such network.
     """
     tokenizer = ImageTokenizer.load(path)
+    if policy is not None and tokenizer.sha256 != policy.image_tokenizer_sha256:
+        raise InputError(
+            f"image_tokenizer={path}: has checksum {tokenizer.sha256[:12]}, the weights were trained with "
+            f"{policy.image_tokenizer_sha256[:12]}; give that file, or leave it out"
+        )
     if tokenizer.config.norm_groups != VQ_GROUPS or tokenizer.codebook_size > IMAGE_CODE_COUNT:
         raise InputError(
             f"image_tokenizer={path}: {tokenizer.config.norm_groups} groups in its normalisation and "

@@ -11,8 +11,10 @@ import torch
 
 from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
+from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.checkpoint.fetch import local_checkpoint
+from pretrain.checkpoint.policy_files import describe_checkpoint
 from pretrain.checkpoint.weights import load_weights
 from pretrain.config import TrainingConfig
 from pretrain.convert.exporting import export_weights
@@ -43,6 +45,17 @@ def test_a_run_keeps_the_action_ranges_of_its_data(earlier: Path, url: str) -> N
     written = json.loads((earlier.parents[1] / "action_ranges.json").read_text())
     ranges = DatasetIndex.load(url).action_ranges
     assert written == {"minimum": list(ranges.minimum), "maximum": list(ranges.maximum)}
+
+
+def test_a_checkpoint_names_what_it_was_trained_with(earlier: Path, url: str) -> None:
+    index, description = DatasetIndex.load(url), describe_checkpoint(earlier)
+    assert description.notes == ()
+    assert description.dataset == index.fingerprint
+    settings = description.settings
+    assert settings.image_tokenizer_sha256 == index.image.tokenizer_sha256
+    assert settings.text_tokenizer_sha256 == TextTokenizer.load().sha256
+    assert (settings.action_ranges, settings.pixels) == (index.action_ranges, index.image.pixels)
+    assert (settings.cameras, settings.history, settings.chunk) == (("agent",), 1, 3)
 
 
 def loss_of(checkpoint: Path, config: TrainingConfig) -> float:

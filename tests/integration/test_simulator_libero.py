@@ -28,6 +28,7 @@ from eval.simulator.interface import Simulator
 from eval.simulator.libero_assets import package_folder
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.registry import open_suite
+from tests.support.observing import ACTIONS, observed
 
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "libero" / "assets.tar.xz"
 SUITE, TASK = "libero_object", 1
@@ -160,3 +161,26 @@ def test_training_and_evaluation_have_the_same_instructions(name: str) -> None:
     for task in suite.tasks:
         assert libero_language(task.name) == task.instruction
         assert task.horizon == LIBERO_SUITES[name]
+
+
+def test_published_observations_are_those_of_liberos_scripts() -> None:
+    suite: Any = open_suite(SUITE)  # before LIBERO is imported
+    from libero.libero.envs.env_wrapper import OffScreenRenderEnv
+
+    script = OffScreenRenderEnv(
+        bddl_file_name=suite.tasks[TASK].problem_file, camera_heights=RESOLUTION, camera_widths=RESOLUTION
+    )
+    script.seed(0)
+    script.reset()
+    script.set_init_state(suite._initial_states(TASK)[3])
+    for _ in range(10):
+        first, *_ = script.step([0.0, 0, 0, 0, 0, 0, -1])
+    theirs = [first, *(script.step(action)[0] for action in ACTIONS)]
+    script.close()
+    simulator = suite.open(TASK, "published")
+    for (agent, wrist, state), expected in zip(observed(simulator, 3, RESOLUTION), theirs, strict=True):
+        np.testing.assert_array_equal(agent, expected["agentview_image"][::-1, ::-1])
+        np.testing.assert_array_equal(wrist, expected["robot0_eye_in_hand_image"][::-1, ::-1])
+        np.testing.assert_allclose(state[:3], expected["robot0_eef_pos"], atol=1e-9)
+        np.testing.assert_allclose(state[6:], expected["robot0_gripper_qpos"], atol=1e-9)
+    simulator.close()

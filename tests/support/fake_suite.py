@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from eval.config import Observations
 from eval.policy.expert_policy import ExpertPolicy
-from eval.policy.interface import Observation, Policy
+from eval.policy.interface import Observation, Policy, PolicyRecord
 from eval.simulator.interface import Simulator, SimulatorError
 from tests.support.fake_simulator import TASK, FakeSimulator
 
@@ -68,15 +69,19 @@ class FakeSuite:
     """Three tasks."""
 
     standin_assets = True
+    reset = "soft"
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.tasks = tuple(replace(TASK, number=i, name=f"fake_{i}", suite=name) for i in range(3))
 
+    def renderer(self) -> str:
+        return "none"
+
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
 
-    def open(self, task: int) -> FakeSimulator:
+    def open(self, task: int, observations: Observations = "recomputed") -> FakeSimulator:
         if self.name == "fake_empty" or (self.name == "fake_incomplete" and task == 1):
             raise InputError(f"task {task}: an asset is missing")
         return FaultySimulator(self.name, task)
@@ -157,3 +162,6 @@ class FakePolicySource:
 
     def identity(self) -> str:
         return self.name
+
+    def record(self) -> PolicyRecord:
+        return PolicyRecord()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cluster.config import RootConfig
@@ -22,3 +24,14 @@ def test_evaluation_settings_out_of_range_are_refused(override: str, message: st
     given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10", override]
     with pytest.raises(InputError, match=message):
         check_run(compose("train", RootConfig, "train", given))
+
+
+@pytest.mark.parametrize("setting", ["lpips_weights", "fvd_network"])
+def test_backbones_of_scores_that_cannot_be_used_are_refused(setting: str, tmp_path: Path) -> None:
+    path = tmp_path / "backbone"
+    path.write_bytes(b"nothing")
+    given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10"]
+    given.append(f"eval.{setting}={path}")
+    with pytest.raises(InputError, match=rf"{path}"):
+        check_run(compose("train", RootConfig, "train", given))
+    check_run(compose("train", RootConfig, "train", [*given, "eval.imagine_frames=0"]))

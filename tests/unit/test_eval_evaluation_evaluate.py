@@ -22,10 +22,11 @@ from eval.evaluation.evaluate import (
 )
 from eval.evaluation.folder_lock import only_evaluation
 from eval.evaluation.results import Results, results_table
+from eval.policy.interface import PolicyRecord
 from eval.policy.source import PolicyReference, evaluation_beside_training
 from eval.pool.messages import EpisodeSpec
 from eval.rollout.episode import EpisodeResult
-from tests.support.fake_suite import MARKS, FakePolicySource, open_fake_suite
+from tests.support.fake_suite import MARKS, FakePolicySource, FakeSuite, open_fake_suite
 from tests.support.full_disk import MESSAGE, fill
 
 
@@ -98,6 +99,45 @@ def test_other_settings_do_not_reuse_episodes(tmp_path: Path) -> None:
     reported: list[EvaluationProgress] = []
     run(tmp_path, reported.append, horizon=39)
     assert reported[0].done == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("renderer", lambda suite: "egl (NVIDIA Corporation)"),
+        ("versions", lambda suite: {"mujoco": "3.4.0"}),
+        ("reset", "hard"),
+    ],
+)
+def test_another_simulator_does_not_reuse_episodes(
+    name: str, other: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    monkeypatch.setattr(FakeSuite, name, other)
+    reported: list[EvaluationProgress] = []
+    results = run(tmp_path, reported.append)
+    assert reported[0].done == 0
+    assert len(list(tmp_path.glob("episodes-*.jsonl"))) == 2
+    assert [note.startswith("mujoco 3.4.0 is not the tested") for note in results.notes] == [True] * (
+        name == "versions"
+    )
+
+
+def test_other_observations_and_policy_settings_do_not_reuse_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    reported: list[EvaluationProgress] = []
+    content = run(tmp_path, reported.append, observations="published").to_json()
+    assert reported[0].done == 0
+    assert (content["observations"], content["renderer"], content["reset"]) == ("published", "none", "soft")
+    assert content["policy_settings"] is None
+    record = PolicyRecord({"chunk": 9}, ("chunk is 9, the weights were trained with 3",))
+    monkeypatch.setattr(FakePolicySource, "record", lambda self: record)
+    content = run(tmp_path, reported.append).to_json()
+    assert reported[5].done == 0
+    assert content["policy_settings"] == {"chunk": 9}
+    assert content["notes"] == list(record.notes)
 
 
 def test_errors_are_run_again_by_the_next_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from rich.console import Console
 
 from data.files import is_disk_full
+from data.tokens.action import ACTION_MAX, ACTION_MIN
+from eval.evaluation.provenance import Provenance
 from eval.evaluation.results import Results, results_table, wilson, write_results
 from eval.rollout.episode import EpisodeResult
+from eval.simulator.provenance import TESTED_VERSIONS, version_notes
 from eval.video import write_video
 from tests.support.fake_simulator import TASK
 from tests.support.full_disk import MESSAGE, fill
@@ -97,3 +101,69 @@ def test_video_on_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", [np.zeros((64, 64, 3), np.uint8)], 10)
     assert is_disk_full(raised.value)
     assert raised.value.filename == str(tmp_path / "a.mp4")
+
+
+SETTINGS = {
+    "cameras": ["wrist"],
+    "history": 1,
+    "chunk": 4,
+    "pixels": 64,
+    "action_ranges": {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)},
+    "image_tokenizer_sha256": "a" * 64,
+    "text_tokenizer_sha256": "b" * 64,
+}
+PROVENANCE = Provenance("osmesa (Mesa)", "soft", "recomputed", {"mujoco": "3.3.2"}, SETTINGS)
+
+
+def test_results_name_what_the_outcomes_depend_on() -> None:
+    content = replace(results(episode(0, True)), provenance=PROVENANCE, notes=("unverified",)).to_json()
+    assert content["renderer"] == "osmesa (Mesa)"
+    assert (content["reset"], content["observations"]) == ("soft", "recomputed")
+    assert content["policy_settings"] == SETTINGS
+    assert content["notes"] == ["unverified"]
+    json.dumps(content)
+    assert str(PROVENANCE) == (
+        "camera wrist, history 1, chunk 4, 64 px, action ranges worldvla, image tokenizer aaaaaaaaaaaa, text "
+        "tokenizer bbbbbbbbbbbb; osmesa (Mesa), soft resets, observations recomputed, mujoco 3.3.2"
+    )
+    other = {**SETTINGS, "action_ranges": {"minimum": [-1.0] * 7, "maximum": [1.0] * 7}}
+    assert "action ranges the data set's own," in str(replace(PROVENANCE, policy_settings=other))
+
+
+def test_published_rates_are_marked_with_what_is_other_here() -> None:
+    outcome = replace(
+        results(episode(0, True), suite="libero_goal"),
+        provenance=PROVENANCE,
+        notes=("mujoco 3.4.0 is not the tested 3.3.2",),
+        horizon=39,
+    )
+    assert outcome.to_json()["published_differences"] == [
+        "1 tasks of at least 1 initial states, not 10 of 50",
+        "a horizon of 39 steps, not the suite's",
+        "some assets are stand-ins",
+        "soft resets, not hard ones",
+        "observations=recomputed, not published",
+    ]
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_table(outcome))
+    text = " ".join(console.export_text().split())
+    assert "camera wrist, history 1, chunk 4" in text
+    assert "published: WorldVLA 512 px *" in text
+    assert "* published rates follow another protocol; here: 1 tasks of at least 1 initial states" in text
+    assert "mujoco 3.4.0 is not the tested 3.3.2" in text
+    assert results(episode(0, True)).published_differences() == []
+
+
+def test_versions_other_than_the_tested_ones_are_noted() -> None:
+    assert version_notes(TESTED_VERSIONS) == ()
+    assert version_notes({"fake": "1"}) == ()
+    (note,) = version_notes({**TESTED_VERSIONS, "mujoco": "3.4.0"})
+    assert note.startswith("mujoco 3.4.0 is not the tested 3.3.2")
+    assert note.endswith("(pip install mujoco==3.3.2)")
+
+
+def test_the_tested_versions_are_those_that_are_installed_by_the_instructions() -> None:
+    root = Path(__file__).parents[2]
+    names = ("constraints.txt", "requirements-simulators.txt")
+    pinned = [line.strip() for name in names for line in (root / name).read_text().splitlines()]
+    assert all(f"{package}=={version}" in pinned for package, version in TESTED_VERSIONS.items())

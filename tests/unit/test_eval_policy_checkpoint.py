@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.stream.samples import action_prompt
-from data.tokens.action import ACTION_MAX, ACTION_MIN, decode
+from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import action_text
@@ -22,12 +26,14 @@ from eval.policy.checkpoint_policy import CheckpointPolicy
 from eval.policy.interface import Observation
 from eval.policy.source import PolicyReference
 from eval.rollout.episode import run_episode
+from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.convert.chameleon import hugging_face_config
 from pretrain.convert.exporting import ARCHITECTURE
 from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
+from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
 from tests.support.fake_simulator import FakeSimulator
 
@@ -54,10 +60,25 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     TextTokenizer.load().save(tmp_path / "tokenizers")
     ImageTokenizer.load().save(tmp_path / "tokenizers" / "image_tokenizer.safetensors")
-    ranges = {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)}
-    (tmp_path / "action_ranges.json").write_text(json.dumps(ranges))
+    write_ranges(tmp_path, ACTION_MIN, ACTION_MAX)
+    write_manifest(folder, policy_settings(data).to_json())
     monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
     return folder
+
+
+def policy_settings(data: DataConfig) -> PolicySettings:
+    image = ImageTokenizer.load()
+    return PolicySettings.of(data, 64, DEFAULT_RANGES, image.sha256, TextTokenizer.load().sha256)
+
+
+def write_manifest(folder: Path, policy: Any) -> None:
+    """A committed checkpoint without files; `policy` None: of an earlier version."""
+    Manifest(7, 7, {} if policy is None else {"policy": policy}, {}, {}).write(folder)
+
+
+def write_ranges(run: Path, minimum: Sequence[float], maximum: Sequence[float]) -> None:
+    ranges = {"minimum": list(minimum), "maximum": list(maximum)}
+    (run / "action_ranges.json").write_text(json.dumps(ranges))
 
 
 def observation(seed: int, frames: int) -> Observation:
@@ -88,7 +109,8 @@ def test_actions_use_the_action_ranges_of_the_run(checkpoint: Path) -> None:
     before = CheckpointPolicy(checkpoint, device="cpu").act([observation(1, 1)])
     path = checkpoint.parents[1] / "action_ranges.json"
     low, high = np.array(ACTION_MIN), np.array(ACTION_MAX)
-    path.write_text(json.dumps({"minimum": (low / 2).tolist(), "maximum": (high / 2).tolist()}))
+    write_ranges(checkpoint.parents[1], (low / 2).tolist(), (high / 2).tolist())
+    write_manifest(checkpoint, None)
     after = CheckpointPolicy(checkpoint, device="cpu").act([observation(1, 1)])
     np.testing.assert_allclose(after, before / 2, atol=1e-6)
     path.write_text('{"minimum": [0, 1]}')
@@ -135,8 +157,8 @@ def test_settings_without_a_section_are_explained(checkpoint: Path) -> None:
 
 
 def test_actions_in_other_units_than_the_simulators_take_are_refused(checkpoint: Path) -> None:
-    path = checkpoint.parents[1] / "action_ranges.json"
-    path.write_text(json.dumps({"minimum": [-1.0] * 7, "maximum": [1.0] * 3 + [30.0] + [1.0] * 3}))
+    write_ranges(checkpoint.parents[1], [-1.0] * 7, [1.0] * 3 + [30.0] + [1.0] * 3)
+    write_manifest(checkpoint, None)
     with pytest.raises(InputError, match="from -1 to 30 in dimension 3, the simulators take -1 to 1"):
         CheckpointPolicy(checkpoint, device="cpu")
 
@@ -176,9 +198,8 @@ def test_exported_weights_need_tokenizers(exported: Path) -> None:
 
 
 def test_identity_changes_with_the_weights(checkpoint: Path, exported: Path) -> None:
-    (checkpoint / "manifest.json").write_text("{}")
     first = PolicyReference(str(checkpoint)).identity()
-    (checkpoint / "manifest.json").write_text('{"other": 1}')
+    write_manifest(checkpoint, None)
     assert PolicyReference(str(checkpoint)).identity() != first
     first = PolicyReference(str(exported)).identity()
     assert PolicyReference(str(exported)).identity() == first
@@ -186,3 +207,142 @@ def test_identity_changes_with_the_weights(checkpoint: Path, exported: Path) -> 
     with (exported / "model.safetensors").open("ab") as file:
         file.write(b" ")
     assert PolicyReference(str(exported)).identity() != first
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "ranges"])
+def test_other_tokenizers_and_ranges_than_those_of_the_training_are_refused(
+    kind: str, checkpoint: Path, network: Transformer
+) -> None:
+    run = checkpoint.parents[1]
+    path = {
+        "image": run / "tokenizers/image_tokenizer.safetensors",
+        "text": run / "tokenizers/text_tokenizer.json",
+        "ranges": run / "action_ranges.json",
+    }[kind]
+    if kind == "ranges":
+        write_ranges(run, ACTION_MIN, [*ACTION_MAX[:6], 0.5])
+    else:
+        path.write_bytes(path.read_bytes() + b" ")
+    remedy = "the weights were trained with .*; copy it there from the training run"
+    for use in (CheckpointPolicy, lambda folder: PolicyReference(str(folder)).record()):
+        with pytest.raises(InputError, match=rf"^{path}: .*{remedy}"):
+            use(checkpoint)
+    write_manifest(checkpoint, None)
+    if kind != "image":  # of which the changed file is no tokenizer
+        record = PolicyReference(str(checkpoint)).record()
+        assert "used unverified" in record.notes[0]
+
+
+def test_the_record_of_a_checkpoint_names_what_it_is_used_with(checkpoint: Path) -> None:
+    record = PolicyReference(str(checkpoint)).record()
+    assert record.notes == ()
+    assert record.settings == {
+        "cameras": ["wrist"],
+        "history": HISTORY,
+        "chunk": CHUNK,
+        "predicted_frames": 1,
+        "pixels": 64,
+        "action_ranges": {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)},
+        "image_tokenizer_sha256": ImageTokenizer.load().sha256,
+        "text_tokenizer_sha256": TextTokenizer.load().sha256,
+    }
+    assert PolicyReference("expert").record().settings is None
+
+
+def test_the_checkpoint_says_what_it_was_trained_with_not_the_settings_beside_it(checkpoint: Path) -> None:
+    path = checkpoint.parents[1] / "config.yaml"
+    path.write_text(path.read_text().replace("- wrist", "- agent").replace("chunk: 3", "chunk: 4"))
+    policy = CheckpointPolicy(checkpoint, device="cpu")
+    assert (policy.camera, policy.chunk) == ("wrist", CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ([], "policy is no JSON object"),
+        ({"cameras": "agent"}, "policy: action_ranges|policy: cameras is 'agent', expected a list"),
+    ],
+)
+def test_malformed_settings_in_a_manifest_are_refused(policy: Any, message: str, checkpoint: Path) -> None:
+    write_manifest(checkpoint, policy)
+    with pytest.raises(InputError, match=message):
+        CheckpointPolicy(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"cameras": ("agent", "wrist")}, {"state_ranges": ((0.0,) * 8, (1.0,) * 8)}, {"predicted_frames": 2}],
+)
+def test_models_that_evaluation_cannot_use_are_refused_early(
+    changed: dict[str, Any], checkpoint: Path
+) -> None:
+    settings = replace(policy_settings(DataConfig(cameras=["wrist"])), **changed)
+    assert PolicySettings.of_record(JsonRecord(settings.to_json(), "")) == settings
+    write_manifest(checkpoint, settings.to_json())
+    with pytest.raises(InputError, match="acts and imagines with one camera, no state and one frame"):
+        PolicyReference(str(checkpoint)).record()
+
+
+def files(checkpoint: Path, **settings: Any) -> ExportedConfig:
+    tokenizers = checkpoint.parents[1] / "tokenizers"
+    return ExportedConfig(
+        image_tokenizer=str(tokenizers / "image_tokenizer.safetensors"),
+        text_tokenizer=str(tokenizers / "text_tokenizer.json"),
+        **settings,
+    )
+
+
+def write_policy(folder: Path, settings: PolicySettings) -> None:
+    (folder / "policy.json").write_text(json.dumps(settings.to_json()))
+
+
+def test_exported_weights_act_by_the_file_beside_them(checkpoint: Path, exported: Path) -> None:
+    write_policy(exported, policy_settings(DataConfig(cameras=["wrist"], history=HISTORY, chunk=CHUNK)))
+    policy = CheckpointPolicy(exported, device="cpu", exported=files(checkpoint))
+    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    observations = [observation(1, 1), observation(2, 2)]
+    expected = CheckpointPolicy(checkpoint, device="cpu").act(observations)
+    np.testing.assert_array_equal(policy.act(observations), expected)
+    record = PolicyReference(str(exported), exported=files(checkpoint)).record()
+    assert record == PolicyReference(str(checkpoint)).record()
+    changed = PolicyReference(str(exported), exported=files(checkpoint, chunk=9)).record()
+    assert changed.settings is not None
+    assert changed.settings["chunk"] == 9
+    assert changed.notes == ("chunk is 9, the weights were trained with 3",)
+
+
+def test_exported_weights_without_the_file_say_what_was_assumed(checkpoint: Path, exported: Path) -> None:
+    record = PolicyReference(str(exported), exported=files(checkpoint, chunk=CHUNK)).record()
+    assert "no policy.json: camera agent, history 2, WorldVLA's action ranges assumed" in record.notes[0]
+    assert record.settings is not None
+    assert (record.settings["cameras"], record.settings["chunk"]) == (["agent"], CHUNK)
+
+
+def test_other_files_than_those_of_the_training_are_refused_for_exported_weights(
+    checkpoint: Path, exported: Path, tmp_path: Path
+) -> None:
+    settings = policy_settings(DataConfig(cameras=["wrist"]))
+    write_policy(exported, replace(settings, image_tokenizer_sha256="0" * 64))
+    with pytest.raises(
+        InputError, match=r"^exported\.image_tokenizer=.*: has checksum .* 000000000000; give"
+    ):
+        PolicyReference(str(exported), exported=files(checkpoint)).record()
+    write_policy(exported, replace(settings, text_tokenizer_sha256="1" * 64))
+    with pytest.raises(InputError, match=r"^exported\.text_tokenizer=.*trained with 111111111111; give the"):
+        PolicyReference(str(exported), exported=files(checkpoint)).record()
+    write_policy(exported, settings)
+    write_ranges(checkpoint.parents[1], ACTION_MIN, [*ACTION_MAX[:6], 0.5])
+    given = files(checkpoint, action_ranges=str(checkpoint.parents[1] / "action_ranges.json"))
+    with pytest.raises(
+        InputError, match=r"^exported\.action_ranges=.*-1 to 0\.5\], the weights were trained"
+    ):
+        PolicyReference(str(exported), exported=given).record()
+    (exported / "policy.json").write_text("[]")
+    with pytest.raises(InputError, match=r"policy\.json: found \[\], expected a JSON object"):
+        PolicyReference(str(exported), exported=files(checkpoint)).record()
+    write_policy(exported, replace(settings, cameras=("../side",)))
+    with pytest.raises(InputError, match=r"camera '\.\./side', expected one of agent, wrist"):
+        PolicyReference(str(exported), exported=files(checkpoint)).record()
+    write_policy(exported, replace(settings, pixels=65))
+    with pytest.raises(InputError, match="cannot be used with 65 px"):
+        CheckpointPolicy(exported, device="cpu", exported=files(checkpoint))

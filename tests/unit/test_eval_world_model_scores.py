@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from data.errors import InputError
 from eval.world_model.perceptual import Lpips, VideoFeatures, frechet_distance
-from eval.world_model.scores import FrameScore, horizon_scores, mean_score, score
+from eval.world_model.score_text import frames_text, scores_text
+from eval.world_model.scores import FrameScore, check_pixels, horizon_scores, mean_score, score
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,13 @@ def weights(alexnet: nn.Sequential, tmp_path: Path) -> Path:
 
 def frames(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+MISSING = {"lpips": "lpips_weights is not set"}
+
+
+def codes(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return np.zeros((count, 2, 2), np.int64), np.zeros((count, 2, 2), np.int64)
 
 
 def test_lpips_is_that_of_torchmetrics(
@@ -105,8 +114,8 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     for seed, length in enumerate((12, 60, 60)):
         truth = frames(length + 1, seed)
         predicted = np.where(np.arange(length + 1)[:, None, None, None] > 10, 0, truth).astype(np.uint8)
-        rollouts.append((truth, predicted, score(truth, predicted, np.ones(length + 1))))
-    short, long = horizon_scores(rollouts, False, VideoFeatures(network))
+        rollouts.append((truth, predicted, score(truth, predicted, *codes(length + 1))))
+    short, long = horizon_scores(rollouts, MISSING, VideoFeatures(network))
     assert (short.frames, short.episodes, short.psnr) == (10, 3, 60.0)
     assert short.fvd == pytest.approx(0, abs=1e-6)
     assert (long.frames, long.episodes) == (50, 2)
@@ -116,9 +125,60 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     assert long.lpips is None
     assert long.not_computed == {"lpips": "lpips_weights is not set"}
     assert long.published["psnr"] == 24.30
-    (alone,) = horizon_scores(rollouts[:1], False, VideoFeatures(network))
+    assert "another protocol" in long.published_protocol
+    first = [np.repeat(truth[:1], 51, axis=0) for truth, _, _ in rollouts[1:]]
+    still = [(rollouts[1 + i][0], frames, rollouts[1 + i][2]) for i, frames in enumerate(first)]
+    assert long.no_change_fvd == pytest.approx(horizon_scores(still, MISSING, VideoFeatures(network))[1].fvd)
+    assert long.no_change_psnr == pytest.approx(
+        mean_score(rollouts[1][2][:50] + rollouts[2][2][:50]).no_change_psnr
+    )
+    (alone,) = horizon_scores(rollouts[:1], MISSING, VideoFeatures(network))
     assert alone.not_computed["fvd"] == "1 video, needs at least 2"
-    assert horizon_scores(rollouts[:1], False, None)[0].not_computed["fvd"] == "fvd_network is not set"
+    without = horizon_scores(rollouts[:1], {**MISSING, "fvd": "fvd_network is not set"}, None)[0]
+    assert without.not_computed["fvd"] == "fvd_network is not set"
+
+
+class OtherSignature(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=[2, 3, 4])
+
+
+class LongClips(nn.Module):
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        assert x.shape[2] >= 16, "clips have at least 16 frames"
+        return x.mean(dim=[2, 3, 4])
+
+
+class OneNumber(nn.Module):
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        return x.mean()[None]
+
+
+class NotFinite(nn.Module):
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        return x.mean(dim=[2, 3, 4]) / x.sum()
+
+
+@pytest.mark.parametrize(
+    ("network", "lengths", "reason"),
+    [
+        (OtherSignature(), [10], r"10 frames, .*rescale"),
+        (LongClips(), [10, 50], r"10 frames, .*clips have at least 16 frames"),
+        (OneNumber(), [10], r"10 frames, .*its features have shape \[1\], expected \[1, D\]"),
+        (NotFinite(), [10], "10 frames, .*its features are not finite numbers"),
+    ],
+    ids=["signature", "short clips", "one number", "not finite"],
+)
+def test_a_network_that_cannot_be_used_is_refused_in_one_line(
+    network: nn.Module, lengths: list[int], reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "i3d.pt"
+    torch.jit.script(network).save(str(path))
+    with pytest.raises(InputError, match=rf"^eval\.fvd_network={path}: cannot be used on {reason}") as raised:
+        VideoFeatures(path, "eval.fvd_network").check(lengths)
+    assert "\n" not in str(raised.value)
+    torch.jit.script(MeanColour()).save(str(path))
+    VideoFeatures(path).check([10, 50])
 
 
 def test_file_that_is_not_a_network_is_refused(tmp_path: Path) -> None:
@@ -130,24 +190,77 @@ def test_file_that_is_not_a_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_mean_ignores_scores_that_were_not_computed() -> None:
-    mean = mean_score([FrameScore(20, 0.5, 10, 0.5, 0.2), FrameScore(30, 0.7, 20, 1.0)])
-    assert (mean.psnr, mean.ssim, mean.held_psnr, mean.code_accuracy) == pytest.approx((25, 0.6, 15, 0.75))
-    assert mean.lpips == 0.2
-    assert mean_score([FrameScore(20, 0.5, 10, 0.5)]).lpips is None
+    mean = mean_score([FrameScore(20, 0.5, 0.5, 10, 0.3, 0.1, 0.2), FrameScore(30, 0.7, 1.0, 20, 0.5, 0.3)])
+    assert (mean.psnr, mean.ssim, mean.code_accuracy) == pytest.approx((25, 0.6, 0.75))
+    assert (mean.no_change_psnr, mean.no_change_ssim) == pytest.approx((15, 0.4))
+    assert mean.no_change_code_accuracy == pytest.approx(0.2)
+    assert (mean.lpips, mean.no_change_lpips) == (0.2, None)
+    assert mean_score([FrameScore(20, 0.5, 0.5, 10, 0.3, 0.1)]).lpips is None
 
 
-def test_table_names_missing_weights() -> None:
+def test_table_has_the_baseline_and_marks_what_is_not_comparable() -> None:
     from types import SimpleNamespace
     from typing import Any
 
     from eval.world_model.table import scores_table
 
-    scores = (FrameScore(21.5, 0.5, 10, 0.5),) * 10
+    scores = (FrameScore(21.5, 0.5, 0.5, 26.75, 0.6, 0.1),) * 10
     truth = frames(11)
-    result: Any = SimpleNamespace(horizons=horizon_scores([(truth, truth, scores)], False, None))
+    missing = {"lpips": "lpips_weights is not set", "fvd": "fvd_network is not set"}
+    result: Any = SimpleNamespace(
+        horizons=horizon_scores([(truth, truth, scores)], missing, None), notes=("unverified [files]",)
+    )
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(scores_table(result))
-    text = console.export_text()
+    text = " ".join(console.export_text().split())
     assert "21.50" in text
-    assert "published 50" in text
+    assert re.search(r"no change 10 \W+ 1 \W+ not computed \W+ 26.75", text)
+    assert "published 50 *" in text
+    assert "* published scores follow another protocol and are not comparable" in text
+    assert "unverified [files]" in text
     assert "not computed: LPIPS: lpips_weights is not set; FVD: fvd_network is not set" in text
+
+
+class FailsOnLongVideos(nn.Module):
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        assert x.shape[2] < 50, "out of memory"
+        return x.mean(dim=[2, 3, 4])
+
+
+def test_a_network_that_fails_later_costs_one_number(tmp_path: Path) -> None:
+    path = tmp_path / "i3d.pt"
+    torch.jit.script(FailsOnLongVideos()).save(str(path))
+    truth = [frames(51, seed) for seed in (0, 1)]
+    rollouts = [(each, each, score(each, each, *codes(51))) for each in truth]
+    short, long = horizon_scores(rollouts, MISSING, VideoFeatures(path))
+    assert (short.fvd, long.fvd) == (pytest.approx(0, abs=1e-6), None)
+    assert re.fullmatch("failed: .*out of memory.*", long.not_computed["fvd"])
+    assert long.psnr == 60.0
+
+
+def test_frames_smaller_than_a_window_are_refused() -> None:
+    with pytest.raises(InputError, match="frames have 8 px; SSIM needs at least 11"):
+        check_pixels(8)
+    check_pixels(11)
+    truth = np.zeros((2, 11, 11, 3), np.uint8)
+    assert score(truth, truth, *codes(2))[0].ssim == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "text"),
+    [
+        ([50, 49, 49], "148 frames of 3 episodes (49 to 50 each)"),
+        ([50, 50], "100 frames of 2 episodes (50 each)"),
+        ([1], "1 frame"),
+    ],
+)
+def test_frames_are_counted_as_they_are(lengths: list[int], text: str) -> None:
+    assert frames_text(lengths) == text
+
+
+def test_scores_of_an_earlier_version_are_shown_without_a_baseline() -> None:
+    content = {"psnr": 24.2, "ssim": 0.5, "lpips": None, "frames": [{}] * 8}
+    assert scores_text(content) == "PSNR 24.2 dB, SSIM 0.500 over 8 frames"
+    assert scores_text({"psnr": float("nan")}) == "0 frames"
+    content |= {"no_change_psnr": 26.7, "rollouts": [{"frames": [{}] * 8}]}
+    assert scores_text(content) == "PSNR 24.2 dB (no change: 26.7 dB), SSIM 0.500 over 8 frames"

@@ -67,6 +67,7 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
     """
     from pretrain.checkpoint.fetch import local_checkpoint
     from pretrain.convert.exporting import export_weights
+    from pretrain.policy_settings import POLICY_FILE
 
     with ProgressDisplay(invocation.console) as display:
         exported = export_weights(
@@ -86,6 +87,14 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
         show(f"  {exported.image_tensors} more of the image encoder (vqmodel)")
     else:
         show("  without the image encoder (vqmodel); image_tokenizer=FILE adds Chameleon's")
+    if (policy := exported.policy) is not None:
+        show(
+            f"  {POLICY_FILE}: camera {', '.join(policy.cameras)}, history {policy.history}, "
+            f"chunk {policy.chunk}, image tokenizer {policy.image_tokenizer_sha256[:12]}, text tokenizer "
+            f"{policy.text_tokenizer_sha256[:12]}"
+        )
+    if exported.note:
+        show(f"  note: {exported.note}", markup=False)
 
 
 def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocation) -> None:

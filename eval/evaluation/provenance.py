@@ -1,0 +1,50 @@
+"""What the outcomes of an evaluation depend on, beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.tokens.action import NAMED_RANGES
+
+_SHOWN = 12  # digits of a checksum
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the outcome of every episode depends on, beside the weights.
+
+    Attributes:
+        renderer: Backend and vendor of the renderer.
+        reset: How an episode starts: `soft`.
+        observations: What frames and proprioception show: `recomputed` or `published`.
+        versions: Versions of the simulator's packages.
+        policy_settings: Cameras, history, chunk, action ranges and checksums of the tokenizers; None for a
+            policy without them.
+    """
+
+    renderer: str
+    reset: str
+    observations: str
+    versions: dict[str, str]
+    policy_settings: Mapping[str, Any] | None
+
+    def __str__(self) -> str:
+        versions = (f"{package} {version}" for package, version in self.versions.items())
+        simulator = f"{self.renderer}, {self.reset} resets, observations {self.observations}"
+        policy = "" if self.policy_settings is None else f"{_policy_text(self.policy_settings)}; "
+        return f"{policy}{', '.join([simulator, *versions])}"
+
+
+def _policy_text(settings: Mapping[str, Any]) -> str:
+    """Policy settings, as `PolicySettings.to_json` makes them, in words."""
+    ranges = settings["action_ranges"]
+    named = {(each.minimum, each.maximum): name for name, each in NAMED_RANGES.items()}
+    name = named.get((tuple(ranges["minimum"]), tuple(ranges["maximum"])), "the data set's own")
+    return (
+        f"camera {', '.join(settings['cameras'])}, history {settings['history']}, chunk {settings['chunk']}, "
+        f"{settings['pixels']} px, action ranges {name}, image tokenizer "
+        f"{settings['image_tokenizer_sha256'][:_SHOWN]}, text tokenizer "
+        f"{settings['text_tokenizer_sha256'][:_SHOWN]}"
+    )

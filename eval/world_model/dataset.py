@@ -1,0 +1,70 @@
+"""The data set whose episodes a world model is rolled out on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from data.config import DataConfig
+from data.errors import InputError
+from data.storage.index import INDEX_FILE, DatasetIndex
+from eval.policy.loaded_model import LoadedModel
+
+_UNSET = ("", "???")
+_OTHER_DATA = (
+    "the data set is not the one that the checkpoint was trained on: what is held out there may have been "
+    "trained on"
+)
+
+
+class DatasetChoice(NamedTuple):
+    """A data set, and caveats for scores on it."""
+
+    index: DatasetIndex
+    notes: tuple[str, ...]
+
+
+def open_dataset(model: LoadedModel, url: str | None) -> DatasetChoice:
+    """Open a data set that was made for the model: with its image tokenizer, action ranges and camera.
+
+    Args:
+        model: The model.
+        url: Folder or URL; None: the one that its run names, of several the first.
+
+    Raises:
+        InputError: No data set there, or one that was made for other models.
+    """
+    index = _load(model.data, url)
+    remedy = "point data.url at the data set that the run was trained on"
+    if index.image.tokenizer_sha256 != model.settings.image_tokenizer_sha256:
+        raise InputError(
+            f"{index.url}: encoded with the image tokenizer {index.image.tokenizer_sha256[:12]}, the run has "
+            f"{model.settings.image_tokenizer_sha256[:12]}; {remedy}"
+        )
+    if index.image.pixels != model.image.pixels:
+        raise InputError(
+            f"{index.url}: frames of {index.image.pixels} px, the run has {model.image.pixels}; {remedy}"
+        )
+    if index.action_ranges != model.action_ranges:
+        raise InputError(f"{index.url}: other action ranges than the run's action_ranges.json; {remedy}")
+    if model.data.cameras[0] not in index.cameras:
+        raise InputError(
+            f"{index.url}: no camera {model.data.cameras[0]!r}, only {', '.join(index.cameras)}; {remedy}"
+        )
+    is_other = model.dataset is not None and not model.data.sources and model.dataset != index.fingerprint
+    return DatasetChoice(index, (_OTHER_DATA,) if is_other else ())
+
+
+def _load(data: DataConfig, given: str | None) -> DatasetIndex:
+    url = given or (data.url if data.url not in _UNSET else next((each.url for each in data.sources), ""))
+    if "://" in url or (Path(url) / INDEX_FILE).is_file():
+        return DatasetIndex.load(url)
+    relative = "" if Path(url).is_absolute() else f", relative to the present folder {Path.cwd()}"
+    if given is not None:
+        raise InputError(
+            f"data.url={url}: no {INDEX_FILE} there{relative}; give the data set's folder or URL"
+        )
+    remedy = "give data.url=FOLDER, where the data set is now"
+    if relative:
+        remedy = f"call it from the folder that the training was called from, or {remedy}"
+    raise InputError(f"{url}: no {INDEX_FILE} there (data.url of the run{relative}); {remedy}")

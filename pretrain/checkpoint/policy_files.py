@@ -1,0 +1,161 @@
+"""Tokenizers and action ranges in a run's folder, compared with what its checkpoint was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.config import DataConfig
+from data.errors import InputError
+from data.json_record import JsonRecord
+from data.tokens.action import ActionRanges
+from data.tokens.text import TextTokenizer
+from pretrain.checkpoint.location import open_checkpoint
+from pretrain.checkpoint.manifest import Manifest, StoredFile
+from pretrain.policy_settings import PolicySettings
+from pretrain.run_layout import RunLayout
+from pretrain.settings import from_mapping, read_yaml
+
+_REMEDY = "copy it there from the training run"
+_UNVERIFIED = (
+    "the checkpoint, of an earlier version, does not say which tokenizers and action ranges it was trained "
+    "with: those of the run's folder are used unverified"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDescription:
+    """What a model is used with.
+
+    Attributes:
+        settings: How its inputs and outputs are tokenised.
+        image_tokenizer: File of its image tokenizer.
+        text_tokenizer: File of its text tokenizer.
+        notes: What could not be verified, and what was assumed; empty: nothing.
+        dataset: Fingerprint of the data that it was trained on; None: not known.
+    """
+
+    settings: PolicySettings
+    image_tokenizer: Path
+    text_tokenizer: Path
+    notes: tuple[str, ...] = ()
+    dataset: str | None = None
+
+
+def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
+    """Describe a checkpoint of a run, by its manifest and the files in the run's folder; no weight is read.
+
+    Raises:
+        InputError: No committed checkpoint there, a file of the run is missing, or it is not what the
+            checkpoint was trained with.
+    """
+    run = RunLayout.of_checkpoint(checkpoint)
+    text = only_file(run.tokenizers, "json", "text")
+    image = only_file(run.tokenizers, "safetensors", "image")
+    ranges = read_action_ranges(run.action_ranges, _REMEDY)
+    store = open_checkpoint(checkpoint)
+    metadata = Manifest.read(store).metadata
+    stored, dataset = PolicySettings.of_metadata(store.url, metadata), _dataset(metadata)
+    data = run_data(run)
+    checksums = (file_checksum(image), TextTokenizer.load(text).sha256)
+    if stored is None:
+        found = PolicySettings.of(data, image_pixels(image), ranges, *checksums)
+        return PolicyDescription(found, image, text, (_UNVERIFIED,), dataset)
+    found = PolicySettings.of(data, stored.pixels, ranges, *checksums)
+    names = {
+        "image_tokenizer_sha256": str(image),
+        "text_tokenizer_sha256": str(text),
+        "action_ranges": str(run.action_ranges),
+    }
+    stored.check_tokens(found, names, _REMEDY)
+    return PolicyDescription(stored, image, text, dataset=dataset)
+
+
+def _dataset(metadata: Mapping[str, Any]) -> str | None:
+    fingerprint = metadata.get("dataset")
+    return fingerprint if isinstance(fingerprint, str) else None
+
+
+def policy_of_export(checkpoint: Path, manifest: Manifest) -> tuple[PolicySettings | None, str]:
+    """What an export of a checkpoint should say of its use, and a note (empty: none).
+
+    Returns:
+        None without settings: of imported weights, and of an earlier version's checkpoint whose run lacks
+        its tokenizers or action ranges.
+
+    Raises:
+        InputError: The run's tokenizers or action ranges are not those that the checkpoint was trained with.
+    """
+    run = RunLayout.of_checkpoint(checkpoint)
+    if run.config.is_file() and run.action_ranges.is_file() and run.tokenizers.is_dir():
+        description = describe_checkpoint(checkpoint)
+        return description.settings, "; ".join(description.notes)
+    stored = PolicySettings.of_metadata(str(checkpoint), manifest.metadata)
+    if stored is not None or manifest.only_weights:
+        return stored, ""
+    return None, (
+        "the checkpoint, of an earlier version, does not say how it is used, and its run's folder has no "
+        "tokenizers or action ranges: an evaluation needs exported.camera, history, chunk and action_ranges"
+    )
+
+
+def run_data(run: RunLayout) -> DataConfig:
+    """The data settings in a run's `config.yaml`.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    settings = {"data": {}} | read_yaml(run.config)
+    return from_mapping(f"{run.config} data", DataConfig, settings["data"])
+
+
+def read_action_ranges(path: Path, remedy: str) -> ActionRanges:
+    """Read `action_ranges.json`; with any others the same tokens would mean other motions.
+
+    Raises:
+        InputError: It is missing or broken; the message ends with the remedy.
+    """
+    try:
+        record = JsonRecord.parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
+    return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))
+
+
+def only_file(folder: Path, suffix: str, kind: str) -> Path:
+    """The only file with a suffix in a run's folder of tokenizers.
+
+    Raises:
+        InputError: There is none, or several.
+    """
+    files = sorted(folder.glob(f"*.{suffix}"))
+    if len(files) != 1:
+        raise InputError(
+            f"{folder}: found {len(files)} files *.{suffix}, expected the run's {kind} tokenizer; {_REMEDY}"
+        )
+    return files[0]
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return StoredFile.of_path(path).sha256
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); make it readable") from error
+
+
+def image_pixels(path: Path) -> int:
+    """Side of the frames that an image tokenizer's file is for.
+
+    Raises:
+        InputError: It is no image tokenizer.
+    """
+    from data.tokens.image import ImageTokenizer  # imports torch
+
+    return ImageTokenizer.load(path).pixels

@@ -1,0 +1,82 @@
+"""A world model that adds one to every image code: data of a few episodes, and what its run loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from data.config import DataConfig, PrepareConfig
+from data.prepare.preparer import Preparer, prepare
+from data.storage.index import DatasetIndex
+from data.tokens.image import ImageTokenizer
+from data.tokens.image_block import image_block_length, image_codes
+from data.tokens.image_model import ImageModel, ImageModelConfig
+from data.tokens.text import TextTokenizer
+from data.tokens.vocabulary import IMAGE_START
+from eval.policy.loaded_model import LoadedModel
+from pretrain.model.generate import Guidance
+from pretrain.model.sampling import Sampling
+from pretrain.policy_settings import PolicySettings
+from tests.support.libero_layout import demonstration, write_file
+
+PIXELS = 64
+CODEBOOK = 16
+PROMPTS: list[list[int]] = []
+REQUESTS: list[tuple[Sampling, Guidance]] = []
+
+
+def image_tokenizer() -> ImageTokenizer:
+    """A small one with random weights."""
+    torch.manual_seed(0)
+    network = ImageModel(
+        ImageModelConfig(
+            pixels=PIXELS, codebook_size=CODEBOOK, embedding_size=4, latent_channels=8, base_channels=8,
+            channel_multiplier=(1, 1, 1, 2), residual_blocks=1, norm_groups=4,
+        )
+    )  # fmt: skip
+    torch.nn.init.normal_(network.quantize.embedding.weight)
+    return ImageTokenizer(network)
+
+
+def prepare_data(folder: Path, image: ImageTokenizer) -> None:
+    """Twelve demonstrations of seven steps in `folder/demos`, their shards in `folder/data`."""
+    demonstrations = [demonstration(steps=7, seed=seed) for seed in range(12)]
+    write_file(folder / "demos/lift_demo.hdf5", demonstrations, suite="robosuite_lift")
+    config = PrepareConfig(source=str(folder / "demos"), out=str(folder / "data"), resolution=PIXELS)
+    prepare(Preparer(config, image))
+
+
+def loaded_model(url: str, image: ImageTokenizer, **changed: Any) -> Any:
+    """What a run loads, trained on the data at `url`, without a network."""
+    index, text, data = DatasetIndex.load(url), TextTokenizer.load(), DataConfig(url=url)
+    settings = PolicySettings.of(data, PIXELS, index.action_ranges, image.sha256, text.sha256)
+    parts = {"data": data, "network": None, "text": text, "image": image, "settings": settings}
+    return LoadedModel(**{**parts, "dataset": index.fingerprint, **changed})
+
+
+def add_one(
+    network: object,
+    prompts: list[ArrayLike],
+    rows: int,
+    columns: int,
+    pixels: int,
+    codebook_size: int,
+    sampling: Sampling,
+    guidance: Guidance,
+) -> NDArray[np.uint16]:
+    """In place of `decode_image`: records its prompts and requests."""
+    REQUESTS.append((sampling, guidance))
+    assert (rows, columns, pixels) == (8, 8, PIXELS)
+    assert codebook_size == CODEBOOK
+    predicted = []
+    for prompt in prompts:
+        ids = np.asarray(prompt)
+        PROMPTS.append(ids.tolist())
+        start = int(np.flatnonzero(ids == IMAGE_START)[0])
+        codes = image_codes(ids[start : start + image_block_length(8, 8)])
+        predicted.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
+    return np.array(predicted, np.uint16)

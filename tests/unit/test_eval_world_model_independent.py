@@ -1,0 +1,113 @@
+"""Every metric once against an implementation of its own, and the numbers that docs/evaluation.md gives."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from eval.world_model.perceptual import Lpips, frechet_distance
+from eval.world_model.scores import FrameScore, score
+from tests.support import independent_metrics as independent
+
+_DOCUMENTATION = Path(__file__).parents[2] / "docs/evaluation.md"
+
+
+@pytest.fixture(scope="module")
+def lpips(tmp_path_factory: pytest.TempPathFactory) -> Lpips:
+    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
+    weights = independent.alexnet_weights()
+    torch.save({name: torch.tensor(values, dtype=torch.float32) for name, values in weights.items()}, path)
+    return Lpips(path)
+
+
+@pytest.fixture(scope="module")
+def scores(lpips: Lpips) -> tuple[FrameScore, ...]:
+    truth, predicted = independent.scene()
+    codes = np.zeros((len(truth), 8, 8), np.int64)
+    return score(truth, predicted, codes, codes, lpips)
+
+
+def frame_pairs(baseline: bool) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    truth, predicted = independent.scene()
+    return [(truth[t], truth[0] if baseline else predicted[t]) for t in range(1, len(truth))]
+
+
+@pytest.mark.parametrize("prefix", ["", "no_change_"])
+@pytest.mark.parametrize(
+    ("name", "definition", "error"),
+    [
+        ("psnr", independent.psnr, 1e-5),  # torchmetrics takes the range of values as float32
+        ("ssim", independent.ssim, 1e-9),
+        ("ssim", independent.ssim_filtered, 1e-9),
+    ],
+    ids=["psnr", "ssim", "ssim as scikit-image filters"],
+)
+def test_scores_of_frames_are_those_of_an_independent_implementation(
+    scores: tuple[FrameScore, ...], prefix: str, name: str, definition: Callable[..., float], error: float
+) -> None:
+    expected = [definition(*pair) for pair in frame_pairs(baseline=bool(prefix))]
+    assert [getattr(each, f"{prefix}{name}") for each in scores] == pytest.approx(expected, abs=error)
+
+
+@pytest.mark.parametrize("prefix", ["", "no_change_"])
+def test_lpips_is_that_of_an_independent_implementation(
+    scores: tuple[FrameScore, ...], lpips: Lpips, prefix: str
+) -> None:
+    linear = [layer.double().numpy() for layer in lpips.linear]
+    pairs = frame_pairs(baseline=bool(prefix))
+    expected = [independent.lpips(*pair, independent.alexnet_weights(), linear) for pair in pairs]
+    assert min(expected) > 1e-3
+    assert [getattr(each, f"{prefix}lpips") for each in scores] == pytest.approx(expected, rel=1e-4)
+
+
+def test_layers_of_lpips_are_those_of_an_independent_implementation(lpips: Lpips) -> None:
+    frame = independent.scene()[1][-1]
+    layers = independent.lpips_layers(frame, independent.alexnet_weights())
+    for ours, expected in zip(lpips.activations(torch.as_tensor(frame)[None]), layers, strict=True):
+        np.testing.assert_allclose(ours[0].numpy(), expected, atol=1e-4)
+
+
+def test_frechet_distance_is_that_of_an_independent_implementation() -> None:
+    one, other = independent.features(12, 5, 0.0), independent.features(9, 5, 1.0)
+    expected = independent.frechet_distance(one, other)
+    assert frechet_distance(torch.as_tensor(one), torch.as_tensor(other)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_windows_at_the_mirrored_border_do_not_count(scores: tuple[FrameScore, ...]) -> None:
+    """torchmetrics averages over them, too: in frames with a still border that is another, higher number."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    truth, predicted = (
+        torch.as_tensor(frames[1:]).permute(0, 3, 1, 2).double() for frames in independent.scene()
+    )
+    mirrored: Any = structural_similarity_index_measure(predicted, truth, data_range=255.0)
+    assert float(mirrored) > np.mean([each.ssim for each in scores]) + 0.02
+
+
+def test_documentation_has_the_independent_numbers(lpips: Lpips) -> None:
+    linear = [layer.double().numpy() for layer in lpips.linear]
+    weights = independent.alexnet_weights()
+    expected = {"FVD": independent.frechet_distance(*_feature_sets())}
+    for baseline, suffix in ((False, ""), (True, ", no change")):
+        pairs = frame_pairs(baseline)
+        expected |= {
+            f"PSNR{suffix}": float(np.mean([independent.psnr(*pair) for pair in pairs])),
+            f"SSIM{suffix}": float(np.mean([independent.ssim(*pair) for pair in pairs])),
+            f"LPIPS{suffix}": float(np.mean([independent.lpips(*pair, weights, linear) for pair in pairs])),
+        }
+    rows = re.findall(
+        r"^\| (\w+(?:, no change)?)[^|]*\| ([\d.]+)(?: dB)? \|", _DOCUMENTATION.read_text(), re.M
+    )
+    documented = {name: float(value) for name, value in rows if name in expected}
+    assert documented == {name: pytest.approx(value, abs=5.1e-5) for name, value in expected.items()}
+
+
+def _feature_sets() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return independent.features(12, 5, 0.0), independent.features(9, 5, 1.0)
