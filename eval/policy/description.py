@@ -1,4 +1,4 @@
-"""What a checkpoint or exported weights are used with, verified; no weight is read, light to import."""
+"""What a checkpoint or exported weights are used with, verified; no weight is read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pretrain.checkpoint.policy_files import (
     image_pixels,
     read_action_ranges,
 )
+from pretrain.convert.source import CONFIG
 from pretrain.policy_settings import POLICY_FILE, PolicySettings
 from pretrain.run_layout import RunLayout
 
-CONFIG = "config.json"  # of exported weights
 _TOKENIZER = "tokenizer.json"
 _CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
 _HISTORY, _CHUNK = 2, 5  # without `policy.json`: WorldVLA's

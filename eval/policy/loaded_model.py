@@ -14,10 +14,10 @@ from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
-from eval.policy.description import CONFIG, describe
+from eval.policy.description import describe
 from pretrain.checkpoint.policy_files import run_data
 from pretrain.checkpoint.weights import load_weights
-from pretrain.convert.source import open_weights_folder
+from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.policy_settings import PolicySettings

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig
-from eval.policy.description import CONFIG, describe
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Policy, PolicyRecord
 from pretrain.run_layout import READY, RunLayout, parse_step_name
 
 EXPERT = "expert"
+CONFIG = "config.json"  # of exported weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class PolicyReference:
         """
         if self.name == EXPERT:
             return PolicyRecord()
+        from eval.policy.description import describe  # imports torch
+
         description = describe(Path(self.name), self.exported)
         return PolicyRecord(description.settings.to_json(), description.notes)
 

@@ -11,6 +11,7 @@ from data.config import DataConfig
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.tokens.action import ActionRanges
+from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest, StoredFile
@@ -156,6 +157,4 @@ def image_pixels(path: Path) -> int:
     Raises:
         InputError: It is no image tokenizer.
     """
-    from data.tokens.image import ImageTokenizer  # imports torch
-
     return ImageTokenizer.load(path).pixels
