@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import InputError
+from data.locks import LocksMissingError, lock
 
 LOCK_FILE = ".evaluation.lock"
 
@@ -24,15 +24,15 @@ def only_evaluation(folder: Path) -> Iterator[None]:
     Raises:
         InputError: Another evaluation is writing into the folder.
     """
-    with (folder / LOCK_FILE).open("w") as lock:
+    with (folder / LOCK_FILE).open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), wait=False)
         except BlockingIOError as error:
             raise InputError(
                 f"out={folder}: another evaluation is writing into this folder; wait for it, or choose "
                 "another folder"
             ) from error
-        except OSError as error:
+        except LocksMissingError as error:
             _LOG.warning(
                 "%s: its file system has no locks (%s): another evaluation in it would not be noticed",
                 folder,
