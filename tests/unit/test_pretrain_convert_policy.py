@@ -126,3 +126,11 @@ def test_imported_weights_have_no_use_yet(tmp_path: Path) -> None:
     assert main(["convert", "import", f"source={tmp_path}/theirs", f"out={tmp_path}/ours"]) == 0
     assert export(tmp_path / "ours") == 0
     assert not (exported(tmp_path / "ours") / "policy.json").exists()
+
+
+def test_inspecting_a_checkpoint_shows_what_it_was_trained_with(
+    checkpoint: Path, settings: PolicySettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["inspect", "checkpoint", f"path={checkpoint}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["policy"] == settings.to_json()
