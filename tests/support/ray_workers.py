@@ -29,6 +29,7 @@ from tests.support.waiting import wait_until
 _PRELOADED = (
     "deepspeed",
     "deepspeed.runtime.zero.muon.original_muon",
+    "pandas",  # imported by ray.train, half of its time
     "pretrain.trainer",
     "tests.integration.test_cluster_lost_node",
     "tests.integration.test_cluster_prepare_group",

@@ -18,7 +18,16 @@ PREFERENCES = (
 # The files that take longest, the longest first: begun last, one of them would be waited for at the end.
 LONGEST = tuple(
     f"tests/integration/test_{name}.py"
-    for name in ("cluster_slurm", "cluster_supervisor", "cluster_torchrun", "cluster_pipeline")
+    for name in (
+        "cluster_slurm",
+        "cluster_restarts",
+        "cluster_supervisor",
+        "cluster_pipeline",
+        "cluster_lost_node",
+        "cluster_torchrun",
+        "cluster_slurm_storage",
+        "cluster_train_group",
+    )
 )
 
 
