@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
+from data.errors import InputError, StorageError
 from pretrain.checkpoint.load import load_metadata
+from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.config import TrainingConfig
+from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_lock import exclusive_access
 from tests.support import training_case as case
@@ -155,3 +159,20 @@ def _refused_while_another_writes(overrides: list[str], metrics: Path) -> int:
 
     main.Display.__enter__ = enter  # type: ignore[method-assign]
     return case.run_main(overrides)
+
+
+def _kind_raised(kind: type[InputError]) -> tuple[str, str]:
+    def refuse() -> None:
+        raise kind("what was found")
+
+    dist.init_process_group("gloo")
+    try:
+        run_on_rank_zero(refuse)
+    except InputError as error:
+        return type(error).__name__, str(error)
+    return "no error", ""
+
+
+@pytest.mark.parametrize("kind", [InputError, DamagedCheckpointError, StorageError])
+def test_an_error_of_rank_0_has_its_class_on_every_rank(kind: type[InputError]) -> None:
+    assert run_ranks(_kind_raised, 2, kind) == [(kind.__name__, "what was found")] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
 from pretrain.config import ParallelConfig, TrainingConfig
+from pretrain.faults.exit_codes import PreemptedError
 from tests.support.waiting import HANG_SECONDS
 
 
@@ -99,3 +101,20 @@ def test_a_users_mistake_in_a_rank_stays_one(pair: Session, config: TrainingConf
 def test_a_killed_rank_ends_the_group(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
     with pytest.raises(CommandFailedError, match="killed, or out of memory"):
         run_train_group(config, pair, tmp_path / "logs", die)
+
+
+def stop_on_a_full_disk(config: TrainingConfig) -> None:
+    from cluster.run import worker_process
+
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    worker_process.write_text_whole = refuse
+    raise PreemptedError("stopped on request")
+
+
+def test_ranks_that_cannot_record_their_stop_are_not_taken_for_finished(
+    pair: Session, config: TrainingConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(CommandFailedError):
+        run_train_group(config, pair, tmp_path / "logs", stop_on_a_full_disk)
