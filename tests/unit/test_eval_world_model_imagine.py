@@ -190,8 +190,8 @@ def test_episodes_that_were_trained_on_are_not_called_held_out(
     config = ImagineConfig(checkpoint=str(checkpoint), frames=1)
     assert imagine(config).rollouts[0].split == "val_ind"
     model = world_model.load_model(checkpoint)
-    everything = SimpleNamespace(**{**vars(model), "data": replace(model.data, split="all")})
-    monkeypatch.setattr(world_model, "load_model", lambda path: everything)
+    everything = replace(model, data=replace(model.data, split="all"))
+    monkeypatch.setattr(world_model, "load_model", lambda path, device: everything)
     done = imagine(config)
     assert done.rollouts[0].split == json.loads(done.scores.read_text())["split"] == "train"
 
