@@ -40,11 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return INVALID_INPUT
-    except OSError as error:
-        if debug or not is_disk_full(error):
-            raise
-        print(f"error: {disk_full_error(error)}", file=sys.stderr)
-        return INVALID_INPUT
     except KeyboardInterrupt:
         if debug:
             raise
@@ -53,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         from cluster.cli.foreign_errors import describe_foreign_error
 
+        if not debug and isinstance(error, OSError) and is_disk_full(error):
+            print(f"error: {disk_full_error(error)}", file=sys.stderr)
+            return INVALID_INPUT
         line = None if debug else describe_foreign_error(error)
         if line is None:
             raise

@@ -289,7 +289,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         write_report(run)
     (run / "metrics.jsonl").write_text("")
     (run / "eval/step_00000060/results.json").write_text("[]")
-    with pytest.raises(InputError, match=r"results\.json: found a JSON list"):
+    with pytest.raises(InputError, match=r"results\.json: found \[\], expected a JSON object"):
         write_report(run)
 
 

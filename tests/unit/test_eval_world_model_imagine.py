@@ -65,7 +65,7 @@ def checkpoint(
     """A checkpoint whose world model adds one to every code, and records its inputs."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     model = loaded_model(str(tmp_path / "data"), image)
-    monkeypatch.setattr(world_model, "load_model", lambda path: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device: model)
     monkeypatch.setattr(world_model, "decode_image", add_one)
     PROMPTS.clear()
     REQUESTS.clear()
