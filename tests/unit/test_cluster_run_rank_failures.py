@@ -110,7 +110,7 @@ def test_a_record_that_is_none_is_left_out(
 def test_a_record_that_the_disk_refuses_leaves_nothing_and_is_told_by_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
