@@ -65,7 +65,7 @@ def checkpoint(
     """A checkpoint whose world model adds one to every code, and records its inputs."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     model = loaded_model(str(tmp_path / "data"), image)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
     monkeypatch.setattr(world_model, "decode_image", add_one)
     PROMPTS.clear()
     REQUESTS.clear()
@@ -191,7 +191,7 @@ def test_episodes_that_were_trained_on_are_not_called_held_out(
     assert imagine(config).rollouts[0].split == "val_ind"
     model = world_model.load_model(checkpoint)
     everything = replace(model, data=replace(model.data, split="all"))
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: everything)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: everything)
     done = imagine(config)
     assert done.rollouts[0].split == json.loads(done.scores.read_text())["split"] == "train"
 

@@ -51,7 +51,7 @@ def checkpoint(
     """A checkpoint whose world model adds one to every code, and records its inputs."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     model = loaded_model(str(tmp_path / "data"), image)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
     monkeypatch.setattr(world_model, "decode_image", add_one)
     PROMPTS.clear()
     REQUESTS.clear()
@@ -116,7 +116,7 @@ def test_data_that_was_moved_is_named_by_data_url(
     model = loaded_model(str(tmp_path / "data"), image)
     model = replace(model, data=DataConfig(url="runs/demo-data/shards"))
     (tmp_path / "data").rename(moved)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         InputError,
@@ -139,7 +139,7 @@ def test_the_first_of_several_data_sets_is_taken(
     model = loaded_model(str(tmp_path / "data"), image)
     sources = [MixtureSource(str(tmp_path / "data")), MixtureSource("elsewhere")]
     model = replace(model, data=DataConfig(sources=sources), dataset="of both")
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
     assert done.notes == ()
 
@@ -161,7 +161,7 @@ def test_data_made_for_another_model_is_refused(
 ) -> None:
     model = loaded_model(str(tmp_path / "data"), image)
     model = replace(model, settings=replace(model.settings, **changed))
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
     with pytest.raises(InputError, match=f"{message}.*; point data.url at the data set that the run"):
         imagine(ImagineConfig(checkpoint=str(checkpoint)))
 
@@ -171,11 +171,11 @@ def test_data_without_the_camera_is_refused_and_other_data_is_noted(
 ) -> None:
     url = str(tmp_path / "data")
     other = loaded_model(url, image, data=DataConfig(url=url, cameras=["side"]))
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: other)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: other)
     with pytest.raises(InputError, match="no camera 'side', only agent"):
         imagine(ImagineConfig(checkpoint=str(checkpoint)))
     other = loaded_model(url, image, dataset="f" * 64)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device: other)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: other)
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
     assert "not the one that the checkpoint was trained on" in done.notes[0]
     assert json.loads(done.scores.read_text())["notes"] == list(done.notes)
