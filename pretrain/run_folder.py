@@ -112,7 +112,9 @@ class RunFolder(RunLayout):
             OSError: The folder cannot be written.
         """
         for path in sorted(self.evaluations.glob(STEP_PATTERN)):
-            later = parse_step_name(path.name)
+            later = parse_step_name(
+                path.name.partition("-")[0]
+            )  # `step_00000004-<suite>`: of `worldvla eval`
             if later is not None and later > step:
                 names = (path.with_name(f"superseded_{number}_{path.name}") for number in count(1))
                 path.rename(next(name for name in names if not name.exists()))

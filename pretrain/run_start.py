@@ -61,7 +61,7 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     location = checkpoint_location(config.checkpointing, folder)
     changes, moved = folder.changes(config), folder.data_moved(config)
     choice = choose_origin(config.checkpointing, config.model, location, config.run.name)
-    if moved:
+    if moved or "data.split" in changes:
         _check_same_data(config, choice)
     folder.open(config)
     events = EventLog(folder.events)
@@ -97,7 +97,11 @@ def check_dataset(
             f"{checkpoint}: was trained on the data set {str(dataset)[:12]}, {urls} is {fingerprint[:12]}; "
             "give the same data, or begin a run of another name"
         )
-    before = metadata.get("config", {}).get("data", {}).get("split", TRAINING_SPLIT)  # absent in old ones
+    config = metadata.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    before = (
+        data.get("split", TRAINING_SPLIT) if isinstance(data, dict) else TRAINING_SPLIT
+    )  # absent in old ones
     if before != split:
         raise InputError(
             f"{checkpoint}: was trained with data.split={before}, now data.split={split}; give the same "

@@ -80,7 +80,12 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
     episodes = [(record.shard, episode) for _, record in finished for episode in record.episodes]
     skipped = {bad.key: bad.reason for _, record in finished for bad in record.skipped}
     total = sum(len(part.references) for part in parts)
-    check_bad(skipped, allowed_bad(config.skip_bad, total) if episodes else 0, config.source)
+    check_bad(skipped, allowed_bad(config.skip_bad, total), config.source)
+    if not episodes and len(skipped) == total:
+        raise InputError(
+            f"{config.source}: none of its {total} demonstrations can be used; of the first: "
+            f"{next(iter(skipped.values()))}"
+        )
     if not episodes:
         raise InputError(
             f"{config.source}: none of its {total} demonstrations "
@@ -99,9 +104,8 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
             total,
             "; ".join(list(skipped.values())[:_MAX_NAMED]),
         )
-    values = _TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM))
-    actions = summarise(values)
-    states = summarise(_TrainingValues(config.out, finished, splits, slice(ACTION_DIM, None)))
+    both = summarise(_TrainingValues(config.out, finished, splits, slice(None)))
+    actions, states = both.columns(slice(0, ACTION_DIM)), both.columns(slice(ACTION_DIM, None))
     ranges = _action_ranges(config, actions)
     _warn_of_clipped_actions(
         _TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)), ranges, config

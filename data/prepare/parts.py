@@ -280,7 +280,6 @@ def _parse(content: bytes, where: str) -> PartRecord:
             for item in record.records("episodes")
         ),
         skipped=tuple(
-            SkippedDemonstration(item.text("key"), item.text("reason"))
-            for item in (record.records("skipped") if "skipped" in record else ())  # older records have none
+            SkippedDemonstration(item.text("key"), item.text("reason")) for item in record.records("skipped")
         ),
     )

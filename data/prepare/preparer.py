@@ -122,8 +122,6 @@ class Preparer:
         cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown
         codes = self.tokenizer.rows * self.tokenizer.columns * cameras
         depends_on = {name: asdict(config)[name] for name in _ENCODING_SETTINGS}
-        if config.action is not None and len(config.action) == 1:
-            depends_on["action"] = config.action[0]  # as before it could have parts
         if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(

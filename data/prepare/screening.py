@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from data.config import PrepareConfig
+from data.errors import InputError
 from data.sources.bad_demonstrations import allowed_bad, check_bad, check_first, faults
 from data.sources.interface import DemonstrationReference, DemonstrationSource
 
@@ -29,7 +30,10 @@ def screened(source: DemonstrationSource, config: PrepareConfig) -> list[Demonst
     bad = faults(references)
     check_bad(bad, allowed, config.source)
     if len(bad) == len(references):
-        check_bad(bad, 0, config.source)
+        raise InputError(
+            f"{config.source}: none of its {len(bad)} demonstrations can be used, skip_bad cannot help; "
+            f"of the first: {next(iter(bad.values()))}"
+        )
     return references
 
 

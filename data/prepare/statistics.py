@@ -100,7 +100,6 @@ def _values_at(
         places = [[_next_digit(counts[d][at.prefix], at) for at in places[d]] for d in range(width)]
         if digits == _DIGITS:
             break
-        counts.clear()  # freed before the next ones are made
         counts = [{at.prefix: np.zeros(_BUCKETS, np.int64) for at in places[d]} for d in range(width)]
         for part in parts:
             for d, keys in enumerate(_sortable(part.astype(np.float64)).T):

@@ -7,6 +7,7 @@ trainers fork. Everything else (``s3://``, ``gs://``, ``az://``, ...) goes throu
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Protocol
@@ -14,11 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError as ObstoreError
 
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.files import sync_folder, write_whole
 from data.storage.object_store import open_objects
 from data.storage.request_checks import check_range, checked_name
 from data.storage.store_errors import credential_variables, first_line
+
+_OF_THE_FILE = (errno.ENOENT, errno.EIO, errno.EISDIR)  # not of a mount that is stale or away
 
 
 class Store(Protocol):
@@ -120,7 +123,7 @@ class FileStore:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+            raise _read_error(path, error) from error
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`."""
@@ -133,7 +136,7 @@ class FileStore:
                 file.seek(offset)
                 content = file.read(size)
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+            raise _read_error(path, error) from error
         check_range(str(path), offset + len(content), offset, size)
         return content
 
@@ -159,3 +162,9 @@ class FileStore:
             InputError: The name is not a plain relative one.
         """
         return self._folder / checked_name(name)
+
+
+def _read_error(path: Path, error: OSError) -> InputError:
+    """The error of a read: what the file holds is to blame, or the file system, which may answer later."""
+    kind = InputError if error.errno in _OF_THE_FILE else StorageError
+    return kind(f"{path}: cannot be read ({error.strerror})")

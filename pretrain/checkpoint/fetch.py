@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import folder_written_whole
+from data.storage.retries import RETRY_SECONDS
 from data.storage.store import Store
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
@@ -35,7 +36,7 @@ def local_checkpoint(url: str, run: Path | None = None) -> Path:
     """
     if "://" not in url and (run is None or RunLayout.of_checkpoint(Path(url)).path == run.resolve()):
         return Path(url)
-    store = open_checkpoint(url)
+    store = open_checkpoint(url, None if run is None else RETRY_SECONDS)  # given: beside a training
     manifest = Manifest.read(store)
     run = run or _run_folder(url, manifest)
     folder, ready = RunLayout(run).fetched / step_name(manifest.step), store.read(READY)

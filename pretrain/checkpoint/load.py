@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from data.errors import InputError, StorageError
+from data.storage.retries import RETRY_SECONDS
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.chunks import ChunkTable
@@ -88,7 +89,7 @@ def load_metadata(url: str | Path) -> Mapping[str, Any]:
     Raises:
         InputError: No committed checkpoint there.
     """
-    return Manifest.read(open_checkpoint(url)).metadata
+    return Manifest.read(open_checkpoint(url, RETRY_SECONDS)).metadata
 
 
 class _CollectiveLoader:
@@ -100,7 +101,7 @@ class _CollectiveLoader:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self._store: Store = open_checkpoint(url)
+        self._store: Store = open_checkpoint(url, RETRY_SECONDS)  # exists: a store that is silent is away
         self._group: Any = dist.new_group(backend="gloo")
         content: list[Any] = [b"", b"", None]
         if dist.get_rank() == 0:

@@ -39,16 +39,17 @@ def checkpoint_location(settings: CheckpointingConfig, folder: RunFolder) -> Che
     return CheckpointLocation(settings.url or folder.checkpoints)
 
 
-def open_checkpoint(url: str | Path) -> Store:
+def open_checkpoint(url: str | Path, retry_seconds: float | None = None) -> Store:
     """Open the files of one checkpoint.
 
     Args:
         url: Folder, or URL of an object store with the checkpoint's name at its end.
+        retry_seconds: As of `open_store`.
 
     Raises:
         InputError: The scheme is unknown or its settings are missing.
     """
-    return open_store(str(url))
+    return open_store(str(url), retry_seconds)
 
 
 class CheckpointLocation:

@@ -122,7 +122,11 @@ def read_action_ranges(path: Path, remedy: str) -> ActionRanges:
         record = JsonRecord.parse(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
-    return ActionRanges(record.numbers("minimum"), record.numbers("maximum"))
+    minimum, maximum = record.numbers("minimum"), record.numbers("maximum")
+    try:
+        return ActionRanges(minimum, maximum)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {remedy}") from error
 
 
 def only_file(folder: Path, suffix: str, kind: str) -> Path:

@@ -96,7 +96,7 @@ def lerobot(folder: Path, version: str) -> Path:
 
 
 LEROBOT_BAD = {
-    "episode_000001": "action.3, 2. is inf",
+    "episode_000001": "action[3, 2] is inf",
     "episode_000002": "none of its 6 steps moves the robot",
     "episode_000003": "the instruction is empty",
     "episode_000004": "is nan",
@@ -159,7 +159,7 @@ def test_every_bad_demonstration_is_named_before_anything_is_encoded(tmp_path: P
     assert f"demonstrations that cannot be used: {len(bad)}: " in message
     assert message.endswith(f"leave them out with skip_bad={len(bad)}")
     for reason in bad.values():
-        assert any(part in message for part in reason.split("|")) or "action[3, 2] is inf" in message
+        assert any(part in message for part in reason.split("|")), reason
     assert "\n" not in message
     assert tokenizer.calls == 0
     assert not (tmp_path / "out").exists()
@@ -250,7 +250,9 @@ def test_settings_that_fit_no_demonstration_are_told_by_the_first(tmp_path: Path
         run(source, tmp_path / "out")
     with pytest.raises(InputError, match=r"skip_bad allows 29: .*; and lift/demo_20, lift/demo_21"):
         run(source, tmp_path / "out", skip_bad=0.99)
-    with pytest.raises(InputError, match=r"cannot be used: 30: "):
+    with pytest.raises(
+        InputError, match=r"none of its 30 demonstrations can be used, skip_bad cannot help; "
+    ):
         run(source, tmp_path / "out", skip_bad=30.0)
 
 
@@ -304,19 +306,6 @@ def test_a_replay_takes_its_own_frames_and_states(tmp_path: Path) -> None:
     assert calls == ["lift/demo_0"]
 
 
-def test_records_without_skipped_demonstrations_are_read(tmp_path: Path) -> None:
-    source = tmp_path / "set"
-    write_file(source / "lift_demo.hdf5", [demonstration(seed=seed) for seed in range(2)])
-    index = run(source, tmp_path / "out")
-    (path,) = (tmp_path / "out" / "parts").glob("*.json")
-    record = json.loads(path.read_text())
-    assert record.pop("skipped") == []
-    path.write_text(json.dumps(record))
-    tokenizer = Tokenizer()
-    assert prepare(Preparer(config(source, tmp_path / "out"), tokenizer)) == index
-    assert tokenizer.calls == 0, "a part of an earlier version is not written again"
-
-
 def test_actions_outside_their_ranges_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = tmp_path / "set"
     degrees = demonstration(steps=10)
@@ -353,20 +342,3 @@ def test_the_plan_depends_on_faults_and_not_on_what_was_looked_at(tmp_path: Path
     assert plan(damaged) != plan(reference)
     path.unlink()
     assert plan(damaged), "a file that is missing is not looked at"
-
-
-def test_an_action_of_one_part_has_the_plan_of_its_name(tmp_path: Path) -> None:
-    source = write_lerobot(tmp_path / "set", "v2.1", [recorded(6, 0)], "image")
-    seen: list[Any] = []
-
-    def plan_with(**changes: Any) -> str:
-        preparer = Preparer(config(source, tmp_path / "out", **changes), Tokenizer())
-        return preparer.plan()[0].plan
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "data.prepare.preparer.plan_parts", lambda *args, **kwargs: seen.append(kwargs["settings"]) or []
-        )
-        Preparer(config(source, tmp_path / "out", action=["action"]), Tokenizer()).plan()
-    assert seen[0][0]["action"] == "action", "as in plans of earlier versions"
-    assert plan_with(action=["action"]) != plan_with()

@@ -113,7 +113,8 @@ def test_going_back_keeps_the_later_checkpoints_for_the_user(
     folder = RunFolder.of(config.run)
     open_run(config, folder)
     urls = [commit_step(folder.checkpoints, step, METADATA) for step in (2, 4, 6)]
-    for name in ("step_00000002", "step_00000004", "superseded_1_step_00000004"):
+    made = ("step_00000002", "step_00000004", "step_00000004-libero_goal", "superseded_1_step_00000004")
+    for name in made:
         (folder.evaluations / name).mkdir(parents=True)
     config.checkpointing.resume = urls[0]
     start = open_run(config, folder)
@@ -127,6 +128,7 @@ def test_going_back_keeps_the_later_checkpoints_for_the_user(
     assert {path.name for path in folder.evaluations.iterdir()} == {
         "step_00000002",
         "superseded_1_step_00000004",
+        "superseded_1_step_00000004-libero_goal",
         "superseded_2_step_00000004",
     }
     config.checkpointing.resume = urls[2]
