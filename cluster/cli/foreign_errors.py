@@ -43,8 +43,8 @@ def _library_of(error: Exception) -> str | None:
         path = Path(frame.f_code.co_filename)
         if any(path.is_relative_to(own) for own in _OWN):
             return None
-        if path.suffix == ".pyx":  # compiled code names its source: h5py/_objects.pyx
-            return path.parts[0]
+        if path.suffix in (".pyx", ".pxi"):  # compiled code names its source: python/ray/_raylet.pyx
+            return next((part for part in path.parts if part not in ("/", "python")), path.name)
         for folder in _SITE_PACKAGES:
             if folder in path.parts:
                 return path.parts[path.parts.index(folder) + 1].removesuffix(".py")

@@ -120,10 +120,12 @@ def renderer() -> CheckResult:
         backend = choose_backend()
     except InputError as error:
         return CheckResult("renderer", FAIL, "missing", str(error))
+    names = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")
+    chosen = {name: value for name in names if (value := os.environ.get(name))}
     try:
         process = subprocess.run(
             [sys.executable, "-c", _RENDER_SCRIPT],
-            env=program_environment(os.environ),
+            env=program_environment(os.environ) | chosen,  # also those that only `choose_backend` has set
             capture_output=True,
             text=True,
             timeout=_RENDER_TIMEOUT,

@@ -13,6 +13,7 @@ an existing cluster have an environment of their own: there each process is chan
 | RAY_TRAIN_METRICS_ENABLED | 0 | no Prometheus exporter |
 | RAY_TRAIN_ENABLE_PREEMPTION_WATCHER | 0 (private) | one machine is not preempted node by node |
 | RAY_TRAIN_ENABLE_PRINT_PATCH | 0 | print goes where stdout goes |
+| SPT_NOENV | 1 (private) | titles of Ray's agents leave their environment as it is, for the guard |
 | RAY_CHDIR_TO_TRIAL_DIR | 0 | relative paths mean the same in every process |
 | TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S | 5 | peers of a failed rank hang in their collective operation |
 | PYTHONPATH | this project's folder first | the caller's own `data` or `eval` does not hide ours |
@@ -51,7 +52,11 @@ _SET = {
     "PYTHONSAFEPATH": "1",
     "PYTHONUTF8": "1",
 }
-_SET_PRIVATE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_AUTH_TOKEN": _PRIVATE_TOKEN}
+_SET_PRIVATE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_AUTH_TOKEN": _PRIVATE_TOKEN,
+    "SPT_NOENV": "1",
+}
 # Of a launcher that started the command as one of its processes (mpirun, torchrun): each would describe every
 # rank as that one. DeepSpeed refuses OMPI_COMM_WORLD_LOCAL_RANK where it differs from LOCAL_RANK.
 _LAUNCHERS = re.compile(r"(OMPI|PMI|PMIX|MV2_COMM_WORLD|TORCHELASTIC)_")

@@ -43,7 +43,11 @@ def private_ray(cluster: ClusterConfig, resources: RunResources) -> Iterator[Pat
     import ray
 
     folder = temporary_folder()
-    guard = _start_guard(folder)
+    try:
+        guard = _start_guard(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         with undisturbed_start(own_session=True):
             _start(cluster, resources, folder)
@@ -60,7 +64,8 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     """Let `ray.init` leave the handler of SIGTERM alone for the length of a `with` block.
 
     Ray's own handler is `sys.exit(15)`, without a word. Ray has no setting for this, nor for the sessions of
-    its processes: two functions of its are replaced for the length of the block (`tests` has a canary).
+    its processes: two functions of its are replaced for the length of the block (a test reads
+    Ray's source for these names).
 
     Args:
         own_session: Whether each process that Ray starts meanwhile gets a session of its own.
@@ -129,7 +134,7 @@ def _start(cluster: ClusterConfig, resources: RunResources, folder: Path) -> Non
         )
     except Exception as error:  # Ray raises many classes, and plain Exception too
         raise CommandFailedError(
-            f"Ray does not start ({first_line(error)}{_last_words(folder)}); unset variables RAY_*, free "
+            f"Ray does not start ({first_line(error)}{_last_log_line(folder)}); unset variables RAY_*, free "
             f"memory and space in {folder.parent}, or set TMPDIR to another folder; --debug shows more"
         ) from error
     finally:
@@ -138,7 +143,7 @@ def _start(cluster: ClusterConfig, resources: RunResources, folder: Path) -> Non
             os.environ[_MARK] = before
 
 
-def _last_words(folder: Path) -> str:
+def _last_log_line(folder: Path) -> str:
     """The last line that Ray's processes have logged before they ended, as text to append; or nothing."""
     for name in _LOGS:
         for path in folder.glob(f"session_2*/logs/{name}"):

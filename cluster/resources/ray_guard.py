@@ -48,7 +48,7 @@ def _environment(pid: str) -> list[bytes]:
 
 
 def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
 
 

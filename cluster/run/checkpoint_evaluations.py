@@ -136,6 +136,7 @@ class CheckpointEvaluations:
                 )
             self._summary_due = True
         except InputError as error:  # a file that was damaged since the start does not end the training
+            self._summary_due = False
             self._reporter.line(str(error))
         else:
             self._summary_due = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,8 @@ def only_evaluation(folder: Path) -> Iterator[None]:
     Raises:
         InputError: Another evaluation is writing into the folder.
     """
-    with (folder / LOCK_FILE).open("w") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW  # a link there may lead to another's file
+    with os.fdopen(os.open(folder / LOCK_FILE, flags, 0o666), "r+b") as file:
         try:
             lock(file.fileno(), wait=False)
         except BlockingIOError as error:

@@ -7,6 +7,7 @@ the two are told apart by a label that says what differs.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _CONDITIONS = (
     "standin_assets",
     "policy_settings",
 )
-_MAX_SHOWN = 24  # characters of a value in a label: enough to tell checksums apart
+_MAX_SHOWN = 24  # characters of a value in a label
 
 Key = tuple[int, int]
 """Task and initial state."""
@@ -122,8 +123,16 @@ def _label(evaluation: StoredEvaluation, differing: Differing) -> str:
     parts = []
     for name in differing.get(evaluation.suite, ()):
         value = conditions.get(name)
-        parts.append(f"{name} not recorded" if value is None else f"{name} {value[:_MAX_SHOWN]}")
+        parts.append(f"{name} not recorded" if value is None else f"{name} {_shown(value)}")
     return f"{evaluation.suite} ({', '.join(parts)})" if parts else evaluation.suite
+
+
+def _shown(value: str) -> str:
+    """A value in a label: of a long one the beginning and a checksum, so that others have other labels."""
+    if len(value) <= _MAX_SHOWN:
+        return value
+    checksum = hashlib.sha256(value.encode(errors="backslashreplace")).hexdigest()
+    return f"{value[:_MAX_SHOWN]}... {checksum[:8]}"
 
 
 def _join(label: str, group: Sequence[StoredEvaluation]) -> EvaluationRecord:

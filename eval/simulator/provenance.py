@@ -36,6 +36,7 @@ def renderer() -> str:
     try:
         query = subprocess.run(
             [sys.executable, "-P", "-c", _QUERY],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_QUERY_SECONDS,

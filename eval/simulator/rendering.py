@@ -40,7 +40,7 @@ def choose_backend() -> str:
             PYOPENGL_PLATFORM names another.
     """
     visible = os.environ.get(_VISIBLE)
-    has_gpu = Path("/dev/nvidia0").exists() and visible != ""
+    has_gpu = Path("/dev/nvidia0").exists() and (visible is None or _names_gpu(visible))
     backend = _set_default("MUJOCO_GL", "egl" if has_gpu else "osmesa").lower()
     if backend not in _LIBRARY_OF_BACKEND:
         raise InputError(f"MUJOCO_GL={backend}: expected one of {', '.join(_LIBRARY_OF_BACKEND)}")
@@ -82,9 +82,15 @@ def egl_device(visible: str) -> int:
     if first.isdecimal():
         return int(first)
     for number, folder in enumerate(sorted(_GPUS.glob("*"))):
-        if first and first in (folder / "information").read_text("utf-8", "replace"):
+        if _names_gpu(first) and first in (folder / "information").read_text("utf-8", "replace"):
             return number
     return 0
+
+
+def _names_gpu(visible: str) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names a GPU: from the first other name on, such as -1, CUDA sees none."""
+    first = visible.split(",")[0].strip()
+    return first.isdecimal() or first.startswith(("GPU-", "MIG-"))
 
 
 def _set_default(name: str, value: str) -> str:

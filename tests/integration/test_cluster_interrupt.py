@@ -111,7 +111,7 @@ def test_a_signal_ends_everything(number: signal.Signals, tmp_path: Path, short_
     assert process.returncode != 0
     assert number == signal.SIGINT or "ended by SIGTERM" in said
     psutil.wait_procs(children, timeout=HANG_SECONDS)
-    assert alive(children) == []
+    wait_until(lambda: alive(children) == [])
     assert list(short_folder.glob("wv-*")) == []
 
 
@@ -132,7 +132,7 @@ def test_sigterm_to_the_whole_process_group_ends_with_a_checkpoint(
     assert process.returncode == EXIT_PREEMPTED, said
     assert "SIGTERM: a checkpoint follows at the next step boundary" in said
     assert "GCS" not in said
-    assert alive(children) == []
+    wait_until(lambda: alive(children) == [])
     assert list(short_folder.iterdir()) == []
 
 

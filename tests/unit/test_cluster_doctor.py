@@ -17,6 +17,7 @@ from cluster.cli.main import main
 from cluster.doctor import machine_checks, network_checks
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
 from cluster.doctor.checks import run_check
+from eval.simulator import rendering
 from tests.support.training_case import write_dataset
 
 
@@ -90,6 +91,15 @@ def test_a_broken_renderer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "_RENDER_SCRIPT", "raise SystemExit('no screen')")
     result = machine_checks.renderer()
     assert (result.state, result.found) == (FAIL, "osmesa: no screen")
+
+
+def test_the_renderer_that_was_chosen_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(rendering, "_defaults", {})
+    script = "import os; print(int(os.environ.get('MUJOCO_GL') == 'osmesa'))"
+    monkeypatch.setattr(machine_checks, "_RENDER_SCRIPT", script)
+    assert machine_checks.renderer().state == OK
 
 
 def test_the_table_and_the_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""How a private Ray is started; Ray itself is not. A canary reads Ray's code: what we replace must exist."""
+"""How a private Ray is started; Ray itself is not. A test reads Ray's source: what we replace must exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_ray_still_starts_its_processes_and_sets_its_handler_by_these_names() ->
 
 
 def test_processes_of_a_start_have_sessions_of_their_own() -> None:
-    program = ["sh", "-c", "exit $(ps -o sid= -p $$ | grep -c $$)"]
+    program = ["sh", "-c", "exit $(ps -o sid= -p $$ | grep -cw $$)"]
     with undisturbed_start(own_session=True):
         assert services.ConsolePopen(program).wait() == 1
     assert services.ConsolePopen(program).wait() == 0, "as before, afterwards"

@@ -203,6 +203,8 @@ def gpu_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("GPU-2222", None, "egl", "1"),
         ("MIG-33333333", None, "egl", "0"),
         ("", None, "osmesa", None),
+        ("-1", None, "osmesa", None),
+        ("NoDevFiles", None, "osmesa", None),
         ("", "egl", "egl", "0"),
         ("1", "osmesa", "osmesa", None),
     ],

@@ -270,6 +270,14 @@ def test_policies_without_a_step_are_told_apart_by_name(run: Path) -> None:
     ]
 
 
+def test_policies_whose_paths_begin_alike_are_not_joined(run: Path) -> None:
+    for name in ("a", "b"):
+        evaluate(run / f"eval/{name}", step=None, policy=f"/scratch/me/project/exports/{name}")
+    labels = [row[1] for row in rows(read_run(run))]
+    assert len(set(labels)) == 2
+    assert all(label.startswith("robosuite_lift (policy /scratch/me/project/expo... ") for label in labels)
+
+
 def test_runs_beside_one_another_are_told_apart_by_common_conditions(tmp_path: Path) -> None:
     for name, horizon in (("a", 120), ("b", 60)):
         (tmp_path / name).mkdir()

@@ -229,7 +229,7 @@ def test_rollouts_are_kept_when_a_score_fails(
     assert content["psnr"] > 0
 
 
-def test_scores_are_written_before_the_film(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_written_before_the_video(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
