@@ -123,8 +123,3 @@ class Statistics:
     std: tuple[float, ...]
     q01: tuple[float, ...]
     q99: tuple[float, ...]
-
-    def columns(self, chosen: slice) -> Statistics:
-        """The statistics of some of the dimensions."""
-        per_dimension = ("minimum", "maximum", "mean", "std", "q01", "q99")
-        return Statistics(self.count, **{name: getattr(self, name)[chosen] for name in per_dimension})

@@ -63,6 +63,9 @@ def private_ray(cluster: ClusterConfig, resources: RunResources) -> Iterator[Pat
 def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     """Let `ray.init` leave the handler of SIGTERM alone for the length of a `with` block.
 
+    From then on Ray never starts by itself: a thread that calls it once more while the command ends (ctrl-C)
+    would start another Ray, which nobody ends.
+
     Ray's own handler is `sys.exit(15)`, without a word. Ray has no setting for this, nor for the sessions of
     its processes: two functions of its are replaced for the length of the block (a test reads
     Ray's source for these names).
@@ -70,8 +73,9 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     Args:
         own_session: Whether each process that Ray starts meanwhile gets a session of its own.
     """
-    from ray._private import services, utils
+    from ray._private import auto_init_hook, services, utils
 
+    auto_init_hook.enable_auto_connect = False
     popen: Any = services.ConsolePopen
 
     class OwnSession(popen):

@@ -104,8 +104,9 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
             total,
             "; ".join(list(skipped.values())[:_MAX_NAMED]),
         )
-    both = summarise(_TrainingValues(config.out, finished, splits, slice(None)))
-    actions, states = both.columns(slice(0, ACTION_DIM)), both.columns(slice(ACTION_DIM, None))
+    # One after the other: together they would take twice the memory.
+    actions = summarise(_TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)))
+    states = summarise(_TrainingValues(config.out, finished, splits, slice(ACTION_DIM, None)))
     ranges = _action_ranges(config, actions)
     _warn_of_clipped_actions(
         _TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)), ranges, config

@@ -95,11 +95,13 @@ def _values_at(
     """The values [D] at some ranks (0 is the smallest), found digit by digit."""
     width = len(histogram)
     counts: list[dict[int, NDArray[np.int64]]] = [{0: row} for row in histogram]
+    del histogram
     places = [[_Place(0, rank) for rank in ranks] for _ in range(width)]
     for digits in range(1, _DIGITS + 1):
         places = [[_next_digit(counts[d][at.prefix], at) for at in places[d]] for d in range(width)]
         if digits == _DIGITS:
             break
+        counts.clear()  # freed before the next ones are made
         counts = [{at.prefix: np.zeros(_BUCKETS, np.int64) for at in places[d]} for d in range(width)]
         for part in parts:
             for d, keys in enumerate(_sortable(part.astype(np.float64)).T):

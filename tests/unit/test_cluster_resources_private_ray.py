@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import services, utils, worker
+from ray._private import auto_init_hook, services, utils, worker
 
 from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
@@ -26,6 +26,7 @@ def test_ray_still_starts_its_processes_and_sets_its_handler_by_these_names() ->
     assert "process = ConsolePopen(" in inspect.getsource(services.start_ray_process)
     assert "ray._private.utils.set_sigterm_handler(sigterm_handler)" in inspect.getsource(worker.init)
     assert "signal.signal(signal.SIGTERM, sigterm_handler)" in inspect.getsource(utils.set_sigterm_handler)
+    assert "if enable_auto_connect and not ray.is_initialized()" in inspect.getsource(auto_init_hook)
     assert inspect.getsource(worker.connect).count("job_config._runtime_env_has_working_dir()") == 2
 
 
