@@ -78,7 +78,7 @@ def test_suite_has_its_ten_tasks_and_fifty_states() -> None:
     assert len(suite.tasks) == 10
     task = suite.tasks[TASK]
     assert task.instruction == "pick up the cream cheese and place it in the basket"
-    assert task.environment == "LIBERO_Floor_Manipulation"
+    assert task.environment == "Libero_Floor_Manipulation"
     assert task.horizon == 280
 
 
