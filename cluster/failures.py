@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
+
+from data.files import DISK_FULL
 
 
 class CommandFailedError(Exception):
@@ -28,7 +29,7 @@ class TrainingFailedError(CommandFailedError):
         self.headline = headline
 
 
-_OUT_OF_SPACE = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+_OUT_OF_SPACE = tuple(map(os.strerror, DISK_FULL))
 
 
 def is_out_of_space(message: str) -> bool:

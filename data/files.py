@@ -25,12 +25,12 @@ from data.errors import InputError
 _TEMPORARY = re.compile(r"\..+[.-](?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})(-[0-9a-f]{8})?\.tmp")
 _ABANDONED = 86_400.0  # seconds without a change, after which a writer on another machine has ended
 _cleaned: set[Path] = set()  # folders that this process has looked through
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, or none left of the user's quota
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space on the disk, or none left of the user's quota
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that a disk is full, or that the user's quota on it is used up."""
-    return isinstance(error, OSError) and error.errno in _DISK_FULL
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def disk_full_error(error: OSError) -> InputError:

@@ -29,6 +29,7 @@ from eval.simulator.libero_assets import package_folder
 from eval.simulator.libero_names import LIBERO_SUITES
 from eval.simulator.registry import open_suite
 from tests.support.observing import ACTIONS, observed
+from tests.support.robomimic_playback import play_back
 
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "libero" / "assets.tar.xz"
 SUITE, TASK = "libero_object", 1
@@ -132,12 +133,7 @@ def test_robomimic_plays_demonstrations_back_from_their_metadata(demonstrations:
     environment: Any = robosuite.make(metadata["env_name"], **arguments, **of_robomimic)
     try:
         environment.reset()
-        environment.reset_from_xml_string(model)
-        environment.sim.reset()
-        environment.sim.set_state_from_flattened(states[0])
-        environment.sim.forward()
-        for action in actions:
-            environment.step(action)
+        play_back(environment, model, states[0], actions)
         assert environment._check_success()
     finally:
         environment.close()

@@ -24,6 +24,7 @@ from eval.evaluation.evaluate import evaluate_command
 from eval.expert.scripts import demonstrate
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
+from tests.support.robomimic_playback import play_back
 
 SUITE = "robosuite_lift"
 PIXELS = 64  # of views that are looked at
@@ -179,12 +180,7 @@ def test_robomimic_plays_demonstrations_back_from_their_metadata(demonstrations:
     environment: Any = robosuite.make(metadata["env_name"], **metadata["env_kwargs"], **of_robomimic)
     try:
         environment.reset()
-        environment.reset_from_xml_string(environment.edit_model_xml(model))
-        environment.sim.reset()
-        environment.sim.set_state_from_flattened(states[0])
-        environment.sim.forward()
-        for action in actions:
-            environment.step(action)
+        play_back(environment, environment.edit_model_xml(model), states[0], actions)
         assert environment._check_success()
         assert np.abs(environment.sim.get_state().flatten()[1:8] - states[-1][1:8]).max() < 0.1, "radians"
     finally:

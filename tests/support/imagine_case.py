@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -18,6 +20,7 @@ from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import IMAGE_START
 from eval.policy.loaded_model import LoadedModel
+from eval.world_model import imagine as world_model
 from pretrain.model.generate import Guidance
 from pretrain.model.sampling import Sampling
 from pretrain.policy_settings import PolicySettings
@@ -80,3 +83,16 @@ def add_one(
         codes = image_codes(ids[start : start + image_block_length(8, 8)])
         predicted.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
     return np.array(predicted, np.uint16)
+
+
+def recording_checkpoint(
+    prepared: Path, folder: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A checkpoint, in a copy of `prepare_data`'s folder, whose world model is `add_one`."""
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    model = loaded_model(str(folder / "data"), image)
+    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
+    monkeypatch.setattr(world_model, "decode_image", add_one)
+    PROMPTS.clear()
+    REQUESTS.clear()
+    return folder / "runs/demo/checkpoints/step_00000100"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,10 +37,9 @@ from tests.support.imagine_case import (
     PIXELS,
     PROMPTS,
     REQUESTS,
-    add_one,
     image_tokenizer,
-    loaded_model,
     prepare_data,
+    recording_checkpoint,
 )
 from tests.support.libero_layout import demonstration, write_file
 
@@ -63,13 +61,7 @@ def checkpoint(
     prepared: Path, tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A checkpoint whose world model adds one to every code, and records its inputs."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    model = loaded_model(str(tmp_path / "data"), image)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
-    monkeypatch.setattr(world_model, "decode_image", add_one)
-    PROMPTS.clear()
-    REQUESTS.clear()
-    return tmp_path / "runs/demo/checkpoints/step_00000100"
+    return recording_checkpoint(prepared, tmp_path, image, monkeypatch)
 
 
 def test_each_prediction_starts_from_the_previous_one_and_the_true_action(

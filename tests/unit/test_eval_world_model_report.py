@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,13 @@ from eval.world_model import results as results_module
 from eval.world_model.imagine import imagine
 from eval.world_model.perceptual import Lpips
 from eval.world_model.scores import score
-from tests.support.imagine_case import PROMPTS, REQUESTS, add_one, image_tokenizer, loaded_model, prepare_data
+from tests.support.imagine_case import (
+    PROMPTS,
+    image_tokenizer,
+    loaded_model,
+    prepare_data,
+    recording_checkpoint,
+)
 from tests.support.independent_metrics import alexnet_weights
 
 
@@ -49,13 +54,7 @@ def checkpoint(
     prepared: Path, tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     """A checkpoint whose world model adds one to every code, and records its inputs."""
-    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    model = loaded_model(str(tmp_path / "data"), image)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
-    monkeypatch.setattr(world_model, "decode_image", add_one)
-    PROMPTS.clear()
-    REQUESTS.clear()
-    return tmp_path / "runs/demo/checkpoints/step_00000100"
+    return recording_checkpoint(prepared, tmp_path, image, monkeypatch)
 
 
 def test_the_score_of_predicting_no_change_stands_beside_every_score(checkpoint: Path) -> None:
