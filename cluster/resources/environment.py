@@ -8,14 +8,7 @@ an existing cluster have an environment of their own: there each process is chan
 |---|---|---|
 | RAY_USAGE_STATS_ENABLED | 0 | nothing is sent anywhere |
 | RAY_AUTH_TOKEN | a fresh secret (private) | Ray would keep one in the home folder, which may be read-only |
-| RAY_TRAIN_HEALTH_CHECK_INTERVAL_S | 0.5 | a failed rank is noticed within half a second |
-| RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S | cluster.start_timeout | imports are slow on a busy machine |
-| RAY_TRAIN_METRICS_ENABLED | 0 | no Prometheus exporter |
-| RAY_TRAIN_ENABLE_PREEMPTION_WATCHER | 0 (private) | one machine is not preempted node by node |
-| RAY_TRAIN_ENABLE_PRINT_PATCH | 0 | print goes where stdout goes |
 | SPT_NOENV | 1 (private) | titles of Ray's agents leave their environment as it is, for the guard |
-| RAY_CHDIR_TO_TRIAL_DIR | 0 | relative paths mean the same in every process |
-| TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S | 5 | peers of a failed rank hang in their collective operation |
 | PYTHONPATH | this project's folder first | the caller's own `data` or `eval` does not hide ours |
 | PYTHONSAFEPATH | 1 | `python -m` and `-c` do not import from the working folder |
 | PYTHONUTF8 | 1 | files and output are UTF-8 in every locale |
@@ -44,16 +37,10 @@ _PRIVATE_TOKEN = secrets.token_hex(32)  # one per process: Ray reads it only onc
 
 _SET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     "PYTHONSAFEPATH": "1",
     "PYTHONUTF8": "1",
 }
 _SET_PRIVATE = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_AUTH_TOKEN": _PRIVATE_TOKEN,
     "SPT_NOENV": "1",
 }
@@ -96,8 +83,7 @@ def environment_for_ray(cluster: ClusterConfig, caller: Mapping[str, str]) -> di
         caller: Environment of the command.
     """
     private = cluster.address is None
-    environment = _cleaned(caller, _RAY_KEPT if private else None)
-    environment |= _SET | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.start_timeout)}
+    environment = _cleaned(caller, _RAY_KEPT if private else None) | _SET
     return environment | _SET_PRIVATE if private else environment
 
 
@@ -143,14 +129,12 @@ def _cleaned(caller: Mapping[str, str], ray_kept: Collection[str] | None) -> dic
 
     Args:
         caller: Environment of the command.
-        ray_kept: Of Ray's switches in capitals only these stay; None: all but those of Ray Train.
+        ray_kept: Of Ray's switches in capitals only these stay; None: all of them.
     """
 
     def is_removed(name: str) -> bool:
         if name.startswith("PYTHON"):
             return name.isupper() and name not in _PYTHON_KEPT
-        if name.startswith("RAY_TRAIN_"):
-            return True
         if name.startswith("RAY_"):
             return ray_kept is not None and name.isupper() and name not in ray_kept
         return _LAUNCHERS.match(name) is not None

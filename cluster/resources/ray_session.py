@@ -36,11 +36,13 @@ class Session:
     Attributes:
         folder: Private temporary folder, removed with the session.
         resources: Resources that the session was opened for.
+        start_timeout: Seconds within which the processes of a training must have started.
         existing_cluster: Whether it has joined an existing cluster, whose nodes may leave and return.
     """
 
     folder: Path
     resources: RunResources
+    start_timeout: float
     existing_cluster: bool = False
 
     def nodes(self) -> list[Node]:
@@ -72,7 +74,7 @@ def open_session(cluster: ClusterConfig, resources: RunResources) -> Iterator[Se
         from ray.exceptions import RayError  # Ray reads the environment when it is imported
 
         try:
-            yield Session(folder, resources, existing_cluster=address is not None)
+            yield Session(folder, resources, cluster.start_timeout, existing_cluster=address is not None)
         except RayError as error:
             raise CommandFailedError(
                 f"Ray failed ({type(error).__name__}: {first_line(error)}); repeat the command: it resumes"

@@ -33,7 +33,7 @@ def exceptions_of_ranks(failures: Mapping[int, BaseException]) -> dict[int, Base
     Of a process that was killed, or does not answer, Ray reports an exception of its own.
 
     Args:
-        failures: `worker_failures` of Ray's `WorkerGroupError`.
+        failures: What ended each rank that failed.
     """
     own = {rank: type(error).__module__.partition(".")[0] == "ray" for rank, error in failures.items()}
     return {rank: error for rank, error in sorted(failures.items()) if not own[rank]}
@@ -45,7 +45,6 @@ def explain_failure(
     ranks: int,
     sizes_before: Mapping[str, int],
     exceptions: Mapping[int, BaseException] | None = None,
-    ray_failure: str | None = None,
 ) -> InputError | TrainingFailedError:
     """The error that explains why a group of ranks failed.
 
@@ -55,7 +54,6 @@ def explain_failure(
         ranks: Number of ranks.
         sizes_before: `log_sizes` before these ranks were started.
         exceptions: `exceptions_of_ranks`: they explain ranks whose record the disk did not take.
-        ray_failure: Class of Ray's exception where Ray itself has failed, not a rank.
     """
     failures = _failures(logs, exceptions or {})
     for failure in failures:
@@ -77,10 +75,6 @@ def explain_failure(
         report.write_text(ray_report + "\n", encoding="utf-8")
     except OSError as error:
         _LOG.warning("%s: cannot be written (%s); Ray says: %s", report, error, ray_report)
-    if ray_failure is not None:
-        return TrainingFailedError(
-            f"Ray's controller of the training ended ({ray_failure}; killed, or out of memory); see {report}"
-        )
     return _explain_silent_end(logs, report, ranks, failures)
 
 

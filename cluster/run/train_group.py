@@ -1,17 +1,20 @@
-"""The training processes: a Ray Train worker group that runs the same function as torchrun would."""
+"""The training processes: one Ray actor per rank, each of which runs the same function as torchrun would."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cluster.failures import TrainingFailedError
 from cluster.resources.ray_session import Session
 from cluster.resources.run_resources import RunResources
 from cluster.run.rank_failures import exceptions_of_ranks, explain_failure, log_sizes
+from cluster.run.rank_layout import Location, rank_environments
 from cluster.run.worker_process import (
     enter_worker,
     log_process,
@@ -26,26 +29,25 @@ if TYPE_CHECKING:
     from pretrain.config import TrainingConfig
 
 TrainRank = Callable[["TrainingConfig"], None]
-"""Trains as one rank of the process group that exists: importable under its name."""
+"""Trains as one rank, in the environment that torchrun would give it: importable under its name."""
 
 _NODE_LABEL = "ray.io/node-id"
+_LATER_FAILURES_SECONDS = 0.5  # within which ranks that failed by themselves, at the same step, say so
 
 
 @dataclass(frozen=True, slots=True)
 class _RankTask:
-    """What Ray hands to every rank.
+    """What every rank is handed.
 
     Attributes:
         train: The training function.
         config: Its settings.
         logs: Folder of the ranks' logs.
-        working_folder: Of the command.
     """
 
     train: TrainRank
     config: TrainingConfig
     logs: Path
-    working_folder: str
 
 
 def run_train_group(
@@ -58,8 +60,9 @@ def run_train_group(
 ) -> None:
     """Run `train(config)` in `parallel.tensor * parallel.data` processes; return when all have ended.
 
-    Every process is in a torch process group (gloo, or NCCL with GPUs) with `RANK`, `LOCAL_RANK` and
-    `WORLD_SIZE` set, as under torchrun. Their output goes to `logs/rank_00000.log` and so on.
+    Every process has `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` set, as under
+    torchrun, and sees the GPUs of all ranks of its node. Their output goes to `logs/rank_00000.log` and so
+    on.
 
     Args:
         config: Handed to `train` in each process.
@@ -74,69 +77,151 @@ def run_train_group(
         PreemptedError: The ranks were requested to stop, and have.
         TrainingFailedError: Any other failure of a rank, or of Ray itself.
     """
-    import ray.train
     from ray.exceptions import RayError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     logs.mkdir(parents=True, exist_ok=True)
     remove_failures(logs, RANK_PATTERN)
     resources = resources or session.resources
     sizes_before = log_sizes(logs)
-    trainer = TorchTrainer(
-        _run_rank,
-        train_loop_config={"task": _RankTask(train, config, logs.resolve(), os.getcwd())},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_rank else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.ranks,
-            use_gpu=resources.gpus_per_rank > 0,
-            resources_per_worker=resources.per_rank,
-            # One selector per rank; Ray numbers the ranks node by node in this order.
-            label_selector=None if nodes is None else [{_NODE_LABEL: node} for node in nodes],
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"train-{time.time_ns()}",
-            storage_path=str(session.folder / "train"),
-        ),
-    )
+    task = _RankTask(train, config, logs.resolve())
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        errors = exceptions_of_ranks(getattr(error, "worker_failures", {}))
-        raise explain_failure(logs, str(error), resources.ranks, sizes_before, errors) from error
-    except RayError as error:  # the controller, a process of its own, has ended, or Ray does not answer
-        name = type(error).__name__
-        _release_resources()
-        raise explain_failure(logs, str(error), resources.ranks, sizes_before, ray_failure=name) from error
+        with _rank_processes(resources, nodes, session.start_timeout) as processes:
+            failures = _train(processes, task, session.start_timeout)
+    except RayError as error:  # a node was lost while the ranks started, or Ray does not answer
+        raise TrainingFailedError(
+            f"Ray could not start the training processes ({type(error).__name__}: {error})"
+        ) from error
+    if failures:
+        report = "\n".join(f"{rank_name(rank)}: {error}" for rank, error in sorted(failures.items()))
+        raise explain_failure(logs, report, resources.ranks, sizes_before, exceptions_of_ranks(failures))
     if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
 
 
-def _release_resources() -> None:
-    """Remove the placement groups of a controller that was killed, and with them its ranks.
+@contextmanager
+def _rank_processes(
+    resources: RunResources, nodes: Sequence[str] | None, timeout: float
+) -> Iterator[list[Any]]:
+    """One actor per rank, on resources that are reserved for all of them at once; ended with the block.
 
-    Ray itself notices such a controller only where its dashboard runs. Those of evaluations have a name; the
-    id of a placement group ends with that of its job.
+    Raises:
+        TrainingFailedError: The resources do not become free in time.
     """
     import ray
-    from ray.util import placement_group_table, remove_placement_group
-    from ray.util.placement_group import PlacementGroup
+    from ray.exceptions import RayError
+    from ray.util import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    job = ray.get_runtime_context().get_job_id()
-    for identity, group in placement_group_table().items():
-        if identity.endswith(job) and not group["name"] and group["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+    group = placement_group(
+        [resources.per_rank] * resources.ranks,
+        strategy="PACK",
+        bundle_label_selector=[{_NODE_LABEL: node} for node in nodes or ()] or [{}] * resources.ranks,
+    )
+    actor: Any = ray.remote(_Rank)
+    processes: list[Any] = []
+    try:
+        if not group.wait(timeout):
+            raise TrainingFailedError(
+                f"{resources.ranks} training processes of {resources.per_rank} each found no room within "
+                f"cluster.start_timeout={timeout:g} s; see `ray status` for what uses it"
+            )
+        for rank in range(resources.ranks):
+            placement = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
+            options = actor.options(
+                num_cpus=resources.cpus_per_rank,
+                num_gpus=resources.gpus_per_rank,
+                max_concurrency=2,  # trains outside the main thread, which then handles signals as Ray wants
+                scheduling_strategy=placement,
+            )
+            processes.append(options.remote(os.getcwd()))
+        yield processes
+    finally:
+        with suppress(RayError):  # the session has ended, or Ray does not answer
+            for process in processes:
+                ray.kill(process)
+            remove_placement_group(group)
 
 
-def _run_rank(loop_config: dict[str, _RankTask]) -> None:
-    """Body of one training process."""
-    task = loop_config["task"]
-    enter_worker(task.working_folder)
-    rank = int(os.environ["RANK"])
-    name = rank_name(rank)
-    with log_process(task.logs, name, rank):
+def _train(processes: Sequence[Any], task: _RankTask, timeout: float) -> dict[int, BaseException]:
+    """Train in all processes until they have ended, or one has failed; return the failures by rank.
+
+    Raises:
+        TrainingFailedError: The processes do not start in time.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    try:
+        locations = ray.get([process.location.remote() for process in processes], timeout=timeout)
+    except GetTimeoutError as error:
+        raise TrainingFailedError(
+            f"the training processes did not start within cluster.start_timeout={timeout:g} s"
+        ) from error
+    environments = rank_environments(locations)
+    results = {
+        process.train.remote(environment, task): int(environment["RANK"])
+        for process, environment in zip(processes, environments, strict=True)
+    }
+    running = list(results)
+    failures: dict[int, BaseException] = {}
+    while running and not failures:
+        ended, running = ray.wait(running)
+        failures |= _failures(ended, results)
+    if running:
+        ended, _ = ray.wait(running, num_returns=len(running), timeout=_LATER_FAILURES_SECONDS)
+        failures |= _failures(ended, results)
+    return failures
+
+
+def _failures(ended: Sequence[Any], ranks: dict[Any, int]) -> dict[int, BaseException]:
+    """Rank -> why it failed, of the ranks that have ended."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    failures: dict[int, BaseException] = {}
+    for result in ended:
         try:
-            task.train(task.config)
-        except PreemptedError as error:
-            # All ranks end so. An exception in one would make Ray end the others, which are at their end too.
-            if not write_failure(task.logs, name, error):
-                raise
+            ray.get(result)
+        except RayTaskError as error:
+            failures[ranks[result]] = error.cause or error
+        except RayError as error:  # its process has ended, or its node
+            failures[ranks[result]] = error
+    return failures
+
+
+class _Rank:
+    """The actor: a process of its own that trains as one rank.
+
+    Args:
+        working_folder: Of the command.
+    """
+
+    def __init__(self, working_folder: str) -> None:
+        enter_worker(working_folder)
+
+    def location(self) -> Location:
+        """Where this process is."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        return Location(
+            node=ray.get_runtime_context().get_node_id(),
+            address=ray.util.get_node_ip_address(),
+            free_port=port,
+            gpus=tuple(str(gpu) for gpu in ray.get_gpu_ids()),
+        )
+
+    def train(self, environment: dict[str, str], task: _RankTask) -> None:
+        """Train; an exception is recorded in the folder of the logs too."""
+        os.environ.update(environment)
+        rank = int(environment["RANK"])
+        name = rank_name(rank)
+        with log_process(task.logs, name, rank):
+            try:
+                task.train(task.config)
+            except PreemptedError as error:
+                # All ranks end so. An exception in one would end the others, which are at their end too.
+                if not write_failure(task.logs, name, error):
+                    raise

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook] = ()) -> None:
-    """Train as one rank of the process group that exists."""
+    """Train as one rank, in the environment that torchrun would give it."""
     from pretrain.library_warnings import silence_known_warnings
 
     silence_known_warnings()

@@ -38,8 +38,6 @@ class ProcessGroups:
         """
         device = None
         if torch.cuda.is_available():
-            # Also if torch.distributed is initialised: Ray Train does so, shows each rank all GPUs of the
-            # node, and leaves all ranks on the first.
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         if not dist.is_initialized():

@@ -16,11 +16,11 @@ from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
 from pretrain.config import ParallelConfig, TrainingConfig
 from tests.support.waiting import HANG_SECONDS
-from tests.unit.test_cluster_resources_environment import LAUNCHERS, PYTHON, RAY, RAY_TRAIN, SET
+from tests.unit.test_cluster_resources_environment import LAUNCHERS, PYTHON, RAY, SET
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = "from tests.integration.test_cluster_environment import body; body()"
-NONSENSE = dict.fromkeys((*LAUNCHERS, *PYTHON, *RAY, *RAY_TRAIN, *SET), "nonsense")
+NONSENSE = dict.fromkeys((*LAUNCHERS, *PYTHON, *RAY, *SET), "nonsense")
 NAMES = ("PYTHONUTF8", "PYTHONSAFEPATH", "LC_ALL", "WANDB_MODE", "TMPDIR")
 
 
@@ -28,6 +28,7 @@ def report(config: TrainingConfig) -> None:
     import torch
     import torch.distributed as dist
 
+    dist.init_process_group("gloo")
     total = torch.tensor([float(dist.get_rank())])
     dist.all_reduce(total)
     print("20 \u00b7 0.1")

@@ -125,33 +125,6 @@ def test_three_killed_ranks_and_a_damaged_checkpoint_change_no_loss(
     assert len(list(tmp_path.glob("killed_*"))) == len(KILLS)
 
 
-def controller_killed(config: TrainingConfig, start: RunStart) -> None:
-    folder = Path(config.run.dir)
-
-    def act(step: int) -> None:
-        if step == 3 and os.environ["RANK"] == "0" and not (folder / "killed").exists():
-            (folder / "killed").touch()
-            neighbours = psutil.Process(os.getppid()).children()
-            (controller,) = [each for each in neighbours if "TrainController" in " ".join(each.cmdline())]
-            controller.kill()
-            never()
-
-    train_rank(config, start, [BeforeStep(act)])
-
-
-def test_a_killed_controller_changes_no_loss(url: str, undisturbed: list[float], tmp_path: Path) -> None:
-    config = under_ray(tmp_path, url)
-    run(config, controller_killed)
-    folder = RunFolder.of(config.run)
-    assert [line["loss"] for line in measured(folder)] == undisturbed
-    (failed,) = [event for event in events(folder) if event["event"] == "failed"]
-    assert re.match(
-        r"Ray's controller of the training ended \(\w+; killed, or out of memory\); see ", failed["error"]
-    )
-    assert names(folder).count("restarting") == 1
-    assert [event["step"] for event in events(folder) if event["event"] == "resumed"] == [2]
-
-
 class LateWatchdog:
     """The trainer's watchdog, which watches from `watch` on: until then steps may take any time."""
 

@@ -1,4 +1,4 @@
-"""Ray Train for real: four gloo processes, their failures, and what is left afterwards."""
+"""The training group on Ray for real: four gloo processes, their failures, and what is left afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.config import ClusterConfig, RootConfig
-from cluster.failures import CommandFailedError
+from cluster.failures import CommandFailedError, TrainingFailedError
 from cluster.resources.ray_session import Session, open_session
 from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
@@ -27,17 +27,18 @@ def reduce_ranks(config: TrainingConfig) -> None:
     import torch
     import torch.distributed as dist
 
+    dist.init_process_group("gloo")
     total = torch.tensor([float(dist.get_rank())])
     dist.all_reduce(total)
-    Path(config.run.dir, f"rank_{dist.get_rank()}").write_text(
-        f"{total.item():g} {os.environ['OMP_NUM_THREADS']}"
-    )
+    seen = [os.environ[name] for name in ("OMP_NUM_THREADS", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES")]
+    Path(config.run.dir, f"rank_{dist.get_rank()}").write_text(" ".join([f"{total.item():g}", *seen]))
 
 
 def fail_on_rank_1(config: TrainingConfig) -> None:
     import torch
     import torch.distributed as dist
 
+    dist.init_process_group("gloo")
     if dist.get_rank() == 1:
         raise ValueError("the second rank has had enough")
     dist.all_reduce(torch.ones(1))
@@ -57,7 +58,7 @@ def die(config: TrainingConfig) -> None:
 def session() -> Iterator[Session]:
     config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
     cluster = ClusterConfig(start_timeout=int(HANG_SECONDS))
-    with open_session(cluster, plan_resources(config, gpus_available=0)) as opened:
+    with open_session(cluster, plan_resources(config, gpus_available=4)) as opened:  # Ray believes it
         yield opened
         folder = opened.folder
     assert not folder.exists()
@@ -80,7 +81,24 @@ def config(tmp_path: Path) -> TrainingConfig:
 
 def test_four_ranks_form_a_process_group(session: Session, config: TrainingConfig, tmp_path: Path) -> None:
     run_train_group(config, session, tmp_path / "logs", reduce_ranks)
-    assert [(tmp_path / f"rank_{rank}").read_text() for rank in range(4)] == ["6 1"] * 4
+    found = [(tmp_path / f"rank_{rank}").read_text().split() for rank in range(4)]
+    assert [each[:3] for each in found] == [["6", "1", str(rank)] for rank in range(4)]
+    assert {each[3] for each in found} == {found[0][3]}, "NCCL needs to see the GPUs of its peers"
+    assert sorted(found[0][3].split(",")) == ["0", "1", "2", "3"]
+
+
+def test_ranks_that_find_no_room_are_one_line(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
+    crowded = replace(pair, start_timeout=0.1, resources=replace(pair.resources, ranks=64))
+    with pytest.raises(TrainingFailedError, match=r"64 training processes .*no room within .*=0\.1 s"):
+        run_train_group(config, crowded, tmp_path / "logs", reduce_ranks)
+
+
+def test_ranks_on_a_node_that_is_gone_are_a_failure(
+    pair: Session, config: TrainingConfig, tmp_path: Path
+) -> None:
+    impatient = replace(pair, start_timeout=0.1)
+    with pytest.raises(TrainingFailedError, match="no room"):
+        run_train_group(config, impatient, tmp_path / "logs", reduce_ranks, nodes=["0" * 56] * 2)
 
 
 def test_a_failed_rank_is_one_error_that_names_its_log(

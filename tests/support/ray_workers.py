@@ -1,9 +1,9 @@
 """Lets Ray fork its workers from a process that has imported what they need.
 
-A worker of Ray imports torch and the trainer for three seconds, and each start of a training takes a
-controller and a worker a rank. Ray looks up the interpreter of its workers in the runtime environment
-(`py_executable`): here a small program that lets a server fork the worker. All else is Ray's own. Ray itself
-is not preloaded: a process that has imported it cannot be forked.
+A worker of Ray imports torch and the trainer for three seconds, at each start of a training. Ray looks up
+the interpreter of its workers in the runtime environment (`py_executable`): here a small program that lets a
+server fork the worker. All else is Ray's own. Ray itself is not preloaded: a process that has imported it
+cannot be forked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from tests.support.waiting import wait_until
 _PRELOADED = (
     "deepspeed",
     "deepspeed.runtime.zero.muon.original_muon",
-    "pandas",  # imported by ray.train, half of its time
     "pretrain.trainer",
     "tests.integration.test_cluster_lost_node",
     "tests.integration.test_cluster_prepare_group",

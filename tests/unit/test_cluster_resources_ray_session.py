@@ -12,6 +12,7 @@ from data.errors import InputError
 
 
 def test_an_address_without_a_ray_cluster_is_refused_at_once() -> None:
+    before = dict(os.environ)
     with socket.socket() as bound:  # bound, but not listening: connections are refused
         bound.bind(("127.0.0.1", 0))
         config = RootConfig()
@@ -22,7 +23,7 @@ def test_an_address_without_a_ray_cluster_is_refused_at_once() -> None:
             open_session(config.cluster, resources),
         ):
             pass
-    assert "RAY_TRAIN_METRICS_ENABLED" not in os.environ
+    assert dict(os.environ) == before
 
 
 def test_ranks_on_cpus_do_not_look_for_gpus() -> None:
