@@ -29,6 +29,7 @@ from data.errors import InputError
 # Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
 _LONGEST_TEMPORARY_FOLDER = 40
 _MARK = "WORLDVLA_RAY_FOLDER"  # in the environment of every process of this Ray
+UNUSED_PROCESSES = ("start_log_monitor", "start_monitor")  # methods of Ray's `Node`
 _LOGS = ("raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out")
 
 
@@ -67,13 +68,14 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     would start another Ray, which nobody ends.
 
     Ray's own handler is `sys.exit(15)`, without a word. Ray has no setting for this, nor for the sessions of
-    its processes: two functions of its are replaced for the length of the block (a test reads
-    Ray's source for these names).
+    its processes, nor against two of them that nobody here uses (the log monitor, which copies workers'
+    output to the command, and the autoscaler's monitor; a second of CPU time each): functions of its are
+    replaced for the length of the block (a test reads Ray's source for these names).
 
     Args:
-        own_session: Whether each process that Ray starts meanwhile gets a session of its own.
+        own_session: Whether Ray is started: each of its processes gets a session of its own.
     """
-    from ray._private import auto_init_hook, services, utils
+    from ray._private import auto_init_hook, node, services, utils
 
     auto_init_hook.enable_auto_connect = False
     popen: Any = services.ConsolePopen
@@ -85,6 +87,7 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = [(utils, "set_sigterm_handler", lambda handler: None)]
     if own_session:
         replaced.append((services, "ConsolePopen", OwnSession))
+        replaced += [(node.Node, name, lambda self: None) for name in UNUSED_PROCESSES]
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     for module, name, value in replaced:
         setattr(module, name, value)

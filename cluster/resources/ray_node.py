@@ -36,7 +36,12 @@ def main(options: list[str]) -> int:
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
     # Processes whose parent ends become children of this one, where they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    command = [ray, "start", *options, f"--temp-dir={folder}", "--disable-usage-stats", "--block"]
+    unused = [
+        "--include-log-monitor=false",
+        "--no-monitor",
+        "--disable-usage-stats",
+    ]  # nobody reads what they say
+    command = [ray, "start", *options, f"--temp-dir={folder}", *unused, "--block"]
     node = subprocess.Popen(command, env=program_environment(os.environ))
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:

@@ -84,7 +84,8 @@ def test_a_signal_and_a_lost_node_cost_no_step(
     words += ["optim.schedule=constant", "optim.warmup_steps=0", "optim.warmup_fraction=null"]
     length = JobLength(tmp_path / "length")
     monkeypatch.setenv("LAST_STEP", "1")  # for the check before the job is submitted
-    asked = ["run.name=tried", "slurm.cpus_per_node=2", f"slurm.venv={length.environment}", JobLength.WORD]
+    asked = ["run.name=tried", "slurm.cpus_per_node=1", "parallel.tensor=1", "parallel.data=2"]
+    asked += [f"slurm.venv={length.environment}", JobLength.WORD]
     job = submit(slurm, tmp_path, shards, *asked, *words)
     folder = RunFolder(tmp_path / "tried")
 

@@ -59,11 +59,19 @@ def session() -> Iterator[Session]:
     config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
     cluster = ClusterConfig(start_timeout=int(HANG_SECONDS))
     with open_session(cluster, plan_resources(config, gpus_available=4)) as opened:  # Ray believes it
+        started = "\n".join(_processes(opened.folder))
+        assert "raylet" in started
+        assert "monitor" not in started, "processes that nobody uses"
         yield opened
         folder = opened.folder
     assert not folder.exists()
-    left = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
-    assert left == [], "processes of the session are still there"
+    assert _processes(folder) == [], "processes of the session are still there"
+
+
+def _processes(folder: Path) -> list[str]:
+    """Command lines that name a folder."""
+    found = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in found if str(folder) in line]
 
 
 @pytest.fixture

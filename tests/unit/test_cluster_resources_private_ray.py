@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import auto_init_hook, services, utils, worker
+from ray._private import auto_init_hook, node, services, utils, worker
+from ray.scripts import scripts
 
 from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
 from cluster.resources import private_ray as private_ray_module
-from cluster.resources.private_ray import job_config, private_ray, temporary_folder, undisturbed_start
+from cluster.resources.private_ray import (
+    UNUSED_PROCESSES,
+    job_config,
+    private_ray,
+    temporary_folder,
+    undisturbed_start,
+)
 from cluster.resources.run_resources import RunResources
 from data.errors import InputError
 
@@ -28,6 +35,9 @@ def test_ray_still_starts_its_processes_and_sets_its_handler_by_these_names() ->
     assert "signal.signal(signal.SIGTERM, sigterm_handler)" in inspect.getsource(utils.set_sigterm_handler)
     assert "if enable_auto_connect and not ray.is_initialized()" in inspect.getsource(auto_init_hook)
     assert inspect.getsource(worker.connect).count("job_config._runtime_env_has_working_dir()") == 2
+    assert all(f"self.{name}()" in inspect.getsource(node.Node) for name in UNUSED_PROCESSES)
+    flags = {flag for option in scripts.start.params for flag in option.opts}
+    assert {"--include-log-monitor", "--no-monitor"} <= flags
 
 
 def test_processes_of_a_start_have_sessions_of_their_own() -> None:
