@@ -19,6 +19,7 @@ from data.errors import InputError
 from data.files import write_text_whole
 from data.json_record import read_json_object
 from data.locks import LocksMissingError, lock
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.run_layout import STEP_PATTERN, RunLayout, parse_step_name
 from pretrain.setting_changes import Changes, data_moved, setting_changes
@@ -147,9 +148,7 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
         metadata: Of a checkpoint.
         name: `run.name` of the run that resumes from it.
     """
-    identity, config = metadata.get("wandb_run"), metadata.get("config")
-    run = config.get("run") if isinstance(config, dict) else None
-    same = isinstance(run, dict) and run.get("name") == name
+    identity, same = metadata.get("wandb_run"), settings_section(metadata, "run").get("name") == name
     # It becomes part of file names: a checkpoint may come from elsewhere.
     return identity if same and isinstance(identity, str) and _WANDB_RUN.fullmatch(identity) else None
 

@@ -15,6 +15,7 @@ from data.storage.episode_entry import TRAINING_SPLIT
 from data.stream.datasets import combined_fingerprint, open_datasets
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location
 from pretrain.checkpoint.origin import Origin, OriginChoice, choose_origin, set_aside
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import TrainingConfig
 from pretrain.run_folder import RunFolder, unwritable_folder, wandb_run_of
 from pretrain.setting_changes import Changes
@@ -60,7 +61,7 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     """
     location = checkpoint_location(config.checkpointing, folder)
     changes, moved = folder.changes(config), folder.data_moved(config)
-    choice = choose_origin(config.checkpointing, config.model, location, config.run.name)
+    choice = choose_origin(config, location)
     if moved or "data.split" in changes:
         _check_same_data(config, choice)
     folder.open(config)
@@ -97,11 +98,7 @@ def check_dataset(
             f"{checkpoint}: was trained on the data set {str(dataset)[:12]}, {urls} is {fingerprint[:12]}; "
             "give the same data, or begin a run of another name"
         )
-    config = metadata.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    before = (
-        data.get("split", TRAINING_SPLIT) if isinstance(data, dict) else TRAINING_SPLIT
-    )  # absent in old ones
+    before = settings_section(metadata, "data").get("split", TRAINING_SPLIT)  # absent in old ones
     if before != split:
         raise InputError(
             f"{checkpoint}: was trained with data.split={before}, now data.split={split}; give the same "
