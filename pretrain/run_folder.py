@@ -130,13 +130,17 @@ class RunFolder(RunLayout):
             return {}
         return read_json_object(self.summary, "remove it, the run writes a new one")
 
-    def update_summary(self, **parts: Any) -> dict[str, Any]:
+    def update_summary(self, missing: Mapping[str, Any] | None = None, /, **parts: Any) -> dict[str, Any]:
         """Set some keys of `summary.json`, leave the others, and return the whole.
 
         Trainer and supervisor both call this: a lock keeps their parts, a rename keeps the file whole.
+
+        Args:
+            missing: Values of keys that the file does not have yet.
+            parts: Keys to set, and their values.
         """
         with _locked(self.summary_lock):
-            summary = {**self.read_summary(), **parts}
+            summary = {**(missing or {}), **self.read_summary(), **parts}
             write_text_whole(self.summary, json.dumps(summary, indent=2) + "\n")
         return summary
 
