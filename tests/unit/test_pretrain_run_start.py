@@ -15,9 +15,12 @@ import pytest
 
 from data.errors import InputError
 from data.storage.index import DatasetIndex
+from data.tokens.action import ActionRanges
+from data.tokens.text import TextTokenizer, train_text_tokenizer
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import HISTORY, Origin, newest_checkpoint
 from pretrain.config import TrainingConfig
+from pretrain.policy_settings import PolicySettings
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import open_run
 from pretrain.settings import read_yaml, to_mapping
@@ -218,3 +221,33 @@ def test_weights_without_moments_are_refused_before_the_folder_is_made(
     with pytest.raises(InputError, match="step_00000004: holds weights without moments"):
         open_run(config, RunFolder.of(config.run))
     assert not RunFolder.of(config.run).path.exists()
+
+
+def test_a_text_tokenizer_that_was_replaced_at_its_path_is_refused(
+    config: TrainingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = TextTokenizer.load()
+    path = shipped.save(tmp_path / "tokenizers")
+    config.data.text_tokenizer = str(path)
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    policy = PolicySettings.of(config.data, 32, ActionRanges(), "0" * 64, shipped.sha256).to_json()
+    newest = commit_step(folder.checkpoints, 2, {**METADATA, "policy": policy})
+    assert open_run(config, folder).resumed_from == newest
+    before = folder.config.read_bytes()
+    path.write_text(train_text_tokenizer(["lift the cube"]))
+    changed = TextTokenizer.load(path).sha256
+    with pytest.raises(InputError) as caught:
+        open_run(config, folder)
+    assert str(caught.value) == (
+        f"{newest}: was trained with the text tokenizer {shipped.sha256[:12]}, data.text_tokenizer={path} "
+        f"has checksum {changed[:12]}; give that tokenizer, begin a run of another name, or change it for "
+        "the rest of this run by run.change='[data.text_tokenizer]'"
+    )
+    assert folder.config.read_bytes() == before
+    config.run.change = ["data.text_tokenizer"]
+    assert open_run(config, folder).resumed_from == newest
+    assert f"has checksum {changed[:12]}; the run goes on with it, by run.change" in caplog.text
+    del config.run.change[:]
+    config.checkpointing.start_from, config.run.name = newest, "another"
+    assert open_run(config, RunFolder.of(config.run)).resumed_from is None, "only the weights are taken"
