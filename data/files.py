@@ -6,6 +6,7 @@ process that was killed has left is removed by the next one that writes to the s
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -116,6 +117,25 @@ def folder_written_whole(folder: Path) -> Generator[Path]:
             sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def private_folder(parent: Path, name: str) -> Path:
+    """Make a folder that only this user may read, for the life of this process.
+
+    It is removed at the process's end; where that is killed, by the next one that makes such a folder there.
+
+    Args:
+        parent: Folder that exists, such as that of temporary files.
+        name: Part of the folder's name.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    remove_leftovers(parent)
+    folder = parent / f".tmp-{name}-{_writer()}-{uuid.uuid4().hex[:8]}.tmp"
+    folder.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -15,6 +15,7 @@ from data.files import (
     disk_full_error,
     is_disk_full,
     naming_full_disk,
+    private_folder,
     remove_leftovers,
     replacing,
     write_text_whole,
@@ -126,6 +127,29 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next(
     assert len(names(tmp_path)) == 4
     write(tmp_path)
     assert names(tmp_path) - {"other"} == {".part.json.123", "a.tmp"}
+
+
+MAKE_AND_END = """
+import os, sys
+from pathlib import Path
+from data.files import private_folder
+
+folder = private_folder(Path(sys.argv[1]), "settings")
+(folder / "file").write_text("secret")
+print(oct(folder.stat().st_mode), flush=True)
+if sys.argv[2] == "die":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(("end", "left"), [("die", 1), ("exit", 0)])
+def test_a_private_folder_lives_as_long_as_its_process(end: str, left: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MAKE_AND_END, str(tmp_path), end]
+    assert subprocess.run(command, check=False, capture_output=True, text=True).stdout == "0o40700\n"
+    assert len(names(tmp_path)) == left
+    folder = private_folder(tmp_path, "settings")
+    assert names(tmp_path) == {folder.name}
 
 
 @pytest.mark.usefixtures("forgetful")
