@@ -169,7 +169,7 @@ def _machine() -> str:
     """Where numbers of processes are unique: this start of this machine, and the container in it."""
     names = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
-        names.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text("utf-8"))
         names.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
 

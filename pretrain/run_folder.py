@@ -170,7 +170,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.open("wb") as file:
         with suppress(LocksMissingError):  # a part that another process writes meanwhile may get lost
             lock(file.fileno())
         yield

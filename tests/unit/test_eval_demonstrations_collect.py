@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.files import folder_written_whole
 from data.sources.registry import open_source, read_demonstrations
 from eval.config import CollectConfig
 from eval.demonstrations import collect as collect_module
@@ -340,28 +338,6 @@ def test_the_first_of_two_processes_that_unpack_assets_wins(
     monkeypatch.setattr(tarfile.TarFile, "extractall", extract_second)
     assert (find_assets() / "textures/mesh").is_file()
     assert len(list((tmp_path / "cache/worldvla").iterdir())) == 1
-
-
-def test_what_a_killed_process_had_unpacked_is_removed_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIBERO_ASSETS", str(archive_of_assets(tmp_path)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole = find_assets()
-    unfinished = multiprocessing.get_context("fork").Process(target=unpack_and_die, args=(whole.parent,))
-    unfinished.start()
-    unfinished.join()
-    cache = tmp_path / "cache/worldvla"
-    assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr("data.files._cleaned", set())  # as of another process
-    assert find_assets() == whole
-    assert list(cache.iterdir()) == [whole.parent]
-
-
-def unpack_and_die(folder: Path) -> None:
-    with folder_written_whole(folder) as temporary:
-        (temporary / "mesh").write_text("half")
-        os.kill(os.getpid(), 9)
 
 
 def test_missing_assets_error_names_the_places_searched(
