@@ -43,6 +43,13 @@ def disk_full_error(error: OSError) -> InputError:
     )
 
 
+def user_mistake(error: BaseException) -> InputError | None:
+    """An error as one that the user can correct: an `InputError`, or that of a full disk; None: another."""
+    if isinstance(error, OSError) and is_disk_full(error):
+        return disk_full_error(error)
+    return error if isinstance(error, InputError) else None
+
+
 @contextmanager
 def naming_full_disk(path: Path) -> Generator[None]:
     """Let the error of a full disk that leaves the block name `path`: `write` and `close` name no file.

@@ -19,11 +19,11 @@ from obstore.exceptions import GenericError, JoinError, PreconditionError
 from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
-from data.errors import InputError, StorageError
+from data.errors import InputError, StorageError, first_line
 from data.storage.contact import has_answered, mark_answered
 from data.storage.request_checks import check_range, checked_name
 from data.storage.retries import RETRY_SECONDS, Result, RetryPolicy
-from data.storage.store_errors import describe_error, first_line, is_misconfigured, is_unreachable
+from data.storage.store_errors import describe_error, is_misconfigured, is_unreachable
 
 if TYPE_CHECKING:
     from obstore import GetOptions

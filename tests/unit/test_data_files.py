@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import InputError, first_line
 from data.files import (
     disk_full_error,
     is_disk_full,
@@ -18,6 +19,7 @@ from data.files import (
     private_folder,
     remove_leftovers,
     replacing,
+    user_mistake,
     write_text_whole,
     write_whole,
 )
@@ -205,3 +207,21 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     assert not is_disk_full(refused)
     assert not is_disk_full(ValueError("no number"))
     assert is_disk_full(OSError(122, "Disk quota exceeded"))
+
+
+def test_mistakes_of_the_user_are_told_from_defects() -> None:
+    mistake = InputError("a setting")
+    assert user_mistake(mistake) is mistake
+    full = user_mistake(OSError(28, "No space left on device", "a.json"))
+    assert str(full).startswith("a.json: cannot be written (No space left on device); free space")
+    assert [user_mistake(error) for error in (OSError(13, "Permission denied"), ValueError("bug"))] == [
+        None
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("one\ntwo", "one"), ("\n  one \ntwo", "one"), ("", "ValueError"), (" \n", "ValueError")],
+)
+def test_the_first_line_of_an_error_says_something(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
