@@ -16,8 +16,8 @@ VARIABLES = {
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP=true", "az": "AZURE_ALLOW_HTTP=true"}
 _PROFILES = (
-    ' (~/.aws and AWS_PROFILE are not read: eval "$(aws configure export-credentials --format env)" sets the '
-    "variables of a profile)"
+    ' or write keys into ~/.aws/credentials (eval "$(aws configure export-credentials --format env)" sets '
+    "the variables of single sign-on or of a role)"
 )
 _METADATA_SERVER = "169.254.169.254"  # of every cloud: where obstore looks for credentials last
 # In the pages that obstore adds to an error.
