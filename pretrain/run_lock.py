@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pretrain.run_layout import RunLayout
 
 
 @contextmanager
-def exclusive_access(folder: RunLayout) -> Iterator[None]:
+def exclusive_access(folder: RunLayout) -> Generator[None]:
     """Keep every other command that trains out of a run folder for the length of a `with` block.
 
     Taken before anything is written there (`data.locks.exclusive_lock`). A block that writes nothing leaves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ LOCK_FILE = ".evaluation.lock"
 
 
 @contextmanager
-def only_evaluation(folder: Path) -> Iterator[None]:
+def only_evaluation(folder: Path) -> Generator[None]:
     """Keep a second evaluation out of a folder for the length of a `with` block: `exclusive_lock`.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -158,7 +159,7 @@ def test_objects_are_written_and_read_with_the_keys_of_a_profile(
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_PROFILE", "lab")
-        found = connect(f"s3://{BUCKET}/run").config
+        found: Any = cast("Any", connect(f"s3://{BUCKET}/run")).config
         assert (found["access_key_id"], found["region"]) == ("AKIALAB", "us-west-1")
         store = open_store(f"s3://{BUCKET}/run")
         store.write("folder/name", b"content")
