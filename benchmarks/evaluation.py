@@ -147,7 +147,7 @@ def _random_policy(folder: Path) -> PolicyReference:
             parameter.data *= _SCALE
     save_file(network.state_dict(), folder / "model.safetensors")
     settings = hugging_face_config(config, "float32", None, ARCHITECTURE)
-    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(json.dumps(settings), "utf-8")
     text, image = (
         TextTokenizer.load().save(folder / "tokenizers"),
         folder / "tokenizers" / "image.safetensors",

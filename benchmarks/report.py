@@ -72,7 +72,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -81,7 +81,13 @@ def _commit() -> str | None:
     """Commit of the working tree, marked where files differ from it; None outside a repository."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(_ROOT), *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(_ROOT), *words],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=True,
+        )
         return done.stdout.strip()
 
     try:
@@ -222,7 +228,7 @@ class Report:
                 "notes": self.notes,
             }
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(content, indent=1) + "\n")
+            out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
     def _print(self, console: Console) -> None:
         table = Table(title=self._title, title_justify="left")

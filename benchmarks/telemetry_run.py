@@ -85,7 +85,7 @@ def measure(case: Case, rank: int) -> list[Turn]:
     ways = [WITHOUT, *map(str, case.every)]
     turns: list[Turn] = []
     with (
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         redirect_stdout(nowhere),
         Display(case.config) if rank == 0 else nullcontext() as display,
     ):

@@ -22,6 +22,12 @@ class StorageError(InputError):
     """A storage did not answer, or refused: nothing is known of what it holds."""
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an exception's text, which may be pages; without one the name of its class."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip() if text else type(error).__name__
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Refuse a setting that has none of its allowed values.
 

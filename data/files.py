@@ -6,6 +6,7 @@ process that was killed has left is removed by the next one that writes to the s
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -40,6 +41,13 @@ def disk_full_error(error: OSError) -> InputError:
         f"{place}: cannot be written ({error.strerror}); free space on its disk, then give the same command "
         "again"
     )
+
+
+def user_mistake(error: BaseException) -> InputError | None:
+    """An error as one that the user can correct: an `InputError`, or that of a full disk; None: another."""
+    if isinstance(error, OSError) and is_disk_full(error):
+        return disk_full_error(error)
+    return error if isinstance(error, InputError) else None
 
 
 @contextmanager
@@ -118,6 +126,25 @@ def folder_written_whole(folder: Path) -> Generator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def private_folder(parent: Path, name: str) -> Path:
+    """Make a folder that only this user may read, for the life of this process.
+
+    It is removed at the process's end; where that is killed, by the next one that makes such a folder there.
+
+    Args:
+        parent: Folder that exists, such as that of temporary files.
+        name: Part of the folder's name.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    remove_leftovers(parent)
+    folder = parent / f".tmp-{name}-{_writer()}-{uuid.uuid4().hex[:8]}.tmp"
+    folder.mkdir(mode=0o700)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files and folders of processes that have ended, once for each folder and process.
 
@@ -149,7 +176,7 @@ def _machine() -> str:
     """Where numbers of processes are unique: this start of this machine, and the container in it."""
     names = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not Linux
-        names.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        names.append(Path("/proc/sys/kernel/random/boot_id").read_text("utf-8"))
         names.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256(" ".join(names).encode()).hexdigest()[:8]
 

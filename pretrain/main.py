@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from data.errors import InputError
-from data.files import disk_full_error, is_disk_full
+from data.files import user_mistake
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import (
@@ -62,13 +62,10 @@ def main(arguments: list[str]) -> int:
         return EXIT_INVALID_INPUT
     try:
         _run(config, rank)
-    except InputError as error:  # possibly of this rank alone, such as a shard that only it reads
-        _print_line(f"error{f' on rank {rank}' if rank else ''}: {error}")
-        return EXIT_INVALID_INPUT
-    except OSError as error:
-        if not is_disk_full(error):
+    except (InputError, OSError) as error:  # possibly of this rank alone, such as a shard that only it reads
+        if (mistake := user_mistake(error)) is None:
             raise
-        _print_line(f"error{f' on rank {rank}' if rank else ''}: {disk_full_error(error)}")
+        _print_line(f"error{f' on rank {rank}' if rank else ''}: {mistake}")
         return EXIT_INVALID_INPUT
     except DivergedError as error:  # the same on every rank
         if rank == 0:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from pretrain.config import OptimConfig
+from pretrain.config import OptimConfig, OptimizerName
+
+MOMENTS: Mapping[OptimizerName, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",)}
+"""Names of the state tensors that each optimiser has for every weight."""
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -68,8 +71,8 @@ def build_optimizer(
 
 
 def moment_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of the state tensors that an optimiser of `build_optimizer` has for every weight."""
-    return ("exp_avg", "exp_avg_sq") if has_step_count(optimizer) else ("exp_avg",)
+    """`MOMENTS` of an optimiser that `build_optimizer` has made."""
+    return MOMENTS["adamw" if has_step_count(optimizer) else "lion"]
 
 
 def has_step_count(optimizer: torch.optim.Optimizer) -> bool:

@@ -19,6 +19,7 @@ from data.errors import InputError
 from data.files import write_text_whole
 from data.json_record import read_json_object
 from data.locks import LocksMissingError, lock
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.run_layout import STEP_PATTERN, RunLayout, parse_step_name
 from pretrain.setting_changes import Changes, data_moved, setting_changes
@@ -129,13 +130,17 @@ class RunFolder(RunLayout):
             return {}
         return read_json_object(self.summary, "remove it, the run writes a new one")
 
-    def update_summary(self, **parts: Any) -> dict[str, Any]:
+    def update_summary(self, missing: Mapping[str, Any] | None = None, /, **parts: Any) -> dict[str, Any]:
         """Set some keys of `summary.json`, leave the others, and return the whole.
 
         Trainer and supervisor both call this: a lock keeps their parts, a rename keeps the file whole.
+
+        Args:
+            missing: Values of keys that the file does not have yet.
+            parts: Keys to set, and their values.
         """
         with _locked(self.summary_lock):
-            summary = {**self.read_summary(), **parts}
+            summary = {**(missing or {}), **self.read_summary(), **parts}
             write_text_whole(self.summary, json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -147,9 +152,7 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
         metadata: Of a checkpoint.
         name: `run.name` of the run that resumes from it.
     """
-    identity, config = metadata.get("wandb_run"), metadata.get("config")
-    run = config.get("run") if isinstance(config, dict) else None
-    same = isinstance(run, dict) and run.get("name") == name
+    identity, same = metadata.get("wandb_run"), settings_section(metadata, "run").get("name") == name
     # It becomes part of file names: a checkpoint may come from elsewhere.
     return identity if same and isinstance(identity, str) and _WANDB_RUN.fullmatch(identity) else None
 
@@ -167,7 +170,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    with path.open("wb") as file:
         with suppress(LocksMissingError):  # a part that another process writes meanwhile may get lost
             lock(file.fileno())
         yield

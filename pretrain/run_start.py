@@ -13,11 +13,14 @@ from typing import Any
 from data.errors import InputError
 from data.storage.episode_entry import TRAINING_SPLIT
 from data.stream.datasets import combined_fingerprint, open_datasets
+from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location
 from pretrain.checkpoint.origin import Origin, OriginChoice, choose_origin, set_aside
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import TrainingConfig
+from pretrain.policy_settings import PolicySettings
 from pretrain.run_folder import RunFolder, unwritable_folder, wandb_run_of
-from pretrain.setting_changes import Changes
+from pretrain.setting_changes import Changes, covers
 from pretrain.telemetry.events import EventLog
 
 _LOG = logging.getLogger(__name__)
@@ -60,9 +63,10 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     """
     location = checkpoint_location(config.checkpointing, folder)
     changes, moved = folder.changes(config), folder.data_moved(config)
-    choice = choose_origin(config.checkpointing, config.model, location, config.run.name)
+    choice = choose_origin(config, location)
     if moved or "data.split" in changes:
         _check_same_data(config, choice)
+    _check_text_tokenizer(config, choice)
     folder.open(config)
     events = EventLog(folder.events)
     try:
@@ -97,11 +101,7 @@ def check_dataset(
             f"{checkpoint}: was trained on the data set {str(dataset)[:12]}, {urls} is {fingerprint[:12]}; "
             "give the same data, or begin a run of another name"
         )
-    config = metadata.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    before = (
-        data.get("split", TRAINING_SPLIT) if isinstance(data, dict) else TRAINING_SPLIT
-    )  # absent in old ones
+    before = settings_section(metadata, "data").get("split", TRAINING_SPLIT)  # absent in old ones
     if before != split:
         raise InputError(
             f"{checkpoint}: was trained with data.split={before}, now data.split={split}; give the same "
@@ -116,6 +116,32 @@ def _check_same_data(config: TrainingConfig, choice: OriginChoice) -> None:
         urls = ", ".join(dataset.index.url for dataset in datasets)
         fingerprint = combined_fingerprint(datasets)
         check_dataset(choice.metadata, choice.origin.checkpoint, urls, fingerprint, config.data.split)
+
+
+def _check_text_tokenizer(config: TrainingConfig, choice: OriginChoice) -> None:
+    """Refuse a text tokenizer, at the same path too, that the checkpoint to resume was not trained with.
+
+    The image tokenizer is compared with the data set's (`pretrain.start.prepare_folder`); checkpoints of
+    earlier versions hold no checksum.
+    """
+    if choice.origin is None or not choice.origin.resumes:
+        return
+    stored = PolicySettings.of_metadata(choice.origin.checkpoint, choice.metadata)
+    path = config.data.text_tokenizer
+    if stored is None or (found := TextTokenizer.load(path).sha256) == stored.text_tokenizer_sha256:
+        return
+    expected = stored.text_tokenizer_sha256
+    what = (
+        f"{choice.origin.checkpoint}: was trained with the text tokenizer {expected[:12]}, "
+        f"data.text_tokenizer={path or 'null (the one that ships)'} has checksum {found[:12]}"
+    )
+    allowed, name = config.run.change, "data.text_tokenizer"
+    if not covers(allowed, name):
+        raise InputError(
+            f"{what}; give that tokenizer, begin a run of another name, or change it for the rest of this "
+            f"run by run.change='[{','.join([*allowed, name])}]'"
+        )
+    _LOG.warning("%s; the run goes on with it, by run.change", what)
 
 
 def _set_aside(location: CheckpointLocation, choice: OriginChoice, events: EventLog) -> None:

@@ -56,14 +56,14 @@ def setting_changes(
     old, new = _flat(defaults or {}) | _flat(before), _flat(now)
     allowed: Sequence[str] = now.get("run", {}).get("change") or ()
     for name in allowed:
-        if not any(_covers([name], key) for key in new):
+        if not any(covers([name], key) for key in new):
             raise InputError(f"run.change: there is no setting {name!r}{nearest(name, sorted(new))}")
     changes = {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if not key.startswith(_MAY_DIFFER) and old.get(key) != new.get(key)
     }
-    refused = [key for key in changes if not _covers(allowed, key)]
+    refused = [key for key in changes if not covers(allowed, key)]
     if refused:
         shown = "; ".join(
             f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in refused[:_DIFFERENCES_SHOWN]
@@ -82,14 +82,14 @@ def data_moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return _places(before) != _places(now)
 
 
+def covers(names: Sequence[str], key: str) -> bool:
+    """Whether a setting is among the names, or in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
 def _places(settings: Mapping[str, Any]) -> list[Any]:
     data = settings.get("data") or {}
     return [data.get("url"), *(source.get("url") for source in data.get("sources") or ())]
-
-
-def _covers(names: Sequence[str], key: str) -> bool:
-    """Whether a setting is among the names, or in a section that is."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

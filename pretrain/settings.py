@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.unicode_text import is_encodable
 from pretrain.installation import project_file
 from pretrain.literal_values import as_typed
@@ -108,7 +108,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
-        raise InputError(f"{path}: cannot read settings ({_first_line(error)})") from error
+        raise InputError(f"{path}: cannot read settings ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, expected a mapping of settings")
     return cast(dict[str, Any], content)
@@ -217,7 +217,3 @@ def _available(choice: str) -> str:
     group, _, name = choice.rpartition("/")
     files = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
     return f"{nearest(name, files)} (there are: {', '.join(files)})" if files else ""
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

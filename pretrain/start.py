@@ -20,6 +20,7 @@ from pretrain.checkpoint.load import load, load_initial_weights, load_metadata
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import Origin, set_aside_newest
 from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import TrainingConfig
 from pretrain.logs import log_to_file
 from pretrain.parallel.engine import Engine
@@ -150,7 +151,7 @@ def report_start(
         return
     path, parallel = str(start.origin.checkpoint), asdict(config.parallel)
     if start.origin.resumes:
-        previous = metadata.get("config", {}).get("parallel")
+        previous = settings_section(metadata, "parallel") or None
         recorder.event("resumed", step=step, checkpoint=path, parallel_before=previous, parallel=parallel)
     else:
         recorder.event("started", step=step, checkpoint=path, parallel=parallel)

@@ -14,7 +14,7 @@ from cluster.cli import import_path  # noqa: F401  first: for its effect on the 
 from cluster.cli.commands import COMMANDS, Command, group_members
 from cluster.signals import exit_on_signals
 from data.errors import InputError
-from data.files import disk_full_error, is_disk_full
+from data.files import user_mistake
 from pretrain.logs import replace_unencodable_output
 
 FAILED, INVALID_INPUT, INTERRUPTED = 1, 2, 130
@@ -35,23 +35,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing at exit fails as well
         return 0
-    except InputError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return INVALID_INPUT
     except KeyboardInterrupt:
         if debug:
             raise
         print("interrupted; the same command resumes from what is already written", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
+        if debug:
+            raise
+        if mistake := user_mistake(error):
+            print(f"error: {mistake}", file=sys.stderr)
+            return INVALID_INPUT
         from cluster.cli.foreign_errors import describe_foreign_error
 
-        if not debug and isinstance(error, OSError) and is_disk_full(error):
-            print(f"error: {disk_full_error(error)}", file=sys.stderr)
-            return INVALID_INPUT
-        line = None if debug else describe_foreign_error(error)
+        line = describe_foreign_error(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

@@ -88,7 +88,12 @@ def gpu_links() -> CheckResult | None:
     if torch.cuda.device_count() < 2 or shutil.which("nvidia-smi") is None:
         return None
     topology = subprocess.run(
-        ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, timeout=60, check=False
+        ["nvidia-smi", "topo", "-m"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=60,
+        check=False,
     )
     links = set(re.findall(r"\b(NV\d+|PIX|PXB|PHB|NODE|SYS)\b", topology.stdout.split("Legend")[0]))
     if any(link.startswith("NV") for link in links):
@@ -127,7 +132,8 @@ def renderer() -> CheckResult:
             [sys.executable, "-c", _RENDER_SCRIPT],
             env=program_environment(os.environ) | chosen,  # also those that only `choose_backend` has set
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_RENDER_TIMEOUT,
             check=False,
         )

@@ -76,7 +76,7 @@ def file_locks(folder: Path) -> CheckResult:
     path = folder / f".doctor-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as first, path.open("w") as second:
+        with path.open("wb") as first, path.open("wb") as second:
             lock(first.fileno(), wait=False)
             try:
                 lock(second.fileno(), wait=False)
@@ -131,7 +131,8 @@ def all_reduce() -> CheckResult:
         first = subprocess.run(
             ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=True,
         ).stdout.split()[0]
         command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
@@ -143,7 +144,13 @@ def all_reduce() -> CheckResult:
         environment |= {"OMP_NUM_THREADS": "1"}
     try:
         process = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=_ALL_REDUCE_TIMEOUT, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_ALL_REDUCE_TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         remedy = "the nodes cannot connect: check the firewall and NCCL_SOCKET_IFNAME / GLOO_SOCKET_IFNAME"
@@ -168,7 +175,12 @@ def slurm() -> CheckResult:
             "Slurm", WARN, "no client here", "submit from a login node, or train without Slurm"
         )
     sinfo = subprocess.run(
-        ["sinfo", "--noheader", "--format=%D %T"], capture_output=True, text=True, timeout=30, check=False
+        ["sinfo", "--noheader", "--format=%D %T"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=30,
+        check=False,
     )
     if sinfo.returncode:
         cause = (sinfo.stderr.strip().splitlines() or ["no answer"])[-1]
@@ -194,7 +206,13 @@ def ray_port(port: int = _RAY_PORT) -> CheckResult:
 
 def _address(node: str) -> str:
     """IP address of a node that Slurm names."""
-    node_info = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, check=True)
+    node_info = subprocess.run(
+        ["scontrol", "show", "node", node],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=True,
+    )
     field = next(word for word in node_info.stdout.split() if word.startswith("NodeAddr="))
     return socket.gethostbyname(field.removeprefix("NodeAddr="))
 

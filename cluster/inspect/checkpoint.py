@@ -16,6 +16,7 @@ from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.retention import success_rates
 from pretrain.checkpoint.verification import find_damage
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.policy_settings import POLICY_METADATA
 from pretrain.run_layout import READY, RunLayout
 from pretrain.settings import read_yaml
@@ -48,7 +49,7 @@ def read_checkpoint(url: str) -> dict[str, Any]:
         "dtypes": dict(Counter(tensor.dtype for tensor in manifest.tensors.values())),
         "imported": manifest.metadata.get("imported"),
         "policy": manifest.metadata.get(POLICY_METADATA),
-        "parallel": manifest.metadata.get("config", {}).get("parallel"),
+        "parallel": settings_section(manifest.metadata, "parallel") or None,
     }
 
 

@@ -24,7 +24,7 @@ from cluster.resources import ray_guard
 from cluster.resources.environment import worker_environment
 from cluster.resources.run_resources import RunResources
 from cluster.signals import signals_ignored
-from data.errors import InputError
+from data.errors import InputError, first_line
 
 # Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
 _LONGEST_TEMPORARY_FOLDER = 40
@@ -111,12 +111,6 @@ def job_config() -> Any:
             return True
 
     return Job()
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an exception's text; without one the name of its class."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _start(cluster: ClusterConfig, resources: RunResources, folder: Path) -> None:

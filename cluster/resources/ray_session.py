@@ -18,7 +18,6 @@ from cluster.failures import CommandFailedError
 from cluster.resources.environment import session_environment, worker_environment
 from cluster.resources.placement import Node
 from cluster.resources.private_ray import (
-    first_line,
     job_config,
     private_ray,
     temporary_folder,
@@ -26,7 +25,7 @@ from cluster.resources.private_ray import (
 )
 from cluster.resources.run_resources import RunResources, check_fits
 from cluster.signals import exit_on_signals, signals_ignored
-from data.errors import InputError
+from data.errors import InputError, first_line
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class FailureRecord:
         Raises:
             OSError, ValueError, TypeError, KeyError: It cannot be read, or is none.
         """
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text("utf-8"))
         name, kind, message = (str(values[key]) for key in ("name", "kind", "message"))
         return cls(name, float(values["time"]), values["user_mistake"] is True, kind, message)
 

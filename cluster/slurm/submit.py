@@ -107,7 +107,11 @@ def _submit_job(job: Job, folder: Path, options: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(job.script, encoding="utf-8")
         process = subprocess.run(
-            ["sbatch", "--parsable", *options, str(path)], capture_output=True, text=True, check=False
+            ["sbatch", "--parsable", *options, str(path)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
     except FileNotFoundError as error:
         raise InputError(

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 from data.sources.array_checks import check_file
 
 Columns = dict[str, list[Any]]
@@ -35,7 +35,7 @@ def read_table(path: Path, columns: Sequence[str] | None, filters: list[Filter] 
         )
         return {name: cast("list[Any]", table[name].to_pylist()) for name in table.column_names}
     except (_ArrowException, OSError, UnicodeDecodeError) as error:
-        cause = str(error).partition("\n")[0]
+        cause = first_line(error)
         raise InputError(
             f"{path}: not a readable Parquet table ({cause}); copy the data set again"
         ) from error

@@ -5,7 +5,8 @@
 <folder>/NAME-SPLIT.tfrecord-00000-of-00016
 
 A record is a `tf.train.Example`. Its features are named by their path (``steps/observation/image``) and hold
-the values of all steps one after the other; images are PNG or JPEG files.
+the values of all steps one after the other; images are PNG or JPEG files. Whole files may be compressed with
+gzip, also under a name that ends with `.gz`, or zlib.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import moving_steps
 from data.sources.rlds_features import STEPS, Feature, read_features
-from data.sources.tfrecord import Example, read_record, record_offsets
+from data.sources.tfrecord import Example, RecordReader, record_offsets
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _USUAL_ACTIONS = ("action",)
@@ -73,6 +74,7 @@ class RldsSource:
     def __init__(self, config: SourceConfig) -> None:
         self._config = config
         self._folder = Path(config.source)
+        self._records = RecordReader()
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, in the order of splits, files and records.
@@ -112,7 +114,7 @@ class RldsSource:
             InputError: The record is damaged or lacks a part.
         """
         where = _where(reference.path, int(reference.item))
-        example = Example(read_record(reference.path, int(reference.item)), where)
+        example = Example(self._records.read(reference.path, int(reference.item)), where)
         actions, states = self._actions_and_states(example, where)
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in self._names.cameras.items():
@@ -196,7 +198,9 @@ class RldsSource:
                     f"{self._folder}: dataset_info.json names the file {name[:80]!r} of {count[:20]!r} "
                     "records, expected a plain name and a number; copy the data set again"
                 )
-            yield self._folder / name, int(count)
+            path = self._folder / name
+            compressed = path.with_name(f"{name}.gz")
+            yield compressed if compressed.is_file() and not path.exists() else path, int(count)
 
     def _reference(
         self, path: Path, offset: int, content: bytes | InputError, key: str, suite: str

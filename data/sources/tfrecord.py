@@ -1,7 +1,8 @@
 """TFRecord files and `tf.train.Example` messages without TensorFlow.
 
 A record is: length (uint64, little endian), masked CRC-32C of the length, content, masked CRC-32C of the
-content (TensorFlow, `core/lib/io/record_writer.h`). An Example maps names to lists of bytes, floats or
+content (TensorFlow, `core/lib/io/record_writer.h`). A file may be compressed as a whole, with gzip or zlib
+(`record_reader.h`); its offsets are those of the content. An Example maps names to lists of bytes, floats or
 integers (TensorFlow, `core/example/example.proto`, `feature.proto`).
 """
 
@@ -9,7 +10,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+import weakref
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,11 +25,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.sources.inflated_file import InflatedFile
 
 _checksum: Callable[[bytes], int] = cast(Any, google_crc32c).value
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-_DECOMPRESS = {"gzip": "gzip -dc FILE", "zlib": "zlib-flate -uncompress < FILE"}
+_LONGEST = (1 << 31) - 1  # bytes of a protobuf message; a compressed file does not bound its records itself
 
 
 def record_offsets(path: Path) -> Iterator[tuple[int, bytes | InputError]]:
@@ -35,30 +40,46 @@ def record_offsets(path: Path) -> Iterator[tuple[int, bytes | InputError]]:
     length, which has one of its own.
 
     Raises:
-        InputError: The file cannot be read, is truncated or compressed, or the checksum of a length does not
+        InputError: The file cannot be read, is truncated or damaged, or the checksum of a length does not
             match: what follows cannot be found.
     """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            offset = 0
-            while offset < size:
-                try:
-                    yield offset, _read_record(file, offset, size, path)
-                except _DamagedContentError as error:
-                    yield offset, error
-                offset = file.tell()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with _naming_errors(path), path.open("rb") as file:
+        content, size = _content(file)
+        offset = 0
+        while True:
+            try:
+                record = _read_record(content, offset, size, path)
+            except _DamagedContentError as error:
+                record = error
+            if record is None:
+                return
+            yield offset, record
+            offset = content.tell()
 
 
-def read_record(path: Path, offset: int) -> bytes:
-    """Read the content of the record at an offset, checksums verified (InputError as `record_offsets`)."""
-    try:
-        with path.open("rb") as file:
-            return _read_record(file, offset, os.fstat(file.fileno()).st_size, path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+class RecordReader:
+    """Reads records by their offsets.
+
+    The file of the newest one stays open: records in order of a compressed file are decompressed once.
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._files = ExitStack()
+        weakref.finalize(self, self._files.close)
+
+    def read(self, path: Path, offset: int) -> bytes:
+        """Read the content of a record, checksums verified (InputError as `record_offsets`)."""
+        with _naming_errors(path):
+            if path != self._path:
+                self._files.close()
+                self._content, self._size = _content(self._files.enter_context(path.open("rb")))
+            self._path = None  # until it is known to be whole: after an error it is opened again
+            record = _read_record(self._content, offset, self._size, path)
+            self._path = path
+        if record is None:
+            raise _cut_short(path, offset)
+        return record
 
 
 class _DamagedContentError(InputError):
@@ -114,39 +135,64 @@ def masked_checksum(content: bytes) -> int:
     return (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _read_record(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
+@contextmanager
+def _naming_errors(path: Path) -> Generator[None]:
+    """Name the file in errors of reading and decompressing it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); copy the data set again") from error
+    except zlib.error as error:
+        raise InputError(
+            f"{path}: its compressed content is damaged ({error}); copy the file again"
+        ) from error
+
+
+def _content(file: BinaryIO) -> tuple[BinaryIO | InflatedFile, int | None]:
+    """The content of an open file, and its length; None: it is compressed, and the length is not known."""
+    head = file.read(_HEADER.size)
+    file.seek(0)
+    if _is_compressed(head) and not _is_length(head):
+        return InflatedFile(file), None
+    return file, os.fstat(file.fileno()).st_size
+
+
+def _is_compressed(head: bytes) -> bool:
+    """Whether a file begins as those that TensorFlow compresses (RFC 1950, RFC 1952)."""
+    is_zlib = head[:1] == b"\x78" and int.from_bytes(head[:2]) % 31 == 0
+    return is_zlib or head[:2] == b"\x1f\x8b"
+
+
+def _is_length(head: bytes) -> bool:
+    """Whether these are the length of a record and its checksum."""
+    return len(head) == _HEADER.size and masked_checksum(head[:8]) == _HEADER.unpack(head)[1]
+
+
+def _read_record(file: BinaryIO | InflatedFile, offset: int, size: int | None, path: Path) -> bytes | None:
+    """The record at an offset of a content of `size` bytes; None at its end."""
     file.seek(offset)
     head = file.read(_HEADER.size)
+    if not head and file.tell() == offset:
+        return None
     if len(head) < _HEADER.size:
         raise _cut_short(path, offset)
-    length, length_checksum = _HEADER.unpack(head)
-    if masked_checksum(head[:8]) != length_checksum:
-        if offset == 0 and (compression := _compression(head)):
-            raise InputError(
-                f"{path}: a TFRecord file compressed with {compression}, expected a plain one; decompress "
-                f"each file, under the same name ({_DECOMPRESS[compression]})"
-            )
+    if not _is_length(head):
         raise InputError(_damaged(path, offset, "length"))
-    if (
-        length > size - offset - _HEADER.size - _CHECKSUM.size
-    ):  # before the read: a wrong length must not allocate
+    length = int(_HEADER.unpack(head)[0])
+    # Before the read: a wrong length must not allocate.
+    if size is None and length > _LONGEST:
+        raise InputError(
+            f"{path}: the record at offset {offset} has {length} bytes, an Example at most {_LONGEST}; copy "
+            "the file again"
+        )
+    if size is not None and length > size - offset - _HEADER.size - _CHECKSUM.size:
         raise _cut_short(path, offset)
-    content = file.read(length)
-    (checksum,) = _CHECKSUM.unpack(file.read(_CHECKSUM.size))
-    if masked_checksum(content) != checksum:
+    content, checksum = file.read(length), file.read(_CHECKSUM.size)
+    if len(checksum) < _CHECKSUM.size:
+        raise _cut_short(path, offset)
+    if masked_checksum(content) != _CHECKSUM.unpack(checksum)[0]:
         raise _DamagedContentError(_damaged(path, offset, "content"))
     return content
-
-
-def _compression(head: bytes) -> str | None:
-    """The compression of a file that begins so; None: none that TensorFlow writes (RFC 1950, RFC 1952)."""
-    if head[:2] == b"\x1f\x8b":
-        return "gzip"
-    return "zlib" if head[0] == 0x78 and int.from_bytes(head[:2]) % 31 == 0 else None
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be read ({error.strerror}); copy the data set again")
 
 
 def _cut_short(path: Path, offset: int) -> InputError:

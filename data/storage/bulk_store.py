@@ -15,12 +15,11 @@ from typing import Protocol
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import ObjectStore as Obstore
-from obstore.store import from_url
 
 from data.errors import InputError
 from data.files import sync_folder, write_whole
 from data.storage.contact import mark_answered
-from data.storage.object_store import ObjectStore
+from data.storage.object_store import ObjectStore, connect
 from data.storage.store import FileStore, open_store
 from data.storage.store_errors import describe_error
 
@@ -88,7 +87,7 @@ def open_bulk(url: str) -> BulkStore:
     store = open_store(url)
     if isinstance(store, FileStore):
         return BulkFolder(Path(store.url))
-    return BulkObjects(store.url, from_url(store.url), store if isinstance(store, ObjectStore) else None)
+    return BulkObjects(store.url, connect(store.url), store if isinstance(store, ObjectStore) else None)
 
 
 class BulkFolder:

@@ -8,10 +8,11 @@ later ones require it (If-Match): an object that is replaced during a run is ref
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import BaseError as ObstoreError
@@ -19,11 +20,12 @@ from obstore.exceptions import GenericError, JoinError, PreconditionError
 from obstore.store import ObjectStore as Obstore
 from obstore.store import from_url
 
-from data.errors import InputError, StorageError
+from data.errors import InputError, StorageError, first_line
+from data.storage.aws_profile import profile_settings
 from data.storage.contact import has_answered, mark_answered
 from data.storage.request_checks import check_range, checked_name
 from data.storage.retries import RETRY_SECONDS, Result, RetryPolicy
-from data.storage.store_errors import describe_error, first_line, is_misconfigured, is_unreachable
+from data.storage.store_errors import describe_error, is_misconfigured, is_unreachable
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -36,12 +38,29 @@ _PROBE = "connection"  # name of an object: any answer will do
 
 
 def open_objects(url: str, retry_seconds: float | None = None) -> ObjectStore:
-    """Open a prefix of an object store, with credentials from the environment.
+    """Open a prefix of an object store, with credentials from the environment, or a profile of AWS.
 
     Raises:
+        InputError: The files with the profiles of AWS cannot be used.
         obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
     """
-    return ObjectStore(url, from_url(url, retry_config={"max_retries": 0}), retry_seconds)
+    return ObjectStore(url, connect(url, retries=False), retry_seconds)
+
+
+def connect(url: str, retries: bool = True) -> Obstore:
+    """Make obstore's own store of a prefix, which does not ask the server yet.
+
+    Args:
+        url: The prefix.
+        retries: Whether obstore itself repeats a request that failed.
+
+    Raises:
+        InputError: The files with the profiles of AWS cannot be used.
+        obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
+    """
+    of_aws = url.startswith(("s3://", "s3a://"))
+    config: Any = profile_settings(os.environ) if of_aws else {}
+    return from_url(url, config=config, retry_config=None if retries else {"max_retries": 0})
 
 
 @dataclass

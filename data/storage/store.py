@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError as ObstoreError
 
-from data.errors import InputError, StorageError
+from data.errors import InputError, StorageError, first_line
 from data.files import sync_folder, write_whole
 from data.storage.object_store import open_objects
 from data.storage.request_checks import check_range, checked_name
-from data.storage.store_errors import credential_variables, first_line
+from data.storage.store_errors import credential_variables
 
 _OF_THE_FILE = (errno.ENOENT, errno.EIO, errno.EISDIR)  # not of a mount that is stale or away
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from data.errors import first_line
+
 VARIABLES = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -14,8 +16,8 @@ VARIABLES = {
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP=true", "az": "AZURE_ALLOW_HTTP=true"}
 _PROFILES = (
-    ' (~/.aws and AWS_PROFILE are not read: eval "$(aws configure export-credentials --format env)" sets the '
-    "variables of a profile)"
+    ' or write keys into ~/.aws/credentials (eval "$(aws configure export-credentials --format env)" sets '
+    "the variables of single sign-on or of a role)"
 )
 _METADATA_SERVER = "169.254.169.254"  # of every cloud: where obstore looks for credentials last
 # In the pages that obstore adds to an error.
@@ -58,11 +60,6 @@ def is_unreachable(error: BaseException) -> bool:
 def credential_variables(url: str) -> str:
     """The environment variables with the credentials of a URL's store."""
     return VARIABLES.get(_scheme(url), "the credentials of this store")
-
-
-def first_line(error: BaseException) -> str:
-    """An error's text without the pages that obstore adds."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _advice(url: str, line: str, text: str) -> str:

@@ -17,7 +17,9 @@ def with_videos(
 ) -> list[EpisodeSpec]:
     """The episodes to run, so that `count` of each task have a video in `folder`.
 
-    Those without a result come first. A finished episode is run again only for a video that is missing.
+    Those without a result come first. A finished episode is run again only for a video that is missing, and
+    not where that has ended otherwise before: it takes the place of a video, so that the same evaluation
+    again runs nothing.
 
     Args:
         specs: All episodes, grouped by task, initial states ascending.
@@ -44,7 +46,11 @@ def _chosen(
 ) -> set[Key]:
     """Episodes of a task to be recorded: first ones that have not run, failures, then other finished ones."""
     results = {key: finished[key] for spec in task if (key := key_of(spec)) in finished}
-    missing = [key for key, result in results.items() if not _has_video(result, folder)]
+    missing = [
+        key
+        for key, result in results.items()
+        if not result.repeated_otherwise and not _has_video(result, folder)
+    ]
     candidates = [
         *[key_of(spec) for spec in task[:count] if key_of(spec) not in results],
         *[key for key in missing if not results[key].success],
@@ -66,7 +72,7 @@ def recorded_again(kept: EpisodeResult, again: EpisodeResult, folder: Path) -> E
     """A finished episode with the video of its repetition; its outcome stays whatever the repetition gave.
 
     The video of a repetition that went another way (another GPU, another renderer) does not show the episode:
-    it is removed.
+    it is removed, and the episode is not run again for it. A repetition that broke down may be tried again.
 
     Args:
         kept: The finished episode.
@@ -78,7 +84,8 @@ def recorded_again(kept: EpisodeResult, again: EpisodeResult, folder: Path) -> E
     if again.video is not None:
         (folder / again.video).unlink(missing_ok=True)
     outcome = f"error: {again.error}" if again.error else f"success {again.success} in {again.steps} steps"
-    return replace(kept, video=None, video_error=f"run again for its video it ended otherwise ({outcome})")
+    reason = f"run again for its video it ended otherwise ({outcome})"
+    return replace(kept, video=None, video_error=reason, repeated_otherwise=again.error is None)
 
 
 def _went_alike(kept: EpisodeResult, again: EpisodeResult) -> bool:

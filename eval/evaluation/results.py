@@ -209,12 +209,20 @@ def _caption(results: Results) -> str | None:
             f"{results.errors} episodes ended in an error and count neither way, first task {first.task}, "
             f"initial state {first.initial_state}: {first.error}"
         )
-    without_video = [episode.video_error for episode in results.episodes if episode.video_error is not None]
-    if without_video:
-        notes.append(
-            f"videos not written: {len(without_video)}, which changes no outcome; the first: "
-            f"{without_video[0]}; the same command records them again"
-        )
+    for otherwise, what_next in (
+        (False, "the same command records them again"),
+        (True, "they are not run again for it; larger videos=N records others"),
+    ):
+        causes = [
+            episode.video_error
+            for episode in results.episodes
+            if episode.video_error is not None and episode.repeated_otherwise == otherwise
+        ]
+        if causes:
+            notes.append(
+                f"videos not written: {len(causes)}, which changes no outcome; the first: {causes[0]}; "
+                f"{what_next}"
+            )
     return escape("; ".join(notes)) or None
 
 

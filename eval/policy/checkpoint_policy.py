@@ -44,7 +44,7 @@ class CheckpointPolicy:
         exported: ExportedConfig | None = None,
         order: Order = "parallel",
     ) -> None:
-        self._model = load_model(checkpoint, exported, device)
+        self._model = load_model(checkpoint, exported or ExportedConfig(), device)
         _check_units(checkpoint, self._model.action_ranges)
         self._decoder = BatchInvariantDecoder(self._model.network, self._model.data.chunk, batch, order)
         self._encoder = BatchInvariantEncoder(self._model.image, batch * self._model.data.history)

@@ -32,11 +32,17 @@ def describe(path: Path, exported: ExportedConfig | None = None) -> PolicyDescri
     """Describe a folder of weights of either kind; see `eval.policy.loaded_model.load_model`.
 
     Raises:
-        InputError: Neither kind, a file is missing or broken, tokenizers or action ranges are not those that
-            the weights were trained with, or evaluation does not support such a model.
+        InputError: Neither kind, exported weights where `exported` is None, a file is missing or broken,
+            tokenizers or action ranges are not those that the weights were trained with, or evaluation does
+            not support such a model.
     """
     if (path / CONFIG).is_file():
-        description = _describe_export(path, exported or ExportedConfig())
+        if exported is None:
+            raise InputError(
+                f"checkpoint={path}: exported weights ({CONFIG} in it), which this command cannot use; "
+                "give a checkpoint of the run, runs/<name>/checkpoints/step_..."
+            )
+        description = _describe_export(path, exported)
     elif path.is_dir() and RunLayout.of_checkpoint(path).config.is_file():
         description = describe_checkpoint(path)
     else:

@@ -59,7 +59,7 @@ def load_model(path: Path, exported: ExportedConfig | None = None, device: str |
     Args:
         path: A run's checkpoint `runs/<name>/checkpoints/step_...`, or a folder with `config.json` and
             safetensors files, as `worldvla convert export` and transformers write it.
-        exported: Files and settings beside a folder of the second kind.
+        exported: Files and settings beside a folder of the second kind; None: such a folder is refused.
         device: Device it computes on; None takes a GPU if there is one.
 
     Raises:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from data.errors import InputError
-from data.files import disk_full_error, is_disk_full
+from data.files import user_mistake
 from eval.config import Observations
 from eval.policy.interface import Policy, PolicyRecord
 from eval.simulator.interface import Suite
@@ -105,9 +104,8 @@ class RemoteError:
 
 def remote_error(error: Exception) -> RemoteError:
     """The message about an exception that is being handled; a full disk is the user's to empty."""
-    if isinstance(error, OSError) and is_disk_full(error):
-        error = disk_full_error(error)
-    return RemoteError(str(error), isinstance(error, InputError), traceback.format_exc())
+    mistake = user_mistake(error)
+    return RemoteError(str(mistake or error), mistake is not None, traceback.format_exc())
 
 
 @dataclass(frozen=True, slots=True)

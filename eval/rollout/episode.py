@@ -36,6 +36,8 @@ class EpisodeResult:
         frames: Frames of the video, uint8 [192, 192, 3] each; empty without a video.
         video: Name of the video's file; None where it was not written.
         video_error: Why a requested video was not written; it does not change the outcome.
+        repeated_otherwise: Whether it was run again for its video and ended otherwise, for `video_error`'s
+            reason: it is not run again for that.
         attempts: Number of attempts, more than one where a simulator broke down.
         actions_sha256: SHA-256 of all executed actions as little-endian float64: equal for two episodes that
             were the same to the last bit.
@@ -50,6 +52,7 @@ class EpisodeResult:
     frames: list[NDArray[np.uint8]] = field(default_factory=list, repr=False)
     video: str | None = None
     video_error: str | None = None
+    repeated_otherwise: bool = False
     attempts: int = 1
     actions_sha256: str = ""
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import importlib.util
 import json
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import zlib
 from pathlib import Path
 
 from data.errors import InputError
-from data.files import folder_written_whole
+from data.files import folder_written_whole, private_folder, remove_leftovers
 
 _ENVIRONMENT = "LIBERO_ASSETS"
 _REMEDY = (
@@ -87,8 +85,7 @@ def configure(assets: Path) -> None:
     package = package_folder()
     existing = os.environ.get("LIBERO_CONFIG_PATH")
     if existing is None or not (Path(existing) / "config.yaml").is_file():
-        private = Path(tempfile.mkdtemp(prefix="worldvla-libero-"))
-        atexit.register(shutil.rmtree, private, ignore_errors=True)
+        private = private_folder(Path(tempfile.gettempdir()), "worldvla-libero")
         paths = {
             "assets": assets,
             "bddl_files": package / "bddl_files",
@@ -111,6 +108,7 @@ def _unpacked(archive: Path) -> Path:
     name = f"{archive.resolve()}:{information.st_size}:{information.st_mtime_ns}"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldvla"
     folder = cache / f"libero-assets-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    remove_leftovers(cache)  # also where there is nothing to unpack: gigabytes
     if not folder.is_dir():
         try:
             with tarfile.open(archive) as tar, folder_written_whole(folder) as unfinished:

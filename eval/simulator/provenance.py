@@ -38,7 +38,8 @@ def renderer() -> str:
             [sys.executable, "-P", "-c", _QUERY],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_QUERY_SECONDS,
             check=False,
         )

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.errors import InputError
+from data.errors import InputError, first_line
 
 _LPIPS_SHIFT = (-0.030, -0.088, -0.188)
 _LPIPS_SCALE = (0.458, 0.448, 0.450)
@@ -54,7 +54,7 @@ class Lpips(nn.Module):
                 names = {part: f"features.{number}.{part}" for part in ("weight", "bias")}
                 convolution.load_state_dict({part: state[name] for part, name in names.items()})
         except (KeyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"{setting}={path}: not torchvision's AlexNet ({reason}); give alexnet-owt-7be5be79.pth"
             ) from error
@@ -130,7 +130,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many types, all of them about the file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise InputError(f"{path}: cannot be read as weights ({reason}); download the file again") from error
 
 

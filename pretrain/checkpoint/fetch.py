@@ -13,6 +13,7 @@ from data.storage.store import Store
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.ready import damage_error, manifest_file
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.run_layout import READY, STEP_PATTERN, RunLayout, step_name
 
 _BLOCK = 1 << 24
@@ -57,7 +58,7 @@ def local_checkpoint(url: str, run: Path | None = None) -> Path:
 
 
 def _run_folder(url: str, manifest: Manifest) -> Path:
-    settings = manifest.metadata.get("config", {}).get("run", {})
+    settings = settings_section(manifest.metadata, "run")
     run = Path(str(settings.get("dir", ""))) / str(settings.get("name", ""))
     if not settings or not RunLayout(run).config.is_file():
         raise InputError(

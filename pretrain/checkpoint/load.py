@@ -23,6 +23,7 @@ from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error, read_manifest
 from pretrain.checkpoint.verification import find_damage
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 
@@ -53,11 +54,7 @@ def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
     """
     loader = _CollectiveLoader(url)
     manifest = loader.manifest
-    if manifest.only_weights:
-        raise InputError(
-            f"{url}: holds weights without moments, so that no run can resume from it; start one "
-            "with checkpointing.start_from"
-        )
+    check_resume(url, manifest, engine.module.config, state_names(engine))
     loader.load(engine, None)
     finish_loading(engine, manifest.optimizer_step)
     engine.step_count = manifest.step
@@ -121,13 +118,6 @@ class _CollectiveLoader:
         """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified."""
         check_network(self._store.url, self.manifest, engine.module.config)
         table = self.manifest.chunk_table(self._store.url, self._chunk_table)
-        other = {name.partition("/")[0] for name in self.manifest.tensors} - set(state_names(engine))
-        if states is None and other:
-            raise InputError(
-                f"{self._store.url}: holds {', '.join(sorted(other))}, which this optimiser does not have; "
-                "resume with the optimiser that it was saved with, or start a run with "
-                "checkpointing.start_from"
-            )
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}
         targets: dict[str, Tensor] = {}
@@ -177,6 +167,36 @@ class _CollectiveLoader:
         return values
 
 
+def check_resume(url: str | Path, manifest: Manifest, config: ModelConfig, states: Collection[str]) -> None:
+    """Compare a checkpoint with the network and the optimiser of a run that is to resume; no weight is read.
+
+    Args:
+        url: The checkpoint's folder or URL.
+        manifest: Of the checkpoint.
+        config: The run's network.
+        states: What its optimiser has for every weight: master, then the moments.
+
+    Raises:
+        InputError: Weights without moments, another network's, or another optimiser's.
+    """
+    if manifest.only_weights:
+        raise InputError(
+            f"{url}: holds weights without moments, so that no run can resume from it; start one "
+            "with checkpointing.start_from"
+        )
+    check_network(url, manifest, config)
+    stored, wrong = {name.partition("/")[0] for name in manifest.tensors}, list[str]()
+    if more := stored - set(states):
+        wrong.append(f"holds {', '.join(sorted(more))}, which this optimiser does not have")
+    if fewer := set(states) - stored:
+        wrong.append(f"does not hold {', '.join(sorted(fewer))}")
+    if wrong:
+        raise InputError(
+            f"{url}: {' and '.join(wrong)}; resume with the optimiser that it was saved with, or start a run "
+            "with checkpointing.start_from"
+        )
+
+
 def check_network(url: str | Path, manifest: Manifest, config: ModelConfig) -> None:
     """Compare a checkpoint's parameters and defining settings with a network; no weight is read.
 
@@ -192,7 +212,7 @@ def check_network(url: str | Path, manifest: Manifest, config: ModelConfig) -> N
         for name, shape in expected.items()
         if name in stored and stored[name].shape != shape
     ]
-    settings = manifest.metadata.get("config", {}).get("model", {})
+    settings = settings_section(manifest.metadata, "model")
     wrong += [
         f"model.{name} is {settings[name]} there, {value} here"
         for name, value in ((name, getattr(config, name)) for name in _DEFINING)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from pretrain.checkpoint.load import check_network
+from pretrain.checkpoint.load import check_network, check_resume
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location, open_checkpoint
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import DamagedCheckpointError
-from pretrain.config import CheckpointingConfig, TrainingConfig
-from pretrain.model.config import ModelConfig
+from pretrain.checkpoint_metadata import settings_section
+from pretrain.config import TrainingConfig
+from pretrain.optim import MOMENTS
 from pretrain.run_folder import RunFolder
 
 HISTORY = "resume_history"  # key of a checkpoint's metadata
@@ -61,27 +62,23 @@ class OriginChoice:
     superseded: Sequence[int] = ()
 
 
-def choose_origin(
-    settings: CheckpointingConfig, model: ModelConfig, location: CheckpointLocation, run: str
-) -> OriginChoice:
+def choose_origin(config: TrainingConfig, location: CheckpointLocation) -> OriginChoice:
     """Choose the checkpoint that a run resumes from or starts with. Nothing is written.
 
     Args:
-        settings: `resume` and `start_from` decide.
-        model: The run's network.
+        config: Settings of the run; `checkpointing.resume` and `start_from` decide.
         location: Of the run's own checkpoints.
-        run: Its name.
 
     Raises:
-        InputError: `start_from` or `resume` is no checkpoint or of another network, or a new run was
-            requested where one exists, or `checkpointing.url` holds those of another run.
+        InputError: The checkpoint is none, of another network, or (to resume) of another optimiser; or a new
+            run was requested where one exists, or `checkpointing.url` holds those of another run.
         DamagedCheckpointError: All of the run's own checkpoints are damaged.
     """
-    steps = location.steps()
+    settings, steps = config.checkpointing, location.steps()
     newest, damaged = _newest_whole(location, steps)
     if newest is not None and settings.url is not None:
-        _check_same_run(newest[0], newest[1], settings.url, run)
-    history = () if newest is None else _history(newest[1])
+        _check_same_run(newest[0], newest[1].metadata, settings.url, config.run.name)
+    history = () if newest is None else _history(newest[1].metadata)
     value = _canonical(settings.resume)
     if value not in ("auto", *history):
         if value == "none" and steps:
@@ -90,16 +87,17 @@ def choose_origin(
                 "another run.name to begin anew, or resume=auto to go on"
             )
         if value != "none":
-            return _named_origin(settings.resume, value, steps)
+            return _named_origin(config, value, steps)
     if newest is not None:
+        _check_resume(*newest, config)
         errors = {step: str(error) for step, error in damaged.items()}
-        return OriginChoice(Origin(newest[0], resumes=True), newest[1], history, errors)
+        return OriginChoice(Origin(newest[0], resumes=True), newest[1].metadata, history, errors)
     if damaged:
         raise damaged[steps[-1]]
     history = () if value == "auto" else (value,)
     if settings.start_from is None:
         return OriginChoice(None, history=history)
-    check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), model)
+    check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), config.model)
     return OriginChoice(Origin(settings.start_from, resumes=False), history=history)
 
 
@@ -161,21 +159,27 @@ def set_aside(location: CheckpointLocation, steps: Sequence[int], superseded: bo
 
 def _newest_whole(
     location: CheckpointLocation, steps: Sequence[int]
-) -> tuple[tuple[str, Mapping[str, Any]] | None, dict[int, DamagedCheckpointError]]:
-    """URL and metadata of the newest own checkpoint whose manifest is whole; the damaged ones after it."""
+) -> tuple[tuple[str, Manifest] | None, dict[int, DamagedCheckpointError]]:
+    """URL and manifest of the newest own checkpoint whose manifest is whole; the damaged ones after it."""
     damaged: dict[int, DamagedCheckpointError] = {}
     for step in reversed(steps):
         url = location.checkpoint_url(step)
         try:
-            return (url, Manifest.read(open_checkpoint(url)).metadata), damaged
+            return (url, Manifest.read(open_checkpoint(url))), damaged
         except DamagedCheckpointError as error:
             damaged[step] = error
     return None, damaged
 
 
-def _named_origin(checkpoint: str, value: str, steps: Sequence[int]) -> OriginChoice:
+def _check_resume(checkpoint: str, manifest: Manifest, config: TrainingConfig) -> None:
+    check_resume(checkpoint, manifest, config.model, (MASTER, *MOMENTS[config.optim.name]))
+
+
+def _named_origin(config: TrainingConfig, value: str, steps: Sequence[int]) -> OriginChoice:
     """The checkpoint that `checkpointing.resume` names."""
+    checkpoint = config.checkpointing.resume
     manifest = Manifest.read(open_checkpoint(checkpoint))
+    _check_resume(checkpoint, manifest, config)
     return OriginChoice(
         Origin(checkpoint, resumes=True, named=True),
         manifest.metadata,
@@ -190,7 +194,7 @@ def _history(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     history = metadata.get(HISTORY)
     if isinstance(history, list):
         return tuple(map(str, history))
-    last = _section(metadata, "checkpointing").get("resume", "auto")
+    last = settings_section(metadata, "checkpointing").get("resume", "auto")
     return () if last == "auto" else (_canonical(str(last)),)
 
 
@@ -202,16 +206,9 @@ def _canonical(resume: str) -> str:
     return path.rstrip("/") if "://" in path else str(Path(path).expanduser().resolve())
 
 
-def _section(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A section of the settings in a checkpoint's metadata; empty where there is none."""
-    config = metadata.get("config")
-    section = config.get(name) if isinstance(config, dict) else None
-    return section if isinstance(section, dict) else {}
-
-
 def _check_same_run(newest: str, metadata: Mapping[str, Any], url: str, run: str) -> None:
     """Refuse the location of another run, which would resume from, and remove, what this one writes."""
-    if (other := _section(metadata, "run").get("name", run)) != run:
+    if (other := settings_section(metadata, "run").get("name", run)) != run:
         raise InputError(
             f"checkpointing.url={url}: holds checkpoints of the run {other}, this one is {run}; give each "
             f"run a location of its own (such as '{url}/${{run.name}}'); to start with those weights, add "

@@ -26,6 +26,7 @@ from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor
 from pretrain.checkpoint.policy_files import policy_of_export
 from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
 from pretrain.checkpoint.verification import find_damage
+from pretrain.checkpoint_metadata import settings_section
 from pretrain.convert.chameleon import (
     HEAD_NORM_EPS,
     VQ_GROUPS,
@@ -122,8 +123,8 @@ def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
     Raises:
         InputError: There are none, or they are of a network that transformers does not have.
     """
-    values = manifest.metadata.get("config", {}).get("model")
-    if not isinstance(values, dict):
+    values = settings_section(manifest.metadata, "model")
+    if not values:
         raise InputError(
             f"{checkpoint}: its manifest holds no settings of the model; take another checkpoint"
         )

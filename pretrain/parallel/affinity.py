@@ -43,7 +43,7 @@ def bind(uuid: str, devices: Path = _DEVICES) -> str:
         return f"CPU affinity unchanged: nvidia-smi gives no PCI address of GPU {uuid}"
     path = devices / address / "local_cpulist"
     try:
-        local = parse_cpus(path.read_text())
+        local = parse_cpus(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         return f"CPU affinity unchanged: {path}: {error}"
     allowed = local & os.sched_getaffinity(0)
@@ -70,7 +70,9 @@ def _address(uuid: str) -> str | None:
     """PCI address of the GPU in Linux's form; None: unknown."""
     command = ["nvidia-smi", f"--id=GPU-{uuid}", "--query-gpu=pci.bus_id", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = _BUS.fullmatch(done.stdout.strip().lower())

@@ -65,9 +65,9 @@ def write_summary(
         speed: Result of `speeds`; empty leaves the speed of an earlier start in place.
     """
     parallel = config.parallel
-    before = folder.read_summary()
     records = read_metrics(folder.metrics, skip_damaged=True)  # a training that has ended is summed up
     folder.update_summary(
+        {**dict.fromkeys(_SPEEDS), "evaluations": []},
         experiment=config.run.name,
         parallel={"tensor": parallel.tensor, "data": parallel.data, "zero_stage": parallel.zero_stage},
         world_size=parallel.tensor * parallel.data,
@@ -75,9 +75,8 @@ def write_summary(
         loss=_first_and_last(records),
         norms=_newest_norms(records),
         validation=_newest_validation(records),
-        **{name: speed.get(name, before.get(name)) for name in _SPEEDS},
+        **speed,
         checkpoints=[step_name(step) for step in checkpoints],
-        evaluations=before.get("evaluations", []),
         versions=versions(),
     )
 

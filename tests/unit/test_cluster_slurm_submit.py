@@ -238,3 +238,14 @@ def test_without_a_slurm_client_submission_is_refused(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["submit", GOAL, f"run.dir={tmp_path}"]) == 2
     assert "sbatch not found" in capsys.readouterr().err
+
+
+def test_the_script_is_in_utf_8_and_what_sbatch_prints_in_any_encoding(
+    sbatch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sbatch / "bin/sbatch").write_text(
+        f'#!/bin/sh\ncp "$2" {sbatch}/given\nprintf "données \\377\\n42\\n"\n', "utf-8"
+    )
+    assert main(["submit", GOAL, f"run.dir={sbatch}/runs", "run.name=mine", "data.url=données"]) == 0
+    assert "données" in (sbatch / "given").read_text("utf-8")
+    assert "42" in capsys.readouterr().out

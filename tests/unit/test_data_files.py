@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from data.errors import InputError, first_line
 from data.files import (
     disk_full_error,
     is_disk_full,
     naming_full_disk,
+    private_folder,
     remove_leftovers,
     replacing,
+    user_mistake,
     write_text_whole,
     write_whole,
 )
@@ -128,6 +131,29 @@ def test_what_a_killed_process_has_left_is_removed_by_the_next(
     assert names(tmp_path) - {"other"} == {".part.json.123", "a.tmp"}
 
 
+MAKE_AND_END = """
+import os, sys
+from pathlib import Path
+from data.files import private_folder
+
+folder = private_folder(Path(sys.argv[1]), "settings")
+(folder / "file").write_text("secret")
+print(oct(folder.stat().st_mode), flush=True)
+if sys.argv[2] == "die":
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(("end", "left"), [("die", 1), ("exit", 0)])
+def test_a_private_folder_lives_as_long_as_its_process(end: str, left: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MAKE_AND_END, str(tmp_path), end]
+    assert subprocess.run(command, check=False, capture_output=True, text=True).stdout == "0o40700\n"
+    assert len(names(tmp_path)) == left
+    folder = private_folder(tmp_path, "settings")
+    assert names(tmp_path) == {folder.name}
+
+
 @pytest.mark.usefixtures("forgetful")
 def test_what_a_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WRITE_AND_DIE, str(tmp_path), "live"]
@@ -181,3 +207,21 @@ def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     assert not is_disk_full(refused)
     assert not is_disk_full(ValueError("no number"))
     assert is_disk_full(OSError(122, "Disk quota exceeded"))
+
+
+def test_mistakes_of_the_user_are_told_from_defects() -> None:
+    mistake = InputError("a setting")
+    assert user_mistake(mistake) is mistake
+    full = user_mistake(OSError(28, "No space left on device", "a.json"))
+    assert str(full).startswith("a.json: cannot be written (No space left on device); free space")
+    assert [user_mistake(error) for error in (OSError(13, "Permission denied"), ValueError("bug"))] == [
+        None
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("one\ntwo", "one"), ("\n  one \ntwo", "one"), ("", "ValueError"), (" \n", "ValueError")],
+)
+def test_the_first_line_of_an_error_says_something(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line

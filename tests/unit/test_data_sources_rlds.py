@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,17 +211,6 @@ def test_several_instructions_are_refused_or_chosen(tmp_path: Path) -> None:
         read(folder)
     assert read(folder, several_instructions="first")[0].instruction == "open it"
     assert read(folder, several_instructions="last")[0].task == "close_it"
-
-
-@pytest.mark.parametrize(
-    ("compress", "name"),
-    [(gzip.compress, "gzip"), (zlib.compress, "zlib"), (lambda b: zlib.compress(b, 9), "zlib")],
-)
-def test_compressed_files_are_named(tmp_path: Path, compress: Callable[[bytes], bytes], name: str) -> None:
-    folder = write_rlds(tmp_path / "set", [episode(4, 0)], files=1)
-    first_file(compress)(folder)
-    with pytest.raises(InputError, match=f"a TFRecord file compressed with {name}, expected a plain one"):
-        read(folder)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -227,8 +227,8 @@ def test_missing_credentials_are_named(scheme: str, monkeypatch: pytest.MonkeyPa
             open_store("az://bucket")
     asked = "Error performing GET http://169.254.169.254/token: error sending request"
     profiles = (
-        ' (~/.aws and AWS_PROFILE are not read: eval "$(aws configure export-credentials --format env)" sets '
-        "the variables of a profile)"
+        ' or write keys into ~/.aws/credentials (eval "$(aws configure export-credentials --format env)" '
+        "sets the variables of single sign-on or of a role)"
     )
     profiles = profiles if scheme == "s3" else ""
     assert describe_error(f"{scheme}://bucket", GenericError(f"{asked}\n\nDebug source: ...")) == (

@@ -176,6 +176,16 @@ def test_wrong_requests_are_refused(checkpoint: Path, image: ImageTokenizer) -> 
         imagine(ImagineConfig(checkpoint=str(checkpoint), episode="nothing"))
 
 
+def test_exported_weights_are_refused_by_the_name_that_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError) as caught:
+        imagine(ImagineConfig(checkpoint=str(tmp_path)))
+    assert str(caught.value) == (
+        f"checkpoint={tmp_path}: exported weights (config.json in it), which this command cannot use; "
+        "give a checkpoint of the run, runs/<name>/checkpoints/step_..."
+    )
+
+
 def test_episodes_that_were_trained_on_are_not_called_held_out(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

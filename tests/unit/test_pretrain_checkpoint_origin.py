@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,34 @@ import pytest
 
 from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import Manifest, StoredTensor
 from pretrain.checkpoint.origin import HISTORY, Origin, OriginChoice, choose_origin, set_aside_newest
 from pretrain.checkpoint.ready import DamagedCheckpointError
-from pretrain.config import CheckpointingConfig
+from pretrain.config import CheckpointingConfig, RunConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
+from pretrain.model.transformer import expected_shapes
+
+STATES = ("master", "exp_avg", "exp_avg_sq")
 
 
-def commit_step(root: Path, step: int, metadata: dict[str, Any]) -> str:
+@functools.cache
+def default_shapes() -> dict[str, tuple[int, ...]]:
+    return expected_shapes(ModelConfig())
+
+
+def commit_step(root: Path, step: int, metadata: dict[str, Any], states: tuple[str, ...] = STATES) -> str:
     folder = step_folder(root, step)
     folder.mkdir(parents=True)
-    Manifest(step, step, metadata, {}, {}).write(folder)
+    shapes = default_shapes().items()
+    tensors = {f"{state}/{name}": StoredTensor(shape) for state in states for name, shape in shapes}
+    Manifest(step, step, metadata, tensors, {}).write(folder)
     return str(folder)
 
 
 def choose(root: Path, run: str = "run", url: str | None = None, resume: str = "auto") -> OriginChoice:
-    settings = CheckpointingConfig(url=url, resume=resume)
-    return choose_origin(settings, ModelConfig(), CheckpointLocation(url or root), run)
+    checkpointing = CheckpointingConfig(url=url, resume=resume)
+    config = TrainingConfig(run=RunConfig(name=run), checkpointing=checkpointing)
+    return choose_origin(config, CheckpointLocation(url or root))
 
 
 def origin(root: Path, run: str, url: str | None, resume: str = "auto") -> Origin | None:

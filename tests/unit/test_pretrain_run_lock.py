@@ -16,7 +16,6 @@ import pytest
 
 from data import locks
 from data.errors import InputError
-from pretrain import run_lock
 from pretrain.run_layout import RunLayout
 from pretrain.run_lock import exclusive_access
 
@@ -79,9 +78,10 @@ def test_a_lock_that_its_holder_removes_meanwhile_is_taken_anew(
         calls.append(descriptor)
         if len(calls) == 1:  # the holder ends between the opening of the file and its lock
             folder.supervisor_lock.unlink()
-        locks.lock(descriptor, wait)
+        lock(descriptor, wait)
 
-    monkeypatch.setattr(run_lock, "lock", slow)
+    lock = locks.lock
+    monkeypatch.setattr(locks, "lock", slow)
     with exclusive_access(folder):
         assert len(calls) == 2
         assert not is_free(folder)
@@ -120,7 +120,7 @@ def test_without_locks_commands_of_one_machine_still_exclude_each_other(
         (warning,) = caplog.messages
         assert warning == (
             f"{folder.path}: its file system has no locks (Function not implemented): a command on another "
-            "machine or of another user that trains in this folder is not noticed; start only one"
+            "machine or of another user that writes to this folder is not noticed; start only one"
         )
         assert not is_free(folder)
         assert is_free(RunLayout(runs / "s"))
@@ -135,7 +135,7 @@ def test_without_any_locks_a_command_runs_and_says_what_it_cannot_notice(
     (tmp_path / "tmp").mkdir()
     without_locks(monkeypatch, tmp_path)
     assert is_free(RunLayout(tmp_path / "r"))
-    assert "a command beside this one that trains in this folder is not noticed" in caplog.text
+    assert "a command beside this one that writes to this folder is not noticed" in caplog.text
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -143,8 +143,8 @@ def test_the_holder_is_named_and_one_on_another_machine_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, seconds = RunLayout(tmp_path / "r"), itertools.count()
-    monkeypatch.setattr(run_lock.time, "monotonic", lambda: next(seconds))
-    monkeypatch.setattr(run_lock.time, "sleep", lambda _: None)
+    monkeypatch.setattr(locks.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(locks.time, "sleep", lambda _: None)
     with ExitStack() as holder:
         holder.enter_context(exclusive_access(folder))
         folder.config.touch()
@@ -160,5 +160,5 @@ def test_the_holder_is_named_and_one_on_another_machine_waited_for(
         assert [message.split("; ")[1] for message in caplog.messages] == [
             "waiting up to 120 s, in case that machine is lost"
         ]
-        monkeypatch.setattr(run_lock.time, "sleep", lambda _: holder.close())
+        monkeypatch.setattr(locks.time, "sleep", lambda _: holder.close())
         assert is_free(folder)

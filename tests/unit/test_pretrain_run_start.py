@@ -15,12 +15,15 @@ import pytest
 
 from data.errors import InputError
 from data.storage.index import DatasetIndex
+from data.tokens.action import ActionRanges
+from data.tokens.text import TextTokenizer, train_text_tokenizer
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import HISTORY, Origin, newest_checkpoint
 from pretrain.config import TrainingConfig
+from pretrain.policy_settings import PolicySettings
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import open_run
-from pretrain.settings import read_yaml
+from pretrain.settings import read_yaml, to_mapping
 from tests.support.training_case import write_dataset
 from tests.unit.test_pretrain_checkpoint_origin import commit_step
 
@@ -180,3 +183,71 @@ def test_a_full_disk_is_one_line(config: TrainingConfig, monkeypatch: pytest.Mon
     monkeypatch.setattr(RunFolder, "wandb_run", full)
     with pytest.raises(InputError, match=r"mine: cannot write the run folder \(No space left on device\)"):
         open_run(config, RunFolder.of(config.run))
+
+
+@pytest.mark.parametrize("resume", ["auto", "the newest"])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "model.layers",
+            3,
+            r"step_00000004: another network: model.layers.* is not in this model;.*; give the",
+        ),
+        ("model.norm_eps", 0.5, r"step_00000004: another network: model.norm_eps is .* there, 0.5 here"),
+        ("optim.name", "lion", "step_00000004: holds exp_avg_sq, which this optimiser does not have; resume"),
+    ],
+)
+def test_a_change_that_the_checkpoint_does_not_allow_changes_nothing(
+    config: TrainingConfig, resume: str, name: str, value: Any, message: str
+) -> None:
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    newest = commit_step(folder.checkpoints, 4, {"config": to_mapping(config)})
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    section, key = name.split(".")
+    setattr(getattr(config, section), key, value)
+    config.run.change = [name]
+    config.checkpointing.resume = resume if resume == "auto" else newest
+    with pytest.raises(InputError, match=message):
+        open_run(config, folder)
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_weights_without_moments_are_refused_before_the_folder_is_made(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    config.checkpointing.resume = commit_step(tmp_path / "imported", 4, METADATA, states=("master",))
+    with pytest.raises(InputError, match="step_00000004: holds weights without moments"):
+        open_run(config, RunFolder.of(config.run))
+    assert not RunFolder.of(config.run).path.exists()
+
+
+def test_a_text_tokenizer_that_was_replaced_at_its_path_is_refused(
+    config: TrainingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipped = TextTokenizer.load()
+    path = shipped.save(tmp_path / "tokenizers")
+    config.data.text_tokenizer = str(path)
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    policy = PolicySettings.of(config.data, 32, ActionRanges(), "0" * 64, shipped.sha256).to_json()
+    newest = commit_step(folder.checkpoints, 2, {**METADATA, "policy": policy})
+    assert open_run(config, folder).resumed_from == newest
+    before = folder.config.read_bytes()
+    path.write_text(train_text_tokenizer(["lift the cube"]))
+    changed = TextTokenizer.load(path).sha256
+    with pytest.raises(InputError) as caught:
+        open_run(config, folder)
+    assert str(caught.value) == (
+        f"{newest}: was trained with the text tokenizer {shipped.sha256[:12]}, data.text_tokenizer={path} "
+        f"has checksum {changed[:12]}; give that tokenizer, begin a run of another name, or change it for "
+        "the rest of this run by run.change='[data.text_tokenizer]'"
+    )
+    assert folder.config.read_bytes() == before
+    config.run.change = ["data.text_tokenizer"]
+    assert open_run(config, folder).resumed_from == newest
+    assert f"has checksum {changed[:12]}; the run goes on with it, by run.change" in caplog.text
+    del config.run.change[:]
+    config.checkpointing.start_from, config.run.name = newest, "another"
+    assert open_run(config, RunFolder.of(config.run)).resumed_from is None, "only the weights are taken"

@@ -78,6 +78,58 @@ def test_configs_and_slurm_hold_no_python() -> None:
     assert tracked_files("configs/*.py", "slurm/*.py") == []
 
 
+def opened_in_the_locales_encoding(source: str) -> set[int]:
+    """Lines that read or write text without naming its encoding: it is another one under another locale."""
+    lines: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or any(word.arg == "encoding" for word in node.keywords):
+            continue
+        name, is_method = getattr(node.func, "attr", getattr(node.func, "id", "")), hasattr(node.func, "attr")
+        given = {word.arg: word.value for word in node.keywords}
+        mode = next(iter([given["mode"]] if "mode" in given else node.args[not is_method :][:1]), None)
+        kind = mode.value if isinstance(mode, ast.Constant) else mode
+        opens_text = kind is None or (isinstance(kind, str) and re.fullmatch("[rwax+t]+", kind) is not None)
+        if (
+            (name in ("read_text", "write_text") and len(node.args) < 1 + (name == "write_text"))
+            or (name == "open" and opens_text and not (is_method and kind is None and node.keywords))
+            or any(getattr(given.get(word), "value", None) is True for word in ("text", "universal_newlines"))
+        ):
+            lines.add(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("p.read_text()", True),
+        ("p.read_text('utf-8', 'replace')", False),
+        ("p.write_text(x)", True),
+        ("p.write_text(x, encoding='utf-8')", False),
+        ("open(p)", True),
+        ("open(p, 'rb')", False),
+        ("p.open()", True),
+        ("p.open('a')", True),
+        ("p.open(mode='a')", True),
+        ("p.open('ab')", False),
+        ("suite.open(task)", False),
+        ("os.open(p, os.O_RDONLY)", False),
+        ("run(words, capture_output=True, text=True)", True),
+        ("run(words, capture_output=True, encoding='utf-8')", False),
+    ],
+)
+def test_the_rule_of_encodings_finds_what_it_looks_for(source: str, found: bool) -> None:
+    assert opened_in_the_locales_encoding(source) == ({1} if found else set())
+
+
+def test_no_text_is_read_or_written_in_the_locales_encoding() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in tracked_files(*(f"{folder}/*.py" for folder in (*PACKAGES, "benchmarks")))
+        for line in opened_in_the_locales_encoding(path.read_text("utf-8"))
+    }
+    assert found == set()
+
+
 def imported_packages(*folders: str) -> set[str]:
     """Top-level names of everything foreign that the folders' sources import."""
     names: set[str] = set()
