@@ -69,13 +69,15 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
 
     Ray's own handler is `sys.exit(15)`, without a word. Ray has no setting for this, nor for the sessions of
     its processes, nor against two of them that nobody here uses (the log monitor, which copies workers'
-    output to the command, and the autoscaler's monitor; a second of CPU time each): functions of its are
-    replaced for the length of the block (a test reads Ray's source for these names).
+    output to the command, and the autoscaler's monitor; a second of CPU time each), nor against the page that
+    it prints to standard output for each process that has died (its exception tells that, and the command
+    says it in a line of its own): functions of its are replaced for the length of the block (a test reads
+    Ray's source for these names).
 
     Args:
         own_session: Whether Ray is started: each of its processes gets a session of its own.
     """
-    from ray._private import auto_init_hook, node, services, utils
+    from ray._private import auto_init_hook, node, services, utils, worker
 
     auto_init_hook.enable_auto_connect = False
     popen: Any = services.ConsolePopen
@@ -84,7 +86,10 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options, start_new_session=True)
 
-    replaced: list[tuple[Any, str, Any]] = [(utils, "set_sigterm_handler", lambda handler: None)]
+    replaced: list[tuple[Any, str, Any]] = [
+        (utils, "set_sigterm_handler", lambda handler: None),
+        (worker, "listen_error_messages", lambda connected, stopped: None),
+    ]
     if own_session:
         replaced.append((services, "ConsolePopen", OwnSession))
         replaced += [(node.Node, name, lambda self: None) for name in UNUSED_PROCESSES]

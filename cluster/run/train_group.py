@@ -22,6 +22,7 @@ from cluster.run.worker_process import (
     remove_failures,
     write_failure,
 )
+from data.errors import first_line
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.run_layout import RANK_PATTERN, rank_name
 
@@ -89,7 +90,7 @@ def run_train_group(
             failures = _train(processes, task, session.start_timeout)
     except RayError as error:  # a node was lost while the ranks started, or Ray does not answer
         raise TrainingFailedError(
-            f"Ray could not start the training processes ({type(error).__name__}: {error})"
+            f"Ray could not start the training processes ({type(error).__name__}: {first_line(error)})"
         ) from error
     if failures:
         report = "\n".join(f"{rank_name(rank)}: {error}" for rank, error in sorted(failures.items()))

@@ -124,9 +124,13 @@ def test_a_users_mistake_in_a_rank_stays_one(pair: Session, config: TrainingConf
         run_train_group(config, pair, tmp_path / "logs", mistake)
 
 
-def test_a_killed_rank_ends_the_group(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
+def test_a_killed_rank_ends_the_group_and_ray_prints_nothing(
+    pair: Session, config: TrainingConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(CommandFailedError, match="killed, or out of memory"):
         run_train_group(config, pair, tmp_path / "logs", die)
+    threading.Event().wait(1.0)  # Ray's message arrives beside the exception
+    assert capfd.readouterr() == ("", "")
 
 
 def stop_on_a_full_disk(config: TrainingConfig) -> None:

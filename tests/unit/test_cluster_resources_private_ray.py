@@ -36,6 +36,8 @@ def test_ray_still_starts_its_processes_and_sets_its_handler_by_these_names() ->
     assert "if enable_auto_connect and not ray.is_initialized()" in inspect.getsource(auto_init_hook)
     assert inspect.getsource(worker.connect).count("job_config._runtime_env_has_working_dir()") == 2
     assert all(f"self.{name}()" in inspect.getsource(node.Node) for name in UNUSED_PROCESSES)
+    assert "target=listen_error_messages," in inspect.getsource(worker.connect)
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     flags = {flag for option in scripts.start.params for flag in option.opts}
     assert {"--include-log-monitor", "--no-monitor"} <= flags
 
