@@ -21,6 +21,7 @@ from configparser import (
 from pathlib import Path
 
 from data.errors import InputError
+from data.storage.store_settings import check_endpoint, check_value
 
 _DEFAULT = "default"
 _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -38,6 +39,8 @@ _CREDENTIAL_VARIABLES = (
     "AWS_SKIP_SIGNATURE",
 )
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT")
+_IGNORE_ENDPOINTS = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
 
 Sections = Mapping[str, Mapping[str, str]]
 """Settings by name of the profile."""
@@ -51,12 +54,13 @@ def profile_settings(environment: Mapping[str, str]) -> dict[str, str]:
             name other files than those in `~/.aws`.
 
     Returns:
-        `aws_access_key_id`, `aws_secret_access_key`, `aws_session_token` and `region`, as far as they are
-        there and needed; the names are obstore's too.
+        `aws_access_key_id`, `aws_secret_access_key`, `aws_session_token`, `region` and `endpoint_url`, as far
+        as they are there and needed; the names are obstore's too. The endpoint comes with keys alone: it says
+        whose keys they are.
 
     Raises:
-        InputError: A file cannot be read, or the profile that was named, or its keys, do not exist. Its text
-            shows nothing of what is in the files.
+        InputError: A file cannot be read, the profile that was named, or its keys, do not exist, or a value
+            cannot be used. Its text shows no key.
     """
     needs_keys = not any(environment.get(name) for name in _CREDENTIAL_VARIABLES)
     needs_region = not any(environment.get(name) for name in _REGION_VARIABLES)
@@ -80,7 +84,21 @@ def profile_settings(environment: Mapping[str, str]) -> dict[str, str]:
     if needs_keys:  # all of one file: a session token belongs to its keys
         values = first if any(first.get(key) for key in _KEYS) else second
         settings |= _keys(values, where, f"--profile {shlex.quote(name)} ", is_named=named is not None)
+        if _KEYS[0] in settings:
+            settings |= _endpoint(second, environment, where)
+    for key, value in settings.items():
+        check_value(f"{where}: {key}", value)
     return settings
+
+
+def _endpoint(values: Mapping[str, str], environment: Mapping[str, str], where: str) -> dict[str, str]:
+    """The server that the profile's keys belong to, unless a variable names one."""
+    address = values.get("endpoint_url")
+    ignored = environment.get(_IGNORE_ENDPOINTS, "").lower() == "true"
+    if not address or ignored or any(environment.get(name) for name in _ENDPOINT_VARIABLES):
+        return {}
+    check_endpoint(f"{where}: endpoint_url", address)
+    return {"endpoint_url": address}
 
 
 def _keys(values: Mapping[str, str], where: str, option: str, is_named: bool) -> dict[str, str]:

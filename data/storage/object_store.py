@@ -26,6 +26,7 @@ from data.storage.contact import has_answered, mark_answered
 from data.storage.request_checks import check_range, checked_name
 from data.storage.retries import RETRY_SECONDS, Result, RetryPolicy
 from data.storage.store_errors import describe_error, is_misconfigured, is_unreachable
+from data.storage.store_settings import check_store_settings
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -41,7 +42,7 @@ def open_objects(url: str, retry_seconds: float | None = None) -> ObjectStore:
     """Open a prefix of an object store, with credentials from the environment, or a profile of AWS.
 
     Raises:
-        InputError: The files with the profiles of AWS cannot be used.
+        InputError: The store's variables, or the files with the profiles of AWS, cannot be used.
         obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
     """
     return ObjectStore(url, connect(url, retries=False), retry_seconds)
@@ -55,9 +56,10 @@ def connect(url: str, retries: bool = True) -> Obstore:
         retries: Whether obstore itself repeats a request that failed.
 
     Raises:
-        InputError: The files with the profiles of AWS cannot be used.
+        InputError: The store's variables, or the files with the profiles of AWS, cannot be used.
         obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
     """
+    check_store_settings(url, os.environ)
     of_aws = url.startswith(("s3://", "s3a://"))
     config: Any = profile_settings(os.environ) if of_aws else {}
     return from_url(url, config=config, retry_config=None if retries else {"max_retries": 0})

@@ -85,6 +85,37 @@ def test_variables_win_over_the_profile_that_is_named(
     assert profile_settings(environment) == expected
 
 
+def test_the_endpoint_of_a_profile_comes_with_its_keys(home: Path) -> None:
+    with (home / ".aws/config").open("a") as file:
+        file.write("[profile minio]\nendpoint_url = http://minio.lab:9000\n")
+        file.write("aws_access_key_id = AKIA\naws_secret_access_key = of minio\n")
+    minio = {"AWS_PROFILE": "minio"}
+    assert profile_settings(minio)["endpoint_url"] == "http://minio.lab:9000"
+    for name, value in (
+        ("AWS_ENDPOINT_URL", "http://other"),
+        ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true"),
+        ("AWS_ACCESS_KEY_ID", "of another server"),
+    ):
+        assert "endpoint_url" not in profile_settings({**minio, name: value})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "endpoint_url = minio.lab:9000",
+            r"^AWS_PROFILE=lab: endpoint_url is 'minio\.lab:9000', expected http",
+        ),
+        ("region = a\0b", "^AWS_PROFILE=lab: region: its value has a line break or another control"),
+    ],
+)
+def test_a_value_that_no_request_can_carry_is_named(home: Path, line: str, message: str) -> None:
+    (home / ".aws/credentials").write_text(CREDENTIALS.replace("region=us-west-1\n", ""))
+    (home / ".aws/config").write_text(f"[profile lab]\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        profile_settings({"AWS_PROFILE": "lab"})
+
+
 def test_without_files_nothing_is_given(home: Path) -> None:
     for name in ("credentials", "config"):
         (home / ".aws" / name).unlink()
@@ -150,6 +181,17 @@ def test_a_file_that_cannot_be_read_is_named(home: Path) -> None:
     with pytest.raises(InputError, match=rf"^{path}: cannot be read \(Is a directory\)"):
         open_store("s3://bucket/x")
     assert open_store("gs://bucket/x").url == "gs://bucket/x", "other clouds have no profiles"
+
+
+def test_the_endpoint_of_a_profile_is_asked(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with object_server(monkeypatch):
+        address = os.environ["AWS_ENDPOINT_URL"]
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+            monkeypatch.delenv(name)
+        (home / ".aws/config").write_text(f"[default]\nendpoint_url = {address}\n")
+        store = open_store(f"s3://{BUCKET}/mine")
+        store.write("a", b"1")
+        assert store.read("a") == b"1"
 
 
 def test_objects_are_written_and_read_with_the_keys_of_a_profile(

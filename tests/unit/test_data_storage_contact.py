@@ -232,6 +232,41 @@ def test_a_refused_first_connection_is_an_error_at_once(
     assert pauses == []
 
 
+@pytest.mark.parametrize(
+    ("url", "variable", "value"),
+    [
+        (URL, "AWS_ENDPOINT_URL", "localhost:9000"),
+        (URL, "AWS_ENDPOINT_URL", ""),
+        (URL, "AWS_ENDPOINT_URL", "http://host:99999"),
+        (URL, "AWS_ENDPOINT", "https://[::1"),
+        (URL, "AWS_ENDPOINT_URL", "https://user:TOPSECRET@host"),
+        (URL, "AWS_ENDPOINT_URL", "http://host\n"),
+        ("gs://bucket/x", "GOOGLE_BASE_URL", "localhost:9"),
+        ("az://bucket/x", "AZURE_STORAGE_ENDPOINT", "localhost:9"),
+        (URL, "AWS_SESSION_TOKEN", "TOPSECRET\n"),
+        (URL, "AWS_REGION", "eu\r"),
+        ("az://bucket/x", "AZURE_STORAGE_ACCOUNT_NAME", "a\n"),
+    ],
+)
+@pytest.mark.parametrize("opened", [open_store, open_bulk])
+def test_a_variable_that_no_request_can_carry_is_named(
+    opened: Callable[[str], object], url: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(
+        InputError, match=rf"^{variable}(:| is) .*(expected http|control character)"
+    ) as caught:
+        opened(url)
+    assert "\n" not in str(caught.value)
+    assert "TOPSECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://[::1]:9000", "HTTPS://host", "http://10.0.0.1:10000/account"])
+def test_an_address_of_a_server_is_taken(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    assert open_store(URL).url == URL
+
+
 def test_an_unknown_host_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://nowhere.invalid")
     with pytest.raises(
