@@ -30,6 +30,7 @@ from data.errors import InputError, first_line
 _LONGEST_TEMPORARY_FOLDER = 40
 _MARK = "WORLDVLA_RAY_FOLDER"  # in the environment of every process of this Ray
 UNUSED_PROCESSES = ("start_log_monitor", "start_monitor")  # methods of Ray's `Node`
+NEEDED_PROCESSES = ("gcs_server", "raylet")  # as Ray's `Node` names them
 _LOGS = ("raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out")
 
 
@@ -58,6 +59,15 @@ def private_ray(cluster: ClusterConfig, resources: RunResources) -> Iterator[Pat
             ray.shutdown()
             guard.communicate(b"the command ends\n")
             shutil.rmtree(folder, ignore_errors=True)  # where somebody has killed the guard
+
+
+def ended_process() -> str | None:
+    """Name of a process that has ended, and that this command's own Ray cannot be without; None: none."""
+    from ray._private import worker
+
+    node: Any = worker._global_node  # None: Ray is not this command's own, or is not started
+    ended = dict(node.dead_processes()) if node is not None else {}
+    return next((name for name in NEEDED_PROCESSES if name in ended), None)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from cluster.failures import CommandFailedError
 from cluster.resources.environment import session_environment, worker_environment
 from cluster.resources.placement import Node
 from cluster.resources.private_ray import (
+    ended_process,
     job_config,
     private_ray,
     temporary_folder,
@@ -43,6 +44,21 @@ class Session:
     resources: RunResources
     start_timeout: float
     existing_cluster: bool = False
+
+    def check_ray(self) -> None:
+        """Refuse to go on without a process of the private Ray that has ended.
+
+        Ray itself would notice after up to a minute, and without its GCS end the command without a word of
+        ours.
+
+        Raises:
+            CommandFailedError: `gcs_server` or `raylet` has ended.
+        """
+        if not self.existing_cluster and (name := ended_process()):
+            raise CommandFailedError(
+                f"Ray's {name} has ended (killed, or out of memory), and with it Ray; repeat the command: it "
+                "resumes"
+            )
 
     def nodes(self) -> list[Node]:
         """The machines that are alive in Ray now, named by Ray's node ids."""

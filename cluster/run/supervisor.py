@@ -88,7 +88,7 @@ def _supervise_alone(
         evaluations = CheckpointEvaluations(config, folder, checkpoints, group, reporter)
         training = Training(config, session, folder, start, train, stop, checkpoints)
         reporter.starting(resources.ranks)
-        run_to_end(training, evaluations, reporter, stop, on_trained)
+        run_to_end(training, evaluations, reporter, stop, on_trained, session.check_ray)
 
 
 def run_to_end(
@@ -97,6 +97,7 @@ def run_to_end(
     reporter: RunReporter,
     stop: StopRequest,
     on_trained: Callable[[], None],
+    check_ray: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until the training and every evaluation have ended.
 
@@ -106,16 +107,18 @@ def run_to_end(
         reporter: Receives metrics and events.
         stop: Ends the wait for evaluations.
         on_trained: Called once when the training has ended.
+        check_ray: Raises where Ray has ended.
 
     Raises:
         PreemptedError: The command was stopped.
-        CommandFailedError: The training or an evaluation failed.
+        CommandFailedError: The training or an evaluation failed, or Ray has ended.
     """
 
     def poll(refresh: bool = False) -> None:
         reporter.forward_metrics()
         for event in training.take_events():
             reporter.event(event)
+        check_ray()  # before the training's result: its failure follows from that, with another message
         evaluations.poll(refresh)
 
     training_result = _run_in_thread(training.run)

@@ -17,6 +17,8 @@ import pytest
 from rich.console import Console
 
 from cluster.config import RootConfig
+from cluster.failures import CommandFailedError
+from cluster.resources.private_ray import NEEDED_PROCESSES
 from cluster.run.supervisor import supervise
 from cluster.run.training import Train
 from cluster.run.worker_entry_points import evaluate_checkpoint
@@ -153,6 +155,31 @@ def test_ctrl_c_pressed_again_and_again_leaves_nothing(tmp_path: Path, short_fol
     assert process.returncode != 0
     wait_until(lambda: list(short_folder.iterdir()) == [])
     wait_until(lambda: alive(children) == [])
+
+
+def body_in_a_line() -> None:
+    try:
+        body()
+    except CommandFailedError as error:
+        sys.exit(f"error: {error}")
+
+
+@pytest.mark.parametrize("name", NEEDED_PROCESSES)
+def test_a_process_of_ray_that_is_killed_is_named_and_ends_everything(
+    name: str, tmp_path: Path, short_folder: Path
+) -> None:
+    process = start(tmp_path, short_folder, "body_in_a_line")
+    try:
+        wait_for(tmp_path / "training", process)
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(each for each in children if each.name() == name).kill()
+        said = process.communicate(timeout=HANG_SECONDS)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith(f"error: Ray's {name} has ended (killed, or out of memory)"), said
+    wait_until(lambda: not alive(children))
+    wait_until(lambda: not list(short_folder.glob("wv-*")))
 
 
 def test_nothing_outlives_a_command_that_is_killed(tmp_path: Path, short_folder: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import auto_init_hook, node, services, utils, worker
+from ray._private import auto_init_hook, node, ray_constants, services, utils, worker
 from ray.scripts import scripts
 
 from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
 from cluster.resources import private_ray as private_ray_module
 from cluster.resources.private_ray import (
+    NEEDED_PROCESSES,
     UNUSED_PROCESSES,
     job_config,
     private_ray,
@@ -36,6 +37,14 @@ def test_ray_still_starts_its_processes_and_sets_its_handler_by_these_names() ->
     assert "if enable_auto_connect and not ray.is_initialized()" in inspect.getsource(auto_init_hook)
     assert inspect.getsource(worker.connect).count("job_config._runtime_env_has_working_dir()") == 2
     assert all(f"self.{name}()" in inspect.getsource(node.Node) for name in UNUSED_PROCESSES)
+    assert worker._global_node is None
+    assert NEEDED_PROCESSES == (
+        ray_constants.PROCESS_TYPE_GCS_SERVER,
+        ray_constants.PROCESS_TYPE_RAYLET,
+    )
+    assert "result.append((process_type, process_info.process))" in inspect.getsource(
+        node.Node.dead_processes
+    )
     assert "target=listen_error_messages," in inspect.getsource(worker.connect)
     assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     flags = {flag for option in scripts.start.params for flag in option.opts}

@@ -99,6 +99,19 @@ def test_a_failed_training_reports_the_evaluations_that_have_not_ended(stop: Sto
     assert fake.calls == ["restarting", "report pending"]
 
 
+def test_a_ray_that_has_ended_is_the_cause_of_what_the_training_says(stop: StopRequest) -> None:
+    def train() -> None:
+        raise InputError("only 0 fit 0 nodes")
+
+    def check_ray() -> None:
+        raise CommandFailedError("Ray's raylet has ended")
+
+    fake: Any = FakeRun(train)
+    with pytest.raises(CommandFailedError, match="raylet has ended"):
+        run_to_end(fake, fake, fake, stop, never, check_ray)
+    assert fake.calls == ["restarting"], "events of the training come first"
+
+
 def test_a_stop_request_ends_the_wait_for_evaluations(
     stop: StopRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
