@@ -41,14 +41,14 @@ class ReportConfig:
     """`worldvla report`: one run, one evaluation, or a comparison of several runs.
 
     Attributes:
-        run: The run's folder, or that of one evaluation; the page is `report.html` in it.
+        run: The run's folder, or that of one evaluation.
         runs: Two to four run folders to compare, instead of `run`.
-        out: Page of a comparison.
+        out: The page; null: `report.html` in the folder of `run`, or `comparison.html` of `runs`.
     """
 
     run: str | None = None
     runs: list[str] | None = None
-    out: str = "comparison.html"
+    out: str | None = None
 
 
 @dataclass

@@ -180,7 +180,7 @@ def assign_splits(tasks: Sequence[str], keys: Sequence[str] | None = None) -> li
 
 def choose_split_order(config: PrepareConfig, source: Path) -> SplitOrder:
     """The order of the settings; by default that of the published lists where the data are LIBERO's."""
-    is_libero = config.format == "libero" or source.suffix in HDF5_SUFFIXES
+    is_libero = config.format == "libero" or source.suffix.lower() in HDF5_SUFFIXES
     return config.split_order or ("letters" if is_libero else "number")
 
 

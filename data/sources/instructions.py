@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from data.config import SeveralInstructions
 from data.errors import InputError
-from data.unicode_text import encodable
+from data.unicode_text import encodable, is_blank, printable
 
 _MAX_NAME = 100  # characters
 _CHECKSUM = 12  # hexadecimal digits: a million texts have two equal ones in one of 500 data sets
@@ -18,10 +18,10 @@ _CHECKSUM = 12  # hexadecimal digits: a million texts have two equal ones in one
 def clean_instruction(text: str, where: str) -> str:
     """Convert to lower case without quotes and repeated spaces; InputError where nothing is left.
 
-    Characters that cannot be encoded become U+FFFD.
+    Characters that cannot be encoded become U+FFFD, control characters spaces.
     """
-    cleaned = " ".join(encodable(text).strip().strip('"').lower().split())
-    if not cleaned:
+    cleaned = " ".join(printable(text).strip().strip('"').lower().split())
+    if is_blank(cleaned):
         raise InputError(f"{where}: the instruction is empty; give each demonstration a task text")
     return cleaned
 

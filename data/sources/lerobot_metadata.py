@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,12 @@ class LerobotMetadata:
             episodes = _episodes_v3(folder, cameras)
         else:
             episodes = _episodes_v2(folder, info.integer("chunks_size", 1))
+        counts = Counter(episode.number for episode in episodes)
+        if repeated := [number for number, count in counts.items() if count > 1]:
+            raise InputError(
+                f"{folder}: its metadata (meta/episodes) name episode {repeated[0]} several times, "
+                f"{len(repeated)} episodes in all; correct them, or copy the data set again"
+            )
         return cls(
             folder=folder,
             fps=info.number("fps", above=0.0),

@@ -41,7 +41,7 @@ from data.sources.hdf5 import (
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import moving_steps
 from data.tokens.vocabulary import ACTION_DIM
-from data.unicode_text import encodable
+from data.unicode_text import encodable, is_blank, printable
 
 _CAMERAS = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 COLLECTED_TAG = "worldvla-expert"
@@ -164,7 +164,7 @@ class LiberoSource:
             raise InputError(f"{path}: group `data` holds no demo_0, demo_1, ...; expected LIBERO's layout")
         task = path.stem.removesuffix("_demo")
         suite = _suite(path, data)
-        instruction = encodable(_instruction(path, data, suite, task))
+        instruction = printable(_instruction(path, data, suite, task))
         suite = encodable(suite)
         turned = attribute(data, "tag") == COLLECTED_TAG
         turned &= attribute(data, ORIENTATION_ATTRIBUTE) != HAND_ORIENTATION
@@ -231,7 +231,9 @@ def hdf5_files(source: Path) -> list[Path]:
         raise InputError(
             f"{source}: no such file or folder; expected demonstrations, collect some with `worldvla collect`"
         )
-    return sorted(p for p in source.iterdir() if p.suffix in HDF5_SUFFIXES and not p.name.startswith("."))
+    return sorted(
+        p for p in source.iterdir() if p.suffix.lower() in HDF5_SUFFIXES and not p.name.startswith(".")
+    )
 
 
 def _suite(path: Path, data: Node) -> str:
@@ -285,7 +287,8 @@ def _stated_instruction(text: str | None) -> str:
     instruction = problem.get("language_instruction")
     if isinstance(instruction, list):  # LIBERO's own files hold the words of some tasks as a list
         instruction = " ".join(str(word) for word in cast("list[object]", instruction))
-    return instruction.strip().strip('"').lower() if isinstance(instruction, str) else ""
+    text = printable(instruction).strip().strip('"').lower() if isinstance(instruction, str) else ""
+    return "" if is_blank(text) else text
 
 
 def _upright(frames: NDArray[np.uint8], convention: str, where: str) -> NDArray[np.uint8]:

@@ -25,9 +25,20 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
     """Select the reader of `config.source`; files are opened when demonstrations are listed or read.
 
     Raises:
-        InputError: The source does not exist, or its format cannot be detected.
+        InputError: The source does not exist, its format cannot be detected, or it has no use for a setting.
     """
-    return _READERS[config.format or detect_format(Path(config.source))](config)
+    if "://" in config.source:
+        raise InputError(
+            f"source={config.source}: is an address, expected a folder of a file system; mount or copy it, "
+            "then give the path"
+        )
+    found = config.format or detect_format(Path(config.source))
+    if config.instruction is not None and found != "rlds":
+        raise InputError(
+            f"instruction={config.instruction}: is for RLDS only, {config.source} is {found}, which "
+            "fixes where they are; leave the setting out"
+        )
+    return _READERS[found](config)
 
 
 def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:

@@ -11,9 +11,10 @@ from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluation_tables import evaluation_row, interval, interval_text
 from eval.report.evaluations import differing_conditions, newest
 from eval.report.json_values import number, rows
-from eval.report.page import template, write_page
+from eval.report.page import page_in_folder, template, write_page
 from eval.report.run_contents import RunContents, read_run
 
+COMPARISON = "comparison.html"
 _MAX_RUNS = 4  # the number of colours
 
 
@@ -38,9 +39,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):  # runs with the same name in several folders
         names = [str(run.path) for run in runs]
-    page = Path(out)
-    if not page.parent.is_dir():
-        raise InputError(f"out={page}: {page.parent} is no folder; make it first")
+    page = page_in_folder(out)
     text = template("comparison.html.j2").render(
         names=names,
         charts=comparison_charts(runs, names),

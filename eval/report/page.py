@@ -18,14 +18,26 @@ from eval.report.run_contents import RunContents, read_run
 from pretrain.run_layout import STEP_PATTERN, RunLayout
 
 
-def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` into the folder of a run, or of one evaluation, and return its path.
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a run, or of one evaluation, and return its path.
+
+    Args:
+        run_dir: Folder of the run, or of the evaluation.
+        out: The page; None: `report.html` in that folder.
 
     Raises:
-        InputError: The folder is neither, a file in it is damaged, or it cannot be written.
+        InputError: The folder is neither, a file in it is damaged, or the page cannot be written.
     """
-    run = read_run(Path(run_dir))
-    return write_page(RunLayout(run.path).report, render(run))
+    page = RunLayout(Path(run_dir)).report if out is None else page_in_folder(out)
+    return write_page(page, render(read_run(Path(run_dir))))
+
+
+def page_in_folder(out: str | Path) -> Path:
+    """The page that `out` names; InputError where its folder does not exist."""
+    page = Path(out)
+    if not page.parent.is_dir():
+        raise InputError(f"out={page}: {page.parent} is no folder; make it first")
+    return page
 
 
 def write_page(page: Path, text: str) -> Path:
@@ -37,7 +49,9 @@ def write_page(page: Path, text: str) -> Path:
     try:
         write_text_whole(page, text)
     except OSError as error:
-        raise InputError(f"{page}: cannot write the report ({error.strerror}); free space there") from error
+        raise InputError(
+            f"{page}: cannot write the report ({error.strerror}); choose a writable place with free space"
+        ) from error
     return page
 
 

@@ -52,6 +52,22 @@ def test_the_same_text_in_two_encodings_has_one_name() -> None:
     assert slug("déplacer") == slug("de\N{COMBINING ACUTE ACCENT}placer")
 
 
+@pytest.mark.parametrize("text", ["pick\0up", "\ufeffpick up", "pick\x1b up\x9b", "Pick\n up\x7f"])
+def test_control_characters_are_no_part_of_an_instruction(text: str) -> None:
+    assert clean_instruction(text, "here") == "pick up"
+
+
+def test_joiners_stay() -> None:
+    family = "\N{MAN}\N{ZERO WIDTH JOINER}\N{GIRL}"
+    assert clean_instruction(f"wave to {family}", "here") == f"wave to {family}"
+
+
+@pytest.mark.parametrize("text", ["", " \t", '""', "\u200b", "\u202e\xa0", "\0"])
+def test_an_instruction_that_shows_nothing_is_empty(text: str) -> None:
+    with pytest.raises(InputError, match="the instruction is empty"):
+        clean_instruction(text, "here")
+
+
 def test_half_of_a_surrogate_pair_is_replaced() -> None:
     text = clean_instruction("Lift \ud83d the cube", "here")
     assert text == "lift \N{REPLACEMENT CHARACTER} the cube"

@@ -206,6 +206,10 @@ def shorter_video(folder: Path) -> None:
         ),
         (rewritten("episodes.jsonl", lambda b: b.replace(b"Lift the cube", b" ")), "instruction is empty"),
         (rewritten("episodes.jsonl", lambda b: b.replace(b'"length": 7', b'"length": 8')), "expected 8"),
+        (
+            rewritten("episodes.jsonl", lambda b: b + b),
+            r"meta/episodes\) name episode 0 several times, 1 epis",
+        ),
         (rewritten("*.parquet", lambda b: b[:200]), "not a readable Parquet table"),
         (rewritten("*.mp4", lambda b: b[:200]), "not a readable video"),
         (shorter_video, r"no frame at 0\.400 s .*time step 4 of 7"),

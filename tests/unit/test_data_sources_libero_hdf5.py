@@ -131,6 +131,18 @@ def test_instructions_are_plain_lower_case_text(tmp_path: Path, words: object) -
     assert listed(path)[0].instruction == "lift the cube"
 
 
+def test_instructions_have_no_control_characters_and_show_something(tmp_path: Path) -> None:
+    bell, invisible = ("\a Lift\0the cube\x1b", "\N{ZERO WIDTH SPACE}")
+    first = write_file(tmp_path / "a.hdf5", [demonstration()], problem_info=words(bell))
+    assert listed(first)[0].instruction == "lift the cube"
+    second = write_file(tmp_path / "b.hdf5", [demonstration()], problem_info=words(invisible))
+    assert "expected LIBERO's JSON with a language_instruction" in listed(second)[0].fault
+
+
+def words(text: str) -> str:
+    return json.dumps({"language_instruction": text})
+
+
 def test_instructions_of_libero_tasks_are_those_of_evaluations(tmp_path: Path) -> None:
     problem_info = json.dumps({"language_instruction": "pick the akita black bowl"})
     names = {
@@ -174,6 +186,26 @@ def test_motion_is_read_without_frames(tmp_path: Path) -> None:
     path = write_file(tmp_path / "b.hdf5", [demonstration() | {"states": states}])
     with pytest.raises(InputError, match=r"states\[0\] is not finite"):
         read_motion(listed(path)[0])
+
+
+def test_an_ending_in_capitals_is_one_too(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.HDF5", [demonstration()])
+    assert [demonstration.task for demonstration in read(tmp_path)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"source": "s3://bucket/demos"}, r"^source=s3://bucket/demos: is an address, expected a folder"),
+        ({"instruction": "words"}, r"^instruction=words: is for RLDS only, .* is libero"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(
+    settings: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    write_file(tmp_path / "a.hdf5", [demonstration()])
+    with pytest.raises(InputError, match=reason):
+        list(read_demonstrations(SourceConfig(**{"source": str(tmp_path), **settings})))
 
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:

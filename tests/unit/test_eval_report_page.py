@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from cluster.cli.config import ReportConfig
+from cluster.cli.handlers.report import run_report
+from cluster.cli.invocation import Invocation
 from data.errors import InputError
 from eval.report.comparison import comparison_charts, task_comparison, write_comparison
 from eval.report.evaluation_tables import failure_rows
@@ -348,6 +353,20 @@ def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     assert [len(series.intervals) for series in charts[0].series] == [2, 2]
     (row,) = [row for row in task_comparison([read_run(one), read_run(two)]) if row.task == "lift the cube"]
     assert row.cells == ("0/2 (-)", "0/2 (-)")
+
+
+def test_the_page_of_a_run_can_be_elsewhere(tmp_path: Path) -> None:
+    run, page = write_run(tmp_path / "run"), tmp_path / "été #1.html"
+    run_report(ReportConfig(run=str(run), out=str(page)), invocation())
+    assert page.read_text() == write_report(run).read_text()
+    with pytest.raises(InputError, match="is no folder; make it first"):
+        write_report(run, tmp_path / "nowhere" / "page.html")
+    with pytest.raises(InputError, match=r"cannot write the report \(.*\); choose a writable place"):
+        write_report(run, run)
+
+
+def invocation() -> Invocation:
+    return Invocation(Console(file=io.StringIO()), False, (), False)
 
 
 def test_comparison_needs_several_runs_and_an_existing_folder(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ def run_report(config: ReportConfig, invocation: Invocation) -> None:
         raise InputError("report: give one of run=FOLDER and runs=[FOLDER,FOLDER]")
     for folder in [config.run] if config.runs is None else config.runs:
         if not Path(folder or "").is_dir():
-            raise InputError(f"run={folder}: no such folder; name that of a run (runs/<name>)")
+            name = "run" if config.runs is None else "runs"
+            raise InputError(f"{name}={folder}: no such folder; name that of a run (runs/<name>)")
     if config.runs is not None:
-        from eval.report.comparison import write_comparison
+        from eval.report.comparison import COMPARISON, write_comparison
 
-        invocation.console.print(f"  {write_comparison(config.runs, config.out)}")
+        invocation.console.print(f"  {write_comparison(config.runs, config.out or COMPARISON)}")
     elif config.run is not None:
         from eval.report.page import write_report
 
-        invocation.console.print(f"  {write_report(Path(config.run))}")
+        invocation.console.print(f"  {write_report(config.run, config.out)}")
