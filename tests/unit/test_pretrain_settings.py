@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,12 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
 @pytest.mark.parametrize("model", [path.name for path in CHOICES if path.parent.name == "model"])
 def test_every_model_has_its_documented_size_and_can_be_split(model: str) -> None:
     millions = {"tiny": 6.68, "300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3}[model]
+    config = train(f"model={model}")
     for size in (1, 2, 4) if model == "tiny" else (1, 2, 4, 8):
-        shared = "true" if size > 1 else "false"
-        layout = [f"parallel.tensor={size}", "parallel.data=8", f"parallel.sequence_parallel={shared}"]
-        check_training(train(f"model={model}", *layout))
+        layout = replace(config.parallel, tensor=size, data=8, sequence_parallel=size > 1)
+        check_training(replace(config, parallel=layout))
     with torch.device("meta"):
-        network = Transformer(train(f"model={model}").model)
+        network = Transformer(config.model)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
 
@@ -280,18 +281,21 @@ TYPED = [
 
 @pytest.mark.parametrize("text", TYPED)
 def test_a_text_is_taken_as_it_was_typed(text: str) -> None:
-    prepared = compose("prepare", PrepareCommandConfig, None, [f"source={text}", "out=x"])
-    assert prepared.source == text
-    training = train(f"data.url={text}", f"checkpointing.url={text}", f"run.name={text}")
-    assert (training.data.url, training.checkpointing.url, training.run.name) == (text, text, text)
+    words, named = [f"data.url={text}", f"checkpointing.url={text}", f"run.name={text}"], [f"source={text}"]
     # A comma or a bracket ends an element of a list.
     listed = text.strip().replace(",", "").replace("[2]", "").replace("{1}", "")
-    if not listed.startswith(("'", '"')):
-        assert train(f"data.cameras=[{listed},b]").data.cameras == [listed, "b"]
-        nested = train(f"data.sources=[{{url:{listed},weight:2}}]").data.sources
-        assert [(source.url, source.weight) for source in nested] == [(listed, 2.0)]
-        named = ["source=s", "out=o", f"cameras={{agent:{listed}}}"]
-        assert compose("prepare", PrepareCommandConfig, None, named).cameras.agent == listed
+    is_element = not listed.startswith(("'", '"'))
+    if is_element:
+        words += [f"data.cameras=[{listed},b]", f"data.sources=[{{url:{listed},weight:2}}]"]
+        named += [f"cameras={{agent:{listed}}}"]
+    prepared = compose("prepare", PrepareCommandConfig, None, [*named, "out=x"])
+    training = train(*words)
+    assert prepared.source == text
+    assert (training.data.url, training.checkpointing.url, training.run.name) == (text, text, text)
+    if is_element:
+        assert training.data.cameras == [listed, "b"]
+        assert [(source.url, source.weight) for source in training.data.sources] == [(listed, 2.0)]
+        assert prepared.cameras.agent == listed
 
 
 def test_what_is_structure_quoted_or_null_is_read_by_hydra() -> None:
