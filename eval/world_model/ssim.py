@@ -1,7 +1,7 @@
 """Structural similarity of frames (Wang et al. 2004, "Image quality assessment").
 
-torchmetrics' takes ten times as long and more: it slides the two-dimensional window over the frame. A Gaussian
-window is the product of one for the rows and one for the columns: here two products of matrices.
+torchmetrics' takes ten times as long and more: it slides the two-dimensional window over the frame. A
+Gaussian window is the product of one for the rows and one for the columns: here two products of matrices.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from cluster.cli.commands import COMMANDS
 from cluster.cli.config import ConvertExportConfig, DemoConfig
@@ -358,3 +360,28 @@ def test_shipped_policies_train_on_all_demonstrations(choice: Path) -> None:
     check_training(config)
     assert config.data.split == "all"
     assert (config.validation.every, config.eval.imagine_frames) == (0, 0)
+
+
+def test_only_files_of_the_settings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of Hydra's own groups, for logging, help and launchers."""
+    read: list[Path] = []
+    load = OmegaConf.load
+
+    def recorded(file: IO[str]) -> Any:
+        read.append(Path(file.name))
+        return load(file)
+
+    monkeypatch.setattr(OmegaConf, "load", recorded)
+    train("experiment=demo")
+    names = {str(path.relative_to(CONFIG_FOLDER)) for path in read}
+    assert {"train.yaml", "experiment/demo.yaml", "optim/scratch.yaml"} <= names
+
+
+def test_settings_composed_before_do_not_change_the_defaults() -> None:
+    given = {"run": {"name": "x"}, "data": {"url": "d"}}
+    before, mapped_before = train(), from_mapping("config.yaml", RootConfig, given)
+    train("data.cameras=[a,b]", "optim.lr=0.5", "run.name=other").data.cameras.append("c")
+    changed = {"run": {"name": "y"}, "data": {"url": "e", "cameras": ["d"]}, "optim": {"lr": 0.25}}
+    from_mapping("config.yaml", RootConfig, changed).telemetry.profile_steps.append(9)
+    assert train() == before
+    assert from_mapping("config.yaml", RootConfig, given) == mapped_before
