@@ -77,7 +77,7 @@ def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1))
     tensor, data, stage = layout
     return TrainingConfig(
         run=RunConfig(name="run", dir=str(tmp_path)),
-        trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=256, precision="fp32"),
+        trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=128, precision="fp32"),
         parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage)),
         data=DataConfig(url=url, history=1, chunk=3),
         model=ModelConfig(
