@@ -50,6 +50,9 @@ IMPORTED_LATE = (
     "numpy.ma",
     "pretrain.main",
     "pretrain.parallel.engine",
+    "pretrain.telemetry.console",
+    "pretrain.telemetry.progress",
+    "pretrain.telemetry.wandb_sink",
     "torch._subclasses.schema_check_mode",
     "torch.profiler._cupti_monitor",
 )

@@ -133,12 +133,13 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def overrides(config: TrainingConfig) -> list[str]:
-    """The settings as arguments of a command line."""
+    """The settings as arguments of a command line: those that differ from the defaults."""
+    defaults = dataclasses.asdict(TrainingConfig())
     return [
         f"{section}.{key}={'null' if value is None else value}"
         for section, values in dataclasses.asdict(config).items()
         for key, value in values.items()
-        if not isinstance(value, dict | tuple)
+        if not isinstance(value, dict | tuple) and value != defaults[section][key]
     ]
 
 
