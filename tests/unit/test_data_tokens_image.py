@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import cast
@@ -32,6 +33,15 @@ def small_tokenizer(seed: int = 0) -> ImageTokenizer:
     model = ImageModel(SMALL)
     torch.nn.init.normal_(model.quantize.embedding.weight)
     return ImageTokenizer(model)
+
+
+def test_a_loaded_tokenizer_has_its_files_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, file = small_tokenizer(), tmp_path / "image.safetensors"
+    saved.save(file)
+    monkeypatch.delattr(
+        ImageTokenizer, "_serialised"
+    )  # what a file holds is not written out again to load it
+    assert ImageTokenizer.load(file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest() == saved.sha256
 
 
 def random_frames(count: int, side: int) -> np.ndarray:
