@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from itertools import count
 from pathlib import Path
@@ -159,12 +160,15 @@ def wandb_run_of(metadata: Mapping[str, Any], name: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, as far as they are installed."""
-    installed = {"python": platform.python_version()}
+    return {"python": platform.python_version(), **_installed_versions()}
+
+
+@cache  # a training asks with each checkpoint, and a look reads the whole metadata of every package
+def _installed_versions() -> Mapping[str, str]:
+    installed: dict[str, str] = {}
     for package in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return installed
 
 

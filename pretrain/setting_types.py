@@ -18,6 +18,12 @@ from data.errors import InputError
 T = TypeVar("T")
 
 
+@functools.cache
+def field_types(schema: type) -> dict[str, Any]:
+    """Types of a dataclass's fields by name; read from their texts once, which takes long."""
+    return get_type_hints(schema)
+
+
 def choices(hint: Any) -> tuple[Any, ...]:
     """The values that a type allows, None (null) last; empty where it is no `Literal`, nor a list of one."""
     if get_origin(hint) is Literal:
@@ -32,7 +38,7 @@ def choices(hint: Any) -> tuple[Any, ...]:
 @functools.cache
 def structured(schema: type) -> type:
     """A copy of a dataclass, nested ones too, that OmegaConf takes: each `Literal` is an `Enum`."""
-    hints = get_type_hints(schema)
+    hints = field_types(schema)
     return make_dataclass(
         schema.__name__,
         [(each.name, _structured_type(hints[each.name]), _default(each)) for each in fields(schema)],
@@ -50,7 +56,7 @@ def build(schema: type[T], values: Any, prefix: str = "") -> T:
     Raises:
         InputError: A tuple has the wrong number of values.
     """
-    hints = get_type_hints(schema)
+    hints = field_types(schema)
     return schema(
         **{
             each.name: _value(hints[each.name], values[each.name], f"{prefix}{each.name}")
@@ -77,7 +83,7 @@ def field_of(schema: type, key: str) -> tuple[Field[Any], Any] | None:
     found = next((each for each in fields(schema) if each.name == name), None)
     if found is None:
         return None
-    hint = get_type_hints(schema)[name]
+    hint = field_types(schema)[name]
     if not rest:
         return found, hint
     return field_of(hint, rest) if isinstance(hint, type) and is_dataclass(hint) else None

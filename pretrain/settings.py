@@ -7,17 +7,19 @@ An unknown key is refused, and the nearest known one is named.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -26,7 +28,7 @@ from data.unicode_text import is_encodable
 from pretrain.installation import project_file
 from pretrain.literal_values import as_typed
 from pretrain.model.config import ModelConfig
-from pretrain.setting_types import build, choices, field_of, plain, structured
+from pretrain.setting_types import build, choices, field_of, field_types, plain, structured
 
 CONFIG_FOLDER = project_file("configs")
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
@@ -35,6 +37,9 @@ _FULL_KEY = re.compile(r"^\s*full_key: (.+)$", re.MULTILINE)
 _NOT_A_CHOICE = re.compile(
     r"(?:Invalid value|Value) '?(.*?)'?(?:, expected one of \[| \(.*is not a valid input for <enum)"
 )
+
+# Without the groups of its own (logging, launcher, help), which Hydra else reads at each composition.
+ConfigStore.instance().store("config", HydraConf(defaults=[]), group="hydra", provider="hydra")
 
 T = TypeVar("T")
 
@@ -65,7 +70,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
                 "or folder"
             )
     overrides = [as_typed(override, schema) for override in overrides]
-    ConfigStore.instance().store(_SCHEMA, structured(schema))
+    ConfigStore.instance().store(_SCHEMA, _defaults(schema))
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name or _SCHEMA, overrides)
@@ -77,7 +82,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
 def from_mapping(schema_name: str, schema: type[T], values: Mapping[str, Any]) -> T:
     """Make typed settings of a plain mapping, as strictly as `compose`; missing keys get their defaults."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(structured(schema)), OmegaConf.create(dict(values)))
+        merged = OmegaConf.merge(_defaults(schema), OmegaConf.create(dict(values)))
     except OmegaConfBaseException as error:
         raise _explain(schema_name, schema, error) from error
     return _typed(schema_name, schema, merged)
@@ -116,7 +121,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def keys(schema: type) -> Iterator[str]:
     """Every key of a schema with dots, sections before their members: `optim`, `optim.lr`, ..."""
-    hints = get_type_hints(schema)
+    hints = field_types(schema)
     for field in fields(schema):
         yield field.name
         inner = hints[field.name]
@@ -133,6 +138,12 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
             leaves[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(leaves), n=1)
         ]
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+@functools.cache
+def _defaults(schema: type) -> DictConfig:
+    """A schema as OmegaConf reads it, every default filled in; Hydra and `merge` change copies of it."""
+    return OmegaConf.structured(structured(schema))
 
 
 def _in_full(override: str, schema: type) -> str:
@@ -166,7 +177,7 @@ def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
 
 def _clear_alternatives(schema: type, composed: Any) -> None:
     """Set a missing field with metadata `{"or": other}` to an empty string where `other` is given."""
-    hints = get_type_hints(schema)
+    hints = field_types(schema)
     for field in fields(schema):
         inner, other = hints[field.name], field.metadata.get("or")
         if isinstance(inner, type) and is_dataclass(inner):

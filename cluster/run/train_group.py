@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.failures import TrainingFailedError
-from cluster.resources.ray_session import Session
-from cluster.resources.run_resources import RunResources
+from cluster.resources.reservation import Reservation
 from cluster.run.rank_failures import exceptions_of_ranks, explain_failure, log_sizes
 from cluster.run.rank_layout import Location, rank_environments
 from cluster.run.worker_process import (
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 TrainRank = Callable[["TrainingConfig"], None]
 """Trains as one rank, in the environment that torchrun would give it: importable under its name."""
 
-_NODE_LABEL = "ray.io/node-id"
 _LATER_FAILURES_SECONDS = 0.5  # within which ranks that failed by themselves, at the same step, say so
 
 
@@ -51,14 +49,7 @@ class _RankTask:
     logs: Path
 
 
-def run_train_group(
-    config: TrainingConfig,
-    session: Session,
-    logs: Path,
-    train: TrainRank,
-    resources: RunResources | None = None,
-    nodes: Sequence[str] | None = None,
-) -> None:
+def run_train_group(config: TrainingConfig, reservation: Reservation, logs: Path, train: TrainRank) -> None:
     """Run `train(config)` in `parallel.tensor * parallel.data` processes; return when all have ended.
 
     Every process has `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT` set, as under
@@ -67,11 +58,9 @@ def run_train_group(
 
     Args:
         config: Handed to `train` in each process.
-        session: The open Ray session.
+        reservation: Of the ranks.
         logs: Folder for the ranks' logs; all machines of the run can write to it.
         train: The training function, importable under its name.
-        resources: Resources of the ranks; None: those that the session was opened for.
-        nodes: Ray's node id of each rank, those of one node together; None: Ray chooses.
 
     Raises:
         InputError: Raised in a rank: the same message; a `DamagedCheckpointError` stays one.
@@ -82,65 +71,41 @@ def run_train_group(
 
     logs.mkdir(parents=True, exist_ok=True)
     remove_failures(logs, RANK_PATTERN)
-    resources = resources or session.resources
+    ranks = reservation.resources.ranks
     sizes_before = log_sizes(logs)
     task = _RankTask(train, config, logs.resolve())
     try:
-        with _rank_processes(resources, nodes, session.start_timeout) as processes:
-            failures = _train(processes, task, session.start_timeout)
+        with _rank_processes(reservation) as processes:
+            failures = _train(processes, task, reservation.start_timeout)
     except RayError as error:  # a node was lost while the ranks started, or Ray does not answer
         raise TrainingFailedError(
             f"Ray could not start the training processes ({type(error).__name__}: {first_line(error)})"
         ) from error
     if failures:
         report = "\n".join(f"{rank_name(rank)}: {error}" for rank, error in sorted(failures.items()))
-        raise explain_failure(logs, report, resources.ranks, sizes_before, exceptions_of_ranks(failures))
+        raise explain_failure(logs, report, ranks, sizes_before, exceptions_of_ranks(failures))
     if preempted := read_failures(logs, RANK_PATTERN):
         raise PreemptedError(preempted[0].message)
 
 
 @contextmanager
-def _rank_processes(
-    resources: RunResources, nodes: Sequence[str] | None, timeout: float
-) -> Iterator[list[Any]]:
-    """One actor per rank, on resources that are reserved for all of them at once; ended with the block.
-
-    Raises:
-        TrainingFailedError: The resources do not become free in time.
-    """
+def _rank_processes(reservation: Reservation) -> Iterator[list[Any]]:
+    """One actor per rank, killed with the end of the block."""
     import ray
     from ray.exceptions import RayError
-    from ray.util import placement_group, remove_placement_group
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group = placement_group(
-        [resources.per_rank] * resources.ranks,
-        strategy="PACK",
-        bundle_label_selector=[{_NODE_LABEL: node} for node in nodes or ()] or [{}] * resources.ranks,
-    )
     actor: Any = ray.remote(_Rank)
     processes: list[Any] = []
     try:
-        if not group.wait(timeout):
-            raise TrainingFailedError(
-                f"{resources.ranks} training processes of {resources.per_rank} each found no room within "
-                f"cluster.start_timeout={timeout:g} s; see `ray status` for what uses it"
-            )
-        for rank in range(resources.ranks):
-            placement = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-            options = actor.options(
-                num_cpus=resources.cpus_per_rank,
-                num_gpus=resources.gpus_per_rank,
-                max_concurrency=2,  # trains outside the main thread, which then handles signals as Ray wants
-                scheduling_strategy=placement,
-            )
+        for rank in range(reservation.resources.ranks):
+            # Two threads: the ranks train outside the main thread, which handles signals as Ray wants it.
+            options = actor.options(max_concurrency=2, **reservation.actor_options(rank))
             processes.append(options.remote(os.getcwd()))
         yield processes
     finally:
         with suppress(RayError):  # the session has ended, or Ray does not answer
             for process in processes:
                 ray.kill(process)
-            remove_placement_group(group)
 
 
 def _train(processes: Sequence[Any], task: _RankTask, timeout: float) -> dict[int, BaseException]:

@@ -13,6 +13,7 @@ from cluster.config import RootConfig
 from cluster.failures import TrainingFailedError, is_out_of_space
 from cluster.resources.elastic import ElasticLayout, largest_layout
 from cluster.resources.ray_session import Session
+from cluster.resources.reservation import Reservation
 from cluster.run.restarts import RestartPolicy
 from cluster.run.stop_request import StopRequest
 from cluster.run.train_group import run_train_group
@@ -70,6 +71,7 @@ class Training:
         self._policy = RestartPolicy(config.cluster)
         self._events: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._layout: ElasticLayout | None = None
+        self._reservation: Reservation | None = None
         self._next_growth_check = float("-inf")
         self._growth_requested = False
 
@@ -90,6 +92,12 @@ class Training:
             PreemptedError: It was stopped on request, or lost nodes that did not return.
             CommandFailedError: It failed, and another start would not help.
         """
+        try:
+            self._run_to_end()
+        finally:
+            self._release()
+
+    def _run_to_end(self) -> None:
         previous: ElasticLayout | None = None
         while True:
             layout = self._layout = self._choose_layout(previous)
@@ -144,9 +152,21 @@ class Training:
         if start is None or layout.config is not self._config:
             start = open_run(layout.config, self._folder)
         self._origin = start.origin
+        run_train_group(layout.config, self._reserve(layout), self.logs, partial(self._train, start=start))
+
+    def _reserve(self, layout: ElasticLayout) -> Reservation:
+        """The reservation of a layout's ranks: that of the start before, where it is the same."""
         nodes = layout.rank_nodes if self._session.existing_cluster else None
-        train = partial(self._train, start=start)
-        run_train_group(layout.config, self._session, self.logs, train, layout.resources, nodes)
+        if self._reservation is not None and not self._reservation.is_for(layout.resources, nodes):
+            self._release()
+        if self._reservation is None:
+            self._reservation = Reservation(self._session, layout.resources, nodes)
+        return self._reservation
+
+    def _release(self) -> None:
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            reservation.release()
 
     def _wait_for_restart(self, failure: TrainingFailedError) -> None:
         """Report a failure, and wait as long as the restart policy says."""

@@ -35,13 +35,20 @@ class ImageTokenizer:
     """
 
     def __init__(
-        self, model: ImageModel, dtype: torch.dtype = torch.float16, device: str | torch.device = "cpu"
+        self,
+        model: ImageModel,
+        dtype: torch.dtype = torch.float16,
+        device: str | torch.device = "cpu",
+        sha256: str | None = None,
     ) -> None:
-        """Take a network whose weights are rounded to `dtype`, the precision in which they are saved."""
+        """Take a network whose weights are rounded to `dtype`, the precision in which they are saved.
+
+        `sha256` is the checksum of the file that they were read from; None: that of the file `save` writes.
+        """
         self._dtype = dtype
         self._device = torch.device(device)
         self._model = model.to(dtype).to(self._device, torch.float32).eval().requires_grad_(False)
-        self._sha256 = hashlib.sha256(self._serialised()).hexdigest()
+        self._sha256 = sha256 or hashlib.sha256(self._serialised()).hexdigest()
 
     @classmethod
     def load(
@@ -75,9 +82,8 @@ class ImageTokenizer:
             model = ImageModel(config)
         _check_tensors(name, model, tensors)
         model.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-        tokenizer = cls(model, next(iter(tensors.values())).dtype, device)
-        tokenizer._sha256 = hashlib.sha256(payload).hexdigest()
-        return tokenizer
+        checksum = hashlib.sha256(payload).hexdigest()
+        return cls(model, next(iter(tensors.values())).dtype, device, checksum)
 
     def save(self, path: str | Path) -> None:
         """Write weights and settings to one safetensors file; the same weights give the same bytes."""

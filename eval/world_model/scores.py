@@ -18,12 +18,11 @@ from eval.world_model.perceptual import (
     failure_reason,
     frechet_distance,
 )
+from eval.world_model.ssim import WINDOW, ssim
 
 HORIZONS = (10, 50)  # frames, of the published scores
-MIN_PIXELS = 11  # side of the window of SSIM: smaller frames have no window wholly inside
 NO_CHANGE = "no_change_"  # of the names of the baseline's scores
 FAILED = "failed"  # begins the reason of a metric that was requested and could not be computed
-_SSIM_MARGIN = 5  # pixels on either side of a window's centre
 _MAX_PSNR = 60.0  # dB: equal frames would score infinity, which JSON cannot hold
 _MIN_VIDEOS = 2  # for FVD
 _BATCH = 16  # frames
@@ -86,7 +85,7 @@ def score(
     ):
         true, other = torch.as_tensor(truth[1:]), torch.as_tensor(np.array(frames))
         columns[f"{prefix}psnr"] = in_batches(_psnr, true, other).tolist()
-        columns[f"{prefix}ssim"] = in_batches(_ssim, true, other).tolist()
+        columns[f"{prefix}ssim"] = in_batches(ssim, true, other).tolist()
         columns[f"{prefix}code_accuracy"] = (tokens == true_codes[1:]).mean(axis=(1, 2)).tolist()
         columns[f"{prefix}lpips"] = [None] * count if lpips is None else lpips(other, true).tolist()
     return tuple(
@@ -112,28 +111,15 @@ def _psnr(true: Tensor, other: Tensor) -> Tensor:
     return values.clamp(max=_MAX_PSNR)
 
 
-def _ssim(true: Tensor, other: Tensor) -> Tensor:
-    """SSIM [N] of [N, 3, H, W] over the windows that lie wholly in the frame.
-
-    torchmetrics mirrors the frame at its border and averages over those windows, too: in frames with a still
-    background that is too high.
-    """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    _, windows = structural_similarity_index_measure(other, true, data_range=255.0, return_full_image=True)
-    inside = slice(_SSIM_MARGIN, -_SSIM_MARGIN)
-    return windows[..., inside, inside].mean(dim=(1, 2, 3))
-
-
 def check_pixels(pixels: int) -> None:
     """Check that frames are large enough for SSIM.
 
     Raises:
         InputError: They are smaller than its window.
     """
-    if pixels < MIN_PIXELS:
+    if pixels < WINDOW:
         raise InputError(
-            f"the image tokenizer's frames have {pixels} px; SSIM needs at least {MIN_PIXELS}, the side of "
+            f"the image tokenizer's frames have {pixels} px; SSIM needs at least {WINDOW}, the side of "
             "its window: take a checkpoint of another image tokenizer"
         )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +223,18 @@ def test_step_has_a_complete_checkpoint_when_its_second_commit_fails(
     assert message in error if message else error == ""
 
 
-def _load_damaged(path: Path, layout: case.Layout) -> str:
+def _errors_of_loading(paths: list[Path], layout: case.Layout) -> list[tuple[str, str]]:
+    """Load checkpoints into one engine; class and message of the error of each."""
     engine = case.build(case.config(layout))
-    try:
-        load(path, engine)
-    except InputError as error:
-        return str(error)
-    return "no error"
+    errors: list[tuple[str, str]] = []
+    for path in paths:
+        try:
+            load(path, engine)
+        except InputError as error:
+            errors.append((type(error).__name__, str(error)))
+        else:
+            errors.append(("no error", ""))
+    return errors
 
 
 def _flip(file: Path) -> None:
@@ -239,32 +247,79 @@ def _truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
 
 
-@pytest.mark.parametrize("kind", ["", ".optimizer"])
-@pytest.mark.parametrize(
-    ("damage", "expected"),
-    [
-        (_flip, "differs from its checksum"),
-        (_truncate, "has 100 bytes, expected"),
-        (Path.unlink, "is missing"),
-    ],
-)
+def _cut_a_record(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20])
+
+
+KINDS = ("", ".optimizer")
+DAMAGES = {
+    _flip: "differs from its checksum",
+    _truncate: "has 100 bytes, expected",
+    Path.unlink: "is missing",
+}
+RECORDS = ("READY", "manifest-*.json", "pieces-*.safetensors")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two ranks."""
+    root = tmp_path_factory.mktemp("saved")
+    run_ranks(case.train_and_save, 2, case.config(LAYOUT), root, [1], 1)
+    return root / "step_00000001"
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A damaged checkpoint.
+
+    Attributes:
+        path: Its folder.
+        file: Name of the damaged file.
+        errors: Class and message of the error that each rank of two layouts gets, first of `LAYOUT`.
+    """
+
+    path: Path
+    file: str
+    errors: list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def damaged(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Damaged]:
+    """Copies of a checkpoint by how one file is damaged; one start of the ranks loads them all."""
+    files: dict[Any, Path] = {}
+    for kind, damage in itertools.product(KINDS, DAMAGES):
+        copy = shutil.copytree(saved, tmp_path_factory.mktemp("damaged") / saved.name)
+        files[kind, damage] = case.file(copy, 1, kind)
+        damage(files[kind, damage])
+    for name in RECORDS:
+        copy = shutil.copytree(saved, tmp_path_factory.mktemp("damaged") / saved.name)
+        (files[name],) = copy.glob(name)
+        _cut_a_record(files[name])
+    paths = [file.parent for file in files.values()]
+    of_ranks = [
+        errors for layout in (LAYOUT, (2, 1, 3)) for errors in run_ranks(_errors_of_loading, 2, paths, layout)
+    ]
+    return {
+        key: Damaged(file.parent, file.name, [errors[at] for errors in of_ranks])
+        for at, (key, file) in enumerate(files.items())
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("damage", "expected"), DAMAGES.items())
 def test_damaged_file_is_named_by_every_rank(
-    tmp_path: Path, kind: str, damage: Callable[[Path], None], expected: str
+    damaged: dict[Any, Damaged], kind: str, damage: Callable[[Path], None], expected: str
 ) -> None:
-    run_ranks(case.train_and_save, 2, case.config(LAYOUT), tmp_path, [1], 1)
-    checkpoint = tmp_path / "step_00000001"
-    file = case.file(checkpoint, 1, kind)
-    damage(file)
-    for message in [
-        m for layout in (LAYOUT, (2, 1, 3)) for m in run_ranks(_load_damaged, 2, checkpoint, layout)
-    ]:
-        assert message.startswith(f"{checkpoint}: damaged: {file.name} {expected}")
+    found = damaged[kind, damage]
+    assert len(found.errors) == 4
+    for _, message in found.errors:
+        assert message.startswith(f"{found.path}: damaged: {found.file} {expected}")
         assert message.endswith("; take another checkpoint")
     if kind:
-        assert load_weights(checkpoint), "bare weights do not need it"
+        assert load_weights(found.path), "bare weights do not need it"
     else:
-        with pytest.raises(InputError, match=f"{file.name} {expected}"):
-            load_weights(checkpoint)
+        with pytest.raises(InputError, match=f"{found.file} {expected}"):
+            load_weights(found.path)
 
 
 def _save_four_times(root: Path) -> None:
@@ -298,27 +353,15 @@ def _load_unanswered(path: Path, layout: case.Layout) -> tuple[str, str]:
     return "no error", ""
 
 
-def test_a_storage_that_does_not_answer_one_rank_is_an_error_of_all_and_no_damage(tmp_path: Path) -> None:
-    run_ranks(case.train_and_save, 2, case.config(LAYOUT), tmp_path, [1], 1)
+def test_a_storage_that_does_not_answer_one_rank_is_an_error_of_all_and_no_damage(saved: Path) -> None:
     expected = ("StorageError", "s3://bucket/run: cannot be read (connection refused)")
-    assert run_ranks(_load_unanswered, 2, tmp_path / "step_00000001", LAYOUT) == [expected] * 2
+    assert run_ranks(_load_unanswered, 2, saved, LAYOUT) == [expected] * 2
 
 
-def _kind_of_error(path: Path, layout: case.Layout) -> tuple[str, str]:
-    engine = case.build(case.config(layout))
-    try:
-        load(path, engine)
-    except InputError as error:
-        return type(error).__name__, str(error)
-    return "no error", ""
-
-
-@pytest.mark.parametrize("name", ["READY", "manifest-*.json", "pieces-*.safetensors"])
-def test_damaged_records_are_damage_on_every_rank(tmp_path: Path, name: str) -> None:
-    run_ranks(case.train_and_save, 2, case.config(LAYOUT), tmp_path, [1], 1)
-    checkpoint = tmp_path / "step_00000001"
-    (file,) = checkpoint.glob(name)
-    file.write_bytes(file.read_bytes()[:20])
-    for kind, message in run_ranks(_kind_of_error, 2, checkpoint, LAYOUT):
+@pytest.mark.parametrize("name", RECORDS)
+def test_damaged_records_are_damage_on_every_rank(damaged: dict[Any, Damaged], name: str) -> None:
+    found = damaged[name]
+    assert len(found.errors) == 4
+    for kind, message in found.errors:
         assert kind == "DamagedCheckpointError"
-        assert message.startswith(f"{checkpoint}: damaged: {file.name}")
+        assert message.startswith(f"{found.path}: damaged: {found.file}")

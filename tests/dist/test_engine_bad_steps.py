@@ -26,14 +26,24 @@ def weights_and_states(engine: Any) -> list[Tensor]:
     return held + [state["step"].clone() for state in engine.optimizer.state.values() if "step" in state]
 
 
-def run(
-    mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName, disturbed: bool
-) -> tuple[Curve, list[str]]:
-    """Losses and norms of the good steps, and the problems found with the bad steps between them."""
-    from pretrain.parallel.engine import Engine
+def run_both(
+    mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName
+) -> tuple[tuple[Curve, list[str]], tuple[Curve, list[str]]]:
+    """`run` undisturbed and disturbed."""
     from pretrain.parallel.groups import ProcessGroups
 
     groups = ProcessGroups.create(mesh)
+    undisturbed = run(groups, stage, precision, optimizer, False)
+    return undisturbed, run(groups, stage, precision, optimizer, True)
+
+
+def run(
+    groups: Any, stage: int, precision: str, optimizer: OptimizerName, disturbed: bool
+) -> tuple[Curve, list[str]]:
+    """Losses and norms of the good steps, and the problems found with the bad steps between them."""
+    from pretrain.parallel.engine import Engine
+
+    mesh = groups.mesh
     config = settings(mesh, stage, precision)
     config.optim.name = optimizer
     config.trainer.micro_batch = 1  # two of them at two data-parallel ranks: added up in fp32
@@ -121,8 +131,8 @@ def test_bad_steps_change_nothing_with_lion(mesh: Mesh, stage: int, precision: s
 
 
 def check(mesh: Mesh, stage: int, precision: str, optimizer: OptimizerName) -> None:
-    undisturbed = run_ranks(run, mesh.size, mesh, stage, precision, optimizer, False)
-    disturbed = run_ranks(run, mesh.size, mesh, stage, precision, optimizer, True)
+    of_ranks = run_ranks(run_both, mesh.size, mesh, stage, precision, optimizer)
+    undisturbed, disturbed = ([pair[which] for pair in of_ranks] for which in (0, 1))
     assert [wrong for _, wrong in disturbed] == [[]] * mesh.size
     assert disturbed == undisturbed
     assert len(set(undisturbed[0][0])) == GOOD_STEPS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import traceback
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,11 +30,13 @@ from tests.support.engine_case import (
     parts,
     rows,
     settings,
+    train_each,
     train_partitioned,
     train_plain,
 )
 from tests.support.ranks import RankFailedError, run_ranks
 
+Layout = tuple[int, int, int, int]
 QUIRKS = LossConfig(image_weight=0.04, z_loss=0.01, reference_compatible=True)
 
 
@@ -80,43 +84,61 @@ def assert_equal_curves(actual: np.ndarray, expected: np.ndarray) -> None:
     assert (np.abs(actual[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("tensor", "data", "stage", "micro_batches"),
-    [
-        (1, 2, 0, 2),
-        (1, 2, 1, 2),
-        (1, 2, 2, 2),
-        (1, 2, 3, 2),
-        (2, 2, 0, 1),
-        (2, 2, 1, 1),
-        (2, 2, 2, 2),
-        (2, 2, 3, 1),
-        (2, 2, 3, 2),
-        (4, 1, 0, 4),
-        (4, 1, 1, 1),
-        (4, 1, 2, 1),
-        (4, 1, 3, 4),
-        (1, 4, 3, 1),
-        (1, 1, 3, 1),
-    ],
+LAYOUTS = (  # tensor, data, ZeRO stage, micro-batches
+    (1, 2, 0, 2),
+    (1, 2, 1, 2),
+    (1, 2, 2, 2),
+    (1, 2, 3, 2),
+    (2, 2, 0, 1),
+    (2, 2, 1, 1),
+    (2, 2, 2, 2),
+    (2, 2, 3, 1),
+    (2, 2, 3, 2),
+    (4, 1, 0, 4),
+    (4, 1, 1, 1),
+    (4, 1, 2, 1),
+    (4, 1, 3, 4),
+    (1, 4, 3, 1),
+    (1, 1, 3, 1),
 )
-def test_every_layout_equals_one_plain_process(
-    plain_curve: Curve, tensor: int, data: int, stage: int, micro_batches: int
-) -> None:
-    mesh = Mesh(tensor, data)
-    curves = run_ranks(train_partitioned, mesh.size, settings(mesh, stage), micro_batches)
+SHARED = ((2, 2, 3, 1), (4, 1, 3, 1), (2, 1, 1, 1), (2, 1, 2, 1), (2, 2, 0, 1))  # with sequence parallel
+HALVES = tuple((2, 2, stage, 2) for stage in range(4))  # in bf16
+
+
+@cache
+def curves_of_mesh(
+    layouts: tuple[Layout, ...], mesh: Mesh, shared: bool, precision: str
+) -> dict[Layout, list[Curve]]:
+    """Curves of every rank by layout, for the layouts of these ranks: one start serves them all."""
+    chosen = [layout for layout in layouts if layout[:2] == (mesh.tensor, mesh.data)]
+    trainings = []
+    for _, _, stage, micro_batches in chosen:
+        config = settings(mesh, stage, precision)
+        trainings.append((shared_tokens(config) if shared else config, micro_batches))
+    of_ranks = run_ranks(train_each, mesh.size, trainings)
+    return {layout: [curves[at] for curves in of_ranks] for at, layout in enumerate(chosen)}
+
+
+def curves_of(
+    layouts: tuple[Layout, ...], layout: Layout, shared: bool = False, precision: str = "fp32"
+) -> list[Curve]:
+    """The curve that each rank reports in a layout."""
+    return curves_of_mesh(layouts, Mesh(*layout[:2]), shared, precision)[layout]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_layout_equals_one_plain_process(plain_curve: Curve, layout: Layout) -> None:
+    curves = curves_of(LAYOUTS, layout)
+    assert len(curves) == layout[0] * layout[1]
     assert all(curve == curves[0] for curve in curves), "ranks report different numbers"
     actual, expected = np.array(curves[0]), np.array(plain_curve)
     assert_equal_curves(actual, expected)
     assert expected[-1, 0] < expected[0, 0]
 
 
-@pytest.mark.parametrize(("tensor", "data", "stage"), [(2, 2, 3), (4, 1, 3), (2, 1, 1), (2, 1, 2), (2, 2, 0)])
-def test_sequence_parallel_equals_one_plain_process(
-    plain_curve: Curve, tensor: int, data: int, stage: int
-) -> None:
-    config = shared_tokens(settings(Mesh(tensor, data), stage))
-    curves = run_ranks(train_partitioned, tensor * data, config)
+@pytest.mark.parametrize("layout", SHARED, ids=str)
+def test_sequence_parallel_equals_one_plain_process(plain_curve: Curve, layout: Layout) -> None:
+    curves = curves_of(SHARED, layout, shared=True)
     assert all(curve == curves[0] for curve in curves), "ranks report different numbers"
     assert_equal_curves(np.array(curves[0]), np.array(plain_curve))
 
@@ -125,70 +147,77 @@ def shared_tokens(config: TrainingConfig) -> TrainingConfig:
     return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, sequence_parallel=True))
 
 
-def seed_of_dropout(config: TrainingConfig) -> int:
-    """Every rank: its seed of dropout in the last micro-batch."""
+def seeds_of_dropout(configs: list[TrainingConfig]) -> list[int]:
+    """Every rank: its seeds of dropout in the last micro-batch, by settings."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
-    groups = ProcessGroups.create(Mesh(2, 2))
-    Engine.build(config, groups).step(parts(global_batch(0), groups.mesh, 1, groups.data_rank), 0.0)
-    return torch.initial_seed()
+    def refuse(*_: object, **__: object) -> list[str]:
+        raise AssertionError("each micro-batch writes out its stack, for a device that is not there")
+
+    groups, seeds = ProcessGroups.create(Mesh(2, 2)), []
+    for config in configs:
+        engine, format_stack = Engine.build(config, groups), traceback.format_stack
+        traceback.format_stack = refuse
+        engine.step(parts(global_batch(0), groups.mesh, 1, groups.data_rank), 0.0)
+        traceback.format_stack = format_stack
+        seeds.append(torch.initial_seed())
+    return seeds
 
 
 def test_ranks_with_the_same_tokens_drop_the_same() -> None:
     config = settings(Mesh(2, 2), dropout=0.1)
-    seeds = run_ranks(seed_of_dropout, 4, config)
+    of_ranks = run_ranks(seeds_of_dropout, 4, [config, shared_tokens(config)])
+    seeds, seeds_of_shares = zip(*of_ranks, strict=True)
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
-    assert len(set(run_ranks(seed_of_dropout, 4, shared_tokens(config)))) == 4
+    assert len(set(seeds_of_shares)) == 4
 
 
 @pytest.mark.parametrize(("data", "micro_batches"), [(2, 1), (2, 2)])
 def test_published_normalisation_is_available(data: int, micro_batches: int) -> None:
     mesh = Mesh(1, data)
     config = dataclasses.replace(settings(mesh), loss=QUIRKS)
-    actual = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
+    ours = dataclasses.replace(config, loss=dataclasses.replace(QUIRKS, reference_compatible=False))
+    curves = run_ranks(train_each, data, [(config, micro_batches), (ours, micro_batches)])[0]
+    actual, whole = map(np.array, curves)
     expected = np.array(published_curve(mesh, micro_batches))
     assert_equal_curves(actual, expected)
-    ours = dataclasses.replace(QUIRKS, reference_compatible=False)
-    config = dataclasses.replace(config, loss=ours)
-    whole = np.array(run_ranks(train_partitioned, data, config, micro_batches)[0])
     assert np.abs(actual[:, 0] - whole[:, 0]).max() > 1e-4, "the normalisation makes no difference"
     assert (np.abs(actual[:, 1] - whole[:, 1]) / whole[:, 1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bf16_stays_near_fp32(plain_curve: Curve, stage: int) -> None:
-    curves = run_ranks(train_partitioned, 4, settings(Mesh(2, 2), stage, "bf16"), 2)
+@pytest.mark.parametrize("layout", HALVES, ids=str)
+def test_bf16_stays_near_fp32(plain_curve: Curve, layout: Layout) -> None:
+    curves = curves_of(HALVES, layout, precision="bf16")
     actual, expected = np.array(curves[0]), np.array(plain_curve)
     assert np.abs(actual[:, 0] - expected[:, 0]).max() < 5e-3
     assert (np.abs(actual[:, 1] - expected[:, 1]) / expected[:, 1]).max() < 0.03
     assert np.abs(actual[:, 0] - expected[:, 0]).max() > 1e-6, "not in bf16 at all"
 
 
-def gradient_of_equal_micro_batches(mesh: Mesh, stage: int, count: int) -> list[np.ndarray]:
-    """This rank's share of a step's gradient, from AdamW's first moment after it.
+def gradients_of_equal_micro_batches(mesh: Mesh, stage: int, counts: list[int]) -> list[list[np.ndarray]]:
+    """This rank's share of a step's gradient by number of micro-batches, from AdamW's first moment after it.
 
     Every weight is 1 and the counts are powers of 2, so that the parts are exact multiples of each other.
     """
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
-    groups = ProcessGroups.create(mesh)
-    config = settings(mesh, stage, "bf16")
-    config.trainer.global_batch, config.trainer.micro_batch = count * mesh.data, 1
-    config.loss.image_weight, config.optim.gradient_clipping = 1.0, 1e6
-    engine = Engine.build(config, groups)
-    engine.step([rows(global_batch(0), 0, 1)] * count, 0.0)
-    return [state["exp_avg"].numpy() for state in engine.optimizer.state.values()]
+    groups, gradients = ProcessGroups.create(mesh), []
+    for count in counts:
+        config = settings(mesh, stage, "bf16")
+        config.trainer.global_batch, config.trainer.micro_batch = count * mesh.data, 1
+        config.loss.image_weight, config.optim.gradient_clipping = 1.0, 1e6
+        engine = Engine.build(config, groups)
+        engine.step([rows(global_batch(0), 0, 1)] * count, 0.0)
+        gradients.append([state["exp_avg"].numpy() for state in engine.optimizer.state.values()])
+    return gradients
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bf16_gradients_of_micro_batches_accumulate_in_fp32(stage: int) -> None:
-    mesh = Mesh(1, 2)
-    one = run_ranks(gradient_of_equal_micro_batches, 2, mesh, stage, 1)
-    sixteen = run_ranks(gradient_of_equal_micro_batches, 2, mesh, stage, 16)
-    for expected, actual in zip(one, sixteen, strict=True):
-        for theirs, ours in zip(expected, actual, strict=True):
+    for one, sixteen in run_ranks(gradients_of_equal_micro_batches, 2, Mesh(1, 2), stage, [1, 16]):
+        for theirs, ours in zip(one, sixteen, strict=True):
             assert theirs.any()
             off = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
             assert np.array_equal(ours, theirs), f"off by {off:.1e}"
@@ -226,9 +255,9 @@ def test_unknown_tokens_and_long_samples_are_refused() -> None:
 
 def test_recomputation_and_dropout_are_repeatable() -> None:
     config = settings(Mesh(2, 2), dropout=0.1)
-    first = run_ranks(train_partitioned, 4, config)[0]
-    again = run_ranks(train_partitioned, 4, config)[0]
-    recomputed = run_ranks(train_partitioned, 4, settings(Mesh(2, 2), dropout=0.1, recompute="full"))[0]
+    full = settings(Mesh(2, 2), dropout=0.1, recompute="full")
+    first, recomputed = run_ranks(train_each, 4, [(config, 1), (full, 1)])[0]
+    again = run_ranks(train_partitioned, 4, config)[0]  # in other processes
     assert first == again
     np.testing.assert_allclose(np.array(recomputed), np.array(first), rtol=1e-5)
 

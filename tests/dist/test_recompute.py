@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,13 @@ from tests.support.ranks import run_ranks
 STEPS = 4
 MICRO_BATCHES = 2
 LARGE = {"heads": 8, "key_value_heads": 4, "swin_norm": True}
+
+
+def train_each(
+    mesh: Mesh, sequence_parallel: bool, models: list[dict[str, Any]]
+) -> list[tuple[Curve, list[str]]]:
+    """`train` for several networks, one after the other."""
+    return [train(mesh, sequence_parallel, model) for model in models]
 
 
 def train(mesh: Mesh, sequence_parallel: bool, model: dict[str, Any]) -> tuple[Curve, list[str]]:
@@ -45,28 +53,39 @@ def train(mesh: Mesh, sequence_parallel: bool, model: dict[str, Any]) -> tuple[C
 @pytest.fixture(scope="module")
 def baseline() -> dict[str, Curve]:
     """Curves of one rank without recomputation, of both kinds of network."""
-    return {
-        "7b": run_ranks(train, 1, Mesh(1, 1), False, {})[0][0],
-        "34b": run_ranks(train, 1, Mesh(1, 1), False, LARGE)[0][0],
-    }
+    (small, _), (large, _) = run_ranks(train_each, 1, Mesh(1, 1), False, [{}, LARGE])[0]
+    return {"7b": small, "34b": large}
+
+
+CASES = (  # mesh, sequence parallel, network, recompute policy
+    (Mesh(1, 2), False, "7b", "none"),
+    (Mesh(1, 2), False, "7b", "selective"),
+    (Mesh(1, 2), False, "7b", "full"),
+    (Mesh(2, 2), True, "7b", "none"),
+    (Mesh(2, 2), True, "34b", "selective"),
+    (Mesh(2, 2), True, "7b", "full"),
+)
+
+
+@cache
+def results_on(mesh: Mesh) -> dict[tuple[bool, str, str], list[tuple[Curve, list[str]]]]:
+    """What each rank returns by the rest of a case: one start of the ranks serves all cases of a mesh."""
+    cases = [case for case in CASES if case[0] == mesh]
+    (sequence_parallel,) = {case[1] for case in cases}
+    models = [{**(LARGE if network == "34b" else {}), "recompute": policy} for *_, network, policy in cases]
+    of_ranks = run_ranks(train_each, mesh.size, mesh, sequence_parallel, models)
+    return {case[1:]: [results[at] for results in of_ranks] for at, case in enumerate(cases)}
 
 
 @pytest.mark.parametrize(
     ("mesh", "sequence_parallel", "network", "recompute"),
-    [
-        (Mesh(1, 2), False, "7b", "none"),
-        (Mesh(1, 2), False, "7b", "selective"),
-        (Mesh(1, 2), False, "7b", "full"),
-        (Mesh(2, 2), True, "7b", "none"),
-        (Mesh(2, 2), True, "34b", "selective"),
-        (Mesh(2, 2), True, "7b", "full"),
-    ],
+    CASES,
 )
 def test_training_equals_one_rank_without_recomputation(
     baseline: dict[str, Curve], mesh: Mesh, sequence_parallel: bool, network: str, recompute: str
 ) -> None:
-    model = {**(LARGE if network == "34b" else {}), "recompute": recompute}
-    results = run_ranks(train, mesh.size, mesh, sequence_parallel, model)
+    results = results_on(mesh)[sequence_parallel, network, recompute]
+    assert len(results) == mesh.size
     assert all(curve == results[0][0] for curve, _ in results), "ranks report different numbers"
     np.testing.assert_allclose(np.array(results[0][0]), np.array(baseline[network]), rtol=1e-4, atol=5e-6)
     assert [whole for _, whole in results] == [[]] * mesh.size
@@ -74,9 +93,7 @@ def test_training_equals_one_rank_without_recomputation(
 
 def test_dropout_is_the_same_when_recomputed() -> None:
     """Also with sequence parallel, where each rank drops its own tokens."""
-    curves = [
-        run_ranks(train, 2, Mesh(2, 1), True, {"dropout": 0.2, "recompute": policy})[0][0]
-        for policy in ("none", "selective", "full")
-    ]
+    models = [{"dropout": 0.2, "recompute": policy} for policy in ("none", "selective", "full")]
+    curves = [curve for curve, _ in run_ranks(train_each, 2, Mesh(2, 1), True, models)[0]]
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-5)
     np.testing.assert_allclose(curves[2], curves[0], rtol=1e-5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -17,38 +19,51 @@ from tests.support.engine_case import LEARNING_RATE, global_batch, logits_and_la
 from tests.support.ranks import run_ranks
 
 STEPS = 4
+STAGES = (0, 1, 2, 3)
 MEASURED = (0, 2, 3)
 CLIPPED, UNCLIPPED = 0.5, 0.0
 
 Norms = dict[str, float | None]
+Measured = tuple[list[Norms], list[float], list[list[float]]]
 
 
 def partitioned(
-    mesh: Mesh, stage: int, clipping: float, precision: str, micro_batches: int
-) -> tuple[list[Norms], list[float], list[list[float]]]:
-    """Group norms of the measured steps, their global norms, and [loss, norm] of every step."""
+    mesh: Mesh, stages: Sequence[int], clipping: float, precision: str, micro_batches: int
+) -> list[Measured]:
+    """By stage: norms by group of the measured steps, their global norms, and [loss, norm] of every step."""
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.telemetry.norms import GroupNorms
 
-    config = settings(mesh, stage, precision)
-    config.optim.gradient_clipping = clipping
-    if micro_batches > 1:
-        config.trainer.micro_batch = 4 // mesh.data // micro_batches
-    groups = ProcessGroups.create(mesh)
-    engine = Engine.build(config, groups)
-    norms = GroupNorms(engine)
-    found, whole, curve = [], [], []
-    for step in range(STEPS):
-        if step in MEASURED:
-            norms.request()
-        batches = parts(global_batch(step), mesh, micro_batches, groups.data_rank)
-        result = engine.step(batches, LEARNING_RATE)
-        if step in MEASURED:
-            found.append(norms.read())
-            whole.append(float(result.gradient_norm))
-        curve.append([float(result.loss), float(result.gradient_norm)])
-    return found, whole, curve
+    groups, measured = ProcessGroups.create(mesh), []
+    for stage in stages:
+        config = settings(mesh, stage, precision)
+        config.optim.gradient_clipping = clipping
+        if micro_batches > 1:
+            config.trainer.micro_batch = 4 // mesh.data // micro_batches
+        engine = Engine.build(config, groups)
+        norms = GroupNorms(engine)
+        found, whole, curve = [], [], []
+        for step in range(STEPS):
+            if step in MEASURED:
+                norms.request()
+            batches = parts(global_batch(step), mesh, micro_batches, groups.data_rank)
+            result = engine.step(batches, LEARNING_RATE)
+            if step in MEASURED:
+                found.append(norms.read())
+                whole.append(float(result.gradient_norm))
+            curve.append([float(result.loss), float(result.gradient_norm)])
+        measured.append((found, whole, curve))
+    return measured
+
+
+@cache
+def partitioned_at_each_stage(
+    mesh: Mesh, clipping: float, precision: str, micro_batches: int
+) -> list[list[Measured]]:
+    """By stage what each rank measures: one start of the ranks serves all stages."""
+    of_ranks = run_ranks(partitioned, mesh.size, mesh, STAGES, clipping, precision, micro_batches)
+    return [[stages[at] for stages in of_ranks] for at in range(len(STAGES))]
 
 
 def plain() -> list[Norms]:
@@ -93,19 +108,19 @@ def root_sum_square(norms: Norms) -> float:
     return math.hypot(*[norms[f"gradient_norm/{group}"] or math.nan for group in GROUPS])
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("mesh", [Mesh(1, 2), Mesh(2, 2), Mesh(2, 1)])
 def test_equal_to_one_plain_process(mesh: Mesh, stage: int, expected: list[Norms]) -> None:
-    for found, whole, _ in run_ranks(partitioned, mesh.size, mesh, stage, CLIPPED, "fp32", 1):
+    for found, whole, _ in partitioned_at_each_stage(mesh, CLIPPED, "fp32", 1)[stage]:
         for ours, theirs, norm in zip(found, expected, whole, strict=True):
             assert ours == pytest.approx(theirs, rel=2e-5)
             assert root_sum_square(ours) == pytest.approx(norm, rel=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("clipping", [CLIPPED, UNCLIPPED])
 def test_in_bf16_the_groups_give_the_reported_norm(stage: int, clipping: float) -> None:
-    for found, whole, _ in run_ranks(partitioned, 2, Mesh(1, 2), stage, clipping, "bf16", 2):
+    for found, whole, _ in partitioned_at_each_stage(Mesh(1, 2), clipping, "bf16", 2)[stage]:
         assert [root_sum_square(one) for one in found] == pytest.approx(whole, rel=1e-5)
 
 
@@ -125,7 +140,7 @@ def train_without_measuring(mesh: Mesh, stage: int) -> list[list[float]]:
 @pytest.mark.parametrize("stage", [1, 3])
 def test_measuring_changes_no_bit_of_the_training(stage: int) -> None:
     mesh = Mesh(1, 2)
-    measured = run_ranks(partitioned, 2, mesh, stage, CLIPPED, "fp32", 1)[0]
+    measured = partitioned_at_each_stage(mesh, CLIPPED, "fp32", 1)[stage][0]
     assert measured[2] == run_ranks(train_without_measuring, 2, mesh, stage)[0]
 
 

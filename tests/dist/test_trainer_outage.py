@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ UNLIMITED = 60.0  # seconds: ranks whose batch is there get all the time that th
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(case.write_dataset(tmp_path_factory.mktemp("data") / "shards"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[tuple[int, int, int]], case.RunFolder]:
+    """A run of the same settings by layout, from files."""
+
+    @cache
+    def train(layout: tuple[int, int, int]) -> case.RunFolder:
+        return case.train(case.settings(tmp_path_factory.mktemp("plain"), str(shards), layout))
+
+    return train
 
 
 @pytest.fixture
@@ -97,7 +111,7 @@ def _stop_in_an_outage(
 )
 def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
     proxy: FaultProxy,
-    shards: Path,
+    undisturbed: Callable[[tuple[int, int, int]], case.RunFolder],
     tmp_path: Path,
     layout: tuple[int, int, int],
     waiting: set[int],
@@ -108,7 +122,7 @@ def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
     gone = tmp_path / "gone"
     proxy.fault = lambda method, path: Fault("refuse") if ".tar" in path and gone.exists() else None
     config = case.settings(tmp_path, URL, layout)
-    config.checkpointing.every = every
+    config.checkpointing.every, config.telemetry.wandb = every, "disabled"
     overrides = case.overrides(config)
     assert run_ranks(_stop_in_an_outage, 2, config, overrides, waiting, 3, gone, by_file) == [85, 85]
     output = capfd.readouterr().err
@@ -128,7 +142,7 @@ def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
     assert stored["tokens"] == measured(folder)[-1]["tokens"]
     gone.unlink()
     assert run_ranks(case.run_main, 2, overrides) == [0, 0]
-    plain = case.train(case.settings(tmp_path / "plain", str(shards), layout))
+    plain = undisturbed(layout)
     for name in ("loss", "tokens", "gradient_norm"):
         assert [line[name] for line in measured(folder)] == [line[name] for line in measured(plain)], name
 

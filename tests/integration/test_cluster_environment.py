@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.config import RootConfig
 from cluster.resources.ray_session import open_session
+from cluster.resources.reservation import reserved
 from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
 from pretrain.config import ParallelConfig, TrainingConfig
@@ -51,8 +52,9 @@ def body() -> None:
     config = RootConfig(parallel=ParallelConfig(data=2))
     config.run.dir = os.getcwd()
     config.cluster.start_timeout = int(HANG_SECONDS)
-    with open_session(config.cluster, plan_resources(config, gpus_available=0)) as session:
-        run_train_group(config, session, Path("logs"), report)
+    resources = plan_resources(config, gpus_available=0)
+    with open_session(config.cluster, resources) as session, reserved(session) as reservation:
+        run_train_group(config, reservation, Path("logs"), report)
     assert os.environ["RAY_ADDRESS"] == "nonsense", "the caller's own environment is as before"
 
 

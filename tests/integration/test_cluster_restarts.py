@@ -27,6 +27,7 @@ from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.watchdog import Watchdog
 from pretrain.run_folder import RunFolder
+from pretrain.run_layout import RunLayout
 from pretrain.run_start import RunStart
 from tests.support.training_case import BeforeStep, measured, settings, train, write_dataset
 from tests.support.waiting import HANG_SECONDS, wait_until
@@ -213,6 +214,43 @@ def test_a_failure_that_comes_back_is_told_and_not_tried_for_ever(url: str, tmp_
     folder = RunFolder.of(config.run)
     assert names(folder).count("restarting") == 2
     assert "batch 3 is odd" in (folder.path / "events.jsonl").read_text()
+
+
+def fails_beside_evaluations(config: TrainingConfig, start: RunStart) -> None:
+    """Fail once, while one evaluation runs and the next waits for its CPU."""
+    folder = RunFolder.of(config.run)
+
+    def act(step: int) -> None:
+        if step == 5 and start.origin is None:
+            wait_until((folder.logs / "eval_00000002.log").exists)
+            raise ValueError("once")
+
+    train_rank(config, start, [BeforeStep(act)])
+
+
+def evaluate_after_the_training(job: EvaluationJob, progress: Progress) -> Mapping[str, Any]:
+    wait_until((RunLayout.of_evaluation(job.out).path / "trained").exists)
+    results = {"step": job.step, "suite": "none", "tasks": [0], "episodes": 1, "successes": 0, "errors": 1}
+    job.out.mkdir(parents=True)
+    (job.out / "results.json").write_text(json.dumps({**results, "success_rate": None}))
+    return {**results, "success_rate": None}
+
+
+def test_an_evaluation_that_waits_does_not_take_the_place_of_ranks_that_start_again(
+    url: str, undisturbed: list[float], tmp_path: Path
+) -> None:
+    config = under_ray(tmp_path, url, restart_delay=2.0)
+    config.eval.every = 2
+    folder = RunFolder.of(config.run)
+
+    def on_trained() -> None:
+        (folder.path / "trained").touch()
+
+    shown = Console(file=io.StringIO())
+    supervise(config, shown, fails_beside_evaluations, evaluate_after_the_training, on_trained)
+    assert [line["loss"] for line in measured(folder)] == undisturbed
+    assert names(folder).count("restarting") == 1
+    assert [each["step"] for each in folder.read_summary()["evaluations"]] == [2, 4, 6, 8, 10]
 
 
 def asks_the_command_to_end(config: TrainingConfig, start: RunStart) -> None:

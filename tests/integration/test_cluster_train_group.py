@@ -15,6 +15,7 @@ import pytest
 from cluster.config import ClusterConfig, RootConfig
 from cluster.failures import CommandFailedError, TrainingFailedError
 from cluster.resources.ray_session import Session, open_session
+from cluster.resources.reservation import Reservation, reserved
 from cluster.resources.run_resources import plan_resources
 from cluster.run.train_group import run_train_group
 from data.errors import InputError
@@ -75,9 +76,10 @@ def _processes(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def pair(session: Session) -> Session:
-    """The same session for two processes: they start sooner."""
-    return replace(session, resources=replace(session.resources, ranks=2))
+def pair(session: Session) -> Iterator[Reservation]:
+    """Two processes of the session: they start sooner than four."""
+    with reserved(session, replace(session.resources, ranks=2)) as reservation:
+        yield reservation
 
 
 @pytest.fixture
@@ -88,29 +90,28 @@ def config(tmp_path: Path) -> TrainingConfig:
 
 
 def test_four_ranks_form_a_process_group(session: Session, config: TrainingConfig, tmp_path: Path) -> None:
-    run_train_group(config, session, tmp_path / "logs", reduce_ranks)
+    with reserved(session) as reservation:
+        run_train_group(config, reservation, tmp_path / "logs", reduce_ranks)
     found = [(tmp_path / f"rank_{rank}").read_text().split() for rank in range(4)]
     assert [each[:3] for each in found] == [["6", "1", str(rank)] for rank in range(4)]
     assert {each[3] for each in found} == {found[0][3]}, "NCCL needs to see the GPUs of its peers"
     assert sorted(found[0][3].split(",")) == ["0", "1", "2", "3"]
 
 
-def test_ranks_that_find_no_room_are_one_line(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
-    crowded = replace(pair, start_timeout=0.1, resources=replace(pair.resources, ranks=64))
+def test_ranks_that_find_no_room_are_one_line(session: Session) -> None:
+    crowded = replace(session, start_timeout=0.1, resources=replace(session.resources, ranks=64))
     with pytest.raises(TrainingFailedError, match=r"64 training processes .*no room within .*=0\.1 s"):
-        run_train_group(config, crowded, tmp_path / "logs", reduce_ranks)
+        Reservation(crowded)
 
 
-def test_ranks_on_a_node_that_is_gone_are_a_failure(
-    pair: Session, config: TrainingConfig, tmp_path: Path
-) -> None:
-    impatient = replace(pair, start_timeout=0.1)
+def test_ranks_on_a_node_that_is_gone_are_a_failure(session: Session) -> None:
+    impatient = replace(session, start_timeout=0.1)
     with pytest.raises(TrainingFailedError, match="no room"):
-        run_train_group(config, impatient, tmp_path / "logs", reduce_ranks, nodes=["0" * 56] * 2)
+        Reservation(impatient, nodes=["0" * 56] * 4)
 
 
 def test_a_failed_rank_is_one_error_that_names_its_log(
-    pair: Session, config: TrainingConfig, tmp_path: Path
+    pair: Reservation, config: TrainingConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(CommandFailedError, match="rank_00001 failed: ValueError: the second rank") as caught:
         run_train_group(config, pair, tmp_path / "logs", fail_on_rank_1)
@@ -119,13 +120,15 @@ def test_a_failed_rank_is_one_error_that_names_its_log(
     assert "fail_on_rank_1" in log.read_text()
 
 
-def test_a_users_mistake_in_a_rank_stays_one(pair: Session, config: TrainingConfig, tmp_path: Path) -> None:
+def test_a_users_mistake_in_a_rank_stays_one(
+    pair: Reservation, config: TrainingConfig, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"^trainer\.steps=0, expected 1 or more$"):
         run_train_group(config, pair, tmp_path / "logs", mistake)
 
 
 def test_a_killed_rank_ends_the_group_and_ray_prints_nothing(
-    pair: Session, config: TrainingConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    pair: Reservation, config: TrainingConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(CommandFailedError, match="killed, or out of memory"):
         run_train_group(config, pair, tmp_path / "logs", die)
@@ -144,7 +147,7 @@ def stop_on_a_full_disk(config: TrainingConfig) -> None:
 
 
 def test_ranks_that_cannot_record_their_stop_are_not_taken_for_finished(
-    pair: Session, config: TrainingConfig, tmp_path: Path
+    pair: Reservation, config: TrainingConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(CommandFailedError):
         run_train_group(config, pair, tmp_path / "logs", stop_on_a_full_disk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -67,17 +67,31 @@ def global_batch(step: int) -> PackedBatch:
 
 def train_partitioned(config: TrainingConfig, micro_batches: int = 1) -> Curve:
     """Every rank: losses and gradient norms of the engine."""
+    return train_each([(config, micro_batches)])[0]
+
+
+def train_each(trainings: Sequence[tuple[TrainingConfig, int]]) -> list[Curve]:
+    """Every rank: curves of several trainings of one layout of ranks, one after the other.
+
+    Args:
+        trainings: Settings and number of micro-batches of each.
+    """
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
-    mesh = Mesh(config.parallel.tensor, config.parallel.data)
+    parallel = trainings[0][0].parallel
+    mesh = Mesh(parallel.tensor, parallel.data)
     groups = ProcessGroups.create(mesh)
-    engine = Engine.build(config, groups)
-    curve = []
-    for step in range(STEPS):
-        result = engine.step(parts(global_batch(step), mesh, micro_batches, groups.data_rank), LEARNING_RATE)
-        curve.append((float(result.loss), float(result.gradient_norm)))
-    return curve
+    curves: list[Curve] = []
+    for config, micro_batches in trainings:
+        engine = Engine.build(config, groups)
+        curve: Curve = []
+        for step in range(STEPS):
+            batches = parts(global_batch(step), mesh, micro_batches, groups.data_rank)
+            result = engine.step(batches, LEARNING_RATE)
+            curve.append((float(result.loss), float(result.gradient_norm)))
+        curves.append(curve)
+    return curves
 
 
 def parts(batch: PackedBatch, mesh: Mesh, micro_batches: int, data_rank: int) -> list[PackedBatch]:

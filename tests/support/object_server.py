@@ -35,7 +35,7 @@ class ObjectServer:
 
     def _listen(self, port: int) -> None:
         self._server = make_server("127.0.0.1", port, self._answer, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def start(self) -> None:
         self._thread.start()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import multiprocessing
 import os
@@ -31,14 +32,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 warnings.filterwarnings("ignore")
 
-import deepspeed  # noqa: E402 - preloaded for the ranks
-import deepspeed.runtime.zero.muon.original_muon  # noqa: E402, F401 - every engine imports it late
+import deepspeed  # noqa: E402, F401 - preloaded for the ranks
 import megatron.core.parallel_state  # noqa: E402, F401 - preloaded for the ranks
 import torch  # noqa: E402
 
 from tests.support.waiting import HANG_SECONDS  # noqa: E402
 
 LISTENING_PORTS = (20_000, 32_000)
+# What an engine or a training imports late: once in the server instead of in every rank.
+IMPORTED_LATE = (
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "numpy.ma",
+    "pretrain.main",
+    "pretrain.parallel.engine",
+    "pretrain.telemetry.console",
+    "pretrain.telemetry.progress",
+    "pretrain.telemetry.wandb_sink",
+    "torch._subclasses.schema_check_mode",
+    "torch.profiler._cupti_monitor",
+)
 
 
 class RankFailedError(AssertionError):
@@ -141,6 +158,8 @@ def _serve(requests: socket.socket) -> None:
     """Fork a launcher for each connection that comes, until the test process has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C: the test process ends, and this one with it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # launchers need nobody who waits for them
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else each collection goes through all that was preloaded, and copies it page by page
     while True:

@@ -77,7 +77,7 @@ def settings(tmp_path: Path, url: str, layout: tuple[int, int, int] = (1, 1, 1))
     tensor, data, stage = layout
     return TrainingConfig(
         run=RunConfig(name="run", dir=str(tmp_path)),
-        trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=256, precision="fp32"),
+        trainer=TrainerConfig(steps=6, global_batch=4, sequence_length=128, precision="fp32"),
         parallel=ParallelConfig(tensor=tensor, data=data, zero_stage=cast(ZeroStage, stage)),
         data=DataConfig(url=url, history=1, chunk=3),
         model=ModelConfig(
@@ -133,12 +133,13 @@ def measured(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def overrides(config: TrainingConfig) -> list[str]:
-    """The settings as arguments of a command line."""
+    """The settings as arguments of a command line: those that differ from the defaults."""
+    defaults = dataclasses.asdict(TrainingConfig())
     return [
         f"{section}.{key}={'null' if value is None else value}"
         for section, values in dataclasses.asdict(config).items()
         for key, value in values.items()
-        if not isinstance(value, dict | tuple)
+        if not isinstance(value, dict | tuple) and value != defaults[section][key]
     ]
 
 

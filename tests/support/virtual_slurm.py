@@ -17,12 +17,14 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 
-from tests.support.waiting import wait_until
+from tests.support import waiting
 
+wait_until = partial(waiting.wait_until, poll=0.25)  # each look at Slurm starts a process
 ENDED = ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
 _CONFIGURATION = """\

@@ -10,14 +10,18 @@ HANG_SECONDS = 900.0
 
 
 def wait_until(
-    condition: Callable[[], bool], describe: Callable[[], str] = str, seconds: float = HANG_SECONDS
+    condition: Callable[[], bool],
+    describe: Callable[[], str] = str,
+    seconds: float = HANG_SECONDS,
+    poll: float = 0.05,
 ) -> None:
     """Poll until `condition()` holds.
 
     Args:
-        condition: Called every 50 ms.
+        condition: Called again and again.
         describe: Gives the message of the failure more to say; called only then.
         seconds: After these the wait fails.
+        poll: Seconds between two calls.
 
     Raises:
         AssertionError: The condition did not hold in time.
@@ -25,4 +29,4 @@ def wait_until(
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s: {describe()}"
-        time.sleep(0.05)
+        time.sleep(poll)

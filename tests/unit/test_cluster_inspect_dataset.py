@@ -14,9 +14,9 @@ from PIL import Image
 from cluster.cli.main import main
 from data.storage.index import DatasetIndex
 from data.storage.store import open_store
-from data.tokens.image import ImageTokenizer
 from tests.support.object_server import BUCKET, object_server
 from tests.support.shards_case import episode, write_dataset
+from tests.support.tokenizers import shipped_image_tokenizer
 
 COUNT = 5
 
@@ -26,7 +26,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetIndex:
     """Five episodes of the included image tokenizer."""
     monkeypatch.chdir(tmp_path)
     made = write_dataset(Path("shards"), count=COUNT, limit=15_000)
-    image = dataclasses.replace(made.image, tokenizer_sha256=ImageTokenizer.load().sha256)
+    image = dataclasses.replace(made.image, tokenizer_sha256=shipped_image_tokenizer().sha256)
     dataclasses.replace(made, image=image).save("shards")
     return DatasetIndex.load("shards")
 
@@ -69,7 +69,7 @@ def test_the_contact_sheet_shows_decoded_frames(
     assert picture.shape == (rows * (side + gap) - gap, 8 * (side + gap) - gap, 3)
     last = episode(COUNT - 1, steps=8)
     for row, codes in ((2, last.codes["agent"]), (3, last.codes["wrist"])):
-        expected = ImageTokenizer.load().decode(codes)[3].repeat(2, axis=0).repeat(2, axis=1)
+        expected = shipped_image_tokenizer().decode(codes)[3].repeat(2, axis=0).repeat(2, axis=1)
         y, x = row * (side + gap), 3 * (side + gap)
         assert np.array_equal(picture[y : y + side, x : x + side], expected)
 
@@ -121,7 +121,7 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
     assert "no contact sheet: the frames were encoded by image tokenizer aaaaaaaaaaaa" in (
         capsys.readouterr().out
     )
-    ImageTokenizer.load().save("mine.safetensors")
+    shipped_image_tokenizer().save("mine.safetensors")
     assert main([*words, "image_tokenizer=mine.safetensors"]) == 2
     assert "were encoded by aaaaaaaaaaaa" in capsys.readouterr().err
     assert not Path("contact_sheet.png").exists()

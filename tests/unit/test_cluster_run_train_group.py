@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RaySystemError
 
 from cluster.failures import TrainingFailedError
-from cluster.resources.ray_session import Session
+from cluster.resources.reservation import Reservation
 from cluster.resources.run_resources import RunResources
 from cluster.run import train_group
 from pretrain.config import TrainingConfig
@@ -28,6 +28,7 @@ def test_a_rank_that_dies_while_it_starts_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_group, "_rank_processes", _dies_at_its_start)
-    session = Session(tmp_path, RESOURCES, start_timeout=1.0)
+    reservation = Reservation.__new__(Reservation)  # without Ray
+    reservation.resources, reservation.start_timeout = RESOURCES, 1.0
     with pytest.raises(TrainingFailedError, match=r"could not start .*node lost\)$"):
-        train_group.run_train_group(TrainingConfig(), session, tmp_path / "logs", lambda config: None)
+        train_group.run_train_group(TrainingConfig(), reservation, tmp_path / "logs", lambda config: None)

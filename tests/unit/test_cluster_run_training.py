@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -40,6 +40,23 @@ class FakeSession:
         return self.available
 
 
+class FakeReservation:
+    """Counts what is reserved."""
+
+    held: ClassVar[list[tuple[str, ...] | None]] = []  # nodes of each reservation that was made
+    released = 0
+
+    def __init__(self, session: Any, resources: RunResources, nodes: tuple[str, ...] | None) -> None:
+        self.resources, self.nodes = resources, nodes
+        type(self).held.append(nodes)
+
+    def is_for(self, resources: RunResources, nodes: tuple[str, ...] | None) -> bool:
+        return (self.resources, self.nodes) == (resources, nodes)
+
+    def release(self) -> None:
+        type(self).released += 1
+
+
 class FakeStop(StopRequest):
     """Waiting moves the clock, and then changes the nodes as a test has planned."""
 
@@ -67,11 +84,10 @@ class Case:
     run_starts: list[str] = field(default_factory=list)
     endings: list[Exception | Callable[[], None] | None] = field(default_factory=list)
 
-    def run_ranks(
-        self, config: TrainingConfig, session: Any, logs: Path, train: Any, resources: Any, nodes: Any
-    ) -> None:
+    def run_ranks(self, config: TrainingConfig, reservation: FakeReservation, logs: Path, train: Any) -> None:
         """End as the next entry of `endings` says."""
-        self.starts.append((config.parallel.data, nodes))
+        assert reservation.resources.ranks == config.parallel.data * config.parallel.tensor
+        self.starts.append((config.parallel.data, reservation.nodes))
         self.run_starts.append(train.keywords["start"].wandb_run)
         ending = self.endings.pop(0)
         if callable(ending):
@@ -116,6 +132,9 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     training = Training(config, fake, folder, first, never_called, stop, checkpoints, clock=lambda: stop.now)
     case = Case(folder, stop_file, stop, session, training)
     monkeypatch.setattr(training_module, "run_train_group", case.run_ranks)
+    monkeypatch.setattr(training_module, "Reservation", FakeReservation)
+    monkeypatch.setattr(FakeReservation, "held", [])
+    monkeypatch.setattr(FakeReservation, "released", 0)
     monkeypatch.setattr(
         training_module, "open_run", lambda config, folder: RunStart(None, f"at {config.parallel.data}")
     )
@@ -131,6 +150,8 @@ def test_a_failed_training_is_restarted_after_a_delay(case: Case) -> None:
     assert case.stop.now == 2.0 + 4.0
     assert case.events() == [("failed", 0), ("restarting", 4)] * 2
     assert case.events() == [], "each event is taken once"
+    assert FakeReservation.held == [("a", "b")], "nobody else takes the place of ranks that start again"
+    assert FakeReservation.released == 1
 
 
 def test_a_training_that_keeps_failing_ends_the_run(case: Case) -> None:
@@ -176,6 +197,8 @@ def test_a_lost_node_shrinks_the_training_after_the_timeout(case: Case) -> None:
     assert case.run_starts == ["first", "at 1"]
     assert case.stop.now == 2.0 + 60.0
     assert [name for name, _ in case.events()] == ["failed", "restarting", "shrunk"]
+    assert FakeReservation.held == [("a", "b"), ("a",)]
+    assert FakeReservation.released == 2
 
 
 def test_a_node_that_returns_in_time_keeps_the_size(case: Case) -> None:

@@ -23,8 +23,8 @@ from data.storage.index import DatasetIndex
 from data.tokens.action import encode
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import WORLD_TEXT, action_text
-from data.tokens.text import TextTokenizer
 from tests.support.reference_samples import Sample, action_sample, world_sample
+from tests.support.tokenizers import shipped_text_tokenizer
 
 CHUNK = 3
 
@@ -59,7 +59,7 @@ def write_sample(path: Path, sample: Sample, protocol: int = 4) -> None:
 
 
 def write_published(folder: Path, episodes: list[Recorded], protocol: int = 4) -> Path:
-    text = TextTokenizer.load()
+    text = shipped_text_tokenizer()
     world = np.array(text.encode(WORLD_TEXT), np.int32)
     number = 0
     for episode in episodes:
@@ -96,7 +96,9 @@ def test_codes_and_bins_are_restored_exactly(tmp_path: Path, protocol: int) -> N
     ]
     write_published(tmp_path / "tokens", episodes, protocol)
     progress: list[tuple[int, int]] = []
-    index = convert_samples(config(tmp_path), TextTokenizer.load(), Format(), lambda *d: progress.append(d))
+    index = convert_samples(
+        config(tmp_path), shipped_text_tokenizer(), Format(), lambda *d: progress.append(d)
+    )
     assert progress[-1] == (progress[-1][1], progress[-1][1])
     assert index == DatasetIndex.load(str(tmp_path / "out"))
     assert [e.key for e in index.episodes] == [
@@ -116,7 +118,7 @@ def test_the_last_bin_is_kept(tmp_path: Path) -> None:
     episode = recorded(8, 0, "lift it")
     episode.ids[:, [0, 6]] = 10_261
     write_published(tmp_path / "tokens", [episode])
-    index = convert_samples(config(tmp_path), TextTokenizer.load(), Format())
+    index = convert_samples(config(tmp_path), shipped_text_tokenizer(), Format())
     actions = read_episode(index, index.episodes[0]).actions
     assert np.array_equal(encode(actions, index.action_ranges), episode.ids[:-1])
 
@@ -125,7 +127,7 @@ def test_shards_may_be_compressed(tmp_path: Path) -> None:
     write_published(tmp_path / "tokens", [recorded(80, 0, "open the drawer"), recorded(60, 1, "lift it")])
     indexes = [
         convert_samples(
-            config(tmp_path, out=str(tmp_path / name), compression=name), TextTokenizer.load(), Format()
+            config(tmp_path, out=str(tmp_path / name), compression=name), shipped_text_tokenizer(), Format()
         )
         for name in ("none", "zstd")
     ]
@@ -139,7 +141,7 @@ def test_shards_may_be_compressed(tmp_path: Path) -> None:
 
 
 def test_incompatible_samples_and_tokenizers_are_refused(tmp_path: Path) -> None:
-    text, folder = TextTokenizer.load(), tmp_path / "tokens"
+    text, folder = shipped_text_tokenizer(), tmp_path / "tokens"
     with pytest.raises(InputError, match=r"no \*\.pkl file"):
         convert_samples(config(tmp_path), text, Format())
     write_published(folder, [recorded(6, 0, "lift it")])
@@ -200,7 +202,7 @@ def test_files_that_are_no_samples_are_refused(tmp_path: Path, value: object, re
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "1.pkl").write_bytes(pickle.dumps(value))
     with pytest.raises(InputError, match=reason):
-        convert_samples(config(tmp_path), TextTokenizer.load(), Format())
+        convert_samples(config(tmp_path), shipped_text_tokenizer(), Format())
 
 
 def assert_plain_or_refused(content: bytes) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.errors import InputError
+from data.tokens import image
 from data.tokens.image import ImageTokenizer, frames_to_tensor, tensor_to_frames
 from data.tokens.image_model import ImageModel, ImageModelConfig
 
@@ -96,6 +99,17 @@ def test_saved_tokenizer_is_the_same_tokenizer(tmp_path: Path) -> None:
     assert len(np.unique(codes)) > 4
     np.testing.assert_array_equal(codes, tokenizer.encode(frames))
     np.testing.assert_array_equal(loaded.decode(codes), tokenizer.decode(codes))
+
+
+def test_weights_that_are_read_are_not_written_again_for_their_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image.safetensors"
+    small_tokenizer(0).save(path)
+    written = mock.Mock(wraps=image.save_tensors)
+    monkeypatch.setattr(image, "save_tensors", written)
+    assert ImageTokenizer.load(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not written.called
 
 
 def test_frames_are_equal_after_conversion_to_tensors_and_back() -> None:

@@ -25,6 +25,8 @@ def touch_and_sleep(path: str) -> None:
 
 
 def map_forever() -> None:
+    # What runs in the background of a script is started with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with WorkerPool(2) as workers:
         list(workers.map(touch_and_sleep, [("first",), ("second",), ("third",)]))
 

@@ -16,10 +16,8 @@ from data.errors import InputError
 from data.json_record import JsonRecord
 from data.stream.samples import action_prompt
 from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode
-from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import action_text
-from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
 from eval.policy import loaded_model as model_module
 from eval.policy.checkpoint_policy import CheckpointPolicy
@@ -36,6 +34,7 @@ from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
 from tests.support.fake_simulator import FakeSimulator
+from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
 MODEL = ModelConfig(
     vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
@@ -58,8 +57,8 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
     folder = tmp_path / "checkpoints" / "step_00000007"
     folder.mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    TextTokenizer.load().save(tmp_path / "tokenizers")
-    ImageTokenizer.load().save(tmp_path / "tokenizers" / "image_tokenizer.safetensors")
+    shipped_text_tokenizer().save(tmp_path / "tokenizers")
+    shipped_image_tokenizer().save(tmp_path / "tokenizers" / "image_tokenizer.safetensors")
     write_ranges(tmp_path, ACTION_MIN, ACTION_MAX)
     write_manifest(folder, policy_settings(data).to_json())
     monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
@@ -67,8 +66,8 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
 
 
 def policy_settings(data: DataConfig) -> PolicySettings:
-    image = ImageTokenizer.load()
-    return PolicySettings.of(data, 64, DEFAULT_RANGES, image.sha256, TextTokenizer.load().sha256)
+    image = shipped_image_tokenizer()
+    return PolicySettings.of(data, 64, DEFAULT_RANGES, image.sha256, shipped_text_tokenizer().sha256)
 
 
 def write_manifest(folder: Path, policy: Any) -> None:
@@ -97,7 +96,7 @@ def test_policy_decodes_the_networks_output_for_each_environment(
     assert actions.shape == (2, CHUNK, 7)
     assert (actions >= ACTION_MIN).all()
     assert (actions <= ACTION_MAX).all()
-    text, image = TextTokenizer.load(), ImageTokenizer.load()
+    text, image = shipped_text_tokenizer(), shipped_image_tokenizer()
     for number, seen in enumerate(observations):
         blocks = [image_block(codes, 64) for codes in image.encode(np.stack(seen.frames))]
         prompt = action_prompt(text.encode(action_text(seen.instruction)), blocks)
@@ -243,8 +242,8 @@ def test_the_record_of_a_checkpoint_names_what_it_is_used_with(checkpoint: Path)
         "predicted_frames": 1,
         "pixels": 64,
         "action_ranges": {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)},
-        "image_tokenizer_sha256": ImageTokenizer.load().sha256,
-        "text_tokenizer_sha256": TextTokenizer.load().sha256,
+        "image_tokenizer_sha256": shipped_image_tokenizer().sha256,
+        "text_tokenizer_sha256": shipped_text_tokenizer().sha256,
     }
     assert PolicyReference("expert").record().settings is None
 

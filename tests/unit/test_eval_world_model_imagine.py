@@ -23,7 +23,6 @@ from data.tokens.action import encode
 from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import WORLD_TEXT
-from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import ACTION_START
 from eval.config import ImagineConfig
 from eval.contact_sheet import evenly_spaced, tile
@@ -42,6 +41,7 @@ from tests.support.imagine_case import (
     recording_checkpoint,
 )
 from tests.support.libero_layout import demonstration, write_file
+from tests.support.tokenizers import shipped_text_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_each_prediction_starts_from_the_previous_one_and_the_true_action(
     entry = next(e for e in index.episodes if e.key == done.rollouts[0].episode)
     episode = read_episode(index, entry)
     actions = encode(episode.actions, index.action_ranges)
-    text = np.array(TextTokenizer.load().encode(WORLD_TEXT), np.int32)
+    text = np.array(shipped_text_tokenizer().encode(WORLD_TEXT), np.int32)
     codes = episode.codes["agent"][0].astype(int)
     for step in range(4):
         block = image_block(codes, PIXELS)
@@ -100,7 +100,7 @@ def test_predictions_are_the_same_for_the_same_seed(
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
     network = small_model(vocabulary_size=16_896, max_positions=512)
     model: Any = SimpleNamespace(
-        data=DataConfig(url=index.url), network=network, text=TextTokenizer.load(), image=image
+        data=DataConfig(url=index.url), network=network, text=shipped_text_tokenizer(), image=image
     )
     episode = read_episode(index, index.episodes[0])
 
@@ -232,7 +232,7 @@ def test_episodes_predicted_side_by_side_equal_those_predicted_alone(
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
     network = small_model(vocabulary_size=16_896, max_positions=512)
     model: Any = SimpleNamespace(
-        data=DataConfig(url=index.url), network=network, text=TextTokenizer.load(), image=image
+        data=DataConfig(url=index.url), network=network, text=shipped_text_tokenizer(), image=image
     )
     episodes = [read_episode(index, entry) for entry in index.episodes[:3]]
     sampling = Sampling(1.0, seed=0)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eval.world_model.perceptual import Lpips, frechet_distance
 from eval.world_model.scores import FrameScore, score
+from eval.world_model.ssim import ssim
 from tests.support import independent_metrics as independent
 
 _DOCUMENTATION = Path(__file__).parents[2] / "docs/evaluation.md"
@@ -54,6 +55,13 @@ def test_scores_of_frames_are_those_of_an_independent_implementation(
 ) -> None:
     expected = [definition(*pair) for pair in frame_pairs(baseline=bool(prefix))]
     assert [getattr(each, f"{prefix}{name}") for each in scores] == pytest.approx(expected, abs=error)
+
+
+def test_ssim_of_frames_that_are_not_square_is_that_of_an_independent_implementation() -> None:
+    truth, predicted = (frames[5][:40, 7:30] for frames in independent.scene())
+    true, other = (torch.tensor(frame).permute(2, 0, 1)[None].double() for frame in (truth, predicted))
+    assert ssim(true, other).tolist() == pytest.approx([independent.ssim(truth, predicted)], abs=1e-9)
+    assert ssim(true, true).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("prefix", ["", "no_change_"])

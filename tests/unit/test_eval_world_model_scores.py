@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchmetrics.functional.image.lpips as published
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
@@ -53,6 +52,8 @@ def codes(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def test_lpips_is_that_of_torchmetrics(
     weights: Path, alexnet: nn.Sequential, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import torchmetrics.functional.image.lpips as published  # many modules: not while tests are collected
+
     monkeypatch.setattr(published, "_get_tv_model_features", lambda net, pretrained: alexnet)
     reference = published._LPIPS(pretrained=True, net="alex")
     one, other = torch.as_tensor(frames(3)), torch.as_tensor(frames(3, seed=1))

@@ -12,21 +12,20 @@ import pytest
 from cluster.cli.main import main
 from data.config import DataConfig
 from data.tokens.action import DEFAULT_RANGES
-from data.tokens.image import ImageTokenizer
-from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import TrainingConfig
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
 from tests.support import hugging_face
+from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
 DATA = DataConfig(url="shards", cameras=["wrist"], history=1, chunk=7)
 
 
 @pytest.fixture
 def settings() -> PolicySettings:
-    image, text = ImageTokenizer.load(), TextTokenizer.load()
+    image, text = shipped_image_tokenizer(), shipped_text_tokenizer()
     return PolicySettings.of(DATA, 64, DEFAULT_RANGES, image.sha256, text.sha256)
 
 
@@ -38,8 +37,8 @@ def checkpoint(tmp_path: Path, settings: PolicySettings) -> Path:
     assert main(["convert", "import", f"source={tmp_path}/theirs", f"out={folder}"]) == 0
     run = tmp_path / "run"
     (run / "config.yaml").write_text(to_yaml(TrainingConfig(data=DATA)))
-    ImageTokenizer.load().save(_made(run / "tokenizers") / "image_tokenizer.safetensors")
-    TextTokenizer.load().save(run / "tokenizers")
+    shipped_image_tokenizer().save(_made(run / "tokenizers") / "image_tokenizer.safetensors")
+    shipped_text_tokenizer().save(run / "tokenizers")
     (run / "action_ranges.json").write_text(json.dumps(asdict(DEFAULT_RANGES)))
     set_metadata(folder, policy=settings.to_json())
     return folder

@@ -143,6 +143,12 @@ def test_versions_name_what_results_depend_on() -> None:
     assert {"python", "torch", "deepspeed"} <= versions().keys()
 
 
+def test_versions_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = versions()
+    monkeypatch.delattr("importlib.metadata.version")
+    assert versions() == first
+
+
 def test_the_summary_is_written_on_a_file_system_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from cluster.cli.commands import COMMANDS
 from cluster.cli.config import ConvertExportConfig, DemoConfig
@@ -64,12 +67,12 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
 @pytest.mark.parametrize("model", [path.name for path in CHOICES if path.parent.name == "model"])
 def test_every_model_has_its_documented_size_and_can_be_split(model: str) -> None:
     millions = {"tiny": 6.68, "300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3}[model]
+    config = train(f"model={model}")
     for size in (1, 2, 4) if model == "tiny" else (1, 2, 4, 8):
-        shared = "true" if size > 1 else "false"
-        layout = [f"parallel.tensor={size}", "parallel.data=8", f"parallel.sequence_parallel={shared}"]
-        check_training(train(f"model={model}", *layout))
+        layout = replace(config.parallel, tensor=size, data=8, sequence_parallel=size > 1)
+        check_training(replace(config, parallel=layout))
     with torch.device("meta"):
-        network = Transformer(train(f"model={model}").model)
+        network = Transformer(config.model)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert parameters / 1e6 == pytest.approx(millions, rel=1e-3)
 
@@ -280,18 +283,21 @@ TYPED = [
 
 @pytest.mark.parametrize("text", TYPED)
 def test_a_text_is_taken_as_it_was_typed(text: str) -> None:
-    prepared = compose("prepare", PrepareCommandConfig, None, [f"source={text}", "out=x"])
-    assert prepared.source == text
-    training = train(f"data.url={text}", f"checkpointing.url={text}", f"run.name={text}")
-    assert (training.data.url, training.checkpointing.url, training.run.name) == (text, text, text)
+    words, named = [f"data.url={text}", f"checkpointing.url={text}", f"run.name={text}"], [f"source={text}"]
     # A comma or a bracket ends an element of a list.
     listed = text.strip().replace(",", "").replace("[2]", "").replace("{1}", "")
-    if not listed.startswith(("'", '"')):
-        assert train(f"data.cameras=[{listed},b]").data.cameras == [listed, "b"]
-        nested = train(f"data.sources=[{{url:{listed},weight:2}}]").data.sources
-        assert [(source.url, source.weight) for source in nested] == [(listed, 2.0)]
-        named = ["source=s", "out=o", f"cameras={{agent:{listed}}}"]
-        assert compose("prepare", PrepareCommandConfig, None, named).cameras.agent == listed
+    is_element = not listed.startswith(("'", '"'))
+    if is_element:
+        words += [f"data.cameras=[{listed},b]", f"data.sources=[{{url:{listed},weight:2}}]"]
+        named += [f"cameras={{agent:{listed}}}"]
+    prepared = compose("prepare", PrepareCommandConfig, None, [*named, "out=x"])
+    training = train(*words)
+    assert prepared.source == text
+    assert (training.data.url, training.checkpointing.url, training.run.name) == (text, text, text)
+    if is_element:
+        assert training.data.cameras == [listed, "b"]
+        assert [(source.url, source.weight) for source in training.data.sources] == [(listed, 2.0)]
+        assert prepared.cameras.agent == listed
 
 
 def test_what_is_structure_quoted_or_null_is_read_by_hydra() -> None:
@@ -354,3 +360,28 @@ def test_shipped_policies_train_on_all_demonstrations(choice: Path) -> None:
     check_training(config)
     assert config.data.split == "all"
     assert (config.validation.every, config.eval.imagine_frames) == (0, 0)
+
+
+def test_only_files_of_the_settings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of Hydra's own groups, for logging, help and launchers."""
+    read: list[Path] = []
+    load = OmegaConf.load
+
+    def recorded(file: IO[str]) -> Any:
+        read.append(Path(file.name))
+        return load(file)
+
+    monkeypatch.setattr(OmegaConf, "load", recorded)
+    train("experiment=demo")
+    names = {str(path.relative_to(CONFIG_FOLDER)) for path in read}
+    assert {"train.yaml", "experiment/demo.yaml", "optim/scratch.yaml"} <= names
+
+
+def test_settings_composed_before_do_not_change_the_defaults() -> None:
+    given = {"run": {"name": "x"}, "data": {"url": "d"}}
+    before, mapped_before = train(), from_mapping("config.yaml", RootConfig, given)
+    train("data.cameras=[a,b]", "optim.lr=0.5", "run.name=other").data.cameras.append("c")
+    changed = {"run": {"name": "y"}, "data": {"url": "e", "cameras": ["d"]}, "optim": {"lr": 0.25}}
+    from_mapping("config.yaml", RootConfig, changed).telemetry.profile_steps.append(9)
+    assert train() == before
+    assert from_mapping("config.yaml", RootConfig, given) == mapped_before
