@@ -201,11 +201,12 @@ def test_an_ending_in_capitals_is_one_too(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_mean_nothing_are_refused(
-    settings: dict[str, str], reason: str, tmp_path: Path
+    settings: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     write_file(tmp_path / "a.hdf5", [demonstration()])
+    values: dict[str, Any] = {"source": str(tmp_path), **settings}
     with pytest.raises(InputError, match=reason):
-        list(read_demonstrations(SourceConfig(**{"source": str(tmp_path), **settings})))
+        list(read_demonstrations(SourceConfig(**values)))
 
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
