@@ -23,12 +23,15 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import subprocess
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.resources.run_resources import RunResources
+from data.errors import InputError
 from eval.simulator.rendering import is_default
 from pretrain.logs import LEVEL_VARIABLE
 
@@ -59,6 +62,7 @@ _PYTHON_KEPT = frozenset(
 # RAY_JOB_CONFIG_JSON_ENV_VAR); its numeric settings have small letters (RAY_health_check_timeout_ms).
 _RAY_KEPT = frozenset({"RAY_RUNTIME_ENV_HOOK", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"})
 _RAY_KEPT_OF_JOBS = _RAY_KEPT | {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"}
+_RAY_SETTING = re.compile(r"RAY_[a-z]")
 _INHERITED = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH", LEVEL_VARIABLE)
 
 
@@ -85,6 +89,27 @@ def environment_for_ray(cluster: ClusterConfig, caller: Mapping[str, str]) -> di
     private = cluster.address is None
     environment = _cleaned(caller, _RAY_KEPT if private else None) | _SET
     return environment | _SET_PRIVATE if private else environment
+
+
+def check_ray_settings(environment: Mapping[str, str]) -> None:
+    """Refuse values of Ray's own settings (`RAY_health_check_timeout_ms`) that end a process which loads Ray.
+
+    Where there are any, Ray is loaded once in another process: it would end this one without a word.
+
+    Raises:
+        InputError: That process did not live.
+    """
+    names = sorted(name for name in environment if _RAY_SETTING.match(name))
+    if not names:
+        return
+    loads = subprocess.run(
+        [sys.executable, "-c", "import ray"], env=dict(environment), capture_output=True, check=False
+    )
+    if loads.returncode < 0:
+        raise InputError(
+            f"{', '.join(names)}: Ray cannot be loaded with these settings of its own (is each number one?); "
+            "correct or unset them"
+        )
 
 
 def program_environment(caller: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ The environment of its processes: `cluster.resources.environment`.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,12 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
-from cluster.resources.environment import session_environment, worker_environment
+from cluster.resources.environment import (
+    check_ray_settings,
+    environment_for_ray,
+    session_environment,
+    worker_environment,
+)
 from cluster.resources.placement import Node
 from cluster.resources.private_ray import (
     ended_process,
@@ -79,11 +85,12 @@ def open_session(cluster: ClusterConfig, resources: RunResources) -> Iterator[Se
     has a handler of its own.
 
     Raises:
-        InputError: The existing cluster cannot be reached, or offers too little; or there is no folder for a
-            private one.
+        InputError: The existing cluster cannot be reached, or offers too little; there is no folder for a
+            private one; or Ray cannot be loaded with the settings in the environment.
         CommandFailedError: A private Ray does not start, or Ray fails in the block.
     """
     address = cluster.address
+    check_ray_settings(environment_for_ray(cluster, os.environ))
     opened = private_ray(cluster, resources) if address is None else _joined_cluster(address, resources)
     with exit_on_signals(), session_environment(cluster), opened as folder:
         from ray.exceptions import RayError  # Ray reads the environment when it is imported

@@ -11,6 +11,7 @@ from cluster.config import ClusterConfig
 from cluster.resources import environment
 from cluster.resources.environment import (
     PROJECT,
+    check_ray_settings,
     clean_worker,
     environment_for_ray,
     program_environment,
@@ -18,6 +19,7 @@ from cluster.resources.environment import (
     worker_environment,
 )
 from cluster.resources.run_resources import RunResources
+from data.errors import InputError
 
 PRIVATE, EXISTING = ClusterConfig(), ClusterConfig(address="auto")
 ON_CPUS = RunResources(ranks=1, cpus_per_rank=1, gpus_per_rank=0, evaluation_cpus=0)
@@ -167,3 +169,9 @@ def test_the_table_for_users_is_complete() -> None:
     names = {*SET, *environment._SET_PRIVATE, *environment._PYTHON_KEPT, *environment._RAY_KEPT}
     names |= {*environment._INHERITED, "PYTHONPATH", "RAY_ADDRESS", "OMPI_", "PMI_", "TORCHELASTIC_"}
     assert sorted(name for name in names if name not in table) == []
+
+
+def test_settings_with_which_ray_cannot_be_loaded_are_named() -> None:
+    check_ray_settings({**os.environ, "RAY_health_check_timeout_ms": "20000"})
+    with pytest.raises(InputError, match=r"^RAY_health_check_timeout_ms: Ray cannot be loaded .*unset"):
+        check_ray_settings({**os.environ, "RAY_health_check_timeout_ms": "soon"})

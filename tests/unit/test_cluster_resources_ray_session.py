@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 
@@ -12,6 +13,7 @@ from data.errors import InputError
 
 
 def test_an_address_without_a_ray_cluster_is_refused_at_once() -> None:
+    importlib.import_module("ray")  # sets a variable of its own
     before = dict(os.environ)
     with socket.socket() as bound:  # bound, but not listening: connections are refused
         bound.bind(("127.0.0.1", 0))
