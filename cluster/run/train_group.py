@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 TrainRank = Callable[["TrainingConfig"], None]
 """Trains as one rank, in the environment that torchrun would give it: importable under its name."""
 
-_LATER_FAILURES_SECONDS = 0.5  # within which ranks that failed by themselves, at the same step, say so
+# Within which ranks that fail by themselves can say so; watchdogs of ranks that hang end seconds apart.
+_LATER_FAILURES_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)

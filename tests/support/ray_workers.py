@@ -8,10 +8,12 @@ cannot be forked.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -46,7 +48,8 @@ def ray_worker_server() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="wv-workers-", dir="/tmp") as folder:
         path = f"{folder}/socket"
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(_ROOT)}
-        server = subprocess.Popen([sys.executable, "-m", "tests.support.ray_workers", path], env=environment)
+        command = [sys.executable, "-m", "tests.support.ray_workers", path, str(os.getpid())]
+        server = subprocess.Popen(command, env=environment)
         try:
             wait_until(lambda: os.path.exists(path) or server.poll() is not None)
             assert server.poll() is None
@@ -75,17 +78,21 @@ def with_preloaded_python(runtime_environment: dict[str, Any] | None) -> dict[st
     return {**(runtime_environment or {}), "py_executable": interpreter}
 
 
-def _serve(path: str) -> None:
-    """Fork a process for each connection."""
+def _serve(path: str, tests: int) -> None:
+    """Fork a process for each connection, as long as the tests live that started this one."""
     for name in _PRELOADED:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path + ".new")
         listener.listen(64)
+        listener.settimeout(1.0)
         os.rename(path + ".new", path)
-        while True:
-            connection, _ = listener.accept()
+        while os.getppid() == tests:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                continue
             if os.fork() == 0:
                 listener.close()
                 _become(connection)
@@ -102,6 +109,7 @@ def _become(connection: socket.socket) -> None:
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    _end_with(connection)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -110,5 +118,14 @@ def _become(connection: socket.socket) -> None:
     sys.exit(0)
 
 
+def _end_with(connection: socket.socket) -> None:
+    """Let the end of the program that connected kill this process: that one is in Ray's view the worker."""
+    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(connection, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([connection], [], [], 0)[0]:  # it had ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], int(sys.argv[2]))

@@ -26,7 +26,7 @@ from tests.support import waiting
 
 wait_until = partial(waiting.wait_until, poll=0.25)  # each look at Slurm starts a process
 ENDED = ("COMPLETED", "FAILED", "NODE_FAIL", "TIMEOUT", "CANCELLED")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "unshare", "setpriv")
 _CONFIGURATION = """\
 ClusterName=virtual
 SlurmctldHost=localhost(127.0.0.1)
@@ -230,8 +230,13 @@ class VirtualSlurm:
 
     def _run(self, name: str, command: list[str]) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
+            # They end with the tests, also where those are killed.
             self._daemons[name] = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
 
