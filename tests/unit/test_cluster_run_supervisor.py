@@ -106,9 +106,12 @@ def test_a_ray_that_has_ended_is_the_cause_of_what_the_training_says(stop: StopR
     def check_ray() -> None:
         raise CommandFailedError("Ray's raylet has ended")
 
+    def on_trained() -> None:
+        raise AssertionError("it has not ended")
+
     fake: Any = FakeRun(train)
     with pytest.raises(CommandFailedError, match="raylet has ended"):
-        run_to_end(fake, fake, fake, stop, never, check_ray)
+        run_to_end(fake, fake, fake, stop, on_trained, check_ray)
     assert fake.calls == ["restarting"], "events of the training come first"
 
 
