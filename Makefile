@@ -17,7 +17,7 @@ export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
-	@echo "make test   every test (about 23 minutes)"
+	@echo "make test   every test (about 14 minutes)"
 	@echo "make lint   ruff, pyright and the import contracts"
 	@echo "make setup  only the virtual environment and the renderer"
 	@echo "make clean  remove .venv and caches; runs/ stays"

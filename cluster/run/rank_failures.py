@@ -68,7 +68,7 @@ def explain_failure(
             # A disk that is full does not depend on the step: another start may find room.
             kind = None if is_out_of_space(failure.message) else failure.kind
             return TrainingFailedError(message, kind, failure.headline)
-    if hang := _explain_hang(logs, ranks, sizes_before):
+    if hang := _explain_hang(logs, ranks, sizes_before, failures):
         return hang
     report = logs / "ray.log"
     try:
@@ -87,7 +87,9 @@ def _failures(logs: Path, exceptions: Mapping[int, BaseException]) -> list[Failu
     return [failure for failure in recorded if failure.kind != PreemptedError.__name__]
 
 
-def _explain_hang(logs: Path, ranks: int, sizes_before: Mapping[str, int]) -> TrainingFailedError | None:
+def _explain_hang(
+    logs: Path, ranks: int, sizes_before: Mapping[str, int], failures: Sequence[FailureRecord]
+) -> TrainingFailedError | None:
     """The error about ranks that their watchdogs have ended; None: no watchdog has ended a rank."""
     causes: dict[str, str] = {}
     for rank in range(ranks):
@@ -98,8 +100,10 @@ def _explain_hang(logs: Path, ranks: int, sizes_before: Mapping[str, int]) -> Tr
     if not causes:
         return None
     cause = next(iter(causes.values()))
-    # All others wait for a rank whose watchdog cannot run either (a stopped process).
-    silent = [name for name in map(rank_name, range(ranks)) if name not in causes]
+    # A rank that lost the connection to one that was ended has said so. All others wait for a rank whose
+    # watchdog cannot run either (a stopped process).
+    answered = causes.keys() | {failure.name for failure in failures}
+    silent = [name for name in map(rank_name, range(ranks)) if name not in answered]
     headline = f"{cause}; {_listed(silent)} did not answer" if silent else cause
     message = f"{headline}; the stacks of all threads are in {logs}/{RANK_PATTERN}.log"
     return TrainingFailedError(message, "Hang", headline)

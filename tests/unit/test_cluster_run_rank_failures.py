@@ -90,6 +90,10 @@ def test_hung_ranks_are_explained_by_what_their_watchdogs_wrote_since_this_start
     error = explain_failure(tmp_path, "", 2, before)
     assert isinstance(error, TrainingFailedError)
     assert (error.kind, error.headline) == ("Hang", f"no step has finished; {rank_name(0)} did not answer")
+    record(tmp_path, 0, 1.0, RuntimeError("Connection closed by peer"))  # rank 1 was ended before it
+    answered = explain_failure(tmp_path, "", 2, before)
+    assert isinstance(answered, TrainingFailedError)
+    assert answered.headline == "no step has finished"
     assert str(error).endswith(f"; the stacks of all threads are in {tmp_path}/rank_*.log")
 
 
