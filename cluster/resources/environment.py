@@ -68,9 +68,14 @@ _INHERITED = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_
 
 @contextmanager
 def session_environment(cluster: ClusterConfig) -> Iterator[None]:
-    """Change this process's environment for the length of a Ray session; restore it afterwards."""
+    """Change this process's environment for the length of a Ray session; restore it afterwards.
+
+    Raises:
+        InputError: Ray cannot be loaded with its settings in it.
+    """
     before = dict(os.environ)
     changed = environment_for_ray(cluster, before)
+    check_ray_settings(changed)
     names = [name for name in before.keys() | changed.keys() if before.get(name) != changed.get(name)]
     _assign({name: changed.get(name) for name in names})
     try:

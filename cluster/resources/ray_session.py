@@ -6,7 +6,6 @@ The environment of its processes: `cluster.resources.environment`.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -16,12 +15,7 @@ from pathlib import Path
 
 from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
-from cluster.resources.environment import (
-    check_ray_settings,
-    environment_for_ray,
-    session_environment,
-    worker_environment,
-)
+from cluster.resources.environment import session_environment, worker_environment
 from cluster.resources.placement import Node
 from cluster.resources.private_ray import (
     ended_process,
@@ -90,7 +84,6 @@ def open_session(cluster: ClusterConfig, resources: RunResources) -> Iterator[Se
         CommandFailedError: A private Ray does not start, or Ray fails in the block.
     """
     address = cluster.address
-    check_ray_settings(environment_for_ray(cluster, os.environ))
     opened = private_ray(cluster, resources) if address is None else _joined_cluster(address, resources)
     with exit_on_signals(), session_environment(cluster), opened as folder:
         from ray.exceptions import RayError  # Ray reads the environment when it is imported
