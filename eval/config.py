@@ -7,6 +7,7 @@ from typing import Literal
 
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
+Reset = Literal["hard", "soft"]
 
 
 @dataclass
@@ -31,6 +32,9 @@ class EvaluationSettings:
             some of them are run again for it, failures first.
         observations: What frames and proprioception show: the present state (`recomputed`), or what
             LIBERO's and robosuite's scripts observe, 2 to 4 ms older (`published`, for published weights).
+        reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
+            LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
+            differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
     """
 
     suite: str = "robosuite_lift"
@@ -47,6 +51,7 @@ class EvaluationSettings:
     answer_seconds: float = 600.0
     videos: int = 4
     observations: Observations = "recomputed"
+    reset: Reset | None = None
 
 
 @dataclass
