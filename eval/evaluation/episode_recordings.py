@@ -117,8 +117,8 @@ class EpisodeRecordings:
         first = missing[0]
         cause = first.error or first.recording_error or first.video_error or "it was not run again"
         return (
-            f"record={self._folder}: {num_recorded} of {len(results)} episodes; not recorded is, first, task "
-            f"{first.task}, initial state {first.initial_state}: {cause}",
+            f"record={self._folder}: {num_recorded} of {len(results)} episodes; not recorded, the first: "
+            f"task {first.task}, initial state {first.initial_state}: {cause}",
         )
 
 
