@@ -215,8 +215,8 @@ def test_results_are_stored_where_recordings_cannot_be_written(tmp_path: Path) -
         run(tmp_path)
     assert str(raised.value) == (
         f"record={tmp_path}/set: 1 of 4 episodes could not be recorded, the first: {obstacle}: Not a "
-        "directory; their results are stored, no data set is written: free space there, or make it writable, and the "
-        "same command records them"
+        "directory; their results are stored, no data set is written: free space there, or make it "
+        "writable, and the same command records them"
     )
     assert len(json.loads((tmp_path / "out/results.json").read_text())["per_episode"]) == 4
     assert not (tmp_path / "set/meta").exists()
