@@ -27,7 +27,7 @@ from eval.rollout.episode import EpisodeResult
 
 _EPISODES = ".episodes"
 _EVALUATION = "evaluation.json"
-_SET = "set"
+_SET, _OLD = "set", "set-before"
 MIN_PIXELS, MAX_PIXELS = 16, 1024
 
 
@@ -57,7 +57,7 @@ class EpisodeRecordings:
         """
         return not result.repeated_otherwise and not self._has(result)
 
-    def check_written(self, result: EpisodeResult) -> None:
+    def remember_unwritten(self, result: EpisodeResult) -> None:
         """Remember an episode that was run now and whose recording could not be written."""
         if result.recording_error is not None:
             self._unwritten.append(result.recording_error)
@@ -90,24 +90,27 @@ class EpisodeRecordings:
                 self._write(episodes)
             except OSError as error:
                 raise InputError(
-                    f"record={self._folder}: the data set cannot be written ({error.strerror}); free space "
-                    "there: the same command writes it from the recorded episodes"
+                    f"record={self._folder}: the data set cannot be written ({error.strerror or error}); "
+                    "free space there: the same command writes it from the recorded episodes"
                 ) from error
         return self._notes(results, len(recorded))
 
     def _write(self, episodes: Sequence[RecordedEpisode]) -> None:
         """Put the new set in the place of an older one; between them there is none."""
-        new = self.place.episodes / _SET
+        new, old = self.place.episodes / _SET, self.place.episodes / _OLD
         shutil.rmtree(new, ignore_errors=True)
         with folder_written_whole(new) as temporary:
             write_data_set(temporary, episodes, self.place.pixels)
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir()
         for part in reversed(PARTS):
             if (self._folder / part).exists():
-                shutil.rmtree(self._folder / part)
-        sync_folder(self._folder)
+                (self._folder / part).rename(old / part)
+                sync_folder(self._folder)
         for part in PARTS:
             (new / part).rename(self._folder / part)
             sync_folder(self._folder)
+        shutil.rmtree(old)
         new.rmdir()
 
     def _notes(self, results: Sequence[EpisodeResult], num_recorded: int) -> tuple[str, ...]:

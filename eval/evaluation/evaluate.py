@@ -140,7 +140,7 @@ def evaluate(
         for result in _run(policy, to_run, settings, open_suite):
             key = result.task, result.initial_state
             if recordings is not None:
-                recordings.check_written(result)
+                recordings.remember_unwritten(result)
             if (spec := again.pop(key, None)) is not None:
                 result = recorded_again(results[key], result, out, spec.videos is not None)
             journal.append(result)

@@ -79,5 +79,5 @@ class EpisodeRecorder:
         try:
             episode.write({camera: video.finish() for camera, video in self._videos.items()})
         except OSError as error:
-            return replace(result, recording_error=f"{error.filename or folder}: {error.strerror or error}")
+            return replace(result, recording_error=f"{folder}: {error.strerror or error}")
         return result

@@ -157,7 +157,7 @@ def test_a_set_is_whole_or_none_while_it_is_replaced(tmp_path: Path, monkeypatch
         if len(calls) == kill_at:
             raise KilledError
 
-    for kill_at, parts in ((1, 0), (2, 1), (3, 2)):
+    for kill_at, parts in enumerate((2, 1, 0, 1, 2), start=1):
         with monkeypatch.context() as patch:
             calls.clear()
             patch.setattr(episode_recordings, "sync_folder", killed)
