@@ -20,7 +20,7 @@ from eval.output_folder import writable_folder
 from eval.policy.source import evaluation_beside_training, named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool
-from eval.rollout.episode import EpisodeResult
+from eval.rollout.episode import EpisodeResult, check_chunk
 from eval.simulator.interface import EVALUATION_STATES, Suite
 from eval.simulator.provenance import version_notes
 from eval.simulator.registry import open_suite as open_registered
@@ -125,12 +125,14 @@ def evaluate(
     provenance = Provenance(
         suite.renderer(), suite.reset, settings.observations, suite.versions(), described.settings
     )
+    specs = _episode_specs(suite, tasks, settings)
+    if described.settings is not None and "chunk" in described.settings:
+        check_chunk(int(described.settings["chunk"]), min(spec.horizon for spec in specs))
     identity = _identity(policy, suite, settings.horizon, provenance)
     description = f"{policy.name}, {settings.suite}"
     recording = _recordings(record, record_pixels, identity, description, described.settings)
     with recording as recordings, only_evaluation(writable_folder(out)):
         journal = Journal(out, identity, resume, earlier)
-        specs = _episode_specs(suite, tasks, settings)
         completed = journal.completed()
         results = {key: completed[key] for spec in specs if (key := key_of(spec)) in completed}
         to_run = with_videos(specs, results, settings.videos, out, recordings)

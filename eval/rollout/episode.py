@@ -96,11 +96,7 @@ def run_episode(
         InputError: The policy's chunk does not fit into the horizon.
     """
     horizon = horizon or simulator.task.horizon
-    if policy.chunk > horizon:
-        raise InputError(
-            f"the policy acts in chunks of {policy.chunk} steps, longer than the horizon of {horizon}; "
-            "raise horizon"
-        )
+    check_chunk(policy.chunk, horizon)
     started = time.monotonic()
     episode = _Episode(simulator, policy, horizon, video, heartbeat, observer)
     error = None
@@ -120,6 +116,22 @@ def run_episode(
         frames=episode.video_frames,
         actions_sha256=episode.actions.hexdigest(),
     )
+
+
+def check_chunk(chunk: int, horizon: int) -> None:
+    """Refuse a chunk that is longer than an episode.
+
+    Args:
+        chunk: Actions in a chunk of the policy.
+        horizon: Maximum length of an episode in steps.
+
+    Raises:
+        InputError: It is.
+    """
+    if chunk > horizon:
+        raise InputError(
+            f"the policy acts in chunks of {chunk} steps, longer than the horizon of {horizon}; raise horizon"
+        )
 
 
 class _Episode:

@@ -78,7 +78,7 @@ def test_an_episode_is_recorded_as_the_policy_met_it_and_stays_the_same(tmp_path
     episode = RecordedEpisode.read(episode_folder(tmp_path, 0, 2))
     np.testing.assert_array_equal(episode.actions, np.array(simulator.actions, np.float32))
     assert episode.states.shape == (result.steps, 8)
-    np.testing.assert_array_equal(episode.states[0][:3], np.float32([0.0, 0.0, 0.2]))
+    np.testing.assert_array_equal(episode.states[0][:3], np.array([0.0, 0.0, 0.2], np.float32))
     moved = episode.states[0][:3] + 0.05 * episode.actions[0][:3]
     np.testing.assert_allclose(episode.states[1][:3], moved, atol=1e-6)
     assert (episode.initial_state, episode.success) == (2, True)
@@ -101,7 +101,7 @@ def test_the_data_set_is_read_as_the_episodes_were_run(tmp_path: Path) -> None:
     assert len(demonstrations) == 2
     for demonstration, (result, simulator) in zip(demonstrations, results.values(), strict=True):
         assert demonstration.instruction == "lift the fake cube"
-        np.testing.assert_array_equal(demonstration.actions, np.float32(simulator.actions))
+        np.testing.assert_array_equal(demonstration.actions, np.array(simulator.actions, np.float32))
         assert sorted(demonstration.frames) == ["agent", "wrist"]
         for camera, green in (("agent", 50), ("wrist", 200)):
             frames = demonstration.frames[camera].astype(int)
@@ -123,7 +123,7 @@ def test_rows_metadata_and_tasks_are_those_of_the_format(tmp_path: Path) -> None
     assert np.flatnonzero(rows["next.success"]).tolist() == [ends[0], ends[2]]
     assert [rows["task_index"][end] for end in ends] == [0, 0, 1]
     assert rows["frame_index"][: lengths[0] + 1] == [*range(lengths[0]), 0]
-    np.testing.assert_array_equal(rows["timestamp"][:3], np.float32([0.0, 0.05, 0.1]))
+    np.testing.assert_array_equal(rows["timestamp"][:3], np.array([0.0, 0.05, 0.1], np.float32))
     info = json.loads((tmp_path / "set/meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["robot_type"]) == ("v3.0", 20, "panda")
     assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (3, total, 2)
