@@ -36,7 +36,7 @@ class EpisodeRecorder:
 
     Args:
         place: Where the recording is written.
-        heartbeat: Called before every rendered frame.
+        heartbeat: Called before every rendered frame, and before the recording is written.
     """
 
     def __init__(self, place: RecordingPlace, heartbeat: Callable[[], None]) -> None:
@@ -63,6 +63,7 @@ class EpisodeRecorder:
         """
         if result.error is not None:
             return result
+        self._heartbeat()
         folder = episode_folder(self._place.episodes, result.task, result.initial_state)
         episode = RecordedEpisode(
             folder=folder,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -83,6 +84,18 @@ def test_an_episode_is_recorded_as_the_policy_met_it_and_stays_the_same(tmp_path
     np.testing.assert_allclose(episode.states[1][:3], moved, atol=1e-6)
     assert (episode.initial_state, episode.success) == (2, True)
     assert episode.actions_sha256 == result.actions_sha256
+
+
+def test_frames_are_found_by_their_time(tmp_path: Path) -> None:
+    (episode,) = recorded(tmp_path, 1)
+    for camera in CAMERAS:
+        with av.open(str(episode.video(camera))) as container:
+            stream = container.streams.video[0]
+            frames = list(container.decode(stream))
+            assert (stream.average_rate, stream.frames) == (20, episode.length)
+            assert stream.codec_context.name == "h264"
+        assert [frame.time for frame in frames] == [step / 20 for step in range(episode.length)]
+        assert [frame.key_frame for frame in frames] == [step % 2 == 0 for step in range(episode.length)]
 
 
 def test_an_episode_that_broke_down_is_not_recorded(tmp_path: Path) -> None:
