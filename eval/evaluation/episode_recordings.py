@@ -17,7 +17,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from data.files import folder_written_whole, sync_folder, write_text_whole
-from data.json_record import JsonRecord
+from data.json_record import JsonRecord, read_json_object
 from eval.evaluation.folder_lock import only_evaluation
 from eval.output_folder import writable_folder
 from eval.recording.lerobot_writer import PARTS, write_data_set
@@ -161,7 +161,7 @@ def check_pixels(pixels: int) -> None:
 def _check_folder(folder: Path) -> None:
     """Refuse a folder that is neither new nor one of recordings, before anything is written there."""
     if ":/" in str(folder):  # a path has one slash less than the URL
-        raise InputError(f"record={folder}: expected a folder on this machine; copy the finished set from it")
+        raise InputError(f"record={folder}: expected a folder on this machine; copy the finished set there")
     try:
         others = sorted(entry.name for entry in folder.iterdir() if entry.name != _EPISODES)
     except FileNotFoundError:
@@ -180,7 +180,8 @@ def _check_folder(folder: Path) -> None:
 def _check_evaluation(folder: Path, path: Path, identity: str, description: str) -> None:
     """Refuse the recordings of another evaluation; write whose these are."""
     if path.is_file():
-        record = JsonRecord.parse(path.read_bytes(), str(path))
+        remedy = f"delete {folder} and record anew, or choose another folder"
+        record = JsonRecord(read_json_object(path, remedy), str(path))
         if record.text("identity") != identity:
             raise InputError(
                 f"record={folder}: holds recordings of another evaluation ({record.text('description')}), "

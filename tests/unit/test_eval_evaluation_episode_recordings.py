@@ -321,6 +321,14 @@ def test_frames_are_as_large_as_the_policys_and_256_for_one_that_sees_none(
     assert read(tmp_path / "policy/set")[0].frames["wrist"].shape[1:] == (32, 32, 3)
 
 
+def test_a_damaged_description_of_the_folder_is_named(tmp_path: Path) -> None:
+    run(tmp_path, tasks=[0], episodes=1)
+    path = tmp_path / "set/.episodes/evaluation.json"
+    path.write_text("{")
+    with pytest.raises(InputError, match=rf"^{path}: not JSON .*; delete {tmp_path}/set and record anew"):
+        run(tmp_path, tasks=[0], episodes=1)
+
+
 def test_two_evaluations_do_not_record_into_one_folder(tmp_path: Path) -> None:
     run(tmp_path, tasks=[0], episodes=1)
     with (
