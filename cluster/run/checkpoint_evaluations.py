@@ -196,6 +196,8 @@ def wandb_values(results: Mapping[str, Any], out: Path) -> dict[str, float | Pat
     tasks = {row["number"]: str(row["task"]) for row in results.get("per_task", ())}
     for row in results.get("per_task", ()):
         values |= {f"eval/{name}/{row['task']}": value for name, value in _rates(row).items()}
+    for row in results.get("per_category", ()):
+        values |= {f"eval/{name}/category/{row['category']}": value for name, value in _rates(row).items()}
     values |= {f"world_model/{name}": value for name, value in results.get("world_model", {}).items()}
     for row in results.get("per_episode", ()):
         if row["video"] is not None and (out / row["video"]).is_file():

@@ -20,6 +20,7 @@ from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
 from pretrain.run_layout import RESULTS_FILE
 
+MAX_TASK_ROWS = 100  # of a table; results.json has all
 _Z_95 = 1.959963984540054
 
 
@@ -84,6 +85,7 @@ class Results:
             "wilson_95": wilson(self.successes, counted),
             "steps_per_second": steps / seconds if seconds else None,
             "per_task": [self._task_row(task) for task in self.tasks],
+            "per_category": [self._category_row(category) for category in self.categories],
             "mean_steps_to_success": _mean_steps(self.episodes),
             "per_episode": [_episode_row(episode) for episode in self.episodes],
             "horizon": self.horizon or (self.tasks[0].horizon if self.tasks else None),
@@ -121,22 +123,35 @@ class Results:
             differences.append(f"observations={self.provenance.observations}, not published")
         return differences
 
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """What the tasks of a robustness suite change, in the order of the tasks; empty for other suites."""
+        return tuple(dict.fromkeys(task.category for task in self.tasks if task.category))
+
     def _task_row(self, task: TaskInfo) -> dict[str, Any]:
-        episodes = [episode for episode in self.episodes if episode.task == task.number]
-        errors = sum(episode.error is not None for episode in episodes)
-        solved = sum(episode.success for episode in episodes)
-        counted = len(episodes) - errors
-        return {
-            "number": task.number,
-            "task": task.name,
-            "instruction": task.instruction,
-            "episodes": len(episodes),
-            "successes": solved,
-            "errors": errors,
-            "success_rate": solved / counted if counted else None,
-            "wilson_95": wilson(solved, counted),
-            "mean_steps_to_success": _mean_steps(episodes),
-        }
+        named = {"number": task.number, "task": task.name, "instruction": task.instruction}
+        named |= {"category": task.category} if task.category else {}
+        return named | _counts([episode for episode in self.episodes if episode.task == task.number])
+
+    def _category_row(self, category: str) -> dict[str, Any]:
+        tasks = {task.number for task in self.tasks if task.category == category}
+        named = {"category": category, "tasks": len(tasks)}
+        return named | _counts([episode for episode in self.episodes if episode.task in tasks])
+
+
+def _counts(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """Successes of some episodes, with the interval of their rate."""
+    errors = sum(episode.error is not None for episode in episodes)
+    solved = sum(episode.success for episode in episodes)
+    counted = len(episodes) - errors
+    return {
+        "episodes": len(episodes),
+        "successes": solved,
+        "errors": errors,
+        "success_rate": solved / counted if counted else None,
+        "wilson_95": wilson(solved, counted),
+        "mean_steps_to_success": _mean_steps(episodes),
+    }
 
 
 def _mean_steps(episodes: Sequence[EpisodeResult]) -> float | None:
@@ -182,8 +197,12 @@ def results_table(results: Results) -> Table:
     for name in ("success", "rate", "95 %", "steps to success", "errors"):
         table.add_column(name, justify="right")
     rows: Sequence[dict[str, Any]] = content["per_task"]
-    for row in rows:
+    for row in rows if len(rows) <= MAX_TASK_ROWS else ():
         table.add_row(row["instruction"], *_cells(row))
+    if categories := content["per_category"]:
+        table.add_section()
+        for row in categories:
+            table.add_row(f"{row['category']} ({row['tasks']} tasks)", *_cells(row))
     if len(rows) > 1:
         table.add_section()
         table.add_row("all", *_cells(content))

