@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import os
@@ -92,8 +91,8 @@ def is_allowed(authorization: str | None, token: str | None) -> bool:
     if scheme.lower() == "basic":
         try:
             _, _, given = base64.b64decode(given, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # no Base64, or no text
             return False
     elif scheme.lower() not in ("api-key", "bearer"):
         return False
-    return hmac.compare_digest(given.encode(), token.encode())
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode())

@@ -142,8 +142,8 @@ def _decoded(key: str, image: Mapping[str, Any], pixels: int) -> NDArray[np.uint
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             if opened.size != (pixels, pixels) or opened.mode != "RGB":
-                found = f"{opened.mode} {list(opened.size)}"
-                raise ClientError(f"{key}: found a PNG of {found}, expected RGB {[pixels, pixels]}")
+                found = f"{opened.mode} {opened.width}x{opened.height}"
+                raise ClientError(f"{key}: found a PNG of {found}, expected RGB {pixels}x{pixels}")
             return np.asarray(opened)
     except _BROKEN_IMAGE as error:
         if isinstance(error, ClientError):

@@ -23,7 +23,7 @@ Frames = tuple[Frame, ...]
 SCHEMA_HELP = f"""\
 observations:
   openpi-client, at ws://HOST:PORT: one map for each chunk of K actions, answered by `actions`, float64 [K, 7]
-    {IMAGES[AGENT_CAMERA]}        the present frame, uint8 [H, W, 3], RGB, upright, H and W as the policy's pixels;
+    {IMAGES[AGENT_CAMERA]}        the present frame, uint8 [H, W, 3], RGB, upright, H = W = pixels;
                              or the last m <= M frames, uint8 [m, H, W, 3], oldest first
     {IMAGES[WRIST_CAMERA]}  the same, of a policy of the wrist camera
     {PROMPT}                   the task in words, at most {MAX_PROMPT} characters
@@ -32,7 +32,7 @@ observations:
     images.{HARNESS_IMAGES[AGENT_CAMERA]}         the present frame, uint8 [H, W, 3], raw or as PNG
     images.{HARNESS_IMAGES[WRIST_CAMERA]}             the same, of a policy of the wrist camera
     task_description         the task in words
-  The metadata that a client gets first names camera, pixels, M (history) and K (chunk). Other keys are ignored.
+  The metadata sent on connect names camera, pixels, M (history) and K (chunk). Other keys are ignored.
   docs/serving.md has examples, limits and failures."""
 
 

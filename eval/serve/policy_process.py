@@ -198,4 +198,4 @@ def _answer_once(policy: Policy) -> None:
     shape = (policy.pixels, policy.pixels, 3)
     for count in sorted({1, policy.history}):
         frames = [noise.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
-        policy.act([served_observation("pick up the black bowl and place it on the plate", frames)])
+        answers(policy, [served_observation("pick up the black bowl and place it on the plate", frames)])
