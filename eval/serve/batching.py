@@ -104,14 +104,14 @@ class Batcher:
         return batch
 
     def _lose(self, batch: list[_Waiting], reason: str) -> None:
-        """A batch without an answer: each of its observations is tried alone, and only then fails."""
-        if len(batch) > 1:
-            for waiting in reversed(batch):
+        """A batch without an answer: each observation is tried once more, alone, and only then fails."""
+        text = f"the policy was lost twice at this observation ({reason}) and is loaded again"
+        for waiting in reversed(batch):
+            if waiting.alone:
+                _resolve(waiting, text)
+            else:
                 waiting.alone = True
                 self._waiting.appendleft(waiting)
-            return
-        text = f"the policy was lost at this observation ({reason}) and is loaded again; send it once more"
-        _resolve(batch[0], text)
 
 
 def _resolve(waiting: _Waiting, answer: Answer) -> None:

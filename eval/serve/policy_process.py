@@ -24,7 +24,7 @@ from eval.simulator.interface import ACTION_SIZE
 
 _LOG = logging.getLogger(__name__)
 _POLL = 0.2  # seconds in which a request to stop is noticed
-_MAX_DEATHS = 3  # without an answer between them
+_MAX_DEATHS = 4  # without an answer between them
 _STATE = np.zeros(8)  # policies that are served see none
 
 Answer = NDArray[np.float64] | str

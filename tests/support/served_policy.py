@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from openpi_client import msgpack_numpy
 
 from eval.config import ServeConfig
 from eval.policy.interface import Observation
@@ -70,6 +71,13 @@ async def served(
             with suppress(asyncio.CancelledError):
                 await running
             batcher.close()
+
+
+def packed(message: Any) -> bytes:
+    """A message as openpi-client packs it."""
+    written = msgpack_numpy.packb(message)
+    assert written is not None
+    return written
 
 
 def observation(value: int = 1, prompt: str = "lift", **others: Any) -> dict[str, Any]:

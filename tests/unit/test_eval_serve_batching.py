@@ -62,7 +62,7 @@ def test_only_the_observation_that_the_policy_dies_of_fails() -> None:
     process = Dying()
     results = asyncio.run(answered(process, [shown(1), shown(2, "deadly"), shown(3), shown(4), shown(5)]))
     assert isinstance(results[1], ClientError)
-    assert "lost at this observation (SIGKILL) and is loaded again; send it once more" in str(results[1])
+    assert "lost twice at this observation (SIGKILL) and is loaded again" in str(results[1])
     for number in (1, 3, 4, 5):
         np.testing.assert_array_equal(results[number - 1], chunk_of([frame(number)]))  # type: ignore[arg-type]
     assert [len(batch) for batch in process.batches] == [4, 1, 1, 1, 1, 1]

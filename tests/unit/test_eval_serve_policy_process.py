@@ -63,10 +63,10 @@ def test_a_policy_that_cannot_be_loaded_is_explained(name: str, error: type[Exce
 
 def test_a_policy_that_is_lost_again_and_again_is_given_up() -> None:
     with process("dying") as served:
-        for _ in range(2):
+        for _ in range(3):
             with pytest.raises(PolicyLostError):
                 served.ask(OBSERVATIONS)
-        with pytest.raises(InputError, match=r"failed 3 times without an answer .*`worldvla eval` with"):
+        with pytest.raises(InputError, match=r"failed 4 times without an answer .*`worldvla eval` with"):
             served.ask(OBSERVATIONS)
 
 

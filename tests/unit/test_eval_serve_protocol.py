@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from openpi_client import msgpack_numpy
 
 from eval.serve.protocol import ClientError, pack, unpack
+from tests.support.served_policy import packed
 
 
 @pytest.mark.parametrize(
@@ -39,9 +40,16 @@ def test_numpy_scalars_of_openpi_client_are_read() -> None:
     assert isinstance(read["reset"], np.bool_)
 
 
+def raw(message: Any) -> bytes:
+    """MessagePack without any encoding of arrays."""
+    written = msgpack.packb(message)
+    assert written is not None
+    return written
+
+
 def array_map(**changed: Any) -> bytes:
     fields = {"__ndarray__": True, "data": b"\0" * 8, "dtype": "<f4", "shape": [2], **changed}
-    return msgpack.packb({key.encode(): value for key, value in fields.items()})
+    return raw({key.encode(): value for key, value in fields.items()})
 
 
 @pytest.mark.parametrize(
@@ -58,18 +66,18 @@ def array_map(**changed: Any) -> bytes:
         (array_map(shape=[1] * 9 + [2]), "10 dimensions, expected at most 8"),
         (array_map(shape=None), "shape is None"),
         (array_map(data=[0] * 8), "data is a list, expected bytes"),
-        (msgpack.packb({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}), "300 is no uint8"),
-        (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "|u1"}), "scalar's value is text"),
-        (msgpack.packb(msgpack.ExtType(5, b"code")), "an extension type (5)"),
-        (msgpack.packb([0] * 257), "no MessagePack of text, numbers and arrays (ValueError: 257 exceeds"),
-        (msgpack.packb([[[]] * 200] * 6), "more than 1024 lists and maps"),
+        (raw({b"__npgeneric__": True, b"data": 300, b"dtype": "|u1"}), "300 is no uint8"),
+        (raw({b"__npgeneric__": True, b"data": "x", b"dtype": "|u1"}), "scalar's value is text"),
+        (raw(msgpack.ExtType(5, b"code")), "an extension type (5)"),
+        (raw([0] * 257), "no MessagePack of text, numbers and arrays (ValueError: 257 exceeds"),
+        (raw([[[]] * 200] * 6), "more than 1024 lists and maps"),
         (b"\x91" * 2000 + b"\xc0", "StackError"),
         (b"\x82\xa1", "ValueError"),
         (b"", "ValueError"),
         (b"\xc0\xc0", "ExtraData"),
         (b"\xc1", "FormatError"),
         (b"\xa1\xff", "UnicodeDecodeError"),
-        (msgpack.packb({1: 2}), "int is not allowed for map key"),
+        (raw({1: 2}), "int is not allowed for map key"),
         (b"\x80\x04\x95pickle", "ExtraData"),
     ],
 )
@@ -90,7 +98,7 @@ def test_any_bytes_are_read_or_refused(message: bytes) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 1000))
 def test_a_message_with_changed_bytes_is_read_or_refused(noise: bytes, position: int) -> None:
-    message = bytearray(msgpack_numpy.packb({"a": np.arange(6), "b": np.float32(1), "c": "text"}))
+    message = bytearray(packed({"a": np.arange(6), "b": np.float32(1), "c": "text"}))
     begin = position % len(message)
     message[begin : begin + len(noise)] = noise
     try:
@@ -100,7 +108,7 @@ def test_a_message_with_changed_bytes_is_read_or_refused(noise: bytes, position:
 
 
 def test_a_message_of_empty_lists_takes_little_memory() -> None:
-    nested = msgpack.packb([[[[]] * 250] * 250] * 40)  # 2.5 million lists in 2.5 MB
+    nested = raw([[[[]] * 250] * 250] * 40)  # 2.5 million lists in 2.5 MB
     assert len(nested) > 2_000_000
     tracemalloc.start()
     with pytest.raises(ClientError, match="lists and maps"):

@@ -21,7 +21,7 @@ from websockets.typing import Origin
 from eval.policy.interface import Observation
 from eval.serve.batching import Batcher
 from eval.serve.policy_process import Answer
-from tests.support.served_policy import HeldPolicy, chunk_of, frame, observation, served
+from tests.support.served_policy import HeldPolicy, chunk_of, frame, observation, packed, served
 
 TOKEN = "0123456789abcdef"
 
@@ -38,7 +38,7 @@ def run(client: Callable[[int], Awaitable[Any]], process: HeldPolicy | None = No
 
 async def infer(connection: ClientConnection, value: int = 1) -> Any:
     """An observation's answer, unpacked."""
-    answer = await ask(connection, msgpack_numpy.packb(observation(value, reset=True)))
+    answer = await ask(connection, packed(observation(value, reset=True)))
     return answer if isinstance(answer, str) else msgpack_numpy.unpackb(answer)["actions"]
 
 
@@ -112,10 +112,10 @@ def test_clients_that_die_while_they_wait_take_their_observations_with_them() ->
 
     async def die(port: int, batcher: Batcher) -> None:
         dying = [await greeted(port) for _ in range(3)]
-        await dying[0].send(msgpack_numpy.packb(observation(1, "first")))
+        await dying[0].send(packed(observation(1, "first")))
         await asyncio.to_thread(process.asked.wait)
         for connection in dying[1:]:
-            await connection.send(msgpack_numpy.packb(observation(2, "gone")))
+            await connection.send(packed(observation(2, "gone")))
         while len(batcher._waiting) < 2:
             await asyncio.sleep(0.01)
         for connection in dying:
@@ -151,7 +151,7 @@ def test_a_client_that_never_reads_holds_nobody_up() -> None:
     async def send_forever(connection: ClientConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
             while True:
-                await connection.send(msgpack_numpy.packb(observation(1)))
+                await connection.send(packed(observation(1)))
 
     run(client, process)
 
@@ -238,7 +238,7 @@ class Broken(HeldPolicy):
 def test_an_error_of_the_server_ends_one_conversation_only(caplog: pytest.LogCaptureFixture) -> None:
     async def client(port: int) -> None:
         async with await greeted(port) as other, await greeted(port) as connection:
-            await connection.send(msgpack_numpy.packb(observation(1, "odd")))
+            await connection.send(packed(observation(1, "odd")))
             with pytest.raises(ConnectionClosed, match="1011"):
                 await connection.recv()
             np.testing.assert_array_equal(await infer(other), chunk_of([frame(1)]))

@@ -20,7 +20,7 @@ from eval.serve.harness_session import HarnessSession
 from eval.serve.observation_schema import SCHEMA_HELP, check_observation
 from eval.serve.protocol import ClientError, pack, unpack
 from eval.serve.sessions import OpenpiSession
-from tests.support.served_policy import SPEC, chunk_of, frame, observation
+from tests.support.served_policy import SPEC, chunk_of, frame, observation, packed
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -92,7 +92,7 @@ def test_help_names_every_key() -> None:
 
 
 def ask(session: OpenpiSession, message: dict[str, Any]) -> Any:
-    answer = asyncio.run(session.answer(msgpack_numpy.packb(message)))
+    answer = asyncio.run(session.answer(packed(message)))
     return answer if isinstance(answer, str) else msgpack_numpy.unpackb(answer)
 
 
@@ -217,7 +217,7 @@ def test_messages_of_another_form_are_errors_to_the_harness() -> None:
         in harness.say("observation", {"images": "x", "task_description": "lift"})[1]["error"]
     )
     assert harness.say("refuse", {})[1]["error"].startswith("type refuse, expected hello")
-    for message in (b"\xc1", "text", pack({"type": "hello"}, False), msgpack.packb([1])):
+    for message in (b"\xc1", "text", pack({"type": "hello"}, False), packed([1])):
         answer = asyncio.run(harness.session.answer(message))
         assert answer is not None
         assert msgpack.unpackb(answer)["type"] == "error"
