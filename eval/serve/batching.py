@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from eval.policy.interface import Observation
 from eval.serve.policy_process import Answer, PolicyLostError, PolicyProcess
 from eval.serve.protocol import ClientError
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +61,7 @@ class Batcher:
         self._arrived.set()
         return await waiting.answer
 
-    async def in_thread(self, call: Any) -> Any:
+    async def in_thread(self, call: Callable[[], _Result]) -> _Result:
         """The result of a call to the policy's process, made in the thread that makes all of them."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 

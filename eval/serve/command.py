@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.errors import InputError
 from eval.config import ServeConfig
@@ -17,12 +17,12 @@ from eval.pool.messages import PolicySource, PolicySpec, TimeLimits
 from eval.serve.access import address_error, bind, read_token
 from eval.serve.batching import Batcher
 from eval.serve.policy_process import PolicyProcess
-from eval.serve.server import PolicyServer
+from eval.serve.server import WebSocketServer
 from pretrain.run_layout import RunLayout, parse_step_name
 
 PROTOCOL = "worldvla-serve/1"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_REASON = 120  # bytes that the reason of a close frame may have
+_Result = TypeVar("_Result")
 
 
 def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
@@ -39,10 +39,9 @@ def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
     """
     _check(config)
     token = read_token(config)
-    policy, step = checkpoint_policy(config.checkpoint, config.batch, config.exported)
-    record = policy.record()
     with bind(config, token is not None) as bound:
-        described = _metadata(policy, step, record)
+        policy, step = checkpoint_policy(config.checkpoint, config.batch, config.exported)
+        described = _metadata(policy, step, policy.record())
         asyncio.run(serve_policy(policy, described, config, bound, token, ready))
 
 
@@ -75,7 +74,7 @@ async def serve_policy(
         if spec is None:
             return
         metadata = {**described, **_shape(spec), "protocol": PROTOCOL}
-        server = PolicyServer(spec, metadata, process, batcher, config.clients, config.idle_seconds, token)
+        server = WebSocketServer(spec, metadata, process, batcher, config.clients, config.idle_seconds, token)
         try:
             listening = await server.listen(bound)
         except OSError as error:
@@ -88,15 +87,14 @@ async def serve_policy(
             reason = str(error)
             raise
         finally:
-            listening.close(reason=reason.encode()[:_REASON].decode(errors="ignore"))
-            await listening.wait_closed()
+            await server.close(listening, reason)
     finally:
         batcher.close()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
 
 
-async def _unless(stop: asyncio.Event, work: Any) -> Any:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _Result | None:
     """The result of a coroutine; None where a signal came first, which ends it."""
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:

@@ -26,13 +26,25 @@ HEALTH = "/healthz"
 SESSIONS = {"/": OpenpiSession, "/vla-eval": HarnessSession}
 _LEAST_LIMIT = 16 * 2**20  # bytes of a message
 _ROOM = 8  # times an observation: two cameras, and floats where bytes are expected, get an answer in words
-_CLOSING = 5.0  # seconds that a client has to close its end
+_MOST_UNREAD = 2**20  # bytes that wait for a client while it sends more
+_REASON = 120  # bytes of a close frame's reason
+_CLOSING = 3.0  # seconds that a client has to close its end
 _LOG = logging.getLogger(__name__)
 _LIBRARY_LOG = logging.getLogger("eval.serve.websockets")
 _LIBRARY_LOG.setLevel(logging.CRITICAL)  # it writes tracebacks of clients that send no HTTP
 
 
-class PolicyServer:
+class _Connection(ServerConnection):
+    """Ends when its client sends on and on without reading: every ping makes an answer wait."""
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what has arrived."""
+        super().data_received(data)
+        if self.transport.get_write_buffer_size() > _MOST_UNREAD:
+            self.transport.abort()
+
+
+class WebSocketServer:
     """Answers clients until it is closed.
 
     Args:
@@ -57,7 +69,7 @@ class PolicyServer:
     ) -> None:
         self._spec, self._metadata, self._process, self._batcher = spec, metadata, process, batcher
         self._clients, self._idle_seconds, self._token = clients, idle_seconds, token
-        self._connected = 0
+        self._connected: set[ServerConnection] = set()
 
     async def listen(self, bound: socket.socket) -> Server:
         """Listen on a socket.
@@ -71,13 +83,26 @@ class PolicyServer:
             sock=bound,
             process_request=self._admit,
             origins=[None],  # browsers name one: pages cannot reach a server on the loopback address
+            create_connection=_Connection,
             compression=None,
+            max_queue=1,
             max_size=max(_LEAST_LIMIT, _ROOM * frame_bytes),
             ping_interval=None,  # a client's simulator may hold its thread for minutes
             close_timeout=_CLOSING,
             server_header=None,
             logger=_LIBRARY_LOG,
         )
+
+    async def close(self, listening: Server, reason: str) -> None:
+        """Stop listening and end all conversations, those of clients that do not read as well."""
+        listening.close(reason=reason.encode()[:_REASON].decode(errors="ignore"))
+        try:
+            async with asyncio.timeout(_CLOSING):
+                await listening.wait_closed()
+        except TimeoutError:
+            for connection in self._connected:
+                connection.transport.abort()
+            await listening.wait_closed()
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer a request that opens no conversation; None: go on."""
@@ -95,16 +120,16 @@ class PolicyServer:
 
     async def _converse(self, connection: ServerConnection) -> None:
         """One client, from its connection to its end, which disturbs no other client."""
-        if self._connected >= self._clients:
-            reason = f"{self._connected} clients are connected, clients={self._clients} allows no more"
+        if len(self._connected) >= self._clients:
+            reason = f"{len(self._connected)} clients are connected, clients={self._clients} allows no more"
             await connection.close(CloseCode.TRY_AGAIN_LATER, reason)
             return
-        self._connected += 1
+        self._connected.add(connection)
         assert connection.request is not None
         kind = SESSIONS[urlsplit(connection.request.path).path]
         session = kind(self._spec, self._metadata, self._batcher.act)
         address = connection.remote_address[:2] if connection.remote_address else "client"
-        _LOG.info("client %s connected, %d in all", address, self._connected)
+        _LOG.info("client %s connected, %d in all", address, len(self._connected))
         try:
             await self._answer_all(connection, session)
         except ConnectionClosed:
@@ -115,8 +140,8 @@ class PolicyServer:
             _LOG.exception("client %s: an error of the server", address)
             raise
         finally:
-            self._connected -= 1
-            _LOG.info("client %s left, %d in all", address, self._connected)
+            self._connected.remove(connection)
+            _LOG.info("client %s left, %d in all", address, len(self._connected))
 
     async def _answer_all(self, connection: ServerConnection, session: Session) -> None:
         """Answer message after message; a client that goes while it waits takes its observation with it."""
@@ -141,5 +166,9 @@ class PolicyServer:
             closed.cancel()
 
     async def _send(self, connection: ServerConnection, message: bytes | str) -> None:
-        async with asyncio.timeout(self._idle_seconds):
-            await connection.send(message)
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                await connection.send(message)
+        except TimeoutError:
+            connection.transport.abort()  # it would not read why, either
+            raise

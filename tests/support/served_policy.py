@@ -17,7 +17,7 @@ from eval.pool.messages import PolicySpec, TimeLimits
 from eval.serve.access import bind
 from eval.serve.batching import Batcher
 from eval.serve.policy_process import Answer, PolicyProcess
-from eval.serve.server import PolicyServer
+from eval.serve.server import WebSocketServer
 from tests.support.fake_suite import FakePolicySource
 
 SPEC = PolicySpec(chunk=3, history=2, camera="agent", pixels=8)
@@ -58,15 +58,14 @@ async def served(
 ) -> AsyncIterator[tuple[int, Batcher]]:
     """Serve a policy on a free port of this machine; yields the port and what decides."""
     batcher = Batcher(process, batch=4)
-    server = PolicyServer(SPEC, {"policy": "held"}, process, batcher, clients, idle_seconds, token)
+    server = WebSocketServer(SPEC, {"policy": "held"}, process, batcher, clients, idle_seconds, token)
     with bind(ServeConfig(port=0), has_token=False) as bound:
         listening = await server.listen(bound)
         running = asyncio.create_task(batcher.run())
         try:
             yield bound.getsockname()[1], batcher
         finally:
-            listening.close()
-            await listening.wait_closed()
+            await server.close(listening, "the test ends")
             running.cancel()
             with suppress(asyncio.CancelledError):
                 await running

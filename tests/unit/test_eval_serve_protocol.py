@@ -27,7 +27,7 @@ from tests.support.served_policy import packed
     ],
 )
 def test_arrays_pass_to_and_from_openpi_client_unchanged(array: np.ndarray[Any, Any]) -> None:
-    read = unpack(msgpack_numpy.packb({"array": array, "text": "é", "list": [1, None, 2.5]}))
+    read = unpack(packed({"array": array, "text": "é", "list": [1, None, 2.5]}))
     assert (read["text"], read["list"]) == ("é", [1, None, 2.5])
     back = msgpack_numpy.unpackb(pack({"array": array}, binary_keys=True))["array"]
     for same in (read["array"], back, unpack(pack({"array": array}, binary_keys=False))["array"]):
@@ -35,7 +35,7 @@ def test_arrays_pass_to_and_from_openpi_client_unchanged(array: np.ndarray[Any, 
 
 
 def test_numpy_scalars_of_openpi_client_are_read() -> None:
-    read = unpack(msgpack_numpy.packb({"reset": np.bool_(True), "count": np.int32(7)}))
+    read = unpack(packed({"reset": np.bool_(True), "count": np.int32(7)}))
     assert read == {"reset": True, "count": 7}
     assert isinstance(read["reset"], np.bool_)
 

@@ -136,24 +136,77 @@ def test_clients_that_die_while_they_wait_take_their_observations_with_them() ->
     assert process.batches == [["first"], ["lift"]]
 
 
+class Verbose(HeldPolicy):
+    """Answers some prompts with more than sockets hold."""
+
+    def answer(self, observation: Observation) -> Answer:
+        return np.zeros((600_000, 7)) if observation.instruction == "much" else super().answer(observation)
+
+
+async def ask_without_reading(port: int, times: int) -> ClientConnection:
+    connection = await greeted(port, ping_interval=None)
+    connection.transport.pause_reading()
+    for _ in range(times):
+        await connection.send(packed(observation(1, "much")))
+    return connection
+
+
 def test_a_client_that_never_reads_holds_nobody_up() -> None:
-    process = HeldPolicy()
+    process = Verbose()
 
     async def client(port: int) -> None:
-        slow = await greeted(port, max_queue=1)
-        slow.transport.pause_reading()
-        flood = asyncio.create_task(send_forever(slow))
-        while len(process.batches) < 100:
+        slow = await ask_without_reading(port, times=2)
+        for _ in range(20):
             await is_served(port)
-        flood.cancel()
+        assert process.batches.count(["much"]) == 1  # the first answer is still being sent
         slow.transport.abort()
 
-    async def send_forever(connection: ClientConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                await connection.send(packed(observation(1)))
-
     run(client, process)
+
+
+def test_a_client_that_never_reads_is_disconnected(caplog: pytest.LogCaptureFixture) -> None:
+    async def client(port: int) -> None:
+        slow = await ask_without_reading(port, times=1)
+        while "left, 0 in all" not in caplog.text:
+            await asyncio.sleep(0.05)
+        slow.transport.resume_reading()
+        await slow.wait_closed()
+
+    with caplog.at_level("INFO"):
+        run(client, Verbose(), idle_seconds=0.5)
+
+
+def test_the_server_stops_beside_a_client_that_never_reads() -> None:
+    process = Verbose()
+
+    async def both() -> list[ClientConnection]:
+        async with served(process) as (port, _):
+            slow = await ask_without_reading(port, times=1)
+            while not process.batches:
+                await asyncio.sleep(0.01)
+        return [slow]  # until here it is not closed
+
+    assert asyncio.run(both())
+
+
+def test_pings_of_a_client_that_never_reads_take_no_memory() -> None:
+    ping = b"\x89\xfd\0\0\0\0" + b"x" * 125
+    key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    request = f"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\n\r\n"
+
+    async def client(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request.encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 101")
+        assert isinstance(writer.transport, asyncio.Transport)
+        writer.transport.pause_reading()
+        with contextlib.suppress(ConnectionError):
+            while True:  # until the server ends it
+                writer.write(ping * 1000)
+                await writer.drain()
+        await is_served(port)
+
+    run(client)
 
 
 def test_an_idle_client_is_disconnected_and_says_why() -> None:
