@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -61,11 +61,6 @@ class Server:
     def client(self) -> WebsocketClientPolicy:
         return WebsocketClientPolicy("127.0.0.1", self.port, TOKEN)
 
-    def end(self, number: signal.Signals) -> int:
-        """Send a signal; the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait()
-
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> ExportedPolicy:
@@ -76,7 +71,11 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> ExportedPolicy:
 def server(policy: ExportedPolicy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server([*policy.words, "port=0"], tmp_path_factory.mktemp("server") / "errors")
     yield started
-    assert started.end(signal.SIGINT) == 0
+    client = started.client()
+    started.process.send_signal(signal.SIGTERM)
+    assert started.process.wait() == 0
+    with pytest.raises(Exception, match=r"1001 .*the server was stopped"):
+        client.infer({})
     assert "Traceback" not in started.errors.read_text()
 
 
@@ -115,6 +114,43 @@ def test_four_clients_at_once_get_the_actions_of_evaluation_to_the_last_bit(
         assert list(threads.map(run, range(4))) == expected
 
 
+class Environment:
+    """What the example of the documentation acts in."""
+
+    def __init__(self) -> None:
+        self.simulator = NoisySimulator("fake", 0)
+        self.simulator.reset(0)
+        self.digest = hashlib.sha256()
+
+    def render(self, pixels: int) -> NDArray[np.uint8]:
+        return self.simulator.render("agent", pixels)
+
+    def step(self, action: NDArray[np.float64]) -> bool:
+        self.simulator.step(action)
+        self.digest.update(action.astype("<f8").tobytes())
+        return self.simulator.success or len(self.simulator.actions) == HORIZON
+
+
+def test_the_documented_client_gets_the_actions_of_evaluation(server: Server, policy: ExportedPolicy) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0]
+    changes = {
+        '"127.0.0.1", 8000': f'"127.0.0.1", {server.port}, "{TOKEN}"',
+        "pick up the black bowl": TASK.instruction,
+    }
+    for old, new in changes.items():
+        assert example.count(old) == 1
+        example = example.replace(old, new)
+    environment = Environment()
+    exec(example, {"env": environment})
+    loaded = PolicyReference(str(policy.weights), exported=policy.files).load()
+    expected = run_episode(NoisySimulator("fake", 0), loaded, 0, horizon=HORIZON)
+    assert (len(environment.simulator.actions), environment.digest.hexdigest()) == (
+        expected.steps,
+        expected.actions_sha256,
+    )
+
+
 def test_the_metadata_name_what_the_policy_was_trained_with(server: Server, policy: ExportedPolicy) -> None:
     metadata = server.client().get_server_metadata()
     assert metadata["policy"] == "weights"
@@ -131,18 +167,6 @@ def test_a_prompt_that_is_too_long_for_the_model_costs_only_its_client_an_error(
     with pytest.raises(RuntimeError, match=r"max_positions is 512"):
         client.infer({"observation/image": image, "prompt": "x y " * 240})
     assert client.infer({"observation/image": image, "prompt": "lift"})["actions"].shape == (CHUNK, 7)
-
-
-def test_a_taken_port_is_one_line_before_anything_is_loaded(policy: ExportedPolicy) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        words = [*policy.words, f"port={port}"]
-        command = [sys.executable, "-m", "cluster.cli.main", "serve", *words]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(rf"error: host=127\.0\.0\.1 port={port}: cannot be listened on .*\n", done.stderr)
 
 
 def test_serving_goes_on_without_the_files_until_the_policy_has_to_be_loaded_again(tmp_path: Path) -> None:
@@ -166,11 +190,3 @@ def test_serving_goes_on_without_the_files_until_the_policy_has_to_be_loaded_aga
     lines = [line for line in server.errors.read_text().splitlines() if not is_logged.match(line)]
     assert len(lines) == 1
     assert re.match(rf"error: checkpoint={policy.weights}: no checkpoint of a run there", lines[0])
-
-
-def test_sigterm_ends_the_server_while_clients_are_connected(policy: ExportedPolicy, tmp_path: Path) -> None:
-    server = Server([*policy.words, "port=0"], tmp_path / "errors")
-    client = server.client()
-    assert server.end(signal.SIGTERM) == 0
-    with pytest.raises(Exception, match=r"1001 .*the server was stopped"):
-        client.infer({"prompt": "lift"})
