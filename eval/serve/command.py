@@ -90,8 +90,6 @@ async def serve_policy(
             await server.close(listening, reason)
     finally:
         batcher.close()
-        for number in _SIGNALS:
-            loop.remove_signal_handler(number)
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _Result | None:

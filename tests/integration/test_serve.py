@@ -34,6 +34,7 @@ from tests.support.exported_policy import (
     open_noisy_suite,
     write_exported_policy,
 )
+from tests.support.fake_simulator import TASK
 
 HORIZON = 14  # steps: four whole chunks and a part of one
 TOKEN = "0123456789abcdef"
