@@ -83,8 +83,8 @@ async def serve_policy(
         reason = "the server was stopped"
         try:
             await _unless(stop, batcher.run())
-        except InputError as error:
-            reason = str(error)
+        except InputError:  # it names paths of this machine
+            reason = "the policy was lost and cannot be loaded again"
             raise
         finally:
             await server.close(listening, reason)

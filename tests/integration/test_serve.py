@@ -184,7 +184,7 @@ def test_serving_goes_on_without_the_files_until_the_policy_has_to_be_loaded_aga
         if "spawn_main" in " ".join(process.cmdline())
     )
     child.kill()
-    with pytest.raises(Exception, match="weights: no checkpoint of a run there"):
+    with pytest.raises(Exception, match=r"1001 .*the policy was lost and cannot be loaded again"):
         client.infer(shown)
     assert server.process.wait() == 2
     is_logged = re.compile(r"[-0-9]+ [:0-9]+ (INFO|WARNING) ")
