@@ -7,6 +7,7 @@ from typing import Literal
 
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
+Reset = Literal["hard", "soft"]
 
 
 @dataclass
@@ -31,6 +32,9 @@ class EvaluationSettings:
             some of them are run again for it, failures first.
         observations: What frames and proprioception show: the present state (`recomputed`), or what
             LIBERO's and robosuite's scripts observe, 2 to 4 ms older (`published`, for published weights).
+        reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
+            LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
+            differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
     """
 
     suite: str = "robosuite_lift"
@@ -47,6 +51,7 @@ class EvaluationSettings:
     answer_seconds: float = 600.0
     videos: int = 4
     observations: Observations = "recomputed"
+    reset: Reset | None = None
 
 
 @dataclass
@@ -108,6 +113,9 @@ class EvalCommandConfig(EvaluationSettings):
             (its weights are fetched to `fetched/` of its run's folder), or a folder of exported weights.
         policy: `expert` for the scripted expert.
         out: Folder for `results.json` and the videos; null: beside the checkpoint's run.
+        record: Folder for a LeRobot data set of all episodes as they were run: frames of both cameras, state
+            and action of every step. Finished episodes without a recording are run again for it. null: none.
+        record_pixels: Side of its frames, even; null: that of the policy's, for the expert 256.
         resume: Continue with the finished episodes in `out`; false: run all anew.
         exported: Files and settings beside a folder of exported weights.
     """
@@ -115,6 +123,8 @@ class EvalCommandConfig(EvaluationSettings):
     checkpoint: str | None = None
     policy: str | None = None
     out: str | None = None
+    record: str | None = None
+    record_pixels: int | None = None
     resume: bool = True
     exported: ExportedConfig = field(default_factory=ExportedConfig)
 

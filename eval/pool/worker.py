@@ -9,10 +9,11 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.config import Observations
+from eval.config import Observations, Reset
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
+from eval.recording.recorder import EpisodeRecorder
 from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
 from eval.simulator.interface import CONTROL_FREQUENCY, Simulator, TaskInfo
 from eval.video import write_video
@@ -57,8 +58,13 @@ def run_simulator_worker(
                 acting = RemotePolicy(connection, heartbeat, connection.recv())
                 heartbeat.extend(limits.start)
             video = spec.videos is not None
-            result = run_episode(simulator, acting, spec.initial_state, spec.horizon, video, heartbeat.beat)
+            recorder = None if spec.recording is None else EpisodeRecorder(spec.recording, heartbeat.beat)
+            result = run_episode(
+                simulator, acting, spec.initial_state, spec.horizon, video, heartbeat.beat, recorder
+            )
             result = _write_episode_video(result, spec, simulator.task)
+            if recorder is not None:
+                result = recorder.store(result, simulator.task)
         except Exception as error:  # any exception is sent to the pool; the process ends here
             connection.send(remote_error(error))
             return
@@ -92,16 +98,16 @@ class _SimulatorCache:
 
     def __init__(self, open_suite: OpenSuite) -> None:
         self._open_suite = open_suite
-        self._key: tuple[str, int, Observations] | None = None
+        self._key: tuple[str, int, Observations, Reset | None] | None = None
         self._simulator: Simulator | None = None
 
     def open(self, spec: EpisodeSpec) -> Simulator:
-        key = (spec.suite, spec.task, spec.observations)
+        key = (spec.suite, spec.task, spec.observations, spec.reset)
         if self._simulator is None or self._key != key:
             if self._simulator is not None:
                 self._simulator.close()
                 self._simulator = None
-            self._simulator = self._open_suite(spec.suite).open(spec.task, spec.observations)
+            self._simulator = self._open_suite(spec.suite).open(spec.task, spec.observations, spec.reset)
             self._key = key
         return self._simulator
 

@@ -59,6 +59,13 @@ class Server:
         assert address, self.line + errors.read_text()
         self.port = int(address.group(1))
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()  # what a test that failed has left
+        self.process.wait()
+
     def client(self) -> WebsocketClientPolicy:
         return WebsocketClientPolicy("127.0.0.1", self.port, TOKEN)
 
@@ -70,14 +77,14 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> ExportedPolicy:
 
 @pytest.fixture(scope="module")
 def server(policy: ExportedPolicy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = Server([*policy.words, "port=0"], tmp_path_factory.mktemp("server") / "errors")
-    yield started
-    client = started.client()
-    started.process.send_signal(signal.SIGTERM)
-    assert started.process.wait() == 0
-    with pytest.raises(Exception, match=r"1001 .*the server was stopped"):
-        client.infer({})
-    assert "Traceback" not in started.errors.read_text()
+    with Server([*policy.words, "port=0"], tmp_path_factory.mktemp("server") / "errors") as started:
+        yield started
+        client = started.client()
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait() == 0
+        with pytest.raises(Exception, match=r"1001 .*the server was stopped"):
+            client.infer({})
+        assert "Traceback" not in started.errors.read_text()
 
 
 class ClientPolicy:
@@ -103,6 +110,7 @@ def test_four_clients_at_once_get_the_actions_of_evaluation_to_the_last_bit(
     settings = EvaluationSettings(suite="fake", tasks=[0], episodes=4, horizon=HORIZON, workers=1, videos=0)
     source = PolicyReference(str(policy.weights), settings.batch, policy.files)
     evaluated = evaluate(source, settings, tmp_path, open_suite=open_noisy_suite)
+    assert [episode.error for episode in evaluated.episodes] == [None] * 4
     expected = [(episode.steps, episode.actions_sha256) for episode in evaluated.episodes]
     assert len(set(expected)) == 4
 
@@ -172,21 +180,21 @@ def test_a_prompt_that_is_too_long_for_the_model_costs_only_its_client_an_error(
 
 def test_serving_goes_on_without_the_files_until_the_policy_has_to_be_loaded_again(tmp_path: Path) -> None:
     policy = write_exported_policy(tmp_path)
-    server = Server([*policy.words, "port=0"], tmp_path / "errors")
-    shown = {"observation/image": np.full((PIXELS, PIXELS, 3), 9, np.uint8), "prompt": "lift"}
-    client = server.client()
-    before = client.infer(shown)["actions"]
-    shutil.rmtree(policy.weights)
-    np.testing.assert_array_equal(server.client().infer({**shown, "reset": True})["actions"], before)
-    (child,) = (
-        process
-        for process in psutil.Process(server.process.pid).children(recursive=True)
-        if "spawn_main" in " ".join(process.cmdline())
-    )
-    child.kill()
-    with pytest.raises(Exception, match=r"1001 .*the policy was lost and cannot be loaded again"):
-        client.infer(shown)
-    assert server.process.wait() == 2
+    with Server([*policy.words, "port=0"], tmp_path / "errors") as server:
+        shown = {"observation/image": np.full((PIXELS, PIXELS, 3), 9, np.uint8), "prompt": "lift"}
+        client = server.client()
+        before = client.infer(shown)["actions"]
+        shutil.rmtree(policy.weights)
+        np.testing.assert_array_equal(server.client().infer({**shown, "reset": True})["actions"], before)
+        (child,) = (
+            process
+            for process in psutil.Process(server.process.pid).children(recursive=True)
+            if "spawn_main" in " ".join(process.cmdline())
+        )
+        child.kill()
+        with pytest.raises(Exception, match=r"1001 .*the policy was lost and cannot be loaded again"):
+            client.infer(shown)
+        assert server.process.wait() == 2
     is_logged = re.compile(r"[-0-9]+ [:0-9]+ (INFO|WARNING) ")
     lines = [line for line in server.errors.read_text().splitlines() if not is_logged.match(line)]
     assert len(lines) == 1

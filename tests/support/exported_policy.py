@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.tokens.action import DEFAULT_RANGES
-from eval.config import ExportedConfig, Observations
+from eval.config import ExportedConfig, Observations, Reset
 from pretrain.convert.chameleon import hugging_face_config
 from pretrain.convert.exporting import ARCHITECTURE
 from pretrain.model.config import ModelConfig
@@ -81,7 +81,9 @@ class NoisySimulator(FaultySimulator):
 
 
 class NoisySuite(FakeSuite):
-    def open(self, task: int, observations: Observations = "recomputed") -> NoisySimulator:
+    def open(
+        self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
+    ) -> NoisySimulator:
         return NoisySimulator(self.name, task)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from eval.config import Observations
+from eval.config import Observations, Reset
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Observation, Policy, PolicyRecord
 from eval.simulator.interface import Simulator, SimulatorError
@@ -69,7 +69,8 @@ class FakeSuite:
     """Three tasks."""
 
     standin_assets = True
-    reset = "soft"
+    default_reset: Reset = "soft"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +82,9 @@ class FakeSuite:
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
 
-    def open(self, task: int, observations: Observations = "recomputed") -> FakeSimulator:
+    def open(
+        self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
+    ) -> FakeSimulator:
         if self.name == "fake_empty" or (self.name == "fake_incomplete" and task == 1):
             raise InputError(f"task {task}: an asset is missing")
         return FaultySimulator(self.name, task)
@@ -134,11 +137,35 @@ class PolicyHangingOnce(ReachingPolicy):
         return super().act(observations)
 
 
+class VanishingPolicy(ReachingPolicy):
+    """Answers eight times; then what it was loaded from is removed (unless put back) and its process dies."""
+
+    answers = 0
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        self.answers += 1
+        if self.answers > 8 and not put_back().exists():
+            vanished().touch()
+            os._exit(9)
+        return super().act(observations)
+
+
+def vanished() -> Path:
+    """File that is there while `VanishingPolicy` cannot be loaded."""
+    return Path(os.environ[MARKS]) / "vanished"
+
+
+def put_back() -> Path:
+    """The name to give `vanished()`, so that the policy can be loaded again."""
+    return Path(os.environ[MARKS]) / "put back"
+
+
 _POLICIES = {
     "reaching": ReachingPolicy,
     "failing": FailingPolicy,
     "hanging": HangingPolicy,
     "hanging_once": PolicyHangingOnce,
+    "vanishing": VanishingPolicy,
     "expert": ExpertPolicy,
 }
 
@@ -156,6 +183,8 @@ class FakePolicySource:
     def load(self) -> Policy:
         if self.name == "unusable":
             raise InputError("no tokenizer there")
+        if self.name == "vanishing" and vanished().exists():
+            raise InputError("checkpoint=step_1: no checkpoint of a run there")
         if self.name == "dying":
             os._exit(9)
         return _POLICIES[self.name]()

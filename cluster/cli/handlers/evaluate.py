@@ -29,6 +29,8 @@ def run_eval(config: EvalCommandConfig, invocation: Invocation) -> None:
         print(json.dumps(results.to_json(), indent=2))
     else:
         invocation.console.print(results_table(results))
+        if config.record is not None and results.success_rate is not None:
+            invocation.console.print(f"episodes: {config.record}", markup=False)
     if results.success_rate is None:
         first = results.episodes[0].error
         raise CommandFailedError(
