@@ -38,7 +38,7 @@ lint: setup
 
 setup: $(VENV)/.installed renderer
 
-$(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt requirements-peers.txt
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) not found; install it (apt-get install python3.11-venv) or name another with PYTHON="; \
 	  exit 2; }
@@ -50,7 +50,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt
 	@$(PIP) torch==2.13.0
 	@echo "[setup] the project and its pinned packages, a few minutes"
 	@$(PIP) --editable '.[sim,dev]'
-	@$(PIP) --no-deps --requirement requirements-simulators.txt
+	@$(PIP) --no-deps --requirement requirements-simulators.txt --requirement requirements-peers.txt
 	@touch $@
 
 libero: setup $(VENV)/.libero

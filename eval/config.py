@@ -130,6 +130,37 @@ class EvalCommandConfig(EvaluationSettings):
 
 
 @dataclass
+class ServeConfig:
+    """`worldvla serve`: a checkpoint's policy for evaluation harnesses, over WebSocket.
+
+    Attributes:
+        checkpoint: Checkpoint folder, URL or folder of exported weights, as for `worldvla eval`.
+        port: Port; 0 takes a free one, which the line of the start names.
+        host: Address to listen on. One that other machines reach needs a token.
+        unprotected: Listen on such an address without a token.
+        token_file: File with the token that clients need; null: that of WORLDVLA_SERVE_TOKEN, if any.
+        batch: Maximum number of observations of concurrent clients that are decided on at once.
+        clients: Maximum number of clients at once; the next one is refused.
+        idle_seconds: A client that sends nothing for so long, or does not read its answer, is disconnected.
+        start_seconds: A policy that takes longer to load is given up.
+        answer_seconds: A policy that takes longer for one answer is loaded again.
+        exported: Files and settings beside a folder of exported weights.
+    """
+
+    checkpoint: str = "???"
+    port: int = 8000
+    host: str = "127.0.0.1"
+    unprotected: bool = False
+    token_file: str | None = None
+    batch: int = 8
+    clients: int = 64
+    idle_seconds: float = 600.0
+    start_seconds: float = 900.0
+    answer_seconds: float = 600.0
+    exported: ExportedConfig = field(default_factory=ExportedConfig)
+
+
+@dataclass
 class CollectConfig:
     """`worldvla collect`: demonstrations of the scripted expert.
 

@@ -22,6 +22,7 @@ class Command:
         json: Whether it has the option `--json`.
         preset: Overrides that precede those of the command line.
         dry_run: Whether it has the option `--dry-run`.
+        notes: `module:name` of a text that ends its help; empty: none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Command:
     json: bool = False
     preset: tuple[str, ...] = ()
     dry_run: bool = False
+    notes: str = ""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -47,6 +49,10 @@ class Command:
     def load_handler(self) -> Callable[..., None]:
         """Import its handler."""
         return _load(self.handler)
+
+    def load_notes(self) -> str:
+        """Import the text that ends its help; empty: there is none."""
+        return _load(self.notes) if self.notes else ""
 
 
 COMMANDS = (
@@ -120,6 +126,17 @@ COMMANDS = (
             "worldvla eval policy=expert suite=robosuite_lift episodes=2 out=results record=episodes",
         ),
         json=True,
+    ),
+    Command(
+        "serve",
+        "serve a checkpoint's policy over WebSocket to openpi-client and vla-eval",
+        "eval.config:ServeConfig",
+        "cluster.cli.handlers.serve:run_serve",
+        examples=(
+            "worldvla serve checkpoint=runs/mine/checkpoints/step_00000400",
+            "worldvla serve checkpoint=runs/mine/checkpoints/step_00000400 host=0.0.0.0 token_file=token.txt",
+        ),
+        notes="eval.serve.observation_schema:SCHEMA_HELP",
     ),
     Command(
         "imagine",

@@ -84,6 +84,8 @@ def describe(command: Command) -> str:
         listed = f"  ({' | '.join(setting.choices)})" if setting.choices else ""
         lines.append(f"  {setting.key}={setting.default}{listed}")
         lines += textwrap.wrap(setting.text, _WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    if notes := command.load_notes():
+        lines += ["", notes]
     return "\n".join(lines)
 
 

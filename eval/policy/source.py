@@ -110,17 +110,23 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
         return PolicyReference(EXPERT), None, Path(config.out)
-    checkpoint = _local_folder(config.checkpoint)
-    if not checkpoint.is_dir():
-        raise InputError(
-            f"checkpoint={checkpoint}: no such folder; expected runs/<name>/checkpoints/step_..."
-        )
-    source = PolicyReference(str(checkpoint), config.batch, config.exported)
-    return (
-        source,
-        parse_step_name(checkpoint.resolve().name),
-        Path(config.out) if config.out else _results_folder(checkpoint, config.suite),
-    )
+    source, step = checkpoint_policy(config.checkpoint, config.batch, config.exported)
+    out = Path(config.out) if config.out else _results_folder(Path(source.name), config.suite)
+    return source, step, out
+
+
+def checkpoint_policy(
+    checkpoint: str, batch: int, exported: ExportedConfig
+) -> tuple[PolicyReference, int | None]:
+    """A checkpoint's policy and the step of the checkpoint; see `EvalCommandConfig` for the arguments.
+
+    Raises:
+        InputError: There is no such checkpoint.
+    """
+    folder = _local_folder(checkpoint)
+    if not folder.is_dir():
+        raise InputError(f"checkpoint={folder}: no such folder; expected runs/<name>/checkpoints/step_...")
+    return PolicyReference(str(folder), batch, exported), parse_step_name(folder.resolve().name)
 
 
 def evaluation_beside_training(policy: PolicyReference) -> Path | None:

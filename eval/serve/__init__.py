@@ -1,0 +1,1 @@
+"""A policy served over WebSocket to the evaluation harnesses of others."""
