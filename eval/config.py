@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.config import SourceConfig
+
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
+Precision = Literal["auto", "fp32", "bf16"]
+WorldModelProtocol = Literal["tokens", "published"]
+"""How predicted frames are scored (docs/evaluation.md): against decoded codes, or as published."""
 
 
 @dataclass
@@ -31,6 +36,9 @@ class EvaluationSettings:
             some of them are run again for it, failures first.
         observations: What frames and proprioception show: the present state (`recomputed`), or what
             LIBERO's and robosuite's scripts observe, 2 to 4 ms older (`published`, for published weights).
+        precision: Arithmetic of the checkpoint's network: `bf16` (its weights are rounded, as in training),
+            `fp32`, or `auto`: bf16 on a GPU that has it, else fp32. The image tokenizer always computes in
+            fp32.
     """
 
     suite: str = "robosuite_lift"
@@ -47,6 +55,7 @@ class EvaluationSettings:
     answer_seconds: float = 600.0
     videos: int = 4
     observations: Observations = "recomputed"
+    precision: Precision = "auto"
 
 
 @dataclass
@@ -59,7 +68,8 @@ class EvaluationConfig(EvaluationSettings):
             policy runs on the CPUs.
         stale: What happens to unfinished evaluations of older checkpoints when a newer one is due: `queue`
             (all are completed) or `cancel`.
-        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none.
+        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none. Always by
+            the protocol `tokens` (see `ImagineConfig`): a training reads no demonstrations.
         imagine_episodes: Number of held-out episodes that are rolled out.
         lpips_weights, fvd_network: As in `ImagineConfig`.
     """
@@ -154,26 +164,39 @@ class ImagineDataConfig:
 
 
 @dataclass
-class ImagineConfig:
+class ImagineConfig(SourceConfig):
     """`worldvla imagine`: world-model rollouts beside the true frames.
 
+    The settings of demonstrations (`format`, `cameras`, ...) are those that `worldvla prepare` was given.
+
     Attributes:
+        protocol: How predictions are scored: `tokens` (against the frames of the true codes), or as
+            `published` (against the camera's frames, in MP4 at 256 px, the given frame counted, LPIPS with
+            VGG, every prediction decoded and encoded again before it is the next input).
+        source: For `protocol=published`: folder (or file) of the demonstrations that the data set was
+            prepared from, for the camera's frames; empty: none.
+        replay: Whether the data set was prepared with `replay=true`: then the frames are those of a replay.
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
         data: The data set, where it was moved.
         episode: Key of an episode in the data; null: the first held-out ones.
         episodes: Number of held-out episodes to roll out; FVD needs many.
         frames: Number of frames to predict of each; WorldVLA's scores are over 10 and 50.
         batch: Number of episodes rolled out side by side.
-        lpips_weights: AlexNet's weights as torchvision publishes them; null: LPIPS is not computed.
+        lpips_weights: Weights as torchvision publishes them, of AlexNet (`alexnet-owt-7be5be79.pth`), for
+            `protocol=published` of VGG-16 (`vgg16-397923af.pth`); null: LPIPS is not computed.
         fvd_network: I3D as TorchScript (`i3d_torchscript.pt`); null: FVD is not computed.
         temperature: Sampling temperature of the image codes; 0 takes the likeliest, as the published
             evaluation does.
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Seed of sampling at a temperature above 0.
+        precision: As for `worldvla eval`.
         gif: Write the video as `imagine.gif` too, for viewers without MP4; 256 colours a frame.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
 
+    source: str = ""
+    replay: bool = False
+    protocol: WorldModelProtocol = "tokens"
     checkpoint: str = "???"
     data: ImagineDataConfig = field(default_factory=ImagineDataConfig)
     episode: str | None = None
@@ -185,5 +208,6 @@ class ImagineConfig:
     temperature: float = 0.0
     guidance: float = 1.0
     seed: int = 0
+    precision: Precision = "auto"
     gif: bool = False
     out: str | None = None

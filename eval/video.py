@@ -48,6 +48,20 @@ def _encode(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: 
         container.mux(stream.encode())
 
 
+def read_video(path: Path) -> NDArray[np.uint8]:
+    """All frames of a video, uint8 [T, H, W, 3].
+
+    Raises:
+        OSError: It cannot be read or decoded.
+    """
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except FFmpegError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return np.stack(frames).astype(np.uint8, copy=False)
+
+
 def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:
     """Write frames uint8 [H, W, 3] as a GIF that loops; complete under its name or not at all.
 

@@ -111,7 +111,12 @@ def evaluate(
     check_settings(settings)
     record = policy.record()
     provenance = Provenance(
-        suite.renderer(), suite.reset, settings.observations, suite.versions(), record.settings
+        suite.renderer(),
+        suite.reset,
+        settings.observations,
+        suite.versions(),
+        record.settings,
+        record.precision,
     )
     with only_evaluation(writable_folder(out)):
         journal = Journal(out, _identity(policy, suite, settings.horizon, provenance), resume, earlier)
@@ -206,12 +211,17 @@ def _run(
 def _identity(
     policy: PolicySource, suite: Suite, horizon: int | None, provenance: Provenance
 ) -> dict[str, object]:
-    """Everything that the outcome of an episode depends on."""
+    """Everything that the outcome of an episode depends on; fp32, the only arithmetic of versions that did not
+    record it, is left out, so that their episodes are found.
+    """
+    depends_on = asdict(provenance)
+    if provenance.precision in (None, "fp32"):
+        del depends_on["precision"]
     return {
         "policy": policy.identity(),
         "suite": suite.name,
         "horizon": horizon,
-        "provenance": asdict(provenance),
+        "provenance": depends_on,
         "standin_assets": suite.standin_assets,
     }
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from eval.world_model.perceptual import Lpips, frechet_distance
-from eval.world_model.scores import FrameScore, score
+from eval.world_model.fvd import frechet_distance
+from eval.world_model.lpips import Lpips
+from eval.world_model.scores import FrameScore, Videos, score
 from eval.world_model.ssim import ssim
 from tests.support import independent_metrics as independent
 
@@ -32,7 +33,7 @@ def lpips(tmp_path_factory: pytest.TempPathFactory) -> Lpips:
 def scores(lpips: Lpips) -> tuple[FrameScore, ...]:
     truth, predicted = independent.scene()
     codes = np.zeros((len(truth), 8, 8), np.int64)
-    return score(truth, predicted, codes, codes, lpips)
+    return score(Videos.of_rollout(truth, predicted), codes, codes, lpips)
 
 
 def frame_pairs(baseline: bool) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
