@@ -20,7 +20,9 @@ from data.storage.index import DatasetIndex
 from eval.config import ImagineConfig
 from eval.policy.loaded_model import LoadedModel
 
-_MAX_OTHER_CODES = 0.01  # share: near-ties between codes may fall differently on another processor
+# Share of the codes that may be others: frames that are off by one grey level (another video decoder or renderer)
+# have 2 to 4 % other codes, those of the next time step 50 % (measured on robosuite's Lift).
+_MAX_OTHER_CODES = 0.05
 _ACTION_ERROR = 1e-6  # data sets of an earlier version hold actions as float32
 
 
@@ -40,11 +42,6 @@ class CameraFrames:
     def __init__(
         self, config: ImagineConfig, model: LoadedModel, index: DatasetIndex, replay: Replay | None = None
     ) -> None:
-        if config.resize != index.resize:
-            raise InputError(
-                f"resize={config.resize}: the frames of {index.url} were resized with {index.resize}; give "
-                f"resize={index.resize}"
-            )
         if config.replay and replay is None:
             raise InputError("replay=true: needs a simulator, which this program was called without")
         self._config, self._image, self._index = config, model.image, index
@@ -87,7 +84,13 @@ class CameraFrames:
         if not np.allclose(actions, episode.actions, rtol=0, atol=_ACTION_ERROR):
             raise self._mismatch(episode.key, "its actions are not those of the episode")
         recorded = demonstration.frames[self._camera][moving][:count]
-        frames = fit_frames(recorded, self._image.pixels, self._config.fit, self._config.resize)
+        pixels, resize = self._image.pixels, self._config.resize
+        if recorded.shape[1:3] != (pixels, pixels) and resize != self._index.resize:
+            raise InputError(
+                f"resize={resize}: the frames of {self._index.url} were resized with {self._index.resize}; "
+                f"give resize={self._index.resize}"
+            )
+        frames = fit_frames(recorded, pixels, self._config.fit, resize)
         self._check_codes(episode, frames)
         return frames
 
@@ -107,11 +110,11 @@ class CameraFrames:
             raise self._mismatch(
                 episode.key,
                 f"its frames encode to other codes than the episode's: {100 * other:.1f} %, at most "
-                f"{100 * _MAX_OTHER_CODES:g} % are rounding",
+                f"{100 * _MAX_OTHER_CODES:g} % is rounding",
             )
 
     def _mismatch(self, key: str, found: str) -> InputError:
         return InputError(
             f"source={self._config.source}: {key}: {found}; give source and settings (rotate, fit, cameras, "
-            f"replay, ...) as the data set {self._index.url} was prepared with"
+            f"replay) as the data set {self._index.url} was prepared with"
         )
