@@ -211,8 +211,9 @@ def _run(
 def _identity(
     policy: PolicySource, suite: Suite, horizon: int | None, provenance: Provenance
 ) -> dict[str, object]:
-    """Everything that the outcome of an episode depends on; fp32, the only arithmetic of versions that did not
-    record it, is left out, so that their episodes are found.
+    """Everything that the outcome of an episode depends on.
+
+    fp32 is left out: versions that did not record the arithmetic had no other, and their episodes are found.
     """
     depends_on = asdict(provenance)
     if provenance.precision in (None, "fp32"):

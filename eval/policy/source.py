@@ -121,9 +121,7 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
         raise InputError(
             f"checkpoint={checkpoint}: no such folder; expected runs/<name>/checkpoints/step_..."
         )
-    source = PolicyReference(
-        str(checkpoint), config.batch, config.exported, precision=config.precision
-    )
+    source = PolicyReference(str(checkpoint), config.batch, config.exported, precision=config.precision)
     return (
         source,
         parse_step_name(checkpoint.resolve().name),

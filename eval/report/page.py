@@ -12,7 +12,7 @@ import jinja2
 
 from data.errors import InputError
 from data.files import write_text_whole
-from eval.report import evaluation_tables, headline, rollout_media, training_charts
+from eval.report import evaluation_tables, headline, rollout_media, training_charts, world_model_rollouts
 from eval.report.json_values import mapping
 from eval.report.run_contents import RunContents, read_run
 from pretrain.run_layout import STEP_PATTERN, RunLayout
@@ -98,7 +98,7 @@ def render(run: RunContents) -> str:
         videos=videos,
         num_videos_omitted=num_omitted,
         video_speed=rollout_media.speed_text(videos),
-        world_model=rollout_media.world_model_rollout(run),
+        world_model=world_model_rollouts.world_model_rollouts(run),
         checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
         configuration=run.configuration,

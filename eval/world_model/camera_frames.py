@@ -20,8 +20,8 @@ from data.storage.index import DatasetIndex
 from eval.config import ImagineConfig
 from eval.policy.loaded_model import LoadedModel
 
-# Share of the codes that may be others: frames that are off by one grey level (another video decoder or renderer)
-# have 2 to 4 % other codes, those of the next time step 50 % (measured on robosuite's Lift).
+# Share of codes that may be others. Frames off by a grey level (another video decoder or renderer) have 2 to
+# 4 % other codes, those of the next time step 50 % (measured on robosuite's Lift).
 _MAX_OTHER_CODES = 0.05
 _ACTION_ERROR = 1e-6  # data sets of an earlier version hold actions as float32
 

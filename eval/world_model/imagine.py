@@ -1,9 +1,9 @@
 """`worldvla imagine`: world-model rollouts of episodes, given their true actions, beside the true frames.
 
 Autoregressive: the first frame is given, then every predicted frame is the input of the next prediction.
-Shards hold image codes, not pixels. By the protocol `tokens` the true frames are those that the image tokenizer
-decodes from the true codes: the scores measure the transformer, not the tokenizer. By the protocol `published`
-they are the camera's, from the demonstrations (`eval.world_model.protocol`).
+Shards hold image codes, not pixels. By the protocol `tokens` the true frames are those that the image
+tokenizer decodes from the true codes: the scores measure the transformer, not the tokenizer. By the protocol
+`published` they are the camera's, from the demonstrations (`eval.world_model.protocol`).
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
         predictions = predict(
             model, data.index, episodes, config.frames, sampling, guidance.scale, begin, protocol
         )
-        rolled_out += [
-            truth._replace(codes=codes) for truth, codes in zip(truths, predictions, strict=True)
-        ]
+        rolled_out += [truth._replace(codes=codes) for truth, codes in zip(truths, predictions, strict=True)]
     scored, failures = score_rollouts(model.image, rolled_out, lpips, protocol)
     missing = not_requested(config, protocol) | failures
     horizons = horizon_scores(scored, missing, features, protocol)

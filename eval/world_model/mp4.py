@@ -30,6 +30,6 @@ def through_mp4(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
             return read_video(path)
     except OSError as error:
         raise InputError(
-            f"{tempfile.gettempdir()}: a video for the published protocol cannot be written ({error.strerror}); "
-            "free space there, or set TMPDIR"
+            f"{tempfile.gettempdir()}: a video for the published protocol cannot be written "
+            f"({error.strerror}); free space there, or set TMPDIR"
         ) from error

@@ -1,7 +1,7 @@
 """The two ways in which predicted frames are scored (docs/evaluation.md, "Two protocols").
 
-`tokens` scores the transformer alone: predicted frames against the true codes' frames. `published` measures as
-the script that RynnVLA-002's authors have published: camera frames, both videos read back from MP4, the
+`tokens` scores the transformer alone: predicted frames against the true codes' frames. `published` measures
+as the script that RynnVLA-002's authors have published: camera frames, both videos read back from MP4, the
 given frame counted.
 """
 
@@ -41,8 +41,12 @@ class ScoringProtocol:
         return predicted + 1 - self.first
 
 
-TOKENS = ScoringProtocol("tokens", ALEXNET, first=1, psnr_epsilon=0.0, psnr_limit=60.0, inputs_from_pixels=False, freedom=1)
-PUBLISHED = ScoringProtocol("published", VGG16, first=0, psnr_epsilon=1e-8, psnr_limit=80.0, inputs_from_pixels=True, freedom=0)
+TOKENS = ScoringProtocol(
+    "tokens", ALEXNET, first=1, psnr_epsilon=0.0, psnr_limit=60.0, inputs_from_pixels=False, freedom=1
+)
+PUBLISHED = ScoringProtocol(
+    "published", VGG16, first=0, psnr_epsilon=1e-8, psnr_limit=80.0, inputs_from_pixels=True, freedom=0
+)
 
 
 def scoring_protocol(name: WorldModelProtocol) -> ScoringProtocol:

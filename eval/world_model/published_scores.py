@@ -1,7 +1,7 @@
 """Published scores of world models, FVD, PSNR in dB, SSIM and LPIPS of each, and the protocols of ours.
 
-WorldVLA (arXiv 2506.21539): over 10 and 50 frames. RynnVLA-002 (arXiv 2511.17502), action-world model: by suite,
-without the number of frames. All on held-out demonstrations of LIBERO.
+WorldVLA (arXiv 2506.21539): over 10 and 50 frames. RynnVLA-002 (arXiv 2511.17502), action-world model: by
+suite, without the number of frames. All on held-out demonstrations of LIBERO.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _COMPARISON: Mapping[WorldModelProtocol, str] = {
     ),
     "published": (
         "published scores are of LIBERO's held-out demonstrations; measured here as in the script that "
-        "RynnVLA-002's authors have published: against camera frames, read back from MP4 at 256 px, the given "
-        "frame counted, LPIPS with VGG, covariances over N. That WorldVLA's are by that script is likely, not "
-        "proven, and the number of frames of RynnVLA-002's is not published"
+        "RynnVLA-002's authors have published: against camera frames, read back from MP4 at 256 px, the "
+        "given frame counted, LPIPS with VGG, covariances over N. That WorldVLA's are by that script is "
+        "likely, not proven, and the number of frames of RynnVLA-002's is not published"
     ),
 }
 

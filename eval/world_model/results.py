@@ -14,9 +14,9 @@ from PIL import Image
 
 from data.errors import InputError
 from data.files import write_text_whole
+from eval.config import WorldModelProtocol
 from eval.contact_sheet import enlarge, evenly_spaced, label, tile
 from eval.video import write_gif, write_video
-from eval.config import WorldModelProtocol
 from eval.world_model.horizons import HorizonScore
 from eval.world_model.published_scores import METRICS, RYNNVLA_002
 from eval.world_model.scores import FrameScore, mean_score, summary_of
@@ -34,7 +34,7 @@ class Rollout:
             checkpoint was trained with `data.split=all`.
         instruction: The task in words.
         mean: Mean score of the scored frames.
-        frames: Score of each of them: of the predicted ones, by the published protocol of the given one first.
+        frames: Score of each of them: of the predicted ones, by the published protocol the given one first.
     """
 
     episode: str
@@ -103,7 +103,9 @@ class ImagineResult:
             "notes": list(self.notes),
             "horizons": [asdict(horizon) for horizon in self.horizons],
             "published_by_suite": {
-                suite: {"RynnVLA-002": dict(RYNNVLA_002[suite])} for suite in self.suites if suite in RYNNVLA_002
+                suite: {"RynnVLA-002": dict(RYNNVLA_002[suite])}
+                for suite in self.suites
+                if suite in RYNNVLA_002
             },
             "frames": [asdict(frame) for frame in self.frames],
             "rollouts": [asdict(rollout) for rollout in self.rollouts],

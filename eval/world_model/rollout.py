@@ -46,7 +46,7 @@ def predict(
         sampling: How codes are sampled; every frame of every episode has a seed of its own.
         scale: Scale of classifier-free guidance; 1: none.
         first: Number of the first episode, for the seeds.
-        protocol: Says whether a prediction is decoded to pixels and encoded again before it is the next input.
+        protocol: Whether a prediction is decoded to pixels and encoded again before it is the next input.
 
     Returns:
         Codes int64 [T + 1, R, C] of each episode: the true first frame and T predictions, where T is `count`

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from eval.world_model.results import ImagineResult
 from eval.world_model.published_scores import RYNNVLA_002, WORLDVLA, comparison
+from eval.world_model.results import ImagineResult
 from eval.world_model.scores import NO_CHANGE
 
 _COLUMNS = {

@@ -382,4 +382,7 @@ def test_scores_over_the_published_numbers_of_frames_are_shown(tmp_path: Path) -
     path = run / "eval/step_00000120/imagine.json"
     horizon = {"frames": 10, "psnr": 29.5, "ssim": 0.9, "lpips": None, "fvd": 255.0}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"horizons": [horizon]}))
-    assert "over the first 10 frames FVD 255, PSNR 29.5, SSIM 0.9" in write_report(run).read_text()
+    text = write_report(run).read_text()
+    assert "<td>this checkpoint</td>" in text
+    for value in ("255", "29.5", "0.9", "-"):
+        assert f'<td class="n">{value}</td>' in text

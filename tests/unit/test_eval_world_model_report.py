@@ -74,7 +74,9 @@ def test_the_score_of_predicting_no_change_stands_beside_every_score(checkpoint:
             [getattr(each, name) for each in unchanged]
         )
     summary = done.summary()
-    assert set(summary) == {f"tokens/{prefix}{name}" for prefix in ("", "no_change_") for name in ("psnr", "ssim")}
+    assert set(summary) == {
+        f"tokens/{prefix}{name}" for prefix in ("", "no_change_") for name in ("psnr", "ssim")
+    }
 
 
 def test_the_console_counts_frames_and_shows_the_baseline(

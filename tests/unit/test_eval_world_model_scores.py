@@ -276,4 +276,6 @@ def test_scores_of_an_earlier_version_are_shown_without_a_baseline() -> None:
     assert scores_text(content) == "PSNR 24.2 dB, SSIM 0.500 over 8 frames, protocol tokens"
     assert scores_text({"psnr": float("nan")}) == "0 frames, protocol tokens"
     content |= {"no_change_psnr": 26.7, "rollouts": [{"frames": [{}] * 8}]}
-    assert scores_text(content) == "PSNR 24.2 dB (no change: 26.7 dB), SSIM 0.500 over 8 frames, protocol tokens"
+    assert (
+        scores_text(content) == "PSNR 24.2 dB (no change: 26.7 dB), SSIM 0.500 over 8 frames, protocol tokens"
+    )
