@@ -149,6 +149,7 @@ def evaluate(
             horizon=settings.horizon,
             provenance=provenance,
             notes=(*record.notes, *version_notes(provenance.versions)),
+            suite_tasks=len(suite.tasks),
         )
         write_results(outcome, out)
     return outcome

@@ -14,6 +14,7 @@ from data.errors import InputError
 from data.files import write_text_whole
 from eval.report import evaluation_tables, headline, rollout_media, training_charts, world_model_rollouts
 from eval.report.json_values import mapping
+from eval.report.reproduction_table import reproduction_rows
 from eval.report.run_contents import RunContents, read_run
 from pretrain.run_layout import STEP_PATTERN, RunLayout
 
@@ -92,6 +93,7 @@ def render(run: RunContents) -> str:
         evaluations=[evaluation_tables.evaluation_row(evaluation) for evaluation in run.evaluations],
         protocols=evaluation_tables.protocol_rows(run),
         evaluation_notes=evaluation_tables.evaluation_notes(run),
+        reproduction=reproduction_rows(run),
         tasks=evaluation_tables.task_rows(run),
         failures=failures,
         num_failures_omitted=num_failures_omitted,
