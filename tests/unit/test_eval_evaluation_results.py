@@ -123,6 +123,9 @@ def test_results_name_what_the_outcomes_depend_on() -> None:
         "camera wrist, history 1, chunk 4, 64 px, action ranges worldvla, image tokenizer aaaaaaaaaaaa, text "
         "tokenizer bbbbbbbbbbbb; osmesa (Mesa), soft resets, observations recomputed, mujoco 3.3.2"
     )
+    rounded = replace(PROVENANCE, precision="bf16")
+    assert "text tokenizer bbbbbbbbbbbb, bf16; osmesa (Mesa)" in str(rounded)
+    assert replace(results(episode(0, True)), provenance=rounded).to_json()["precision"] == "bf16"
     other = {**SETTINGS, "action_ranges": {"minimum": [-1.0] * 7, "maximum": [1.0] * 7}}
     assert "action ranges the data set's own," in str(replace(PROVENANCE, policy_settings=other))
 
