@@ -4,8 +4,8 @@ Kernels may sum in another order for another number of rows, or for another posi
 the last bit of a logit depends on which other environments happen to wait for the policy. So before prompts
 of a width are decoded for the first time, copies of one prompt are decoded in batches of several sizes and
 compared bit by bit. Sizes that agree are used; a batch between two of them is filled up with copies. The
-length that a prompt is padded to depends on its own length alone. This holds in fp32 and in bf16 alike: what is
-compared is the output of the network's own kernels.
+length that a prompt is padded to depends on its own length alone. This holds in fp32 and in bf16 alike: what
+is compared is the output of the network's own kernels.
 """
 
 from __future__ import annotations
