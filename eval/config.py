@@ -164,18 +164,10 @@ class ImagineDataConfig:
 
 
 @dataclass
-class ImagineConfig(SourceConfig):
-    """`worldvla imagine`: world-model rollouts beside the true frames.
-
-    The settings of demonstrations (`format`, `cameras`, ...) are those that `worldvla prepare` was given.
+class RolloutConfig:
+    """World-model rollouts.
 
     Attributes:
-        protocol: How predictions are scored: `tokens` (against the frames of the true codes), or as
-            `published` (against the camera's frames, in MP4 at 256 px, the given frame counted, LPIPS with
-            VGG, every prediction decoded and encoded again before it is the next input).
-        source: For `protocol=published`: folder (or file) of the demonstrations that the data set was
-            prepared from, for the camera's frames; empty: none.
-        replay: Whether the data set was prepared with `replay=true`: then the frames are those of a replay.
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
         data: The data set, where it was moved.
         episode: Key of an episode in the data; null: the first held-out ones.
@@ -190,13 +182,10 @@ class ImagineConfig(SourceConfig):
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Seed of sampling at a temperature above 0.
         precision: As for `worldvla eval`.
-        gif: Write the video as `imagine.gif` too, for viewers without MP4; 256 colours a frame.
+        gif: Write the video as GIF too, for viewers without MP4; 256 colours a frame.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
 
-    source: str = ""
-    replay: bool = False
-    protocol: WorldModelProtocol = "tokens"
     checkpoint: str = "???"
     data: ImagineDataConfig = field(default_factory=ImagineDataConfig)
     episode: str | None = None
@@ -211,3 +200,23 @@ class ImagineConfig(SourceConfig):
     precision: Precision = "auto"
     gif: bool = False
     out: str | None = None
+
+
+@dataclass
+class ImagineConfig(SourceConfig, RolloutConfig):
+    """`worldvla imagine`: world-model rollouts beside the true frames.
+
+    For `protocol=published` the settings of demonstrations (`source`, `format`, `cameras`, ...) are those
+    that `worldvla prepare` was given for the data set; else they are not used.
+
+    Attributes:
+        source: Folder (or file) of the demonstrations, for the camera's frames; empty: none.
+        protocol: How predictions are scored: `tokens` (against the frames of the true codes), or as
+            `published` (against the camera's frames, in MP4 at 256 px, the given frame counted, LPIPS with
+            VGG, every prediction decoded and encoded again before it is the next input).
+        replay: Whether the data set was prepared with `replay=true`: then the frames are those of a replay.
+    """
+
+    source: str = ""
+    protocol: WorldModelProtocol = "tokens"
+    replay: bool = False

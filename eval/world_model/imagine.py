@@ -118,10 +118,10 @@ def _check_settings(config: ImagineConfig) -> None:
             "protocol=published: compares with the camera's frames, which shards do not hold; add "
             "source=FOLDER, the demonstrations that the data set was prepared from"
         )
-    if config.protocol == "tokens" and config.source:
+    if config.protocol == "tokens" and (config.source or config.replay):
+        given = f"source={config.source}" if config.source else "replay=true"
         raise InputError(
-            f"source={config.source}: protocol=tokens reads no demonstrations; leave source out, or give "
-            "protocol=published"
+            f"{given}: protocol=tokens reads no demonstrations; leave it out, or give protocol=published"
         )
 
 

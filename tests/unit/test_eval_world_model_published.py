@@ -44,6 +44,7 @@ from tests.support.imagine_case import (
     prepare_data,
     recording_checkpoint,
 )
+from tests.support.lerobot_layout import recorded, write_lerobot
 from tests.support.libero_layout import demonstration, write_file
 
 EPISODE = "lift/demo_7"
@@ -153,6 +154,8 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Path) -> None:
     )
     with pytest.raises(InputError, match=r"source=.*demos: protocol=tokens reads no demonstrations; leave"):
         imagine(request(checkpoint, protocol="tokens"))
+    with pytest.raises(InputError, match="^replay=true: protocol=tokens reads no demonstrations"):
+        imagine(request(checkpoint, protocol="tokens", source="", replay=True))
     with pytest.raises(InputError, match="replay=true: needs a simulator"):
         imagine(request(checkpoint, replay=True))
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
@@ -217,6 +220,22 @@ def test_frames_are_resized_as_those_of_the_data_were(
     with pytest.raises(InputError, match=r"resize=box_bicubic: .* resized with lanczos; give resize=lanczos"):
         imagine(request(checkpoint, frames=1))
     assert imagine(request(checkpoint, frames=1, resize="lanczos")).protocol == "published"
+
+
+@pytest.mark.parametrize("stored", ["video", "image"])
+def test_demonstrations_may_have_another_format(
+    stored: str, tmp_path: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lerobot(tmp_path / "demos", "v3.0", [recorded(steps=4, seed=seed) for seed in range(3)], stored)
+    config = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "data"), resolution=PIXELS)
+    (first, *_) = prepare(Preparer(config, image)).episodes
+    model = loaded_model(str(tmp_path / "data"), image)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
+    monkeypatch.setattr(rollout, "decode_image", add_one)
+    checkpoint = tmp_path / "runs/demo/checkpoints/step_00000100"
+    done = imagine(request(checkpoint, episode=first.key, frames=2))
+    assert len(done.frames) == 3
+    assert done.frames[0].psnr > 30  # the given frame, after the video
 
 
 def test_frames_of_replays_are_compared_where_the_data_are_of_replays(checkpoint: Path) -> None:
