@@ -154,7 +154,7 @@ def test_what_is_missing_is_said_in_one_line(checkpoint: Path) -> None:
     )
     with pytest.raises(InputError, match=r"source=.*demos: protocol=tokens reads no demonstrations; leave"):
         imagine(request(checkpoint, protocol="tokens"))
-    with pytest.raises(InputError, match="^replay=true: protocol=tokens reads no demonstrations"):
+    with pytest.raises(InputError, match=r"^replay=true: protocol=tokens reads no demonstrations"):
         imagine(request(checkpoint, protocol="tokens", source="", replay=True))
     with pytest.raises(InputError, match="replay=true: needs a simulator"):
         imagine(request(checkpoint, replay=True))

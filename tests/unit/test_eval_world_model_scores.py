@@ -16,8 +16,10 @@ from data.errors import InputError
 from eval.world_model.fvd import VideoFeatures, frechet_distance
 from eval.world_model.horizons import ScoredRollout, horizon_scores
 from eval.world_model.lpips import Lpips
+from eval.world_model.protocol import PUBLISHED
 from eval.world_model.score_text import frames_text, scores_text
 from eval.world_model.scores import FrameScore, Videos, check_pixels, mean_score, score
+from tests.support import independent_metrics as independent
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,28 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     assert alone.not_computed["fvd"] == "1 video, needs at least 2"
     without = horizon_scores(rollouts[:1], {**MISSING, "fvd": "fvd_network is not set"}, None)[0]
     assert without.not_computed["fvd"] == "fvd_network is not set"
+
+
+def test_published_horizons_count_the_given_frame_and_divide_by_n(tmp_path: Path) -> None:
+    network = tmp_path / "i3d.pt"
+    torch.jit.script(MeanColour()).save(str(network))
+    videos = [
+        Videos.of_rollout(frames(10, seed), frames(10, seed + 50) // (1 + seed % 3), PUBLISHED.first)
+        for seed in range(8)
+    ]
+    rollouts = [ScoredRollout(each, score(each, *codes(10), None, PUBLISHED)) for each in videos]
+    (horizon,) = horizon_scores(rollouts, MISSING, VideoFeatures(network), PUBLISHED)
+    assert (horizon.frames, horizon.episodes) == (10, 8)  # nine predictions each
+    features = [
+        np.stack([getattr(each, name).mean(axis=(0, 1, 2)) for each in videos])
+        for name in ("truth", "predicted", "unchanged")
+    ]
+    for value, others in ((horizon.fvd, features[1]), (horizon.no_change_fvd, features[2])):
+        expected = independent.frechet_distance(features[0], others, freedom=0)
+        assert value == pytest.approx(expected, rel=1e-4)
+        assert value != pytest.approx(independent.frechet_distance(features[0], others), rel=1e-3)
+    assert "measured here as in the script" in horizon.published_protocol
+    assert horizon.published["fvd"] == 255.1
 
 
 class OtherSignature(nn.Module):
