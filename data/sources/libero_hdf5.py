@@ -39,6 +39,7 @@ from data.sources.hdf5 import (
     read_numbers,
 )
 from data.sources.interface import DemonstrationReference
+from data.sources.libero_language import LIBERO_SUITE_NAMES, libero_language
 from data.sources.no_ops import moving_steps
 from data.tokens.vocabulary import ACTION_DIM
 from data.unicode_text import encodable, is_blank, printable
@@ -49,7 +50,6 @@ ORIENTATION_ATTRIBUTE, HAND_ORIENTATION = "state_orientation", "hand_body"
 """In files of `worldvla collect`. Those of earlier versions lack it: their states have the orientation of the
 grip site, which is turned by 90 degrees against the hand's."""
 
-_LIBERO = "libero_"  # prefix of the names of its suites
 _SUITE_FOLDER = re.compile(r"libero_(spatial|object|goal|10|90)(?![0-9a-z])")
 _MIN_WORDS = 2  # of an instruction that is read from the name of a file
 HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -248,22 +248,13 @@ def _suite(path: Path, data: Node) -> str:
     return stated or (known.group() if known else folder)
 
 
-def libero_language(task: str) -> str:
-    """LIBERO's instruction of a task: its name, without the scene at the beginning of LIBERO-10 and 90.
-
-    The `problem_info` of LIBERO's files has another wording for many tasks ("pick the akita black bowl" for
-    "pick up the black bowl"); evaluations, LIBERO's own included, use the words of the name.
-    """
-    return re.sub(r"^[A-Z_]+SCENE\d+_", "", task).replace("_", " ").lower()
-
-
 def _instruction(path: Path, data: Node, suite: str, task: str) -> str:
     """LIBERO's words for its own tasks, else those of the attribute, else those of the file's name.
 
     The published filters of no-ops write files without attributes.
     """
     problem = PurePosixPath(attribute(data, "bddl_file_name") or "")
-    if suite.startswith(_LIBERO) and problem.stem == task:
+    if suite in LIBERO_SUITE_NAMES and problem.stem == task:
         return libero_language(task)
     text = attribute(data, "problem_info")
     if stated := _stated_instruction(text):

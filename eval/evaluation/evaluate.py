@@ -109,10 +109,11 @@ def evaluate(
     suite = open_suite(settings.suite)
     tasks = select_tasks(suite, settings.tasks)
     check_settings(settings)
+    _check_initial_states(suite, tasks, settings)
     record = policy.record()
     provenance = Provenance(
         suite.renderer(),
-        suite.reset,
+        settings.reset or suite.default_reset,
         settings.observations,
         suite.versions(),
         record.settings,
@@ -148,7 +149,7 @@ def evaluate(
             standin_assets=suite.standin_assets,
             horizon=settings.horizon,
             provenance=provenance,
-            notes=(*record.notes, *version_notes(provenance.versions)),
+            notes=(*record.notes, *suite.notes, *version_notes(provenance.versions)),
             suite_tasks=len(suite.tasks),
         )
         write_results(outcome, out)
@@ -178,6 +179,21 @@ def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
         )
 
 
+def _check_initial_states(suite: Suite, tasks: list[int], settings: EvaluationSettings) -> None:
+    """Check that every task has the initial states that are asked for.
+
+    Raises:
+        InputError: One has fewer.
+    """
+    fewest = min((suite.tasks[number] for number in tasks), key=lambda task: task.initial_states)
+    count = fewest.initial_states
+    if settings.seed + settings.episodes > count:
+        raise InputError(
+            f"episodes={settings.episodes} from seed={settings.seed}: task {fewest.number} of {suite.name} "
+            f"has {count} fixed initial state{'s' * (count > 1)}; ask for fewer episodes"
+        )
+
+
 def _episode_specs(suite: Suite, tasks: list[int], settings: EvaluationSettings) -> list[EpisodeSpec]:
     return [
         EpisodeSpec(
@@ -186,6 +202,7 @@ def _episode_specs(suite: Suite, tasks: list[int], settings: EvaluationSettings)
             initial_state=settings.seed + number,
             horizon=settings.horizon or suite.tasks[task].horizon,
             observations=settings.observations,
+            reset=settings.reset,
         )
         for task in tasks
         for number in range(settings.episodes)

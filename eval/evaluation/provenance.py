@@ -17,7 +17,7 @@ class Provenance:
 
     Attributes:
         renderer: Backend and vendor of the renderer.
-        reset: How an episode starts: `soft`.
+        reset: How an episode starts: `hard` or `soft`.
         observations: What frames and proprioception show: `recomputed` or `published`.
         versions: Versions of the simulator's packages.
         policy_settings: Cameras, history, chunk, action ranges and checksums of the tokenizers; None for a

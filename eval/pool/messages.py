@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.files import user_mistake
-from eval.config import Observations
+from eval.config import Observations, Reset
 from eval.policy.interface import Policy, PolicyRecord
 from eval.simulator.interface import Suite
 
@@ -62,6 +62,7 @@ class EpisodeSpec:
         horizon: Maximum length of the episode in steps.
         observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
         videos: Folder for the episode's video; None: no video.
+        reset: How the episode starts; None: as the suite's episodes do.
     """
 
     suite: str
@@ -70,6 +71,7 @@ class EpisodeSpec:
     horizon: int
     observations: Observations = "recomputed"
     videos: Path | None = None
+    reset: Reset | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.config import Observations
+from eval.config import Observations, Reset
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
@@ -92,16 +92,16 @@ class _SimulatorCache:
 
     def __init__(self, open_suite: OpenSuite) -> None:
         self._open_suite = open_suite
-        self._key: tuple[str, int, Observations] | None = None
+        self._key: tuple[str, int, Observations, Reset | None] | None = None
         self._simulator: Simulator | None = None
 
     def open(self, spec: EpisodeSpec) -> Simulator:
-        key = (spec.suite, spec.task, spec.observations)
+        key = (spec.suite, spec.task, spec.observations, spec.reset)
         if self._simulator is None or self._key != key:
             if self._simulator is not None:
                 self._simulator.close()
                 self._simulator = None
-            self._simulator = self._open_suite(spec.suite).open(spec.task, spec.observations)
+            self._simulator = self._open_suite(spec.suite).open(spec.task, spec.observations, spec.reset)
             self._key = key
         return self._simulator
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.config import Observations
+from eval.config import Observations, Reset
 
 EVALUATION_STATES = 50
 COLLECTION_STATES = 1000
@@ -65,6 +65,8 @@ class TaskInfo:
         horizon: Maximum length of an episode in steps, without the settling steps.
         environment: Class name of the simulator's environment, for the demonstration's attributes.
         problem_file: BDDL file of the task; empty where the suite has none.
+        category: What a robustness suite changes in it (`camera`, `language`); empty in other suites.
+        initial_states: Number of its fixed initial states.
     """
 
     suite: str
@@ -74,6 +76,8 @@ class TaskInfo:
     horizon: int
     environment: str
     problem_file: str = ""
+    category: str = ""
+    initial_states: int = EVALUATION_STATES
 
 
 def problem_file_in_package(task: TaskInfo) -> str:
@@ -212,8 +216,13 @@ class Suite(Protocol):
         ...
 
     @property
-    def reset(self) -> str:
-        """How an episode starts: `soft` (the environment is kept)."""
+    def default_reset(self) -> Reset:
+        """How an episode starts unless the settings say otherwise."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Caveats of the suite's results."""
         ...
 
     def renderer(self) -> str:
@@ -224,12 +233,15 @@ class Suite(Protocol):
         """Versions of the simulator's packages."""
         ...
 
-    def open(self, task: int, observations: Observations = "recomputed") -> Simulator:
+    def open(
+        self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
+    ) -> Simulator:
         """Build the simulator of a task (seconds).
 
         Args:
             task: Its number.
             observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
+            reset: How an episode starts, from a fixed initial state; None: `default_reset`.
 
         Raises:
             InputError: Renderer or assets are missing.

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from data.errors import InputError
-from eval.config import Observations
+from eval.config import Observations, Reset
 from eval.simulator.interface import Goal, TaskInfo
 from eval.simulator.panda import PandaSimulator, installed_versions, panda_arguments, seeded_numpy
-from eval.simulator.provenance import RESET, renderer
+from eval.simulator.provenance import renderer
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
 SUITE = "robosuite_lift"
@@ -37,8 +37,10 @@ TASK = TaskInfo(
 class LiftSimulator(PandaSimulator):
     """A Panda before a table with one red cube; solved when the cube is 4 cm above the table."""
 
-    def __init__(self, observations: Observations = "recomputed") -> None:
-        super().__init__(_make_environment(), TASK, observations)
+    def __init__(self, observations: Observations = "recomputed", reset: Reset = "soft") -> None:
+        environment = _make_environment()
+        environment.hard_reset = reset == "hard"
+        super().__init__(environment, TASK, observations)
 
     def _place(self, initial_state: int) -> None:
         # Placement and the noise of the arm's initial pose are drawn from numpy's global generator.
@@ -67,7 +69,8 @@ class LiftSuite:
     name = SUITE
     tasks = (TASK,)
     standin_assets = False
-    reset = RESET
+    default_reset: Reset = "soft"
+    notes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         if importlib.util.find_spec("robosuite") is None:
@@ -82,15 +85,17 @@ class LiftSuite:
         """Backend and vendor of the renderer."""
         return renderer()
 
-    def open(self, task: int, observations: Observations = "recomputed") -> LiftSimulator:
-        """Build the simulator of task 0."""
+    def open(
+        self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
+    ) -> LiftSimulator:
+        """Build the simulator of task 0. A hard reset builds the model anew, with a cube of another size."""
         if task != TASK.number:
             raise ValueError(f"{SUITE} has task 0 only, not {task}")
-        return LiftSimulator(observations)
+        return LiftSimulator(observations, reset or self.default_reset)
 
 
 def _make_environment() -> Any:
-    """The Lift of robosuite with our agent camera, soft resets and no observations of its own."""
+    """The Lift of robosuite with our agent camera and no observations of its own."""
     choose_backend()
     quiet_robosuite()
     from robosuite.environments.manipulation.lift import Lift

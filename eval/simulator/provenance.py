@@ -12,9 +12,6 @@ from eval.simulator.rendering import choose_backend
 TESTED_VERSIONS = {"mujoco": "3.3.2", "robosuite": "1.4.0", "hf-libero": "0.1.4"}
 """Versions that published rates can be compared with: another MuJoCo renders and places differently."""
 
-RESET = "soft"
-"""How an episode starts: the environment is kept and its state is set."""
-
 _QUERY_SECONDS = 300
 _QUERY = """
 import mujoco

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from eval.config import Observations
+from eval.config import Observations, Reset
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Observation, Policy, PolicyRecord
 from eval.simulator.interface import Simulator, SimulatorError
@@ -69,7 +69,8 @@ class FakeSuite:
     """Three tasks."""
 
     standin_assets = True
-    reset = "soft"
+    default_reset: Reset = "soft"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +82,9 @@ class FakeSuite:
     def versions(self) -> dict[str, str]:
         return {"fake": "1"}
 
-    def open(self, task: int, observations: Observations = "recomputed") -> FakeSimulator:
+    def open(
+        self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
+    ) -> FakeSimulator:
         if self.name == "fake_empty" or (self.name == "fake_incomplete" and task == 1):
             raise InputError(f"task {task}: an asset is missing")
         return FaultySimulator(self.name, task)

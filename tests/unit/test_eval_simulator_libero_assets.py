@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.files import folder_written_whole
-from eval.simulator.libero_assets import find_assets
+from eval.simulator.libero.assets import find_assets
 from tests.unit.test_eval_demonstrations_collect import archive_of_assets
 
 

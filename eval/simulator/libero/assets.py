@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import lzma
 import os
 import tarfile
 import tempfile
 import zlib
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from data.errors import InputError
 from data.files import folder_written_whole, private_folder, remove_leftovers
+from eval.simulator.libero.packages import (
+    ASSETS_PACKAGES,
+    ASSETS_VERSION,
+    INSTALL,
+    assets_package,
+    package_folder,
+)
 
 _ENVIRONMENT = "LIBERO_ASSETS"
-_REMEDY = (
-    f"set {_ENVIRONMENT} to the `assets` folder of a LIBERO checkout (libero/libero/assets), or an archive"
-)
+_REMEDY = f"run: {INSTALL} (or set {_ENVIRONMENT} to the `assets` folder of a LIBERO checkout, or an archive)"
 _REQUIRED = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
 # The originals of these meshes have several megabytes; stand-ins have a few kilobytes.
 _MESHES_WITH_STANDINS = (
@@ -28,36 +33,18 @@ _MESHES_WITH_STANDINS = (
 _MIN_ORIGINAL_BYTES = 1_000_000
 
 
-def package_folder() -> Path:
-    """Folder of LIBERO's inner package, with tasks and initial states.
-
-    Raises:
-        InputError: hf-libero is not installed.
-    """
-    spec = importlib.util.find_spec("libero")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(
-            "LIBERO is not installed; run: pip install --no-deps hf-libero==0.1.4 (with robosuite==1.4.0)"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "libero"
-
-
 def find_assets() -> Path:
     """The folder with LIBERO's scenes, objects and textures.
 
-    `LIBERO_ASSETS` may name the folder, or a tar archive of it, which is unpacked once into the
-    user's cache folder. Without it the folder inside the installed package is taken.
+    `LIBERO_ASSETS` may name the folder, or a tar archive of it, which is unpacked once into the user's
+    cache folder. Without it the packages of assets are taken, then the folder inside LIBERO's own package.
 
     Raises:
-        InputError: Nothing there, or not LIBERO's assets.
+        InputError: Nothing there, not LIBERO's assets, or only a part of the packages, or of two versions.
     """
     configured = os.environ.get(_ENVIRONMENT)
     if configured is None:
-        folder = package_folder() / "assets"
-        if not folder.is_dir():
-            raise InputError(
-                f"LIBERO's assets not found: {_ENVIRONMENT} is not set and {folder} does not exist; {_REMEDY}"
-            )
+        folder = _installed_assets()
     elif not Path(configured).exists():
         raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={configured} does not exist; {_REMEDY}")
     elif Path(configured).is_file():
@@ -68,6 +55,60 @@ def find_assets() -> Path:
     if missing:
         raise InputError(f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; {_REMEDY}")
     return folder.resolve()
+
+
+def _installed_assets() -> Path:
+    """The assets of the packages from PyPI, or of LIBERO's own package."""
+    packaged, own = assets_package(), package_folder() / "assets"
+    if packaged is not None:
+        check_packages()
+        return packaged
+    if not own.is_dir():
+        raise InputError(
+            f"LIBERO's assets not found: {_ENVIRONMENT} is not set, {ASSETS_PACKAGES[0]} to -5 are not "
+            f"installed and {own} does not exist; {_REMEDY}"
+        )
+    return own
+
+
+def check_packages() -> None:
+    """Check that all packages of assets are installed, whole and of the tested version.
+
+    Raises:
+        InputError: One is missing, of another version, or lacks files.
+    """
+    for name in ASSETS_PACKAGES:
+        try:
+            package = distribution(name)
+        except PackageNotFoundError as error:
+            raise InputError(f"LIBERO's assets are not whole: {name} is not installed; {_REMEDY}") from error
+        if package.version != ASSETS_VERSION:
+            raise InputError(
+                f"LIBERO's assets are of two versions: {name} is {package.version}, expected "
+                f"{ASSETS_VERSION}; {_REMEDY}"
+            )
+        for file in package.files or ():
+            path = Path(str(package.locate_file(file)))
+            if file.size is not None and not _has_size(path, file.size):
+                raise InputError(
+                    f"LIBERO's assets are not whole: {path} of {name} is missing or was changed; run: "
+                    f"pip install --no-deps --force-reinstall {name}=={ASSETS_VERSION}"
+                )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def checksum(assets: Path) -> str:
+    """SHA-256 of the names and sizes of all files; results name it, to tell two sets of assets apart."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in assets.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(assets)}:{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
 
 
 def has_standins(assets: Path) -> bool:

@@ -1,0 +1,1 @@
+"""LIBERO and its robustness suites LIBERO-Pro and LIBERO-Plus."""
