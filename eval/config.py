@@ -123,6 +123,9 @@ class EvalCommandConfig(EvaluationSettings):
             (its weights are fetched to `fetched/` of its run's folder), or a folder of exported weights.
         policy: `expert` for the scripted expert.
         out: Folder for `results.json` and the videos; null: beside the checkpoint's run.
+        record: Folder for a LeRobot data set of all episodes as they were run: frames of both cameras, state
+            and action of every step. Finished episodes without a recording are run again for it. null: none.
+        record_pixels: Side of its frames, even; null: that of the policy's, for the expert 256.
         resume: Continue with the finished episodes in `out`; false: run all anew.
         exported: Files and settings beside a folder of exported weights.
     """
@@ -130,6 +133,8 @@ class EvalCommandConfig(EvaluationSettings):
     checkpoint: str | None = None
     policy: str | None = None
     out: str | None = None
+    record: str | None = None
+    record_pixels: int | None = None
     resume: bool = True
     exported: ExportedConfig = field(default_factory=ExportedConfig)
 

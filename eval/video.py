@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,37 @@ def read_video(path: Path) -> NDArray[np.uint8]:
     except FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     return np.stack(frames).astype(np.uint8, copy=False)
+
+
+class VideoInMemory:
+    """An MP4 (H.264, yuv420p) that is encoded frame by frame and kept in memory.
+
+    Every second frame is a key frame and no frame needs a later one, as LeRobot encodes its videos: a single
+    frame is found without decoding those far before it.
+
+    Args:
+        pixels: Side of the frames, even.
+        frames_per_second: At which it is played.
+    """
+
+    def __init__(self, pixels: int, frames_per_second: int) -> None:
+        self._file = io.BytesIO()
+        self._container = av.open(self._file, "w", format="mp4")
+        options = {"crf": "18", "g": "2", "bf": "0"}
+        self._stream = self._container.add_stream("libx264", rate=frames_per_second, options=options)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = pixels, pixels, "yuv420p"
+        # x264's own threads would make the bytes depend on the number of cores
+        self._stream.thread_count = 1
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Append one frame uint8 [pixels, pixels, 3]."""
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def finish(self) -> bytes:
+        """The whole file; no frame can be added after it."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        return self._file.getvalue()
 
 
 def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: int) -> None:

@@ -117,6 +117,7 @@ COMMANDS = (
         examples=(
             "worldvla eval checkpoint=runs/mine/checkpoints/step_00000400 suite=robosuite_lift episodes=4",
             "worldvla eval policy=expert suite=libero_object tasks=[0] episodes=2 out=results",
+            "worldvla eval policy=expert suite=robosuite_lift episodes=2 out=results record=episodes",
         ),
         json=True,
     ),

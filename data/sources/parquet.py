@@ -1,4 +1,4 @@
-"""Parquet files as columns of Python values: the only module that uses pyarrow."""
+"""Parquet files as columns of Python values: the only module that reads with pyarrow."""
 
 from __future__ import annotations
 

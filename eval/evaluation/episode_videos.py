@@ -1,4 +1,7 @@
-"""Which episodes are recorded as video: the first of each task, or, of finished ones, the failures first."""
+"""Which episodes are run, with a video or a recording, and what becomes of those that are run again for it.
+
+The first episodes of each task have a video; of finished ones without one, failures come first.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,34 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from eval.evaluation.episode_recordings import EpisodeRecordings
 from eval.evaluation.journal import Key
 from eval.pool.messages import EpisodeSpec
 from eval.rollout.episode import EpisodeResult
 
 
 def with_videos(
-    specs: Sequence[EpisodeSpec], finished: Mapping[Key, EpisodeResult], count: int, folder: Path
+    specs: Sequence[EpisodeSpec],
+    finished: Mapping[Key, EpisodeResult],
+    count: int,
+    folder: Path,
+    recordings: EpisodeRecordings | None = None,
 ) -> list[EpisodeSpec]:
-    """The episodes to run, so that `count` of each task have a video in `folder`.
+    """The episodes to run, so that `count` of each task have a video in `folder`, and all a recording.
 
-    Those without a result come first. A finished episode is run again only for a video that is missing, and
-    not where that has ended otherwise before: it takes the place of a video, so that the same evaluation
-    again runs nothing.
+    Those without a result come first. A finished episode is run again only for a video or recording that is
+    missing, and not where that has ended otherwise before: it takes the place of a video, so that the same
+    evaluation again runs nothing.
 
     Args:
         specs: All episodes, grouped by task, initial states ascending.
         finished: Results that are not run again for their own sake.
         count: Number of episodes of each task with a video.
         folder: Of the videos.
+        recordings: Of the episodes; None: none are made.
+
+    Raises:
+        InputError: A recording is damaged.
     """
     unfinished: list[EpisodeSpec] = []
     repeated: list[EpisodeSpec] = []
@@ -33,11 +45,15 @@ def with_videos(
         task = list(group)
         chosen = _chosen(task, finished, count, folder)
         for spec in task:
-            videos = folder if key_of(spec) in chosen else None
-            if key_of(spec) not in finished:
-                unfinished.append(replace(spec, videos=videos))
-            elif videos is not None:
-                repeated.append(replace(spec, videos=videos))
+            key = key_of(spec)
+            videos = folder if key in chosen else None
+            wanted = recordings is not None and (key not in finished or recordings.lacks(finished[key]))
+            recording = recordings.place if recordings is not None and wanted else None
+            complete = replace(spec, videos=videos, recording=recording)
+            if key not in finished:
+                unfinished.append(complete)
+            elif videos is not None or recording is not None:
+                repeated.append(complete)
     return unfinished + repeated
 
 
@@ -68,24 +84,32 @@ def _has_video(result: EpisodeResult, folder: Path) -> bool:
     return result.video is not None and (folder / result.video).is_file()
 
 
-def recorded_again(kept: EpisodeResult, again: EpisodeResult, folder: Path) -> EpisodeResult:
-    """A finished episode with the video of its repetition; its outcome stays whatever the repetition gave.
+def recorded_again(
+    kept: EpisodeResult, again: EpisodeResult, folder: Path, for_video: bool = True
+) -> EpisodeResult:
+    """A finished episode with the video or recording of its repetition; its outcome stays whatever that gave.
 
-    The video of a repetition that went another way (another GPU, another renderer) does not show the episode:
-    it is removed, and the episode is not run again for it. A repetition that broke down may be tried again.
+    The video or recording of a repetition that went another way (another GPU, another renderer) does not show
+    the episode: a video is removed, a recording is known by its actions, and the episode is not run again for
+    them. A repetition that broke down may be tried again.
 
     Args:
         kept: The finished episode.
         again: Its repetition.
         folder: Of the videos.
+        for_video: Whether it was run again for its video; else for its recording alone.
     """
     if again.error is None and _went_alike(kept, again):
-        return replace(kept, video=again.video, video_error=again.video_error)
+        same = replace(kept, actions_sha256=again.actions_sha256, recording_error=again.recording_error)
+        return replace(same, video=again.video, video_error=again.video_error) if for_video else same
+    outcome = f"error: {again.error}" if again.error else f"success {again.success} in {again.steps} steps"
+    reason = f"run again for its {'video' if for_video else 'recording'} it ended otherwise ({outcome})"
+    kept = replace(kept, repeated_otherwise=again.error is None)
+    if not for_video:
+        return replace(kept, recording_error=reason)
     if again.video is not None:
         (folder / again.video).unlink(missing_ok=True)
-    outcome = f"error: {again.error}" if again.error else f"success {again.success} in {again.steps} steps"
-    reason = f"run again for its video it ended otherwise ({outcome})"
-    return replace(kept, video=None, video_error=reason, repeated_otherwise=again.error is None)
+    return replace(kept, video=None, video_error=reason)
 
 
 def _went_alike(kept: EpisodeResult, again: EpisodeResult) -> bool:

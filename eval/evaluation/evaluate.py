@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from eval.config import EvalCommandConfig, EvaluationSettings
+from eval.evaluation.episode_recordings import EpisodeRecordings, check_pixels, recordings_in
 from eval.evaluation.episode_videos import key_of, recorded_again, with_videos
 from eval.evaluation.folder_lock import only_evaluation
-from eval.evaluation.journal import Journal, Key
+from eval.evaluation.journal import Journal, Key, identity_digest
 from eval.evaluation.provenance import Provenance
 from eval.evaluation.results import Results, write_results
 from eval.output_folder import writable_folder
 from eval.policy.source import evaluation_beside_training, named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool
-from eval.rollout.episode import EpisodeResult
+from eval.rollout.episode import EpisodeResult, check_chunk
 from eval.simulator.interface import EVALUATION_STATES, Suite
 from eval.simulator.provenance import version_notes
 from eval.simulator.registry import open_suite as open_registered
 from eval.simulator.registry import select_tasks
+
+_PIXELS = 256  # of recorded frames, for a policy that sees none
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class EvaluationProgress:
         total: Number of all episodes.
         successes: Number of solved episodes.
         errors: Number of episodes that ended in a simulator error.
-        repeated: Number of finished episodes that are still to be run again for their video.
+        repeated: Number of finished episodes that are still to be run again for their video or recording.
     """
 
     done: int
@@ -41,13 +46,14 @@ class EvaluationProgress:
     successes: int
     errors: int
     repeated: int = 0
+    to_record: str = "videos"
 
     def __str__(self) -> str:
         counted = self.done - self.errors
         text = f"success {self.successes}/{counted}"
         text += f" ({self.successes / counted:.0%})" if counted else ""
         text += f", {self.errors} errors" if self.errors else ""
-        return f"{text}, videos to record: {self.repeated}" if self.repeated else text
+        return f"{text}, {self.to_record} to record: {self.repeated}" if self.repeated else text
 
 
 Progress = Callable[[EvaluationProgress], None]
@@ -56,7 +62,7 @@ Progress = Callable[[EvaluationProgress], None]
 def evaluate_command(
     config: EvalCommandConfig, progress: Progress | None = None, open_suite: OpenSuite = open_registered
 ) -> Results:
-    """`worldvla eval`: run the named policy and write `results.json` and the videos; see `evaluate`.
+    """`worldvla eval`: run the named policy, write `results.json`, videos and recordings; see `evaluate`.
 
     Raises:
         InputError: Bad settings, missing simulator parts, unusable checkpoint.
@@ -71,6 +77,8 @@ def evaluate_command(
         earlier=evaluation_beside_training(policy),
         open_suite=open_suite,
         progress=progress,
+        record=None if config.record is None else Path(config.record),
+        record_pixels=config.record_pixels,
     )
 
 
@@ -84,6 +92,8 @@ def evaluate(
     earlier: Path | None = None,
     open_suite: OpenSuite = open_registered,
     progress: Progress | None = None,
+    record: Path | None = None,
+    record_pixels: int | None = None,
 ) -> Results:
     """Run a policy on a suite and write `results.json` and the videos into `out`.
 
@@ -100,45 +110,50 @@ def evaluate(
         earlier: Folder of an earlier evaluation, whose episodes of the same identity are taken over.
         open_suite: Opens the suite, here and in the workers.
         progress: Called at the start and after every episode.
+        record: Folder for a LeRobot data set of the episodes; None: they are not recorded.
+        record_pixels: Side of its frames; None: that of the policy's, 256 where it sees none.
 
     Raises:
         InputError: Bad settings, missing simulator parts, unusable checkpoint, another evaluation in `out`,
-            or a full disk.
+            or a full disk; something else in `record`, or recordings that could not be written.
         PolicyFailedError: The policy raised an exception.
     """
     suite = open_suite(settings.suite)
     tasks = select_tasks(suite, settings.tasks)
     check_settings(settings)
     _check_initial_states(suite, tasks, settings)
-    record = policy.record()
+    described = policy.record()
     provenance = Provenance(
         suite.renderer(),
         settings.reset or suite.default_reset,
         settings.observations,
         suite.versions(),
-        record.settings,
-        record.precision,
+        described.settings,
+        described.precision,
     )
-    with only_evaluation(writable_folder(out)):
-        journal = Journal(out, _identity(policy, suite, settings.horizon, provenance), resume, earlier)
-        specs = _episode_specs(suite, tasks, settings)
+    specs = _episode_specs(suite, tasks, settings)
+    if described.settings is not None and "chunk" in described.settings:
+        check_chunk(int(described.settings["chunk"]), min(spec.horizon for spec in specs))
+    identity = _identity(policy, suite, settings.horizon, provenance)
+    description = f"{policy.name}, {settings.suite}"
+    recording = _recordings(record, record_pixels, identity, description, described.settings)
+    with recording as recordings, only_evaluation(writable_folder(out)):
+        journal = Journal(out, identity, resume, earlier)
         completed = journal.completed()
         results = {key: completed[key] for spec in specs if (key := key_of(spec)) in completed}
-        to_run = with_videos(specs, results, settings.videos, out)
-
-        def report() -> None:
-            _report(progress, results, len(specs), repeated)
-
-        repeated = sum(key_of(spec) in results for spec in to_run)
-        report()
+        to_run = with_videos(specs, results, settings.videos, out, recordings)
+        again = {key_of(spec): spec for spec in to_run if key_of(spec) in results}
+        what = "videos" if recordings is None else "episodes"
+        _report(progress, results, len(specs), len(again), what)
         for result in _run(policy, to_run, settings, open_suite):
             key = result.task, result.initial_state
-            if key in results:
-                result = recorded_again(results[key], result, out)
-                repeated -= 1
+            if recordings is not None:
+                recordings.remember_unwritten(result)
+            if (spec := again.pop(key, None)) is not None:
+                result = recorded_again(results[key], result, out, spec.videos is not None)
             journal.append(result)
             results[key] = result
-            report()
+            _report(progress, results, len(specs), len(again), what)
         outcome = Results(
             suite=settings.suite,
             step=step,
@@ -149,11 +164,32 @@ def evaluate(
             standin_assets=suite.standin_assets,
             horizon=settings.horizon,
             provenance=provenance,
-            notes=(*record.notes, *suite.notes, *version_notes(provenance.versions)),
+            notes=(*described.notes, *suite.notes, *version_notes(provenance.versions)),
             suite_tasks=len(suite.tasks),
         )
         write_results(outcome, out)
+        if recordings is not None and (notes := recordings.write_data_set(outcome.episodes)):
+            outcome = replace(outcome, notes=(*outcome.notes, *notes))
+            write_results(outcome, out)
     return outcome
+
+
+def _recordings(
+    record: Path | None,
+    pixels: int | None,
+    identity: Mapping[str, object],
+    description: str,
+    policy_settings: Mapping[str, Any] | None,
+) -> AbstractContextManager[EpisodeRecordings | None]:
+    """The folder of recorded episodes as a context manager; of None where there is none."""
+    if record is None:
+        if pixels is not None:
+            raise InputError(f"record_pixels={pixels}: nothing is recorded; add record=FOLDER")
+        return nullcontext()
+    if pixels is None:
+        pixels = _PIXELS if policy_settings is None else int(policy_settings["pixels"])
+    check_pixels(pixels)
+    return recordings_in(record, pixels, identity_digest(identity), description)
 
 
 def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
@@ -246,9 +282,13 @@ def _identity(
 
 
 def _report(
-    progress: Progress | None, results: Mapping[Key, EpisodeResult], total: int, repeated: int
+    progress: Progress | None,
+    results: Mapping[Key, EpisodeResult],
+    total: int,
+    repeated: int,
+    to_record: str,
 ) -> None:
     if progress is not None:
         successes = sum(result.success for result in results.values())
         errors = sum(result.error is not None for result in results.values())
-        progress(EvaluationProgress(len(results), total, successes, errors, repeated))
+        progress(EvaluationProgress(len(results), total, successes, errors, repeated, to_record))

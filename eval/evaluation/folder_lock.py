@@ -13,8 +13,12 @@ LOCK_FILE = ".evaluation.lock"
 
 
 @contextmanager
-def only_evaluation(folder: Path) -> Generator[None]:
+def only_evaluation(folder: Path, setting: str = "out") -> Generator[None]:
     """Keep a second evaluation out of a folder for the length of a `with` block: `exclusive_lock`.
+
+    Args:
+        folder: The folder.
+        setting: Name of the setting that says it, for the message.
 
     Raises:
         InputError: Another evaluation is writing into the folder.
@@ -24,7 +28,7 @@ def only_evaluation(folder: Path) -> Generator[None]:
             held.enter_context(exclusive_lock(folder / LOCK_FILE))
         except LockHeldError as error:
             raise InputError(
-                f"out={folder}: another evaluation is writing into this folder{error.holder}; wait for it, "
-                "or choose another folder"
+                f"{setting}={folder}: another evaluation is writing into this folder{error.holder}; wait for "
+                "it, or choose another folder"
             ) from error
         yield

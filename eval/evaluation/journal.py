@@ -37,8 +37,7 @@ class Journal:
     def __init__(
         self, folder: Path, identity: Mapping[str, Any], resume: bool = True, earlier: Path | None = None
     ) -> None:
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-        self.path = folder / f"episodes-{digest}.jsonl"
+        self.path = folder / f"episodes-{identity_digest(identity)}.jsonl"
         if not resume:
             self.path.unlink(missing_ok=True)
         self._results: dict[Key, EpisodeResult] = {}
@@ -75,6 +74,11 @@ class Journal:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits for everything that the outcome of an episode depends on."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _taken_over(earlier: Path, folder: Path) -> dict[Key, EpisodeResult]:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.stream.samples import action_prompt
 from data.tokens.action import ActionRanges, decode
-from data.tokens.image_block import image_block
+from data.tokens.image_block import image_block, image_block_length
 from data.tokens.prompt_text import action_text
+from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
 from eval.config import ExportedConfig, Precision
 from eval.policy.batch_invariance import BatchInvariantDecoder, BatchInvariantEncoder
 from eval.policy.interface import Observation
-from eval.policy.loaded_model import load_model
+from eval.policy.loaded_model import LoadedModel, load_model
 from eval.simulator.interface import ACTION_LIMIT, Simulator
 from pretrain.model.generate import Order
 
@@ -34,7 +35,8 @@ class CheckpointPolicy:
         precision: Arithmetic of its network.
 
     Raises:
-        InputError: As for `load_model`, or its actions are in other units than the simulators'.
+        InputError: As for `load_model`, or its actions are in other units than the simulators', or its
+            history and chunk do not fit into the model.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class CheckpointPolicy:
     ) -> None:
         self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
         _check_units(checkpoint, self._model.action_ranges)
+        _check_length(checkpoint, self._model)
         self._decoder = BatchInvariantDecoder(self._model.network, self._model.data.chunk, batch, order)
         self._encoder = BatchInvariantEncoder(self._model.image, batch * self._model.data.history)
 
@@ -85,6 +88,20 @@ class CheckpointPolicy:
             prompts.append(action_prompt(text, [next(blocks) for _ in observation.frames]))
         bins = self._decoder.decode(prompts)
         return decode(bins.reshape(-1, bins.shape[-1]), self._model.action_ranges).reshape(bins.shape)
+
+
+def _check_length(checkpoint: Path, model: LoadedModel) -> None:
+    """Refuse a history and a chunk that leave no room for an instruction."""
+    settings, longest = model.settings, model.network.config.max_positions
+    side = settings.pixels // model.image.config.downsample
+    frame = image_block_length(side, side)
+    needed = settings.history * frame + settings.chunk * ACTION_BLOCK_LENGTH
+    if needed >= longest:
+        raise InputError(
+            f"checkpoint={checkpoint}: {settings.history} frames of {frame} tokens and {settings.chunk} "
+            f"actions of {ACTION_BLOCK_LENGTH} take {needed} positions without the instruction, the model "
+            f"has {longest}; lower exported.history or exported.chunk"
+        )
 
 
 def _check_units(checkpoint: Path, ranges: ActionRanges) -> None:

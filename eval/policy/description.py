@@ -62,6 +62,9 @@ def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
             "exported.image_tokenizer=FILE (runs/<name>/tokenizers/*.safetensors, or what `worldvla convert "
             "import` made of vqgan.ckpt)"
         )
+    for name in ("pixels", "history", "chunk"):
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise InputError(f"exported.{name}={value}: expected at least 1")
     image, text = Path(given.image_tokenizer), Path(given.text_tokenizer or folder / _TOKENIZER)
     if not text.is_file():
         raise InputError(

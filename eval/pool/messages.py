@@ -11,6 +11,7 @@ from typing import Protocol
 from data.files import user_mistake
 from eval.config import Observations, Reset
 from eval.policy.interface import Policy, PolicyRecord
+from eval.recording.recorder import RecordingPlace
 from eval.simulator.interface import Suite
 
 OpenSuite = Callable[[str], Suite]
@@ -63,6 +64,7 @@ class EpisodeSpec:
         observations: What frames and proprioception show; see `eval.config.EvaluationSettings`.
         videos: Folder for the episode's video; None: no video.
         reset: How the episode starts; None: as the suite's episodes do.
+        recording: Where the episode is recorded for a data set; None: it is not.
     """
 
     suite: str
@@ -72,6 +74,7 @@ class EpisodeSpec:
     observations: Observations = "recomputed"
     videos: Path | None = None
     reset: Reset | None = None
+    recording: RecordingPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)

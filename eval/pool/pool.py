@@ -20,12 +20,16 @@ from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec,
 from eval.pool.queue import Attempt, EpisodeQueue
 from eval.pool.server import run_policy_server
 from eval.pool.worker import run_simulator_worker
-from eval.rollout.episode import EpisodeResult
+from eval.rollout.episode import EpisodeResult, check_chunk
 from eval.simulator.registry import open_suite as open_registered
 
 _MAX_SERVER_DEATHS = 3  # of policy servers in a row, without an answer between them
 _REMEDY_OF_DEATH = "most likely for lack of memory; lower policy_servers or workers, or take a larger machine"
 _REMEDY_OF_LIMIT = "too slow or hung; raise the limit, or lower batch"
+_REMEDY_OF_REMOVAL = (
+    "; another policy server had loaded it before: it was removed or changed meanwhile. Put it back, and the "
+    "same command continues after the finished episodes"
+)
 _MAX_WAIT = 60.0  # seconds; then deadlines, which the processes themselves renew, are read again
 
 
@@ -194,14 +198,15 @@ class Pool:
     def _handle_server(self, server: _Server) -> None:
         message = _receive(server.child)
         if isinstance(message, PolicySpec):
-            _check_chunk(message, self._horizon)
+            check_chunk(message.chunk, self._horizon)
             if self._spec is None:
                 for worker in self._workers:  # started before the spec was known
                     _send(worker.child, message)
             server.is_ready, self._spec = True, message
         elif isinstance(message, RemoteError):
             if message.is_input_error:
-                raise InputError(message.message)
+                was_loaded = self._spec is not None and not server.is_ready
+                raise InputError(message.message + _REMEDY_OF_REMOVAL * was_loaded)
             raise PolicyFailedError(f"the policy server raised an exception:\n{message.traceback}")
         elif message is not None:
             self._server_deaths = 0
@@ -253,14 +258,6 @@ class Pool:
             raise InputError(
                 f"the policy server died {self._server_deaths} times without an answer ({reason}), {remedy}"
             )
-
-
-def _check_chunk(spec: PolicySpec, horizon: int) -> None:
-    if spec.chunk > horizon:
-        raise InputError(
-            f"the policy acts in chunks of {spec.chunk} steps, longer than the horizon of {horizon}; "
-            "raise horizon"
-        )
 
 
 def _receive(child: ChildProcess) -> Any:

@@ -13,6 +13,7 @@ from eval.config import Observations, Reset
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
+from eval.recording.recorder import EpisodeRecorder
 from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
 from eval.simulator.interface import CONTROL_FREQUENCY, Simulator, TaskInfo
 from eval.video import write_video
@@ -57,8 +58,13 @@ def run_simulator_worker(
                 acting = RemotePolicy(connection, heartbeat, connection.recv())
                 heartbeat.extend(limits.start)
             video = spec.videos is not None
-            result = run_episode(simulator, acting, spec.initial_state, spec.horizon, video, heartbeat.beat)
+            recorder = None if spec.recording is None else EpisodeRecorder(spec.recording, heartbeat.beat)
+            result = run_episode(
+                simulator, acting, spec.initial_state, spec.horizon, video, heartbeat.beat, recorder
+            )
             result = _write_episode_video(result, spec, simulator.task)
+            if recorder is not None:
+                result = recorder.store(result, simulator.task)
         except Exception as error:  # any exception is sent to the pool; the process ends here
             connection.send(remote_error(error))
             return

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,12 @@ class EpisodeResult:
         frames: Frames of the video, uint8 [192, 192, 3] each; empty without a video.
         video: Name of the video's file; None where it was not written.
         video_error: Why a requested video was not written; it does not change the outcome.
-        repeated_otherwise: Whether it was run again for its video and ended otherwise, for `video_error`'s
-            reason: it is not run again for that.
+        repeated_otherwise: Whether it was run again for its video or recording and ended otherwise, for the
+            reason in `video_error` or `recording_error`: it is not run again for them.
         attempts: Number of attempts, more than one where a simulator broke down.
         actions_sha256: SHA-256 of all executed actions as little-endian float64: equal for two episodes that
             were the same to the last bit.
+        recording_error: Why a requested recording was not written; it does not change the outcome.
     """
 
     task: int
@@ -55,6 +57,15 @@ class EpisodeResult:
     repeated_otherwise: bool = False
     attempts: int = 1
     actions_sha256: str = ""
+    recording_error: str | None = None
+
+
+class StepObserver(Protocol):
+    """Sees every step of an episode."""
+
+    def observe(self, simulator: Simulator, action: NDArray[np.float64]) -> None:
+        """Called before each step: the simulator in the state that the action [7] will be executed in."""
+        ...
 
 
 def _no_heartbeat() -> None:
@@ -68,6 +79,7 @@ def run_episode(
     horizon: int | None = None,
     video: bool = False,
     heartbeat: Callable[[], None] = _no_heartbeat,
+    observer: StepObserver | None = None,
 ) -> EpisodeResult:
     """Run one episode until success or the horizon, executing each chunk open loop.
 
@@ -78,18 +90,15 @@ def run_episode(
         horizon: Maximum length in steps; None takes the suite's.
         video: Record every second frame of the agent camera.
         heartbeat: Called before every step and every rendered frame, so that a hung simulator is detected.
+        observer: Sees every step; it may render, and changes nothing.
 
     Raises:
         InputError: The policy's chunk does not fit into the horizon.
     """
     horizon = horizon or simulator.task.horizon
-    if policy.chunk > horizon:
-        raise InputError(
-            f"the policy acts in chunks of {policy.chunk} steps, longer than the horizon of {horizon}; "
-            "raise horizon"
-        )
+    check_chunk(policy.chunk, horizon)
     started = time.monotonic()
-    episode = _Episode(simulator, policy, horizon, video, heartbeat)
+    episode = _Episode(simulator, policy, horizon, video, heartbeat, observer)
     error = None
     try:
         simulator.reset(initial_state)
@@ -109,14 +118,36 @@ def run_episode(
     )
 
 
+def check_chunk(chunk: int, horizon: int) -> None:
+    """Refuse a chunk that is longer than an episode.
+
+    Args:
+        chunk: Actions in a chunk of the policy.
+        horizon: Maximum length of an episode in steps.
+
+    Raises:
+        InputError: It is.
+    """
+    if chunk > horizon:
+        raise InputError(
+            f"the policy acts in chunks of {chunk} steps, longer than the horizon of {horizon}; raise horizon"
+        )
+
+
 class _Episode:
     """An episode in progress."""
 
     def __init__(
-        self, simulator: Simulator, policy: Policy, horizon: int, video: bool, heartbeat: Callable[[], None]
+        self,
+        simulator: Simulator,
+        policy: Policy,
+        horizon: int,
+        video: bool,
+        heartbeat: Callable[[], None],
+        observer: StepObserver | None,
     ) -> None:
         self._simulator, self._policy, self._horizon, self._video = simulator, policy, horizon, video
-        self._heartbeat = heartbeat
+        self._heartbeat, self._observer = heartbeat, observer
         self._history: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
         self.video_frames: list[NDArray[np.uint8]] = []
         self.steps = 0
@@ -135,6 +166,8 @@ class _Episode:
                 if position > 0 and position > self._policy.chunk - self._policy.history:
                     self._render_for_policy()
                 self._render_for_video()
+                if self._observer is not None:
+                    self._observer.observe(self._simulator, action)
                 self._heartbeat()
                 self._simulator.step(action)
                 self.actions.update(np.asarray(action, "<f8").tobytes())

@@ -6,7 +6,6 @@ Needs LIBERO's assets (`make libero`, or `LIBERO_ASSETS`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -190,8 +189,8 @@ def test_hard_resets_and_published_observations_are_those_of_liberos_scripts() -
 def test_frames_are_as_bright_as_the_pinned_mujoco_draws_them(simulator: Simulator) -> None:
     """MuJoCo 3.4 and later draw darker; stand-ins of assets have other colours."""
     simulator.reset(0)
-    assert simulator.render("agent", 256).mean() == pytest.approx(138.7, abs=0.5)
-    assert simulator.render("wrist", 256).mean() == pytest.approx(WRIST_MEAN, abs=0.5)
+    assert simulator.render("agent", 256).mean() == pytest.approx(139.7, abs=0.5)
+    assert simulator.render("wrist", 256).mean() == pytest.approx(137.8, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +205,7 @@ def test_tasks_of_the_robustness_suites_open_and_run(name: str, task: int) -> No
     assert frame.std() > 10
     for action in ACTIONS:
         simulator.step(action)
-    np.testing.assert_array_equal(suite.tasks[task].category, name.split("_")[-1])
+    assert suite.tasks[task].category == name.split("_")[-1]
     simulator.reset(0)
     np.testing.assert_array_equal(simulator.render("agent", 64), frame)
     simulator.close()

@@ -22,6 +22,11 @@ from eval.demonstrations.recording import replay
 from eval.demonstrations.replay import replay_demonstration
 from eval.evaluation.evaluate import evaluate_command
 from eval.expert.scripts import demonstrate
+from eval.policy.expert_policy import ExpertPolicy
+from eval.recording.lerobot_writer import write_data_set
+from eval.recording.recorded_episode import RecordedEpisode, episode_folder
+from eval.recording.recorder import EpisodeRecorder, RecordingPlace
+from eval.rollout.episode import run_episode
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
 from tests.support.robomimic_playback import play_back
@@ -218,6 +223,33 @@ def test_expert_lifts_the_cube_in_every_evaluation(tmp_path: Path) -> None:
     with av.open(str(tmp_path / content["per_episode"][0]["video"])) as container:
         frames = sum(1 for _ in container.decode(video=0))
     assert frames == (content["per_episode"][0]["steps"] + 1) // 2 + 1
+
+
+def test_an_episode_is_the_same_with_a_recording_and_read_back_as_it_was(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    alone = run_episode(simulator, ExpertPolicy(), 4)
+    recorder = EpisodeRecorder(RecordingPlace(tmp_path / "episodes", PIXELS), lambda: None)
+    result = recorder.store(run_episode(simulator, ExpertPolicy(), 4, observer=recorder), simulator.task)
+    assert (result.actions_sha256, result.steps) == (alone.actions_sha256, alone.steps)
+    assert (result.success, result.recording_error) == (True, None)
+    episode = RecordedEpisode.read(episode_folder(tmp_path / "episodes", 0, 4))
+    write_data_set(tmp_path / "set", [episode], PIXELS)
+    (demonstration,) = read_demonstrations(SourceConfig(source=str(tmp_path / "set")))
+    assert demonstration.instruction == simulator.task.instruction
+    np.testing.assert_array_equal(demonstration.actions, episode.actions)
+    simulator.reset(4)
+    script = demonstrate(simulator)
+    for step in range(21):
+        state = simulator.state()  # as in an episode, before the expert looks at poses
+        action = next(script)
+        if step in (0, 1, 20):
+            np.testing.assert_array_equal(demonstration.states[step], state.astype(np.float32))
+            np.testing.assert_array_equal(demonstration.actions[step], action.astype(np.float32))
+            for camera, frames in demonstration.frames.items():
+                seen = simulator.render(camera, PIXELS).astype(int)
+                assert np.abs(frames[step] - seen).mean() < 4, "what the codec loses"
+        simulator.step(action)
 
 
 def test_expert_solves_other_initial_states(simulator: Simulator) -> None:

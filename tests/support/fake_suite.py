@@ -137,11 +137,35 @@ class PolicyHangingOnce(ReachingPolicy):
         return super().act(observations)
 
 
+class VanishingPolicy(ReachingPolicy):
+    """Answers eight times; then what it was loaded from is removed (unless put back) and its process dies."""
+
+    answers = 0
+
+    def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
+        self.answers += 1
+        if self.answers > 8 and not put_back().exists():
+            vanished().touch()
+            os._exit(9)
+        return super().act(observations)
+
+
+def vanished() -> Path:
+    """File that is there while `VanishingPolicy` cannot be loaded."""
+    return Path(os.environ[MARKS]) / "vanished"
+
+
+def put_back() -> Path:
+    """The name to give `vanished()`, so that the policy can be loaded again."""
+    return Path(os.environ[MARKS]) / "put back"
+
+
 _POLICIES = {
     "reaching": ReachingPolicy,
     "failing": FailingPolicy,
     "hanging": HangingPolicy,
     "hanging_once": PolicyHangingOnce,
+    "vanishing": VanishingPolicy,
     "expert": ExpertPolicy,
 }
 
@@ -160,6 +184,8 @@ class FakePolicySource:
     def load(self) -> Policy:
         if self.name == "unusable":
             raise InputError("no tokenizer there")
+        if self.name == "vanishing" and vanished().exists():
+            raise InputError("checkpoint=step_1: no checkpoint of a run there")
         if self.name == "dying":
             os._exit(9)
         return _POLICIES[self.name]()

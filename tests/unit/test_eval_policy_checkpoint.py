@@ -345,3 +345,29 @@ def test_other_files_than_those_of_the_training_are_refused_for_exported_weights
     write_policy(exported, replace(settings, pixels=65))
     with pytest.raises(InputError, match="cannot be used with 65 px"):
         CheckpointPolicy(exported, device="cpu", exported=files(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"chunk": 0}, "exported.chunk=0: expected at least 1"),
+        ({"chunk": -2}, "exported.chunk=-2: expected at least 1"),
+        ({"history": 0}, "exported.history=0: expected at least 1"),
+        ({"pixels": 0}, "exported.pixels=0: expected at least 1"),
+        (
+            {"chunk": 42},
+            "2 frames of 76 tokens and 42 actions of 9 take 530 positions without the instruction, the model "
+            "has 512; lower exported.history or exported.chunk",
+        ),
+        (
+            {"history": 7},
+            "7 frames of 76 tokens and 5 actions of 9 take 577 positions without the instruction",
+        ),
+    ],
+)
+def test_settings_that_no_model_can_act_with_are_refused_when_it_is_loaded(
+    changed: dict[str, Any], message: str, checkpoint: Path, exported: Path
+) -> None:
+    with pytest.raises(InputError) as raised:
+        CheckpointPolicy(exported, "cpu", exported=files(checkpoint, **changed))
+    assert message in str(raised.value)

@@ -179,7 +179,9 @@ def test_episodes_of_another_arithmetic_are_not_reused(tmp_path: Path) -> None:
 def test_episodes_of_versions_that_had_fp32_alone_are_found(tmp_path: Path) -> None:
     progress_of(tmp_path, "fp32")
     suite = FakeSuite("fake")
-    provenance = asdict(Provenance(suite.renderer(), suite.reset, "recomputed", suite.versions(), None))
+    provenance = asdict(
+        Provenance(suite.renderer(), suite.default_reset, "recomputed", suite.versions(), None)
+    )
     del provenance["precision"]  # as such a version wrote it
     identity = {
         "policy": "expert",

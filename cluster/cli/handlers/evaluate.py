@@ -33,6 +33,8 @@ def run_eval(config: EvalCommandConfig, invocation: Invocation) -> None:
         published = reproduction_table(results.suite, results.reproduction())
         if published is not None:
             invocation.console.print(published)
+        if config.record is not None and results.success_rate is not None:
+            invocation.console.print(f"episodes: {config.record}", markup=False)
     if results.success_rate is None:
         first = results.episodes[0].error
         raise CommandFailedError(

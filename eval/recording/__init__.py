@@ -1,0 +1,1 @@
+"""Episodes of an evaluation as a LeRobot data set."""
