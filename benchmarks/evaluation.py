@@ -153,7 +153,8 @@ def _random_policy(folder: Path) -> PolicyReference:
         folder / "tokenizers" / "image.safetensors",
     )
     ImageTokenizer.load().save(image)
-    return PolicyReference(str(folder), exported=ExportedConfig(str(image), str(text)))
+    # Other orders of decoding are other roundings, which choose the same action in fp32 alone.
+    return PolicyReference(str(folder), exported=ExportedConfig(str(image), str(text)), precision="fp32")
 
 
 class _RenderedAtEveryStep:
@@ -188,7 +189,9 @@ class _RenderedAtEveryStep:
 def _loop(work: Sequence[EpisodeSpec], source: PolicyReference, frugal: bool) -> list[EpisodeResult]:
     """Every episode in this process, one after the other."""
     order: Order = "parallel" if frugal else "token"
-    policy = CheckpointPolicy(Path(source.name), batch=1, exported=source.exported, order=order)
+    policy = CheckpointPolicy(
+        Path(source.name), batch=1, exported=source.exported, order=order, precision=source.precision
+    )
     results = []
     for task in sorted({spec.task for spec in work}):
         with closing(open_suite(work[0].suite).open(task)) as simulator:

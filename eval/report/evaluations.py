@@ -8,12 +8,13 @@ the two are told apart by a label that says what differs.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.evaluation.reproduction import joined_differences
 from eval.evaluation.results import wilson
 from eval.report.json_values import Json, integer, number, rows
 from pretrain.run_layout import parse_step_name
@@ -24,6 +25,7 @@ _CONDITIONS = (
     "renderer",
     "observations",
     "reset",
+    "precision",
     "versions",
     "standin_assets",
     "policy_settings",
@@ -168,8 +170,23 @@ def _joined_results(parts: Sequence[Json]) -> Json:
         for task, row in sorted(tasks.items(), key=lambda item: item[0] or 0)
     ]
     states = sorted({key[1] for row in kept if (key := episode_key(row)) is not None})
-    joined = {"per_episode": kept, "per_task": per_task, "per_category": _category_rows(per_task, kept)}
-    return {**parts[0], **_counts(kept), **joined, "seeds": states}
+    joined = {**parts[0], **_counts(kept), "per_episode": kept, "per_task": per_task, "seeds": states}
+    joined["per_category"] = _category_rows(per_task, kept)
+    if isinstance(parts[0].get("published_differences"), list):
+        joined["published_differences"] = joined_differences(
+            str(joined.get("suite")),
+            [str(each) for each in parts[0]["published_differences"]],
+            _states(parts[0]),
+            _states(joined),
+            integer(joined, "suite_tasks"),
+        )
+    return joined
+
+
+def _states(results: Json) -> Counter[int]:
+    """Task -> number of its initial states."""
+    keys = [episode_key(row) for row in rows(results, "per_episode")]
+    return Counter(key[0] for key in keys if key is not None)
 
 
 def _category_rows(per_task: Sequence[Json], episodes: Sequence[Json]) -> list[Json]:
