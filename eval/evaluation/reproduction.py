@@ -15,6 +15,7 @@ from rich.table import Table
 
 from eval.evaluation.provenance import Provenance
 from eval.evaluation.published_rates import (
+    INCOMPLETE,
     PLUS_STATES,
     PUBLISHED_STATES,
     PUBLISHED_TASKS,
@@ -106,6 +107,8 @@ def protocol_differences(
     if not published_rates(suite):
         return []
     differences = states_difference(suite, states, suite_tasks)
+    if suite in INCOMPLETE:
+        differences.append(INCOMPLETE[suite])
     if any(horizon not in (None, task.horizon) for task in tasks):
         differences.append(f"a horizon of {horizon} steps, not the suite's")
     if standin_assets:
