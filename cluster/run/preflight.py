@@ -28,14 +28,15 @@ def check_run(config: RootConfig) -> RunResources:
                 f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
                 f"{config.checkpointing.every}; only checkpoints can be evaluated"
             )
-        from eval.evaluation.evaluate import check_settings
+        from eval.evaluation.evaluate import check_initial_states, check_settings
         from eval.simulator.registry import open_suite, select_tasks
         from eval.simulator.rendering import check_library
 
         check_settings(config.eval, "eval.")
         if config.eval.gpus == 0 and "MUJOCO_GL" not in os.environ:
             check_library("osmesa")  # of processes without a GPU, also where this machine has one
-        select_tasks(open_suite(config.eval.suite), config.eval.tasks)
+        suite = open_suite(config.eval.suite)
+        check_initial_states(suite, select_tasks(suite, config.eval.tasks), config.eval, "eval.")
         if config.eval.imagine_frames > 0 and (config.eval.lpips_weights or config.eval.fvd_network):
             from eval.world_model.backbones import open_backbones  # imports torch
 

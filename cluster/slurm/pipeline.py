@@ -15,6 +15,8 @@ from cluster.slurm.config import STAGES, SubmitConfig
 from cluster.slurm.sbatch import render, render_stage
 from cluster.slurm.sweep import SweepRun
 from data.errors import InputError
+from eval.config import EvaluationSettings
+from eval.simulator.registry import check_suite_name
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import step_name
@@ -76,6 +78,7 @@ def plan_jobs(
     """
     given = {section: _section_overrides(section, overrides) for section in SECTIONS.values()}
     _check_stages(config, given)
+    _check_suites(config, given["final_eval"])
     jobs: list[Job] = []
     if "prepare" in config.stages:
         words = _prepare_arguments(config, given["prepare"])
@@ -110,6 +113,17 @@ def _check_stages(config: SubmitConfig, given: Mapping[str, Sequence[str]]) -> N
             )
 
 
+def _check_suites(config: SubmitConfig, final: Sequence[str]) -> None:
+    """Refuse suites that do not exist now, and not after hours in the queue."""
+    if "train" in config.stages and config.eval.every > 0:
+        check_suite_name(config.eval.suite, "eval.suite")
+    if "eval" in config.stages:
+        if "suite" in map(key_of, final):
+            check_suite_name(config.final_eval.suite, "final_eval.suite")
+        else:
+            check_suite_name(config.eval.suite, "eval.suite")
+
+
 def _prepare_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     """Arguments of `worldvla prepare`, which writes the data set that the training reads."""
     if config.data.sources or not config.data.url:
@@ -141,6 +155,10 @@ def _eval_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     }
     defaults |= {} if config.eval.tasks is None else {"tasks": config.eval.tasks}
     defaults |= {} if config.eval.horizon is None else {"horizon": config.eval.horizon}
+    plain = EvaluationSettings()
+    for name in ("seed", "observations", "reset", "precision"):
+        if (value := getattr(config.eval, name)) != getattr(plain, name):
+            defaults[name] = value
     keys = {key_of(word) for word in given}
     return [*(override(key, value) for key, value in defaults.items() if key not in keys), *given]
 

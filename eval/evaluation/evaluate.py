@@ -121,7 +121,7 @@ def evaluate(
     suite = open_suite(settings.suite)
     tasks = select_tasks(suite, settings.tasks)
     check_settings(settings)
-    _check_initial_states(suite, tasks, settings)
+    check_initial_states(suite, tasks, settings)
     described = policy.record()
     provenance = Provenance(
         suite.renderer(),
@@ -136,7 +136,7 @@ def evaluate(
         check_chunk(int(described.settings["chunk"]), min(spec.horizon for spec in specs))
     identity = _identity(policy, suite, settings.horizon, provenance)
     description = f"{policy.name}, {settings.suite}"
-    recording = _recordings(record, record_pixels, identity, description, described.settings)
+    recording = _recordings(record, out, record_pixels, identity, description, described.settings)
     with recording as recordings, only_evaluation(writable_folder(out)):
         journal = Journal(out, identity, resume, earlier)
         completed = journal.completed()
@@ -176,6 +176,7 @@ def evaluate(
 
 def _recordings(
     record: Path | None,
+    out: Path,
     pixels: int | None,
     identity: Mapping[str, object],
     description: str,
@@ -189,6 +190,8 @@ def _recordings(
     if pixels is None:
         pixels = _PIXELS if policy_settings is None else int(policy_settings["pixels"])
     check_pixels(pixels)
+    if record.resolve() == out.resolve():
+        raise InputError(f"record={record}: is the results' folder too; give one of its own, {out}/episodes")
     return recordings_in(record, pixels, identity_digest(identity), description)
 
 
@@ -215,8 +218,10 @@ def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
         )
 
 
-def _check_initial_states(suite: Suite, tasks: list[int], settings: EvaluationSettings) -> None:
-    """Check that every task has the initial states that are asked for.
+def check_initial_states(
+    suite: Suite, tasks: list[int], settings: EvaluationSettings, prefix: str = ""
+) -> None:
+    """Check that every task has the initial states that are asked for; messages name settings with a prefix.
 
     Raises:
         InputError: One has fewer.
@@ -225,8 +230,8 @@ def _check_initial_states(suite: Suite, tasks: list[int], settings: EvaluationSe
     count = fewest.initial_states
     if settings.seed + settings.episodes > count:
         raise InputError(
-            f"episodes={settings.episodes} from seed={settings.seed}: task {fewest.number} of {suite.name} "
-            f"has {count} fixed initial state{'s' * (count > 1)}; ask for fewer episodes"
+            f"{prefix}episodes={settings.episodes} from {prefix}seed={settings.seed}: task {fewest.number} "
+            f"of {suite.name} has {count} fixed initial state{'s' * (count > 1)}; ask for fewer episodes"
         )
 
 

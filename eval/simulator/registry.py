@@ -18,14 +18,7 @@ def open_suite(name: str) -> Suite:
     Raises:
         InputError: No such suite, or its packages or assets are missing.
     """
-    if name in UNAVAILABLE:
-        raise InputError(
-            f"suite {name!r} cannot be evaluated: {UNAVAILABLE[name]}; there are {', '.join(_related(name))}"
-        )
-    if name not in SUITES:
-        near = difflib.get_close_matches(name, SUITES, n=1)
-        suggestion = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"suite {name!r}: expected one of {', '.join(SUITES)}{suggestion}")
+    check_suite_name(name)
     if name in LIBERO_SUITES:
         from eval.simulator.libero.suite import LiberoSuite
 
@@ -41,6 +34,36 @@ def open_suite(name: str) -> Suite:
     from eval.simulator.lift import LiftSuite
 
     return LiftSuite()
+
+
+def check_suite_name(name: str, setting: str = "suite") -> None:
+    """Check that there is a suite of this name, without its packages and assets.
+
+    Args:
+        name: The name.
+        setting: Name of the setting that says it, for the message.
+
+    Raises:
+        InputError: There is none, or it is a published one that cannot be evaluated.
+    """
+    if name in UNAVAILABLE:
+        raise InputError(
+            f"{setting}={name} cannot be evaluated: {UNAVAILABLE[name]}; "
+            f"there are {', '.join(_related(name))}"
+        )
+    if name not in SUITES:
+        near = difflib.get_close_matches(name.lower(), (*SUITES, *UNAVAILABLE), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {_families()};"
+        raise InputError(f"{setting}={name}: no such suite; {hint} docs/libero.md lists all")
+
+
+def _families() -> str:
+    """All suites in words: LIBERO-Pro's many are named by what they perturb."""
+    pro = [name for name in PRO_SUITES if name.count("_") == 2]
+    return (
+        f"{', '.join((*ROBOSUITE_SUITES, *LIBERO_SUITES, *pro))} (these also with a perturbation at the "
+        f"end, as {pro[0]}_task), {', '.join(PLUS_SUITES)}"
+    )
 
 
 def _related(name: str) -> list[str]:

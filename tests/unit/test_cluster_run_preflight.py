@@ -9,6 +9,7 @@ import pytest
 from cluster.config import RootConfig
 from cluster.run.preflight import check_run
 from data.errors import InputError
+from eval.simulator.interface import TaskInfo
 from pretrain.settings import compose
 
 
@@ -24,6 +25,24 @@ def test_evaluation_settings_out_of_range_are_refused(override: str, message: st
     given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10", override]
     with pytest.raises(InputError, match=message):
         check_run(compose("train", RootConfig, "train", given))
+
+
+def test_more_episodes_than_a_task_has_initial_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FewStates:
+        name = "few"
+        tasks = tuple(
+            TaskInfo("few", number, f"task_{number}", "words", 10, "Fake", initial_states=count)
+            for number, count in enumerate((50, 1))
+        )
+
+    monkeypatch.setattr("eval.simulator.registry.open_suite", lambda name: FewStates())
+    given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10", "eval.suite=few"]
+    with pytest.raises(
+        InputError,
+        match=r"^eval\.episodes=4 from eval\.seed=0: task 1 of few has 1 fixed initial state; ask for fewer",
+    ):
+        check_run(compose("train", RootConfig, "train", given))
+    check_run(compose("train", RootConfig, "train", [*given, "eval.tasks=[0]"]))
 
 
 @pytest.mark.parametrize("setting", ["lpips_weights", "fvd_network"])

@@ -95,6 +95,17 @@ def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixtu
         assert f"{number}) arguments+=(checkpoint={where}) ;;" in evaluate
 
 
+def test_the_final_evaluation_has_the_protocol_of_those_beside_the_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["stages=[train,eval]", "eval.reset=soft", "eval.observations=published", "eval.precision=fp32"]
+    assert main(["submit", *GOAL, *words, "final_eval.precision=bf16", "--dry-run"]) == 0
+    evaluate = list(scripts(capsys.readouterr().out).values())[1]
+    for word in ("reset=soft", "observations=published", "precision=bf16"):
+        assert f"\n  {word}\n" in evaluate
+    assert "precision=fp32" not in evaluate
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -114,6 +125,12 @@ def test_each_run_of_a_sweep_has_its_own_checkpoints(capsys: pytest.CaptureFixtu
             "prepare.out=x: the data is written to where the training reads it, data.url=",
         ),
         ([*ALL, "prepare.resolutio=1"], "worldvla submit: unknown setting 'prepare.resolutio'; did you mean"),
+        (
+            ["eval.every=1000", "eval.suite=libero_gaol"],
+            "eval.suite=libero_gaol: no such suite; did you mean",
+        ),
+        (["stages=[train,eval]", "eval.suite=libero_plus_light"], "eval.suite=libero_plus_light cannot be"),
+        ([*ALL, "final_eval.suite=libero_gaol"], "final_eval.suite=libero_gaol: no such suite; did you mean"),
         ([*ALL, "final_eval.policy=expert"], "final_eval names a checkpoint or a policy, expected neither"),
     ],
 )

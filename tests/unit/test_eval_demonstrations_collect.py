@@ -155,6 +155,31 @@ def test_unknown_suite_names_the_nearest() -> None:
         open_suite("libero_objects")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("libero_plus_camra", "suite=libero_plus_camra: no such suite; did you mean libero_plus_camera "),
+        (
+            "LIBERO_Pro_goal_task",
+            "suite=LIBERO_Pro_goal_task: no such suite; did you mean libero_pro_goal_task ",
+        ),
+        ("libero_plus_lights", "suite=libero_plus_lights: no such suite; did you mean libero_plus_light "),
+        (
+            "libero_plus_light",
+            "suite=libero_plus_light cannot be evaluated: .*; there are libero_plus, libero",
+        ),
+        (
+            "",
+            "suite=: no such suite; there are robosuite_lift, .*libero_pro_10 .these also with",
+        ),
+    ],
+)
+def test_a_wrong_suite_is_a_line_that_begins_with_what_was_meant(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}") as raised:
+        open_suite(name)
+    assert len(str(raised.value)) < 450
+
+
 def test_missing_renderer_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setattr(rendering.ctypes.util, "find_library", lambda name: None)

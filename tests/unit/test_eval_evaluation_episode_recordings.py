@@ -296,6 +296,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_written(tmp_pa
     ("options", "message"),
     [
         ({"record_pixels": 64}, "record_pixels=64: nothing is recorded; add record=FOLDER"),
+        ({"record": "{out}"}, "record={out}: is the results' folder too; give one of its own, {out}/epis"),
         ({"record": "set", "record_pixels": 63}, "record_pixels=63: expected an even number from 16 to 1024"),
         ({"record": "set", "record_pixels": 8}, "record_pixels=8: expected an even number from 16 to 1024"),
         (
@@ -305,10 +306,15 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_written(tmp_pa
     ],
 )
 def test_wrong_settings_are_explained(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    config = EvalCommandConfig(suite="fake", policy="expert", out=str(tmp_path / "out"), **options)
+    out = str(tmp_path / "out")
+    options = {
+        name: value.replace("{out}", out) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    config = EvalCommandConfig(suite="fake", policy="expert", out=out, **options)
     with pytest.raises(InputError) as raised:
         evaluate_command(config, open_suite=open_fake_suite)
-    assert str(raised.value) == message
+    assert str(raised.value).startswith(message.replace("{out}", out))
     assert list(tmp_path.iterdir()) == []
 
 
