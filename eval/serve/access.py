@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hmac
 import ipaddress
+import logging
 import os
 import socket
+import stat
 from pathlib import Path
 
 from data.errors import InputError
 from eval.config import ServeConfig
 
+_LOG = logging.getLogger(__name__)
 TOKEN_VARIABLE = "WORLDVLA_SERVE_TOKEN"
 _MIN_TOKEN = 16  # characters
 _MAKE_ONE = "`openssl rand -hex 16` makes one"
@@ -30,9 +34,14 @@ def read_token(config: ServeConfig) -> str | None:
         origin = f"token_file={config.token_file}"
         try:
             token = Path(config.token_file).read_text(encoding="ascii").strip()
+            is_readable_by_all = bool(Path(config.token_file).stat().st_mode & stat.S_IROTH)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not ASCII text"
             raise InputError(f"{origin}: cannot be read ({reason}); give a file with the token") from error
+        if is_readable_by_all:  # no error: secrets that are mounted into a container often are
+            _LOG.warning(
+                "%s: every user of this machine can read it; run: chmod 600 %s", origin, config.token_file
+            )
     if token is None:
         return None
     if len(token) < _MIN_TOKEN or not all("!" <= character <= "~" for character in token):
@@ -73,9 +82,12 @@ def bind(config: ServeConfig, has_token: bool) -> socket.socket:
 
 def address_error(config: ServeConfig, error: OSError) -> InputError:
     """What to tell the user of an address that cannot be listened on."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        remedy = "give an address of this machine, or 0.0.0.0 for all of them"
+    else:
+        remedy = "give another port= (0 takes a free one), or end the process that has it"
     return InputError(
-        f"host={config.host} port={config.port}: cannot be listened on ({error.strerror}); give another "
-        "port= (0 takes a free one), or end the process that has it"
+        f"host={config.host} port={config.port}: cannot be listened on ({error.strerror}); {remedy}"
     )
 
 

@@ -66,6 +66,22 @@ def test_the_token_comes_from_the_environment_or_a_file(
         assert not weak or weak not in str(raised.value)
 
 
+def test_a_token_that_every_user_can_read_is_taken_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o600)
+    assert read_token(ServeConfig(token_file=str(path))) == TOKEN
+    assert not caplog.messages
+    path.chmod(0o644)
+    assert read_token(ServeConfig(token_file=str(path))) == TOKEN
+    assert caplog.messages == [
+        f"token_file={path}: every user of this machine can read it; run: chmod 600 {path}"
+    ]
+
+
 @pytest.mark.parametrize("content", [None, b"\xff" * 20])
 def test_a_file_without_a_token_is_named(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,7 +114,7 @@ def test_an_address_that_cannot_be_had_is_one_line() -> None:
             bind(ServeConfig(port=port), has_token=False)
     with pytest.raises(InputError, match="port=70000: expected 0 to 65535"):
         bind(ServeConfig(port=70000), has_token=False)
-    with pytest.raises(InputError, match=r"host=192\.0\.2\.1 port=0: cannot be listened on"):
+    with pytest.raises(InputError, match=r"host=192\.0\.2\.1 port=0: cannot be listened on .*; give an addr"):
         bind(ServeConfig(host="192.0.2.1", port=0), has_token=True)
     for host in ("no such host", "", "a" * 300):
         with pytest.raises(InputError, match=r"^host="):

@@ -37,23 +37,24 @@ def find_assets() -> Path:
     """The folder with LIBERO's scenes, objects and textures.
 
     `LIBERO_ASSETS` may name the folder, or a tar archive of it, which is unpacked once into the user's
-    cache folder. Without it the packages of assets are taken, then the folder inside LIBERO's own package.
+    cache folder. Without it, or where it is empty, the packages of assets are taken, then
+    the folder inside LIBERO's own package.
 
     Raises:
         InputError: Nothing there, not LIBERO's assets, or only a part of the packages, or of two versions.
     """
     configured = os.environ.get(_ENVIRONMENT)
-    if configured is None:
-        folder = _installed_assets()
+    if not configured:
+        folder, origin = _installed_assets(), ""
     elif not Path(configured).exists():
         raise InputError(f"LIBERO's assets not found: {_ENVIRONMENT}={configured} does not exist; {_REMEDY}")
     elif Path(configured).is_file():
-        folder = _unpacked(Path(configured))
+        folder, origin = _unpacked(Path(configured)), f"{_ENVIRONMENT}={configured}: "
     else:
-        folder = Path(configured)
+        folder, origin = Path(configured), f"{_ENVIRONMENT}="
     missing = [name for name in _REQUIRED if not (folder / name).is_dir()]
     if missing:
-        raise InputError(f"{folder}: not LIBERO's assets, it has no folder {missing[0]}; {_REMEDY}")
+        raise InputError(f"{origin}{folder}: not LIBERO's assets, it has no folder {missing[0]}; {_REMEDY}")
     return folder.resolve()
 
 
@@ -122,6 +123,9 @@ def configure(assets: Path) -> None:
 
     LIBERO reads `$LIBERO_CONFIG_PATH/config.yaml` at import and prompts on stdin where it is missing, so a
     private one is written unless the user has configured one by that variable.
+
+    Raises:
+        InputError: The user's one is no map of LIBERO's folders, or they do not exist.
     """
     package = package_folder()
     existing = os.environ.get("LIBERO_CONFIG_PATH")
@@ -138,16 +142,36 @@ def configure(assets: Path) -> None:
         lines = [f"{name}: {json.dumps(str(path))}" for name, path in paths.items()]
         (private / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
         os.environ["LIBERO_CONFIG_PATH"] = str(private)
+    else:
+        _check_configuration(Path(existing) / "config.yaml")
     import libero.libero
 
     libero.libero._assets_path_cache = str(assets)
+
+
+def _check_configuration(path: Path) -> None:
+    """Check the user's configuration: LIBERO takes tasks and initial states from the folders it names."""
+    import yaml
+
+    remedy = "correct it, or unset LIBERO_CONFIG_PATH: this package needs none"
+    try:
+        paths = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        cause = " ".join(str(error).split())
+        raise InputError(f"{path}: LIBERO's configuration cannot be read ({cause}); {remedy}") from error
+    for name in ("assets", "bddl_files", "benchmark_root", "init_states"):
+        folder = paths.get(name) if isinstance(paths, dict) else None
+        if not isinstance(folder, str):
+            raise InputError(f"{path}: LIBERO's configuration names no folder {name}; {remedy}")
+        if name in ("bddl_files", "init_states") and not Path(folder).is_dir():
+            raise InputError(f"{path}: LIBERO's configuration names {name}={folder}, no folder; {remedy}")
 
 
 def _unpacked(archive: Path) -> Path:
     """Unpack an archive into the cache once; concurrent callers use the first complete copy."""
     information = archive.stat()
     name = f"{archive.resolve()}:{information.st_size}:{information.st_mtime_ns}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "worldvla"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "worldvla"
     folder = cache / f"libero-assets-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     remove_leftovers(cache)  # also where there is nothing to unpack: gigabytes
     if not folder.is_dir():
@@ -155,7 +179,7 @@ def _unpacked(archive: Path) -> Path:
             with tarfile.open(archive) as tar, folder_written_whole(folder) as unfinished:
                 tar.extractall(unfinished, filter="data")
         except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-            raise InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})") from error
+            raise _unreadable(archive, error) from error
         except OSError as error:
             if not folder.is_dir():  # else another process finished first
                 raise _unpacking_error(archive, cache, error) from error
@@ -165,11 +189,17 @@ def _unpacked(archive: Path) -> Path:
 def _unpacking_error(archive: Path, cache: Path, error: OSError) -> InputError:
     """What kept an archive from being unpacked; gzip and bz2 give errors of damage no number."""
     if error.errno is None or error.filename == str(archive):
-        return InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({error})")
+        return _unreadable(archive, error)
     return InputError(
         f"{_ENVIRONMENT}={archive}: cannot unpack it into {cache} ({error.strerror}); free space there, "
         f"or set XDG_CACHE_HOME to a folder that you may write to, or {_ENVIRONMENT} to an unpacked folder"
     )
+
+
+def _unreadable(archive: Path, error: Exception) -> InputError:
+    """A damaged archive, or a file of something else; tarfile's messages have a line for each compression."""
+    cause = " ".join(str(error).split())
+    return InputError(f"{_ENVIRONMENT}={archive}: cannot unpack this archive ({cause}); {_REMEDY}")
 
 
 def _inside(folder: Path) -> Path:
