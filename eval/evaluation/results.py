@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rich.table import Table
 from data.errors import InputError
 from data.files import write_text_whole
 from eval.evaluation.provenance import Provenance
-from eval.evaluation.published_rates import published_rates
+from eval.evaluation.published_rates import is_plus, published_plus_rates, published_rates
 from eval.evaluation.reproduction import (
     PublishedComparison,
     compare_with_published,
@@ -140,8 +140,15 @@ class Results:
 
     def _category_row(self, category: str) -> dict[str, Any]:
         tasks = {task.number for task in self.tasks if task.category == category}
-        named = {"category": category, "tasks": len(tasks)}
+        published = published_plus_rates(category) if is_plus(self.suite) else {}
+        named = {"category": category, "tasks": len(tasks), "published": published}
         return named | _counts([episode for episode in self.episodes if episode.task in tasks])
+
+
+def category_text(row: Mapping[str, Any]) -> str:
+    """A row of `per_category` in words: `all of camera: 1599 tasks (published: WorldVLA 0.1 %)`."""
+    rates = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in row.get("published", {}).items())
+    return f"all of {row['category']}: {row['tasks']} tasks" + (f" (published: {rates})" if rates else "")
 
 
 def _counts(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -207,7 +214,7 @@ def results_table(results: Results) -> Table:
     if categories := content["per_category"]:
         table.add_section()
         for row in categories:
-            table.add_row(f"{row['category']} ({row['tasks']} tasks)", *_cells(row))
+            table.add_row(category_text(row), *_cells(row))
     if len(rows) > 1:
         table.add_section()
         table.add_row("all", *_cells(content))

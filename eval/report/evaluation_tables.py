@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.evaluation.results import MAX_TASK_ROWS
+from eval.evaluation.results import MAX_TASK_ROWS, category_text
 from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluations import EvaluationRecord, episode_key, newest
 from eval.report.json_values import Json, integer, mapping, number, rows
@@ -180,7 +180,11 @@ def _listed_rows(results: Json) -> list[Json]:
 def _task_name(row: Json) -> str:
     """A task in words, or how many tasks a category has."""
     if "instruction" not in row and "category" in row:
-        return f"all of {row['category']}: {_integer(number(row, 'tasks'))} tasks"
+        published = mapping(row, "published")
+        rates = {model: rate for model in published if (rate := number(published, model)) is not None}
+        return category_text(
+            {"category": row["category"], "tasks": integer(row, "tasks"), "published": rates}
+        )
     return str(row.get("instruction") or row.get("task", ""))
 
 

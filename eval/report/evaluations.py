@@ -16,7 +16,7 @@ from typing import Any
 
 from eval.evaluation.reproduction import joined_differences
 from eval.evaluation.results import wilson
-from eval.report.json_values import Json, integer, number, rows
+from eval.report.json_values import Json, integer, mapping, number, rows
 from pretrain.run_layout import parse_step_name
 
 # Keys of results.json that say how episodes were run. Values that are objects are compared key by key.
@@ -171,7 +171,7 @@ def _joined_results(parts: Sequence[Json]) -> Json:
     ]
     states = sorted({key[1] for row in kept if (key := episode_key(row)) is not None})
     joined = {**parts[0], **_counts(kept), "per_episode": kept, "per_task": per_task, "seeds": states}
-    joined["per_category"] = _category_rows(per_task, kept)
+    joined["per_category"] = _category_rows(per_task, kept, rows(parts[0], "per_category"))
     if isinstance(parts[0].get("published_differences"), list):
         joined["published_differences"] = joined_differences(
             str(joined.get("suite")),
@@ -189,14 +189,15 @@ def _states(results: Json) -> Counter[int]:
     return Counter(key[0] for key in keys if key is not None)
 
 
-def _category_rows(per_task: Sequence[Json], episodes: Sequence[Json]) -> list[Json]:
-    """Rows of what the tasks of a robustness suite change; none for other suites."""
+def _category_rows(per_task: Sequence[Json], episodes: Sequence[Json], before: Sequence[Json]) -> list[Json]:
+    """Rows of what the tasks of a robustness suite change, as `before` but of all episodes."""
+    published = {str(row.get("category")): mapping(row, "published") for row in before}
     tasks: dict[str, set[int | None]] = {}
     for row in per_task:
         if category := row.get("category"):
             tasks.setdefault(str(category), set()).add(integer(row, "number"))
     return [
-        {"category": category, "tasks": len(numbers)}
+        {"category": category, "tasks": len(numbers), "published": published.get(category, {})}
         | _counts([episode for episode in episodes if integer(episode, "task") in numbers])
         for category, numbers in tasks.items()
     ]
