@@ -2,8 +2,8 @@
 
 In each of the 25 substeps of a control step robosuite calls `mj_forward`, its controller calls it again and
 `mj_step` begins with it: positions and velocities are the same all three times, only the torques differ. What
-depends on those alone (kinematics, inertia, collisions, constraints) is kept from the first call. Accelerations
-are solved for three times as before: each solution starts from the last one.
+depends on those alone (kinematics, inertia, collisions, constraints) is kept from the first call.
+Accelerations are solved for three times as before: each solution starts from the last one.
 """
 
 from __future__ import annotations
