@@ -161,7 +161,9 @@ def loaded(source: PolicySource, frugal: bool) -> Policy:
     if not isinstance(source, PolicyReference):
         return source.load()
     order: Order = "parallel" if frugal else "token"
-    return CheckpointPolicy(Path(source.name), batch=1, exported=source.exported, order=order)
+    return CheckpointPolicy(
+        Path(source.name), batch=1, exported=source.exported, order=order, precision=source.precision
+    )
 
 
 def loop(work: Sequence[EpisodeSpec], source: PolicySource, frugal: bool) -> Measured:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.config import SourceConfig
+
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
 Reset = Literal["hard", "soft"]
+Precision = Literal["auto", "fp32", "bf16"]
+WorldModelProtocol = Literal["tokens", "published"]
+"""How predicted frames are scored (docs/evaluation.md): against decoded codes, or as published."""
 
 
 @dataclass
@@ -32,6 +37,9 @@ class EvaluationSettings:
             some of them are run again for it, failures first.
         observations: What frames and proprioception show: the present state (`recomputed`), or what
             LIBERO's and robosuite's scripts observe, 2 to 4 ms older (`published`, for published weights).
+        precision: Arithmetic of the checkpoint's network: `bf16` (its weights are rounded, as in training),
+            `fp32`, or `auto`: bf16 on a GPU that has it, else fp32. The image tokenizer always computes in
+            fp32.
         reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
             LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
             differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
@@ -51,6 +59,7 @@ class EvaluationSettings:
     answer_seconds: float = 600.0
     videos: int = 4
     observations: Observations = "recomputed"
+    precision: Precision = "auto"
     reset: Reset | None = None
 
 
@@ -64,7 +73,8 @@ class EvaluationConfig(EvaluationSettings):
             policy runs on the CPUs.
         stale: What happens to unfinished evaluations of older checkpoints when a newer one is due: `queue`
             (all are completed) or `cancel`.
-        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none.
+        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none. Always by
+            the protocol `tokens` (see `ImagineConfig`): a training reads no demonstrations.
         imagine_episodes: Number of held-out episodes that are rolled out.
         lpips_weights, fvd_network: As in `ImagineConfig`.
     """
@@ -140,6 +150,7 @@ class ServeConfig:
         unprotected: Listen on such an address without a token.
         token_file: File with the token that clients need; null: that of WORLDVLA_SERVE_TOKEN, if any.
         batch: Maximum number of observations of concurrent clients that are decided on at once.
+        precision: Arithmetic of the network, as for `worldvla eval`.
         clients: Maximum number of clients at once; the next one is refused.
         idle_seconds: A client that sends nothing for so long, or does not read its answer, is disconnected.
         start_seconds: A policy that takes longer to load is given up.
@@ -153,6 +164,7 @@ class ServeConfig:
     unprotected: bool = False
     token_file: str | None = None
     batch: int = 8
+    precision: Precision = "auto"
     clients: int = 64
     idle_seconds: float = 600.0
     start_seconds: float = 900.0
@@ -195,8 +207,8 @@ class ImagineDataConfig:
 
 
 @dataclass
-class ImagineConfig:
-    """`worldvla imagine`: world-model rollouts beside the true frames.
+class RolloutConfig:
+    """World-model rollouts.
 
     Attributes:
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
@@ -205,13 +217,15 @@ class ImagineConfig:
         episodes: Number of held-out episodes to roll out; FVD needs many.
         frames: Number of frames to predict of each; WorldVLA's scores are over 10 and 50.
         batch: Number of episodes rolled out side by side.
-        lpips_weights: AlexNet's weights as torchvision publishes them; null: LPIPS is not computed.
+        lpips_weights: Weights as torchvision publishes them, of AlexNet (`alexnet-owt-7be5be79.pth`), for
+            `protocol=published` of VGG-16 (`vgg16-397923af.pth`); null: LPIPS is not computed.
         fvd_network: I3D as TorchScript (`i3d_torchscript.pt`); null: FVD is not computed.
         temperature: Sampling temperature of the image codes; 0 takes the likeliest, as the published
             evaluation does.
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Seed of sampling at a temperature above 0.
-        gif: Write the video as `imagine.gif` too, for viewers without MP4; 256 colours a frame.
+        precision: As for `worldvla eval`.
+        gif: Write the video as GIF too, for viewers without MP4; 256 colours a frame.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
 
@@ -226,5 +240,26 @@ class ImagineConfig:
     temperature: float = 0.0
     guidance: float = 1.0
     seed: int = 0
+    precision: Precision = "auto"
     gif: bool = False
     out: str | None = None
+
+
+@dataclass
+class ImagineConfig(SourceConfig, RolloutConfig):
+    """`worldvla imagine`: world-model rollouts beside the true frames.
+
+    For `protocol=published` the settings of demonstrations (`source`, `format`, `cameras`, ...) are those
+    that `worldvla prepare` was given for the data set; else they are not used.
+
+    Attributes:
+        source: Folder (or file) of the demonstrations, for the camera's frames; empty: none.
+        protocol: How predictions are scored: `tokens` (against the frames of the true codes), or as
+            `published` (against the camera's frames, in MP4 at 256 px, the given frame counted, LPIPS with
+            VGG, every prediction decoded and encoded again before it is the next input).
+        replay: Whether the data set was prepared with `replay=true`: then the frames are those of a replay.
+    """
+
+    source: str = ""
+    protocol: WorldModelProtocol = "tokens"
+    replay: bool = False

@@ -49,6 +49,20 @@ def _encode(path: Path, frames: Sequence[NDArray[np.uint8]], frames_per_second: 
         container.mux(stream.encode())
 
 
+def read_video(path: Path) -> NDArray[np.uint8]:
+    """All frames of a video, uint8 [T, H, W, 3].
+
+    Raises:
+        OSError: It cannot be read or decoded.
+    """
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except FFmpegError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return np.stack(frames).astype(np.uint8, copy=False)
+
+
 class VideoInMemory:
     """An MP4 (H.264, yuv420p) that is encoded frame by frame and kept in memory.
 

@@ -146,6 +146,7 @@ COMMANDS = (
         examples=(
             "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=8",
             "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 frames=50 episodes=16",
+            "worldvla imagine checkpoint=runs/mine/checkpoints/step_00000400 protocol=published source=demos",
         ),
         json=True,
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from cluster.doctor import machine_checks, network_checks
+from cluster.doctor import libero_check, machine_checks, network_checks
 from cluster.doctor.check_result import FAIL, OK, WARN, CheckResult
 from cluster.doctor.config import DoctorConfig
 
@@ -35,6 +35,7 @@ def checks(config: DoctorConfig) -> Iterator[Check]:
         yield network_checks.all_reduce
     if config.render:
         yield machine_checks.renderer
+    yield libero_check.libero
     yield machine_checks.wandb
     yield network_checks.slurm
     yield network_checks.ray_port

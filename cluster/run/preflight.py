@@ -37,7 +37,7 @@ def check_run(config: RootConfig) -> RunResources:
             check_library("osmesa")  # of processes without a GPU, also where this machine has one
         select_tasks(open_suite(config.eval.suite), config.eval.tasks)
         if config.eval.imagine_frames > 0 and (config.eval.lpips_weights or config.eval.fvd_network):
-            from eval.world_model.imagine import open_backbones  # imports torch
+            from eval.world_model.backbones import open_backbones  # imports torch
 
             open_backbones(
                 config.eval.lpips_weights, config.eval.fvd_network, config.eval.imagine_frames, "eval."

@@ -59,7 +59,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     device = "cuda" if job.settings.gpus > 0 else "cpu"  # as it was placed: others have the other GPUs
     checkpoint = str(local_checkpoint(job.checkpoint, run=RunLayout.of_evaluation(job.out).path))
     results = evaluate(
-        PolicyReference(checkpoint, job.settings.batch, device=device),
+        PolicyReference(checkpoint, job.settings.batch, device=device, precision=job.settings.precision),
         job.settings,
         job.out,
         step=job.step,
@@ -78,6 +78,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
                 frames=job.settings.imagine_frames,
                 lpips_weights=job.settings.lpips_weights,
                 fvd_network=job.settings.fvd_network,
+                precision=job.settings.precision,
             ),
             device,
         )

@@ -129,6 +129,7 @@ def evaluate(
         settings.observations,
         suite.versions(),
         described.settings,
+        described.precision,
     )
     specs = _episode_specs(suite, tasks, settings)
     if described.settings is not None and "chunk" in described.settings:
@@ -164,6 +165,7 @@ def evaluate(
             horizon=settings.horizon,
             provenance=provenance,
             notes=(*described.notes, *suite.notes, *version_notes(provenance.versions)),
+            suite_tasks=len(suite.tasks),
         )
         write_results(outcome, out)
         if recordings is not None and (notes := recordings.write_data_set(outcome.episodes)):
@@ -263,12 +265,18 @@ def _run(
 def _identity(
     policy: PolicySource, suite: Suite, horizon: int | None, provenance: Provenance
 ) -> dict[str, object]:
-    """Everything that the outcome of an episode depends on."""
+    """Everything that the outcome of an episode depends on.
+
+    fp32 is left out: versions that did not record the arithmetic had no other, and their episodes are found.
+    """
+    depends_on = asdict(provenance)
+    if provenance.precision in (None, "fp32"):
+        del depends_on["precision"]
     return {
         "policy": policy.identity(),
         "suite": suite.name,
         "horizon": horizon,
-        "provenance": asdict(provenance),
+        "provenance": depends_on,
         "standin_assets": suite.standin_assets,
     }
 

@@ -22,6 +22,7 @@ class Provenance:
         versions: Versions of the simulator's packages.
         policy_settings: Cameras, history, chunk, action ranges and checksums of the tokenizers; None for a
             policy without them.
+        precision: Arithmetic of the policy's network, `fp32` or `bf16`; None for a policy without one.
     """
 
     renderer: str
@@ -29,11 +30,14 @@ class Provenance:
     observations: str
     versions: dict[str, str]
     policy_settings: Mapping[str, Any] | None
+    precision: str | None = None
 
     def __str__(self) -> str:
         versions = (f"{package} {version}" for package, version in self.versions.items())
         simulator = f"{self.renderer}, {self.reset} resets, observations {self.observations}"
-        policy = "" if self.policy_settings is None else f"{_policy_text(self.policy_settings)}; "
+        policy = "" if self.policy_settings is None else _policy_text(self.policy_settings)
+        policy += "" if self.precision is None else f", {self.precision}"
+        policy = f"{policy}; " if policy else ""
         return f"{policy}{', '.join([simulator, *versions])}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from rich.table import Table
 from data.errors import InputError
 from data.files import write_text_whole
 from eval.evaluation.provenance import Provenance
-from eval.evaluation.published_rates import PUBLISHED_STATES, PUBLISHED_TASKS, published_rates
+from eval.evaluation.published_rates import is_plus, published_plus_rates, published_rates
+from eval.evaluation.reproduction import (
+    PublishedComparison,
+    compare_with_published,
+    protocol_differences,
+)
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
 from pretrain.run_layout import RESULTS_FILE
@@ -39,6 +44,7 @@ class Results:
         horizon: Maximum length of an episode in steps; None: the suite's own.
         provenance: What the outcomes depend on; None: not known.
         notes: Caveats: what could not be verified, versions that were not tested.
+        suite_tasks: Number of all tasks of the suite; None: not known.
     """
 
     suite: str
@@ -51,6 +57,7 @@ class Results:
     horizon: int | None = None
     provenance: Provenance | None = None
     notes: tuple[str, ...] = ()
+    suite_tasks: int | None = None
 
     @property
     def successes(self) -> int:
@@ -92,10 +99,12 @@ class Results:
             "seeds": sorted({episode.initial_state for episode in self.episodes}),
             "versions": self.versions,
             "standin_assets": self.standin_assets,
+            "suite_tasks": self.suite_tasks,
             **self._provenance(),
             "notes": list(self.notes),
             "published": published_rates(self.suite),
             "published_differences": self.published_differences(),
+            "reproduction": [row.to_json() for row in self.reproduction()],
         }
 
     def _provenance(self) -> dict[str, Any]:
@@ -103,25 +112,21 @@ class Results:
 
     def published_differences(self) -> list[str]:
         """In what this evaluation differs from the published protocol; empty where nothing is published."""
-        if not published_rates(self.suite):
-            return []
-        counts = Counter(episode.task for episode in self.episodes)
-        fewest = min(counts.values(), default=0)
-        differences = []
-        if len(counts) < PUBLISHED_TASKS or fewest < PUBLISHED_STATES:
-            differences.append(
-                f"{len(counts)} tasks of at least {fewest} initial states, not {PUBLISHED_TASKS} of "
-                f"{PUBLISHED_STATES}"
-            )
-        if any(self.horizon not in (None, task.horizon) for task in self.tasks):
-            differences.append(f"a horizon of {self.horizon} steps, not the suite's")
-        if self.standin_assets:
-            differences.append("some assets are stand-ins")
-        if self.provenance is not None and self.provenance.reset != "hard":
-            differences.append(f"{self.provenance.reset} resets, not hard ones")
-        if self.provenance is not None and self.provenance.observations != "published":
-            differences.append(f"observations={self.provenance.observations}, not published")
-        return differences
+        states = Counter(episode.task for episode in self.episodes)
+        return protocol_differences(
+            self.suite,
+            states,
+            self.suite_tasks,
+            self.tasks,
+            self.horizon,
+            self.standin_assets,
+            self.provenance,
+        )
+
+    def reproduction(self) -> list[PublishedComparison]:
+        """The success rate beside every published one of the suite."""
+        interval = wilson(self.successes, len(self.episodes) - self.errors)
+        return compare_with_published(self.suite, self.success_rate, interval, self.published_differences())
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -135,8 +140,15 @@ class Results:
 
     def _category_row(self, category: str) -> dict[str, Any]:
         tasks = {task.number for task in self.tasks if task.category == category}
-        named = {"category": category, "tasks": len(tasks)}
+        published = published_plus_rates(category) if is_plus(self.suite) else {}
+        named = {"category": category, "tasks": len(tasks), "published": published}
         return named | _counts([episode for episode in self.episodes if episode.task in tasks])
+
+
+def category_text(row: Mapping[str, Any]) -> str:
+    """A row of `per_category` in words: `all of camera: 1599 tasks (published: WorldVLA 0.1 %)`."""
+    rates = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in row.get("published", {}).items())
+    return f"all of {row['category']}: {row['tasks']} tasks" + (f" (published: {rates})" if rates else "")
 
 
 def _counts(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -189,7 +201,7 @@ def write_results(results: Results, folder: Path) -> Path:
 
 
 def results_table(results: Results) -> Table:
-    """Success by task with 95 % intervals, and published rates, for the console."""
+    """Success by task with 95 % intervals, for the console."""
     content = results.to_json()
     table = Table(title=f"{results.suite}: {results.policy}", title_justify="left", caption_justify="left")
     table.caption = _caption(results)
@@ -202,15 +214,10 @@ def results_table(results: Results) -> Table:
     if categories := content["per_category"]:
         table.add_section()
         for row in categories:
-            table.add_row(f"{row['category']} ({row['tasks']} tasks)", *_cells(row))
+            table.add_row(category_text(row), *_cells(row))
     if len(rows) > 1:
         table.add_section()
         table.add_row("all", *_cells(content))
-    if content["published"]:
-        table.add_section()
-        mark = " *" if content["published_differences"] else ""
-        for model, rate in content["published"].items():
-            table.add_row(f"[dim]published: {model}{mark}", "", f"[dim]{100 * rate:.1f} %", "", "", "")
     return table
 
 
@@ -218,9 +225,7 @@ def _caption(results: Results) -> str | None:
     """What the numbers depend on, and caveats for comparing them."""
     notes = [] if results.provenance is None else [str(results.provenance)]
     notes += results.notes
-    if differences := results.published_differences():
-        notes.append(f"* published rates follow another protocol; here: {', '.join(differences)}")
-    elif results.standin_assets:
+    if results.standin_assets:
         notes.append("some assets are stand-ins: not comparable with published rates to the digit")
     if results.errors:
         first = next(episode for episode in results.episodes if episode.error is not None)

@@ -4,7 +4,8 @@ Kernels may sum in another order for another number of rows, or for another posi
 the last bit of a logit depends on which other environments happen to wait for the policy. So before prompts
 of a width are decoded for the first time, copies of one prompt are decoded in batches of several sizes and
 compared bit by bit. Sizes that agree are used; a batch between two of them is filled up with copies. The
-length that a prompt is padded to depends on its own length alone.
+length that a prompt is padded to depends on its own length alone. This holds in fp32 and in bf16 alike: what
+is compared is the output of the network's own kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from data.tokens.image import ImageTokenizer
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, ACTION_END, ACTION_START
+from data.tokens.vocabulary import (
+    ACTION_BIN_END,
+    ACTION_BIN_START,
+    ACTION_BLOCK_LENGTH,
+    ACTION_END,
+    ACTION_START,
+)
 from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Order, decode_action_chunk
 from pretrain.model.transformer import Transformer
@@ -66,7 +73,7 @@ class BatchInvariantDecoder:
         network: The transformer.
         chunk: K, actions in a chunk.
         max_batch: Maximum number of prompts in a batch.
-        order: Order of the tokens, as in `decode_action_chunk`; all orders give the same bins.
+        order: Order of the tokens, as in `decode_action_chunk`.
     """
 
     def __init__(self, network: Transformer, chunk: int, max_batch: int, order: Order = "parallel") -> None:
@@ -109,12 +116,12 @@ class BatchInvariantDecoder:
 
     @torch.inference_mode()
     def _logits(self, prompts: Sequence[NDArray[np.integer]], width: int) -> NDArray[np.float32]:
-        """Logits [B, K, N] after the first token of each action block, as float32."""
+        """Logits [B, K, N] of the first bin of each action block, as float32; exact, also of bf16."""
         blocks = np.arange(1, self._chunk + 1).repeat(ACTION_BLOCK_LENGTH)
         session = DecodingSession(self._network, prompts, blocks, largest=ACTION_END, width=width)
         start = torch.full((1, self._chunk), ACTION_START, device=session.device)
         hidden = session.forward(start, slice(0, len(blocks), ACTION_BLOCK_LENGTH))
-        return session.logits(hidden, ACTION_START, ACTION_END).float().cpu().numpy()
+        return session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END).float().cpu().numpy()
 
 
 class BatchInvariantEncoder:

@@ -15,7 +15,7 @@ from data.tokens.action import ActionRanges, decode
 from data.tokens.image_block import image_block, image_block_length
 from data.tokens.prompt_text import action_text
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
-from eval.config import ExportedConfig
+from eval.config import ExportedConfig, Precision
 from eval.policy.batch_invariance import BatchInvariantDecoder, BatchInvariantEncoder
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import LoadedModel, load_model
@@ -31,7 +31,8 @@ class CheckpointPolicy:
         device: Device it computes on; None takes a GPU if there is one.
         batch: Maximum number of observations in one pass.
         exported: Files and settings beside a folder of exported weights.
-        order: Order of decoding, as in `decode_action_chunk`; all orders give the same actions.
+        order: Order of decoding, as in `decode_action_chunk`; all orders give the same actions in fp32.
+        precision: Arithmetic of its network.
 
     Raises:
         InputError: As for `load_model`, or its actions are in other units than the simulators', or its
@@ -45,8 +46,9 @@ class CheckpointPolicy:
         batch: int = 8,
         exported: ExportedConfig | None = None,
         order: Order = "parallel",
+        precision: Precision = "auto",
     ) -> None:
-        self._model = load_model(checkpoint, exported or ExportedConfig(), device)
+        self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
         _check_units(checkpoint, self._model.action_ranges)
         _check_length(checkpoint, self._model)
         self._decoder = BatchInvariantDecoder(self._model.network, self._model.data.chunk, batch, order)

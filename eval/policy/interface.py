@@ -38,10 +38,12 @@ class PolicyRecord:
         settings: Cameras, history, chunk, action ranges and checksums of the tokenizers, as JSON; None: there
             are none.
         notes: What could not be verified, and what was assumed.
+        precision: Arithmetic of its network, `fp32` or `bf16`; None: it has none.
     """
 
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    precision: str | None = None
 
 
 class Policy(Protocol):

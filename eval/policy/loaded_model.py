@@ -13,8 +13,9 @@ from data.errors import InputError
 from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
-from eval.config import ExportedConfig
+from eval.config import ExportedConfig, Precision
 from eval.policy.description import describe
+from eval.policy.precision import DTYPES, Arithmetic, chosen_arithmetic, chosen_device
 from pretrain.checkpoint.policy_files import run_data
 from pretrain.checkpoint.weights import load_weights
 from pretrain.convert.source import CONFIG, open_weights_folder
@@ -31,12 +32,13 @@ class LoadedModel:
 
     Attributes:
         data: Data settings of its run; of exported weights only history, chunk and camera.
-        network: The transformer in evaluation mode, fp32.
+        network: The transformer in evaluation mode.
         text: Its text tokenizer.
         image: Its image tokenizer.
         settings: History, chunk, camera, action ranges and checksums of the tokenizers.
         notes: What could not be verified, and what was assumed.
         dataset: Fingerprint of the data that it was trained on; None: not known.
+        precision: Arithmetic of the network, whose weights are rounded to it; the tokenizer's is fp32.
     """
 
     data: DataConfig
@@ -46,6 +48,7 @@ class LoadedModel:
     settings: PolicySettings
     notes: tuple[str, ...] = ()
     dataset: str | None = None
+    precision: Arithmetic = "fp32"
 
     @property
     def action_ranges(self) -> ActionRanges:
@@ -53,7 +56,12 @@ class LoadedModel:
         return self.settings.action_ranges
 
 
-def load_model(path: Path, exported: ExportedConfig | None = None, device: str | None = None) -> LoadedModel:
+def load_model(
+    path: Path,
+    exported: ExportedConfig | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+) -> LoadedModel:
     """Load a folder of weights of either kind.
 
     Args:
@@ -61,11 +69,12 @@ def load_model(path: Path, exported: ExportedConfig | None = None, device: str |
             safetensors files, as `worldvla convert export` and transformers write it.
         exported: Files and settings beside a folder of the second kind; None: such a folder is refused.
         device: Device it computes on; None takes a GPU if there is one.
+        precision: Arithmetic of the network.
 
     Raises:
         InputError: As `describe`, or the weights do not fit their settings.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device, arithmetic = chosen_device(device), chosen_arithmetic(precision, device)
     description = describe(path, exported)
     settings = description.settings
     text = TextTokenizer.load(description.text_tokenizer)
@@ -73,7 +82,14 @@ def load_model(path: Path, exported: ExportedConfig | None = None, device: str |
     data, network = _load_exported(path) if (path / CONFIG).is_file() else _load_checkpoint(path)
     data = replace(data, history=settings.history, chunk=settings.chunk, cameras=list(settings.cameras))
     return LoadedModel(
-        data, network.to(device), text, image, settings, description.notes, description.dataset
+        data,
+        network.to(device, DTYPES[arithmetic]),
+        text,
+        image,
+        settings,
+        description.notes,
+        description.dataset,
+        arithmetic,
     )
 
 

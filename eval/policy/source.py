@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.errors import InputError
-from eval.config import EvalCommandConfig, ExportedConfig
+from eval.config import EvalCommandConfig, ExportedConfig, Precision
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Policy, PolicyRecord
 from pretrain.run_layout import READY, RunLayout, parse_step_name
@@ -26,12 +26,14 @@ class PolicyReference:
         batch: Maximum number of observations that the checkpoint's policy decides on at once.
         exported: Files and settings beside a folder of exported weights.
         device: Device of the checkpoint's policy, `cpu` or `cuda`; None: a GPU if there is one.
+        precision: Arithmetic of the checkpoint's network.
     """
 
     name: str
     batch: int = 8
     exported: ExportedConfig = field(default_factory=ExportedConfig)
     device: str | None = None
+    precision: Precision = "auto"
 
     @property
     def uses_server(self) -> bool:
@@ -48,7 +50,9 @@ class PolicyReference:
             return ExpertPolicy()
         from eval.policy.checkpoint_policy import CheckpointPolicy  # imports torch
 
-        return CheckpointPolicy(Path(self.name), self.device, self.batch, self.exported)
+        return CheckpointPolicy(
+            Path(self.name), self.device, self.batch, self.exported, precision=self.precision
+        )
 
     def record(self) -> PolicyRecord:
         """Settings, verified, and notes on them; no weight is read.
@@ -59,9 +63,11 @@ class PolicyReference:
         if self.name == EXPERT:
             return PolicyRecord()
         from eval.policy.description import describe  # imports torch
+        from eval.policy.precision import chosen_arithmetic
 
         description = describe(Path(self.name), self.exported)
-        return PolicyRecord(description.settings.to_json(), description.notes)
+        arithmetic = chosen_arithmetic(self.precision, self.device)
+        return PolicyRecord(description.settings.to_json(), description.notes, arithmetic)
 
     def identity(self) -> str:
         """Digest of the weights, and of the run's tokenizers and action ranges.
@@ -110,13 +116,13 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
         return PolicyReference(EXPERT), None, Path(config.out)
-    source, step = checkpoint_policy(config.checkpoint, config.batch, config.exported)
+    source, step = checkpoint_policy(config.checkpoint, config.batch, config.exported, config.precision)
     out = Path(config.out) if config.out else _results_folder(Path(source.name), config.suite)
     return source, step, out
 
 
 def checkpoint_policy(
-    checkpoint: str, batch: int, exported: ExportedConfig
+    checkpoint: str, batch: int, exported: ExportedConfig, precision: Precision
 ) -> tuple[PolicyReference, int | None]:
     """A checkpoint's policy and the step of the checkpoint; see `EvalCommandConfig` for the arguments.
 
@@ -126,7 +132,8 @@ def checkpoint_policy(
     folder = _local_folder(checkpoint)
     if not folder.is_dir():
         raise InputError(f"checkpoint={folder}: no such folder; expected runs/<name>/checkpoints/step_...")
-    return PolicyReference(str(folder), batch, exported), parse_step_name(folder.resolve().name)
+    source = PolicyReference(str(folder), batch, exported, precision=precision)
+    return source, parse_step_name(folder.resolve().name)
 
 
 def evaluation_beside_training(policy: PolicyReference) -> Path | None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.evaluation.published_rates import published_rates
-from eval.evaluation.results import MAX_TASK_ROWS
+from eval.evaluation.results import MAX_TASK_ROWS, category_text
 from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluations import EvaluationRecord, episode_key, newest
 from eval.report.json_values import Json, integer, mapping, number, rows
@@ -39,6 +38,7 @@ class ProtocolRow:
     states: str
     camera: str
     renderer: str
+    precision: str
     versions: str
 
 
@@ -115,6 +115,7 @@ def _protocol_row(evaluation: EvaluationRecord) -> ProtocolRow:
         states=_states(results),
         camera=", ".join(map(str, cameras)) if isinstance(cameras, list) else _NOT_RECORDED,
         renderer=str(results.get("renderer") or _NOT_RECORDED),
+        precision=str(results.get("precision", _NOT_RECORDED) or "-"),
         versions=", ".join(f"{name} {version}" for name, version in mapping(results, "versions").items()),
     )
 
@@ -139,10 +140,6 @@ def evaluation_notes(run: RunContents) -> list[str]:
         )
     if any((number(e.results, "errors") or 0) > 0 for e in run.evaluations):
         notes.append("Episodes that ended in a simulator error are counted as errors, not as failures.")
-    for suite in sorted({str(e.results.get("suite")) for e in run.evaluations}):
-        if rates := published_rates(suite):
-            listed = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in rates.items())
-            notes.append(f"Published on {suite}: {listed} (by another protocol: docs/evaluation.md).")
     return notes + sorted({text for evaluation in run.evaluations for text in _caveats(evaluation)})
 
 
@@ -183,7 +180,11 @@ def _listed_rows(results: Json) -> list[Json]:
 def _task_name(row: Json) -> str:
     """A task in words, or how many tasks a category has."""
     if "instruction" not in row and "category" in row:
-        return f"all of {row['category']}: {_integer(number(row, 'tasks'))} tasks"
+        published = mapping(row, "published")
+        rates = {model: rate for model in published if (rate := number(published, model)) is not None}
+        return category_text(
+            {"category": row["category"], "tasks": integer(row, "tasks"), "published": rates}
+        )
     return str(row.get("instruction") or row.get("task", ""))
 
 

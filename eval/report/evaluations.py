@@ -8,14 +8,15 @@ the two are told apart by a label that says what differs.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.evaluation.reproduction import joined_differences
 from eval.evaluation.results import wilson
-from eval.report.json_values import Json, integer, number, rows
+from eval.report.json_values import Json, integer, mapping, number, rows
 from pretrain.run_layout import parse_step_name
 
 # Keys of results.json that say how episodes were run. Values that are objects are compared key by key.
@@ -24,6 +25,7 @@ _CONDITIONS = (
     "renderer",
     "observations",
     "reset",
+    "precision",
     "versions",
     "standin_assets",
     "policy_settings",
@@ -168,18 +170,34 @@ def _joined_results(parts: Sequence[Json]) -> Json:
         for task, row in sorted(tasks.items(), key=lambda item: item[0] or 0)
     ]
     states = sorted({key[1] for row in kept if (key := episode_key(row)) is not None})
-    joined = {"per_episode": kept, "per_task": per_task, "per_category": _category_rows(per_task, kept)}
-    return {**parts[0], **_counts(kept), **joined, "seeds": states}
+    joined = {**parts[0], **_counts(kept), "per_episode": kept, "per_task": per_task, "seeds": states}
+    joined["per_category"] = _category_rows(per_task, kept, rows(parts[0], "per_category"))
+    if isinstance(parts[0].get("published_differences"), list):
+        joined["published_differences"] = joined_differences(
+            str(joined.get("suite")),
+            [str(each) for each in parts[0]["published_differences"]],
+            _states(parts[0]),
+            _states(joined),
+            integer(joined, "suite_tasks"),
+        )
+    return joined
 
 
-def _category_rows(per_task: Sequence[Json], episodes: Sequence[Json]) -> list[Json]:
-    """Rows of what the tasks of a robustness suite change; none for other suites."""
+def _states(results: Json) -> Counter[int]:
+    """Task -> number of its initial states."""
+    keys = [episode_key(row) for row in rows(results, "per_episode")]
+    return Counter(key[0] for key in keys if key is not None)
+
+
+def _category_rows(per_task: Sequence[Json], episodes: Sequence[Json], before: Sequence[Json]) -> list[Json]:
+    """Rows of what the tasks of a robustness suite change, as `before` but of all episodes."""
+    published = {str(row.get("category")): mapping(row, "published") for row in before}
     tasks: dict[str, set[int | None]] = {}
     for row in per_task:
         if category := row.get("category"):
             tasks.setdefault(str(category), set()).add(integer(row, "number"))
     return [
-        {"category": category, "tasks": len(numbers)}
+        {"category": category, "tasks": len(numbers), "published": published.get(category, {})}
         | _counts([episode for episode in episodes if integer(episode, "task") in numbers])
         for category, numbers in tasks.items()
     ]

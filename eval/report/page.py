@@ -12,8 +12,9 @@ import jinja2
 
 from data.errors import InputError
 from data.files import write_text_whole
-from eval.report import evaluation_tables, headline, rollout_media, training_charts
+from eval.report import evaluation_tables, headline, rollout_media, training_charts, world_model_rollouts
 from eval.report.json_values import mapping
+from eval.report.reproduction_table import reproduction_rows
 from eval.report.run_contents import RunContents, read_run
 from pretrain.run_layout import STEP_PATTERN, RunLayout
 
@@ -92,13 +93,14 @@ def render(run: RunContents) -> str:
         evaluations=[evaluation_tables.evaluation_row(evaluation) for evaluation in run.evaluations],
         protocols=evaluation_tables.protocol_rows(run),
         evaluation_notes=evaluation_tables.evaluation_notes(run),
+        reproduction=reproduction_rows(run),
         tasks=evaluation_tables.task_rows(run),
         failures=failures,
         num_failures_omitted=num_failures_omitted,
         videos=videos,
         num_videos_omitted=num_omitted,
         video_speed=rollout_media.speed_text(videos),
-        world_model=rollout_media.world_model_rollout(run),
+        world_model=world_model_rollouts.world_model_rollouts(run),
         checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),
         configuration=run.configuration,

@@ -1,4 +1,4 @@
-"""Pictures and videos of a run as data URLs, so that the report is one file."""
+"""Videos of a run's episodes, and files as data URLs, so that the report is one file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from eval.report.charts import Chart, Series, format_number, line_chart
 from eval.report.evaluation_tables import first_failures, step_text, task_text
 from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest
-from eval.report.json_values import Json, number, read_json, rows
+from eval.report.json_values import rows
 from eval.report.run_contents import RunContents
 from eval.rollout.episode import VIDEO_STRIDE
 from eval.simulator.interface import CONTROL_FREQUENCY
 from eval.video import VideoPreview, read_preview
-from eval.world_model.score_text import scores_text
-from pretrain.run_layout import parse_step_name
 
 _MAX_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
 _MAX_VIDEOS = 12
@@ -44,18 +41,6 @@ class Video:
     frames_per_second: float | None
     caption: str
     anchor: str
-
-
-@dataclass(frozen=True)
-class WorldModelRollout:
-    """The newest world-model rollout."""
-
-    picture: str
-    caption: str
-    video: str | None
-    poster: str | None
-    speed: str
-    chart: Chart | None
 
 
 def videos(run: RunContents) -> tuple[list[Video], int]:
@@ -92,66 +77,6 @@ def speed_text(videos: Sequence[Video]) -> str:
     return f"In {speed}: {first:g} frames a second, one for every {VIDEO_STRIDE} steps of the simulator."
 
 
-def world_model_rollout(run: RunContents) -> WorldModelRollout | None:
-    """The world-model rollout of the newest step that has one."""
-    picture = run.rollout
-    if picture is None:
-        return None
-    video, scores = picture.with_suffix(".mp4"), picture.with_suffix(".json")
-    results = read_json(scores) if scores.is_file() else {}
-    frames = rows(results, "frames")
-    step = parse_step_name(picture.parent.name)
-    caption = [] if step is None else [f"Step {step}"]
-    preview = read_preview(video) if video.is_file() else None
-    if results.get("episode"):
-        caption.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
-    if frames:
-        caption.append(scores_text(results))
-    for horizon in rows(results, "horizons"):
-        scores = [
-            f"{key.upper()} {format_number(value)}{_no_change(horizon, key)}"
-            for key in ("fvd", "psnr", "ssim", "lpips")
-            if (value := number(horizon, key)) is not None
-        ]
-        caption.append(f"over the first {number(horizon, 'frames') or 0:.0f} frames {', '.join(scores)}")
-    return WorldModelRollout(
-        picture=_data_url(picture, "image/png"),
-        caption=", ".join(caption),
-        video=_data_url(video, "video/mp4") if video.is_file() else None,
-        poster=_poster(preview),
-        speed=""
-        if preview is None
-        else f"{preview.frames_per_second:g} frames a second, one for every time step",
-        chart=line_chart(
-            "PSNR by predicted frame",
-            "dB",
-            [
-                _per_frame(frames, "psnr", "prediction", 1),
-                _per_frame(frames, _baseline_key(frames), "no change", 3),
-            ],
-            x_unit="frame",
-        ),
-    )
-
-
-def _no_change(scores: Json, key: str) -> str:
-    """The score of predicting no change, in parentheses; empty where it was not computed."""
-    value = number(scores, f"no_change_{key}")
-    return "" if value is None else f" (no change: {format_number(value)})"
-
-
-def _baseline_key(frames: Sequence[Json]) -> str:
-    """Name of the PSNR of predicting no change; files of earlier versions have another."""
-    return "held_psnr" if any("held_psnr" in frame for frame in frames) else "no_change_psnr"
-
-
-def _per_frame(frames: Sequence[Json], key: str, label: str, tone: int) -> Series:
-    points = [
-        (float(i), v) for i, frame in enumerate(frames, start=1) if (v := number(frame, key)) is not None
-    ]
-    return Series(label, points, tone, dots=True)
-
-
 def _failing(evaluation: EvaluationRecord) -> list[Key]:
     """The first failing episode of each task, where it has a video."""
     keys = [episode_key(row) for row in first_failures(evaluation)]
@@ -163,15 +88,15 @@ def _tile(evaluation: EvaluationRecord, key: Key, anchor: str) -> Video:
     preview = read_preview(file)
     return Video(
         file=file,
-        source=_data_url(file, "video/mp4"),
-        poster=_poster(preview),
+        source=data_url(file, "video/mp4"),
+        poster=poster(preview),
         frames_per_second=None if preview is None else preview.frames_per_second,
         caption=_video_caption(evaluation, key),
         anchor=anchor,
     )
 
 
-def _poster(preview: VideoPreview | None) -> str | None:
+def poster(preview: VideoPreview | None) -> str | None:
     """The last frame of a video as a data URL."""
     if preview is None:
         return None
@@ -191,7 +116,8 @@ def _video_caption(evaluation: EvaluationRecord, key: Key) -> str:
     return f"{evaluation.label}, {task}, {step}initial state {row.get('initial_state')}: {outcome}"
 
 
-def _data_url(file: Path, kind: str) -> str:
+def data_url(file: Path, kind: str) -> str:
+    """A file of this media type as a data URL."""
     return _url_of(file.read_bytes(), kind)
 
 

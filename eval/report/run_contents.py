@@ -16,9 +16,15 @@ from eval.report.evaluations import (
     joined,
 )
 from eval.report.json_values import Json, number, read_json
-from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, RunLayout, files_by_step
+from pretrain.run_layout import (
+    IMAGINE_PUBLISHED_STEM,
+    IMAGINE_STEM,
+    RESULTS_FILE,
+    RunLayout,
+    files_by_step,
+)
 
-_ROLLOUT = f"{IMAGINE_STEM}.png"
+_ROLLOUTS = tuple(f"{stem}.png" for stem in (IMAGINE_STEM, IMAGINE_PUBLISHED_STEM))
 _SUPERSEDED = "superseded_"  # beginning of the name of such a folder
 
 
@@ -35,7 +41,7 @@ class RunContents:
         events: The other lines (a resume).
         stored: Every folder with results, as it is.
         evaluations: The same, joined (`eval.report.evaluations`), ascending in step.
-        rollout: Picture of the newest world-model rollout; None: there is none.
+        rollouts: Picture of the newest world-model rollout of each protocol.
     """
 
     path: Path
@@ -46,7 +52,7 @@ class RunContents:
     events: Sequence[Json]
     stored: Sequence[StoredEvaluation]
     evaluations: Sequence[EvaluationRecord]
-    rollout: Path | None
+    rollouts: Sequence[Path]
 
     @property
     def name(self) -> str:
@@ -66,7 +72,7 @@ def read_run(path: Path) -> RunContents:
     """
     layout = RunLayout(path)
     is_run = layout.config.is_file() or layout.metrics.is_file()
-    if not is_run and not (path / RESULTS_FILE).is_file() and not (path / _ROLLOUT).is_file():
+    if not is_run and not any((path / name).is_file() for name in (RESULTS_FILE, *_ROLLOUTS)):
         raise InputError(
             f"{path}: no config.yaml, no metrics.jsonl and no {RESULTS_FILE} here; name a run folder "
             "(runs/<name>) or an evaluation's folder (runs/<name>/eval/step_...)"
@@ -84,7 +90,7 @@ def read_run(path: Path) -> RunContents:
         events=[line for line in lines if "event" in line],
         stored=stored,
         evaluations=joined(stored, differing_conditions(stored)),
-        rollout=_newest_rollout(layout) if is_run else _existing(path / _ROLLOUT),
+        rollouts=[picture for name in _ROLLOUTS for picture in _pictures(layout, name, is_run)[-1:]],
     )
 
 
@@ -94,13 +100,11 @@ def _evaluation_folders(layout: RunLayout) -> list[Path]:
     return [folder for folder in folders if not folder.name.startswith(_SUPERSEDED)]
 
 
-def _newest_rollout(layout: RunLayout) -> Path | None:
-    pictures = list(files_by_step(layout.evaluations, _ROLLOUT).values())
-    return pictures[-1] if pictures else None
-
-
-def _existing(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _pictures(layout: RunLayout, name: str, is_run: bool) -> list[Path]:
+    """The pictures of that name, ascending in step; of an evaluation's folder its own."""
+    if is_run:
+        return list(files_by_step(layout.evaluations, name).values())
+    return [layout.path / name] if (layout.path / name).is_file() else []
 
 
 def _is_measurement(line: Json) -> bool:

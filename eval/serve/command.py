@@ -40,7 +40,7 @@ def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
     _check(config)
     token = read_token(config)
     with bind(config, token is not None) as bound:
-        policy, step = checkpoint_policy(config.checkpoint, config.batch, config.exported)
+        policy, step = checkpoint_policy(config.checkpoint, config.batch, config.exported, config.precision)
         described = _metadata(policy, step, policy.record())
         asyncio.run(serve_policy(policy, described, config, bound, token, ready))
 

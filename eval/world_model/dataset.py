@@ -1,4 +1,4 @@
-"""The data set whose episodes a world model is rolled out on."""
+"""The data set and the episodes that a world model is rolled out on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from data.config import DataConfig
 from data.errors import InputError
+from data.storage.episode_entry import EpisodeEntry
 from data.storage.index import INDEX_FILE, DatasetIndex
 from eval.policy.loaded_model import LoadedModel
 
@@ -53,6 +54,31 @@ def open_dataset(model: LoadedModel, url: str | None) -> DatasetChoice:
         )
     is_other = model.dataset is not None and not model.data.sources and model.dataset != index.fingerprint
     return DatasetChoice(index, (_OTHER_DATA,) if is_other else ())
+
+
+def choose_episodes(index: DatasetIndex, key: str | None, count: int = 1) -> list[EpisodeEntry]:
+    """The episode with that key; without one the first of `val_ind`, then of `val_ood`.
+
+    Without any held-out episode it is the last of all.
+
+    Raises:
+        InputError: No episode has the key, or all have only one frame.
+    """
+    if key is not None:
+        entries = [entry for entry in index.episodes if entry.key == key]
+        if not entries:
+            examples = ", ".join(entry.key for entry in index.episodes[:3])
+            raise InputError(
+                f"episode={key}: not in {index.url}; it holds {len(index.episodes)}: {examples}, ..."
+            )
+    else:
+        entries = [*index.split("val_ind"), *index.split("val_ood")] or list(index.episodes[-1:])
+    long = [entry for entry in entries if entry.length >= 2]
+    if not long:
+        raise InputError(
+            f"episode {entries[0].key} has one frame, expected at least 2; choose another episode"
+        )
+    return long[:count]
 
 
 def _load(data: DataConfig, given: str | None) -> DatasetIndex:

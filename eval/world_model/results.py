@@ -14,12 +14,14 @@ from PIL import Image
 
 from data.errors import InputError
 from data.files import write_text_whole
+from eval.config import WorldModelProtocol
 from eval.contact_sheet import enlarge, evenly_spaced, label, tile
 from eval.video import write_gif, write_video
-from eval.world_model.scores import FrameScore, HorizonScore, mean_score, summary_of
+from eval.world_model.horizons import HorizonScore
+from eval.world_model.published_scores import METRICS, RYNNVLA_002
+from eval.world_model.scores import FrameScore, mean_score, summary_of
 
 _FRAMES_PER_SECOND = 5
-_HORIZON_SCORES = ("fvd", "psnr", "ssim", "lpips")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Rollout:
         split: Its split; an episode of `train` says little about unseen ones. All are `train` where the
             checkpoint was trained with `data.split=all`.
         instruction: The task in words.
-        mean: Mean score of the predicted frames.
-        frames: Score of each predicted frame.
+        mean: Mean score of the scored frames.
+        frames: Score of each of them: of the predicted ones, by the published protocol the given one first.
     """
 
     episode: str
@@ -47,9 +49,11 @@ class ImagineResult:
     """World-model rollouts and their files.
 
     Attributes:
+        protocol: How they were scored.
         rollouts: One per episode; picture and video show the first.
-        mean: Means over all predicted frames.
+        mean: Means over all scored frames.
         horizons: Scores over the first 10 and 50 frames, where rollouts are that long.
+        suites: Task suites of the episodes.
         picture: PNG: true frames above predicted ones, the given first frame at the left of both.
         video: MP4: true beside predicted.
         gif: The same as GIF; None: not requested.
@@ -58,9 +62,11 @@ class ImagineResult:
         notes: Caveats: what could not be verified, data that the checkpoint was not trained on.
     """
 
+    protocol: WorldModelProtocol
     rollouts: tuple[Rollout, ...]
     mean: FrameScore
     horizons: tuple[HorizonScore, ...]
+    suites: tuple[str, ...]
     picture: Path
     video: Path
     scores: Path
@@ -70,7 +76,7 @@ class ImagineResult:
 
     @property
     def frames(self) -> tuple[FrameScore, ...]:
-        """Mean score of each predicted frame, over the rollouts that are long enough."""
+        """Mean score of each scored frame, over the rollouts that are long enough."""
         longest = max(len(rollout.frames) for rollout in self.rollouts)
         return tuple(
             mean_score([rollout.frames[i] for rollout in self.rollouts if i < len(rollout.frames)])
@@ -78,23 +84,29 @@ class ImagineResult:
         )
 
     def summary(self) -> dict[str, float]:
-        """Computed scores by name: `psnr`, `no_change_psnr`, ... and `psnr_10`, `no_change_fvd_50`, ..."""
+        """Computed scores by protocol and name: `tokens/psnr`, `tokens/no_change_fvd_50`, ..."""
         scores: dict[str, float | None] = summary_of(self.mean)
         for horizon in self.horizons:
-            for name in _HORIZON_SCORES:
+            for name in METRICS:
                 for key in (name, f"no_change_{name}"):
                     scores[f"{key}_{horizon.frames}"] = getattr(horizon, key)
-        return {name: value for name, value in scores.items() if value is not None}
+        return {f"{self.protocol}/{name}": value for name, value in scores.items() if value is not None}
 
     def to_json(self) -> dict[str, Any]:
         """The scores as `imagine.json` has them."""
         return {
+            "protocol": self.protocol,
             "episode": self.rollouts[0].episode,
             "split": self.rollouts[0].split,
             "instruction": self.rollouts[0].instruction,
             **summary_of(self.mean),
             "notes": list(self.notes),
             "horizons": [asdict(horizon) for horizon in self.horizons],
+            "published_by_suite": {
+                suite: {"RynnVLA-002": dict(RYNNVLA_002[suite])}
+                for suite in self.suites
+                if suite in RYNNVLA_002
+            },
             "frames": [asdict(frame) for frame in self.frames],
             "rollouts": [asdict(rollout) for rollout in self.rollouts],
         }

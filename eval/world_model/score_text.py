@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+from eval.world_model.published_scores import protocol_of
+
 _SCORES = {"psnr": ("PSNR", ".1f", " dB"), "ssim": ("SSIM", ".3f", ""), "lpips": ("LPIPS", ".3f", "")}
 
 
 def scores_text(content: Mapping[str, Any]) -> str:
-    """`PSNR 24.2 dB (no change: 26.7 dB), SSIM 0.842 (no change: 0.901) over 148 frames of 3 episodes`."""
+    """`PSNR 24.2 dB (no change: 26.7 dB), ... over 148 frames of 3 episodes, protocol tokens`."""
     parts = []
     for name, (title, form, unit) in _SCORES.items():
         value, baseline = content.get(name), content.get(f"no_change_{name}")
@@ -22,7 +24,7 @@ def scores_text(content: Mapping[str, Any]) -> str:
             if _is_finite(baseline):
                 text += f" (no change: {baseline:{form}}{unit})"
             parts.append(text)
-    frames = frames_text(_lengths(content))
+    frames = f"{frames_text(_lengths(content))}, protocol {protocol_of(content)}"
     return f"{', '.join(parts)} over {frames}" if parts else frames
 
 

@@ -64,8 +64,9 @@ def decode_action_chunk(
         sampling: How bins are chosen.
         order: `parallel` advances all blocks at once; `block` decodes one block after the other; `token`
             decodes every token of the answer on its own, structure tokens too, as plain autoregressive
-            generation does. All give the same bins. A model without the action mask decodes block after
-            block instead of in parallel, since its blocks attend to one another.
+            generation does. All give the same bins, but for rounding: in bf16 another order of summation may
+            choose another bin. A model without the action mask decodes block after block instead of in
+            parallel, since its blocks attend to one another.
         width: As in `DecodingSession`.
 
     Returns:

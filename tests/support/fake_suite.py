@@ -175,6 +175,7 @@ class FakePolicySource:
     """Refers to a policy of this file by its name; `unusable` and `dying` ones fail when they are loaded."""
 
     name: str
+    precision: str | None = None
 
     @property
     def uses_server(self) -> bool:
@@ -193,4 +194,4 @@ class FakePolicySource:
         return self.name
 
     def record(self) -> PolicyRecord:
-        return PolicyRecord()
+        return PolicyRecord(precision=self.precision)

@@ -21,6 +21,7 @@ from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import IMAGE_START
 from eval.policy.loaded_model import LoadedModel
 from eval.world_model import imagine as world_model
+from eval.world_model import rollout
 from pretrain.model.generate import Guidance
 from pretrain.model.sampling import Sampling
 from pretrain.policy_settings import PolicySettings
@@ -91,8 +92,8 @@ def recording_checkpoint(
     """A checkpoint, in a copy of `prepare_data`'s folder, whose world model is `add_one`."""
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
     model = loaded_model(str(folder / "data"), image)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
-    monkeypatch.setattr(world_model, "decode_image", add_one)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
+    monkeypatch.setattr(rollout, "decode_image", add_one)
     PROMPTS.clear()
     REQUESTS.clear()
     return folder / "runs/demo/checkpoints/step_00000100"

@@ -23,6 +23,7 @@ LONGEST = tuple(
         "cluster_restarts",
         "cluster_supervisor",
         "cluster_pipeline",
+        "simulator_libero",
         "cluster_lost_node",
         "cluster_torchrun",
         "cluster_slurm_storage",

@@ -208,11 +208,11 @@ def test_errors_are_part_of_the_description() -> None:
 def test_wandb_values_name_numbers_videos_and_pictures(tmp_path: Path) -> None:
     for name in ("imagine.mp4", "imagine.png", "results.json", "lift_state_02_error.mp4"):
         (tmp_path / name).touch()
-    results = {**RESULTS, "success_rate": None, "world_model": {"psnr": 20.5}}
+    results = {**RESULTS, "success_rate": None, "world_model": {"tokens/psnr": 20.5}}
     assert wandb_values(results, tmp_path) == {
         "eval/episodes": 4.0,
         "eval/errors": 0.0,
-        "world_model/psnr": 20.5,
+        "world_model/tokens/psnr": 20.5,
         "eval/imagine": tmp_path / "imagine.png",
         "eval/imagine_video": tmp_path / "imagine.mp4",
     }, "a video of an episode that was run again is not named in the results"

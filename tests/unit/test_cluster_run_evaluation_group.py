@@ -93,15 +93,15 @@ def test_the_policy_computes_where_it_was_placed(
         def summary(self) -> dict[str, float]:
             return {}
 
-    def load_policy(path: Path, device: Any, batch: int, exported: Any) -> None:
-        devices.append(device)
+    def load_policy(path: Path, device: Any, batch: int, exported: Any, precision: str) -> None:
+        devices.append((device, precision))
 
     def evaluate(policy: Any, *arguments: Any, **options: Any) -> Measured:
         policy.load()
         return Measured()
 
     def imagine(config: Any, device: Any) -> Measured:
-        devices.append(device)
+        devices.append((device, config.precision))
         return Measured()
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -109,9 +109,9 @@ def test_the_policy_computes_where_it_was_placed(
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     monkeypatch.setattr(policies, "CheckpointPolicy", load_policy)
     monkeypatch.setattr(world_model, "imagine", imagine)
-    settings = EvaluationConfig(gpus=gpus, imagine_frames=2)
+    settings = EvaluationConfig(gpus=gpus, imagine_frames=2, precision="bf16")
     evaluate_checkpoint(EvaluationJob(7, "checkpoint", tmp_path / "out", settings), lambda done, total: None)
-    assert devices == [device, device]
+    assert devices == [(device, "bf16")] * 2
 
 
 def test_a_worker_stays_in_its_folder_where_that_of_the_command_is_missing(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_categories_are_counted_with_their_intervals() -> None:
 
 def test_the_console_shows_categories_and_leaves_very_many_tasks_out() -> None:
     few, many = printed(outcome()), printed(outcome(MAX_TASK_ROWS + 1))
-    assert "camera (2 tasks)" in few
+    assert "all of camera: 2 tasks (published: WorldVLA 0.1 %)" in few
     assert "do 1" in few
-    assert "camera (68 tasks)" in many
+    assert "all of camera: 68 tasks" in many
     assert "do 1" not in many
 
 

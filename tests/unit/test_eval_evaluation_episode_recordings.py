@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -341,7 +342,7 @@ def test_two_evaluations_do_not_record_into_one_folder(tmp_path: Path) -> None:
 def test_all_is_recorded_anew_without_resuming(tmp_path: Path) -> None:
     run(tmp_path, tasks=[0])
     steps = tmp_path / "set/.episodes/task_000_state_00/steps.npz"
-    before = steps.stat().st_ino
-    run(tmp_path, tasks=[0], resume=False)
-    assert steps.stat().st_ino != before
+    with steps.open("rb") as before:  # open, so that no other file gets its number
+        run(tmp_path, tasks=[0], resume=False)
+        assert not os.path.samestat(os.fstat(before.fileno()), steps.stat())
     assert len(lengths(tmp_path / "set")) == 2

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from data.files import is_disk_full
 from data.tokens.action import ACTION_MAX, ACTION_MIN
 from eval.evaluation.provenance import Provenance
+from eval.evaluation.reproduction import reproduction_table
 from eval.evaluation.results import Results, results_table, wilson, write_results
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.provenance import TESTED_VERSIONS, version_notes
@@ -67,11 +69,6 @@ def test_table_shows_counts_without_errors() -> None:
 def test_published_rates_are_listed() -> None:
     outcome = results(episode(0, True), suite="libero_goal")
     assert outcome.to_json()["published"]["WorldVLA 512 px"] == 0.834
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(results_table(outcome))
-    text = console.export_text()
-    assert "published: RynnVLA-002 discrete" in text
-    assert "94.6 %" in text
     assert results(episode(0, True), suite="libero_90").to_json()["published"] == {}
 
 
@@ -126,6 +123,9 @@ def test_results_name_what_the_outcomes_depend_on() -> None:
         "camera wrist, history 1, chunk 4, 64 px, action ranges worldvla, image tokenizer aaaaaaaaaaaa, text "
         "tokenizer bbbbbbbbbbbb; osmesa (Mesa), soft resets, observations recomputed, mujoco 3.3.2"
     )
+    rounded = replace(PROVENANCE, precision="bf16")
+    assert "text tokenizer bbbbbbbbbbbb, bf16; osmesa (Mesa)" in str(rounded)
+    assert replace(results(episode(0, True)), provenance=rounded).to_json()["precision"] == "bf16"
     other = {**SETTINGS, "action_ranges": {"minimum": [-1.0] * 7, "maximum": [1.0] * 7}}
     assert "action ranges the data set's own," in str(replace(PROVENANCE, policy_settings=other))
 
@@ -146,10 +146,13 @@ def test_published_rates_are_marked_with_what_is_other_here() -> None:
     ]
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(results_table(outcome))
+    console.print(reproduction_table(outcome.suite, outcome.reproduction()))
     text = " ".join(console.export_text().split())
     assert "camera wrist, history 1, chunk 4" in text
-    assert "published: WorldVLA 512 px *" in text
-    assert "* published rates follow another protocol; here: 1 tasks of at least 1 initial states" in text
+    assert re.search(
+        r"WorldVLA 512 px \W+ 83\.4 % \W+ 100\.0 % \W+ 20\.7-100\.0 % \W+ not comparable \*", text
+    )
+    assert "* not the published protocol; here: 1 tasks of at least 1 initial states" in text
     assert "mujoco 3.4.0 is not the tested 3.3.2" in text
     assert results(episode(0, True)).published_differences() == []
 

@@ -25,8 +25,9 @@ from eval.report.evaluation_tables import (
 )
 from eval.report.headline import figures
 from eval.report.page import write_report
-from eval.report.rollout_media import speed_text, videos, world_model_rollout
+from eval.report.rollout_media import speed_text, videos
 from eval.report.run_contents import RunContents, read_run
+from eval.report.world_model_rollouts import world_model_rollouts
 from eval.rollout.episode import EpisodeResult
 from eval.simulator.interface import TaskInfo
 from eval.video import read_preview, write_video
@@ -239,8 +240,7 @@ def test_speed_of_a_world_model_video_is_said(run: Path) -> None:
     folder.mkdir(parents=True)
     Image.fromarray(film()[0]).save(folder / "imagine.png")
     write_video(folder / "imagine.mp4", film(), 5)
-    rollout = world_model_rollout(read_run(run))
-    assert rollout is not None
+    (rollout,) = world_model_rollouts(read_run(run))
     assert rollout.speed == "5 frames a second, one for every time step"
     assert (rollout.poster or "").startswith("data:image/jpeg;base64,")
 

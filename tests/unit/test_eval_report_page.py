@@ -20,6 +20,7 @@ from data.errors import InputError
 from eval.report.comparison import comparison_charts, task_comparison, write_comparison
 from eval.report.evaluation_tables import failure_rows
 from eval.report.page import write_report
+from eval.report.reproduction_table import reproduction_rows
 from eval.report.rollout_media import videos
 from eval.report.run_contents import read_run
 from eval.report.training_charts import history, learning_charts, speed_charts
@@ -330,11 +331,22 @@ def test_failing_episodes_come_first_and_are_listed(tmp_path: Path) -> None:
     assert "script" not in parsed.tags
 
 
-def test_published_rates_are_in_the_notes(tmp_path: Path) -> None:
+def test_published_rates_stand_beside_the_measured_one(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     path = run / "eval/step_00000120/results.json"
-    path.write_text(path.read_text().replace("robosuite_lift", "libero_10"))
-    assert "Published on libero_10: WorldVLA 256 px 59.0 %" in write_report(run).read_text()
+    content = json.loads(path.read_text()) | {"suite": "libero_10"}
+    content |= {"success_rate": 0.6, "wilson_95": [0.55, 0.65], "published_differences": []}
+    path.write_text(json.dumps(content))
+    rows = {row.model: row for row in reproduction_rows(read_run(run))}
+    inside, outside = rows["WorldVLA 256 px"], rows["RynnVLA-002 discrete"]
+    assert (inside.published, inside.measured, inside.interval) == ("59.0 %", "60.0 %", "55.0 to 65.0 %")
+    assert (inside.verdict, outside.verdict) == ("inside the interval", "outside the interval")
+    assert len(rows) == 6
+    assert "<td>outside the interval</td>" in write_report(run).read_text()
+    path.write_text(json.dumps(content | {"published_differences": ["soft resets, not hard ones"]}))
+    assert "<td>not comparable: soft resets, not hard ones</td>" in write_report(run).read_text()
+    path.write_text(json.dumps(content | {"suite": "robosuite_lift"}))
+    assert reproduction_rows(read_run(run)) == []
 
 
 def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
@@ -382,4 +394,7 @@ def test_scores_over_the_published_numbers_of_frames_are_shown(tmp_path: Path) -
     path = run / "eval/step_00000120/imagine.json"
     horizon = {"frames": 10, "psnr": 29.5, "ssim": 0.9, "lpips": None, "fvd": 255.0}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"horizons": [horizon]}))
-    assert "over the first 10 frames FVD 255, PSNR 29.5, SSIM 0.9" in write_report(run).read_text()
+    text = write_report(run).read_text()
+    assert "<td>this checkpoint</td>" in text
+    for value in ("255", "29.5", "0.9", "-"):
+        assert f'<td class="n">{value}</td>' in text

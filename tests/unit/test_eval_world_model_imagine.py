@@ -27,8 +27,10 @@ from data.tokens.vocabulary import ACTION_START
 from eval.config import ImagineConfig
 from eval.contact_sheet import evenly_spaced, tile
 from eval.world_model import imagine as world_model
-from eval.world_model.imagine import choose_episodes, imagine, predict
-from eval.world_model.scores import score
+from eval.world_model.dataset import choose_episodes
+from eval.world_model.imagine import imagine
+from eval.world_model.rollout import predict
+from eval.world_model.scores import Videos, score
 from pretrain.model.sampling import Sampling
 from tests.support.decoding import small_model
 from tests.support.imagine_case import (
@@ -193,7 +195,7 @@ def test_episodes_that_were_trained_on_are_not_called_held_out(
     assert imagine(config).rollouts[0].split == "val_ind"
     model = world_model.load_model(checkpoint)
     everything = replace(model, data=replace(model.data, split="all"))
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: everything)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: everything)
     done = imagine(config)
     assert done.rollouts[0].split == json.loads(done.scores.read_text())["split"] == "train"
 
@@ -214,7 +216,7 @@ def test_scores_match_their_definitions() -> None:
     true_codes[2, 0] += 1
     predicted = truth.copy()
     predicted[2] = np.clip(truth[2].astype(int) + rng.integers(-9, 10, truth[2].shape), 0, 255)
-    exact, noisy = score(truth, predicted, true_codes, codes)
+    exact, noisy = score(Videos.of_rollout(truth, predicted), true_codes, codes)
     assert (exact.psnr, exact.ssim, exact.code_accuracy) == (60.0, pytest.approx(1.0), 1.0)
     error = np.mean((predicted[2].astype(float) - truth[2]) ** 2)
     assert noisy.psnr == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)

@@ -25,8 +25,8 @@ from eval.config import ImagineConfig, ImagineDataConfig
 from eval.world_model import imagine as world_model
 from eval.world_model import results as results_module
 from eval.world_model.imagine import imagine
-from eval.world_model.perceptual import Lpips
-from eval.world_model.scores import score
+from eval.world_model.lpips import Lpips
+from eval.world_model.scores import Videos, score
 from tests.support.imagine_case import (
     PROMPTS,
     image_tokenizer,
@@ -65,7 +65,8 @@ def test_the_score_of_predicting_no_change_stands_beside_every_score(checkpoint:
     codes = read_episode(index, entry).codes["agent"][:5].astype(np.int64)
     image: ImageTokenizer = world_model.load_model(checkpoint).image
     truth = image.decode(codes)
-    unchanged = score(truth, np.repeat(truth[:1], 5, axis=0), codes, np.repeat(codes[:1], 5, axis=0))
+    still = Videos.of_rollout(truth, np.repeat(truth[:1], 5, axis=0))
+    unchanged = score(still, codes, np.repeat(codes[:1], 5, axis=0))
     assert content["no_change_psnr"] == pytest.approx(np.mean([each.psnr for each in unchanged]))
     assert content["no_change_ssim"] == pytest.approx(np.mean([each.ssim for each in unchanged]))
     for name in ("psnr", "ssim", "code_accuracy"):
@@ -73,8 +74,9 @@ def test_the_score_of_predicting_no_change_stands_beside_every_score(checkpoint:
             [getattr(each, name) for each in unchanged]
         )
     summary = done.summary()
-    assert {name.removeprefix("no_change_") for name in summary} == {"psnr", "ssim"}
-    assert all(f"no_change_{name}" in summary for name in ("psnr", "ssim"))
+    assert set(summary) == {
+        f"tokens/{prefix}{name}" for prefix in ("", "no_change_") for name in ("psnr", "ssim")
+    }
 
 
 def test_the_console_counts_frames_and_shows_the_baseline(
@@ -115,7 +117,7 @@ def test_data_that_was_moved_is_named_by_data_url(
     model = loaded_model(str(tmp_path / "data"), image)
     model = replace(model, data=DataConfig(url="runs/demo-data/shards"))
     (tmp_path / "data").rename(moved)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         InputError,
@@ -138,7 +140,7 @@ def test_the_first_of_several_data_sets_is_taken(
     model = loaded_model(str(tmp_path / "data"), image)
     sources = [MixtureSource(str(tmp_path / "data")), MixtureSource("elsewhere")]
     model = replace(model, data=DataConfig(sources=sources), dataset="of both")
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
     assert done.notes == ()
 
@@ -160,7 +162,7 @@ def test_data_made_for_another_model_is_refused(
 ) -> None:
     model = loaded_model(str(tmp_path / "data"), image)
     model = replace(model, settings=replace(model.settings, **changed))
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: model)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
     with pytest.raises(InputError, match=f"{message}.*; point data.url at the data set that the run"):
         imagine(ImagineConfig(checkpoint=str(checkpoint)))
 
@@ -170,11 +172,11 @@ def test_data_without_the_camera_is_refused_and_other_data_is_noted(
 ) -> None:
     url = str(tmp_path / "data")
     other = loaded_model(url, image, data=DataConfig(url=url, cameras=["side"]))
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: other)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: other)
     with pytest.raises(InputError, match="no camera 'side', only agent"):
         imagine(ImagineConfig(checkpoint=str(checkpoint)))
     other = loaded_model(url, image, dataset="f" * 64)
-    monkeypatch.setattr(world_model, "load_model", lambda path, device=None: other)
+    monkeypatch.setattr(world_model, "load_model", lambda path, **_: other)
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
     assert "not the one that the checkpoint was trained on" in done.notes[0]
     assert json.loads(done.scores.read_text())["notes"] == list(done.notes)

@@ -13,9 +13,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from data.errors import InputError
-from eval.world_model.perceptual import Lpips, VideoFeatures, frechet_distance
+from eval.world_model.fvd import VideoFeatures, frechet_distance
+from eval.world_model.horizons import ScoredRollout, horizon_scores
+from eval.world_model.lpips import Lpips
+from eval.world_model.protocol import PUBLISHED
 from eval.world_model.score_text import frames_text, scores_text
-from eval.world_model.scores import FrameScore, check_pixels, horizon_scores, mean_score, score
+from eval.world_model.scores import FrameScore, Videos, check_pixels, mean_score, score
+from tests.support import independent_metrics as independent
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,11 @@ MISSING = {"lpips": "lpips_weights is not set"}
 
 def codes(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.zeros((count, 2, 2), np.int64), np.zeros((count, 2, 2), np.int64)
+
+
+def scored(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> ScoredRollout:
+    videos = Videos.of_rollout(truth, predicted)
+    return ScoredRollout(videos, score(videos, *codes(len(truth))))
 
 
 def test_lpips_is_that_of_torchmetrics(
@@ -115,7 +124,7 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     for seed, length in enumerate((12, 60, 60)):
         truth = frames(length + 1, seed)
         predicted = np.where(np.arange(length + 1)[:, None, None, None] > 10, 0, truth).astype(np.uint8)
-        rollouts.append((truth, predicted, score(truth, predicted, *codes(length + 1))))
+        rollouts.append(scored(truth, predicted))
     short, long = horizon_scores(rollouts, MISSING, VideoFeatures(network))
     assert (short.frames, short.episodes, short.psnr) == (10, 3, 60.0)
     assert short.fvd == pytest.approx(0, abs=1e-6)
@@ -127,16 +136,39 @@ def test_scores_are_over_the_first_frames_of_rollouts_that_are_long_enough(tmp_p
     assert long.not_computed == {"lpips": "lpips_weights is not set"}
     assert long.published["psnr"] == 24.30
     assert "another protocol" in long.published_protocol
-    first = [np.repeat(truth[:1], 51, axis=0) for truth, _, _ in rollouts[1:]]
-    still = [(rollouts[1 + i][0], frames, rollouts[1 + i][2]) for i, frames in enumerate(first)]
+    still = [
+        each._replace(videos=each.videos._replace(predicted=each.videos.unchanged)) for each in rollouts[1:]
+    ]
     assert long.no_change_fvd == pytest.approx(horizon_scores(still, MISSING, VideoFeatures(network))[1].fvd)
     assert long.no_change_psnr == pytest.approx(
-        mean_score(rollouts[1][2][:50] + rollouts[2][2][:50]).no_change_psnr
+        mean_score(rollouts[1].scores[:50] + rollouts[2].scores[:50]).no_change_psnr
     )
     (alone,) = horizon_scores(rollouts[:1], MISSING, VideoFeatures(network))
     assert alone.not_computed["fvd"] == "1 video, needs at least 2"
     without = horizon_scores(rollouts[:1], {**MISSING, "fvd": "fvd_network is not set"}, None)[0]
     assert without.not_computed["fvd"] == "fvd_network is not set"
+
+
+def test_published_horizons_count_the_given_frame_and_divide_by_n(tmp_path: Path) -> None:
+    network = tmp_path / "i3d.pt"
+    torch.jit.script(MeanColour()).save(str(network))
+    videos = [
+        Videos.of_rollout(frames(10, seed), frames(10, seed + 50) // (1 + seed % 3), PUBLISHED.first)
+        for seed in range(8)
+    ]
+    rollouts = [ScoredRollout(each, score(each, *codes(10), None, PUBLISHED)) for each in videos]
+    (horizon,) = horizon_scores(rollouts, MISSING, VideoFeatures(network), PUBLISHED)
+    assert (horizon.frames, horizon.episodes) == (10, 8)  # nine predictions each
+    features = [
+        np.stack([getattr(each, name).mean(axis=(0, 1, 2)) for each in videos])
+        for name in ("truth", "predicted", "unchanged")
+    ]
+    for value, others in ((horizon.fvd, features[1]), (horizon.no_change_fvd, features[2])):
+        expected = independent.frechet_distance(features[0], others, freedom=0)
+        assert value == pytest.approx(expected, rel=1e-4)
+        assert value != pytest.approx(independent.frechet_distance(features[0], others), rel=1e-3)
+    assert "measured here as in the script" in horizon.published_protocol
+    assert horizon.published["fvd"] == 255.1
 
 
 class OtherSignature(nn.Module):
@@ -208,15 +240,19 @@ def test_table_has_the_baseline_and_marks_what_is_not_comparable() -> None:
     scores = (FrameScore(21.5, 0.5, 0.5, 26.75, 0.6, 0.1),) * 10
     truth = frames(11)
     missing = {"lpips": "lpips_weights is not set", "fvd": "fvd_network is not set"}
+    rollouts = [ScoredRollout(Videos.of_rollout(truth, truth), scores)]
     result: Any = SimpleNamespace(
-        horizons=horizon_scores([(truth, truth, scores)], missing, None), notes=("unverified [files]",)
+        protocol="tokens",
+        suites=("libero_goal",),
+        horizons=horizon_scores(rollouts, missing, None),
+        notes=("unverified [files]",),
     )
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(scores_table(result))
     text = " ".join(console.export_text().split())
     assert "21.50" in text
     assert re.search(r"no change 10 \W+ 1 \W+ not computed \W+ 26.75", text)
-    assert "published 50 *" in text
+    assert "published: WorldVLA 50 *" in text
     assert "* published scores follow another protocol and are not comparable" in text
     assert "unverified [files]" in text
     assert "not computed: LPIPS: lpips_weights is not set; FVD: fvd_network is not set" in text
@@ -232,7 +268,7 @@ def test_a_network_that_fails_later_costs_one_number(tmp_path: Path) -> None:
     path = tmp_path / "i3d.pt"
     torch.jit.script(FailsOnLongVideos()).save(str(path))
     truth = [frames(51, seed) for seed in (0, 1)]
-    rollouts = [(each, each, score(each, each, *codes(51))) for each in truth]
+    rollouts = [scored(each, each) for each in truth]
     short, long = horizon_scores(rollouts, MISSING, VideoFeatures(path))
     assert (short.fvd, long.fvd) == (pytest.approx(0, abs=1e-6), None)
     assert re.fullmatch("failed: .*out of memory.*", long.not_computed["fvd"])
@@ -244,7 +280,7 @@ def test_frames_smaller_than_a_window_are_refused() -> None:
         check_pixels(8)
     check_pixels(11)
     truth = np.zeros((2, 11, 11, 3), np.uint8)
-    assert score(truth, truth, *codes(2))[0].ssim == 1.0
+    assert score(Videos.of_rollout(truth, truth), *codes(2))[0].ssim == 1.0
 
 
 @pytest.mark.parametrize(
@@ -261,7 +297,9 @@ def test_frames_are_counted_as_they_are(lengths: list[int], text: str) -> None:
 
 def test_scores_of_an_earlier_version_are_shown_without_a_baseline() -> None:
     content = {"psnr": 24.2, "ssim": 0.5, "lpips": None, "frames": [{}] * 8}
-    assert scores_text(content) == "PSNR 24.2 dB, SSIM 0.500 over 8 frames"
-    assert scores_text({"psnr": float("nan")}) == "0 frames"
+    assert scores_text(content) == "PSNR 24.2 dB, SSIM 0.500 over 8 frames, protocol tokens"
+    assert scores_text({"psnr": float("nan")}) == "0 frames, protocol tokens"
     content |= {"no_change_psnr": 26.7, "rollouts": [{"frames": [{}] * 8}]}
-    assert scores_text(content) == "PSNR 24.2 dB (no change: 26.7 dB), SSIM 0.500 over 8 frames"
+    assert (
+        scores_text(content) == "PSNR 24.2 dB (no change: 26.7 dB), SSIM 0.500 over 8 frames, protocol tokens"
+    )

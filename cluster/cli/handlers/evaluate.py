@@ -17,6 +17,7 @@ def run_eval(config: EvalCommandConfig, invocation: Invocation) -> None:
         CommandFailedError: Every episode ended in an error, so that nothing was measured.
     """
     from eval.evaluation.evaluate import evaluate_command
+    from eval.evaluation.reproduction import reproduction_table
     from eval.evaluation.results import results_table
 
     with ProgressDisplay(invocation.console) as display:
@@ -29,6 +30,9 @@ def run_eval(config: EvalCommandConfig, invocation: Invocation) -> None:
         print(json.dumps(results.to_json(), indent=2))
     else:
         invocation.console.print(results_table(results))
+        published = reproduction_table(results.suite, results.reproduction())
+        if published is not None:
+            invocation.console.print(published)
         if config.record is not None and results.success_rate is not None:
             invocation.console.print(f"episodes: {config.record}", markup=False)
     if results.success_rate is None:

@@ -9,6 +9,7 @@ from cluster.failures import CommandFailedError
 from eval.config import ImagineConfig
 
 if TYPE_CHECKING:
+    from data.prepare.preparer import Replay
     from eval.world_model.results import ImagineResult
 
 
@@ -24,7 +25,7 @@ def run_imagine(config: ImagineConfig, invocation: Invocation) -> None:
 
     show = invocation.console.print
     show(f"  imagining {config.frames} frames")
-    result = imagine(config)
+    result = imagine(config, replay=_replay() if config.replay else None)
     if invocation.json:
         print(result.scores.read_text(encoding="utf-8"), end="")
         _raise_failure(result)
@@ -35,6 +36,12 @@ def run_imagine(config: ImagineConfig, invocation: Invocation) -> None:
         show(f"  {result.gif}: true beside predicted frames")
     show(scores_table(result))
     _raise_failure(result)
+
+
+def _replay() -> Replay:
+    from eval.demonstrations.replay import replay_demonstration  # imports simulators
+
+    return replay_demonstration
 
 
 def _raise_failure(result: ImagineResult) -> None:
