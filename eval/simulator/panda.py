@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
 from eval.config import Observations
+from eval.simulator.control_step import positions_computed_once
 from eval.simulator.interface import (
     CONTROL_FREQUENCY,
     SETTLE_ACTION,
@@ -85,7 +86,8 @@ class PandaSimulator(abc.ABC):
         from mujoco import FatalError, mjtWarning  # pyright: ignore[reportAttributeAccessIssue]
 
         try:
-            self._environment.step(action)
+            with positions_computed_once(self._environment.sim):
+                self._environment.step(action)
         except (FatalError, np.linalg.LinAlgError) as error:
             raise SimulatorError(f"{type(error).__name__}: {error}") from error
         # MuJoCo resets an unstable simulation by itself and only counts warnings.

@@ -57,7 +57,15 @@ def check_evaluation(rows: Rows) -> None:
     assert column(rows, "way") == ["loop", "frugal loop", "1 workers"]
     assert column(rows, "same_actions") == [True] * 3
     assert {(row["episodes"], row["steps"]) for row in rows} == {(1, 6)}
-    assert rows[0]["faster"] == 1
+    assert rows[0]["faster"] == rows[0]["of_loop"] == 1
+    assert column(rows, "same_states") == [1, 1, None], "the pool's simulators are in other processes"
+    assert column(rows, "of_vla_eval") == [None] * 3
+
+
+def check_libero_tasks(rows: Rows) -> None:
+    assert column(rows, "suite") == ["libero_object", "libero_goal"]
+    assert {(row["tasks"], row["opened"], row["failed"]) for row in rows} == {(1, 1, 0)}
+    assert column(rows, "by_expert") == [1, 0], "the expert has no script for a drawer"
 
 
 def check_beside(rows: Rows) -> None:
@@ -104,6 +112,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
         ("seconds", "cpu_seconds", "steps_per_second", "faster"),
         check_evaluation,
     ),
+    "libero_tasks": ([], ("darkest", "brightest", "cpu_seconds"), check_libero_tasks),
     "beside": ([], ("seconds", "relative"), check_beside),
     "scale": ([], ("step", "plan_start", "plan_step", "commit", "opening", "load"), check_scale),
     "checkpoint": ([], ("shard", "stall", "write", "load", "stored", "copies"), check_checkpoint),

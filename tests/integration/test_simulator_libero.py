@@ -78,6 +78,17 @@ def test_suite_has_its_ten_tasks_and_fifty_states() -> None:
     assert task.horizon == 280
 
 
+def test_results_name_tasks_that_are_not_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = open_suite(SUITE)
+    assert "tasks" not in suite.versions()
+    import libero.libero
+
+    monkeypatch.setattr(libero.libero, "get_libero_path", lambda key: str(tmp_path))
+    assert suite.versions()["tasks"] == str(tmp_path)
+
+
 def test_initial_state_gives_the_same_episode_after_any_other(simulator: Simulator) -> None:
     action = np.array([0.2, 0.1, -0.3, 0.0, 0.0, 0.1, 1.0])
     ends = []

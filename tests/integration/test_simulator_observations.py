@@ -77,3 +77,28 @@ def test_the_renderer_is_named_with_its_vendor() -> None:
     backend, _, vendor = renderer().partition(" ")
     assert backend in ("osmesa", "egl", "glfw")
     assert vendor.strip("()") not in ("", "unknown")
+
+
+def test_positions_are_computed_once_in_a_substep_with_the_same_states(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mujoco
+
+    functions: Any = mujoco
+    simulator: Any = open_suite("robosuite_lift").open(0)
+    environment = simulator._environment
+    ends = []
+    for step in (environment.step, simulator.step):
+        simulator.reset(3)
+        for action in ACTIONS:
+            step(action)
+        ends.append((simulator.sim_state(), environment.sim.data.qacc_warmstart.copy()))
+    for of_robosuite, ours in zip(*ends, strict=True):
+        np.testing.assert_array_equal(ours, of_robosuite)
+    computed: list[int] = []
+    forward = functions.mj_forward
+    monkeypatch.setattr(functions, "mj_forward", lambda *state: (computed.append(1), forward(*state)))
+    simulator.step(ACTIONS[0])
+    assert len(computed) == 25, "substeps in a control step of 50 ms"
+    assert "step" not in vars(environment.sim)
+    simulator.close()

@@ -14,6 +14,7 @@ from eval.config import Observations, Reset
 from eval.simulator.interface import EVALUATION_STATES, TaskInfo
 from eval.simulator.libero.assets import checksum, configure, find_assets, has_standins
 from eval.simulator.libero.names import LIBERO_SUITES
+from eval.simulator.libero.packages import package_folder
 from eval.simulator.libero.simulator import LiberoSimulator, Variation, silent
 from eval.simulator.panda import installed_versions
 from eval.simulator.provenance import renderer
@@ -103,6 +104,14 @@ class LiberoSuite(LiberoBase):
             environment=environment_class(problem_file),
             problem_file=problem_file,
         )
+
+    def versions(self) -> dict[str, str]:
+        """Versions, and where the tasks are where LIBERO_CONFIG_PATH names others than the package's."""
+        from libero.libero import get_libero_path
+
+        folder = Path(get_libero_path("bddl_files"))
+        own = folder.resolve() == (package_folder() / "bddl_files").resolve()
+        return super().versions() | ({} if own else {"tasks": str(folder)})
 
     def _initial_states(self, task: int) -> NDArray[np.float64]:
         return np.asarray(self._benchmark.get_task_init_states(task), dtype=np.float64)[:EVALUATION_STATES]
