@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from eval.demonstrations import collect as collect_module
 from eval.demonstrations.collect import collect
 from eval.demonstrations.recording import record, replay
 from eval.simulator import rendering
-from eval.simulator.libero import assets as libero_assets
-from eval.simulator.libero.assets import find_assets, has_standins
 from eval.simulator.registry import open_suite
 from tests.support.fake_simulator import TASK, FakeSimulator
 from tests.support.full_disk import MESSAGE, fill
@@ -268,34 +265,6 @@ def test_robosuite_is_imported_beside_a_uuid() -> None:
     assert done.stdout == "GPU-11111111-aaaa\n", done.stderr
 
 
-def assets_folder(path: Path) -> Path:
-    for name in ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures"):
-        (path / name).mkdir(parents=True)
-    return path
-
-
-def test_assets_are_found_in_a_folder_and_in_an_archive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = assets_folder(tmp_path / "assets")
-    mesh = folder / "stable_scanned_objects/basket/visual/basket_vis.msh"
-    mesh.parent.mkdir(parents=True)
-    mesh.write_bytes(b"small")
-    monkeypatch.setenv("LIBERO_ASSETS", str(folder))
-    assert find_assets() == folder
-    assert has_standins(folder)
-    archive = tmp_path / "assets.tar.xz"
-    with tarfile.open(archive, "w:xz") as tar:
-        tar.add(folder, "assets")
-    monkeypatch.setenv("LIBERO_ASSETS", str(archive))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    unpacked = find_assets()
-    assert has_standins(unpacked)
-    archive_is_read_once = unpacked.stat().st_mtime_ns
-    assert find_assets().stat().st_mtime_ns == archive_is_read_once
-    assert len(list((tmp_path / "cache" / "worldvla").iterdir())) == 1
-
-
 @pytest.mark.usefixtures("simulator")
 def test_a_full_disk_leaves_no_file_of_demonstrations(tmp_path: Path) -> None:
     path = tmp_path / "fake_lift_demo.hdf5"
@@ -308,96 +277,6 @@ def test_a_full_disk_leaves_no_file_of_demonstrations(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     collect(config)
     assert len(list(read_demonstrations(SourceConfig(str(tmp_path))))) == 2
-
-
-def archive_of_assets(folder: Path, compression: str = "xz") -> Path:
-    archive = folder / f"assets.tar.{compression}"
-    with tarfile.open(archive, f"w:{compression}") as tar:  # pyright: ignore[reportCallIssue, reportArgumentType]
-        tar.add(assets_folder(folder / "assets"), "assets")
-        (folder / "mesh").write_bytes(os.urandom(50_000))
-        tar.add(folder / "mesh", "assets/textures/mesh")
-    return archive
-
-
-def test_a_full_disk_while_assets_are_unpacked_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIBERO_ASSETS", str(archive_of_assets(tmp_path)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with monkeypatch.context() as patch:  # the real write into a file of a full disk
-        patch.setattr(tarfile, "bltn_open", lambda path, mode: open("/dev/full", mode))  # noqa: SIM115
-        with pytest.raises(
-            InputError, match=rf"^LIBERO_ASSETS=\S+: cannot unpack it into .*\({MESSAGE}\); free"
-        ):
-            find_assets()
-    assert list((tmp_path / "cache/worldvla").iterdir()) == [], "nothing of it is left"
-    assert (find_assets() / "textures/mesh").is_file(), "the next call unpacks it"
-
-
-@pytest.mark.parametrize("compression", ["bz2", "xz"])  # gzip checks what it read only at the very end
-def test_a_damaged_archive_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
-) -> None:
-    archive = archive_of_assets(tmp_path, compression)
-    content = bytearray(archive.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 2000] = bytes(2000)
-    archive.write_bytes(content)
-    monkeypatch.setenv("LIBERO_ASSETS", str(archive))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match=rf"^LIBERO_ASSETS={archive}: cannot unpack this archive"):
-        find_assets()
-
-
-def test_the_first_of_two_processes_that_unpack_assets_wins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIBERO_ASSETS", str(archive_of_assets(tmp_path)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    extract = tarfile.TarFile.extractall
-
-    def extract_second(tar: tarfile.TarFile, path: Path, **options: Any) -> None:
-        monkeypatch.setattr(tarfile.TarFile, "extractall", extract)
-        find_assets()  # another process, which is faster
-        extract(tar, path, **options)
-
-    monkeypatch.setattr(tarfile.TarFile, "extractall", extract_second)
-    assert (find_assets() / "textures/mesh").is_file()
-    assert len(list((tmp_path / "cache/worldvla").iterdir())) == 1
-
-
-def test_missing_assets_error_names_the_places_searched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "none"))
-    with pytest.raises(InputError, match=r"none does not exist; run: make libero .or set LIBERO_"):
-        find_assets()
-    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path))
-    with pytest.raises(InputError, match="it has no folder scenes"):
-        find_assets()
-    (tmp_path / "file.tar").write_bytes(b"no archive")
-    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "file.tar"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match="cannot unpack"):
-        find_assets()
-    for name in ("scenes", "textures"):
-        (tmp_path / name).write_bytes(os.urandom(50_000))
-    with tarfile.open(tmp_path / "whole.tar.xz", "w:xz") as tar:
-        tar.add(tmp_path / "scenes", "scenes")
-        tar.add(tmp_path / "textures", "textures")
-    short = (tmp_path / "whole.tar.xz").read_bytes()[:60_000]
-    (tmp_path / "short.tar.xz").write_bytes(short)
-    monkeypatch.setenv("LIBERO_ASSETS", str(tmp_path / "short.tar.xz"))
-    with pytest.raises(InputError, match="cannot unpack this archive"):
-        find_assets()
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    with pytest.raises(InputError, match=r"cannot unpack it into /proc/nowhere.*set XDG_CACHE_HOME"):
-        find_assets()
-    monkeypatch.delenv("LIBERO_ASSETS")
-    monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")
-    monkeypatch.setattr(libero_assets, "assets_package", lambda: None)
-    with pytest.raises(InputError, match=r"LIBERO_ASSETS is not set, .*-assets-1 to -5 .*run: make"):
-        find_assets()
 
 
 def test_simulators_are_not_imported_before_they_are_opened() -> None:

@@ -114,6 +114,6 @@ def test_suites_have_the_benchmarks_perturbations() -> None:
 @pytest.mark.parametrize("name", sorted(UNAVAILABLE))
 def test_a_perturbation_without_assets_is_refused_and_never_plain(name: str) -> None:
     with pytest.raises(
-        InputError, match=rf"suite '{name}' cannot be evaluated: its .* PyPI; there are libero_p"
+        InputError, match=rf"suite={name} cannot be evaluated: its .* PyPI; there are libero_p"
     ):
         open_suite(name)
