@@ -19,7 +19,7 @@ PRO := $(VENV)/share/worldvla/libero_pro
 
 help:
 	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
-	@echo "make test   every test (about 14 minutes)"
+	@echo "make test   every test (about 15 minutes)"
 	@echo "make libero LIBERO's real assets (357 MB), LIBERO-Pro and LIBERO-Plus"
 	@echo "make lint   ruff, pyright and the import contracts"
 	@echo "make setup  only the virtual environment and the renderer"

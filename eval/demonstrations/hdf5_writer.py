@@ -95,6 +95,9 @@ def _write_attributes(
             "standin_assets": standin_assets,
         }
     )
+    if task.category:
+        # `env_args` builds the unperturbed environment; the task's name and `model_file` hold the rest.
+        group.attrs.update({"task": task.name, "perturbation": task.category})
 
 
 def _write_demonstration(group: h5py.Group, recording: Recording) -> None:

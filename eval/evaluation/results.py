@@ -148,7 +148,8 @@ class Results:
 def category_text(row: Mapping[str, Any]) -> str:
     """A row of `per_category` in words: `all of camera: 1599 tasks (published: WorldVLA 0.1 %)`."""
     rates = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in row.get("published", {}).items())
-    return f"all of {row['category']}: {row['tasks']} tasks" + (f" (published: {rates})" if rates else "")
+    tasks = "1 task" if row["tasks"] == 1 else f"{row['tasks']} tasks"
+    return f"all of {row['category']}: {tasks}" + (f" (published: {rates})" if rates else "")
 
 
 def _counts(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:

@@ -158,6 +158,17 @@ def test_instructions_of_libero_tasks_are_those_of_evaluations(tmp_path: Path) -
         assert listed(path)[0].instruction == words
 
 
+def test_instructions_of_perturbed_tasks_are_their_own(tmp_path: Path) -> None:
+    path = write_file(
+        tmp_path / "pick_up_the_black_bowl_language_demo.hdf5",
+        [demonstration()],
+        problem_info=json.dumps({"language_instruction": "lift the dark bowl"}),
+        bddl_file_name="bddl_files/libero_spatial_lan/pick_up_the_black_bowl_language.bddl",
+        suite="libero_pro_spatial_language",
+    )
+    assert listed(path)[0].instruction == "lift the dark bowl"
+
+
 def test_one_camera_is_enough(tmp_path: Path) -> None:
     path = write_file(tmp_path / "a.hdf5", [demonstration() | {"obs/eye_in_hand_rgb": None}])
     assert set(read(path)[0].frames) == {"agent"}

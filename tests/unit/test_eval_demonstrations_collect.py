@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,21 @@ def test_collected_files_are_read_back_upright_and_hold_only_successes(tmp_path:
     assert demonstrations[0].states.shape == (steps, 8)
     assert set(demonstrations[0].frames) == {"agent", "wrist"}
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.usefixtures("simulator")
+def test_files_of_perturbed_tasks_say_what_is_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CollectConfig(suite="fake", episodes=1, out=str(tmp_path), resolution=16, workers=1)
+    (plain,) = collect(config)
+    with opened(plain.path) as file:
+        assert "perturbation" not in file["data"].attrs
+    monkeypatch.setattr(FakeSuite, "tasks", (replace(TASK, name="lift_view_15", category="camera"),))
+    (perturbed,) = collect(config)
+    with opened(perturbed.path) as file:
+        attributes = file["data"].attrs
+        assert (attributes["perturbation"], attributes["task"]) == ("camera", "lift_view_15")
 
 
 def test_quaternions_keep_the_sign_of_turns_beyond_pi(tmp_path: Path, simulator: FakeSimulator) -> None:
