@@ -92,8 +92,10 @@ def killed_three_times(config: TrainingConfig, start: RunStart) -> None:
     def act(step: int) -> None:
         if KILLS.get(step) == int(os.environ["RANK"]) and not (folder / f"killed_{step}").exists():
             (folder / f"killed_{step}").touch()
+            checkpoints, newest = RunFolder.of(config.run).checkpoints, (step - 1) // 2 * 2
+            wait_until((checkpoints / f"step_{newest:08d}" / "READY").exists)  # saved beside the next step
             if step == max(KILLS):
-                damage(RunFolder.of(config.run).checkpoints / f"step_{step - 1:08d}")
+                damage(checkpoints / f"step_{newest:08d}")
             os.kill(os.getpid(), signal.SIGKILL)
 
     train_rank(config, start, [BeforeStep(act)])
