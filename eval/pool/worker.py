@@ -15,7 +15,7 @@ from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
 from eval.recording.recorder import EpisodeRecorder
 from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
-from eval.simulator.interface import CONTROL_FREQUENCY, Simulator, TaskInfo
+from eval.simulator.interface import CONTROL_FREQUENCY, Simulator, Suite, TaskInfo
 from eval.video import write_video
 
 
@@ -98,6 +98,7 @@ class _SimulatorCache:
 
     def __init__(self, open_suite: OpenSuite) -> None:
         self._open_suite = open_suite
+        self._suite: Suite | None = None
         self._key: tuple[str, int, Observations, Reset | None] | None = None
         self._simulator: Simulator | None = None
 
@@ -107,7 +108,9 @@ class _SimulatorCache:
             if self._simulator is not None:
                 self._simulator.close()
                 self._simulator = None
-            self._simulator = self._open_suite(spec.suite).open(spec.task, spec.observations, spec.reset)
+            if self._suite is None or self._suite.name != spec.suite:
+                self._suite = self._open_suite(spec.suite)  # reads the files of all its tasks
+            self._simulator = self._suite.open(spec.task, spec.observations, spec.reset)
             self._key = key
         return self._simulator
 
