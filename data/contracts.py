@@ -7,7 +7,7 @@ B sequences of a micro-batch, S tokens of a sequence.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -80,7 +80,8 @@ class Episode:
 class PackedBatch:
     """One micro-batch of one data-parallel rank: several samples packed into each sequence.
 
-    Every array is int32 [B, S].
+    The arrays of tokens are int32 [B, S]; those of actions have a row for each of the N action samples, in
+    the order of their places.
 
     Attributes:
         tokens: Token ids; `PADDING` after the last sample.
@@ -92,6 +93,10 @@ class PackedBatch:
             turn); j > 0 for the j-th answer block (starts after the sample's last image); -j for the j-th
             block before it. A token of block j > 0 does not see any other action block (see
             `pretrain.model.mask`).
+        action_starts: int64 [N], place of each action sample's first ACTION_START in the B * S tokens laid
+            end to end; the prompt of the sample ends before it.
+        action_targets: float32 [N, K, 7], the actions of each sample, normalised to -1 to 1 over the ranges
+            of the data set but not quantised (`data.tokens.action.normalise`).
     """
 
     tokens: NDArray[np.int32]
@@ -99,16 +104,21 @@ class PackedBatch:
     positions: NDArray[np.int32]
     segments: NDArray[np.int32]
     blocks: NDArray[np.int32]
+    action_starts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    action_targets: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
 
     def rows(self, first: int, last: int) -> PackedBatch:
-        """Sequences `first` to `last` (exclusive, cut at B); views, nothing is copied."""
-        part = slice(first, last)
+        """Sequences `first` to `last` (exclusive, cut at B); their tokens are views."""
+        part, length = slice(first, last), self.tokens.shape[1]
+        begin, end = np.searchsorted(self.action_starts, [first * length, last * length])
         return PackedBatch(
             self.tokens[part],
             self.labels[part],
             self.positions[part],
             self.segments[part],
             self.blocks[part],
+            self.action_starts[begin:end] - first * length,
+            self.action_targets[begin:end],
         )
 
 

@@ -96,13 +96,19 @@ class LossConfig:
     Attributes:
         image_weight: Of image codes; all other labels weigh 1.
         z_loss: Of the mean squared log-sum-exp.
-        reference_compatible: Reproduce three quirks of the published code: the last image code weighs 1; each
+        action_l1: Of the mean absolute error of the continuous action head in normalised units (RynnVLA-002:
+            10); without `model.action_head` there is no such term.
+        tokens_for_actions: Whether the answers of action samples are trained as tokens; false: only the
+            action head learns from them, and world samples are trained as tokens as ever.
+        reference_compatible: Reproduce four quirks of the published code: the last image code weighs 1; each
             rank divides each micro-batch by its own sums, so that the gradient depends on the layout; weight
-            decay acts on norms and biases too.
+            decay acts on norms and biases too; the action head's targets are the centres of the bins.
     """
 
     image_weight: float = 0.04
     z_loss: float = 1e-5
+    action_l1: float = 10.0
+    tokens_for_actions: bool = True
     reference_compatible: bool = False
 
 

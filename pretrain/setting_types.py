@@ -86,7 +86,15 @@ def field_of(schema: type, key: str) -> tuple[Field[Any], Any] | None:
     hint = field_types(schema)[name]
     if not rest:
         return found, hint
-    return field_of(hint, rest) if isinstance(hint, type) and is_dataclass(hint) else None
+    inner = section(hint)
+    return field_of(inner, rest) if inner is not None else None
+
+
+def section(hint: Any) -> type | None:
+    """The dataclass of a setting that is a section, also of one that may be null; None for other settings."""
+    members = _members(hint)
+    hint = members[0] if len(members) == 1 else hint
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

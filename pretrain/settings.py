@@ -28,7 +28,7 @@ from data.unicode_text import is_encodable
 from pretrain.installation import project_file
 from pretrain.literal_values import as_typed
 from pretrain.model.config import ModelConfig
-from pretrain.setting_types import build, choices, field_of, field_types, plain, structured
+from pretrain.setting_types import build, choices, field_of, field_types, plain, section, structured
 
 CONFIG_FOLDER = project_file("configs")
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
@@ -70,7 +70,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
                 "or folder"
             )
     overrides = [as_typed(override, schema) for override in overrides]
-    ConfigStore.instance().store(_SCHEMA, _defaults(schema))
+    ConfigStore.instance().store(_SCHEMA, _with_sections(_defaults(schema), schema, overrides))
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name or _SCHEMA, overrides)
@@ -124,8 +124,8 @@ def keys(schema: type) -> Iterator[str]:
     hints = field_types(schema)
     for field in fields(schema):
         yield field.name
-        inner = hints[field.name]
-        if isinstance(inner, type) and is_dataclass(inner):
+        inner = section(hints[field.name])
+        if inner is not None:
             yield from (f"{field.name}.{key}" for key in keys(inner))
 
 
@@ -144,6 +144,24 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
 def _defaults(schema: type) -> DictConfig:
     """A schema as OmegaConf reads it, every default filled in; Hydra and `merge` change copies of it."""
     return OmegaConf.structured(structured(schema))
+
+
+def _with_sections(defaults: DictConfig, schema: type, overrides: Sequence[str]) -> DictConfig:
+    """The defaults, where a section that is null by default has its own once an override sets part of it.
+
+    OmegaConf cannot merge a value of the command line into null.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        parts = key.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            found = field_of(schema, name)
+            is_section = found is not None and section(found[1]) is not None
+            if is_section and OmegaConf.select(defaults, name) is None and value.strip().lower() != "null":
+                filled: Any = functools.reduce(lambda inner, part: {part: inner}, reversed(parts[:end]), {})
+                defaults = cast(DictConfig, OmegaConf.merge(defaults, filled))
+    return defaults
 
 
 def _in_full(override: str, schema: type) -> str:

@@ -12,6 +12,21 @@ RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
 
 
 @dataclass
+class ActionHeadConfig:
+    """The continuous action head of RynnVLA-002; see `pretrain.model.action_head`.
+
+    Attributes:
+        time_horizon: K, actions that it predicts; must be `data.chunk`.
+        action_dim: Numbers of an action; 7, as everywhere here.
+        dropout: In its encoder layers, in training.
+    """
+
+    time_horizon: int = 5
+    action_dim: int = 7
+    dropout: float = 0.1
+
+
+@dataclass
 class ModelConfig:
     """A Chameleon-style decoder. The defaults are Chameleon-7B.
 
@@ -37,6 +52,7 @@ class ModelConfig:
             results of matrix products and attention) or `full` (whole layers).
         recompute_layers: Number of layers, from the first, that the policy applies to; null: all.
         compile: Compile the element-wise functions with torch.compile: `auto` (on a GPU), `on` or `off`.
+        action_head: The continuous action head; null: none, actions are tokens only.
     """
 
     vocabulary_size: int = 65_536
@@ -56,6 +72,7 @@ class ModelConfig:
     recompute: RecomputePolicy = "none"
     recompute_layers: int | None = None
     compile: CompileChoice = "auto"
+    action_head: ActionHeadConfig | None = None
 
     @property
     def head_size(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any, cast
 
 import numpy as np
@@ -47,7 +46,7 @@ def settings(mesh: Mesh, stage: int = 3, precision: str = "fp32", **model: objec
 
 
 def rows(batch: PackedBatch, start: int, end: int) -> PackedBatch:
-    return PackedBatch(*(getattr(batch, field.name)[start:end] for field in fields(batch)))
+    return batch.rows(start, end)
 
 
 def global_batch(step: int) -> PackedBatch:
