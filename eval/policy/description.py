@@ -139,14 +139,6 @@ def _changes(stored: PolicySettings, found: PolicySettings) -> tuple[str, ...]:
 
 def _check_supported(path: Path, settings: PolicySettings) -> None:
     """Refuse a model that evaluation cannot use."""
-    has_state = settings.state_ranges is not None
-    if len(settings.cameras) != 1 or has_state or settings.predicted_frames > 1:
-        raise InputError(
-            f"checkpoint={path}: trained with data.cameras={list(settings.cameras)}, data.state="
-            f"{has_state}, data.predicted_frames={settings.predicted_frames}; evaluation acts and imagines "
-            "with one camera, no state and one frame"
-        )
-    if settings.cameras[0] not in _CAMERAS:
-        raise InputError(
-            f"checkpoint={path}: camera {settings.cameras[0]!r}, expected one of {', '.join(_CAMERAS)}"
-        )
+    for camera in settings.cameras:
+        if camera not in _CAMERAS:
+            raise InputError(f"checkpoint={path}: camera {camera!r}, expected one of {', '.join(_CAMERAS)}")

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.json_record import JsonRecord
 from data.stream.samples import action_prompt
 from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode
 from data.tokens.image_block import image_block
@@ -266,20 +265,6 @@ def test_malformed_settings_in_a_manifest_are_refused(policy: Any, message: str,
     write_manifest(checkpoint, policy)
     with pytest.raises(InputError, match=message):
         CheckpointPolicy(checkpoint)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"cameras": ("agent", "wrist")}, {"state_ranges": ((0.0,) * 8, (1.0,) * 8)}, {"predicted_frames": 2}],
-)
-def test_models_that_evaluation_cannot_use_are_refused_early(
-    changed: dict[str, Any], checkpoint: Path
-) -> None:
-    settings = replace(policy_settings(DataConfig(cameras=["wrist"])), **changed)
-    assert PolicySettings.of_record(JsonRecord(settings.to_json(), "")) == settings
-    write_manifest(checkpoint, settings.to_json())
-    with pytest.raises(InputError, match="acts and imagines with one camera, no state and one frame"):
-        PolicyReference(str(checkpoint)).record()
 
 
 def files(checkpoint: Path, **settings: Any) -> ExportedConfig:
