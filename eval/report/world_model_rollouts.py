@@ -55,7 +55,7 @@ class WorldModelRollout:
         explanation: What the picture shows.
         charts: PSNR by frame, one chart for each view.
         scores: Rows of the table; empty where no rollout is ten frames long.
-        comparison: How far published scores may be compared.
+        comparison: How far published scores may be compared; empty: there are none.
     """
 
     protocol: str
@@ -76,16 +76,17 @@ def world_model_rollouts(run: RunContents) -> list[WorldModelRollout]:
 
 
 def _rollout(picture: Path) -> WorldModelRollout:
-    video, scores = picture.with_suffix(".mp4"), picture.with_suffix(".json")
-    results = read_json(scores) if scores.is_file() else {}
+    video, file = picture.with_suffix(".mp4"), picture.with_suffix(".json")
+    results = read_json(file) if file.is_file() else {}
     protocol = protocol_of(results)
     preview = read_preview(video) if video.is_file() else None
     views = views_of(results)
     first = 0 if protocol == "published" else 1
     charts = [
-        _psnr_chart(rows(scores, "frames"), first, f", {view}" if len(views) > 1 else "")
-        for view, scores in views.items()
+        _psnr_chart(rows(of_view, "frames"), first, f", {view}" if len(views) > 1 else "")
+        for view, of_view in views.items()
     ]
+    scores = _score_rows(results)
     return WorldModelRollout(
         protocol=protocol,
         explanation=_explanation(protocol, list(views)),
@@ -95,8 +96,8 @@ def _rollout(picture: Path) -> WorldModelRollout:
         poster=poster(preview),
         speed=_speed(preview),
         charts=[chart for chart in charts if chart is not None],
-        scores=_score_rows(results),
-        comparison=comparison(protocol),
+        scores=scores,
+        comparison=comparison(protocol) if any(row.published for row in scores) else "",
     )
 
 

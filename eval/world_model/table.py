@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
 from data.contracts import AGENT_CAMERA
+from eval.world_model.horizons import HorizonScore
 from eval.world_model.published_scores import RYNNVLA_002, WORLDVLA, Scores, comparison
 from eval.world_model.results import ImagineResult
 from eval.world_model.score_text import MEAN_OF_VIEWS
@@ -22,29 +25,33 @@ _COLUMNS = {
 def scores_table(result: ImagineResult) -> Table:
     """Scores over the first 10 and 50 frames; the caption says what the rows are and what is missing.
 
-    Several views have rows of their own, before those of their mean.
+    Of several views, each has a section, and so has their mean.
     """
-    table = Table(title=_title(result), title_justify="left", caption_justify="left")
-    several = len(result.views) > 1
     views = {view: scores.horizons for view, scores in result.views.items()}
-    if several:
-        views |= {MEAN_OF_VIEWS: result.overall.horizons}
-    for title in ("frames", *["view"] * several, "episodes", *(title for title, _ in _COLUMNS.values())):
-        table.add_column(title, justify="right")
-    reasons: dict[str, str] = {}
-    for view, horizon in ((view, horizon) for view, horizons in views.items() for horizon in horizons):
-        about = [view] * several + [str(horizon.episodes)]
-        for prefix, label in (("", ""), (NO_CHANGE, "no change ")):
-            cells = [_cell(getattr(horizon, f"{prefix}{name}"), form) for name, (_, form) in _COLUMNS.items()]
-            table.add_row(f"{label}{horizon.frames}", *about, *cells)
-        reasons |= {name: f"{_COLUMNS[name][0]}: {reason}" for name, reason in horizon.not_computed.items()}
-    for label, view, scores in _published(result):
-        cells = [f"[dim]{_cell(scores[name], form)}" for name, (_, form) in _COLUMNS.items()]
-        table.add_row(f"[dim]published: {label} *", *[f"[dim]{view}"] * several, "", *cells)
-    lines = [
-        "no change: the given first frame in place of every prediction",
-        f"* {comparison(result.protocol)}",
-    ]
+    title = f"protocol {result.protocol}, view{'s' if len(views) > 1 else ''} {' and '.join(views)}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in ("frames", "episodes", *(column for column, _ in _COLUMNS.values())):
+        table.add_column(column, justify="right")
+    sections = {**views, MEAN_OF_VIEWS: result.overall.horizons} if len(views) > 1 else views
+    for view, horizons in sections.items():
+        if len(sections) > 1:
+            table.add_section()
+            table.add_row(f"[bold]{view}")
+        _add_horizons(table, horizons)
+        if view == AGENT_CAMERA:
+            _add_published(table, {f"WorldVLA {frames}": scores for frames, scores in WORLDVLA.items()})
+    suites = [suite for suite in result.suites if suite in RYNNVLA_002] * (result.protocol == "published")
+    table.add_section()
+    _add_published(table, {f"RynnVLA-002 {suite}": RYNNVLA_002[suite] for suite in suites})
+    reasons = {
+        name: f"{_COLUMNS[name][0]}: {reason}"
+        for horizons in views.values()
+        for horizon in horizons
+        for name, reason in horizon.not_computed.items()
+    }
+    lines = ["no change: the given first frame in place of every prediction"]
+    if suites or AGENT_CAMERA in views:
+        lines.append(f"* {comparison(result.protocol)}")
     if reasons:
         lines.append(f"not computed: {'; '.join(reasons.values())}")
     lines += result.notes
@@ -52,20 +59,17 @@ def scores_table(result: ImagineResult) -> Table:
     return table
 
 
-def _title(result: ImagineResult) -> str:
-    views = list(result.views)
-    return f"protocol {result.protocol}, view{'s' if len(views) > 1 else ''} {' and '.join(views)}"
+def _add_horizons(table: Table, horizons: Sequence[HorizonScore]) -> None:
+    for horizon in horizons:
+        for prefix, label in (("", ""), (NO_CHANGE, "no change ")):
+            cells = [_cell(getattr(horizon, f"{prefix}{name}"), form) for name, (_, form) in _COLUMNS.items()]
+            table.add_row(f"{label}{horizon.frames}", str(horizon.episodes), *cells)
 
 
-def _published(result: ImagineResult) -> list[tuple[str, str, Scores]]:
-    """Label, view and scores of published models."""
-    rows: list[tuple[str, str, Scores]] = []
-    if AGENT_CAMERA in result.views:
-        rows += [(f"WorldVLA {frames}", AGENT_CAMERA, scores) for frames, scores in WORLDVLA.items()]
-    if result.protocol == "published":
-        suites = [suite for suite in result.suites if suite in RYNNVLA_002]
-        rows += [(f"RynnVLA-002 {suite}", "not known", RYNNVLA_002[suite]) for suite in suites]
-    return rows
+def _add_published(table: Table, published: Mapping[str, Scores]) -> None:
+    for label, scores in published.items():
+        cells = [f"[dim]{_cell(scores[name], form)}" for name, (_, form) in _COLUMNS.items()]
+        table.add_row(f"[dim]published: {label} *", "", *cells)
 
 
 def _cell(value: float | None, form: str) -> str:
