@@ -208,14 +208,15 @@ class ImagineDataConfig:
 
 @dataclass
 class RolloutConfig:
-    """World-model rollouts.
+    """World-model rollouts, of all cameras that the run was trained with (`data.cameras`).
 
     Attributes:
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
         data: The data set, where it was moved.
         episode: Key of an episode in the data; null: the first held-out ones.
         episodes: Number of held-out episodes to roll out; FVD needs many.
-        frames: Number of frames to predict of each; WorldVLA's scores are over 10 and 50.
+        frames: Number of time steps to predict of each, P at once (`data.predicted_frames` of the run);
+            WorldVLA's scores are over 10 and 50.
         batch: Number of episodes rolled out side by side.
         lpips_weights: Weights as torchvision publishes them, of AlexNet (`alexnet-owt-7be5be79.pth`), for
             `protocol=published` of VGG-16 (`vgg16-397923af.pth`); null: LPIPS is not computed.
@@ -255,7 +256,7 @@ class ImagineConfig(SourceConfig, RolloutConfig):
     Attributes:
         source: Folder (or file) of the demonstrations, for the camera's frames; empty: none.
         protocol: How predictions are scored: `tokens` (against the frames of the true codes), or as
-            `published` (against the camera's frames, in MP4 at 256 px, the given frame counted, LPIPS with
+            `published` (against the cameras' frames, in MP4 at 256 px, the given frame counted, LPIPS with
             VGG, every prediction decoded and encoded again before it is the next input).
         replay: Whether the data set was prepared with `replay=true`: then the frames are those of a replay.
     """
