@@ -79,15 +79,22 @@ def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray
     Raises:
         InputError: Not [N, 7], or a value is NaN.
     """
-    values = np.asarray(actions, dtype=np.float64)
-    _check_width("actions", values.shape)
+    return encode_normalised(normalise(actions, ranges))
+
+
+def encode_normalised(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Actions [N, 7] as `normalise` returns them -> ids int64 [N, 7], as `encode`.
+
+    Raises:
+        InputError: A value is NaN.
+    """
     if np.isnan(values).any():
         row, column = (int(i) for i in np.argwhere(np.isnan(values))[0])
         raise InputError(
             f"action {row} has {values[row, column]} in dimension {column}, expected a number; "
             "drop or repair the demonstration"
         )
-    return quantise(values, ranges.minimum, ranges.maximum) + ACTION_BIN_START
+    return _bins(values) + ACTION_BIN_START
 
 
 def normalise(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
@@ -127,7 +134,10 @@ def quantise(
 
     Bin 255 holds only the maximum (within rounding); values outside the range are clipped.
     """
-    normalised = _normalise(values, minimum, maximum)
+    return _bins(_normalise(values, minimum, maximum))
+
+
+def _bins(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
     # Estimate the bin, then correct it by at most one: equal to `np.digitize` in a fifth of its time.
     bins = ((normalised + 1.0) / BIN_WIDTH).astype(np.int64)
     bins += normalised >= _NEXT_EDGES[bins]
