@@ -20,7 +20,7 @@ ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.
 
 ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
-_EPSILON = 1e-8  # part of the published formula: a dimension of zero width stays finite
+EPSILON = 1e-8  # part of the published formula: a dimension of zero width stays finite
 BIN_WIDTH = 2.0 / (ACTION_BIN_COUNT - 1)
 """Width of one bin in normalised units, in which every dimension spans -1 to 1."""
 
@@ -171,7 +171,7 @@ def restore(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np
         InputError: As `decode`.
     """
     actions = decode(ids, ranges)
-    beyond = np.asarray(ranges.maximum, np.float64) + 2.0 * _EPSILON
+    beyond = np.asarray(ranges.maximum, np.float64) + 2.0 * EPSILON
     return np.where(np.asarray(ids) == ACTION_BIN_END - 1, beyond, actions)
 
 
@@ -179,13 +179,13 @@ def _normalise(
     values: NDArray[np.float64], minimum: tuple[float, ...], maximum: tuple[float, ...]
 ) -> NDArray[np.float64]:
     low = np.asarray(minimum, np.float64)
-    width = np.asarray(maximum, np.float64) - low + _EPSILON
+    width = np.asarray(maximum, np.float64) - low + EPSILON
     return np.clip(2.0 * (values - low) / width - 1.0, -1.0, 1.0)
 
 
 def _low_and_width(ranges: ActionRanges) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     low = np.asarray(ranges.minimum, np.float64)
-    return low, np.asarray(ranges.maximum, np.float64) - low + _EPSILON
+    return low, np.asarray(ranges.maximum, np.float64) - low + EPSILON
 
 
 def _check_width(what: str, shape: tuple[int, ...]) -> None:
