@@ -17,14 +17,15 @@ from typing import Any
 from data.errors import InputError
 from data.tokens.image_model import ImageModelConfig
 from data.tokens.vocabulary import ACTION_DIM, END_OF_TURN, IMAGE_CODE_COUNT, IMAGE_CODE_START
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.transformer import check_divides
 
 VQ_PREFIX = "model.vqmodel."
 ROTARY_SUFFIX = "rotary_emb.inv_freq"  # old files store this table, which follows from rope_theta
 VQ_GROUPS = 32
-ACTION_HEAD_PREFIX = "action_head."
-ACTION_QUERIES = "action_head.action_token_embeddings.weight"  # [1, time_horizon * action_dim * hidden_size]
+# [1, time_horizon * action_dim * hidden_size]
+ACTION_QUERIES = f"{ACTION_HEAD_PREFIX}action_token_embeddings.weight"
 HEAD_NORM_EPS = 1e-5
 
 _SIZES = {

@@ -25,7 +25,6 @@ from pretrain.checkpoint.verification import find_damage
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import WeightsLayout
 from pretrain.convert.chameleon import (
-    ACTION_HEAD_PREFIX,
     HEAD_NORM_EPS,
     generation_config,
     hugging_face_config,
@@ -36,6 +35,7 @@ from pretrain.convert.importing import Progress, check_unused, output_folder
 from pretrain.convert.norm_rows import share_norm_rows
 from pretrain.convert.source import ACTION_HEAD, CONFIG, INDEX, SINGLE, check_shapes, listed
 from pretrain.convert.tensor_files import TensorFile, check_range, split_into_files, write_tensors
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.policy_settings import POLICY_FILE, PolicySettings
 

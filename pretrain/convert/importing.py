@@ -31,9 +31,9 @@ from pretrain.checkpoint.manifest import (
     state_file,
 )
 from pretrain.checkpoint.tensor_blocks import LazyTensor
-from pretrain.convert.chameleon import ACTION_HEAD_PREFIX
 from pretrain.convert.source import SourceTensor, open_weights_folder
 from pretrain.convert.tensor_files import is_finite, split_into_files, write_tensors
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ModelConfig
 
 Progress = Callable[[int, int], None]
