@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.cli.config import ConvertExportConfig, ConvertImportConfig
 from cluster.cli.invocation import Invocation
@@ -11,6 +12,10 @@ from cluster.overrides import model_overrides
 from data.config import ConvertSamplesConfig
 from data.errors import InputError
 from pretrain.telemetry.progress import ProgressBar, ProgressDisplay
+
+if TYPE_CHECKING:
+    from data.prepare.published_samples import ConvertedSamples
+    from pretrain.model.config import ActionHeadConfig
 
 _MEGABYTE = 1_000_000
 _PICKLES = (".ckpt", ".pt", ".pth")
@@ -50,17 +55,30 @@ def run_convert_samples(config: ConvertSamplesConfig, invocation: Invocation) ->
     image = ImageTokenizer.load(config.image_tokenizer, pixels=config.pixels)
     with ProgressDisplay(invocation.console) as display:
         bar = display.bar("read samples")
-        index = convert_samples(
+        converted = convert_samples(
             config, text, image, lambda done, total: bar.update(done, total, detail="files, each twice")
         )
-    steps = int(index.episodes.lengths.sum())
+    index = converted.index
     invocation.console.print(
-        f"  {config.out}: {len(index.episodes)} episodes, {steps} steps; without states, which samples lack"
+        f"  {config.out}: {len(index.episodes)} episodes, {int(index.episodes.lengths.sum())} steps, "
+        f"camera {', '.join(index.cameras)}; {_states_of(converted)}"
+    )
+
+
+def _states_of(converted: ConvertedSamples) -> str:
+    if not converted.has_states:
+        return "without states, which samples lack"
+    if not converted.repeated_states:
+        return "with states"
+    return (
+        f"with states, except for the last steps of episodes ({converted.repeated_states} in all), which "
+        "samples lack: they repeat the last known one; no action sample shows it there with "
+        f"data.chunk={converted.least_chunk} or more"
     )
 
 
 def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> None:
-    """Export a checkpoint as a folder that transformers loads.
+    """Export a checkpoint as a folder of published weights.
 
     Raises:
         InputError: No checkpoint there, or settings that do not fit it.
@@ -77,12 +95,16 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
             Path(config.image_tokenizer) if config.image_tokenizer else None,
             _shard_bytes(config.shard_megabytes),
             _in_megabytes(display.bar("export, MB")),
+            config.layout,
         )
     show = invocation.console.print
     show(
         f"  {config.out}: {exported.tensors - exported.image_tensors} tensors ({_counts(exported.dtypes)}), "
         f"{exported.bytes:,} bytes in {exported.files} files"
     )
+    _show_action_head(exported.action_head, exported.action_head_tensors, show)
+    if exported.norm_rows is not None:
+        show(f"  published layout: q/k norms with model_parallel_size={exported.norm_rows} rows")
     if exported.image_tensors:
         show(f"  {exported.image_tensors} more of the image encoder (vqmodel)")
     else:
@@ -108,6 +130,7 @@ def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocat
         f"  {out}: {imported.tensors} tensors ({_counts(imported.dtypes)}), {imported.bytes:,} bytes, "
         f"fingerprint {imported.fingerprint[:12]}"
     )
+    _show_action_head(imported.model.action_head, imported.action_head_tensors, show)
     for what, count in imported.left_out.items():
         show(f"  left out: {count} tensors {what}")
     if imported.repeated_norms:
@@ -118,6 +141,12 @@ def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocat
             "the code); the weights are unchanged"
         )
     show(f"  train: checkpointing.start_from={out} {' '.join(model_overrides(imported.model))}")
+
+
+def _show_action_head(head: ActionHeadConfig | None, tensors: int, show: Callable[[str], None]) -> None:
+    if head is not None:
+        actions = f"{head.time_horizon} actions of {head.action_dim} numbers"
+        show(f"  action head: {tensors} of the tensors, {actions}")
 
 
 def _import_image_tokenizer(source: Path, out: Path, pixels: int | None, invocation: Invocation) -> None:
