@@ -52,8 +52,9 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
         replay: Replays a demonstration in its simulator; required where `config.replay` is set.
 
     Raises:
-        InputError: Unusable checkpoint or data, an unknown episode, none that is long enough, demonstrations
-            that are not those of the data, or backbone weights that cannot be used.
+        InputError: Unusable checkpoint or data, a world sample that the model has no room for, an unknown
+            episode, none that is long enough, demonstrations that are not those of the data, or backbone
+            weights that cannot be used.
     """
     protocol = scoring_protocol(config.protocol)
     _check_settings(config)
