@@ -61,6 +61,7 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
     )
     checkpoint = local_checkpoint(config.checkpoint)
     model = load_model(checkpoint, device=device, precision=config.precision)
+    _check_model(checkpoint, model)
     check_pixels(model.image.pixels)
     if lpips is not None:
         lpips.check(PIXELS if config.protocol == "published" else model.image.pixels)
@@ -122,6 +123,16 @@ def _check_settings(config: ImagineConfig) -> None:
         given = f"source={config.source}" if config.source else "replay=true"
         raise InputError(
             f"{given}: protocol=tokens reads no demonstrations; leave it out, or give protocol=published"
+        )
+
+
+def _check_model(checkpoint: Path, model: LoadedModel) -> None:
+    """Refuse a world model that is not rolled out here."""
+    settings = model.settings
+    if len(settings.cameras) != 1 or settings.predicted_frames > 1:
+        raise InputError(
+            f"checkpoint={checkpoint}: trained with data.cameras={list(settings.cameras)}, "
+            f"data.predicted_frames={settings.predicted_frames}; imagining takes one camera and one frame"
         )
 
 

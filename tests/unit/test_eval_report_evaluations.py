@@ -172,9 +172,9 @@ def test_protocol_of_every_suite_is_shown(run: Path) -> None:
     evaluate(run / "eval/step_00000040", outcomes=(True,) * 4, **more)
     evaluate(run / "eval/step_00000040-libero_object", tasks=OBJECTS, seeds=[0, 7])
     lift, objects = protocol_rows(read_run(run))[::-1]
-    assert (lift.horizon, lift.states, lift.camera) == ("120 steps", "0 to 3", "agent, wrist")
+    assert (lift.horizon, lift.states, lift.cameras) == ("120 steps", "0 to 3", "agent, wrist")
     assert (lift.renderer, lift.versions) == ("osmesa (Mesa)", "mujoco 3.3.2")
-    assert (objects.horizon, objects.states, objects.camera) == ("280 steps", "0, 7", "not recorded")
+    assert (objects.horizon, objects.states, objects.cameras) == ("280 steps", "0, 7", "not recorded")
     assert "osmesa (Mesa)" in write_report(run).read_text()
 
 
