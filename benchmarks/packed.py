@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from data.contracts import PackedBatch
 from data.stream.packing import assign_sequences
 from data.stream.samples import SampleForm
+from data.tokens.action import bin_centers
 from data.tokens.image_block import image_block
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM, IMAGE_CODE_COUNT, TEXT_START
 from tests.support.reference_samples import Sample, action_sample, pack, world_sample
@@ -72,7 +73,8 @@ def visible_pairs(segments: NDArray[np.int32], blocks: NDArray[np.int32]) -> int
 
 
 def _action(random: np.random.Generator, pixels: int) -> Sample:
-    return action_sample(_words(random), list(_frames(random, HISTORY, pixels)), _bins(random, CHUNK))
+    words, frames, bins = _words(random), _frames(random, HISTORY, pixels), _bins(random, CHUNK)
+    return action_sample(words, list(frames), bins, targets=bin_centers(bins).astype(np.float32))
 
 
 def _world(random: np.random.Generator, pixels: int) -> Sample:

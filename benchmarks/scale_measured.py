@@ -34,7 +34,8 @@ from pretrain.checkpoint.commit import WrittenShard, commit
 from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredFile, state_file
 from pretrain.model.config import ModelConfig
-from pretrain.model.transformer import expected_shapes, sharded_dimension
+from pretrain.model.parameters import sharded_dimension
+from pretrain.model.transformer import expected_shapes
 
 CODES = 16  # rows and columns of codes of a 256-pixel frame
 CAMERAS = 2  # that an episode in a shard has

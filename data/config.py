@@ -216,14 +216,17 @@ class ConvertSamplesConfig:
     """Settings of `worldvla convert samples`.
 
     Attributes:
-        source: Folder with the published samples (`*.pkl`, action and world samples of the same
-            demonstrations); the numbers in their names follow time.
+        source: Folder with the published samples of WorldVLA or RynnVLA-002 (`*.pkl`, action and world
+            samples of the same demonstrations); the numbers in their names follow time.
         out: Folder or URL that receives shards and index.
         suite: Name of their task suite.
         image_tokenizer: The VQ-GAN weights that encoded them (safetensors).
         pixels: Side of their frames; null: that of the image tokenizer's file.
         text_tokenizer: The `tokenizer.json` that encoded them (Chameleon's).
-        ranges: Ranges over which their actions were quantised: `worldvla` or `rynnvla`.
+        ranges: Ranges over which the actions of action samples were quantised: `worldvla` or `rynnvla`.
+        world_ranges: The same for world samples; null: as `ranges`. RynnVLA-002's published ones have
+            `worldvla`, its action samples `rynnvla`; actions are then those of the action samples.
+        state_ranges: Ranges over which states were quantised, if the samples hold states.
         shard_megabytes: Largest shard, after compression.
         compression: Of the members of each episode: `none` or `zstd`.
     """
@@ -235,5 +238,7 @@ class ConvertSamplesConfig:
     pixels: int | None = None
     text_tokenizer: str | None = None
     ranges: NamedRanges = "worldvla"
+    world_ranges: NamedRanges | None = None
+    state_ranges: StateRangesConfig = field(default_factory=StateRangesConfig)
     shard_megabytes: float = 64.0
     compression: Compression = "none"

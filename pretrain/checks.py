@@ -48,6 +48,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_fraction("optim.min_lr_ratio", config.optim.min_lr_ratio)
     _check_minimum("loss.image_weight", config.loss.image_weight, 0)
     _check_minimum("loss.z_loss", config.loss.z_loss, 0)
+    _check_minimum("loss.action_l1", config.loss.action_l1, 0)
     for name in ("vocabulary_size", "hidden_size", "ffn_size", "layers", "heads", "max_positions"):
         _check_minimum(f"model.{name}", getattr(config.model, name), 1)
     _check_minimum("model.key_value_heads", config.model.key_value_heads, 1)
@@ -60,6 +61,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_profile_steps(config.telemetry.profile_steps)
     _check_minimum("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
     _check_layout(config)
+    _check_action_head(config)
     _check_zero(config)
     _check_validation(config)
     if not config.run.name or config.run.name in (".", "..") or "/" in config.run.name:
@@ -112,6 +114,20 @@ def _check_layout(config: TrainingConfig) -> None:
         raise InputError(
             f"trainer.sequence_length={trainer.sequence_length} does not divide by parallel.tensor="
             f"{parallel.tensor}, as parallel.sequence_parallel=true asks; change one of them"
+        )
+
+
+def _check_action_head(config: TrainingConfig) -> None:
+    head, chunk = config.model.action_head, config.data.chunk
+    if head is not None and head.time_horizon != chunk:
+        raise InputError(
+            f"model.action_head.time_horizon={head.time_horizon}, but data.chunk={chunk}: the head predicts "
+            "the chunk's actions; set both to the same number"
+        )
+    if head is None and not config.loss.tokens_for_actions:
+        raise InputError(
+            "loss.tokens_for_actions=false, but model.action_head is null: nothing would learn to act; set "
+            f"model.action_head.time_horizon={chunk}, or loss.tokens_for_actions=true"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pretrain.config import OptimConfig, OptimizerName
+from pretrain.model.parameters import is_matrix
 
 MOMENTS: Mapping[OptimizerName, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "lion": ("exp_avg",)}
 """Names of the state tensors that each optimiser has for every weight."""
@@ -85,9 +86,6 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of the optimiser: weight decay on matrices, none on norms and biases.
 
-    Decided by name, not by shape: q/k norms are matrices [heads, head size], and under ZeRO-3 parameters are
-    empty.
-
     Args:
         parameters: `module.named_parameters()`.
         weight_decay: Of the matrices.
@@ -98,7 +96,7 @@ def parameter_groups(
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in parameters:
-        (vectors if "norm" in name or name.endswith(".bias") else matrices).append(parameter)
+        (matrices if is_matrix(name) else vectors).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

@@ -21,7 +21,7 @@ from data.storage.episode_entry import SPLITS
 from data.stream.datasets import available_splits
 from data.stream.loader import TokenStream
 from pretrain.config import TrainingConfig
-from pretrain.model.loss import SUMS_SHAPE, LabelKind, Total, means
+from pretrain.model.loss import SUMS_SHAPE, TOKEN_KINDS, LabelKind, Total, means
 from pretrain.phases import phase
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Validation:
         stream.plan.share(self._groups.data_rank, self._groups.mesh.data)
 
     def _sums(self, engine: Engine, stream: TokenStream) -> Tensor:
-        """Fp64 [3, 4]: `LossTerms.sums` over all batches of a split."""
+        """Fp64 [4, 4]: `LossTerms.sums` over all batches of a split."""
         total = torch.zeros(SUMS_SHAPE, dtype=torch.float64, device=self._groups.device)
         for number in range(self._batches):
             batches = stream.micro_batches(number, self._groups.data_rank, self._groups.mesh.data)
@@ -138,12 +138,12 @@ def weighted_loss(sums: Sequence[Sequence[float]], image_weight: float) -> float
     """Cross entropy with image codes weighted as in training; None if the weights add up to 0.
 
     Args:
-        sums: `LossTerms.sums` [3, 4] as numbers.
+        sums: `LossTerms.sums` [4, 4] as numbers.
         image_weight: Weight of image codes; all other labels weigh 1.
     """
-    weights = [image_weight if kind == LabelKind.IMAGE else 1.0 for kind in LabelKind]
-    entropy = sum(w * row[Total.CROSS_ENTROPY] for w, row in zip(weights, sums, strict=True))
-    labels = sum(w * row[Total.LABELS] for w, row in zip(weights, sums, strict=True))
+    weights = {kind: image_weight if kind == LabelKind.IMAGE else 1.0 for kind in TOKEN_KINDS}
+    entropy = sum(weight * sums[kind][Total.CROSS_ENTROPY] for kind, weight in weights.items())
+    labels = sum(weight * sums[kind][Total.LABELS] for kind, weight in weights.items())
     return entropy / labels if labels else None
 
 

@@ -174,12 +174,14 @@ COMMANDS = (
     ),
     Command(
         "convert samples",
-        "convert published WorldVLA samples (untrusted pickles of token lists) into token shards",
+        "convert published samples of WorldVLA and RynnVLA-002 (pickles, untrusted) into token shards",
         "data.config:ConvertSamplesConfig",
         "cluster.cli.handlers.convert:run_convert_samples",
         examples=(
             "worldvla convert samples source=libero_object_tokens out=shards suite=libero_object "
             "image_tokenizer=image_256px.safetensors text_tokenizer=tokenizer.json",
+            "worldvla convert samples source=rynnvla_goal_tokens out=shards suite=libero_goal ranges=rynnvla "
+            "world_ranges=worldvla image_tokenizer=image_256px.safetensors text_tokenizer=tokenizer.json",
         ),
     ),
     Command(

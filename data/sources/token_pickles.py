@@ -1,4 +1,4 @@
-"""Published WorldVLA samples: pickles of token lists, read without executing anything in them.
+"""Published samples of WorldVLA and RynnVLA-002: pickles of token lists, none of which is executed.
 
 A file holds one sample, ``{"token": [ids], "label": [ids, -100 for the prompt], "id": number}``. A pickle is
 a program; here only the instructions that build lists, dictionaries, whole numbers and texts are allowed, and
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.tokens.image_block import image_codes
 from data.tokens.vocabulary import (
+    ACTION_BIN_COUNT,
     ACTION_BIN_END,
     ACTION_BIN_START,
     ACTION_BLOCK_LENGTH,
@@ -31,6 +32,11 @@ from data.tokens.vocabulary import (
     IGNORED_LABEL,
     IMAGE_END,
     IMAGE_START,
+    STATE_BIN_START,
+    STATE_BLOCK_LENGTH,
+    STATE_DIM,
+    STATE_END,
+    STATE_START,
     TEXT_START,
     VOCABULARY_SIZE,
 )
@@ -56,11 +62,15 @@ class TokenSample:
         text: Ids of the prompt's words.
         images: Codes int64 [R, C] of each image, in order.
         actions: Bins int64 [N, 7], in order.
+        state: Bins int64 [8] of the robot's state; None: it holds none.
+        images_before: Number of images before the first action. A world sample has others after it.
     """
 
     text: list[int]
     images: list[NDArray[np.int64]]
     actions: NDArray[np.int64]
+    state: NDArray[np.int64] | None
+    images_before: int
 
 
 def list_samples(folder: Path) -> list[Path]:
@@ -131,7 +141,7 @@ class _Plain(pickle.Unpickler):
 
 
 def split_sample(tokens: list[int], where: str) -> TokenSample:
-    """Split a sample's tokens into text, images and actions.
+    """Split a sample's tokens into text, state, images and actions.
 
     Raises:
         InputError: A block is not well formed, or images are of several sizes.
@@ -139,7 +149,8 @@ def split_sample(tokens: list[int], where: str) -> TokenSample:
     text: list[int] = []
     images: list[NDArray[np.int64]] = []
     actions: list[list[int]] = []
-    position = 0
+    state: NDArray[np.int64] | None = None
+    images_before = position = 0
     while position < len(tokens):
         token = tokens[position]
         if token == IMAGE_START:
@@ -153,8 +164,16 @@ def split_sample(tokens: list[int], where: str) -> TokenSample:
             complete = len(block) == ACTION_BLOCK_LENGTH and block[-1] == ACTION_END
             if not complete or not all(ACTION_BIN_START <= i < ACTION_BIN_END for i in bins):
                 raise InputError(f"{where}: token {position} begins no block of 7 action bins")
+            images_before = images_before if actions else len(images)
             actions.append(bins)
             position += ACTION_BLOCK_LENGTH
+        elif token == STATE_START and not images:
+            if state is not None:
+                raise InputError(f"{where}: token {position} begins a second state, expected one at most")
+            state = _state_bins(
+                tokens[position : position + STATE_BLOCK_LENGTH], f"{where}: token {position}"
+            )
+            position += STATE_BLOCK_LENGTH
         else:
             if token >= TEXT_START and not images:
                 text.append(token)
@@ -165,9 +184,19 @@ def split_sample(tokens: list[int], where: str) -> TokenSample:
     if len(sizes) != 1 or not actions:
         raise InputError(
             f"{where}: holds {len(images)} images of {len(sizes)} sizes and {len(actions)} actions, "
-            "expected a sample of WorldVLA"
+            "expected a sample of WorldVLA or RynnVLA-002"
         )
-    return TokenSample(text, images, np.array(actions, np.int64))
+    return TokenSample(text, images, np.array(actions, np.int64), state, images_before)
+
+
+def _state_bins(block: list[int], where: str) -> NDArray[np.int64]:
+    """The bins int64 [8] of a state block."""
+    bins = np.array(block[1:-1], np.int64)
+    end = STATE_BIN_START + ACTION_BIN_COUNT
+    complete = len(block) == STATE_BLOCK_LENGTH and block[-1] == STATE_END
+    if not complete or not ((bins >= STATE_BIN_START) & (bins < end)).all():
+        raise InputError(f"{where} begins no block of {STATE_DIM} state bins")
+    return bins
 
 
 def _tokens(value: object, where: str) -> list[int]:

@@ -2,13 +2,14 @@
 
 The samples are those of `data.stream.samples`, written by a few operations on whole arrays: a sample
 consists of pieces of fixed lengths (frames, action blocks, answers) and of its words, so pieces of one kind
-are copied for all samples together. The tests compare the result with one written sample by sample.
+are copied for all samples together. The actions of action samples come as numbers too. The tests compare the
+result with one written sample by sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from data.stream.samples import SampleForm, answer_block_ids
 from data.stream.time_steps import LocatedWindows, TimeSteps
 from data.tokens.vocabulary import (
     ACTION_BLOCK_LENGTH,
+    ACTION_DIM,
     BOS,
     END_OF_TURN,
     IGNORED_LABEL,
@@ -29,9 +31,10 @@ from data.tokens.vocabulary import (
 )
 
 _Ints = NDArray[np.int64]
+_Number = TypeVar("_Number", np.uint16, np.float32)
 _PADDING_VALUES = np.array(
     [PADDING, IGNORED_LABEL, 0, 0, 0], np.int32
-)  # in the order of the fields of `PackedBatch`
+)  # in the order of the fields of `PackedBatch` that have a value for each token
 
 
 class EpisodeSource(Protocol):
@@ -61,7 +64,7 @@ class BatchAssembler:
     def assemble(self, windows: PlannedWindows, first: int, last: int) -> PackedBatch:
         """Assemble sequences `first` to `last` (exclusive) of the step that `windows` are planned for.
 
-        A window whose episode is bad and may be skipped becomes padding; nothing else moves.
+        A window whose episode is bad and may be skipped becomes padding, without actions; nothing else moves.
 
         Raises:
             InputError: An episode is missing or damaged.
@@ -71,10 +74,11 @@ class BatchAssembler:
         fields = self._buffers.take((5, (last - first) * self._length))
         tokens, labels, positions, segments, blocks = fields
         labels[:], blocks[:] = IGNORED_LABEL, 0
-        present = np.zeros(len(windows), bool)
+        present, targets = np.zeros(len(windows), bool), _ActionTargets(layout, self._form.chunk)
         for which, steps, now in self._episodes.fetch(windows):
             present[which] = True
             self._copy_steps(tokens, layout.take(which), steps, now)
+            targets.copy(which, steps, now)
         layout = layout.take(np.flatnonzero(present))
         self._copy_words(tokens, layout)
         tokens[layout.answers - 1] = END_OF_TURN
@@ -83,7 +87,11 @@ class BatchAssembler:
         self._write_blocks(blocks, layout)
         _write_segments(segments, positions, layout)
         fields[:, _gaps(layout, len(tokens))] = _PADDING_VALUES[:, None]
-        return PackedBatch(*fields.reshape(5, last - first, self._length))
+        return PackedBatch(
+            *fields.reshape(5, last - first, self._length),
+            action_starts=layout.answers[~layout.worlds],
+            action_targets=targets.of(present),
+        )
 
     def _copy_steps(
         self, tokens: NDArray[np.int32], layout: _SampleLayout, steps: TimeSteps, now: _Ints
@@ -192,6 +200,28 @@ class _SampleLayout:
         )
 
 
+class _ActionTargets:
+    """Continuous actions of the action samples of a layout: float32, K rows of 7 each, in their order."""
+
+    def __init__(self, layout: _SampleLayout, chunk: int) -> None:
+        self._is_action = ~layout.worlds
+        self._numbers = np.cumsum(self._is_action) - 1  # of each action sample among these
+        self._chunk = chunk
+        self._values = np.empty((int(self._is_action.sum()), chunk * ACTION_DIM), np.float32)
+
+    def copy(self, which: _Ints, steps: TimeSteps, now: _Ints) -> None:
+        """Copy those of samples `which`; `now`: position of time step t of each of them in `steps`."""
+        actions = self._is_action[which]
+        rows = _row_runs(steps.normalised_actions, self._chunk)
+        self._values[self._numbers[which[actions]]] = rows[now[actions]]
+
+    def of(self, present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Those of the action samples that are present, [N, K, 7]."""
+        kept = present[self._is_action]
+        values = self._values if kept.all() else self._values[kept]
+        return values.reshape(-1, self._chunk, ACTION_DIM)
+
+
 def _write_segments(segments: NDArray[np.int32], positions: NDArray[np.int32], layout: _SampleLayout) -> None:
     """Write segment ids and positions of all samples; the gaps between them are not touched.
 
@@ -232,6 +262,10 @@ def _copy_runs(
     tokens: NDArray[np.int32], at: _Ints, rows: NDArray[np.uint16], first: _Ints, count: int
 ) -> None:
     """Copy rows `first` .. `first + count - 1` to each position, one after the other."""
-    size, width = count * rows.shape[1], rows.itemsize
-    runs = np.ndarray((len(rows) - count + 1, size), rows.dtype, rows, strides=(rows.shape[1] * width, width))
-    _runs(tokens, size)[at] = runs[first]
+    _runs(tokens, count * rows.shape[1])[at] = _row_runs(rows, count)[first]
+
+
+def _row_runs(rows: NDArray[_Number], count: int) -> NDArray[_Number]:
+    """`count` rows from each row on, one after the other, as a view [N - count + 1, count * width]."""
+    shape = (len(rows) - count + 1, count * rows.shape[1])
+    return np.ndarray(shape, rows.dtype, rows, strides=rows.strides)

@@ -1,6 +1,6 @@
 """Tokenised episodes in the memory of one process: a ring of time steps of fixed size.
 
-Episodes are stored one after the other in three arrays, so that many samples are cut by a few array
+Episodes are stored one after the other in a few arrays, so that many samples are cut by a few array
 operations. When the ring is full, the episodes read first are overwritten. (Windows come in a random order,
 so every episode is equally likely to be requested next, and least recently used would serve no better.)
 Where the ring cannot hold all episodes and the node has a cache, windows of the other episodes are read
@@ -58,9 +58,7 @@ class EpisodeMemory:
         self._bases = np.cumsum([0, *counts])
         longest = max(int(dataset.steps.max()) for dataset in datasets)
         total = sum(int(dataset.steps.sum(dtype=np.int64)) for dataset in datasets)
-        step = TimeSteps.empty(1, form)
-        step_bytes = 2 * (step.frames.size + step.actions.size + step.states.size)
-        requested = config.memory_megabytes * MEGABYTE // step_bytes
+        requested = config.memory_megabytes * MEGABYTE // TimeSteps.empty(1, form).nbytes
         self._size = min(max(requested, longest), total)  # an episode must fit
         self._wraps = self._size < total
         self.steps = TimeSteps.empty(self._size, form)

@@ -1,9 +1,9 @@
-"""Time steps as tokens: the material that samples are cut from."""
+"""Time steps as tokens and continuous actions: the material that samples are cut from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -12,25 +12,27 @@ from numpy.typing import NDArray
 from data.config import DataConfig
 from data.storage.index import DatasetIndex
 from data.stream.samples import SampleForm, action_blocks
-from data.tokens.action import encode
+from data.tokens.action import encode_normalised, normalise
 from data.tokens.image_block import write_image_blocks
 from data.tokens.state import state_blocks
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, STATE_BLOCK_LENGTH
+from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, ACTION_DIM, STATE_BLOCK_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
 class TimeSteps:
-    """Token ids of T time steps; every id is below 65,536.
+    """T time steps; every token id is below 65,536.
 
     Attributes:
         frames: uint16 [T, V * L], the image blocks of all cameras.
         actions: uint16 [T, 9], action blocks.
         states: uint16 [T, 10], state blocks; [T, 0] where samples hold no state.
+        normalised_actions: float32 [T, 7], the same actions, normalised but not quantised.
     """
 
     frames: NDArray[np.uint16]
     actions: NDArray[np.uint16]
     states: NDArray[np.uint16]
+    normalised_actions: NDArray[np.float32]
 
     @classmethod
     def empty(cls, steps: int, form: SampleForm) -> TimeSteps:
@@ -40,11 +42,22 @@ class TimeSteps:
             np.empty((steps, form.frame), np.uint16),
             np.empty((steps, ACTION_BLOCK_LENGTH), np.uint16),
             np.empty((steps, width), np.uint16),
+            np.empty((steps, ACTION_DIM), np.float32),
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(getattr(self, each.name).nbytes for each in fields(self))
 
     def part(self, begin: int, end: int) -> TimeSteps:
         """Time steps `begin` to `end` (exclusive), as views."""
-        return TimeSteps(self.frames[begin:end], self.actions[begin:end], self.states[begin:end])
+        return TimeSteps(
+            self.frames[begin:end],
+            self.actions[begin:end],
+            self.states[begin:end],
+            self.normalised_actions[begin:end],
+        )
 
 
 class LocatedWindows(NamedTuple):
@@ -69,7 +82,7 @@ def tokenise(
     config: DataConfig,
     into: TimeSteps,
 ) -> None:
-    """Write the ids of T time steps; each time step depends on its own values only.
+    """Write T time steps; each time step depends on its own values only.
 
     Args:
         codes: Camera -> uint16 [T, R, C].
@@ -86,7 +99,8 @@ def tokenise(
     for view, camera in enumerate(config.cameras):
         part = slice(view * image, (view + 1) * image)
         write_image_blocks(codes[camera], index.image.pixels, into.frames[:, part])
-    blocks = action_blocks(encode(actions, index.action_ranges))
-    into.actions[:] = blocks.reshape(into.actions.shape)
+    normalised = normalise(actions, index.action_ranges)  # float64: rounded only once its bin is known
+    into.actions[:] = action_blocks(encode_normalised(normalised)).reshape(into.actions.shape)
+    into.normalised_actions[:] = normalised
     if into.states.shape[1]:
         into.states[:] = state_blocks(states, config.state_ranges.minimum, config.state_ranges.maximum)

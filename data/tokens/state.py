@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import InputError
-from data.tokens.action import quantise
-from data.tokens.vocabulary import STATE_BIN_START, STATE_BLOCK_LENGTH, STATE_DIM, STATE_END, STATE_START
+from data.tokens.action import BIN_WIDTH, EPSILON, quantise
+from data.tokens.vocabulary import (
+    ACTION_BIN_COUNT,
+    STATE_BIN_START,
+    STATE_BLOCK_LENGTH,
+    STATE_DIM,
+    STATE_END,
+    STATE_START,
+)
 
 STATE_MIN: tuple[float, ...] = (
     -0.4827807,
@@ -77,3 +84,23 @@ def state_blocks(states: ArrayLike, minimum: Sequence[float], maximum: Sequence[
     blocks[:, 1:-1] = quantise(values, tuple(minimum), tuple(maximum)) + STATE_BIN_START
     blocks[:, -1] = STATE_END
     return blocks
+
+
+def restore_states(
+    ids: NDArray[np.integer], minimum: Sequence[float], maximum: Sequence[float]
+) -> NDArray[np.float32]:
+    """Bins of states [N, 8] -> states float32 [N, 8] that `state_blocks` turns into the same ids.
+
+    A state is the centre of its bin; the last id, which stands for values from the maximum on, lies just
+    above the maximum.
+
+    Args:
+        ids: Token ids of bins, 15,506 to 15,761.
+        minimum: Smallest value of each of the eight dimensions.
+        maximum: Largest value of each dimension.
+    """
+    low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
+    bins = ids.astype(np.int64) - STATE_BIN_START
+    states = (low + (bins + 0.5) * (BIN_WIDTH / 2.0) * (high - low + EPSILON)).astype(np.float32)
+    beyond = np.nextafter((high + 2.0 * EPSILON).astype(np.float32), np.float32(np.inf))
+    return np.where(bins >= ACTION_BIN_COUNT - 1, beyond, states)

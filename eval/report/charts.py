@@ -16,7 +16,7 @@ class Series:
     Attributes:
         label: Name in the legend.
         points: (x, y), ascending in x.
-        tone: Colour number, 1 to 5.
+        tone: Colour number, 1 to 6.
         dots: Mark every point (few, measured one by one) instead of averaging a dense curve.
         intervals: For each point of `points`, the lower and upper end of its error bar.
     """

@@ -22,8 +22,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from eval.report.charts import Chart, Mark, Series, format_number, range_from_zero, thin
 
 # matplotlib draws with these colours; in the SVG they become variables of the style sheet.
-_TONES = {tone: f"#00000{tone}" for tone in range(1, 6)}
-_RULE, _SOFT, _CARD = "#000006", "#000007", "#000008"
+_TONES = {tone: f"#00000{tone}" for tone in range(1, 7)}
+_RULE, _SOFT, _CARD = "#000007", "#000008", "#000009"
 _VARIABLES = {colour: f"tone{tone}" for tone, colour in _TONES.items()} | {
     _RULE: "rule",
     _SOFT: "soft",

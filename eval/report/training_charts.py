@@ -16,6 +16,7 @@ _GROUPS = {
     "feed_forward": "feed-forward",
     "norms": "norms",
     "head": "head",
+    "action_head": "action head",
 }
 _SPLITS = {"val_ind": "new episodes", "val_ood": "new tasks"}
 _UNMARKED_EVENTS = ("validation", "straggler", "profile")  # shown elsewhere
@@ -61,6 +62,9 @@ def learning_charts(run: RunContents) -> list[Chart]:
         line_chart("Loss of structure", "nats a token", with_splits("loss_structure"), marks=marks),
         line_chart("Token accuracy", "%", accuracies, marks=marks, y_range=(0.0, 100.0)),
         line_chart("Error of actions", "L1, range -1 to 1", with_splits("action_l1"), marks=marks),
+        line_chart(
+            "Error of the action head", "L1, range -1 to 1", with_splits("action_head_l1"), marks=marks
+        ),
         line_chart("Learning rate", "", [_curve(run.steps, "learning_rate", "training", 4)], marks=marks),
         line_chart(
             "Gradient norm", "before clipping", [_curve(run.steps, "gradient_norm", "global", 3)], marks=marks

@@ -17,7 +17,7 @@ from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_verified
-from pretrain.model.transformer import sharded_dimension
+from pretrain.model.parameters import sharded_dimension
 
 _THREADS = 4
 

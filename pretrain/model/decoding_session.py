@@ -48,7 +48,7 @@ class DecodingSession:
         largest: int,
         width: int = 0,
     ) -> None:
-        rows = _check_prompts(model, prompts, len(blocks), largest)
+        rows = check_prompts(model, prompts, len(blocks), largest)
         lengths = [len(row) for row in rows]
         self._model = model
         self.batch = len(rows)
@@ -91,10 +91,20 @@ class DecodingSession:
         return F.linear(hidden, self._model.lm_head.weight[first:end])
 
 
-def _check_prompts(
+def check_prompts(
     model: Transformer, prompts: Sequence[ArrayLike], answer: int, largest: int
 ) -> list[NDArray[np.int64]]:
-    """The prompts as arrays [S], or an InputError."""
+    """The prompts as arrays int64 [S].
+
+    Args:
+        model: Sizes that they have to fit.
+        prompts: Token ids [S] each.
+        answer: Tokens that follow each of them.
+        largest: Largest token id of the answers.
+
+    Raises:
+        InputError: As `DecodingSession`.
+    """
     vocabulary_size = model.config.vocabulary_size
     if largest >= vocabulary_size:
         raise InputError(

@@ -3,7 +3,12 @@
     loss = sum_i w_i (lse_i - logit_i) / sum_i w_i  +  z * mean_i lse_i^2
 
 over the labelled positions i of the whole step: all micro-batches and all data-parallel ranks, so the
-gradient does not depend on the layout. w is 1, and 0.04 for image codes (WorldVLA, arXiv 2506.21539).
+gradient does not depend on the layout. w is 1, and 0.04 for image codes (WorldVLA, arXiv 2506.21539). With a
+continuous action head (RynnVLA-002, arXiv 2511.17502) there is a third term,
+
+         + a * mean |predicted - target|
+
+over the normalised actions of all action samples of the step; a is 10.
 
 Logits of the whole vocabulary are never materialised: see `pretrain.model.vocabulary`.
 """
@@ -27,6 +32,7 @@ from data.tokens.vocabulary import (
     IMAGE_CODE_END,
     IMAGE_CODE_START,
 )
+from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.factory import LayerFactory
 from pretrain.model.vocabulary import vocabulary_statistics
 
@@ -37,6 +43,8 @@ class LabelKind(IntEnum):
     ACTION = 0
     IMAGE = 1
     STRUCTURE = 2
+    CONTINUOUS = 3
+    """A target of the action head: a number, not a token. It has no cross entropy."""
 
 
 class Total(IntEnum):
@@ -50,9 +58,10 @@ class Total(IntEnum):
     """Number predicted correctly."""
     ACTION_L1 = 3
     """|decoded prediction - decoded label| in normalised units (-1 to 1), teacher forced; the prediction is
-    the likeliest of the 256 action bins. 0 for other kinds."""
+    the likeliest of the 256 action bins. Of the action head |prediction - target|. 0 for other kinds."""
 
 
+TOKEN_KINDS = (LabelKind.ACTION, LabelKind.IMAGE, LabelKind.STRUCTURE)
 SUMS_SHAPE = (len(LabelKind), len(Total))
 
 
@@ -63,11 +72,15 @@ class LossSettings:
     Attributes:
         image_weight: Weight of image codes; all other labels have weight 1.
         z_loss: Weight of the mean squared log-sum-exp.
+        action_l1: Weight of the action head's mean absolute error.
+        tokens_for_actions: Whether the answers of action samples have labels.
         reference_compatible: The last image code has weight 1, as in the published code.
     """
 
     image_weight: float = 0.04
     z_loss: float = 1e-5
+    action_l1: float = 10.0
+    tokens_for_actions: bool = True
     reference_compatible: bool = False
 
 
@@ -77,7 +90,7 @@ class LossTerms:
 
     Attributes:
         loss: Scalar fp32: this micro-batch's part of the step's loss; the parts sum to the loss.
-        sums: fp32 [3, 4], no gradient. Rows: `LabelKind`. Columns: `Total`.
+        sums: fp32 [4, 4], no gradient. Rows: `LabelKind`. Columns: `Total`.
     """
 
     loss: Tensor
@@ -85,13 +98,15 @@ class LossTerms:
 
 
 def means(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:
-    """Means over labels: `loss_<kind>`, `accuracy_<kind>` and `action_l1`; None without labels.
+    """Means over labels: `loss_<kind>`, `accuracy_<kind>`, `action_l1`; None without labels.
+
+    Those of the action head, `action_head_l1`, are there only where it has had targets.
 
     Args:
         sums: `LossTerms.sums` as numbers, of any number of batches.
     """
     result: dict[str, float | None] = {}
-    for kind in LabelKind:
+    for kind in TOKEN_KINDS:
         row, name = sums[kind], kind.name.lower()
         labels = row[Total.LABELS]
         result[f"loss_{name}"] = row[Total.CROSS_ENTROPY] / labels if labels else None
@@ -99,6 +114,9 @@ def means(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:
     actions = sums[LabelKind.ACTION]
     labels = actions[Total.LABELS]
     result["action_l1"] = actions[Total.ACTION_L1] / labels if labels else None
+    continuous = sums[LabelKind.CONTINUOUS]
+    if targets := continuous[Total.LABELS]:
+        result["action_head_l1"] = continuous[Total.ACTION_L1] / targets
     return result
 
 
@@ -132,6 +150,35 @@ def action_distances(predicted: Tensor, labels: Tensor) -> Tensor:
     bins = torch.stack([predicted, labels]).sub_(ACTION_BIN_START).clamp_(max=ACTION_BIN_COUNT - 2)
     distances = (bins[0] - bins[1]).abs_() * BIN_WIDTH
     return torch.where(label_kinds(labels) == LabelKind.ACTION, distances, 0.0)
+
+
+def with_action_error(
+    terms: tuple[Tensor, Tensor],
+    predicted: Tensor,
+    actions: ActionInputs,
+    normaliser: Tensor | None,
+    settings: LossSettings | None,
+) -> tuple[Tensor, Tensor]:
+    """Add the action head's term to the loss, and its row to the sums.
+
+    Args:
+        terms: (loss, sums) of the tokens.
+        predicted: fp32 [N, K, 7] of the head.
+        actions: With the targets.
+        normaliser: fp32 [3]; the last is the number of targets of the whole step.
+        settings: Weights of the loss.
+
+    Raises:
+        ValueError: No normaliser or settings.
+    """
+    if normaliser is None or settings is None:
+        raise ValueError("a loss needs normaliser and settings")
+    loss, sums = terms
+    # Times 0 where a token stands for the prompts: the head's parameters have gradients on every rank.
+    error = (predicted - actions.targets).abs().sum() * float(actions.values > 0)
+    sums[LabelKind.CONTINUOUS, Total.LABELS] = actions.values
+    sums[LabelKind.CONTINUOUS, Total.ACTION_L1] = error.detach()
+    return loss + settings.action_l1 * error / normaliser[2], sums
 
 
 class VocabularyHead(nn.Module):

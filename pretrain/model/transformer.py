@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.errors import InputError
+from pretrain.model.action_head import ActionHead, check_head
+from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig, RecomputePolicy
-from pretrain.model.factory import LayerFactory, shard_of
+from pretrain.model.factory import LayerFactory
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
-from pretrain.model.loss import LossSettings, VocabularyHead
+from pretrain.model.loss import LossSettings, VocabularyHead, with_action_error
 from pretrain.model.mask import effective_blocks
+from pretrain.model.parameters import initial_values, sharded_dimension
 from pretrain.model.recompute import run_layer
-
-INITIAL_DEVIATION = 0.02
 
 
 class Decoder(nn.Module):
@@ -67,7 +66,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The whole network. Parameter names are those of Hugging Face's Chameleon.
+    """The whole network. Parameter names are those of Hugging Face's Chameleon, and `action_head.*`.
 
     Args:
         config: Size and shape.
@@ -84,6 +83,7 @@ class Transformer(nn.Module):
         self.config = config
         self.model = Decoder(config, factory)
         self.lm_head = VocabularyHead(factory, config.vocabulary_size, config.hidden_size)
+        self.action_head = ActionHead(config) if config.action_head is not None else None
 
     def forward(
         self,
@@ -94,6 +94,7 @@ class Transformer(nn.Module):
         labels: Tensor | None = None,
         normaliser: Tensor | None = None,
         settings: LossSettings | None = None,
+        actions: ActionInputs | None = None,
     ) -> Any:
         """Logits of packed sequences, or their loss.
 
@@ -103,17 +104,28 @@ class Transformer(nn.Module):
             mask: From `pretrain.model.attention.choose.packed_mask`.
             labelled: int64 [N], indices into the flattened B * S positions that have a label.
             labels: int64 [N], those labels.
-            normaliser: fp32 [2], sum of the label weights and number of labels of the whole step.
+            normaliser: fp32 [3], sum of the label weights, number of labels and number of the action head's
+                targets of the whole step; [2] suffices without `actions`.
             settings: Weights of the loss.
+            actions: Prompts and targets of the action head; None: its loss is left out.
 
         Returns:
             Logits [B, S, V] (this rank's share of V), or with labels the pair (loss, sums) of
             `LossTerms`.
+
+        Raises:
+            ValueError: `actions` without labels, or without an action head.
         """
+        if actions is not None and (self.action_head is None or labelled is None):
+            raise ValueError("inputs of the action head need labels and a model with model.action_head")
         hidden = self.model(tokens, positions, mask)
         if labelled is None:
             return self.lm_head(hidden.view(*tokens.shape, -1))
-        return self.lm_head(hidden[labelled], labels, normaliser, settings)
+        terms = self.lm_head(hidden[labelled], labels, normaliser, settings)
+        if actions is None or self.action_head is None:
+            return terms
+        predicted = self.action_head(hidden, actions.prompts, actions.dropout_seed)
+        return with_action_error(terms, predicted, actions, normaliser, settings)
 
     def prefill(self, tokens: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache) -> None:
         """Prefill an empty cache with prompts.
@@ -144,8 +156,9 @@ def check_divides(config: ModelConfig, tensor: int) -> None:
     """Check that heads, widths and vocabulary divide by the heads and by `tensor` ranks.
 
     Raises:
-        InputError: One does not; names the setting.
+        InputError: One does not, or as `check_head`; names the setting.
     """
+    check_head(config)
     if config.hidden_size % config.heads or config.head_size % 2:
         raise InputError(
             f"model.hidden_size={config.hidden_size} over model.heads={config.heads}: expected an even whole "
@@ -185,50 +198,3 @@ def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> N
     for name, parameter in model.named_parameters():
         shape, dimension = tuple(parameter.shape), sharded_dimension(name)
         parameter.copy_(initial_values(name, shape, dimension, model.config, seed, rank, size))
-
-
-def sharded_dimension(name: str) -> int | None:
-    """Dimension along which tensor-parallel ranks shard a parameter; None: it is replicated."""
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
-        return 1
-    replicated = "norm" in name and "q_norm" not in name and "k_norm" not in name
-    return None if replicated else 0
-
-
-def initial_values(
-    name: str,
-    shape: tuple[int, ...],
-    dimension: int | None,
-    config: ModelConfig,
-    seed: int,
-    rank: int,
-    size: int,
-) -> Tensor:
-    """This rank's shard of the initial values of one parameter.
-
-    Matrices are normal with deviation 0.02 (projections back into the residual stream divided by
-    sqrt(2 * layers)), norm weights are one, biases zero. The whole matrix is drawn and this rank's shard
-    returned.
-
-    Args:
-        name: Of the parameter in `Transformer`.
-        shape: Of the shard.
-        dimension: As `sharded_dimension`.
-        config: Of the model.
-        seed: Of the random values.
-        rank: Tensor-parallel rank.
-        size: Tensor-parallel size.
-
-    Returns:
-        fp32 `shape`, on the CPU.
-    """
-    if "norm" in name:
-        return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
-    assert dimension is not None
-    whole = list(shape)
-    whole[dimension] *= size
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-    deviation = INITIAL_DEVIATION / (math.sqrt(2 * config.layers) if dimension else 1.0)
-    values = torch.empty(whole).normal_(0.0, deviation, generator=generator)
-    return shard_of(values, dimension, rank, size)

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.errors import InputError
-from data.tokens.vocabulary import IGNORED_LABEL
+from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, IGNORED_LABEL
+from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.attention.host import on_device
 from pretrain.model.config import ModelConfig
+from pretrain.model.loss import LossSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class MicroBatch:
         mask: Of attention.
         labelled: int64 [N], indices into the flattened B * S positions that have a label.
         labels: int64 [N], those labels.
+        actions: Prompts and targets of the action head; None: the model has none.
     """
 
     tokens: Tensor
@@ -34,10 +38,16 @@ class MicroBatch:
     mask: AttentionMask
     labelled: Tensor
     labels: Tensor
+    actions: ActionInputs | None
 
     @classmethod
     def of(
-        cls, batch: PackedBatch, model: ModelConfig, device: torch.device, dtype: torch.dtype
+        cls,
+        batch: PackedBatch,
+        model: ModelConfig,
+        loss: LossSettings,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> MicroBatch:
         """Copy a micro-batch from the host to the device without synchronising.
 
@@ -45,11 +55,17 @@ class MicroBatch:
 
         Args:
             batch: On the host.
-            model: Attention backend and ablations of the mask.
+            model: Attention backend, ablations of the mask, action head.
+            loss: Which labels and targets count.
             device: Of the model.
             dtype: Of its activations.
         """
         flat = batch.labels.reshape(-1)
+        if not loss.tokens_for_actions:
+            flat = _without_action_answers(flat, batch)
+        head, actions = model.action_head, None
+        if head is not None:
+            actions = ActionInputs.of(batch, head.time_horizon, loss.reference_compatible, device)
         labelled = np.flatnonzero(flat != IGNORED_LABEL)
         return cls(
             tokens=on_device(batch.tokens.astype(np.int64), device),
@@ -57,7 +73,16 @@ class MicroBatch:
             mask=packed_mask(batch.segments, batch.blocks, model, device, dtype),
             labelled=on_device(labelled, device),
             labels=on_device(flat[labelled].astype(np.int64), device),
+            actions=actions,
         )
+
+
+def _without_action_answers(labels: NDArray[np.int32], batch: PackedBatch) -> NDArray[np.int32]:
+    """A copy of the flattened labels without those of the answers of action samples."""
+    labels = labels.copy()
+    answer = batch.action_targets.shape[1] * ACTION_BLOCK_LENGTH + 1
+    labels[batch.action_starts[:, None] - 1 + np.arange(answer)] = IGNORED_LABEL
+    return labels
 
 
 def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
@@ -67,7 +92,8 @@ def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
     vector without an error.
 
     Raises:
-        InputError: One is not; states the largest id or the longest sample.
+        InputError: One is not, or the action head predicts other chunks than the data has; states the largest
+            id, the longest sample or both lengths.
     """
     largest = max(int(batch.tokens.max()), int(batch.labels.max()))
     if largest >= model.vocabulary_size:
@@ -80,4 +106,10 @@ def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
         raise InputError(
             f"a sample of {longest} tokens, but model.max_positions is {model.max_positions}; "
             f"raise it to at least {longest}"
+        )
+    head, chunk = model.action_head, batch.action_targets.shape[1]
+    if head is not None and len(batch.action_starts) and head.time_horizon != chunk:
+        raise InputError(
+            f"model.action_head.time_horizon={head.time_horizon}, but the data has chunks of {chunk} "
+            "actions; set it to data.chunk"
         )

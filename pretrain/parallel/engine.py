@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
+from pretrain.model.action_head import seed_generators
 from pretrain.model.loss import SUMS_SHAPE, LossSettings, label_weights
 from pretrain.model.transformer import Transformer
 from pretrain.optim import build_optimizer
@@ -31,7 +32,7 @@ class StepResult:
 
     Attributes:
         loss: Scalar fp32, loss of the whole global batch.
-        sums: fp32 [3, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
+        sums: fp32 [4, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
         gradient_norm: Scalar fp32, global norm before clipping; infinite where it is not finite.
         skipped: Scalar bool, whether the update was skipped: nothing but the step count has changed.
     """
@@ -48,7 +49,7 @@ class EvaluationMetrics:
 
     Attributes:
         loss: Scalar fp32, loss of the whole global batch as in training.
-        sums: fp32 [3, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
+        sums: fp32 [4, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
     """
 
     loss: Tensor
@@ -125,13 +126,12 @@ class Engine:
         batches = self._on_device(micro_batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        normalisers = self._normalisers([batch.labels for batch in batches])
+        normalisers = self._normalisers(batches)
         totals = torch.zeros(1 + math.prod(SUMS_SHAPE), device=self.groups.device)
         self.module.train()
         for number, (batch, normaliser) in enumerate(zip(batches, normalisers, strict=True)):
             self.deepspeed_engine.set_gradient_accumulation_boundary(number + 1 == len(batches))
-            self._seed_dropout(number)
-            loss, sums = self._forward(batch, normaliser)
+            loss, sums = self._forward(self._seed_dropout(number, batch), normaliser)
             # DeepSpeed averages over data-parallel ranks; parts of the normalised loss are to be summed.
             with phase("backward"):
                 self.deepspeed_engine.backward(loss * self.groups.mesh.data, scale_wrt_gas=False)
@@ -159,7 +159,7 @@ class Engine:
             InputError: A token id or a position beyond the model's sizes.
         """
         batches = self._on_device(micro_batches)
-        normalisers = self._normalisers([batch.labels for batch in batches])
+        normalisers = self._normalisers(batches)
         totals = torch.zeros(1 + math.prod(SUMS_SHAPE), device=self.groups.device)
         training = self.module.training
         self.module.eval()
@@ -174,7 +174,7 @@ class Engine:
         for batch in micro_batches:
             check_batch(batch, self.module.config)
         model, device = self.module.config, self.groups.device
-        return [MicroBatch.of(batch, model, device, self._dtype) for batch in micro_batches]
+        return [MicroBatch.of(batch, model, self._settings, device, self._dtype) for batch in micro_batches]
 
     def _forward(self, batch: MicroBatch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and sums of a micro-batch, as `pretrain.model.loss.LossTerms`."""
@@ -187,45 +187,58 @@ class Engine:
                 batch.labels,
                 normaliser,
                 self._settings,
+                batch.actions,
             )
 
-    def _normalisers(self, labels: Sequence[Tensor]) -> list[Tensor]:
-        """Divisors of each micro-batch's loss, fp32 [2]: sum of label weights and number of labels.
+    def _normalisers(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Divisors of each micro-batch's loss, fp32 [3].
+
+        They are the sum of the label weights, the number of labels, and that of the action head's targets.
 
         By default those of the whole step, so that the loss does not depend on the layout. The published
         code takes each micro-batch's own, and averages over micro-batches and data-parallel ranks.
         A divisor of 0 is replaced by 1: the sums are 0 then, too.
 
         Args:
-            labels: Ids [N] of each micro-batch of this rank.
+            batches: The micro-batches of this rank.
         """
-        local = torch.stack([_weight_and_count(part, self._settings) for part in labels])
+        local = torch.stack([_weight_and_counts(batch, self._settings) for batch in batches])
         if self._settings.reference_compatible:
-            return list(_zero_to_one(local) * (len(labels) * self.groups.mesh.data))
+            return list(_zero_to_one(local) * (len(batches) * self.groups.mesh.data))
         step = local.sum(0)
         dist.all_reduce(step, group=self.groups.data)
-        return [_zero_to_one(step)] * len(labels)
+        return [_zero_to_one(step)] * len(batches)
 
-    def _seed_dropout(self, micro_batch: int) -> None:
+    def _seed_dropout(self, number: int, batch: MicroBatch) -> MicroBatch:
         """Seed dropout by (seed, step, micro-batch, rank), independently of earlier computation.
 
-        Tensor-parallel peers hold the same activations and so drop the same ones; with sequence
-        parallelism each holds other tokens and has its own seed.
+        Tensor-parallel peers hold the same activations and so drop the same ones; with sequence parallelism
+        each holds other tokens and has its own seed. The action head, which all of them hold whole, has a
+        seed that they share.
+
+        Args:
+            number: Of the micro-batch in the step.
+            batch: The micro-batch.
+
+        Returns:
+            The micro-batch with the seed of its action head.
         """
-        name = f"{self._seed}/{self.step_count}/{micro_batch}/{self.groups.data_rank}"
-        if self._sequence_parallel:
-            name += f"/{self.groups.tensor_rank}"
-        digest = hashlib.sha256(name.encode()).digest()
-        seed = int.from_bytes(digest[:8], "big", signed=True)
-        # Not `torch.manual_seed`: it writes out the stack for each kind of device that is not in use (9 ms).
-        torch.default_generator.manual_seed(seed)
-        if self.groups.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        name = f"{self._seed}/{self.step_count}/{number}/{self.groups.data_rank}"
+        own = f"{name}/{self.groups.tensor_rank}" if self._sequence_parallel else name
+        seed_generators(_seed_of(own), self.groups.device)
+        if batch.actions is None:
+            return batch
+        return replace(batch, actions=replace(batch.actions, dropout_seed=_seed_of(f"{name}/action_head")))
 
 
-def _weight_and_count(labels: Tensor, settings: LossSettings) -> Tensor:
-    weights = label_weights(labels, settings)
-    return torch.stack([weights.sum(), torch.ones_like(weights).sum()])
+def _seed_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def _weight_and_counts(batch: MicroBatch, settings: LossSettings) -> Tensor:
+    weights = label_weights(batch.labels, settings)
+    targets = batch.actions.values if batch.actions is not None else 0
+    return torch.stack([weights.sum(), torch.ones_like(weights).sum(), weights.new_full((), targets)])
 
 
 def _zero_to_one(divisors: Tensor) -> Tensor:

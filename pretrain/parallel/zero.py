@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pretrain.config import TrainingConfig
 from pretrain.model.factory import LayerFactory
-from pretrain.model.transformer import Transformer, initial_values, sharded_dimension
+from pretrain.model.parameters import initial_values, sharded_dimension
+from pretrain.model.transformer import Transformer
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
 from pretrain.parallel.replicated import ReplicatedOptimizer
 from pretrain.precision import PRECISIONS

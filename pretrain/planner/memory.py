@@ -12,6 +12,8 @@ feed-forward, V vocabulary; all but R, T and H are divided by `tensor` as well. 
     none       2 R H + 2 T H + (3 H + 3 K + 3 F) T   also inputs of the branches, rotated q and k, SwiGLU
     none, not compiled: + 2 R H + (H + K + F) T      also norms before their weights, SiLU
 
+An action head adds what `pretrain.planner.action_head` says, whole on every tensor-parallel rank.
+
 Offloaded to host memory, where P is a rank's share of the parameters:
 
     optimizer  master weights and moments 12 P (Lion 8 P), gradients 2 P (accumulated: 4 P), once more in
@@ -27,6 +29,7 @@ from typing import get_args
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.vocabulary import ACCELERATOR_LOGIT_BYTES
+from pretrain.planner.action_head import head_activation_bytes, head_parameters
 
 REDUCE_BUCKET = 200_000_000  # gradients; allocated by DeepSpeed at the start
 LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time
@@ -145,9 +148,13 @@ def estimate_memory(model: ModelConfig, layout: ParallelLayout, sequence_length:
 
 
 def count_parameters(model: ModelConfig, tensor: int = 1) -> tuple[int, int]:
-    """Parameters of one tensor-parallel rank: in matrices, and in norms (which ZeRO does not partition)."""
+    """Parameters of one tensor-parallel rank: in matrices, and in norms (which ZeRO does not partition).
+
+    Those of an action head, which tensor-parallel ranks do not share out, all count as matrices.
+    """
     hidden, keys = model.hidden_size, model.shared_heads * model.head_size
     matrices = (model.layers * model.layer_matrices + 2 * model.vocabulary_size * hidden) // tensor
+    matrices += head_parameters(model)
     per_head = 2 * (hidden + keys) // tensor
     return matrices, model.layers * (2 * hidden + per_head) + hidden
 
@@ -160,7 +167,8 @@ def activation_bytes(
     ends = residual * (1 if kernels.compiled else 2) + tokens * model.hidden_size
     tables = 2 * tokens * model.head_size
     layers = model.layers * layer_activation_bytes(model, policy, tokens, tensor, kernels)
-    return layers + kernels.value_bytes * (ends + tables)
+    head = head_activation_bytes(model, tokens, kernels.value_bytes, kernels.dropout_bytes)
+    return layers + kernels.value_bytes * (ends + tables) + head
 
 
 def layer_activation_bytes(

@@ -45,6 +45,7 @@ def describe(record: Record) -> str:
         "step_time": "{:.3g} s/step",
         "gradient_norm": "norm {:.3g}",
         "action_l1": "L1 {:.3f}",
+        "action_head_l1": "head L1 {:.3f}",
         "memory/device_reserved": "{:.1f} GB on GPU",
     }
     parts += [form.format(record[name]) for name, form in forms.items() if record.get(name) is not None]

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from pretrain.checkpoint.fragments import fragments
 from pretrain.checkpoint.manifest import MASTER
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
-GROUPS: tuple[str, ...] = ("embedding", "attention", "feed_forward", "norms", "head")
+GROUPS: tuple[str, ...] = ("embedding", "attention", "feed_forward", "norms", "head", "action_head")
 _CLIPPING_EPSILON = 1e-6  # DeepSpeed divides gradients by max(1, (norm + 1e-6) / largest norm)
 
 
@@ -32,6 +33,8 @@ def group_of(name: str) -> str:
     Raises:
         ValueError: The name belongs to no group.
     """
+    if name.startswith(ACTION_HEAD_PREFIX):
+        return "action_head"
     parts = {"norm": "norms", "embed_tokens": "embedding", "self_attn": "attention", "mlp": "feed_forward"}
     parts["lm_head"] = "head"
     for part, group in parts.items():
@@ -45,7 +48,7 @@ class _Piece:
     """The part of one parameter that this rank counts.
 
     Attributes:
-        group: Index in `GROUPS`.
+        group: Index in the groups that the network has.
         master: fp32 weights, flat [n]: a view of the optimiser's memory.
     """
 
@@ -65,12 +68,17 @@ class GroupNorms:
 
     Args:
         engine: The engine in training.
+
+    Attributes:
+        groups: Those of `GROUPS` that the network has.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._requested = False
-        self._squares = torch.zeros(2, len(GROUPS), dtype=torch.float64, device=engine.groups.device)
+        found = {group_of(name) for name, _ in engine.module.named_parameters()}
+        self.groups = tuple(group for group in GROUPS if group in found)
+        self._squares = torch.zeros(2, len(self.groups), dtype=torch.float64, device=engine.groups.device)
         self._has_gradients = False
         self._pieces: list[_Piece] = []
         self._hook = engine.optimizer.register_step_pre_hook(self._on_update)
@@ -81,7 +89,7 @@ class GroupNorms:
         self._squares.zero_()
         # At each request: memory moves when a checkpoint is loaded or state is offloaded to the host.
         pieces = [
-            _Piece(GROUPS.index(group_of(part.name)), part.states[MASTER])
+            _Piece(self.groups.index(group_of(part.name)), part.states[MASTER])
             for part in fragments(self._engine)
             if part.is_writer
         ]
@@ -108,9 +116,9 @@ class GroupNorms:
         factor = self._clipping_factor() if self._has_gradients else float("nan")
         self._requested, self._pieces = False, []
         norms: dict[str, float | None] = {}
-        for group, value in zip(GROUPS, gradients, strict=True):
+        for group, value in zip(self.groups, gradients, strict=True):
             norms[f"gradient_norm/{group}"] = _finite(value * factor)
-        for group, value in zip(GROUPS, parameters, strict=True):
+        for group, value in zip(self.groups, parameters, strict=True):
             norms[f"parameter_norm/{group}"] = _finite(value)
         return norms
 

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -204,8 +205,7 @@ class Recorder(StepHook):
 
     def _sum_work(self) -> None:
         """Sum the work over the data-parallel ranks; tensor-parallel peers share the same work."""
-        work = self._rank_work
-        counts = torch.tensor([work.tokens, work.labelled, work.pairs], device=self._groups.device)
+        counts = torch.tensor(astuple(self._rank_work), device=self._groups.device)
         dist.all_reduce(counts, group=self._groups.data)
         total = Workload(*(int(count) for count in counts))
         self._rank_work = Workload()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pretrain.config import OptimConfig
+from pretrain.model.config import ActionHeadConfig
 from pretrain.model.transformer import Transformer, expected_shapes, initialise
 from pretrain.optim import parameter_groups
 from pretrain.parallel.mesh import Mesh
@@ -18,6 +19,9 @@ from pretrain.telemetry.norms import GROUPS, group_of
 from tests.support.engine_case import LEARNING_RATE, global_batch, logits_and_labels, parts, settings
 from tests.support.ranks import run_ranks
 
+WITHOUT_HEAD = [
+    group for group in GROUPS if group != "action_head"
+]  # that one: tests/dist/test_action_head.py
 STEPS = 4
 STAGES = (0, 1, 2, 3)
 MEASURED = (0, 2, 3)
@@ -91,7 +95,7 @@ def plain() -> list[Norms]:
 
 
 def by_group(model: Transformer, what: str) -> Norms:
-    squares = dict.fromkeys(GROUPS, 0.0)
+    squares = dict.fromkeys(WITHOUT_HEAD, 0.0)
     for name, parameter in model.named_parameters():
         values = parameter.grad if what == "gradient" else parameter
         assert values is not None
@@ -105,7 +109,7 @@ def expected() -> list[Norms]:
 
 
 def root_sum_square(norms: Norms) -> float:
-    return math.hypot(*[norms[f"gradient_norm/{group}"] or math.nan for group in GROUPS])
+    return math.hypot(*[norms[f"gradient_norm/{group}"] or math.nan for group in WITHOUT_HEAD])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -172,7 +176,7 @@ def test_a_gradient_of_nan_has_no_norm_and_reading_needs_a_request() -> None:
 
 
 def test_every_parameter_has_a_group() -> None:
-    config = settings(Mesh(1, 1)).model
+    config = settings(Mesh(1, 1), action_head=ActionHeadConfig()).model
     found = {name: group_of(name) for name in expected_shapes(config)}
     assert set(found.values()) == set(GROUPS)
     assert found["model.layers.0.self_attn.q_norm.weight"] == "norms"
@@ -181,5 +185,6 @@ def test_every_parameter_has_a_group() -> None:
     assert found["model.norm.weight"] == "norms"
     assert found["model.embed_tokens.weight"] == "embedding"
     assert found["lm_head.weight"] == "head"
+    assert found["action_head.transformer_encoder.norm.weight"] == "action_head"
     with pytest.raises(ValueError, match=r"rotary\.table"):
         group_of("rotary.table")

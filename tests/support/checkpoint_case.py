@@ -16,7 +16,7 @@ from pretrain.checkpoint.load import load, load_metadata
 from pretrain.checkpoint.location import CheckpointLocation, step_folder
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.config import OptimConfig, ParallelConfig, Precision, TrainerConfig, TrainingConfig, ZeroStage
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.parallel.engine import Engine
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.parallel.mesh import Mesh
@@ -24,6 +24,7 @@ from pretrain.parallel.mesh import Mesh
 Layout = tuple[int, int, int]  # tensor, data, ZeRO stage
 SEQUENCES, LENGTH, VOCABULARY = 4, 24, 264
 LEARNING_RATE = 0.01
+CHUNK, PROMPT = 2, 5  # each sequence but the first is an action sample for the head
 
 
 def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> TrainingConfig:
@@ -41,6 +42,7 @@ def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> Tra
             heads=4,
             max_positions=LENGTH,
             dropout=dropout,
+            action_head=ActionHeadConfig(time_horizon=CHUNK, dropout=dropout),
         ),
         optim=OptimConfig(lr=LEARNING_RATE, weight_decay=0.1, gradient_clipping=0.5),
     )
@@ -57,7 +59,10 @@ def batch(step: int, data_rank: int, data_size: int) -> PackedBatch:
     per_rank = SEQUENCES // data_size
     rows = slice(data_rank * per_rank, (data_rank + 1) * per_rank)
     ones, zeros = np.ones_like(tokens), np.zeros_like(tokens)
-    return PackedBatch(tokens[rows], labels[rows], positions[rows], ones[rows], zeros[rows])
+    starts = np.arange(1, SEQUENCES) * LENGTH + PROMPT
+    targets = generator.uniform(-1, 1, (SEQUENCES - 1, CHUNK, 7)).astype(np.float32)
+    whole = PackedBatch(tokens, labels, positions, ones, zeros, starts, targets)
+    return whole.rows(rows.start, rows.stop)
 
 
 def latest(root: Path) -> Path | None:

@@ -21,6 +21,9 @@ from pretrain.parallel.mesh import Mesh
 STEPS = 10
 BATCH, LENGTH, VOCABULARY = 4, 32, 512
 LEARNING_RATE = 1e-3
+CHUNK = 2
+ACTION_PLACES = ((1, 5), (2, 4), (2, 25), (3, 28))
+"""Row and column after the prompts of action samples; the first sequence has none."""
 
 Curve = list[tuple[float, float]]
 
@@ -61,7 +64,9 @@ def global_batch(step: int) -> PackedBatch:
     positions = np.tile(np.arange(LENGTH // 2, dtype=np.int32), (BATCH, 2))
     blocks = np.zeros((BATCH, LENGTH), np.int32)
     blocks[:, 4:8], blocks[:, 8:12] = 1, 2
-    return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks)
+    targets = random.uniform(-1, 1, (len(ACTION_PLACES), CHUNK, 7)).astype(np.float32)
+    places = np.array([row * LENGTH + column for row, column in ACTION_PLACES])
+    return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks, places, targets)
 
 
 def train_partitioned(config: TrainingConfig, micro_batches: int = 1) -> Curve:
@@ -104,6 +109,7 @@ def train_plain(
     loss_of: Callable[[Transformer, PackedBatch], Tensor],
     decay_all: bool = False,
     build: Callable[[list[dict[str, Any]], OptimConfig], torch.optim.Optimizer] | None = None,
+    **model_settings: Any,
 ) -> Curve:
     """Losses and gradient norms of one ordinary process with torch alone.
 
@@ -111,8 +117,9 @@ def train_plain(
         loss_of: Loss of a global batch.
         decay_all: Decay norms and biases too.
         build: Makes the optimiser of parameter groups; None: torch's AdamW.
+        model_settings: Of the model, beside those of `settings`.
     """
-    config = settings(Mesh(1, 1))
+    config = settings(Mesh(1, 1), **model_settings)
     model = Transformer(config.model)
     initialise(model, config.trainer.seed)
     groups = parameter_groups(model.named_parameters(), config.optim.weight_decay, decay_all)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,11 +21,15 @@ class Sample:
         tokens: Token ids.
         labels: Shifted by one; `IGNORED_LABEL` where the next token belongs to the prompt or is missing.
         blocks: Action block ids: 0 ordinary, j > 0 the j-th answer block, negative before the last image.
+        answer: Index of the first token of the answer.
+        targets: float32 [K, 7], normalised actions of an action sample; None: a world sample, or not given.
     """
 
     tokens: NDArray[np.int32]
     labels: NDArray[np.int32]
     blocks: NDArray[np.int32]
+    answer: int = 0
+    targets: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -36,6 +40,7 @@ def action_sample(
     image_blocks: Sequence[ArrayLike],
     action_ids: NDArray[np.integer],
     state_block: ArrayLike | None = None,
+    targets: NDArray[np.float32] | None = None,
 ) -> Sample:
     """Text and frames up to time t -> the K actions from t on.
 
@@ -44,9 +49,10 @@ def action_sample(
         image_blocks: As in `action_prompt`.
         action_ids: Bins [K, 7], from `data.tokens.action.encode`.
         state_block: The state at time t, as in `action_prompt`.
+        targets: The same actions, normalised, float32 [K, 7].
     """
     prompt = action_prompt(text_ids, image_blocks, state_block)
-    sample = _sample(prompt, join_ids(action_blocks(action_ids), [END_OF_TURN]))
+    sample = _sample(prompt, join_ids(action_blocks(action_ids), [END_OF_TURN]), targets)
     sample.blocks[len(prompt) : -1] = answer_block_ids(len(action_ids))
     return sample
 
@@ -72,6 +78,8 @@ def world_sample(
 def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
     """Lay the samples of each row one after the other, padding after the last.
 
+    Action samples whose actions are not given as numbers have none in the batch.
+
     Args:
         rows: The samples of each of the B sequences.
         sequence_length: S, tokens of a sequence.
@@ -84,6 +92,8 @@ def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
     labels = np.full(shape, IGNORED_LABEL, np.int32)
     positions, segments, blocks = (np.zeros(shape, np.int32) for _ in range(3))
     count = np.arange(sequence_length, dtype=np.int32)
+    starts: list[int] = []
+    targets: list[NDArray[np.float32]] = []
     for b, row in enumerate(rows):
         end = 0
         for number, sample in enumerate(row, start=1):
@@ -95,12 +105,20 @@ def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
             positions[b, start:end] = count[: len(sample)]
             segments[b, start:end] = number
             blocks[b, start:end] = sample.blocks
-    return PackedBatch(tokens, labels, positions, segments, blocks)
+            if sample.targets is not None:
+                starts.append(b * sequence_length + start + sample.answer)
+                targets.append(sample.targets)
+    batch = PackedBatch(tokens, labels, positions, segments, blocks)
+    if not targets:
+        return batch
+    return replace(batch, action_starts=np.array(starts, np.int64), action_targets=np.stack(targets))
 
 
-def _sample(prompt: NDArray[np.int32], answer: NDArray[np.int32]) -> Sample:
+def _sample(
+    prompt: NDArray[np.int32], answer: NDArray[np.int32], targets: NDArray[np.float32] | None = None
+) -> Sample:
     """Prompt and answer joined, every answer token as the label of the position before it."""
     tokens = np.concatenate([prompt, answer])
     labels = np.full(len(tokens), IGNORED_LABEL, np.int32)
     labels[len(prompt) - 1 : -1] = answer
-    return Sample(tokens, labels, np.zeros(len(tokens), np.int32))
+    return Sample(tokens, labels, np.zeros(len(tokens), np.int32), len(prompt), targets)

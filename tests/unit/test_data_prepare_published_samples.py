@@ -27,6 +27,7 @@ from tests.support.reference_samples import Sample, action_sample, world_sample
 from tests.support.tokenizers import shipped_text_tokenizer
 
 CHUNK = 3
+STATE = [15_504, *[15_506] * 8, 16_004]
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,11 @@ def test_codes_and_bins_are_restored_exactly(tmp_path: Path, protocol: int) -> N
     ]
     write_published(tmp_path / "tokens", episodes, protocol)
     progress: list[tuple[int, int]] = []
-    index = convert_samples(
+    converted = convert_samples(
         config(tmp_path), shipped_text_tokenizer(), Format(), lambda *d: progress.append(d)
     )
+    index = converted.index
+    assert (converted.has_states, converted.repeated_states) == (False, 0)
     assert progress[-1] == (progress[-1][1], progress[-1][1])
     assert index == DatasetIndex.load(str(tmp_path / "out"))
     assert [e.key for e in index.episodes] == [
@@ -118,7 +121,7 @@ def test_the_last_bin_is_kept(tmp_path: Path) -> None:
     episode = recorded(8, 0, "lift it")
     episode.ids[:, [0, 6]] = 10_261
     write_published(tmp_path / "tokens", [episode])
-    index = convert_samples(config(tmp_path), shipped_text_tokenizer(), Format())
+    index = convert_samples(config(tmp_path), shipped_text_tokenizer(), Format()).index
     actions = read_episode(index, index.episodes[0]).actions
     assert np.array_equal(encode(actions, index.action_ranges), episode.ids[:-1])
 
@@ -128,7 +131,7 @@ def test_shards_may_be_compressed(tmp_path: Path) -> None:
     indexes = [
         convert_samples(
             config(tmp_path, out=str(tmp_path / name), compression=name), shipped_text_tokenizer(), Format()
-        )
+        ).index
         for name in ("none", "zstd")
     ]
     plain, small = (sum(entry.size for entry in index.episodes) for index in indexes)
@@ -196,6 +199,9 @@ def test_pickles_that_execute_anything_are_refused(content: bytes, reason: str) 
         ({"token": [8197, 8806], "label": [1, 1]}, "the image at token 0 has no end"),
         ({"token": [10004, 1, 2], "label": [1, 1, 1]}, "token 0 begins no block of 7 action bins"),
         ({"token": [16_400], "label": [-100]}, "holds 0 images"),
+        ({"token": [15_504, 1], "label": [1, 1]}, "token 0 begins no block of 8 state bins"),
+        ({"token": STATE * 2, "label": [1] * 20}, "token 10 begins a second state"),
+        ({"token": [15_504, *[15_762] * 8, 16_004], "label": [1] * 10}, "token 0 begins no block of 8 state"),
     ],
 )
 def test_files_that_are_no_samples_are_refused(tmp_path: Path, value: object, reason: str) -> None:

@@ -22,7 +22,7 @@ from tests.support.shards_case import write_dataset
 
 COUNT, STEPS = 12, 6
 TRAINER = TrainerConfig(global_batch=8, sequence_length=1024)
-FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
+FIELDS = ("tokens", "labels", "positions", "segments", "blocks", "action_starts", "action_targets")
 
 
 @pytest.fixture

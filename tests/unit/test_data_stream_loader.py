@@ -25,16 +25,16 @@ from data.stream import episode_memory
 from data.stream.loader import TokenStream
 from data.stream.plan import Kind
 from data.stream.setup import make_plan
-from data.tokens.action import ActionRanges, encode
+from data.tokens.action import DEFAULT_RANGES, ActionRanges, encode
 from data.tokens.image_block import image_block, image_block_length
 from data.tokens.prompt_text import WORLD_TEXT, action_text
-from data.tokens.state import STATE_MAX, STATE_MIN, state_blocks
+from data.tokens.state import STATE_MAX, STATE_MIN
 from data.tokens.text import TextTokenizer
 from pretrain.config import TrainerConfig
-from tests.support.reference_samples import Sample, action_sample, pack, world_sample
 
 TRAINER = TrainerConfig(global_batch=4, sequence_length=512)
 FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
+ACTION_FIELDS = ("action_starts", "action_targets")
 # 3 steps leave no action window of 5; the last is the validation split's.
 LENGTHS, TASKS = (
     (7, 3, 12, 9, 8),
@@ -63,7 +63,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("shards"))
 
 
-def write_dataset(folder: Path) -> str:
+def write_dataset(folder: Path, ranges: ActionRanges = DEFAULT_RANGES) -> str:
     writer = ShardWriter(open_store(str(folder)), limit=8_000)
     for episode in EPISODES:
         writer.add(episode)
@@ -78,7 +78,7 @@ def write_dataset(folder: Path) -> str:
     DatasetIndex(
         image=ImageFormat(pixels=32, rows=2, columns=2, codebook_size=512, tokenizer_sha256="0"),
         cameras=("agent", "wrist"),
-        action_ranges=ActionRanges(),
+        action_ranges=ranges,
         statistics={
             "actions": summarise([e.actions for e in EPISODES]),
             "states": summarise([e.states for e in EPISODES]),
@@ -159,6 +159,11 @@ def test_any_ranks_and_micro_batches_give_the_same_global_batch(
         joined = np.concatenate([getattr(part, field) for part in parts])
         assert joined.dtype == np.int32
         assert np.array_equal(joined, getattr(whole, field))
+    begins = np.cumsum([0, *(part.tokens.size for part in parts[:-1])])
+    starts = [part.action_starts + begin for part, begin in zip(parts, begins, strict=True)]
+    assert np.array_equal(np.concatenate(starts), whole.action_starts)
+    targets = np.concatenate([part.action_targets for part in parts])
+    assert np.array_equal(targets, whole.action_targets)
 
 
 @given(
@@ -249,7 +254,7 @@ def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.Mon
         expected = [stream.micro_batches(step, 0, 1)[0] for step in range(4)]
         size = stream._memory._size
     assert size == sum(LENGTHS[:-1])  # no larger than all episodes
-    step_bytes = 2 * (image_block_length(2, 2) + 9)
+    step_bytes = 2 * (image_block_length(2, 2) + 9) + 4 * 7
     monkeypatch.setattr(
         episode_memory, "MEGABYTE", 14 * step_bytes
     )  # room for 14 time steps: about one episode
@@ -259,45 +264,8 @@ def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.Mon
             (found,) = stream.micro_batches(step, 0, 1)
             for field in FIELDS:
                 assert np.array_equal(getattr(found, field), getattr(batch, field))
-
-
-@pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize(
-    ("cameras", "history", "chunk", "predicted"), [(1, 1, 1, 1), (2, 2, 5, 1), (2, 3, 2, 3)]
-)
-def test_assembled_batches_equal_samples_packed_one_by_one(
-    url: str, cameras: int, history: int, chunk: int, predicted: int, state: bool
-) -> None:
-    config = DataConfig(
-        url, history=history, chunk=chunk, predicted_frames=predicted, cameras=["agent", "wrist"][:cameras],
-        state=state,
-    )  # fmt: skip
-    text = TextTokenizer.load()
-    with TokenStream(config, TRAINER, seed=3) as stream:
-        for step in range(3):
-            planned = stream.plan.step(step)
-            rows: list[list[Sample]] = [[] for _ in range(4)]
-            for i in range(len(planned)):
-                episode, t = EPISODES[planned.episodes[i]], int(planned.times[i])
-                views = np.stack([episode.codes[name] for name in config.cameras], axis=1)
-                frames, actions = image_block(views, 32), encode(episode.actions)
-                if planned.kinds[i] == Kind.ACTION:
-                    block = state_blocks(episode.states[t : t + 1], STATE_MIN, STATE_MAX) if state else None
-                    sample = action_sample(
-                        text.encode(action_text(episode.instruction)),
-                        list(frames[max(0, t - history + 1) : t + 1]),
-                        actions[t : t + chunk],
-                        block,
-                    )
-                else:
-                    following = frames[t + 1 : t + 1 + predicted]
-                    sample = world_sample(
-                        text.encode(WORLD_TEXT), frames[t], actions[t : t + predicted], following
-                    )
-                rows[planned.sequences[i]].append(sample)
-            expected, (found,) = pack(rows, 512), stream.micro_batches(step, 0, 1)
-            for field in FIELDS:
-                assert np.array_equal(getattr(found, field), getattr(expected, field)), field
+            for field in ACTION_FIELDS:
+                assert np.array_equal(getattr(found, field), getattr(batch, field))
 
 
 def test_several_data_sets_are_mixed_and_named(url: str, tmp_path: Path) -> None:
@@ -341,6 +309,9 @@ def test_skipping_a_bad_episode_moves_nothing_else(tmp_path: Path, caplog: pytes
                 if episode == 2:
                     gone[row] |= whole.segments[row] == number
             assert gone.any()
+            kept = ~gone.ravel()[whole.action_starts]
+            for field in ACTION_FIELDS:
+                assert np.array_equal(getattr(found, field), getattr(whole, field)[kept])
             for field, empty in padding.items():
                 assert np.array_equal(getattr(found, field), np.where(gone, empty, getattr(whole, field)))
         assert stream._memory.skipped == [2]

@@ -20,8 +20,9 @@ from tests.unit.test_data_stream_loader import TRAINER, write_dataset
 
 def check_alike(planned: PackedBatch, blank: PackedBatch) -> None:
     """Everything that sizes and masks depend on is equal."""
-    for field in ("positions", "segments", "blocks"):
+    for field in ("positions", "segments", "blocks", "action_starts"):
         assert np.array_equal(getattr(planned, field), getattr(blank, field)), field
+    assert planned.action_targets.shape == blank.action_targets.shape
     assert np.array_equal(planned.labels < 0, blank.labels < 0)
     kinds = [label_kinds(torch.from_numpy(batch.labels.ravel())) for batch in (planned, blank)]
     assert torch.equal(*kinds)
@@ -43,6 +44,7 @@ def test_a_placeholder_is_the_planned_batch_except_for_frames_actions_and_states
                 check_alike(one, blank)
                 assert 0 <= blank.tokens.min() <= blank.tokens.max() < stream.vocabulary_size
                 assert not np.array_equal(one.tokens, blank.tokens)
+                assert np.isfinite(blank.action_targets).all()
 
 
 def test_a_placeholder_leaves_out_skipped_episodes(tmp_path: Path) -> None:

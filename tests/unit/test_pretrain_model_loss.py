@@ -15,6 +15,7 @@ from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_STAR
 from pretrain.model import vocabulary
 from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import (
+    TOKEN_KINDS,
     LabelKind,
     LossSettings,
     Total,
@@ -67,7 +68,7 @@ def blocks_of(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 def test_loss_and_gradients_equal_a_naive_one_over_the_published_ids() -> None:
     case = LossCase.random(tokens=301, rows=16_384, width=32)
     assert block_rows(301, CPU) < 16_384, "one block alone would prove little"
-    assert set(label_kinds(case.labels).tolist()) == set(LabelKind)
+    assert set(label_kinds(case.labels).tolist()) == set(TOKEN_KINDS)
     assert_equal_to_naive(case)
 
 
@@ -116,7 +117,7 @@ def test_no_labels_give_no_loss_and_gradients_of_zero() -> None:
     case = LossCase.random(tokens=0, rows=64, width=8)
     loss, sums, hidden, weight = found_by_normaliser(case, torch.tensor([3.0, 4.0]))
     assert float(loss) == 0
-    assert sums.tolist() == [[0.0] * 4] * 3
+    assert sums.tolist() == [[0.0] * 4] * 4
     assert hidden.shape == (0, 8)
     assert weight.tolist() == [[0.0] * 8] * 64
 
@@ -178,7 +179,7 @@ def test_action_distance_is_that_of_the_likeliest_bin(
     expected, actual = naive_loss(case, STRONG)[1], found_by(case)[1]
     assert float(expected[LabelKind.ACTION, Total.ACTION_L1]) > 1
     torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
-    assert actual[LabelKind.IMAGE :, Total.ACTION_L1].tolist() == [0, 0]
+    assert actual[LabelKind.IMAGE :, Total.ACTION_L1].tolist() == [0, 0, 0]
 
 
 def test_first_of_equal_bins_is_chosen_and_last_bin_decodes_like_its_predecessor(
@@ -210,7 +211,8 @@ def test_keys_order_values_then_offsets() -> None:
 
 
 def test_means_of_sums_are_by_label_and_none_without_labels() -> None:
-    actual = means([[6.0, 4, 1, 3.0], [0.0, 0, 0, 0.0], [5.0, 2, 2, 0.0]])
+    tokens = [[6.0, 4, 1, 3.0], [0.0, 0, 0, 0.0], [5.0, 2, 2, 0.0]]
+    actual = means([*tokens, [0.0] * 4])
     assert actual == {
         "loss_action": 1.5,
         "accuracy_action": 0.25,
@@ -220,7 +222,8 @@ def test_means_of_sums_are_by_label_and_none_without_labels() -> None:
         "accuracy_structure": 1.0,
         "action_l1": 0.75,
     }
-    assert means([[0.0] * 4] * 3)["action_l1"] is None
+    assert means([[0.0] * 4] * 4)["action_l1"] is None
+    assert means([*tokens, [0.0, 14, 0, 3.5]]) == {**actual, "action_head_l1": 0.25}
 
 
 def test_kinds_and_weights_follow_the_id_ranges() -> None:

@@ -34,10 +34,11 @@ def test_work_counts_real_tokens_labels_and_pairs_of_each_sample() -> None:
         positions=np.array([[0, 1, 2, 0, 1, 0, 0, 0]], np.int32),
         segments=np.array([[1, 1, 1, 2, 2, 0, 0, 0]], np.int32),
         blocks=np.zeros((1, 8), np.int32),
+        action_starts=np.array([2, 4]),
     )
     work = Workload.of(batch)
-    assert work == Workload(tokens=5, labelled=3, pairs=1 + 2 + 3 + 1 + 2)
-    assert work + work == Workload(10, 6, 18)
+    assert work == Workload(tokens=5, labelled=3, pairs=1 + 2 + 3 + 1 + 2, action_samples=2, prompts=2 + 1)
+    assert work + work == Workload(10, 6, 18, 4, 6)
 
 
 def test_flops_of_a_long_run_of_tokens_are_six_per_parameter() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.cli.config import ConvertExportConfig, ConvertImportConfig
 from cluster.cli.invocation import Invocation
@@ -11,6 +12,9 @@ from cluster.overrides import model_overrides
 from data.config import ConvertSamplesConfig
 from data.errors import InputError
 from pretrain.telemetry.progress import ProgressBar, ProgressDisplay
+
+if TYPE_CHECKING:
+    from data.prepare.published_samples import ConvertedSamples
 
 _MEGABYTE = 1_000_000
 _PICKLES = (".ckpt", ".pt", ".pth")
@@ -50,12 +54,25 @@ def run_convert_samples(config: ConvertSamplesConfig, invocation: Invocation) ->
     image = ImageTokenizer.load(config.image_tokenizer, pixels=config.pixels)
     with ProgressDisplay(invocation.console) as display:
         bar = display.bar("read samples")
-        index = convert_samples(
+        converted = convert_samples(
             config, text, image, lambda done, total: bar.update(done, total, detail="files, each twice")
         )
-    steps = int(index.episodes.lengths.sum())
+    index = converted.index
     invocation.console.print(
-        f"  {config.out}: {len(index.episodes)} episodes, {steps} steps; without states, which samples lack"
+        f"  {config.out}: {len(index.episodes)} episodes, {int(index.episodes.lengths.sum())} steps, "
+        f"camera {', '.join(index.cameras)}; {_states_of(converted)}"
+    )
+
+
+def _states_of(converted: ConvertedSamples) -> str:
+    if not converted.has_states:
+        return "without states, which samples lack"
+    if not converted.repeated_states:
+        return "with states"
+    return (
+        f"with states, except for the last steps of episodes ({converted.repeated_states} in all), which "
+        "samples lack: they repeat the last known one; no action sample shows it there with "
+        f"data.chunk={converted.least_chunk} or more"
     )
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def on_device(vector: NDArray[np.integer] | Tensor, device: torch.device) -> Tensor:
+def on_device(vector: NDArray[np.generic] | Tensor, device: torch.device) -> Tensor:
     """Copy a host vector to a device without synchronising, with the same shape and dtype."""
     tensor = torch.as_tensor(vector)
     if device.type == "cuda":
