@@ -125,13 +125,12 @@ def test_the_head_decides_unless_tokens_are_asked_for(run: Run, network: Transfo
 
 def test_actions_of_the_head_are_the_same_alone_and_in_any_batch(run: Run) -> None:
     seen = observations(7)
-    together = CheckpointPolicy(run.checkpoint, "cpu", batch=4).act(seen)
+    policy, alone = (CheckpointPolicy(run.checkpoint, "cpu", batch) for batch in (4, 1))
+    together = policy.act(seen)
     assert len({actions.tobytes() for actions in together}) == 7
-    policy = CheckpointPolicy(run.checkpoint, "cpu", batch=4)
     np.testing.assert_array_equal(policy.act(seen[::-1])[::-1], together)
     for number in (0, 4, 6):
-        alone = CheckpointPolicy(run.checkpoint, "cpu", batch=1).act([seen[number]])[0]
-        np.testing.assert_array_equal(alone, together[number])
+        np.testing.assert_array_equal(alone.act([seen[number]])[0], together[number])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
