@@ -51,4 +51,6 @@ def model_overrides(model: ModelConfig) -> list[str]:
         values = {key: getattr(model, key) for key in _NETWORK_KEYS}
         differing = {key: value for key, value in values.items() if value != getattr(named, key)}
         candidates.append([f"model={name}", *(override(f"model.{k}", v) for k, v in differing.items())])
-    return min(candidates, key=len)
+    head = model.action_head
+    chosen = [] if head is None else [override("model.action_head.time_horizon", head.time_horizon)]
+    return [*min(candidates, key=len), *chosen]

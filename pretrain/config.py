@@ -18,6 +18,7 @@ Offload = Literal["none", "optimizer", "all"]
 OptimizerName = Literal["adamw", "lion"]
 Schedule = Literal["constant", "cosine", "wsd"]
 WeightsDtype = Literal["float32", "bfloat16", "float16"]
+WeightsLayout = Literal["transformers", "published"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 
 

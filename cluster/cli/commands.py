@@ -163,7 +163,7 @@ COMMANDS = (
     ),
     Command(
         "convert import",
-        "import published weights (Chameleon, Lumina-mGPT, WorldVLA; vqgan.ckpt) to start a training from",
+        "import published weights (Chameleon, WorldVLA, RynnVLA-002; vqgan.ckpt) to start a training from",
         "cluster.cli.config:ConvertImportConfig",
         "cluster.cli.handlers.convert:run_convert_import",
         examples=(
@@ -186,12 +186,13 @@ COMMANDS = (
     ),
     Command(
         "convert export",
-        "export a checkpoint's weights as a folder that transformers loads",
+        "export a checkpoint's weights as a folder that transformers or the published code loads",
         "cluster.cli.config:ConvertExportConfig",
         "cluster.cli.handlers.convert:run_convert_export",
         examples=(
             "worldvla convert export checkpoint=runs/mine/checkpoints/step_00000400 out=exported",
             "worldvla convert export checkpoint=weights/chameleon-7b out=exported dtype=float32",
+            "worldvla convert export checkpoint=weights/chameleon-7b out=theirs layout=published",
         ),
     ),
     Command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
-from pretrain.config import WeightsDtype
+from pretrain.config import WeightsDtype, WeightsLayout
 
 
 @dataclass
@@ -56,9 +56,9 @@ class ConvertImportConfig:
     """`worldvla convert import`.
 
     Attributes:
-        source: What to import. A folder with config.json and safetensors files
-            (Chameleon, Lumina-mGPT, WorldVLA) becomes a checkpoint to start a training from; Chameleon's
-            vqgan.ckpt (vqgan.yaml beside it gives sizes other than Chameleon's) becomes an image tokenizer.
+        source: What to import. A folder with config.json and safetensors files (Chameleon, Lumina-mGPT,
+            WorldVLA, RynnVLA-002) becomes a checkpoint to start a training from; Chameleon's vqgan.ckpt
+            (vqgan.yaml beside it gives sizes other than Chameleon's) becomes an image tokenizer.
         out: New checkpoint folder, or new image tokenizer file (*.safetensors).
         shard_megabytes: Largest file of a checkpoint; a larger tensor is in a file of its own.
         pixels: Side of the frames that an image tokenizer is for (Chameleon's serves 256 as well as 512);
@@ -78,6 +78,9 @@ class ConvertExportConfig:
     Attributes:
         checkpoint: Folder of a checkpoint, of a training in any layout or imported.
         out: New folder for config.json and safetensors files.
+        layout: Of the folder: `transformers` (ChameleonForConditionalGeneration; a continuous action head,
+            which it does not have, is in a file of its own) or `published` (the class of WorldVLA and
+            RynnVLA-002: fewer rows in q/k norms, the action head among the weights).
         dtype: `float32`, `bfloat16` or `float16`; null: that of imported weights, bfloat16 for
             those of a training.
         image_tokenizer: Image tokenizer file whose encoder is exported as `model.vqmodel.*` (only with the
@@ -87,6 +90,7 @@ class ConvertExportConfig:
 
     checkpoint: str = "???"
     out: str = "???"
+    layout: WeightsLayout = "transformers"
     dtype: WeightsDtype | None = None
     image_tokenizer: str | None = None
     shard_megabytes: int = 5000

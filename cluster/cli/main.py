@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cluster.cli import import_path  # noqa: F401  first: for its effect on the imports that follow
 from cluster.cli.commands import COMMANDS, Command, group_members
+from cluster.resources.ray_use import end_process
 from cluster.signals import exit_on_signals
 from data.errors import InputError
 from data.files import user_mistake
@@ -22,6 +23,17 @@ FAILED, INVALID_INPUT, INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
+    try:
+        code = _run_and_report(arguments)
+    except SystemExit as ended:  # by a signal
+        end_process(ended.code if isinstance(ended.code, int) else FAILED)
+        raise
+    end_process(code)
+    return code
+
+
+def _run_and_report(arguments: Sequence[str] | None) -> int:
+    """Run a command and print what ended it; return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     replace_unencodable_output()

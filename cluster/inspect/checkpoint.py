@@ -48,6 +48,7 @@ def read_checkpoint(url: str) -> dict[str, Any]:
         "only_weights": manifest.only_weights,
         "dtypes": dict(Counter(tensor.dtype for tensor in manifest.tensors.values())),
         "imported": manifest.metadata.get("imported"),
+        "action_head": settings_section(manifest.metadata, "model").get("action_head"),
         "policy": manifest.metadata.get(POLICY_METADATA),
         "parallel": settings_section(manifest.metadata, "parallel") or None,
     }
@@ -132,6 +133,8 @@ def checkpoint_lines(row: dict[str, Any]) -> Iterator[str]:
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(row["dtypes"].items()))
     content = "weights alone" if row["only_weights"] else "weights and the optimiser's moments"
     yield f"  {row['tensors']} tensors ({kinds}) of {row['values']:,} values: {content}"
+    if head := row["action_head"]:
+        yield f"  action head: {head['time_horizon']} actions of {head['action_dim']} numbers"
     yield f"  {row['files']} files, {row['bytes']:,} bytes, {_state(row)}"
 
 

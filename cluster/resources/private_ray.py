@@ -22,6 +22,7 @@ from cluster.config import ClusterConfig
 from cluster.failures import CommandFailedError
 from cluster.resources import ray_guard
 from cluster.resources.environment import worker_environment
+from cluster.resources.ray_use import ray_is_in_use
 from cluster.resources.run_resources import RunResources
 from cluster.signals import signals_ignored
 from data.errors import InputError, first_line
@@ -56,7 +57,8 @@ def private_ray(cluster: ClusterConfig, resources: RunResources) -> Iterator[Pat
         yield folder
     finally:
         with signals_ignored():
-            ray.shutdown()
+            if not ray_is_in_use():
+                ray.shutdown()
             guard.communicate(b"the command ends\n")
             shutil.rmtree(folder, ignore_errors=True)  # where somebody has killed the guard
 

@@ -10,7 +10,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import ClusterConfig
@@ -24,6 +24,7 @@ from cluster.resources.private_ray import (
     temporary_folder,
     undisturbed_start,
 )
+from cluster.resources.ray_use import RayUse, ray_is_in_use
 from cluster.resources.run_resources import RunResources, check_fits
 from cluster.signals import exit_on_signals, signals_ignored
 from data.errors import InputError, first_line
@@ -38,12 +39,14 @@ class Session:
         resources: Resources that the session was opened for.
         start_timeout: Seconds within which the processes of a training must have started.
         existing_cluster: Whether it has joined an existing cluster, whose nodes may leave and return.
+        use: Calls of Ray in other threads than the one that closes the session.
     """
 
     folder: Path
     resources: RunResources
     start_timeout: float
     existing_cluster: bool = False
+    use: RayUse = field(default_factory=RayUse)
 
     def check_ray(self) -> None:
         """Refuse to go on without a process of the private Ray that has ended.
@@ -64,9 +67,11 @@ class Session:
         """The machines that are alive in Ray now, named by Ray's node ids."""
         import ray
 
+        with self.use.call():
+            nodes = ray.nodes()
         return [
             Node(node["NodeID"], node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-            for node in ray.nodes()
+            for node in nodes
             if node["Alive"]
         ]
 
@@ -88,12 +93,16 @@ def open_session(cluster: ClusterConfig, resources: RunResources) -> Iterator[Se
     with exit_on_signals(), session_environment(cluster), opened as folder:
         from ray.exceptions import RayError  # Ray reads the environment when it is imported
 
+        session = Session(folder, resources, cluster.start_timeout, existing_cluster=address is not None)
         try:
-            yield Session(folder, resources, cluster.start_timeout, existing_cluster=address is not None)
+            yield session
         except RayError as error:
             raise CommandFailedError(
                 f"Ray failed ({type(error).__name__}: {first_line(error)}); repeat the command: it resumes"
             ) from error
+        finally:
+            with signals_ignored():
+                session.use.close()
 
 
 @contextmanager
@@ -110,7 +119,8 @@ def _joined_cluster(address: str, resources: RunResources) -> Iterator[Path]:
         yield folder
     finally:
         with signals_ignored():
-            ray.shutdown()
+            if not ray_is_in_use():
+                ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.failures import TrainingFailedError
 from cluster.resources.ray_session import Session
+from cluster.resources.ray_use import SessionClosedError
 from cluster.resources.run_resources import RunResources
 
 _NODE_LABEL = "ray.io/node-id"
@@ -28,9 +29,11 @@ class Reservation:
     Attributes:
         resources: Resources of the ranks.
         start_timeout: Seconds within which the ranks must have started.
+        use: Calls of Ray in this thread.
 
     Raises:
         TrainingFailedError: They are not free within `start_timeout`.
+        SessionClosedError: The session is being closed.
     """
 
     def __init__(
@@ -39,14 +42,15 @@ class Reservation:
         from ray.util import placement_group
 
         self.resources, self.start_timeout = resources or session.resources, session.start_timeout
-        self._nodes = nodes
+        self.use, self._nodes = session.use, nodes
         ranks, per_rank = self.resources.ranks, self.resources.per_rank
-        self._group: Any = placement_group(
-            [per_rank] * ranks,
-            strategy="PACK",
-            bundle_label_selector=[{_NODE_LABEL: node} for node in nodes or ()] or [{}] * ranks,
-        )
-        if not self._group.wait(self.start_timeout):
+        with self.use.call():
+            self._group: Any = placement_group(
+                [per_rank] * ranks,
+                strategy="PACK",
+                bundle_label_selector=[{_NODE_LABEL: node} for node in nodes or ()] or [{}] * ranks,
+            )
+        if not self.use.wait_for(self._group.wait, self.start_timeout):
             self.release()
             raise TrainingFailedError(
                 f"{ranks} training processes of {per_rank} each found no room within "
@@ -74,7 +78,8 @@ class Reservation:
         from ray.exceptions import RayError
         from ray.util import remove_placement_group
 
-        with suppress(RayError):  # the session has ended, or Ray does not answer
+        # The session has ended or is about to, or Ray does not answer.
+        with suppress(RayError, SessionClosedError), self.use.call():
             remove_placement_group(self._group)
 
 

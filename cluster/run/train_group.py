@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.failures import TrainingFailedError
+from cluster.resources.ray_use import RayUse, SessionClosedError
 from cluster.resources.reservation import Reservation
 from cluster.run.rank_failures import exceptions_of_ranks, explain_failure, log_sizes
 from cluster.run.rank_layout import Location, rank_environments
@@ -67,6 +69,7 @@ def run_train_group(config: TrainingConfig, reservation: Reservation, logs: Path
         InputError: Raised in a rank: the same message; a `DamagedCheckpointError` stays one.
         PreemptedError: The ranks were requested to stop, and have.
         TrainingFailedError: Any other failure of a rank, or of Ray itself.
+        SessionClosedError: The session is being closed.
     """
     from ray.exceptions import RayError
 
@@ -77,7 +80,7 @@ def run_train_group(config: TrainingConfig, reservation: Reservation, logs: Path
     task = _RankTask(train, config, logs.resolve())
     try:
         with _rank_processes(reservation) as processes:
-            failures = _train(processes, task, reservation.start_timeout)
+            failures = _train(reservation.use, processes, task, reservation.start_timeout)
     except RayError as error:  # a node was lost while the ranks started, or Ray does not answer
         raise TrainingFailedError(
             f"Ray could not start the training processes ({type(error).__name__}: {first_line(error)})"
@@ -101,46 +104,56 @@ def _rank_processes(reservation: Reservation) -> Iterator[list[Any]]:
         for rank in range(reservation.resources.ranks):
             # Two threads: the ranks train outside the main thread, which handles signals as Ray wants it.
             options = actor.options(max_concurrency=2, **reservation.actor_options(rank))
-            processes.append(options.remote(os.getcwd()))
+            with reservation.use.call():
+                processes.append(options.remote(os.getcwd()))
         yield processes
     finally:
-        with suppress(RayError):  # the session has ended, or Ray does not answer
+        # The session has ended or is about to, or Ray does not answer.
+        with suppress(RayError, SessionClosedError):
             for process in processes:
-                ray.kill(process)
+                with reservation.use.call():
+                    ray.kill(process)
 
 
-def _train(processes: Sequence[Any], task: _RankTask, timeout: float) -> dict[int, BaseException]:
+def _train(
+    use: RayUse, processes: Sequence[Any], task: _RankTask, timeout: float
+) -> dict[int, BaseException]:
     """Train in all processes until they have ended, or one has failed; return the failures by rank.
 
     Raises:
         TrainingFailedError: The processes do not start in time.
     """
     import ray
-    from ray.exceptions import GetTimeoutError
 
-    try:
-        locations = ray.get([process.location.remote() for process in processes], timeout=timeout)
-    except GetTimeoutError as error:
-        raise TrainingFailedError(
-            f"the training processes did not start within cluster.start_timeout={timeout:g} s"
-        ) from error
-    environments = rank_environments(locations)
-    results = {
-        process.train.remote(environment, task): int(environment["RANK"])
-        for process, environment in zip(processes, environments, strict=True)
-    }
+    with use.call():
+        answers = [process.location.remote() for process in processes]
+    starting, deadline = answers, time.monotonic() + timeout
+    while starting:
+        started, starting = use.wait(starting, timeout=deadline - time.monotonic())
+        if not started:
+            raise TrainingFailedError(
+                f"the training processes did not start within cluster.start_timeout={timeout:g} s"
+            )
+        with use.call():
+            ray.get(started)  # raises where the process has ended instead
+    with use.call():
+        environments = rank_environments(ray.get(answers))
+        results = {
+            process.train.remote(environment, task): int(environment["RANK"])
+            for process, environment in zip(processes, environments, strict=True)
+        }
     running = list(results)
     failures: dict[int, BaseException] = {}
     while running and not failures:
-        ended, running = ray.wait(running)
-        failures |= _failures(ended, results)
+        ended, running = use.wait(running)
+        failures |= _failures(use, ended, results)
     if running:
-        ended, _ = ray.wait(running, num_returns=len(running), timeout=_LATER_FAILURES_SECONDS)
-        failures |= _failures(ended, results)
+        ended, _ = use.wait(running, len(running), _LATER_FAILURES_SECONDS)
+        failures |= _failures(use, ended, results)
     return failures
 
 
-def _failures(ended: Sequence[Any], ranks: dict[Any, int]) -> dict[int, BaseException]:
+def _failures(use: RayUse, ended: Sequence[Any], ranks: dict[Any, int]) -> dict[int, BaseException]:
     """Rank -> why it failed, of the ranks that have ended."""
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -148,7 +161,8 @@ def _failures(ended: Sequence[Any], ranks: dict[Any, int]) -> dict[int, BaseExce
     failures: dict[int, BaseException] = {}
     for result in ended:
         try:
-            ray.get(result)
+            with use.call():
+                ray.get(result)
         except RayTaskError as error:
             failures[ranks[result]] = error.cause or error
         except RayError as error:  # its process has ended, or its node

@@ -18,13 +18,15 @@ from data.storage.store import Store
 from pretrain.checkpoint.boxes import BoxedTensor
 from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.dcp_storage import SafetensorsReader
-from pretrain.checkpoint.fragments import finish_loading, fragments, state_names
+from pretrain.checkpoint.fragments import Fragment, finish_loading, fragments, state_names
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error, read_manifest
 from pretrain.checkpoint.verification import find_damage
 from pretrain.checkpoint_metadata import settings_section
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ModelConfig
+from pretrain.model.parameters import initial_values, sharded_dimension
 from pretrain.model.transformer import expected_shapes
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def load_initial_weights(url: str | Path, engine: Engine) -> None:
     """Start a run with a checkpoint's weights, at step 0 and with fresh moments; every rank calls it.
 
     The checkpoint is one of another run or one that `worldvla convert import` made; each rank reads only
-    what it holds, in any layout.
+    what it holds, in any layout. An action head that the checkpoint does not have starts from random weights,
+    those of the engine's seed.
 
     Args:
         url: The checkpoint's folder or URL.
@@ -75,7 +78,8 @@ def load_initial_weights(url: str | Path, engine: Engine) -> None:
         InputError: No committed checkpoint there, a damaged file (named), or another network's: missing
             and extra parameters, wrong shapes and settings are listed before any weight is read.
     """
-    _CollectiveLoader(url).load(engine, (MASTER,))
+    loader = _CollectiveLoader(url)
+    loader.load(engine, (MASTER,), new_head=is_without_head(loader.manifest, engine.module.config))
     finish_loading(engine, 0)
     engine.step_count = 0
 
@@ -114,14 +118,21 @@ class _CollectiveLoader:
         self.manifest = Manifest.parse(self._store.url, content[0])
         self._chunk_table: bytes = content[1]
 
-    def load(self, engine: Engine, states: Collection[str] | None) -> None:
-        """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified."""
-        check_network(self._store.url, self.manifest, engine.module.config)
+    def load(self, engine: Engine, states: Collection[str] | None, new_head: bool = False) -> None:
+        """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified.
+
+        With `new_head` the action head gets initial values.
+        """
+        check_network(self._store.url, self.manifest, engine.module.config, new_head)
         table = self.manifest.chunk_table(self._store.url, self._chunk_table)
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}
         targets: dict[str, Tensor] = {}
-        for fragment in fragments(engine):
+        held = list(fragments(engine))
+        new = [fragment for fragment in held if new_head and fragment.name.startswith(ACTION_HEAD_PREFIX)]
+        for fragment in held:
+            if fragment in new:
+                continue
             for state, target in fragment.states.items():
                 name = f"{state}/{fragment.name}"
                 if states is None or state in states:
@@ -131,6 +142,8 @@ class _CollectiveLoader:
         self._read(table, tensors)
         for name, target in targets.items():
             target.copy_(buffers[name])
+        for fragment in new:
+            _draw(fragment, engine)
 
     def _read(self, table: ChunkTable, tensors: Mapping[str, BoxedTensor]) -> None:
         missing = sorted(name for name in tensors if name not in self.manifest.tensors)
@@ -197,14 +210,40 @@ def check_resume(url: str | Path, manifest: Manifest, config: ModelConfig, state
         )
 
 
-def check_network(url: str | Path, manifest: Manifest, config: ModelConfig) -> None:
+def is_without_head(manifest: Manifest, config: ModelConfig) -> bool:
+    """Whether a network has an action head and a checkpoint has nothing of one."""
+    stored = any(name.startswith(ACTION_HEAD_PREFIX) for name in manifest.weights)
+    return config.action_head is not None and not stored
+
+
+def _draw(fragment: Fragment, engine: Engine) -> None:
+    """Write initial values into this rank's part of a parameter of the action head."""
+    dimension = sharded_dimension(fragment.name)
+    config, seed = engine.module.config, engine.seed
+    whole = initial_values(fragment.name, fragment.shape, dimension, config, seed, 0, 1)
+    parts = [
+        whole[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))].flatten()
+        for box in fragment.boxes
+    ]
+    fragment.states[MASTER].copy_(torch.cat(parts))
+
+
+def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_head: bool = False) -> None:
     """Compare a checkpoint's parameters and defining settings with a network; no weight is read.
+
+    Args:
+        url: Of the checkpoint, for errors.
+        manifest: Its manifest.
+        config: Of the network.
+        new_head: Whether the checkpoint may be without the network's action head.
 
     Raises:
         InputError: The checkpoint is of another network: missing and extra parameters, wrong shapes and
             settings are listed.
     """
     stored, expected = manifest.weights, expected_shapes(config)
+    if new_head:
+        expected = {name: s for name, s in expected.items() if not name.startswith(ACTION_HEAD_PREFIX)}
     wrong = [f"{name} is missing there" for name in sorted(expected.keys() - stored.keys())]
     wrong += [f"{name} is not in this model" for name in sorted(stored.keys() - expected.keys())]
     wrong += [

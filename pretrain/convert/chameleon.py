@@ -1,7 +1,11 @@
-"""Converts between Hugging Face's `config.json` of Chameleon and our settings of the same network.
+"""Converts between the `config.json` of Chameleon's classes and our settings of the same network.
 
 Parameter names are the same on both sides; names that only theirs has (`model.vqmodel.*`, the image encoder)
-belong to the image tokenizer here.
+belong to the image tokenizer here. Two classes store this network:
+
+- `transformers`: Hugging Face's own. q/k norms are [heads, head size]; there is no action head.
+- `published`: that of Lumina-mGPT, WorldVLA and RynnVLA-002. q/k norms are [model_parallel_size, head size],
+  of which each row serves as many heads, one after the other; RynnVLA-002 has `action_head.*`.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ from typing import Any
 
 from data.errors import InputError
 from data.tokens.image_model import ImageModelConfig
-from data.tokens.vocabulary import END_OF_TURN, IMAGE_CODE_COUNT, IMAGE_CODE_START
-from pretrain.model.config import ModelConfig
+from data.tokens.vocabulary import ACTION_DIM, END_OF_TURN, IMAGE_CODE_COUNT, IMAGE_CODE_START
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
+from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.transformer import check_divides
 
 VQ_PREFIX = "model.vqmodel."
 ROTARY_SUFFIX = "rotary_emb.inv_freq"  # old files store this table, which follows from rope_theta
 VQ_GROUPS = 32
+# [1, time_horizon * action_dim * hidden_size]
+ACTION_QUERIES = f"{ACTION_HEAD_PREFIX}action_token_embeddings.weight"
 HEAD_NORM_EPS = 1e-5
 
 _SIZES = {
@@ -31,6 +38,7 @@ _SIZES = {
     "max_positions": "max_position_embeddings",
 }
 _MAX_SIZES, _MAX_SIZE = {"layers": 1000}, 1 << 20
+_MAX_HORIZON = 1000
 # ChameleonConfig's defaults: a config.json may leave out what equals them.
 _DEFAULTS = {
     "vocab_size": 65_536,
@@ -53,6 +61,8 @@ _FIXED = {
 }
 # The first ids of Chameleon's text tokenizer; our samples have no </s> and end a turn by <reserved08706>.
 _BOS, _PAD, _EOS = 0, 1, 2
+_PUBLISHED = "ChameleonXLLMXForConditionalGeneration_ck"
+_PUBLISHED_WITH_HEAD = f"{_PUBLISHED}_action_head"
 _IMAGE_PLACEHOLDER = 8_711  # <reserved08707>, which transformers shows as <image>
 
 
@@ -72,7 +82,7 @@ def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
         if values.get(key, allowed[0]) not in allowed
     ]
     kind = values.get("model_type", "chameleon")
-    if not isinstance(kind, str) or "chameleon" not in kind:  # Lumina-mGPT's and WorldVLA's: chameleon_xllmx
+    if not isinstance(kind, str) or "chameleon" not in kind:  # chameleon_xllmx is one too
         wrong.append(f"model_type={kind!r}, expected 'chameleon'")
     settings = _DEFAULTS | {key: value for key, value in values.items() if value is not None}
     if "num_key_value_heads" in values:  # null: as many as there are heads
@@ -97,6 +107,61 @@ def model_config(values: Mapping[str, Any], where: Path) -> ModelConfig:
     config = ModelConfig(**sizes, swin_norm=swin, rope_theta=theta, norm_eps=eps)
     check_divides(config, 1)
     return config
+
+
+def action_head_config(
+    values: Mapping[str, Any], queries: tuple[int, ...] | None, hidden_size: int, where: Path
+) -> ActionHeadConfig | None:
+    """Settings of the continuous action head of published weights; None: they have none.
+
+    Args:
+        values: Content of `config.json`, of which old files lack `action_dim` and `time_horizon`.
+        queries: Shape of `ACTION_QUERIES`; None: there is no such tensor.
+        hidden_size: Of the network.
+        where: The file, for errors.
+
+    Raises:
+        InputError: Actions of other than 7 numbers, or another number of actions than the tensor holds.
+    """
+    if queries is None:
+        return None
+    width, horizon = values.get("action_dim", ACTION_DIM), values.get("time_horizon")
+    stored, remainder = divmod(queries[-1] if queries else 0, ACTION_DIM * hidden_size)
+    stored = 0 if remainder else stored
+    if width != ACTION_DIM or type(width) is not int:
+        raise InputError(f"{where}: action_dim={width!r}, expected {ACTION_DIM}; no other actions are known")
+    horizon = stored if horizon is None else horizon
+    if type(horizon) is not int or not 1 <= horizon <= _MAX_HORIZON or (stored and horizon != stored):
+        raise InputError(
+            f"{where}: time_horizon={horizon!r}, expected {stored or f'1 to {_MAX_HORIZON}'}: "
+            f"{ACTION_QUERIES} {list(queries)} holds time_horizon x {ACTION_DIM} x hidden_size={hidden_size} "
+            "values; take settings and weights of one model"
+        )
+    return ActionHeadConfig(time_horizon=horizon, action_dim=ACTION_DIM)
+
+
+def norm_heads(config: ModelConfig, name: str) -> int | None:
+    """Number of heads that a q/k norm is for; None for all other tensors."""
+    if name.endswith(("q_norm.weight", "q_norm.bias")):
+        return config.heads
+    return config.shared_heads if name.endswith(("k_norm.weight", "k_norm.bias")) else None
+
+
+def published_config(
+    config: ModelConfig, dtype: str, image: ImageModelConfig | None, rows: int
+) -> dict[str, Any]:
+    """Make the content of the `config.json` by which the published class builds the same network.
+
+    Args:
+        config: Of the network.
+        dtype: Of most weights.
+        image: As `hugging_face_config`.
+        rows: Of each q/k norm.
+    """
+    architecture = _PUBLISHED if config.action_head is None else _PUBLISHED_WITH_HEAD
+    # That class predicts image codes only with `mask_image_logits` off.
+    own = {"model_parallel_size": rows, "mask_image_logits": False}
+    return hugging_face_config(config, dtype, image, architecture) | own
 
 
 def hugging_face_config(
@@ -127,6 +192,8 @@ def hugging_face_config(
         "torch_dtype": dtype,
         "vocabulary_map": vocabulary_map(config.vocabulary_size, image.codebook_size if image else 0),
     }
+    if (head := config.action_head) is not None:
+        values |= {"action_dim": head.action_dim, "time_horizon": head.time_horizon}
     if image is not None:
         values["vq_config"] = {
             "resolution": image.pixels,

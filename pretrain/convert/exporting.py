@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that transformers loads: ChameleonForConditionalGeneration."""
+"""A checkpoint as a folder of published weights, for transformers' class or for that of WorldVLA."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data.errors import InputError
 from data.files import write_whole
 from data.storage.store import Store
-from data.tokens.image import ImageTokenizer
-from data.tokens.image_model import ImageModelConfig
-from data.tokens.vocabulary import IMAGE_CODE_COUNT
 from pretrain.checkpoint.chunks import Chunk
 from pretrain.checkpoint.dcp_storage import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
@@ -27,24 +23,25 @@ from pretrain.checkpoint.policy_files import policy_of_export
 from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
 from pretrain.checkpoint.verification import find_damage
 from pretrain.checkpoint_metadata import settings_section
+from pretrain.config import WeightsLayout
 from pretrain.convert.chameleon import (
     HEAD_NORM_EPS,
-    VQ_GROUPS,
-    VQ_PREFIX,
     generation_config,
     hugging_face_config,
+    published_config,
 )
+from pretrain.convert.image_encoder import encoder_tensors
 from pretrain.convert.importing import Progress, check_unused, output_folder
-from pretrain.convert.source import CONFIG, INDEX, SINGLE, check_shapes, listed
-from pretrain.convert.tensor_files import TensorFile, split_into_files, write_tensors
-from pretrain.model.config import ModelConfig
+from pretrain.convert.norm_rows import share_norm_rows
+from pretrain.convert.source import ACTION_HEAD, CONFIG, INDEX, SINGLE, check_shapes, listed
+from pretrain.convert.tensor_files import TensorFile, check_range, split_into_files, write_tensors
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
+from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.policy_settings import POLICY_FILE, PolicySettings
 
 GENERATION_CONFIG = "generation_config.json"
 ARCHITECTURE = "ChameleonForConditionalGeneration"
 _TRAINED_DTYPE = "bfloat16"
-# What transformers' ChameleonVQVAE holds of the image tokenizer; it has no decoder.
-_VQ_PARTS = ("encoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,9 @@ class ExportSummary:
         files: Number of weight files.
         dtypes: Number of tensors of each dtype.
         image_tensors: Number of tensors of the image encoder among them.
+        action_head: Settings of the action head; None: there is none.
+        action_head_tensors: Number of tensors of the action head among them.
+        norm_rows: Rows of each q/k norm in the published layout; None: one for each head.
         policy: What using the weights takes, as written to `policy.json`; None: there is no such file.
         note: What of it could not be verified, or why there is none; empty: nothing to say.
     """
@@ -66,6 +66,9 @@ class ExportSummary:
     files: int
     dtypes: dict[str, int]
     image_tensors: int
+    action_head: ActionHeadConfig | None
+    action_head_tensors: int
+    norm_rows: int | None
     policy: PolicySettings | None
     note: str
 
@@ -77,8 +80,9 @@ def export_weights(
     image_tokenizer: Path | None,
     file_bytes: int,
     progress: Progress,
+    layout: WeightsLayout = "transformers",
 ) -> ExportSummary:
-    """Write the weights of a checkpoint for transformers, one tensor in memory at a time.
+    """Write the weights of a checkpoint, one tensor in memory at a time.
 
     Args:
         checkpoint: Folder of a training's checkpoint, of any layout, or of imported weights.
@@ -87,10 +91,11 @@ def export_weights(
         image_tokenizer: File of an image tokenizer with Chameleon's network, whose encoder is exported too.
         file_bytes: Largest weight file to write.
         progress: Called with the bytes that are written and those of all tensors.
+        layout: Of which class (`pretrain.convert.chameleon`).
 
     Raises:
         InputError: No checkpoint or a damaged one, a network or an image tokenizer that transformers does
-            not have, or `out` cannot be written.
+            not have, q/k norms that the layout cannot hold, or `out` cannot be written.
     """
     check_unused(out)
     store = open_checkpoint(checkpoint)
@@ -100,21 +105,38 @@ def export_weights(
     policy, note = policy_of_export(checkpoint, manifest)
     image, encoder = None, []
     if image_tokenizer is not None:
-        image, encoder = _encoder(image_tokenizer, dtype, policy)
+        image, encoder = encoder_tensors(image_tokenizer, dtype, policy)
     if damage := find_damage(store, manifest.files):  # last: it reads all of them
         raise InputError(f"{checkpoint}: damaged: {listed(damage)}; take another checkpoint")
     weights = _network_tensors(checkpoint, store, manifest, dtype)
-    tensors = [*weights, *encoder]
     dtypes = Counter(tensor.dtype for tensor in weights)
-    values = hugging_face_config(config, dtypes.most_common(1)[0][0], image, ARCHITECTURE)
-    size = sum(tensor.bytes for tensor in tensors)
+    usual, rows = dtypes.most_common(1)[0][0], None
+    if layout == "published":
+        weights, rows = share_norm_rows(weights, config)
+        values = published_config(config, usual, image, rows)
+    else:
+        values = hugging_face_config(config, usual, image, ARCHITECTURE)
+    head = [tensor for tensor in weights if tensor.name.startswith(ACTION_HEAD_PREFIX)]
+    size = sum(tensor.bytes for tensor in [*weights, *encoder])
     with output_folder(out, size) as temporary:
-        files = _write_files(temporary, split_into_files(tensors, file_bytes), size, progress)
+        apart = head if layout == "transformers" else []
+        files = _write_files(temporary, [*weights, *encoder], apart, file_bytes, _Count(size, progress))
         _write_json(temporary / CONFIG, values)
         _write_json(temporary / GENERATION_CONFIG, generation_config(config))
         if policy is not None:
             _write_json(temporary / POLICY_FILE, policy.to_json())
-    return ExportSummary(len(tensors), size, files, dict(dtypes), len(encoder), policy, note)
+    return ExportSummary(
+        tensors=len(weights) + len(encoder),
+        bytes=size,
+        files=files,
+        dtypes=dict(dtypes),
+        image_tensors=len(encoder),
+        action_head=config.action_head,
+        action_head_tensors=len(head),
+        norm_rows=rows,
+        policy=policy,
+        note=note,
+    )
 
 
 def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
@@ -129,6 +151,9 @@ def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
             f"{checkpoint}: its manifest holds no settings of the model; take another checkpoint"
         )
     known = {field.name: values[field.name] for field in fields(ModelConfig) if field.name in values}
+    if isinstance(head := known.get("action_head"), dict):
+        kept = {field.name: head[field.name] for field in fields(ActionHeadConfig) if field.name in head}
+        known["action_head"] = ActionHeadConfig(**kept)
     config = ModelConfig(**known)
     if config.norm_eps != HEAD_NORM_EPS:
         raise InputError(
@@ -189,67 +214,52 @@ def _assembled(
         region = tuple(slice(o, o + n) for o, n in zip(chunk.box.offset, chunk.box.shape, strict=True))
         part = files[chunk.writer].tensor(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
         whole[region] = part  # copying converts
-        _check_range(name, part, whole[region])
+        check_range(name, part, whole[region])
     return tensor_blocks(whole)
 
 
-def _check_range(name: str, values: Tensor, converted: Tensor) -> None:
-    """Refuse weights that became infinite; float16 is the only dtype that may be too small for one."""
-    if converted.dtype == torch.float16 and not torch.equal(converted.isfinite(), values.isfinite()):
-        raise InputError(
-            f"{name}: has values beyond {torch.finfo(torch.float16).max:.0f}; export with dtype=bfloat16"
-        )
+class _Count:
+    """Adds up the bytes that are written.
 
-
-def _encoder(
-    path: Path, dtype: str | None, policy: PolicySettings | None
-) -> tuple[ImageModelConfig, list[LazyTensor]]:
-    """Sizes and tensors of an image tokenizer's encoder, under their names in transformers.
-
-    Raises:
-        InputError: It cannot be read, is not the one that the weights were trained with, or transformers has
-            no such network.
+    Args:
+        size: Of everything.
+        progress: Called with the sum and the size.
     """
-    tokenizer = ImageTokenizer.load(path)
-    if policy is not None and tokenizer.sha256 != policy.image_tokenizer_sha256:
-        raise InputError(
-            f"image_tokenizer={path}: has checksum {tokenizer.sha256[:12]}, the weights were trained with "
-            f"{policy.image_tokenizer_sha256[:12]}; give that file, or leave it out"
-        )
-    if tokenizer.config.norm_groups != VQ_GROUPS or tokenizer.codebook_size > IMAGE_CODE_COUNT:
-        raise InputError(
-            f"image_tokenizer={path}: {tokenizer.config.norm_groups} groups in its normalisation and "
-            f"{tokenizer.codebook_size} codes; transformers' encoder has {VQ_GROUPS} groups and at most "
-            f"{IMAGE_CODE_COUNT} codes: export without it"
-        )
-    tensors: list[LazyTensor] = []
-    for name, tensor in tokenizer.tensors().items():
-        if name.startswith(_VQ_PARTS):
-            target_dtype = dtype or str(tensor.dtype).removeprefix("torch.")
-            values = tensor.to(getattr(torch, target_dtype))
-            _check_range(name, tensor, values)
-            blocks = partial(tensor_blocks, values)
-            tensors.append(LazyTensor(f"{VQ_PREFIX}{name}", target_dtype, tuple(tensor.shape), blocks))
-    return tokenizer.config, tensors
+
+    def __init__(self, size: int, progress: Progress) -> None:
+        self._size, self._progress, self._written = size, progress, 0
+
+    def __call__(self, length: int) -> None:
+        self._written += length
+        self._progress(self._written, self._size)
 
 
-def _write_files(folder: Path, parts: list[list[LazyTensor]], size: int, progress: Progress) -> int:
-    """Write the files and, for several, their index; return their number."""
-    written = 0
+def _write_files(
+    folder: Path, tensors: Sequence[LazyTensor], apart: Sequence[LazyTensor], file_bytes: int, count: _Count
+) -> int:
+    """Write the files and, for several, their index; return their number.
 
-    def count(length: int) -> None:
-        nonlocal written
-        written += length
-        progress(written, size)
-
+    Args:
+        folder: For the files.
+        tensors: All of them.
+        apart: Those of the action head where they go to a file of their own: transformers, which has no such
+            head, does not read it.
+        file_bytes: Largest file of the others.
+        count: Called with the bytes that are written.
+    """
+    names = {tensor.name for tensor in apart}
+    parts = split_into_files([tensor for tensor in tensors if tensor.name not in names], file_bytes)
     file_of: dict[str, str] = {}
     for number, part in enumerate(parts):
         name = SINGLE if len(parts) == 1 else f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
         write_tensors(folder / name, part, count)
         file_of |= {tensor.name: name for tensor in part}
     if len(parts) > 1:
+        size = sum(tensor.bytes for part in parts for tensor in part)
         _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": file_of})
-    return len(parts)
+    if apart:
+        write_tensors(folder / ACTION_HEAD, apart, count)
+    return len(parts) + bool(apart)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -33,6 +33,7 @@ from pretrain.checkpoint.manifest import (
 from pretrain.checkpoint.tensor_blocks import LazyTensor
 from pretrain.convert.source import SourceTensor, open_weights_folder
 from pretrain.convert.tensor_files import is_finite, split_into_files, write_tensors
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ModelConfig
 
 Progress = Callable[[int, int], None]
@@ -49,6 +50,7 @@ class ImportSummary:
         dtypes: Number of tensors of each dtype.
         left_out: Number of tensors that were left out, by what they are.
         other_codes: Number of image codes whose ids in the source's vocabulary are not ours.
+        action_head_tensors: Number of tensors of the action head among them.
         repeated_norms: Number of q/k norms that are stored with fewer rows than heads and were repeated.
         fingerprint: SHA-256 over the names and the content of all tensors.
     """
@@ -59,6 +61,7 @@ class ImportSummary:
     dtypes: dict[str, int]
     left_out: dict[str, int]
     other_codes: int
+    action_head_tensors: int
     repeated_norms: int
     fingerprint: str
 
@@ -67,7 +70,7 @@ def import_weights(folder: Path, out: Path, file_bytes: int, progress: Progress)
     """Make the checkpoint folder `out` of a folder of Hugging Face weights.
 
     Args:
-        folder: `config.json` and safetensors files.
+        folder: `config.json` and safetensors files, in either layout (`pretrain.convert.chameleon`).
         out: New folder, or an empty one; it appears in one rename, complete.
         file_bytes: Largest file to write.
         progress: Called with the bytes that are written and those of all tensors.
@@ -93,6 +96,7 @@ def import_weights(folder: Path, out: Path, file_bytes: int, progress: Progress)
             dict(Counter(tensor.dtype for tensor in tensors)),
             dict(source.left_out),
             source.other_codes,
+            sum(name.startswith(ACTION_HEAD_PREFIX) for name in source.tensors),
             sum(tensor.repeats > 1 for tensor in source.tensors.values()),
             hashlib.sha256(lines.encode()).hexdigest(),
         )

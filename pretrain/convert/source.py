@@ -1,10 +1,10 @@
-"""A folder of Hugging Face weights, checked before a byte of a tensor is read."""
+"""A folder of published weights in safetensors, checked before a byte of a tensor is read."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,7 +12,15 @@ from torch import Tensor
 from data.errors import InputError
 from data.storage.bulk_store import Block
 from pretrain.checkpoint.tensor_blocks import tensor_blocks
-from pretrain.convert.chameleon import ROTARY_SUFFIX, VQ_PREFIX, model_config, other_codes
+from pretrain.convert.chameleon import (
+    ACTION_QUERIES,
+    ROTARY_SUFFIX,
+    VQ_PREFIX,
+    action_head_config,
+    model_config,
+    norm_heads,
+    other_codes,
+)
 from pretrain.convert.tensor_files import TensorFile, read_object
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
@@ -20,6 +28,7 @@ from pretrain.model.transformer import expected_shapes
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ACTION_HEAD = "action_head.safetensors"  # beside them in the layout of transformers, whose class has no head
 _MAX_LISTED = 5
 
 
@@ -97,6 +106,9 @@ def open_weights_folder(folder: Path) -> WeightsFolder:
     rotary = [name for name in tensors if name.endswith(ROTARY_SUFFIX)]
     for name in vq + rotary:
         del tensors[name]
+    queries = tensors[ACTION_QUERIES].shape if ACTION_QUERIES in tensors else None
+    head = action_head_config(values, queries, config.hidden_size, folder / CONFIG)
+    config = replace(config, action_head=head)
     check_shapes(folder, config, {name: tensor.shape for name, tensor in tensors.items()})
     left_out = {"of the image encoder (vqmodel)": len(vq), "tables of the rotary embedding": len(rotary)}
     left_out = {what: count for what, count in left_out.items() if count}
@@ -109,11 +121,8 @@ def _shared_by(config: ModelConfig, name: str, shape: tuple[int, ...]) -> int:
     Lumina-mGPT's and WorldVLA's class stores [model_parallel_size, head size], [1, 128] for the 7B: its
     forward pass repeats a row for the heads of one model-parallel rank.
     """
-    if name.endswith(("q_norm.weight", "q_norm.bias")):
-        heads = config.heads
-    elif name.endswith(("k_norm.weight", "k_norm.bias")):
-        heads = config.shared_heads
-    else:
+    heads = norm_heads(config, name)
+    if heads is None:
         return 1
     fits = len(shape) == 2 and shape[1] == config.head_size and shape[0] and not heads % shape[0]
     return heads // shape[0] if fits else 1
@@ -154,15 +163,26 @@ def listed(lines: Iterable[str]) -> str:
 def _weight_files(folder: Path) -> dict[str, TensorFile]:
     """Open the weight files, by name; every tensor is in exactly one."""
     if (folder / INDEX).is_file():
-        return _indexed_files(folder)
+        return _with_action_head(folder, _indexed_files(folder))
     if (folder / SINGLE).is_file():
-        return {SINGLE: TensorFile(folder / SINGLE)}
+        return _with_action_head(folder, {SINGLE: TensorFile(folder / SINGLE)})
     if pickles := sorted(path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}")):
         raise InputError(
             f"{folder}: weights as pickle ({listed(pickles)}), which can run any program when read; where "
             "you trust them, load them with transformers and save_pretrained(..., safe_serialization=True)"
         )
     raise InputError(f"{folder}: neither {INDEX} nor {SINGLE} there; is the download complete?")
+
+
+def _with_action_head(folder: Path, files: dict[str, TensorFile]) -> dict[str, TensorFile]:
+    """The weight files and that of the action head, if there is one."""
+    path = folder / ACTION_HEAD
+    if ACTION_HEAD in files or not path.is_file():
+        return files
+    head = TensorFile(path)
+    if double := [name for file in files.values() for name in file.entries if name in head.entries]:
+        raise InputError(f"{path}: holds {listed(double)}, as another file does; remove one of them")
+    return files | {ACTION_HEAD: head}
 
 
 def _indexed_files(folder: Path) -> dict[str, TensorFile]:

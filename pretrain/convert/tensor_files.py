@@ -135,6 +135,14 @@ def is_finite(block: Block, dtype: str) -> bool:
     return all((part & part.dtype.type(exponent)).max() < exponent for part in parts)
 
 
+def check_range(name: str, values: Tensor, converted: Tensor) -> None:
+    """Refuse weights that became infinite; float16 is the only dtype that may be too small for one."""
+    if converted.dtype == torch.float16 and not torch.equal(converted.isfinite(), values.isfinite()):
+        raise InputError(
+            f"{name}: has values beyond {torch.finfo(torch.float16).max:.0f}; export with dtype=bfloat16"
+        )
+
+
 def read_object(path: Path, max_bytes: int = 1 << 28) -> dict[str, Any]:
     """Read a JSON object from a file.
 

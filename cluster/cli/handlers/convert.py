@@ -15,6 +15,7 @@ from pretrain.telemetry.progress import ProgressBar, ProgressDisplay
 
 if TYPE_CHECKING:
     from data.prepare.published_samples import ConvertedSamples
+    from pretrain.model.config import ActionHeadConfig
 
 _MEGABYTE = 1_000_000
 _PICKLES = (".ckpt", ".pt", ".pth")
@@ -77,7 +78,7 @@ def _states_of(converted: ConvertedSamples) -> str:
 
 
 def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> None:
-    """Export a checkpoint as a folder that transformers loads.
+    """Export a checkpoint as a folder of published weights.
 
     Raises:
         InputError: No checkpoint there, or settings that do not fit it.
@@ -94,12 +95,16 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
             Path(config.image_tokenizer) if config.image_tokenizer else None,
             _shard_bytes(config.shard_megabytes),
             _in_megabytes(display.bar("export, MB")),
+            config.layout,
         )
     show = invocation.console.print
     show(
         f"  {config.out}: {exported.tensors - exported.image_tensors} tensors ({_counts(exported.dtypes)}), "
         f"{exported.bytes:,} bytes in {exported.files} files"
     )
+    _show_action_head(exported.action_head, exported.action_head_tensors, show)
+    if exported.norm_rows is not None:
+        show(f"  published layout: q/k norms with model_parallel_size={exported.norm_rows} rows")
     if exported.image_tensors:
         show(f"  {exported.image_tensors} more of the image encoder (vqmodel)")
     else:
@@ -125,6 +130,7 @@ def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocat
         f"  {out}: {imported.tensors} tensors ({_counts(imported.dtypes)}), {imported.bytes:,} bytes, "
         f"fingerprint {imported.fingerprint[:12]}"
     )
+    _show_action_head(imported.model.action_head, imported.action_head_tensors, show)
     for what, count in imported.left_out.items():
         show(f"  left out: {count} tensors {what}")
     if imported.repeated_norms:
@@ -135,6 +141,12 @@ def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocat
             "the code); the weights are unchanged"
         )
     show(f"  train: checkpointing.start_from={out} {' '.join(model_overrides(imported.model))}")
+
+
+def _show_action_head(head: ActionHeadConfig | None, tensors: int, show: Callable[[str], None]) -> None:
+    if head is not None:
+        actions = f"{head.time_horizon} actions of {head.action_dim} numbers"
+        show(f"  action head: {tensors} of the tensors, {actions}")
 
 
 def _import_image_tokenizer(source: Path, out: Path, pixels: int | None, invocation: Invocation) -> None:
