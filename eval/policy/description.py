@@ -21,9 +21,7 @@ from pretrain.checkpoint.policy_files import (
     image_pixels,
     read_action_ranges,
 )
-from pretrain.convert.chameleon import model_config
-from pretrain.convert.source import CONFIG
-from pretrain.convert.tensor_files import read_object
+from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ActionHeadConfig
 from pretrain.policy_settings import POLICY_FILE, PolicySettings
 from pretrain.run_layout import RunLayout
@@ -111,7 +109,7 @@ def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
             f"checkpoint={folder}: no text tokenizer at {text}; add exported.text_tokenizer=FILE "
             "(runs/<name>/tokenizers/*.json, or Chameleon's tokenizer.json)"
         )
-    head = model_config(read_object(folder / CONFIG), folder / CONFIG).action_head
+    head = open_weights_folder(folder).model.action_head
     stored = _read_policy_file(folder / POLICY_FILE)
     assumed = _assumed_settings(given.pixels or image_pixels(image), head) if stored is None else stored
     found = _given_settings(given, assumed, image, text)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.contracts import Decoder
 from data.errors import InputError
 from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode, denormalise
-from eval.config import EvalCommandConfig, EvaluationSettings
+from eval.config import EvalCommandConfig, EvaluationSettings, ExportedConfig
 from eval.evaluation.evaluate import EvaluationProgress, evaluate
 from eval.evaluation.provenance import Provenance
 from eval.policy import loaded_model as model_module
@@ -26,6 +27,8 @@ from eval.policy.interface import Observation
 from eval.policy.source import PolicyReference, named_policy
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import LossConfig, RunConfig, TrainingConfig, trained_decoders
+from pretrain.convert.chameleon import hugging_face_config
+from pretrain.convert.exporting import ARCHITECTURE
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.generate_continuous import predict_actions
@@ -205,6 +208,36 @@ def test_each_decoder_of_a_checkpoint_has_results_of_its_own(run: Run) -> None:
     assert folder("discrete") == "step_00000007-fake-discrete"
     run.write(head=None)
     assert folder(None) == folder("discrete") == "step_00000007-fake"
+
+
+def test_exported_weights_act_by_their_head(run: Run, network: Transformer, tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hugging_face_config(MODEL, "float32", None, ARCHITECTURE)))
+    save_file(network.state_dict(), folder / "model.safetensors")
+    tokenizers = run.folder / "tokenizers"
+    files = ExportedConfig(
+        str(tokenizers / "image_tokenizer.safetensors"), str(tokenizers / "text_tokenizer.json")
+    )
+
+    def reference(decoder: Decoder | None = None, **changed: int) -> PolicyReference:
+        return PolicyReference(str(folder), exported=replace(files, **changed), device="cpu", decoder=decoder)
+
+    record = reference().record()
+    assert record.settings is not None
+    assert (record.decoder, record.settings["chunk"]) == ("continuous", CHUNK)
+    assert (
+        "history 2, chunk 3, WorldVLA's action ranges, both decoders and no state assumed" in record.notes[0]
+    )
+    with pytest.raises(InputError, match=r"its action head predicts 3 actions, the chunk has 5; leave"):
+        reference(chunk=5).record()
+    assert reference("discrete", chunk=5).record().decoder == "discrete"
+    described = PolicyReference(str(run.checkpoint)).record().settings
+    (folder / "policy.json").write_text(json.dumps(described))
+    loaded = reference().load()
+    assert isinstance(loaded, CheckpointPolicy)
+    seen = observations(2)
+    np.testing.assert_array_equal(loaded.act(seen), CheckpointPolicy(run.checkpoint, "cpu").act(seen))
 
 
 SETTINGS = PolicySettings.of(
