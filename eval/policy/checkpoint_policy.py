@@ -70,7 +70,8 @@ class CheckpointPolicy:
             if self.decoder == "continuous"
             else DiscreteDecoder(self._model.network, self.chunk, batch, order)
         )
-        self._encoder = BatchInvariantEncoder(self._model.image, batch * self.history * len(self.cameras))
+        # Frames of several cameras are several batches: no more memory than for one camera.
+        self._encoder = BatchInvariantEncoder(self._model.image, batch * self.history)
 
     @property
     def chunk(self) -> int:

@@ -289,6 +289,10 @@ def test_records_of_earlier_versions_are_of_discrete_decoders(checkpoint: Path) 
     record = PolicyReference(str(checkpoint)).record()
     assert record.settings is not None
     assert (record.settings["decoders"], record.decoder) == (["discrete"], "discrete")
+    write_manifest(checkpoint, earlier | {"predicted_frames": 2})
+    record = PolicyReference(str(checkpoint)).record()
+    assert record.settings is not None
+    assert record.settings["predicted_frames"] == 2, "acting does not depend on it"
 
 
 def files(checkpoint: Path, **settings: Any) -> ExportedConfig:
