@@ -122,6 +122,8 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
     if config.checkpoint is None:
         if config.policy != EXPERT:
             raise InputError(f"policy={config.policy}: expected {EXPERT}; or give checkpoint=FOLDER")
+        if config.decoder is not None:
+            raise InputError(f"decoder={config.decoder}: policy={EXPERT} has no network; leave it out")
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
         return PolicyReference(EXPERT), None, Path(config.out)

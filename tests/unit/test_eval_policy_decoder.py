@@ -208,6 +208,8 @@ def test_each_decoder_of_a_checkpoint_has_results_of_its_own(run: Run) -> None:
     assert folder("discrete") == "step_00000007-fake-discrete"
     run.write(head=None)
     assert folder(None) == folder("discrete") == "step_00000007-fake"
+    with pytest.raises(InputError, match=r"^decoder=discrete: policy=expert has no network; leave it out$"):
+        named_policy(EvalCommandConfig(policy="expert", decoder="discrete"))
 
 
 def test_exported_weights_act_by_their_head(run: Run, network: Transformer, tmp_path: Path) -> None:
