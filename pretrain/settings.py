@@ -69,6 +69,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
                 f"{schema_name}: {override!r} is no UTF-8 text (a name in another encoding); rename the file "
                 "or folder"
             )
+    _check_null_sections(schema_name, schema, overrides)
     overrides = [as_typed(override, schema) for override in overrides]
     ConfigStore.instance().store(_SCHEMA, _with_sections(_defaults(schema), schema, overrides))
     try:
@@ -144,6 +145,16 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
 def _defaults(schema: type) -> DictConfig:
     """A schema as OmegaConf reads it, every default filled in; Hydra and `merge` change copies of it."""
     return OmegaConf.structured(structured(schema))
+
+
+def _check_null_sections(schema_name: str, schema: type, overrides: Sequence[str]) -> None:
+    for null in overrides:
+        key, _, value = null.partition("=")
+        found = field_of(schema, key)
+        if value.strip().lower() != "null" or found is None or section(found[1]) is None:
+            continue
+        if part := next((each for each in overrides if each.startswith(f"{key}.")), None):
+            raise InputError(f"{schema_name}: {null}, and {part} sets a part of it; leave one out")
 
 
 def _with_sections(defaults: DictConfig, schema: type, overrides: Sequence[str]) -> DictConfig:

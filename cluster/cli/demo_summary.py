@@ -51,6 +51,9 @@ def summary_rows(folder: RunFolder) -> list[tuple[str, str]]:
         for kind in ("action", "image")
         if _values(steps, f"accuracy_{kind}")
     ]
+    if _values(steps, "action_head_l1"):
+        error = _first_and_last(steps, "action_head_l1")
+        rows.append(("error of the action head", f"{error} of a range from -1 to 1"))
     if speed := summary.get("tokens_per_second"):
         rows.append(("speed of training", f"{speed:,.0f} tokens/s"))
     rows += [_evaluation_row(path) for path in files_by_step(folder.evaluations, RESULTS_FILE).values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from cluster.cli.demo_summary import summary_rows
@@ -18,3 +19,10 @@ def test_success_names_its_suite_and_step(tmp_path: Path) -> None:
     assert summary_rows(folder) == [
         ("success on robosuite_lift after step 40", "1 of 2 episodes, 0 errors (95 %: 9-91 %)")
     ]
+
+
+def test_the_action_heads_error_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    lines = [{"step": step, "action_head_l1": error} for step, error in ((1, 0.5), (2, 0.25))]
+    folder.metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert summary_rows(folder) == [("error of the action head", "0.38 -> 0.38 of a range from -1 to 1")]
