@@ -1,4 +1,4 @@
-"""Bare weights are read in little more memory than they occupy, without DeepSpeed."""
+"""Bare weights are read in little more memory than they occupy, without DeepSpeed and DCP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from data.storage.store import open_store
-from pretrain.checkpoint.boxes import BoxedTensor, boxes_of_range
+from pretrain.checkpoint.boxed_tensor import BoxedTensor
+from pretrain.checkpoint.boxes import boxes_of_range
 from pretrain.checkpoint.commit import Shard, commit, write_shard
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
@@ -47,7 +48,8 @@ def measure(small, url, dtype, tensor_rank, tensor_size):
     peak = memory("VmHWM") - before
     size = sum(tensor.nbytes for tensor in weights.values())
     probe = {name: float(weights[name].flatten()[-1]) for name in ("lm_head.weight", "model.norm.weight")}
-    heavy = [name for name in ("deepspeed", "megatron") if name in sys.modules]
+    libraries = ("deepspeed", "megatron", "torch.distributed.checkpoint")
+    heavy = [name for name in libraries if name in sys.modules]
     return {"peak": peak, "size": size, "probe": probe, "heavy": heavy}
 
 for case in json.loads(sys.argv[3]):
