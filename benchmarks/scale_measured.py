@@ -33,7 +33,7 @@ from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.commit import WrittenShard, commit
 from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredFile, state_file
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.parameters import sharded_dimension
 from pretrain.model.transformer import expected_shapes
 
@@ -203,15 +203,21 @@ def rank_written(
 
 
 @cache
-def _shapes(layers: int, hidden: int, ffn: int, vocabulary: int, heads: int) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    layers: int, hidden: int, ffn: int, vocabulary: int, heads: int, horizon: int | None
+) -> dict[str, tuple[int, ...]]:
+    head = None if horizon is None else ActionHeadConfig(horizon)
     return expected_shapes(
-        ModelConfig(vocabulary, hidden, ffn, layers, heads)  # every size that shapes depend on
+        ModelConfig(vocabulary, hidden, ffn, layers, heads, action_head=head)  # all that shapes depend on
     )
 
 
 def checkpoint_cost(model: ModelConfig, tensor: int, data: int) -> CheckpointCost:
     """Cost of a checkpoint at ZeRO stage 3, in bf16 with fp32 master weights and two moments."""
-    shapes = _shapes(model.layers, model.hidden_size, model.ffn_size, model.vocabulary_size, model.heads)
+    horizon = None if model.action_head is None else model.action_head.time_horizon
+    shapes = _shapes(
+        model.layers, model.hidden_size, model.ffn_size, model.vocabulary_size, model.heads, horizon
+    )
     numbers = {name: number for number, name in enumerate(sorted(shapes))}
     parts = [rank_written(shapes, numbers, tensor, data, rank) for rank in range(tensor * data)]
     sizes = [sum(file.bytes for file in part.files.values()) for part in parts]

@@ -8,6 +8,7 @@ from pathlib import Path
 from data.errors import InputError
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint_metadata import settings_section
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 
@@ -45,14 +46,28 @@ def check_resume(url: str | Path, manifest: Manifest, config: ModelConfig, state
         )
 
 
-def check_network(url: str | Path, manifest: Manifest, config: ModelConfig) -> None:
+def is_without_head(manifest: Manifest, config: ModelConfig) -> bool:
+    """Whether a network has an action head and a checkpoint has nothing of one."""
+    stored = any(name.startswith(ACTION_HEAD_PREFIX) for name in manifest.weights)
+    return config.action_head is not None and not stored
+
+
+def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_head: bool = False) -> None:
     """Compare a checkpoint's parameters and defining settings with a network; no weight is read.
+
+    Args:
+        url: Of the checkpoint, for errors.
+        manifest: Its manifest.
+        config: Of the network.
+        new_head: Whether the checkpoint may be without the network's action head.
 
     Raises:
         InputError: The checkpoint is of another network: missing and extra parameters, wrong shapes and
             settings are listed.
     """
     stored, expected = manifest.weights, expected_shapes(config)
+    if new_head:
+        expected = {name: s for name, s in expected.items() if not name.startswith(ACTION_HEAD_PREFIX)}
     wrong = [f"{name} is missing there" for name in sorted(expected.keys() - stored.keys())]
     wrong += [f"{name} is not in this model" for name in sorted(stored.keys() - expected.keys())]
     wrong += [

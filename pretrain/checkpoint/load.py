@@ -17,13 +17,15 @@ from data.storage.retries import RETRY_SECONDS
 from data.storage.store import Store
 from pretrain.checkpoint.boxed_tensor import BoxedTensor
 from pretrain.checkpoint.chunks import ChunkTable
-from pretrain.checkpoint.compatibility import check_network, check_resume
+from pretrain.checkpoint.compatibility import check_network, check_resume, is_without_head
 from pretrain.checkpoint.dcp_storage import SafetensorsReader
-from pretrain.checkpoint.fragments import finish_loading, fragments, state_names
+from pretrain.checkpoint.fragments import Fragment, finish_loading, fragments, state_names
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error, read_manifest
 from pretrain.checkpoint.verification import find_damage
+from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
+from pretrain.model.parameters import initial_values, sharded_dimension
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
@@ -62,7 +64,8 @@ def load_initial_weights(url: str | Path, engine: Engine) -> None:
     """Start a run with a checkpoint's weights, at step 0 and with fresh moments; every rank calls it.
 
     The checkpoint is one of another run or one that `worldvla convert import` made; each rank reads only
-    what it holds, in any layout.
+    what it holds, in any layout. An action head that the checkpoint does not have starts from random weights,
+    those of the engine's seed.
 
     Args:
         url: The checkpoint's folder or URL.
@@ -72,7 +75,8 @@ def load_initial_weights(url: str | Path, engine: Engine) -> None:
         InputError: No committed checkpoint there, a damaged file (named), or another network's: missing
             and extra parameters, wrong shapes and settings are listed before any weight is read.
     """
-    _CollectiveLoader(url).load(engine, (MASTER,))
+    loader = _CollectiveLoader(url)
+    loader.load(engine, (MASTER,), new_head=is_without_head(loader.manifest, engine.module.config))
     finish_loading(engine, 0)
     engine.step_count = 0
 
@@ -111,14 +115,21 @@ class _CollectiveLoader:
         self.manifest = Manifest.parse(self._store.url, content[0])
         self._chunk_table: bytes = content[1]
 
-    def load(self, engine: Engine, states: Collection[str] | None) -> None:
-        """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified."""
-        check_network(self._store.url, self.manifest, engine.module.config)
+    def load(self, engine: Engine, states: Collection[str] | None, new_head: bool = False) -> None:
+        """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified.
+
+        With `new_head` the action head gets initial values.
+        """
+        check_network(self._store.url, self.manifest, engine.module.config, new_head)
         table = self.manifest.chunk_table(self._store.url, self._chunk_table)
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}
         targets: dict[str, Tensor] = {}
-        for fragment in fragments(engine):
+        held = list(fragments(engine))
+        new = [fragment for fragment in held if new_head and fragment.name.startswith(ACTION_HEAD_PREFIX)]
+        for fragment in held:
+            if fragment in new:
+                continue
             for state, target in fragment.states.items():
                 name = f"{state}/{fragment.name}"
                 if states is None or state in states:
@@ -128,6 +139,8 @@ class _CollectiveLoader:
         self._read(table, tensors)
         for name, target in targets.items():
             target.copy_(buffers[name])
+        for fragment in new:
+            _draw(fragment, engine)
 
     def _read(self, table: ChunkTable, tensors: Mapping[str, BoxedTensor]) -> None:
         missing = sorted(name for name in tensors if name not in self.manifest.tensors)
@@ -162,3 +175,15 @@ class _CollectiveLoader:
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+
+def _draw(fragment: Fragment, engine: Engine) -> None:
+    """Write initial values into this rank's part of a parameter of the action head."""
+    dimension = sharded_dimension(fragment.name)
+    config, seed = engine.module.config, engine.seed
+    whole = initial_values(fragment.name, fragment.shape, dimension, config, seed, 0, 1)
+    parts = [
+        whole[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))].flatten()
+        for box in fragment.boxes
+    ]
+    fragment.states[MASTER].copy_(torch.cat(parts))

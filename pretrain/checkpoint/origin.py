@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from pretrain.checkpoint.compatibility import check_network, check_resume
+from pretrain.checkpoint.compatibility import check_network, check_resume, is_without_head
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import DamagedCheckpointError
@@ -97,7 +97,10 @@ def choose_origin(config: TrainingConfig, location: CheckpointLocation) -> Origi
     history = () if value == "auto" else (value,)
     if settings.start_from is None:
         return OriginChoice(None, history=history)
-    check_network(settings.start_from, Manifest.read(open_checkpoint(settings.start_from)), config.model)
+    manifest = Manifest.read(open_checkpoint(settings.start_from))
+    check_network(
+        settings.start_from, manifest, config.model, new_head=is_without_head(manifest, config.model)
+    )
     return OriginChoice(Origin(settings.start_from, resumes=False), history=history)
 
 

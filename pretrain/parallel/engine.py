@@ -64,6 +64,7 @@ class Engine:
         optimizer: Over its parameters or their fp32 masters.
         deepspeed_engine: Around both.
         groups: Of this rank.
+        seed: Of initial weights and dropout.
         step_count: Optimiser steps so far, skipped ones included.
         gradient_clipping: Maximum global gradient norm; 0: unlimited.
     """
@@ -83,7 +84,7 @@ class Engine:
         self.step_count = 0
         self.gradient_clipping = config.optim.gradient_clipping
         self._skipper = UpdateSkipper(optimizer, gradient_norm_of(deepspeed_engine), groups.device)
-        self._seed = config.trainer.seed
+        self.seed = config.trainer.seed
         self._settings = LossSettings(**asdict(config.loss))
         self._dtype = PRECISIONS[config.trainer.precision]
         self._sequence_parallel = config.parallel.sequence_parallel
@@ -223,7 +224,7 @@ class Engine:
         Returns:
             The micro-batch with the seed of its action head.
         """
-        name = f"{self._seed}/{self.step_count}/{number}/{self.groups.data_rank}"
+        name = f"{self.seed}/{self.step_count}/{number}/{self.groups.data_rank}"
         own = f"{name}/{self.groups.tensor_rank}" if self._sequence_parallel else name
         seed_generators(_seed_of(own), self.groups.device)
         if batch.actions is None:

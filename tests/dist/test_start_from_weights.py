@@ -19,7 +19,7 @@ from pretrain.config import TrainingConfig
 from pretrain.convert.exporting import export_weights
 from pretrain.convert.importing import import_weights
 from pretrain.model.attention.choose import packed_mask
-from pretrain.model.transformer import Transformer
+from pretrain.model.transformer import Transformer, initialise
 from pretrain.settings import to_mapping
 from tests.support import checkpoint_case as case
 from tests.support import hugging_face
@@ -85,8 +85,15 @@ def test_imported_bf16_weights_start_any_layout(tmp_path: Path) -> None:
         root = tmp_path / str(layout)
         run_ranks(_start, num_ranks(layout), tmp_path / "ours", layout, root)
         loaded = load_weights(root / "step_00000000")
+        head = {name: loaded.pop(name) for name in list(loaded) if name.startswith("action_head.")}
         assert loaded.keys() == theirs.keys()
         assert all(torch.equal(loaded[name], theirs[name].float()) for name in theirs), layout
+        fresh = Transformer(settings.model)
+        initialise(fresh, seed=4)
+        assert fresh.action_head is not None
+        expected = fresh.action_head.state_dict(prefix="action_head.")
+        assert head.keys() == expected.keys()
+        assert all(torch.equal(head[name], expected[name]) for name in expected), layout
     (message,) = run_ranks(_resume, 1, tmp_path / "ours")
     assert "without moments" in message
     assert "checkpointing.start_from" in message

@@ -27,7 +27,9 @@ LEARNING_RATE = 0.01
 CHUNK, PROMPT = 2, 5  # each sequence but the first is an action sample for the head
 
 
-def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> TrainingConfig:
+def config(
+    layout: Layout, precision: str = "fp32", dropout: float = 0.0, head: bool = True
+) -> TrainingConfig:
     tensor, data, stage = layout
     return TrainingConfig(
         trainer=TrainerConfig(
@@ -42,7 +44,7 @@ def config(layout: Layout, precision: str = "fp32", dropout: float = 0.0) -> Tra
             heads=4,
             max_positions=LENGTH,
             dropout=dropout,
-            action_head=ActionHeadConfig(time_horizon=CHUNK, dropout=dropout),
+            action_head=ActionHeadConfig(time_horizon=CHUNK, dropout=dropout) if head else None,
         ),
         optim=OptimConfig(lr=LEARNING_RATE, weight_decay=0.1, gradient_clipping=0.5),
     )
