@@ -43,8 +43,9 @@ from data.tokens.vocabulary import (
 )
 from pretrain.model.action_head import ActionHead, initial_head_values
 from pretrain.model.config import ActionHeadConfig
-from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
+from pretrain.model.generate import Order, decode_action_chunk
 from pretrain.model.generate_continuous import predict_actions
+from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.transformer import Transformer
 from pretrain.settings import named_models
 
@@ -150,7 +151,7 @@ def time_images(report: Report, name: str, model: Transformer, pixels: int, batc
     """Rows of one image size: without and with guidance."""
     side = _side(pixels)
     prompts, without = zip(*(world_prompts_of(pixels, seed) for seed in range(batch)), strict=True)
-    decode = partial(decode_image, model, prompts, side, side, pixels)
+    decode = partial(decode_images, model, prompts, side, side, pixels)
     ways = {"image": decode, "guided": partial(decode, guidance=Guidance(3.0, without))}
     about = {"model": name, "prompt": len(prompts[0]), "batch": batch, "answer": f"{side}x{side}"}
     _add(report, about, ways, batch, side * side, rounds)

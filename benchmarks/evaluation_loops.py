@@ -162,7 +162,12 @@ def loaded(source: PolicySource, frugal: bool) -> Policy:
         return source.load()
     order: Order = "parallel" if frugal else "token"
     return CheckpointPolicy(
-        Path(source.name), batch=1, exported=source.exported, order=order, precision=source.precision
+        Path(source.name),
+        batch=1,
+        exported=source.exported,
+        order=order,
+        precision=source.precision,
+        decoder=source.decoder,
     )
 
 
@@ -175,7 +180,8 @@ def loop(work: Sequence[EpisodeSpec], source: PolicySource, frugal: bool) -> Mea
         before = cpu_seconds()
         with _opened(episodes[0], policy.pixels, frugal) as simulator:
             simulator.reset(episodes[0].initial_state)
-            simulator.render(policy.camera, policy.pixels)
+            for camera in policy.cameras:
+                simulator.render(camera, policy.pixels)
             opened = cpu_seconds()
             for spec in episodes:
                 result = run_episode(simulator, policy, spec.initial_state, spec.horizon)

@@ -55,7 +55,8 @@ class GivenActions:
         steps: Steps of an episode.
     """
 
-    chunk, history, camera, pixels = 5, 2, AGENT_CAMERA, 256
+    chunk, history, cameras, pixels = 5, 2, (AGENT_CAMERA,), 256
+    uses_state = False
 
     def __init__(self, steps: int) -> None:
         self._steps, self._next = steps, 0

@@ -10,7 +10,8 @@
     webdataset, samples    one pickled record a window, as the published data are, padded batches of tokens
 
 All run in this process and in the same run. CPU seconds are those of all its threads. The stream shuffles
-all windows of the data set and verifies checksums; webdataset draws from the last 1,000 and does not.
+all windows of the data set, verifies checksums and also returns the actions of action samples as numbers;
+webdataset draws from the last 1,000 and does neither.
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def _packed(windows: Iterable[Window], sequences: int, length: int) -> Iterator[
 def _empty(sequences: int, length: int) -> PackedBatch:
     shape = (sequences, length)
     tokens, labels = np.full(shape, PADDING, np.int32), np.full(shape, IGNORED_LABEL, np.int32)
-    return PackedBatch(tokens, labels, *(np.zeros(shape, np.int32) for _ in range(3)))
+    positions, segments, blocks = (np.zeros(shape, np.int32) for _ in range(3))
+    return PackedBatch(tokens, labels, positions, segments, blocks)
 
 
 def _padded(samples: Sequence[Tokens]) -> Tokens:

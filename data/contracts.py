@@ -25,6 +25,9 @@ SplitOrder = Literal["number", "letters"]
 Resize = Literal["box_bicubic", "lanczos"]
 """How frames are brought to the resolution: halved by box filter, then bicubic (WorldVLA), or Lanczos."""
 
+Decoder = Literal["discrete", "continuous"]
+"""How a policy decides on actions: on their tokens, or by the action head (RynnVLA-002)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:

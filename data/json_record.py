@@ -85,11 +85,11 @@ class JsonRecord:
             raise self._wrong(name, "finite numbers")
         return tuple(float(cast("float", v)) for v in values)
 
-    def texts(self, name: str) -> list[str]:
-        """A list of strings."""
+    def texts(self, name: str, choices: Sequence[str] | None = None) -> list[str]:
+        """A list of strings, all among `choices` if given."""
         values = self._list(name)
-        if not all(isinstance(v, str) for v in values):
-            raise self._wrong(name, "texts")
+        if not all(isinstance(v, str) and (choices is None or v in choices) for v in values):
+            raise self._wrong(name, "texts" if choices is None else f"texts out of {', '.join(choices)}")
         return cast("list[str]", values)
 
     def record(self, name: str) -> JsonRecord:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import SourceConfig
+from data.contracts import Decoder
 
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
@@ -40,6 +41,8 @@ class EvaluationSettings:
         precision: Arithmetic of the checkpoint's network: `bf16` (its weights are rounded, as in training),
             `fp32`, or `auto`: bf16 on a GPU that has it, else fp32. The image tokenizer always computes in
             fp32.
+        decoder: How the checkpoint's policy decides: on action tokens (`discrete`), or by its action head
+            (`continuous`); null: `continuous` where the checkpoint has a head, else `discrete`.
         reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
             LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
             differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
@@ -60,6 +63,7 @@ class EvaluationSettings:
     videos: int = 4
     observations: Observations = "recomputed"
     precision: Precision = "auto"
+    decoder: Decoder | None = None
     reset: Reset | None = None
 
 
@@ -100,9 +104,11 @@ class ExportedConfig:
         action_ranges: `action_ranges.json` of the run that it was trained in; null: as in `policy.json`,
             without it WorldVLA's ranges.
         pixels: Side of the frames; null: as in `policy.json`, without it as in the image tokenizer's file.
-        history: M, number of frames in an observation; null: as in `policy.json`, without it 2.
-        chunk: K, actions in a chunk; null: as in `policy.json`, without it 5.
-        camera: Camera of the policy; null: as in `policy.json`, without it `agent`.
+        history: M, number of time steps whose frames an observation has; null: as in `policy.json`, without
+            it 2.
+        chunk: K, actions in a chunk; null: as in `policy.json`, without it those of the action head, else 5.
+        cameras: Cameras of the policy, in the order of its training; null: as in `policy.json`, without it
+            `agent`. Whether it uses the robot's state is in `policy.json`, without it: not.
     """
 
     image_tokenizer: str | None = None
@@ -111,7 +117,7 @@ class ExportedConfig:
     pixels: int | None = None
     history: int | None = None
     chunk: int | None = None
-    camera: str | None = None
+    cameras: list[str] | None = None
 
 
 @dataclass
@@ -151,6 +157,7 @@ class ServeConfig:
         token_file: File with the token that clients need; null: that of WORLDVLA_SERVE_TOKEN, if any.
         batch: Maximum number of observations of concurrent clients that are decided on at once.
         precision: Arithmetic of the network, as for `worldvla eval`.
+        decoder: How the policy decides, as for `worldvla eval`.
         clients: Maximum number of clients at once; the next one is refused.
         idle_seconds: A client that sends nothing for so long, or does not read its answer, is disconnected.
         start_seconds: A policy that takes longer to load is given up.
@@ -165,6 +172,7 @@ class ServeConfig:
     token_file: str | None = None
     batch: int = 8
     precision: Precision = "auto"
+    decoder: Decoder | None = None
     clients: int = 64
     idle_seconds: float = 600.0
     start_seconds: float = 900.0
@@ -208,14 +216,15 @@ class ImagineDataConfig:
 
 @dataclass
 class RolloutConfig:
-    """World-model rollouts.
+    """World-model rollouts, of all cameras that the run was trained with (`data.cameras`).
 
     Attributes:
         checkpoint: Checkpoint folder, or URL as for `worldvla eval`.
         data: The data set, where it was moved.
         episode: Key of an episode in the data; null: the first held-out ones.
         episodes: Number of held-out episodes to roll out; FVD needs many.
-        frames: Number of frames to predict of each; WorldVLA's scores are over 10 and 50.
+        frames: Number of time steps to predict of each, P at once (`data.predicted_frames` of the run);
+            WorldVLA's scores are over 10 and 50.
         batch: Number of episodes rolled out side by side.
         lpips_weights: Weights as torchvision publishes them, of AlexNet (`alexnet-owt-7be5be79.pth`), for
             `protocol=published` of VGG-16 (`vgg16-397923af.pth`); null: LPIPS is not computed.
@@ -255,7 +264,7 @@ class ImagineConfig(SourceConfig, RolloutConfig):
     Attributes:
         source: Folder (or file) of the demonstrations, for the camera's frames; empty: none.
         protocol: How predictions are scored: `tokens` (against the frames of the true codes), or as
-            `published` (against the camera's frames, in MP4 at 256 px, the given frame counted, LPIPS with
+            `published` (against the cameras' frames, in MP4 at 256 px, the given frame counted, LPIPS with
             VGG, every prediction decoded and encoded again before it is the next input).
         replay: Whether the data set was prepared with `replay=true`: then the frames are those of a replay.
     """

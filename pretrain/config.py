@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import DataConfig, SourceConfig
+from data.contracts import Decoder
 from pretrain.model.config import ModelConfig
 
 Precision = Literal["bf16", "fp32"]
@@ -260,6 +261,13 @@ class TrainingConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+
+
+def trained_decoders(config: TrainingConfig) -> tuple[Decoder, ...]:
+    """By which ways the policy of a training can decide on actions."""
+    discrete: tuple[Decoder, ...] = ("discrete",) if config.loss.tokens_for_actions else ()
+    continuous: tuple[Decoder, ...] = () if config.model.action_head is None else ("continuous",)
+    return discrete + continuous
 
 
 @dataclass

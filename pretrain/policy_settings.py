@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 from data.config import DataConfig
+from data.contracts import Decoder
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.tokens.action import ActionRanges
 
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 POLICY_FILE = "policy.json"  # beside exported weights
 POLICY_METADATA = "policy"  # key in the metadata of a checkpoint
 _SHOWN = 12  # digits of a checksum in messages
@@ -33,6 +35,7 @@ class PolicySettings:
         action_ranges: Ranges over which actions are quantised.
         image_tokenizer_sha256: Checksum of the image tokenizer's file.
         text_tokenizer_sha256: Checksum of the text tokenizer's file.
+        decoders: How it was trained to decide on actions.
     """
 
     cameras: tuple[str, ...]
@@ -44,6 +47,7 @@ class PolicySettings:
     action_ranges: ActionRanges
     image_tokenizer_sha256: str
     text_tokenizer_sha256: str
+    decoders: tuple[Decoder, ...] = ("discrete",)
 
     @classmethod
     def of(
@@ -53,8 +57,9 @@ class PolicySettings:
         action_ranges: ActionRanges,
         image_tokenizer_sha256: str,
         text_tokenizer_sha256: str,
+        decoders: tuple[Decoder, ...] = ("discrete",),
     ) -> PolicySettings:
-        """The settings of a training on this data."""
+        """The settings of a training on this data; `decoders` as of `pretrain.config.trained_decoders`."""
         ranges = (tuple(config.state_ranges.minimum), tuple(config.state_ranges.maximum))
         return cls(
             cameras=tuple(config.cameras),
@@ -66,6 +71,7 @@ class PolicySettings:
             action_ranges=action_ranges,
             image_tokenizer_sha256=image_tokenizer_sha256,
             text_tokenizer_sha256=text_tokenizer_sha256,
+            decoders=decoders,
         )
 
     @classmethod
@@ -84,7 +90,7 @@ class PolicySettings:
 
     @classmethod
     def of_record(cls, record: JsonRecord) -> PolicySettings:
-        """The settings in a JSON object, as `to_json` makes it.
+        """The settings in a JSON object, as `to_json` makes it; earlier versions wrote no decoders.
 
         Raises:
             InputError: A value is missing or malformed.
@@ -101,6 +107,9 @@ class PolicySettings:
             action_ranges=ActionRanges(actions.numbers("minimum"), actions.numbers("maximum")),
             image_tokenizer_sha256=record.text("image_tokenizer_sha256"),
             text_tokenizer_sha256=record.text("text_tokenizer_sha256"),
+            decoders=tuple(cast(list[Decoder], record.texts("decoders", DECODERS)))
+            if "decoders" in record
+            else ("discrete",),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +127,7 @@ class PolicySettings:
             "action_ranges": _ranges(self.action_ranges.minimum, self.action_ranges.maximum),
             "image_tokenizer_sha256": self.image_tokenizer_sha256,
             "text_tokenizer_sha256": self.text_tokenizer_sha256,
+            "decoders": list(self.decoders),
         }
 
     def check_tokens(self, found: PolicySettings, names: Mapping[str, str], remedy: str) -> None:

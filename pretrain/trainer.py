@@ -15,7 +15,7 @@ from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import HISTORY
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware
-from pretrain.config import TrainingConfig
+from pretrain.config import TrainingConfig, trained_decoders
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.guard import GuardState, StepGuard, StepVerdict
 from pretrain.faults.out_of_memory import explained_out_of_memory
@@ -115,6 +115,7 @@ class _Loop:
             stream.action_ranges,
             stream.image.tokenizer_sha256,
             stream.text_tokenizer_sha256,
+            trained_decoders(config),
         )
         settings = config.checkpointing
         self._writer = CheckpointWriter(

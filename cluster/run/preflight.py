@@ -28,11 +28,12 @@ def check_run(config: RootConfig) -> RunResources:
                 f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
                 f"{config.checkpointing.every}; only checkpoints can be evaluated"
             )
-        from eval.evaluation.evaluate import check_initial_states, check_settings
+        from eval.evaluation.setting_checks import check_decoder, check_initial_states, check_settings
         from eval.simulator.registry import open_suite, select_tasks
         from eval.simulator.rendering import check_library
 
         check_settings(config.eval, "eval.")
+        check_decoder(config.eval.decoder, "eval.decoder", config)
         if config.eval.gpus == 0 and "MUJOCO_GL" not in os.environ:
             check_library("osmesa")  # of processes without a GPU, also where this machine has one
         suite = open_suite(config.eval.suite)

@@ -59,7 +59,13 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     device = "cuda" if job.settings.gpus > 0 else "cpu"  # as it was placed: others have the other GPUs
     checkpoint = str(local_checkpoint(job.checkpoint, run=RunLayout.of_evaluation(job.out).path))
     results = evaluate(
-        PolicyReference(checkpoint, job.settings.batch, device=device, precision=job.settings.precision),
+        PolicyReference(
+            checkpoint,
+            job.settings.batch,
+            device=device,
+            precision=job.settings.precision,
+            decoder=job.settings.decoder,
+        ),
         job.settings,
         job.out,
         step=job.step,

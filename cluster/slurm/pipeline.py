@@ -16,6 +16,7 @@ from cluster.slurm.sbatch import render, render_stage
 from cluster.slurm.sweep import SweepRun
 from data.errors import InputError
 from eval.config import EvaluationSettings
+from eval.evaluation.setting_checks import check_decoder
 from eval.simulator.registry import check_suite_name
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
@@ -79,6 +80,8 @@ def plan_jobs(
     given = {section: _section_overrides(section, overrides) for section in SECTIONS.values()}
     _check_stages(config, given)
     _check_suites(config, given["final_eval"])
+    for training in [run.config for run in sweep] or [config]:
+        _check_decoders(training, given["final_eval"])
     jobs: list[Job] = []
     if "prepare" in config.stages:
         words = _prepare_arguments(config, given["prepare"])
@@ -124,6 +127,18 @@ def _check_suites(config: SubmitConfig, final: Sequence[str]) -> None:
             check_suite_name(config.eval.suite, "eval.suite")
 
 
+def _check_decoders(config: SubmitConfig, final: Sequence[str]) -> None:
+    """Refuse decoders that the checkpoints of the training will not have, likewise."""
+    if "train" not in config.stages:
+        return
+    if config.eval.every > 0:
+        check_decoder(config.eval.decoder, "eval.decoder", config)
+    if "eval" in config.stages:
+        is_given = "decoder" in map(key_of, final)
+        section, settings = ("final_eval", config.final_eval) if is_given else ("eval", config.eval)
+        check_decoder(settings.decoder, f"{section}.decoder", config)
+
+
 def _prepare_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     """Arguments of `worldvla prepare`, which writes the data set that the training reads."""
     if config.data.sources or not config.data.url:
@@ -156,7 +171,7 @@ def _eval_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     defaults |= {} if config.eval.tasks is None else {"tasks": config.eval.tasks}
     defaults |= {} if config.eval.horizon is None else {"horizon": config.eval.horizon}
     plain = EvaluationSettings()
-    for name in ("seed", "observations", "reset", "precision"):
+    for name in ("seed", "observations", "reset", "precision", "decoder"):
         if (value := getattr(config.eval, name)) != getattr(plain, name):
             defaults[name] = value
     keys = {key_of(word) for word in given}

@@ -46,8 +46,8 @@ def open_datasets(config: DataConfig, split: str | None = None) -> tuple[StreamD
         split: One of `data.storage.episode_entry.SPLITS`, or `ALL_SPLITS`; None: `data.split`.
 
     Raises:
-        InputError: A data set is missing or damaged, lacks such episodes or cameras, its frames are not
-            encoded like those of the others, or its states are not in the same convention.
+        InputError: A data set is missing or damaged, lacks such episodes, cameras or states, its frames are
+            not encoded like those of the others, or its states are not in the same convention.
     """
     split = split or config.split
     configured = _configured(config)
@@ -125,7 +125,13 @@ def _check_image(index: DatasetIndex, first: DatasetIndex) -> None:
 
 
 def _check_states(index: DatasetIndex, first: DatasetIndex, used: bool) -> None:
-    """Refuse states of two conventions together, and those that may be of the old one where they are used."""
+    """Refuse states of two conventions together, and missing or old ones where states are used."""
+    numbers = index.statistics["states"]
+    if used and not any(numbers.minimum) and not any(numbers.maximum):
+        raise InputError(
+            f"{index.url}: data.state=true, but all its states are zeros: its demonstrations had none; set "
+            "data.state=false, or prepare it again from demonstrations with states"
+        )
     old, other = (index, first) if first.has_hand_states else (first, index)
     if old.has_hand_states:
         return

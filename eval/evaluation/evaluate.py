@@ -16,12 +16,13 @@ from eval.evaluation.folder_lock import only_evaluation
 from eval.evaluation.journal import Journal, Key, identity_digest
 from eval.evaluation.provenance import Provenance
 from eval.evaluation.results import Results, write_results
+from eval.evaluation.setting_checks import check_initial_states, check_settings
 from eval.output_folder import writable_folder
 from eval.policy.source import evaluation_beside_training, named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool
 from eval.rollout.episode import EpisodeResult, check_chunk
-from eval.simulator.interface import EVALUATION_STATES, Suite
+from eval.simulator.interface import Suite
 from eval.simulator.provenance import version_notes
 from eval.simulator.registry import open_suite as open_registered
 from eval.simulator.registry import select_tasks
@@ -130,6 +131,7 @@ def evaluate(
         suite.versions(),
         described.settings,
         described.precision,
+        described.decoder,
     )
     specs = _episode_specs(suite, tasks, settings)
     if described.settings is not None and "chunk" in described.settings:
@@ -195,46 +197,6 @@ def _recordings(
     return recordings_in(record, pixels, identity_digest(identity), description)
 
 
-def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
-    """Check the ranges of the settings; messages name them with a prefix (`eval.`).
-
-    Raises:
-        InputError: A value is out of range.
-    """
-    for name in ("episodes", "horizon", "workers", "policy_servers", "batch"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"{prefix}{name}={value}: expected at least 1")
-    for name in ("retries", "videos"):
-        if getattr(settings, name) < 0:
-            raise InputError(f"{prefix}{name}={getattr(settings, name)}: expected at least 0")
-    for name in ("step_seconds", "start_seconds", "answer_seconds"):
-        if not getattr(settings, name) > 0:  # nor NaN
-            raise InputError(f"{prefix}{name}={getattr(settings, name)}: expected more than 0")
-    if settings.seed < 0 or settings.seed + settings.episodes > EVALUATION_STATES:
-        raise InputError(
-            f"{prefix}episodes={settings.episodes} from {prefix}seed={settings.seed}: evaluation has initial "
-            f"states 0 to {EVALUATION_STATES - 1}; ask for fewer episodes"
-        )
-
-
-def check_initial_states(
-    suite: Suite, tasks: list[int], settings: EvaluationSettings, prefix: str = ""
-) -> None:
-    """Check that every task has the initial states that are asked for; messages name settings with a prefix.
-
-    Raises:
-        InputError: One has fewer.
-    """
-    fewest = min((suite.tasks[number] for number in tasks), key=lambda task: task.initial_states)
-    count = fewest.initial_states
-    if settings.seed + settings.episodes > count:
-        raise InputError(
-            f"{prefix}episodes={settings.episodes} from {prefix}seed={settings.seed}: task {fewest.number} "
-            f"of {suite.name} has {count} fixed initial state{'s' * (count > 1)}; ask for fewer episodes"
-        )
-
-
 def _episode_specs(suite: Suite, tasks: list[int], settings: EvaluationSettings) -> list[EpisodeSpec]:
     return [
         EpisodeSpec(
@@ -272,11 +234,17 @@ def _identity(
 ) -> dict[str, object]:
     """Everything that the outcome of an episode depends on.
 
-    fp32 is left out: versions that did not record the arithmetic had no other, and their episodes are found.
+    fp32 and the discrete decoder are left out: versions that did not record them had no other, and their
+    episodes are found. Which decoders the policy has besides the one in use changes no outcome.
     """
     depends_on = asdict(provenance)
     if provenance.precision in (None, "fp32"):
         del depends_on["precision"]
+    if provenance.decoder in (None, "discrete"):
+        del depends_on["decoder"]
+    if provenance.policy_settings is not None:
+        settings = provenance.policy_settings.items()
+        depends_on["policy_settings"] = {name: value for name, value in settings if name != "decoders"}
     return {
         "policy": policy.identity(),
         "suite": suite.name,

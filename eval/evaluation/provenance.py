@@ -20,9 +20,10 @@ class Provenance:
         reset: How an episode starts: `hard` or `soft`.
         observations: What frames and proprioception show: `recomputed` or `published`.
         versions: Versions of the simulator's packages.
-        policy_settings: Cameras, history, chunk, action ranges and checksums of the tokenizers; None for a
-            policy without them.
+        policy_settings: Cameras, history, chunk, ranges of actions and states, checksums of the tokenizers
+            and the decoders that it has; None for a policy without them.
         precision: Arithmetic of the policy's network, `fp32` or `bf16`; None for a policy without one.
+        decoder: How the policy decided, `discrete` or `continuous`; None for a policy without a network.
     """
 
     renderer: str
@@ -31,12 +32,13 @@ class Provenance:
     versions: dict[str, str]
     policy_settings: Mapping[str, Any] | None
     precision: str | None = None
+    decoder: str | None = None
 
     def __str__(self) -> str:
         versions = (f"{package} {version}" for package, version in self.versions.items())
         simulator = f"{self.renderer}, {self.reset} resets, observations {self.observations}"
         policy = "" if self.policy_settings is None else _policy_text(self.policy_settings)
-        policy += "" if self.precision is None else f", {self.precision}"
+        policy += "".join(f", {part}" for part in (self.precision, self.decoder) if part is not None)
         policy = f"{policy}; " if policy else ""
         return f"{policy}{', '.join([simulator, *versions])}"
 
@@ -47,8 +49,9 @@ def _policy_text(settings: Mapping[str, Any]) -> str:
     named = {(each.minimum, each.maximum): name for name, each in NAMED_RANGES.items()}
     name = named.get((tuple(ranges["minimum"]), tuple(ranges["maximum"])), "the data set's own")
     return (
-        f"camera {', '.join(settings['cameras'])}, history {settings['history']}, chunk {settings['chunk']}, "
-        f"{settings['pixels']} px, action ranges {name}, image tokenizer "
+        f"camera{'s' * (len(settings['cameras']) > 1)} {', '.join(settings['cameras'])}, "
+        f"{'state, ' * ('state_ranges' in settings)}history {settings['history']}, "
+        f"chunk {settings['chunk']}, {settings['pixels']} px, action ranges {name}, image tokenizer "
         f"{settings['image_tokenizer_sha256'][:_SHOWN]}, text tokenizer "
         f"{settings['text_tokenizer_sha256'][:_SHOWN]}"
     )

@@ -1,17 +1,19 @@
 """Decoding and encoding in batches, with results that do not depend on the batch.
 
 Kernels may sum in another order for another number of rows, or for another position of a row among them; then
-the last bit of a logit depends on which other environments happen to wait for the policy. So before prompts
-of a width are decoded for the first time, copies of one prompt are decoded in batches of several sizes and
-compared bit by bit. Sizes that agree are used; a batch between two of them is filled up with copies. The
-length that a prompt is padded to depends on its own length alone. This holds in fp32 and in bf16 alike: what
-is compared is the output of the network's own kernels.
+the last bit of a logit, or of an action of the action head, depends on which other environments happen to
+wait for the policy. So before prompts of a width are decoded for the first time, copies of one prompt are
+decoded in batches of several sizes and compared bit by bit. Sizes that agree are used; a batch between two of
+them is filled up with copies. The length that a prompt is padded to depends on its own length alone. This
+holds in fp32 and in bf16 alike: what is compared is the output of the network's own kernels.
 """
 
 from __future__ import annotations
 
+import abc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from data.tokens.vocabulary import (
 )
 from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Order, decode_action_chunk
+from pretrain.model.generate_continuous import predict_actions
 from pretrain.model.transformer import Transformer
 
 _WIDTH = 64  # tokens; prompts padded to the same multiple share a batch
@@ -66,8 +69,64 @@ def split_into_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int]
     return batches
 
 
-class BatchInvariantDecoder:
+Prompts = Sequence[NDArray[np.integer]]
+
+
+class BatchInvariantDecoder(abc.ABC):
     """Decodes action chunks for many prompts, each as it would be decoded alone.
+
+    Args:
+        network: The transformer.
+        answer: Tokens of the answer, for which a prompt leaves room.
+        max_batch: Maximum number of prompts in a batch.
+    """
+
+    def __init__(self, network: Transformer, answer: int, max_batch: int) -> None:
+        self._network, self._max_batch = network, max_batch
+        self._longest = network.config.max_positions - answer  # tokens of a prompt
+        self._sizes: dict[int, tuple[int, ...]] = {}  # by width of the prompts
+
+    @abc.abstractmethod
+    def decode_batch(self, prompts: Prompts, width: int) -> NDArray[Any]:
+        """Chunks [B, K, 7] of B prompts [S], padded to `width` tokens, in one batch."""
+
+    @abc.abstractmethod
+    def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
+        """Numbers [B, ...] by which batches of several sizes are compared, bit by bit."""
+
+    def decode(self, prompts: Prompts) -> NDArray[Any]:
+        """Chunks [B, K, 7] of B prompts [S], as `decode_batch` gives them.
+
+        Raises:
+            InputError: As `decode_batch`.
+        """
+        by_width: dict[int, list[int]] = defaultdict(list)
+        for number, prompt in enumerate(prompts):
+            by_width[self._width(len(prompt))].append(number)
+        chunks: dict[int, NDArray[Any]] = {}
+        for width, numbers in by_width.items():
+            sizes = self._batch_sizes(width, prompts[numbers[0]])
+            for rows, size in split_into_batches(len(numbers), sizes):
+                chosen, numbers = numbers[:rows], numbers[rows:]
+                filled = [prompts[number] for number in chosen] + [prompts[chosen[0]]] * (size - rows)
+                decoded = self.decode_batch(filled, width)
+                chunks |= dict(zip(chosen, decoded[:rows], strict=True))
+        return np.stack([chunks[number] for number in range(len(prompts))])
+
+    def _width(self, length: int) -> int:
+        """Number of tokens that a prompt is padded to."""
+        return max(length, min(-(-length // _WIDTH) * _WIDTH, self._longest))
+
+    def _batch_sizes(self, width: int, prompt: NDArray[np.integer]) -> tuple[int, ...]:
+        if width not in self._sizes:
+            self._sizes[width] = invariant_batch_sizes(
+                lambda n: self.probe([prompt] * n, width), self._max_batch
+            )
+        return self._sizes[width]
+
+
+class DiscreteDecoder(BatchInvariantDecoder):
+    """Chunks as bins int64 [B, K, 7], decoded as tokens.
 
     Args:
         network: The transformer.
@@ -77,51 +136,42 @@ class BatchInvariantDecoder:
     """
 
     def __init__(self, network: Transformer, chunk: int, max_batch: int, order: Order = "parallel") -> None:
-        self._network, self._chunk, self._max_batch = network, chunk, max_batch
+        super().__init__(network, chunk * ACTION_BLOCK_LENGTH, max_batch)
+        self._chunk = chunk
         self._order: Order = order
-        self._sizes: dict[int, tuple[int, ...]] = {}  # by width of the prompts
 
-    def decode(self, prompts: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:
-        """Bins [B, K, 7] of B prompts [S].
-
-        Raises:
-            InputError: As for `decode_action_chunk`.
-        """
-        by_width: dict[int, list[int]] = defaultdict(list)
-        for number, prompt in enumerate(prompts):
-            by_width[self._width(len(prompt))].append(number)
-        bins: dict[int, NDArray[np.int64]] = {}
-        for width, numbers in by_width.items():
-            sizes = self._batch_sizes(width, prompts[numbers[0]])
-            for rows, size in split_into_batches(len(numbers), sizes):
-                chosen, numbers = numbers[:rows], numbers[rows:]
-                filled = [prompts[number] for number in chosen] + [prompts[chosen[0]]] * (size - rows)
-                decoded = decode_action_chunk(
-                    self._network, filled, self._chunk, order=self._order, width=width
-                )
-                bins |= dict(zip(chosen, decoded[:rows], strict=True))
-        return np.stack([bins[number] for number in range(len(prompts))])
-
-    def _width(self, length: int) -> int:
-        """Number of tokens that a prompt is padded to."""
-        longest = self._network.config.max_positions - self._chunk * ACTION_BLOCK_LENGTH
-        return max(length, min(-(-length // _WIDTH) * _WIDTH, longest))
-
-    def _batch_sizes(self, width: int, prompt: NDArray[np.integer]) -> tuple[int, ...]:
-        if width not in self._sizes:
-            self._sizes[width] = invariant_batch_sizes(
-                lambda n: self._logits([prompt] * n, width), self._max_batch
-            )
-        return self._sizes[width]
+    def decode_batch(self, prompts: Prompts, width: int) -> NDArray[np.int64]:
+        """As `decode_action_chunk`."""
+        return decode_action_chunk(self._network, prompts, self._chunk, order=self._order, width=width)
 
     @torch.inference_mode()
-    def _logits(self, prompts: Sequence[NDArray[np.integer]], width: int) -> NDArray[np.float32]:
+    def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
         """Logits [B, K, N] of the first bin of each action block, as float32; exact, also of bf16."""
         blocks = np.arange(1, self._chunk + 1).repeat(ACTION_BLOCK_LENGTH)
         session = DecodingSession(self._network, prompts, blocks, largest=ACTION_END, width=width)
         start = torch.full((1, self._chunk), ACTION_START, device=session.device)
         hidden = session.forward(start, slice(0, len(blocks), ACTION_BLOCK_LENGTH))
         return session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END).float().cpu().numpy()
+
+
+class ContinuousDecoder(BatchInvariantDecoder):
+    """Chunks in normalised units, float32 [B, K, 7], by the network's action head.
+
+    Args:
+        network: The transformer, with an action head.
+        max_batch: Maximum number of prompts in a batch.
+    """
+
+    def __init__(self, network: Transformer, max_batch: int) -> None:
+        super().__init__(network, 0, max_batch)
+
+    def decode_batch(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
+        """As `predict_actions`."""
+        return predict_actions(self._network, prompts, width=width)
+
+    def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
+        """The actions themselves: nothing is rounded to bins."""
+        return self.decode_batch(prompts, width)
 
 
 class BatchInvariantEncoder:

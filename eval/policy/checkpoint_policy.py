@@ -9,14 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data.contracts import Decoder
 from data.errors import InputError
 from data.stream.samples import action_prompt
-from data.tokens.action import ActionRanges, decode
+from data.tokens.action import ActionRanges, decode, denormalise
 from data.tokens.image_block import image_block, image_block_length
 from data.tokens.prompt_text import action_text
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
+from data.tokens.state import state_blocks
+from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, STATE_BLOCK_LENGTH
 from eval.config import ExportedConfig, Precision
-from eval.policy.batch_invariance import BatchInvariantDecoder, BatchInvariantEncoder
+from eval.policy.batch_invariance import (
+    BatchInvariantDecoder,
+    BatchInvariantEncoder,
+    ContinuousDecoder,
+    DiscreteDecoder,
+)
+from eval.policy.description import chosen_decoder
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import LoadedModel, load_model
 from eval.simulator.interface import ACTION_LIMIT, Simulator
@@ -24,15 +32,17 @@ from pretrain.model.generate import Order
 
 
 class CheckpointPolicy:
-    """Decodes a whole chunk of actions from the newest frames at once, greedily.
+    """Decides on a whole chunk of actions from the newest frames at once: greedily, or by its action head.
 
     Args:
         checkpoint: Folder `runs/<name>/checkpoints/step_...`, or one of exported weights.
         device: Device it computes on; None takes a GPU if there is one.
         batch: Maximum number of observations in one pass.
         exported: Files and settings beside a folder of exported weights.
-        order: Order of decoding, as in `decode_action_chunk`; all orders give the same actions in fp32.
+        order: Order of discrete decoding, as in `decode_action_chunk`; all orders give the same actions in
+            fp32.
         precision: Arithmetic of its network.
+        decoder: How it decides; None: as in `eval.config.EvaluationSettings`.
 
     Raises:
         InputError: As for `load_model`, or its actions are in other units than the simulators', or its
@@ -47,60 +57,98 @@ class CheckpointPolicy:
         exported: ExportedConfig | None = None,
         order: Order = "parallel",
         precision: Precision = "auto",
+        decoder: Decoder | None = None,
     ) -> None:
         self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
-        _check_units(checkpoint, self._model.action_ranges)
-        _check_length(checkpoint, self._model)
-        self._decoder = BatchInvariantDecoder(self._model.network, self._model.data.chunk, batch, order)
-        self._encoder = BatchInvariantEncoder(self._model.image, batch * self._model.data.history)
+        self._settings = self._model.settings
+        _check_units(checkpoint, self._settings.action_ranges)
+        head = self._model.network.config.action_head
+        self.decoder = chosen_decoder(checkpoint, decoder, self._settings, head)
+        _check_length(checkpoint, self._model, self.decoder)
+        self._decoder: BatchInvariantDecoder = (
+            ContinuousDecoder(self._model.network, batch)
+            if self.decoder == "continuous"
+            else DiscreteDecoder(self._model.network, self.chunk, batch, order)
+        )
+        # Frames of several cameras are several batches: no more memory than for one camera.
+        self._encoder = BatchInvariantEncoder(self._model.image, batch * self.history)
 
     @property
     def chunk(self) -> int:
         """K, actions in a chunk."""
-        return self._model.data.chunk
+        return self._settings.chunk
 
     @property
     def history(self) -> int:
-        """M, number of frames in an observation."""
-        return self._model.data.history
+        """M, number of time steps whose frames an observation has."""
+        return self._settings.history
 
     @property
-    def camera(self) -> str:
-        """Camera it was trained with."""
-        return self._model.data.cameras[0]
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras it was trained with."""
+        return self._settings.cameras
 
     @property
     def pixels(self) -> int:
         """Side of the frames that its image tokenizer takes."""
         return self._model.image.pixels
 
+    @property
+    def uses_state(self) -> bool:
+        """Whether it was trained with the robot's state."""
+        return self._settings.state_ranges is not None
+
     def reset(self, environment: int, simulator: Simulator) -> None:
-        """Nothing to do: it has no state but the frames it is given."""
+        """Nothing to do: it remembers nothing, and sees what it is given."""
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        """Actions [B, K, 7]: the middle of each decoded bin."""
-        frames = np.stack([frame for observation in observations for frame in observation.frames])
+        """Actions [B, K, 7]: the middle of each decoded bin, or what the action head predicts."""
+        decoded = self._decoder.decode(self.prompts(observations))
+        to_units = denormalise if self.decoder == "continuous" else decode
+        actions = to_units(decoded.reshape(-1, decoded.shape[-1]), self._settings.action_ranges)
+        return actions.reshape(decoded.shape)
+
+    def prompts(self, observations: Sequence[Observation]) -> list[NDArray[np.int32]]:
+        """The prompt [S] of each observation, the same as in the samples of its training."""
+        frames = np.concatenate([each.frames.reshape(-1, *each.frames.shape[2:]) for each in observations])
         blocks = iter([image_block(codes, self.pixels) for codes in self._encoder.encode(frames)])
         prompts = []
-        for observation in observations:
-            text = self._model.text.encode(action_text(observation.instruction))
-            prompts.append(action_prompt(text, [next(blocks) for _ in observation.frames]))
-        bins = self._decoder.decode(prompts)
-        return decode(bins.reshape(-1, bins.shape[-1]), self._model.action_ranges).reshape(bins.shape)
+        for each in observations:
+            text = self._model.text.encode(action_text(each.instruction))
+            steps, views = each.frames.shape[:2]
+            images = [next(blocks) for _ in range(steps * views)]
+            prompts.append(action_prompt(text, images, self._state_block(each)))
+        return prompts
+
+    def _state_block(self, observation: Observation) -> NDArray[np.int32] | None:
+        """Tokens [10] of the state; None for a policy without it."""
+        if self._settings.state_ranges is None:
+            return None
+        if observation.state is None:
+            raise ValueError("an observation without a state, of a policy that uses it")
+        # Training reads states of float32: of float64 some lie in the next bin.
+        states = np.asarray(observation.state, np.float32)[None]
+        return state_blocks(states, *self._settings.state_ranges)[0]
 
 
-def _check_length(checkpoint: Path, model: LoadedModel) -> None:
+def _check_length(checkpoint: Path, model: LoadedModel, decoder: Decoder) -> None:
     """Refuse a history and a chunk that leave no room for an instruction."""
     settings, longest = model.settings, model.network.config.max_positions
     side = settings.pixels // model.image.config.downsample
-    frame = image_block_length(side, side)
-    needed = settings.history * frame + settings.chunk * ACTION_BLOCK_LENGTH
+    image, num_images = image_block_length(side, side), settings.history * len(settings.cameras)
+    state = 0 if settings.state_ranges is None else STATE_BLOCK_LENGTH
+    answer = settings.chunk * ACTION_BLOCK_LENGTH if decoder == "discrete" else 0
+    needed = num_images * image + state + answer
     if needed >= longest:
+        parts = [f"{num_images} frames of {image} tokens"]
+        parts += [f"a state of {state}"] if state else []
+        parts += [f"{settings.chunk} actions of {ACTION_BLOCK_LENGTH}"] if answer else []
+        before, last = ", ".join(parts[:-1]), parts[-1]
         raise InputError(
-            f"checkpoint={checkpoint}: {settings.history} frames of {frame} tokens and {settings.chunk} "
-            f"actions of {ACTION_BLOCK_LENGTH} take {needed} positions without the instruction, the model "
-            f"has {longest}; lower exported.history or exported.chunk"
+            f"checkpoint={checkpoint}: {f'{before} and ' if before else ''}{last} take {needed} positions "
+            f"without the instruction, the model has {longest}; lower exported.history"
+            f"{' or exported.chunk' if answer else ''}"
         )
 
 

@@ -5,27 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.contracts import AGENT_CAMERA, Decoder
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.tokens.action import DEFAULT_RANGES
+from data.tokens.state import check_state_ranges
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
+from eval.simulator.interface import CAMERAS
 from pretrain.checkpoint.policy_files import (
     PolicyDescription,
+    decoders_without_record,
     describe_checkpoint,
     file_checksum,
     image_pixels,
     read_action_ranges,
 )
-from pretrain.convert.source import CONFIG
+from pretrain.convert.source import CONFIG, open_weights_folder
+from pretrain.model.config import ActionHeadConfig
 from pretrain.policy_settings import POLICY_FILE, PolicySettings
 from pretrain.run_layout import RunLayout
 
 _TOKENIZER = "tokenizer.json"
-_CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
 _HISTORY, _CHUNK = 2, 5  # without `policy.json`: WorldVLA's
-_ASSUMED = {"camera": AGENT_CAMERA, "history": _HISTORY, "chunk": _CHUNK}
 
 
 def describe(path: Path, exported: ExportedConfig | None = None) -> PolicyDescription:
@@ -33,8 +35,8 @@ def describe(path: Path, exported: ExportedConfig | None = None) -> PolicyDescri
 
     Raises:
         InputError: Neither kind, exported weights where `exported` is None, a file is missing or broken,
-            tokenizers or action ranges are not those that the weights were trained with, or evaluation does
-            not support such a model.
+            tokenizers or action ranges are not those that the weights were trained with, or no simulator
+            has what the policy observes.
     """
     if (path / CONFIG).is_file():
         if exported is None:
@@ -51,8 +53,44 @@ def describe(path: Path, exported: ExportedConfig | None = None) -> PolicyDescri
             "above it); expected runs/<name>/checkpoints/step_... or a folder of exported weights "
             f"({CONFIG} in it)"
         )
-    _check_supported(path, description.settings)
+    _check_observed(path, description.settings)
     return description
+
+
+def chosen_decoder(
+    path: Path, decoder: Decoder | None, settings: PolicySettings, head: ActionHeadConfig | None
+) -> Decoder:
+    """The decoder that a setting means for some weights: null takes their action head if they have one.
+
+    Args:
+        path: Folder of the weights, for errors.
+        decoder: The setting.
+        settings: Of their training.
+        head: Their action head; None: they have none.
+
+    Raises:
+        InputError: They do not have this decoder, or their action head predicts another number of actions
+            than a chunk has.
+    """
+    found = settings.decoders
+    if decoder is None:
+        decoder = "continuous" if "continuous" in found else "discrete"
+    if decoder not in found:
+        raise InputError(
+            f"decoder={decoder}: {path} was trained for {' and '.join(found) or 'no'} decoding of actions "
+            "only; give another decoder, or leave it out"
+        )
+    if decoder == "continuous" and head is None:
+        raise InputError(
+            f"decoder={decoder}: {path} was trained with an action head, but its network has none; take "
+            "weights with their head, or give decoder=discrete"
+        )
+    if decoder == "continuous" and head is not None and head.time_horizon != settings.chunk:
+        raise InputError(
+            f"checkpoint={path}: its action head predicts {head.time_horizon} actions, the chunk has "
+            f"{settings.chunk}; leave exported.chunk out, or give decoder=discrete"
+        )
+    return decoder
 
 
 def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
@@ -71,21 +109,47 @@ def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
             f"checkpoint={folder}: no text tokenizer at {text}; add exported.text_tokenizer=FILE "
             "(runs/<name>/tokenizers/*.json, or Chameleon's tokenizer.json)"
         )
+    head = open_weights_folder(folder).model.action_head
     stored = _read_policy_file(folder / POLICY_FILE)
-    base = stored or PolicySettings(
+    assumed = _assumed_settings(given.pixels or image_pixels(image), head) if stored is None else stored
+    found = _given_settings(given, assumed, image, text)
+    if stored is None:
+        return PolicyDescription(found, image, text, _assumptions(folder, given, assumed), action_head=head)
+    names = {
+        "image_tokenizer_sha256": f"exported.image_tokenizer={image}",
+        "text_tokenizer_sha256": f"exported.text_tokenizer={text}",
+        "action_ranges": f"exported.action_ranges={given.action_ranges}",
+    }
+    stored.check_tokens(found, names, "give the file of the training run (runs/<name>/)")
+    if set(found.cameras) - set(stored.cameras):
+        raise InputError(
+            f"exported.cameras={list(found.cameras)}: the weights were trained with "
+            f"{', '.join(stored.cameras)}; leave it out"
+        )
+    return PolicyDescription(found, image, text, _changes(stored, found), action_head=head)
+
+
+def _assumed_settings(pixels: int, head: ActionHeadConfig | None) -> PolicySettings:
+    """Those of weights without `policy.json`."""
+    return PolicySettings(
         cameras=(AGENT_CAMERA,),
         history=_HISTORY,
-        chunk=_CHUNK,
+        chunk=_CHUNK if head is None else head.time_horizon,
         predicted_frames=1,
         state_ranges=None,
-        pixels=given.pixels or image_pixels(image),
+        pixels=pixels,
         action_ranges=DEFAULT_RANGES,
         image_tokenizer_sha256="",
         text_tokenizer_sha256="",
+        decoders=decoders_without_record(head),
     )
+
+
+def _given_settings(given: ExportedConfig, base: PolicySettings, image: Path, text: Path) -> PolicySettings:
+    """What the command says, and `base` where it says nothing."""
     found = replace(
         base,
-        cameras=base.cameras if given.camera is None else (given.camera,),
+        cameras=base.cameras if given.cameras is None else tuple(given.cameras),
         history=base.history if given.history is None else given.history,
         chunk=base.chunk if given.chunk is None else given.chunk,
         pixels=base.pixels if given.pixels is None else given.pixels,
@@ -95,15 +159,7 @@ def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
     if given.action_ranges is not None:
         ranges = read_action_ranges(Path(given.action_ranges), "correct exported.action_ranges")
         found = replace(found, action_ranges=ranges)
-    if stored is None:
-        return PolicyDescription(found, image, text, _assumptions(folder, given))
-    names = {
-        "image_tokenizer_sha256": f"exported.image_tokenizer={image}",
-        "text_tokenizer_sha256": f"exported.text_tokenizer={text}",
-        "action_ranges": f"exported.action_ranges={given.action_ranges}",
-    }
-    stored.check_tokens(found, names, "give the file of the training run (runs/<name>/)")
-    return PolicyDescription(found, image, text, _changes(stored, found))
+    return found
 
 
 def _read_policy_file(path: Path) -> PolicySettings | None:
@@ -116,15 +172,20 @@ def _read_policy_file(path: Path) -> PolicySettings | None:
     return PolicySettings.of_record(JsonRecord.parse(content, str(path)))
 
 
-def _assumptions(folder: Path, given: ExportedConfig) -> tuple[str, ...]:
+def _assumptions(folder: Path, given: ExportedConfig, assumed: PolicySettings) -> tuple[str, ...]:
     """A note on the settings that nothing says."""
-    assumed = [f"{name} {value}" for name, value in _ASSUMED.items() if getattr(given, name) is None]
-    assumed += ["WorldVLA's action ranges"] if given.action_ranges is None else []
-    if not assumed:
-        return ()
+    values = {
+        "cameras": f"cameras {', '.join(assumed.cameras)}",
+        "history": f"history {assumed.history}",
+        "chunk": f"chunk {assumed.chunk}",
+        "action_ranges": "WorldVLA's action ranges",
+    }
+    texts = [text for name, text in values.items() if getattr(given, name) is None]
+    texts += ["both decoders"] if len(assumed.decoders) > 1 else []
+    others = f"{', '.join(texts)} and no state" if texts else "no state"
     return (
-        f"{folder} has no {POLICY_FILE}: {', '.join(assumed)} assumed, exported.* sets others; exporting the "
-        "checkpoint again writes the file",
+        f"{folder} has no {POLICY_FILE}: {others} assumed, exported.* sets others; exporting the checkpoint "
+        "again writes the file",
     )
 
 
@@ -137,16 +198,15 @@ def _changes(stored: PolicySettings, found: PolicySettings) -> tuple[str, ...]:
     )
 
 
-def _check_supported(path: Path, settings: PolicySettings) -> None:
-    """Refuse a model that evaluation cannot use."""
-    has_state = settings.state_ranges is not None
-    if len(settings.cameras) != 1 or has_state or settings.predicted_frames > 1:
+def _check_observed(path: Path, settings: PolicySettings) -> None:
+    """Refuse cameras that no simulator has, and states that cannot become tokens."""
+    cameras = settings.cameras
+    if not cameras or len(set(cameras)) < len(cameras) or not set(cameras) <= set(CAMERAS):
         raise InputError(
-            f"checkpoint={path}: trained with data.cameras={list(settings.cameras)}, data.state="
-            f"{has_state}, data.predicted_frames={settings.predicted_frames}; evaluation acts and imagines "
-            "with one camera, no state and one frame"
+            f"checkpoint={path}: cameras {list(cameras)}, expected some of {', '.join(CAMERAS)}, each once"
         )
-    if settings.cameras[0] not in _CAMERAS:
-        raise InputError(
-            f"checkpoint={path}: camera {settings.cameras[0]!r}, expected one of {', '.join(_CAMERAS)}"
-        )
+    if settings.state_ranges is not None:
+        try:
+            check_state_ranges(*settings.state_ranges)
+        except InputError as error:
+            raise InputError(f"checkpoint={path}: {error}") from error

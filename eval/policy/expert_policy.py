@@ -17,8 +17,9 @@ class ExpertPolicy:
 
     chunk = 1
     history = 0
-    camera = "agent"
+    cameras: tuple[str, ...] = ()
     pixels = 0
+    uses_state = False
 
     def __init__(self) -> None:
         self._scripts: dict[int, Iterator[NDArray[np.float64]]] = {}

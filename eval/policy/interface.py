@@ -19,15 +19,17 @@ class Observation:
     Attributes:
         environment: Number of the environment that it belongs to.
         instruction: The task in words.
-        frames: The newest frames of the policy's camera, oldest first, uint8 [pixels, pixels, 3] each;
-            fewer than the policy's history at an episode's start, none for a policy with history 0.
-        state: Proprioception [8], as in `data.contracts.Demonstration`.
+        frames: The newest m time steps, oldest first, each with a frame of every camera of the policy, in
+            the order of its cameras: uint8 [m, V, pixels, pixels, 3]. m is the policy's history M, less at
+            an episode's start, 0 for a policy that sees no frames.
+        state: Proprioception float64 [8] at the moment of the newest frames, as in
+            `data.contracts.Demonstration`; None for a policy that does not use it.
     """
 
     environment: int
     instruction: str
-    frames: Sequence[NDArray[np.uint8]]
-    state: NDArray[np.float64]
+    frames: NDArray[np.uint8]
+    state: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,13 @@ class PolicyRecord:
             are none.
         notes: What could not be verified, and what was assumed.
         precision: Arithmetic of its network, `fp32` or `bf16`; None: it has none.
+        decoder: How it decides, `discrete` or `continuous`; None: it has no network.
     """
 
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     precision: str | None = None
+    decoder: str | None = None
 
 
 class Policy(Protocol):
@@ -56,17 +60,22 @@ class Policy(Protocol):
 
     @property
     def history(self) -> int:
-        """M, number of frames in an observation; 0: none."""
+        """M, number of time steps whose frames an observation has; 0: none."""
         ...
 
     @property
-    def camera(self) -> str:
-        """Camera of these frames."""
+    def cameras(self) -> tuple[str, ...]:
+        """Cameras of these frames, in their order."""
         ...
 
     @property
     def pixels(self) -> int:
         """Side of these frames in pixels."""
+        ...
+
+    @property
+    def uses_state(self) -> bool:
+        """Whether an observation has the state."""
         ...
 
     def reset(self, environment: int, simulator: Simulator) -> None:

@@ -16,14 +16,13 @@ from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig, Precision
 from eval.policy.description import describe
 from eval.policy.precision import DTYPES, Arithmetic, chosen_arithmetic, chosen_device
-from pretrain.checkpoint.policy_files import run_data
+from pretrain.checkpoint.policy_files import run_data, run_model
 from pretrain.checkpoint.weights import load_weights
 from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer
 from pretrain.policy_settings import PolicySettings
 from pretrain.run_layout import RunLayout
-from pretrain.settings import from_mapping, read_yaml
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,12 @@ class LoadedModel:
     """Weights and everything needed to use them.
 
     Attributes:
-        data: Data settings of its run; of exported weights only history, chunk and camera.
+        data: Data settings of its run; of exported weights only history, chunk and cameras.
         network: The transformer in evaluation mode.
         text: Its text tokenizer.
         image: Its image tokenizer.
-        settings: History, chunk, camera, action ranges and checksums of the tokenizers.
+        settings: History, chunk, cameras, ranges of actions and states, decoders and checksums of the
+            tokenizers.
         notes: What could not be verified, and what was assumed.
         dataset: Fingerprint of the data that it was trained on; None: not known.
         precision: Arithmetic of the network, whose weights are rounded to it; the tokenizer's is fp32.
@@ -95,9 +95,7 @@ def load_model(
 
 def _load_checkpoint(checkpoint: Path) -> tuple[DataConfig, Transformer]:
     run = RunLayout.of_checkpoint(checkpoint)
-    settings = {"model": {}} | read_yaml(run.config)
-    model = from_mapping(f"{run.config} model", ModelConfig, settings["model"])
-    return run_data(run), _network(model, checkpoint, load_weights(checkpoint))
+    return run_data(run), _network(run_model(run), checkpoint, load_weights(checkpoint))
 
 
 def _load_exported(folder: Path) -> tuple[DataConfig, Transformer]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.contracts import Decoder
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig, Precision
 from eval.policy.expert_policy import ExpertPolicy
@@ -27,6 +28,7 @@ class PolicyReference:
         exported: Files and settings beside a folder of exported weights.
         device: Device of the checkpoint's policy, `cpu` or `cuda`; None: a GPU if there is one.
         precision: Arithmetic of the checkpoint's network.
+        decoder: How the checkpoint's policy decides; None: as in `eval.config.EvaluationSettings`.
     """
 
     name: str
@@ -34,6 +36,7 @@ class PolicyReference:
     exported: ExportedConfig = field(default_factory=ExportedConfig)
     device: str | None = None
     precision: Precision = "auto"
+    decoder: Decoder | None = None
 
     @property
     def uses_server(self) -> bool:
@@ -51,23 +54,29 @@ class PolicyReference:
         from eval.policy.checkpoint_policy import CheckpointPolicy  # imports torch
 
         return CheckpointPolicy(
-            Path(self.name), self.device, self.batch, self.exported, precision=self.precision
+            Path(self.name),
+            self.device,
+            self.batch,
+            self.exported,
+            precision=self.precision,
+            decoder=self.decoder,
         )
 
     def record(self) -> PolicyRecord:
         """Settings, verified, and notes on them; no weight is read.
 
         Raises:
-            InputError: The checkpoint cannot be used.
+            InputError: The checkpoint cannot be used, or lacks the decoder.
         """
         if self.name == EXPERT:
             return PolicyRecord()
-        from eval.policy.description import describe  # imports torch
+        from eval.policy.description import chosen_decoder, describe  # imports torch
         from eval.policy.precision import chosen_arithmetic
 
         description = describe(Path(self.name), self.exported)
         arithmetic = chosen_arithmetic(self.precision, self.device)
-        return PolicyRecord(description.settings.to_json(), description.notes, arithmetic)
+        decoder = chosen_decoder(Path(self.name), self.decoder, description.settings, description.action_head)
+        return PolicyRecord(description.settings.to_json(), description.notes, arithmetic, decoder)
 
     def identity(self) -> str:
         """Digest of the weights, and of the run's tokenizers and action ranges.
@@ -113,16 +122,20 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
     if config.checkpoint is None:
         if config.policy != EXPERT:
             raise InputError(f"policy={config.policy}: expected {EXPERT}; or give checkpoint=FOLDER")
+        if config.decoder is not None:
+            raise InputError(f"decoder={config.decoder}: policy={EXPERT} has no network; leave it out")
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
         return PolicyReference(EXPERT), None, Path(config.out)
-    source, step = checkpoint_policy(config.checkpoint, config.batch, config.exported, config.precision)
-    out = Path(config.out) if config.out else _results_folder(Path(source.name), config.suite)
+    source, step = checkpoint_policy(
+        config.checkpoint, config.batch, config.exported, config.precision, config.decoder
+    )
+    out = Path(config.out) if config.out else _results_folder(source, config.suite)
     return source, step, out
 
 
 def checkpoint_policy(
-    checkpoint: str, batch: int, exported: ExportedConfig, precision: Precision
+    checkpoint: str, batch: int, exported: ExportedConfig, precision: Precision, decoder: Decoder | None
 ) -> tuple[PolicyReference, int | None]:
     """A checkpoint's policy and the step of the checkpoint; see `EvalCommandConfig` for the arguments.
 
@@ -132,7 +145,7 @@ def checkpoint_policy(
     folder = _local_folder(checkpoint)
     if not folder.is_dir():
         raise InputError(f"checkpoint={folder}: no such folder; expected runs/<name>/checkpoints/step_...")
-    source = PolicyReference(str(folder), batch, exported, precision=precision)
+    source = PolicyReference(str(folder), batch, exported, precision=precision, decoder=decoder)
     return source, parse_step_name(folder.resolve().name)
 
 
@@ -154,8 +167,18 @@ def _local_folder(checkpoint: str) -> Path:
     return local_checkpoint(checkpoint)
 
 
-def _results_folder(checkpoint: Path, suite: str) -> Path:
-    """Folder for results in the checkpoint's run; named by the suite, apart from the training's own."""
+def _results_folder(policy: PolicyReference, suite: str) -> Path:
+    """Folder for results in the checkpoint's run; named by the suite, apart from the training's own.
+
+    Also by the decoder where the checkpoint has several: each has results of its own.
+
+    Raises:
+        InputError: Exported weights, or as `PolicyReference.record`.
+    """
+    checkpoint = Path(policy.name)
     if (checkpoint / CONFIG).is_file():
         raise InputError(f"checkpoint={checkpoint}: exported weights are in no run folder; add out=FOLDER")
-    return RunLayout.of_checkpoint(checkpoint).evaluations / f"{checkpoint.resolve().name}-{suite}"
+    record = policy.record()
+    has_several = record.settings is not None and len(record.settings["decoders"]) > 1
+    name = f"{checkpoint.resolve().name}-{suite}" + (f"-{record.decoder}" if has_several else "")
+    return RunLayout.of_checkpoint(checkpoint).evaluations / name

@@ -83,13 +83,14 @@ class PolicySpec:
 
     chunk: int
     history: int
-    camera: str
+    cameras: tuple[str, ...]
     pixels: int
+    uses_state: bool
 
     @classmethod
     def of(cls, policy: Policy) -> PolicySpec:
         """The spec of a loaded policy."""
-        return cls(policy.chunk, policy.history, policy.camera, policy.pixels)
+        return cls(policy.chunk, policy.history, policy.cameras, policy.pixels, policy.uses_state)
 
 
 @dataclass(frozen=True, slots=True)

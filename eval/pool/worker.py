@@ -77,10 +77,10 @@ class RemotePolicy:
     def __init__(self, connection: Connection, heartbeat: Heartbeat, spec: PolicySpec) -> None:
         self._connection, self._heartbeat = connection, heartbeat
         self.chunk, self.history = spec.chunk, spec.history
-        self.camera, self.pixels = spec.camera, spec.pixels
+        self.cameras, self.pixels, self.uses_state = spec.cameras, spec.pixels, spec.uses_state
 
     def reset(self, environment: int, simulator: Simulator) -> None:
-        """Nothing to do: a policy on a server has no state but the frames it is given."""
+        """Nothing to do: a policy on a server remembers nothing."""
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         """Actions [B, K, 7], one observation after the other."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.evaluation.results import MAX_TASK_ROWS, category_text
 from eval.report.charts import Chart, Series, line_chart
-from eval.report.evaluations import EvaluationRecord, episode_key, newest
+from eval.report.evaluations import EvaluationRecord, decoder_of, episode_key, newest
 from eval.report.json_values import Json, integer, mapping, number, rows
 from eval.report.run_contents import RunContents
 
@@ -36,9 +36,11 @@ class ProtocolRow:
     policy: str
     horizon: str
     states: str
-    camera: str
+    cameras: str
+    state: str
     renderer: str
     precision: str
+    decoder: str
     versions: str
 
 
@@ -106,16 +108,19 @@ def protocol_rows(run: RunContents) -> list[ProtocolRow]:
 
 def _protocol_row(evaluation: EvaluationRecord) -> ProtocolRow:
     results = evaluation.results
-    cameras = mapping(results, "policy_settings").get("cameras")
+    settings = mapping(results, "policy_settings")
+    cameras = settings.get("cameras")
     horizon = integer(results, "horizon")
     return ProtocolRow(
         suite=evaluation.label,
         policy=str(results.get("policy") or _NOT_RECORDED),
         horizon=_NOT_RECORDED if horizon is None else f"{horizon} steps",
         states=_states(results),
-        camera=", ".join(map(str, cameras)) if isinstance(cameras, list) else _NOT_RECORDED,
+        cameras=", ".join(map(str, cameras)) if isinstance(cameras, list) else _NOT_RECORDED,
+        state=("yes" if "state_ranges" in settings else "no") if settings else _NOT_RECORDED,
         renderer=str(results.get("renderer") or _NOT_RECORDED),
         precision=str(results.get("precision", _NOT_RECORDED) or "-"),
+        decoder=decoder_of(results) or "-",
         versions=", ".join(f"{name} {version}" for name, version in mapping(results, "versions").items()),
     )
 

@@ -19,7 +19,8 @@ from eval.evaluation.results import wilson
 from eval.report.json_values import Json, integer, mapping, number, rows
 from pretrain.run_layout import parse_step_name
 
-# Keys of results.json that say how episodes were run. Values that are objects are compared key by key.
+# Keys of results.json that say how episodes were run, beside the decoder. Values that are objects are
+# compared key by key.
 _CONDITIONS = (
     "horizon",
     "renderer",
@@ -30,6 +31,7 @@ _CONDITIONS = (
     "standin_assets",
     "policy_settings",
 )
+_CAPABILITY = "decoders"  # of the policy settings: what the policy can do, not how it was evaluated
 _MAX_SHOWN = 24  # characters of a value in a label
 
 Key = tuple[int, int]
@@ -63,8 +65,10 @@ class StoredEvaluation:
         for name in _CONDITIONS:
             value = self.results.get(name)
             for part, text in value.items() if isinstance(value, dict) else [(name, value)]:
-                if text is not None:
+                if text is not None and part != _CAPABILITY:
                     found[str(part).replace("_", " ")] = str(text)
+        if (decoder := decoder_of(self.results)) is not None:
+            found["decoder"] = decoder
         if self.step is None:
             found["policy"] = str(self.results.get("policy", "unknown"))
         return found
@@ -85,6 +89,14 @@ class EvaluationRecord:
     step: int | None
     results: Json
     videos: Mapping[Key, Path]
+
+
+def decoder_of(results: Json) -> str | None:
+    """How the policy decided, None for one without a network; earlier versions had `discrete` alone."""
+    decoder = results.get("decoder")
+    if isinstance(decoder, str):
+        return decoder
+    return "discrete" if mapping(results, "policy_settings") else None
 
 
 def differing_conditions(stored: Iterable[StoredEvaluation]) -> Differing:

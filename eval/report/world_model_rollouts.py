@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.contracts import AGENT_CAMERA
+from eval.config import WorldModelProtocol
 from eval.report.charts import Chart, Series, format_number, line_chart
 from eval.report.json_values import Json, integer, mapping, number, read_json, rows
 from eval.report.rollout_media import data_url, poster
 from eval.report.run_contents import RunContents
 from eval.video import VideoPreview, read_preview
-from eval.world_model.published_scores import METRICS, RYNNVLA_002, WORLDVLA, comparison, protocol_of
-from eval.world_model.score_text import scores_text
+from eval.world_model.published_scores import (
+    METRICS,
+    RYNNVLA_002,
+    comparison,
+    protocol_of,
+    worldvla_scores,
+)
+from eval.world_model.score_text import MEAN_OF_VIEWS, scores_text, views_of
 from pretrain.run_layout import parse_step_name
 
 _TRUE_FRAMES = {
@@ -45,8 +53,9 @@ class WorldModelRollout:
 
     Attributes:
         explanation: What the picture shows.
+        charts: PSNR by frame, one chart for each view.
         scores: Rows of the table; empty where no rollout is ten frames long.
-        comparison: How far published scores may be compared.
+        comparison: How far published scores may be compared; empty: there are none.
     """
 
     protocol: str
@@ -56,7 +65,7 @@ class WorldModelRollout:
     video: str | None
     poster: str | None
     speed: str
-    chart: Chart | None
+    charts: Sequence[Chart]
     scores: Sequence[ScoreRow]
     comparison: str
 
@@ -67,24 +76,41 @@ def world_model_rollouts(run: RunContents) -> list[WorldModelRollout]:
 
 
 def _rollout(picture: Path) -> WorldModelRollout:
-    video, scores = picture.with_suffix(".mp4"), picture.with_suffix(".json")
-    results = read_json(scores) if scores.is_file() else {}
+    video, file = picture.with_suffix(".mp4"), picture.with_suffix(".json")
+    results = read_json(file) if file.is_file() else {}
     protocol = protocol_of(results)
     preview = read_preview(video) if video.is_file() else None
+    views = views_of(results)
+    first = 0 if protocol == "published" else 1
+    charts = [
+        _psnr_chart(rows(of_view, "frames"), first, f", {view}" if len(views) > 1 else "")
+        for view, of_view in views.items()
+    ]
+    scores = _score_rows(results)
     return WorldModelRollout(
         protocol=protocol,
-        explanation=(
-            f"Protocol {protocol}. Top: {_TRUE_FRAMES[protocol]}. Bottom: the prediction; its first frame is "
-            "given."
-        ),
+        explanation=_explanation(protocol, list(views)),
         picture=data_url(picture, "image/png"),
         caption=_caption(picture, results),
         video=data_url(video, "video/mp4") if video.is_file() else None,
         poster=poster(preview),
         speed=_speed(preview),
-        chart=_psnr_chart(rows(results, "frames"), first=0 if protocol == "published" else 1),
-        scores=_score_rows(results),
-        comparison=comparison(protocol),
+        charts=[chart for chart in charts if chart is not None],
+        scores=scores,
+        comparison=comparison(protocol) if any(row.published for row in scores) else "",
+    )
+
+
+def _explanation(protocol: WorldModelProtocol, views: Sequence[str]) -> str:
+    if len(views) > 1:
+        return (
+            f"Protocol {protocol}, views {', '.join(views)}. In each pair of rows, above: "
+            f"{_TRUE_FRAMES[protocol]}; below: the prediction, whose first frame is given."
+        )
+    view = f", view {views[0]}" if views[0] else ""
+    return (
+        f"Protocol {protocol}{view}. Top: {_TRUE_FRAMES[protocol]}. Bottom: the prediction; its first frame "
+        "is given."
     )
 
 
@@ -105,18 +131,19 @@ def _speed(preview: VideoPreview | None) -> str:
 
 
 def _score_rows(results: Json) -> list[ScoreRow]:
-    """Ours over each number of frames, WorldVLA's over as many; then RynnVLA-002's of the same suites."""
-    found: list[ScoreRow] = []
-    for horizon in rows(results, "horizons"):
-        frames, episodes = integer(horizon, "frames") or 0, integer(horizon, "episodes")
-        count = "" if episodes is None else str(episodes)
-        baseline = {name: horizon.get(f"no_change_{name}") for name in METRICS}
-        found.append(ScoreRow("this checkpoint", str(frames), count, _cells(horizon), published=False))
-        found.append(ScoreRow("no change", str(frames), count, _cells(baseline), published=False))
-        if frames in WORLDVLA:
-            found.append(
-                ScoreRow("published: WorldVLA", str(frames), "", _cells(WORLDVLA[frames]), published=True)
-            )
+    """Ours of each view over each number of frames, WorldVLA's over as many, then RynnVLA-002's by suite.
+
+    Several views are followed by their mean.
+    """
+    views = views_of(results)
+    several = len(views) > 1
+    found = [
+        row
+        for view, scores in views.items()
+        for row in _horizon_rows(scores, view or AGENT_CAMERA, f", {view}" if several else "")
+    ]
+    if several:
+        found += _horizon_rows(results, "", f", {MEAN_OF_VIEWS}")
     suites = mapping(results, "published_by_suite") if found and protocol_of(results) == "published" else {}
     found += [
         ScoreRow(f"published: RynnVLA-002, {suite}", "", "", _cells(RYNNVLA_002[suite]), published=True)
@@ -126,17 +153,34 @@ def _score_rows(results: Json) -> list[ScoreRow]:
     return found
 
 
+def _horizon_rows(scores: Json, view: str, suffix: str) -> list[ScoreRow]:
+    """Rows of one view over each number of frames; `suffix` names it."""
+    found: list[ScoreRow] = []
+    for horizon in rows(scores, "horizons"):
+        frames, episodes = integer(horizon, "frames") or 0, integer(horizon, "episodes")
+        count = "" if episodes is None else str(episodes)
+        baseline = {name: horizon.get(f"no_change_{name}") for name in METRICS}
+        found.append(
+            ScoreRow(f"this checkpoint{suffix}", str(frames), count, _cells(horizon), published=False)
+        )
+        found.append(ScoreRow(f"no change{suffix}", str(frames), count, _cells(baseline), published=False))
+        if published := worldvla_scores(frames, view):
+            found.append(ScoreRow("published: WorldVLA", str(frames), "", _cells(published), published=True))
+    return found
+
+
 def _cells(scores: Mapping[str, object]) -> tuple[str, ...]:
     values = [number(dict(scores), name) for name in METRICS]
     return tuple("-" if value is None else format_number(value) for value in values)
 
 
-def _psnr_chart(frames: Sequence[Json], first: int) -> Chart | None:
+def _psnr_chart(frames: Sequence[Json], first: int, suffix: str = "") -> Chart | None:
     """PSNR of each scored frame.
 
     Args:
         frames: Scores.
         first: Number of the first one.
+        suffix: Of the title; names the view.
     """
     # Files of earlier versions have another name.
     baseline = "held_psnr" if any("held_psnr" in frame for frame in frames) else "no_change_psnr"
@@ -149,4 +193,4 @@ def _psnr_chart(frames: Sequence[Json], first: int) -> Chart | None:
         )
         for key, label, tone in (("psnr", "prediction", 1), (baseline, "no change", 3))
     ]
-    return line_chart("PSNR by predicted frame", "dB", series, x_unit="frame")
+    return line_chart(f"PSNR by predicted frame{suffix}", "dB", series, x_unit="frame")

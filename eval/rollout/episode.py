@@ -20,6 +20,7 @@ from eval.simulator.interface import ACTION_SIZE, Simulator, SimulatorError
 VIDEO_STRIDE = 2  # steps between two frames of the video
 VIDEO_PIXELS = 192
 _ENVIRONMENT = 0
+_NO_FRAMES = np.empty((0, 0, 0, 0, 3), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class _Episode:
     ) -> None:
         self._simulator, self._policy, self._horizon, self._video = simulator, policy, horizon, video
         self._heartbeat, self._observer = heartbeat, observer
+        # Of each time step a frame of every camera, [V, pixels, pixels, 3].
         self._history: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
         self.video_frames: list[NDArray[np.uint8]] = []
         self.steps = 0
@@ -162,7 +164,7 @@ class _Episode:
             if chunk.shape != (self._policy.chunk, ACTION_SIZE):
                 raise ValueError(f"policy gave {chunk.shape}, expected {(self._policy.chunk, ACTION_SIZE)}")
             for position, action in enumerate(chunk[: self._horizon - self.steps]):
-                # The frame before a chunk's first action was rendered above.
+                # The frames before a chunk's first action were rendered above.
                 if position > 0 and position > self._policy.chunk - self._policy.history:
                     self._render_for_policy()
                 self._render_for_video()
@@ -178,10 +180,13 @@ class _Episode:
         self._render_for_video(last=True)
 
     def _render_for_policy(self) -> None:
-        """Render a frame that the policy will see."""
+        """Render the frames of a time step that the policy will see."""
         if self._policy.history > 0:
-            self._heartbeat()
-            self._history.append(self._simulator.render(self._policy.camera, self._policy.pixels))
+            self._history.append(np.stack([self._render(camera) for camera in self._policy.cameras]))
+
+    def _render(self, camera: str) -> NDArray[np.uint8]:
+        self._heartbeat()
+        return self._simulator.render(camera, self._policy.pixels)
 
     def _render_for_video(self, last: bool = False) -> None:
         if self._video and (last or self.steps % VIDEO_STRIDE == 0):
@@ -192,6 +197,6 @@ class _Episode:
         return Observation(
             environment=_ENVIRONMENT,
             instruction=self._simulator.task.instruction,
-            frames=tuple(self._history),
-            state=self._simulator.state(),
+            frames=np.stack(self._history) if self._history else _NO_FRAMES,
+            state=self._simulator.state() if self._policy.uses_state else None,
         )

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from eval.serve.policy_process import PolicyProcess
 from eval.serve.server import WebSocketServer
 from pretrain.run_layout import RunLayout, parse_step_name
 
-PROTOCOL = "worldvla-serve/1"
+PROTOCOL = "worldvla-serve/2"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _Result = TypeVar("_Result")
 
@@ -40,7 +41,9 @@ def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
     _check(config)
     token = read_token(config)
     with bind(config, token is not None) as bound:
-        policy, step = checkpoint_policy(config.checkpoint, config.batch, config.exported, config.precision)
+        policy, step = checkpoint_policy(
+            config.checkpoint, config.batch, config.exported, config.precision, config.decoder
+        )
         described = _metadata(policy, step, policy.record())
         asyncio.run(serve_policy(policy, described, config, bound, token, ready))
 
@@ -113,7 +116,7 @@ def _check(config: ServeConfig) -> None:
 
 
 def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -> dict[str, Any]:
-    """Name, step, checksums and action ranges; paths of this machine stay here."""
+    """Name, step, decoder, checksums and action ranges; paths of this machine stay here."""
     folder = Path(policy.name).resolve()
     is_of_run = parse_step_name(folder.name) is not None
     name = f"{RunLayout.of_checkpoint(folder).path.name}/{folder.name}" if is_of_run else folder.name
@@ -121,12 +124,13 @@ def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -
         "policy": name,
         "step": step,
         "identity": policy.identity(),
+        "decoder": record.decoder,
         "settings": dict(record.settings or {}),
     }
 
 
 def _shape(spec: PolicySpec) -> dict[str, Any]:
-    return {"camera": spec.camera, "pixels": spec.pixels, "history": spec.history, "chunk": spec.chunk}
+    return asdict(spec) | {"cameras": list(spec.cameras)}
 
 
 def _address(bound: socket.socket) -> str:

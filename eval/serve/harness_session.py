@@ -18,8 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data.contracts import WRIST_CAMERA
+from data.tokens.vocabulary import STATE_DIM
 from eval.pool.messages import PolicySpec
-from eval.serve.observation_schema import HARNESS_IMAGES, Frame, check_frame, check_prompt
+from eval.serve.observation_schema import (
+    HARNESS_IMAGES,
+    HARNESS_STATE,
+    Frame,
+    Frames,
+    check_frame,
+    check_prompt,
+    check_state,
+)
 from eval.serve.policy_process import served_observation
 from eval.serve.protocol import ClientError, array_of, describe, pack, shown, unpack
 from eval.serve.sessions import Act, Episode
@@ -34,6 +43,8 @@ _ACTION = {
     "rotation": {"name": "rotation", "dims": 3, "format": "axis_angle"},
     "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_positive", "range": _RANGE},
 }
+_IMAGE_SPEC = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
+_STATE_SPEC = {"name": "state", "dims": STATE_DIM, "format": "eef_pos3_axisangle3_gripper2"}
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
@@ -41,7 +52,7 @@ class HarnessSession:
     """A conversation with vla-eval's harness.
 
     Args:
-        spec: Camera, pixels, history and chunk of the policy.
+        spec: What the policy observes, and its chunk.
         metadata: Part of the answer to `hello`, and of the harness's results.
         act: Decides.
     """
@@ -50,7 +61,7 @@ class HarnessSession:
 
     def __init__(self, spec: PolicySpec, metadata: Mapping[str, Any], act: Act) -> None:
         self._spec, self._metadata, self._act = spec, metadata, act
-        self._camera = HARNESS_IMAGES[spec.camera]
+        self._cameras = [HARNESS_IMAGES[camera] for camera in spec.cameras]
         self._episode = Episode(spec.history)
         self._remaining: deque[NDArray[np.float64]] = deque()  # of the chunk that is acted out
 
@@ -80,37 +91,47 @@ class HarnessSession:
     async def _action(self, payload: Mapping[Any, Any]) -> NDArray[np.float64]:
         """The next action [7]."""
         instruction = check_prompt(payload, _PROMPT)
-        frames = self._episode.frames_with(self._frame(payload), instruction)
+        frames = self._episode.frames_with(self._present(payload), instruction)
+        state = check_state(payload, HARNESS_STATE) if self._spec.uses_state else None
         if not self._remaining:
-            self._remaining.extend(await self._act(served_observation(instruction, frames)))
+            self._remaining.extend(await self._act(served_observation(instruction, frames, state)))
         self._episode.keep(frames, instruction)
         return self._remaining.popleft()
 
-    def _frame(self, payload: Mapping[Any, Any]) -> Frame:
+    def _present(self, payload: Mapping[Any, Any]) -> Frames:
+        """The present frames of all cameras, [1, V, pixels, pixels, 3]."""
+        return np.stack([self._frame(payload, camera) for camera in self._cameras])[None]
+
+    def _frame(self, payload: Mapping[Any, Any], camera: str) -> Frame:
         images = payload.get(_IMAGES)
-        key = f"{_IMAGES}.{self._camera}"
-        if not isinstance(images, dict) or self._camera not in images:
+        key = f"{_IMAGES}.{camera}"
+        if not isinstance(images, dict) or camera not in images:
             names = (
                 ", ".join(sorted(map(shown, images))[:8]) if isinstance(images, dict) else describe(images)
             )
             raise ClientError(f"{key}: missing; found {names or 'nothing'}")
-        image = images[self._camera]
+        image = images[camera]
         if isinstance(image, dict) and _ENCODED in image:
             image = _decoded(key, image, self._spec.pixels)
         return check_frame(key, image, self._spec.pixels)
 
     def _hello(self) -> dict[str, Any]:
-        image = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
+        wanted: dict[str, bool] = {}
+        if WRIST_CAMERA in self._spec.cameras:
+            wanted["send_wrist_image"] = True
+        if self._spec.uses_state:
+            # As training data have it: where the angle passes pi, the harness's own form flips the axis.
+            wanted |= {"send_state": True, "quat_no_antipodal": True}
+        observed = {camera: _IMAGE_SPEC for camera in self._cameras}
         return {
             "protocol_version": PROTOCOL_VERSION,
             "model_server": "worldvla",
             "capabilities": {},
-            "observation_params": {"send_wrist_image": True} if self._spec.camera == WRIST_CAMERA else {},
+            "observation_params": wanted,
             "action_spec": _ACTION,
-            "observation_spec": {
-                self._camera: image,
-                "language": {"name": "language", "dims": 0, "format": "language"},
-            },
+            "observation_spec": observed
+            | ({"state": _STATE_SPEC} if self._spec.uses_state else {})
+            | {"language": {"name": "language", "dims": 0, "format": "language"}},
             "policy": dict(self._metadata),
         }
 

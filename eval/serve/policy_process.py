@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.tokens.vocabulary import STATE_DIM
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import ChildProcess, Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import PolicySource, PolicySpec, RemoteError, TimeLimits, remote_error
@@ -25,7 +26,6 @@ from eval.simulator.interface import ACTION_SIZE
 _LOG = logging.getLogger(__name__)
 _POLL = 0.2  # seconds in which a request to stop is noticed
 _MAX_DEATHS = 4  # without an answer between them
-_STATE = np.zeros(8)  # policies that are served see none
 
 Answer = NDArray[np.float64] | str
 """A chunk of actions [K, 7], or why the policy refuses the observation."""
@@ -35,9 +35,11 @@ class PolicyLostError(Exception):
     """The policy's process ended, failed or hung before it answered."""
 
 
-def served_observation(instruction: str, frames: Sequence[NDArray[np.uint8]]) -> Observation:
-    """The policy's input for frames uint8 [pixels, pixels, 3], oldest first."""
-    return Observation(environment=0, instruction=instruction, frames=tuple(frames), state=_STATE)
+def served_observation(
+    instruction: str, frames: NDArray[np.uint8], state: NDArray[np.float64] | None = None
+) -> Observation:
+    """The policy's input for frames uint8 [m, V, pixels, pixels, 3], oldest first, and a state [8]."""
+    return Observation(environment=0, instruction=instruction, frames=frames, state=state)
 
 
 class PolicyProcess:
@@ -195,7 +197,10 @@ def answers(policy: Policy, observations: Sequence[Observation]) -> list[Answer]
 def _answer_once(policy: Policy) -> None:
     """Let the policy measure its batches before a client waits: on noise, which hides no difference."""
     noise = np.random.default_rng(0)
-    shape = (policy.pixels, policy.pixels, 3)
+    state = np.zeros(STATE_DIM) if policy.uses_state else None
     for count in sorted({1, policy.history}):
-        frames = [noise.integers(0, 256, shape, dtype=np.uint8) for _ in range(count)]
-        answers(policy, [served_observation("pick up the black bowl and place it on the plate", frames)])
+        shape = (count, len(policy.cameras), policy.pixels, policy.pixels, 3)
+        frames = noise.integers(0, 256, shape, dtype=np.uint8)
+        answers(
+            policy, [served_observation("pick up the black bowl and place it on the plate", frames, state)]
+        )

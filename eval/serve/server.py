@@ -48,7 +48,7 @@ class WebSocketServer:
     """Answers clients until it is closed.
 
     Args:
-        spec: Camera, pixels, history and chunk of the policy.
+        spec: What the policy observes, and its chunk.
         metadata: What clients are told of the policy.
         process: The policy, for `/healthz`.
         batcher: Decides.
@@ -77,7 +77,8 @@ class WebSocketServer:
         Raises:
             OSError: Another process has begun to listen there.
         """
-        frame_bytes = max(1, self._spec.history) * self._spec.pixels**2 * 3
+        num_frames = max(1, self._spec.history) * max(1, len(self._spec.cameras))
+        frame_bytes = num_frames * self._spec.pixels**2 * 3
         return await serve(
             self._converse,
             sock=bound,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eval.policy.interface import Observation
 from eval.pool.messages import PolicySpec
-from eval.serve.observation_schema import Frame, Frames, check_observation
+from eval.serve.observation_schema import Frames, check_observation
 from eval.serve.policy_process import served_observation
 from eval.serve.protocol import ClientError, pack, unpack
 
@@ -36,22 +36,26 @@ class Episode:
     """The frames that a client has shown in its present episode.
 
     Args:
-        history: M, number of frames that the policy sees.
+        history: M, number of time steps whose frames the policy sees.
     """
 
     def __init__(self, history: int) -> None:
         self._length = max(1, history)
         self._instruction: str | None = None
-        self._frames: Frames = ()
+        self._frames: Frames | None = None
 
     def begin(self) -> None:
         """Forget the frames: an episode begins."""
-        self._frames = ()
+        self._frames = None
 
-    def frames_with(self, frame: Frame, instruction: str) -> Frames:
-        """The newest M frames, `frame` the last of them; another instruction is another episode."""
-        earlier = self._frames if instruction == self._instruction else ()
-        return (*earlier, frame)[-self._length :]
+    def frames_with(self, present: Frames, instruction: str) -> Frames:
+        """Those of the newest M time steps, `present` [1, V, ...] the last.
+
+        Another instruction is another episode.
+        """
+        if self._frames is None or instruction != self._instruction:
+            return present
+        return np.concatenate([self._frames, present])[-self._length :]
 
     def keep(self, frames: Frames, instruction: str) -> None:
         """Remember the frames that the policy has seen; a refused observation leaves nothing behind."""
@@ -64,7 +68,7 @@ class OpenpiSession:
     An error is a text frame, which the client raises as its own; the connection stays.
 
     Args:
-        spec: Camera, pixels, history and chunk of the policy.
+        spec: What the policy observes, and its chunk.
         metadata: Sent first.
         act: Decides.
     """
@@ -92,7 +96,7 @@ class OpenpiSession:
             self._episode.begin()
         frames = seen.frames
         if not seen.has_history:
-            frames = self._episode.frames_with(seen.frames[-1], seen.instruction)
-        actions = await self._act(served_observation(seen.instruction, frames))
+            frames = self._episode.frames_with(seen.frames, seen.instruction)
+        actions = await self._act(served_observation(seen.instruction, frames, seen.state))
         self._episode.keep(frames, seen.instruction)
         return actions

@@ -15,7 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from eval.config import Observations, Reset
+
+CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
+"""What every simulator renders."""
 
 EVALUATION_STATES = 50
 COLLECTION_STATES = 1000
@@ -125,7 +129,7 @@ class Simulator(Protocol):
         ...
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
-        """The upright view uint8 [pixels, pixels, 3] of `AGENT_CAMERA` or `WRIST_CAMERA`."""
+        """The upright view uint8 [pixels, pixels, 3] of one of `CAMERAS`."""
         ...
 
     def state(self) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The camera's frames of a data set's episodes, read from the demonstrations that it was prepared from.
+"""The cameras' frames of a data set's episodes, read from the demonstrations that it was prepared from.
 
 Shards hold image codes, not pixels. So demonstrations are found by the episode's key, filtered and resized as
 `worldvla prepare` does it, and compared with what the shard holds: the number of steps, the actions, and the
@@ -31,7 +31,7 @@ class CameraFrames:
 
     Args:
         config: Where the demonstrations are, and how they are read.
-        model: Its image tokenizer made the codes; its camera is read.
+        model: Its image tokenizer made the codes; its cameras are read.
         index: The data set.
         replay: Replays a demonstration in its simulator; required where `config.replay` is set.
 
@@ -45,13 +45,13 @@ class CameraFrames:
         if config.replay and replay is None:
             raise InputError("replay=true: needs a simulator, which this program was called without")
         self._config, self._image, self._index = config, model.image, index
-        self._camera = model.data.cameras[0]
+        self._cameras = model.settings.cameras
         self._replay = replay if config.replay else None
         self._source = open_source(config)
         self._references = {reference.key: reference for reference in self._source.references()}
 
     def check(self, keys: list[str]) -> None:
-        """Refuse demonstrations that are missing, before any of them is read.
+        """Refuse demonstrations that are missing or lack a camera, before any of them is read.
 
         Raises:
             InputError: The first of these episodes without a usable demonstration.
@@ -63,18 +63,19 @@ class CameraFrames:
                 raise self._mismatch(key, f"there is no such demonstration, but {some}, ...")
             if reference.fault:
                 raise InputError(reference.fault)
+            for camera in self._cameras:
+                if camera not in reference.cameras:
+                    found = ", ".join(reference.cameras)
+                    raise self._mismatch(key, f"it has no camera {camera!r}, only {found}")
 
-    def read(self, episode: Episode, count: int) -> NDArray[np.uint8]:
-        """The first `count` frames of an episode, uint8 [count or less, pixels, pixels, 3].
+    def read(self, episode: Episode, count: int) -> dict[str, NDArray[np.uint8]]:
+        """The first `count` frames of each camera, uint8 [count or less, pixels, pixels, 3].
 
         Raises:
             InputError: They are not what the data set was made of.
         """
         self.check([episode.key])
         demonstration = self._demonstration(episode.key)
-        if self._camera not in demonstration.frames:
-            found = ", ".join(sorted(demonstration.frames))
-            raise self._mismatch(episode.key, f"it has no camera {self._camera!r}, only {found}")
         moving = moving_steps(demonstration.actions)
         actions = demonstration.actions[moving]
         if len(actions) != episode.length:
@@ -83,7 +84,13 @@ class CameraFrames:
             )
         if not np.allclose(actions, episode.actions, rtol=0, atol=_ACTION_ERROR):
             raise self._mismatch(episode.key, "its actions are not those of the episode")
-        recorded = demonstration.frames[self._camera][moving][:count]
+        return {
+            camera: self._fitted(episode, camera, demonstration.frames[camera][moving][:count])
+            for camera in self._cameras
+        }
+
+    def _fitted(self, episode: Episode, camera: str, recorded: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A camera's recorded frames at the size of the data set's, whose codes they have."""
         pixels, resize = self._image.pixels, self._config.resize
         if recorded.shape[1:3] != (pixels, pixels) and resize != self._index.resize:
             raise InputError(
@@ -91,7 +98,15 @@ class CameraFrames:
                 f"give resize={self._index.resize}"
             )
         frames = fit_frames(recorded, pixels, self._config.fit, resize)
-        self._check_codes(episode, frames)
+        codes = episode.codes[camera][: len(frames)]
+        other = float((self._image.encode(frames) != codes).mean())
+        if other > _MAX_OTHER_CODES:
+            of_camera = f" of camera {camera}" if len(self._cameras) > 1 else ""
+            raise self._mismatch(
+                episode.key,
+                f"its frames{of_camera} encode to other codes than the episode's: {100 * other:.1f} %, at "
+                f"most {100 * _MAX_OTHER_CODES:g} % is rounding",
+            )
         return frames
 
     def _demonstration(self, key: str) -> Demonstration:
@@ -102,16 +117,6 @@ class CameraFrames:
         if replayed is None:
             raise self._mismatch(key, "its replay does not succeed")
         return replayed
-
-    def _check_codes(self, episode: Episode, frames: NDArray[np.uint8]) -> None:
-        codes = episode.codes[self._camera][: len(frames)]
-        other = float((self._image.encode(frames) != codes).mean())
-        if other > _MAX_OTHER_CODES:
-            raise self._mismatch(
-                episode.key,
-                f"its frames encode to other codes than the episode's: {100 * other:.1f} %, at most "
-                f"{100 * _MAX_OTHER_CODES:g} % is rounding",
-            )
 
     def _mismatch(self, key: str, found: str) -> InputError:
         return InputError(

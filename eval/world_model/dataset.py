@@ -26,7 +26,7 @@ class DatasetChoice(NamedTuple):
 
 
 def open_dataset(model: LoadedModel, url: str | None) -> DatasetChoice:
-    """Open a data set that was made for the model: with its image tokenizer, action ranges and camera.
+    """Open a data set that was made for the model: with its image tokenizer, action ranges and cameras.
 
     Args:
         model: The model.
@@ -48,21 +48,31 @@ def open_dataset(model: LoadedModel, url: str | None) -> DatasetChoice:
         )
     if index.action_ranges != model.action_ranges:
         raise InputError(f"{index.url}: other action ranges than the run's action_ranges.json; {remedy}")
-    if model.data.cameras[0] not in index.cameras:
-        raise InputError(
-            f"{index.url}: no camera {model.data.cameras[0]!r}, only {', '.join(index.cameras)}; {remedy}"
-        )
+    for camera in model.settings.cameras:
+        if camera not in index.cameras:
+            raise InputError(
+                f"{index.url}: no camera {camera!r}, only {', '.join(index.cameras)}; the run has "
+                f"{', '.join(model.settings.cameras)}; {remedy}"
+            )
     is_other = model.dataset is not None and not model.data.sources and model.dataset != index.fingerprint
     return DatasetChoice(index, (_OTHER_DATA,) if is_other else ())
 
 
-def choose_episodes(index: DatasetIndex, key: str | None, count: int = 1) -> list[EpisodeEntry]:
+def choose_episodes(
+    index: DatasetIndex, key: str | None, count: int = 1, fewest: int = 2
+) -> list[EpisodeEntry]:
     """The episode with that key; without one the first of `val_ind`, then of `val_ood`.
 
     Without any held-out episode it is the last of all.
 
+    Args:
+        index: The data set.
+        key: Key of an episode; None: held-out ones.
+        count: Largest number of episodes.
+        fewest: Time steps of the shortest episode that is taken.
+
     Raises:
-        InputError: No episode has the key, or all have only one frame.
+        InputError: No episode has the key, or all are shorter.
     """
     if key is not None:
         entries = [entry for entry in index.episodes if entry.key == key]
@@ -73,10 +83,11 @@ def choose_episodes(index: DatasetIndex, key: str | None, count: int = 1) -> lis
             )
     else:
         entries = [*index.split("val_ind"), *index.split("val_ood")] or list(index.episodes[-1:])
-    long = [entry for entry in entries if entry.length >= 2]
+    long = [entry for entry in entries if entry.length >= fewest]
     if not long:
         raise InputError(
-            f"episode {entries[0].key} has one frame, expected at least 2; choose another episode"
+            f"episode {entries[0].key} has length {entries[0].length}, expected at least {fewest} time "
+            "steps; choose another episode"
         )
     return long[:count]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from data.contracts import AGENT_CAMERA
 from eval.world_model.backbone_errors import NETWORK_ERRORS, failure_reason
 from eval.world_model.fvd import VideoFeatures, frechet_distance
 from eval.world_model.protocol import TOKENS, ScoringProtocol
-from eval.world_model.published_scores import WORLDVLA, comparison
-from eval.world_model.scores import FrameScore, Videos, mean_score, summary_of
+from eval.world_model.published_scores import METRICS, comparison, worldvla_scores
+from eval.world_model.scores import NO_CHANGE, FrameScore, Videos, mean_score, summary_of
 
 HORIZONS = (10, 50)  # frames, of the published scores
 FAILED = "failed"  # begins the reason of a metric that was requested and could not be computed
@@ -24,13 +25,15 @@ _MIN_VIDEOS = 2  # for FVD
 class HorizonScore:
     """Scores over the first frames of every rollout that is long enough; `no_change_*`: of no change.
 
+    Of several views, every score is the mean of theirs.
+
     Attributes:
         frames: Number of scored frames.
         episodes: Number of rollouts with at least so many.
         psnr, ssim, lpips: Means over these frames; LPIPS None: not computed.
         fvd: Distance between true and predicted videos; None: not computed.
         not_computed: Metric -> reason.
-        published: WorldVLA's scores over as many frames.
+        published: WorldVLA's scores over as many frames of the same view; empty: it has none.
         published_protocol: How far they may be compared.
     """
 
@@ -50,7 +53,7 @@ class HorizonScore:
 
 
 class ScoredRollout(NamedTuple):
-    """Compared frames of one rollout, and the score of each."""
+    """Compared frames of one view of a rollout, and the score of each."""
 
     videos: Videos
     scores: tuple[FrameScore, ...]
@@ -61,14 +64,16 @@ def horizon_scores(
     missing: dict[str, str],
     features: VideoFeatures | None,
     protocol: ScoringProtocol = TOKENS,
+    view: str = AGENT_CAMERA,
 ) -> list[HorizonScore]:
-    """Scores at each of `HORIZONS` that a rollout reaches.
+    """Scores of one view at each of `HORIZONS` that a rollout reaches.
 
     Args:
         rollouts: The rollouts.
         missing: Metric -> why it is not computed.
         features: Features for FVD; None: it is not computed.
         protocol: By which they were scored.
+        view: Camera of the frames.
     """
     scores = []
     for frames in HORIZONS:
@@ -92,12 +97,22 @@ def horizon_scores(
                 fvd=fvd,
                 no_change_fvd=no_change_fvd,
                 not_computed=reasons,
-                published=dict(WORLDVLA.get(frames, {})),
+                published=dict(worldvla_scores(frames, view)),
                 published_protocol=comparison(protocol.name),
                 **summary_of(mean),  # pyright: ignore[reportArgumentType]
             )
         )
     return scores
+
+
+def mean_of_horizons(views: Sequence[HorizonScore]) -> HorizonScore:
+    """The mean of several views' scores over the same frames; None where a view has none."""
+    values: dict[str, Any] = {}
+    for name in (f"{prefix}{metric}" for prefix in ("", NO_CHANGE) for metric in METRICS):
+        found = [getattr(view, name) for view in views]
+        values[name] = None if None in found else float(np.mean(found))
+    reasons = {metric: reason for view in views for metric, reason in view.not_computed.items()}
+    return replace(views[0], not_computed=reasons, published={}, **values)
 
 
 def _fvd(

@@ -1,6 +1,7 @@
 """`worldvla imagine`: world-model rollouts of episodes, given their true actions, beside the true frames.
 
-Autoregressive: the first frame is given, then every predicted frame is the input of the next prediction.
+Autoregressive: the first frame of each camera is given, then the predicted frames are the input of the next
+prediction.
 Shards hold image codes, not pixels. By the protocol `tokens` the true frames are those that the image
 tokenizer decodes from the true codes: the scores measure the transformer, not the tokenizer. By the protocol
 `published` they are the camera's, from the demonstrations (`eval.world_model.protocol`).
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data.contracts import Episode
 from data.errors import InputError
 from data.prepare.preparer import Replay
 from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT, EpisodeEntry
 from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
 from eval.config import ImagineConfig
 from eval.output_folder import writable_folder
 from eval.policy.loaded_model import LoadedModel, load_model
@@ -28,12 +30,13 @@ from eval.world_model.dataset import DatasetChoice, choose_episodes, open_datase
 from eval.world_model.horizons import FAILED, ScoredRollout, horizon_scores
 from eval.world_model.mp4 import PIXELS
 from eval.world_model.protocol import scoring_protocol
-from eval.world_model.results import ImagineResult, Rollout, write_result
-from eval.world_model.rollout import predict
+from eval.world_model.results import ImagineResult, write_result
+from eval.world_model.rollout import check_positions, fewest_steps, predict, predicted_steps
 from eval.world_model.scores import check_pixels, mean_score
 from eval.world_model.scoring import RolledOut, score_rollouts
+from eval.world_model.view_scores import Rollout, ViewScores
 from pretrain.checkpoint.fetch import local_checkpoint
-from pretrain.model.generate import Guidance
+from pretrain.model.generate_images import Guidance
 from pretrain.model.sampling import Sampling
 from pretrain.run_layout import IMAGINE_PUBLISHED_STEM, IMAGINE_STEM, RunLayout
 
@@ -49,53 +52,52 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
         replay: Replays a demonstration in its simulator; required where `config.replay` is set.
 
     Raises:
-        InputError: Unusable checkpoint or data, an unknown episode, none that is long enough, demonstrations
-            that are not those of the data, or backbone weights that cannot be used.
+        InputError: Unusable checkpoint or data, a world sample that the model has no room for, an unknown
+            episode, none that is long enough, demonstrations that are not those of the data, or backbone
+            weights that cannot be used.
     """
     protocol = scoring_protocol(config.protocol)
     _check_settings(config)
     sampling = Sampling(config.temperature, seed=config.seed)
-    guidance = Guidance(config.guidance, [])  # validates the scale before anything is read
+    Guidance(config.guidance, [])  # validates the scale before anything is read
     lpips, features = open_backbones(
         config.lpips_weights, config.fvd_network, config.frames, protocol=protocol
     )
     checkpoint = local_checkpoint(config.checkpoint)
     model = load_model(checkpoint, device=device, precision=config.precision)
     check_pixels(model.image.pixels)
+    check_positions(model, checkpoint)
     if lpips is not None:
         lpips.check(PIXELS if config.protocol == "published" else model.image.pixels)
     data = open_dataset(model, config.data.url)
-    entries = choose_episodes(data.index, config.episode, config.episodes)
+    entries = choose_episodes(data.index, config.episode, config.episodes, fewest_steps(model))
     camera = None
     if config.protocol == "published":
         camera = CameraFrames(config, model, data.index, replay)
         camera.check([entry.key for entry in entries])
     default_out = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.resolve().name
     out = writable_folder(Path(config.out) if config.out else default_out)
-    rolled_out: list[RolledOut] = []
-    for begin in range(0, len(entries), config.batch):
-        episodes = [read_episode(data.index, entry) for entry in entries[begin : begin + config.batch]]
-        truths = [_truth(episode, model, config.frames, camera) for episode in episodes]
-        predictions = predict(
-            model, data.index, episodes, config.frames, sampling, guidance.scale, begin, protocol
-        )
-        rolled_out += [truth._replace(codes=codes) for truth, codes in zip(truths, predictions, strict=True)]
+    rolled_out = _roll_out(config, model, data.index, entries, sampling, camera)
     scored, failures = score_rollouts(model.image, rolled_out, lpips, protocol)
     missing = not_requested(config, protocol) | failures
-    horizons = horizon_scores(scored, missing, features, protocol)
+    views = {
+        view: ViewScores(
+            _rollouts(model, entries, rollouts),
+            tuple(horizon_scores(rollouts, missing, features, protocol, view)),
+        )
+        for view, rollouts in scored.items()
+    }
     failures |= {
         metric: reason
-        for horizon in horizons
+        for scores in views.values()
+        for horizon in scores.horizons
         for metric, reason in horizon.not_computed.items()
         if reason.startswith(FAILED)
     }
     stem = IMAGINE_PUBLISHED_STEM if config.protocol == "published" else IMAGINE_STEM
-    rollouts = _rollouts(model, entries, scored)
     result = ImagineResult(
         protocol=config.protocol,
-        rollouts=rollouts,
-        mean=mean_score([frame for rollout in rollouts for frame in rollout.frames]),
-        horizons=tuple(horizons),
+        views=views,
         suites=tuple(sorted({entry.suite for entry in entries})),
         picture=out / f"{stem}.png",
         video=out / f"{stem}.mp4",
@@ -105,7 +107,7 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
         notes=(*model.notes, *data.notes),
     )
     request = _request(config, checkpoint, model, data) | {"not_computed": missing | failures}
-    write_result(result, request, *rolled_out[0].frames(model.image))
+    write_result(result, request, {view: each[0].frames(model.image) for view, each in rolled_out.items()})
     return result
 
 
@@ -125,10 +127,32 @@ def _check_settings(config: ImagineConfig) -> None:
         )
 
 
-def _truth(episode: Episode, model: LoadedModel, count: int, camera: CameraFrames | None) -> RolledOut:
-    """The true frames of an episode, as many as are predicted and the given one; no prediction yet."""
-    codes = episode.codes[model.data.cameras[0]][: count + 1].astype(np.int64)
-    return RolledOut(codes, codes[:0], None if camera is None else camera.read(episode, count + 1))
+def _roll_out(
+    config: ImagineConfig,
+    model: LoadedModel,
+    index: DatasetIndex,
+    entries: Sequence[EpisodeEntry],
+    sampling: Sampling,
+    camera: CameraFrames | None,
+) -> dict[str, list[RolledOut]]:
+    """Every view of every episode, `config.batch` episodes at a time."""
+    protocol = scoring_protocol(config.protocol)
+    views: dict[str, list[RolledOut]] = {view: [] for view in model.settings.cameras}
+    for begin in range(0, len(entries), config.batch):
+        episodes = [read_episode(index, entry) for entry in entries[begin : begin + config.batch]]
+        stride = model.settings.predicted_frames
+        lengths = [predicted_steps(episode.length, config.frames, stride) + 1 for episode in episodes]
+        true_frames: list[dict[str, NDArray[np.uint8]]] = [{} for _ in episodes]
+        if camera is not None:
+            true_frames = [camera.read(*each) for each in zip(episodes, lengths, strict=True)]
+        predictions = predict(
+            model, index, episodes, config.frames, sampling, config.guidance, begin, protocol
+        )
+        for number, view in enumerate(views):
+            for episode, codes, frames in zip(episodes, predictions, true_frames, strict=True):
+                true_codes = episode.codes[view][: len(codes)].astype(np.int64)
+                views[view].append(RolledOut(true_codes, codes[:, number], frames.get(view)))
+    return views
 
 
 def _rollouts(

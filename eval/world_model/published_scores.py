@@ -1,7 +1,9 @@
 """Published scores of world models, FVD, PSNR in dB, SSIM and LPIPS of each, and the protocols of ours.
 
-WorldVLA (arXiv 2506.21539): over 10 and 50 frames. RynnVLA-002 (arXiv 2511.17502), action-world model: by
-suite, without the number of frames. All on held-out demonstrations of LIBERO.
+WorldVLA (arXiv 2506.21539): over 10 and 50 frames of the third-person camera, its only one. RynnVLA-002
+(arXiv 2511.17502), action-world model: by suite, without the number of frames. Its published script rolls the
+third-person and the wrist view out together and writes videos of each; which of them the scores are of is not
+known here. All on held-out demonstrations of LIBERO.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
+from data.contracts import AGENT_CAMERA
 from eval.config import WorldModelProtocol
 
 METRICS = ("fvd", "psnr", "ssim", "lpips")
@@ -39,9 +42,14 @@ _COMPARISON: Mapping[WorldModelProtocol, str] = {
         "published scores are of LIBERO's held-out demonstrations; measured here as in the script that "
         "RynnVLA-002's authors have published: against camera frames, read back from MP4 at 256 px, the "
         "given frame counted, LPIPS with VGG, covariances over N. That WorldVLA's are by that script is "
-        "likely, not proven, and the number of frames of RynnVLA-002's is not published"
+        "likely, not proven, and the number of frames and the view of RynnVLA-002's are not published"
     ),
 }
+
+
+def worldvla_scores(frames: int, view: str) -> Scores:
+    """WorldVLA's scores over so many frames of a view; empty: it has none."""
+    return WORLDVLA.get(frames, {}) if view == AGENT_CAMERA else {}
 
 
 def comparison(protocol: WorldModelProtocol) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import Episode
+from data.errors import InputError
 from data.storage.index import DatasetIndex
-from data.stream.samples import action_prompt, world_prompt
+from data.stream.samples import SampleForm, action_prompt, world_prompt
 from data.tokens.action import encode
-from data.tokens.image_block import image_block
+from data.tokens.image_block import image_block, image_block_length
 from data.tokens.prompt_text import WORLD_TEXT
 from eval.policy.loaded_model import LoadedModel
 from eval.world_model.protocol import TOKENS, ScoringProtocol
-from pretrain.model.generate import Guidance, decode_image
+from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.sampling import GREEDY, Sampling
 
 _SEED_STRIDE = 1_000_000  # between the seeds of two episodes
@@ -32,40 +34,44 @@ def predict(
     first: int = 0,
     protocol: ScoringProtocol = TOKENS,
 ) -> list[NDArray[np.int64]]:
-    """Predict frames autoregressively, the episodes side by side, one batch per frame.
+    """Predict the frames of all cameras autoregressively, the episodes side by side in one batch.
 
-    Guidance is towards the action: the unconditional prompt is the same words and frame without the action
-    block, so it predicts a next frame for no particular action. (Training never drops actions: such prompts
+    The model predicts P time steps at once from one time step and P actions, as it was trained; the last of
+    them is the input of the next prediction.
+
+    Guidance is towards the actions: the unconditional prompt is the same words and frames without the action
+    blocks, so it predicts next frames for no particular actions. (Training never drops actions: such prompts
     are out of distribution.)
 
     Args:
-        model: Network, tokenizers and camera.
+        model: Network, tokenizers, cameras and P.
         index: Index of the data, for the ranges of actions.
         episodes: First frames and true actions.
-        count: Number of frames to predict.
-        sampling: How codes are sampled; every frame of every episode has a seed of its own.
+        count: Number of time steps to predict.
+        sampling: How codes are sampled; every prediction of every episode has a seed of its own.
         scale: Scale of classifier-free guidance; 1: none.
         first: Number of the first episode, for the seeds.
         protocol: Whether a prediction is decoded to pixels and encoded again before it is the next input.
 
     Returns:
-        Codes int64 [T + 1, R, C] of each episode: the true first frame and T predictions, where T is `count`
-        or less where an episode ends.
+        Codes int64 [T + 1, V, R, C] of each episode: the true first frame of its V cameras and T predictions,
+        T as `predicted_steps` counts them.
     """
-    image = model.image
+    image, cameras, stride = model.image, model.settings.cameras, model.settings.predicted_frames
+    grid = (len(cameras), image.rows, image.columns)
     text = np.array(model.text.encode(WORLD_TEXT), np.int32)
-    actions = [encode(episode.actions[:count], index.action_ranges) for episode in episodes]
-    lengths = [min(count, episode.length - 1) for episode in episodes]
-    frames = [[episode.codes[model.data.cameras[0]][0].astype(np.int64)] for episode in episodes]
-    last = [codes[0] for codes in frames]
-    for step in range(max(lengths)):
+    actions = [encode(episode.actions, index.action_ranges) for episode in episodes]
+    lengths = [predicted_steps(episode.length, count, stride) for episode in episodes]
+    last = [np.stack([episode.codes[camera][0] for camera in cameras]) for episode in episodes]
+    parts = [[given[None]] for given in last]
+    for step in range(0, max(lengths), stride):
         active = [number for number, length in enumerate(lengths) if step < length]
         blocks = [image_block(last[number], image.pixels) for number in active]
         prompts = [
-            world_prompt(text, block, actions[number][step])
+            world_prompt(text, block, actions[number][step : step + stride])
             for number, block in zip(active, blocks, strict=True)
         ]
-        codes = decode_image(
+        codes = decode_images(
             model.network,
             prompts,
             image.rows,
@@ -74,9 +80,52 @@ def predict(
             image.codebook_size,
             replace(sampling, environments=[_SEED_STRIDE * (first + number) + step for number in active]),
             Guidance(scale, [action_prompt(text, [block]) for block in blocks]),
+            stride * len(cameras),
+        ).reshape(len(active), stride, *grid)
+        inputs = codes[:, -1]
+        if protocol.inputs_from_pixels:
+            seen = image.decode(inputs.reshape(-1, *grid[1:]))
+            inputs = image.encode(seen).reshape(inputs.shape)
+        for number, predicted, following in zip(active, codes, inputs, strict=True):
+            parts[number].append(predicted)
+            last[number] = following
+    return [
+        np.concatenate(codes)[: length + 1].astype(np.int64)
+        for codes, length in zip(parts, lengths, strict=True)
+    ]
+
+
+def predicted_steps(length: int, count: int, stride: int) -> int:
+    """T, time steps that are predicted of an episode: `count`, fewer where it ends.
+
+    A prediction takes `stride` actions of the episode; at its end, fewer than these predict nothing. Of the
+    last prediction the time steps beyond `count`, or beyond the episode's last frame, are not used.
+    """
+    return min(count, length - 1, length // stride * stride)
+
+
+def fewest_steps(model: LoadedModel) -> int:
+    """Time steps of the shortest episode of which a time step is predicted."""
+    return max(2, model.settings.predicted_frames)
+
+
+def check_positions(model: LoadedModel, checkpoint: Path) -> None:
+    """Check that the network has positions for a world sample: its prompt and the images of its answer.
+
+    Raises:
+        InputError: It has too few.
+    """
+    image, settings, longest = model.image, model.settings, model.network.config.max_positions
+    form = SampleForm(
+        image=image_block_length(image.rows, image.columns),
+        views=len(settings.cameras),
+        predicted=settings.predicted_frames,
+    )
+    # the last image's end and the end of the turn are not decoded
+    needed = form.world_length(len(model.text.encode(WORLD_TEXT))) - 2
+    if needed > longest:
+        raise InputError(
+            f"checkpoint={checkpoint}: {form.views} images of {form.image} tokens, {form.predicted} actions "
+            f"and {form.predicted * form.views} predicted images take {needed} positions, the model has "
+            f"{longest}; take a checkpoint with more (model.max_positions) or smaller frames"
         )
-        inputs = image.encode(image.decode(codes)) if protocol.inputs_from_pixels else codes
-        for number, row, following in zip(active, codes, inputs, strict=True):
-            frames[number].append(row.astype(np.int64))
-            last[number] = following.astype(np.int64)
-    return [np.stack(codes) for codes in frames]

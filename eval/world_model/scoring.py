@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +13,13 @@ from eval.world_model.backbone_errors import failure_reason
 from eval.world_model.horizons import FAILED, ScoredRollout
 from eval.world_model.lpips import Lpips
 from eval.world_model.mp4 import through_mp4
+from eval.world_model.pictures import ViewFrames
 from eval.world_model.protocol import ScoringProtocol
 from eval.world_model.scores import Videos, score, without_lpips
 
 
 class RolledOut(NamedTuple):
-    """One rolled-out episode; its first frame was given.
+    """One view of a rolled-out episode; its first frame was given.
 
     Attributes:
         true_codes, codes: True and predicted image codes int64 [T + 1, R, C].
@@ -30,12 +31,12 @@ class RolledOut(NamedTuple):
     codes: NDArray[np.int64]
     camera: NDArray[np.uint8] | None = None
 
-    def frames(self, image: ImageTokenizer) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """True and predicted frames uint8 [T + 1, H, W, 3]; the given frame is the same in both."""
+    def frames(self, image: ImageTokenizer) -> ViewFrames:
+        """True and predicted frames; the given frame is the same in both."""
         predicted = image.decode(self.codes)
         if self.camera is None:
-            return image.decode(self.true_codes), predicted
-        return self.camera, np.concatenate([self.camera[:1], predicted[1:]])
+            return ViewFrames(image.decode(self.true_codes), predicted)
+        return ViewFrames(self.camera, np.concatenate([self.camera[:1], predicted[1:]]))
 
     def videos(self, image: ImageTokenizer, protocol: ScoringProtocol) -> Videos:
         """The frames that are compared."""
@@ -46,12 +47,18 @@ class RolledOut(NamedTuple):
 
 
 def score_rollouts(
-    image: ImageTokenizer, rollouts: Sequence[RolledOut], lpips: Lpips | None, protocol: ScoringProtocol
-) -> tuple[list[ScoredRollout], dict[str, str]]:
-    """Decode and score rollouts; LPIPS is left out of all where it fails for one, and the reason returned."""
-    scored: list[ScoredRollout] = []
+    image: ImageTokenizer,
+    views: Mapping[str, Sequence[RolledOut]],
+    lpips: Lpips | None,
+    protocol: ScoringProtocol,
+) -> tuple[dict[str, list[ScoredRollout]], dict[str, str]]:
+    """Decode and score the rollouts of each view.
+
+    LPIPS is left out of all where it fails for one, and the reason returned.
+    """
+    scored: dict[str, list[ScoredRollout]] = {view: [] for view in views}
     failures: dict[str, str] = {}
-    for rollout in rollouts:
+    for view, rollout in ((view, rollout) for view, rollouts in views.items() for rollout in rollouts):
         videos = rollout.videos(image, protocol)
         try:
             scores = score(videos, rollout.true_codes, rollout.codes, lpips, protocol)
@@ -60,7 +67,8 @@ def score_rollouts(
                 raise
             lpips, failures["lpips"] = None, f"{FAILED}: {failure_reason(error)}"
             scores = score(videos, rollout.true_codes, rollout.codes, None, protocol)
-        scored.append(ScoredRollout(videos, scores))
+        scored[view].append(ScoredRollout(videos, scores))
     if failures:
-        scored = [each._replace(scores=without_lpips(each.scores)) for each in scored]
+        for view, rollouts in scored.items():
+            scored[view] = [each._replace(scores=without_lpips(each.scores)) for each in rollouts]
     return scored, failures

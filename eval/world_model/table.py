@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rich.markup import escape
 from rich.table import Table
 
-from eval.world_model.published_scores import RYNNVLA_002, WORLDVLA, comparison
+from data.contracts import AGENT_CAMERA
+from eval.world_model.horizons import HorizonScore
+from eval.world_model.published_scores import RYNNVLA_002, WORLDVLA, Scores, comparison
 from eval.world_model.results import ImagineResult
+from eval.world_model.score_text import MEAN_OF_VIEWS
 from eval.world_model.scores import NO_CHANGE
 
 _COLUMNS = {
@@ -18,33 +23,53 @@ _COLUMNS = {
 
 
 def scores_table(result: ImagineResult) -> Table:
-    """Scores over the first 10 and 50 frames; the caption says what the rows are and what is missing."""
-    table = Table(title=f"protocol {result.protocol}", title_justify="left", caption_justify="left")
-    for title in ("frames", "episodes", *(title for title, _ in _COLUMNS.values())):
-        table.add_column(title, justify="right")
-    reasons: dict[str, str] = {}
-    for horizon in result.horizons:
-        episodes = str(horizon.episodes)
-        for prefix, label in (("", ""), (NO_CHANGE, "no change ")):
-            cells = [_cell(getattr(horizon, f"{prefix}{name}"), form) for name, (_, form) in _COLUMNS.items()]
-            table.add_row(f"{label}{horizon.frames}", episodes, *cells)
-        reasons |= {name: f"{_COLUMNS[name][0]}: {reason}" for name, reason in horizon.not_computed.items()}
-    published = {f"WorldVLA {frames}": scores for frames, scores in WORLDVLA.items()}
-    if result.protocol == "published":
-        suites = [suite for suite in result.suites if suite in RYNNVLA_002]
-        published |= {f"RynnVLA-002 {suite}": RYNNVLA_002[suite] for suite in suites}
-    for label, scores in published.items():
-        cells = [f"[dim]{_cell(scores[name], form)}" for name, (_, form) in _COLUMNS.items()]
-        table.add_row(f"[dim]published: {label} *", "", *cells)
-    lines = [
-        "no change: the given first frame in place of every prediction",
-        f"* {comparison(result.protocol)}",
-    ]
+    """Scores over the first 10 and 50 frames; the caption says what the rows are and what is missing.
+
+    Of several views, each has a section, and so has their mean.
+    """
+    views = {view: scores.horizons for view, scores in result.views.items()}
+    title = f"protocol {result.protocol}, view{'s' if len(views) > 1 else ''} {' and '.join(views)}"
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in ("frames", "episodes", *(column for column, _ in _COLUMNS.values())):
+        table.add_column(column, justify="right")
+    sections = {**views, MEAN_OF_VIEWS: result.overall.horizons} if len(views) > 1 else views
+    for view, horizons in sections.items():
+        if len(sections) > 1:
+            table.add_section()
+            table.add_row(f"[bold]{view}")
+        _add_horizons(table, horizons)
+        if view == AGENT_CAMERA:
+            _add_published(table, {f"WorldVLA {frames}": scores for frames, scores in WORLDVLA.items()})
+    suites = [suite for suite in result.suites if suite in RYNNVLA_002] * (result.protocol == "published")
+    table.add_section()
+    _add_published(table, {f"RynnVLA-002 {suite}": RYNNVLA_002[suite] for suite in suites})
+    reasons = {
+        name: f"{_COLUMNS[name][0]}: {reason}"
+        for horizons in views.values()
+        for horizon in horizons
+        for name, reason in horizon.not_computed.items()
+    }
+    lines = ["no change: the given first frame in place of every prediction"]
+    if suites or AGENT_CAMERA in views:
+        lines.append(f"* {comparison(result.protocol)}")
     if reasons:
         lines.append(f"not computed: {'; '.join(reasons.values())}")
     lines += result.notes
     table.caption = escape("\n".join(lines))
     return table
+
+
+def _add_horizons(table: Table, horizons: Sequence[HorizonScore]) -> None:
+    for horizon in horizons:
+        for prefix, label in (("", ""), (NO_CHANGE, "no change ")):
+            cells = [_cell(getattr(horizon, f"{prefix}{name}"), form) for name, (_, form) in _COLUMNS.items()]
+            table.add_row(f"{label}{horizon.frames}", str(horizon.episodes), *cells)
+
+
+def _add_published(table: Table, published: Mapping[str, Scores]) -> None:
+    for label, scores in published.items():
+        cells = [f"[dim]{_cell(scores[name], form)}" for name, (_, form) in _COLUMNS.items()]
+        table.add_row(f"[dim]published: {label} *", "", *cells)
 
 
 def _cell(value: float | None, form: str) -> str:

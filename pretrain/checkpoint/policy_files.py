@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
+from data.contracts import Decoder
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.tokens.action import ActionRanges
@@ -15,7 +16,8 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest, StoredFile
-from pretrain.policy_settings import PolicySettings
+from pretrain.model.config import ActionHeadConfig, ModelConfig
+from pretrain.policy_settings import DECODERS, PolicySettings
 from pretrain.run_layout import RunLayout
 from pretrain.settings import from_mapping, read_yaml
 
@@ -36,6 +38,7 @@ class PolicyDescription:
         text_tokenizer: File of its text tokenizer.
         notes: What could not be verified, and what was assumed; empty: nothing.
         dataset: Fingerprint of the data that it was trained on; None: not known.
+        action_head: Its action head; None: it has none.
     """
 
     settings: PolicySettings
@@ -43,6 +46,7 @@ class PolicyDescription:
     text_tokenizer: Path
     notes: tuple[str, ...] = ()
     dataset: str | None = None
+    action_head: ActionHeadConfig | None = None
 
 
 def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
@@ -59,11 +63,13 @@ def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
     store = open_checkpoint(checkpoint)
     metadata = Manifest.read(store).metadata
     stored, dataset = PolicySettings.of_metadata(store.url, metadata), _dataset(metadata)
-    data = run_data(run)
+    data, head = run_data(run), run_model(run).action_head
     checksums = (file_checksum(image), TextTokenizer.load(text).sha256)
     if stored is None:
-        found = PolicySettings.of(data, image_pixels(image), ranges, *checksums)
-        return PolicyDescription(found, image, text, (_UNVERIFIED,), dataset)
+        found = PolicySettings.of(
+            data, image_pixels(image), ranges, *checksums, decoders_without_record(head)
+        )
+        return PolicyDescription(found, image, text, (_UNVERIFIED,), dataset, head)
     found = PolicySettings.of(data, stored.pixels, ranges, *checksums)
     names = {
         "image_tokenizer_sha256": str(image),
@@ -71,7 +77,12 @@ def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
         "action_ranges": str(run.action_ranges),
     }
     stored.check_tokens(found, names, _REMEDY)
-    return PolicyDescription(stored, image, text, dataset=dataset)
+    return PolicyDescription(stored, image, text, dataset=dataset, action_head=head)
+
+
+def decoders_without_record(head: ActionHeadConfig | None) -> tuple[Decoder, ...]:
+    """How weights of which no record says it decide on actions: by their head too, where they have one."""
+    return ("discrete",) if head is None else DECODERS
 
 
 def _dataset(metadata: Mapping[str, Any]) -> str | None:
@@ -98,7 +109,7 @@ def policy_of_export(checkpoint: Path, manifest: Manifest) -> tuple[PolicySettin
         return stored, ""
     return None, (
         "the checkpoint, of an earlier version, does not say how it is used, and its run's folder has no "
-        "tokenizers or action ranges: an evaluation needs exported.camera, history, chunk and action_ranges"
+        "tokenizers or action ranges: an evaluation needs exported.cameras, history, chunk and action_ranges"
     )
 
 
@@ -110,6 +121,16 @@ def run_data(run: RunLayout) -> DataConfig:
     """
     settings = {"data": {}} | read_yaml(run.config)
     return from_mapping(f"{run.config} data", DataConfig, settings["data"])
+
+
+def run_model(run: RunLayout) -> ModelConfig:
+    """The network's settings in a run's `config.yaml`.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    settings = {"model": {}} | read_yaml(run.config)
+    return from_mapping(f"{run.config} model", ModelConfig, settings["model"])
 
 
 def read_action_ranges(path: Path, remedy: str) -> ActionRanges:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import IGNORED_LABEL
+from eval.policy.checkpoint_policy import CheckpointPolicy
+from eval.policy.interface import Observation
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.checkpoint.policy_files import describe_checkpoint
 from pretrain.checkpoint.weights import load_weights
@@ -20,6 +23,7 @@ from pretrain.config import TrainingConfig
 from pretrain.convert.exporting import export_weights
 from pretrain.convert.importing import import_weights
 from pretrain.model.attention.choose import packed_mask
+from pretrain.model.config import ActionHeadConfig
 from pretrain.model.loss import LossSettings, label_weights
 from pretrain.model.transformer import Transformer
 from pretrain.run_folder import RunFolder
@@ -56,6 +60,20 @@ def test_a_checkpoint_names_what_it_was_trained_with(earlier: Path, url: str) ->
     assert settings.text_tokenizer_sha256 == TextTokenizer.load().sha256
     assert (settings.action_ranges, settings.pixels) == (index.action_ranges, index.image.pixels)
     assert (settings.cameras, settings.history, settings.chunk) == (("agent",), 1, 3)
+
+
+def test_a_checkpoint_names_the_decoders_of_its_training(earlier: Path, url: str, tmp_path: Path) -> None:
+    assert describe_checkpoint(earlier).settings.decoders == ("discrete",)
+    config = case.settings(tmp_path, url)
+    config.model.action_head = ActionHeadConfig(time_horizon=config.data.chunk)
+    config.loss.tokens_for_actions, config.trainer.stop_after = False, 1
+    checkpoint = case.train(config).checkpoints / "step_00000001"
+    description = describe_checkpoint(checkpoint)
+    assert description.settings.decoders == ("continuous",)
+    assert description.action_head == config.model.action_head
+    policy = CheckpointPolicy(checkpoint, "cpu")
+    frames = np.zeros((1, 1, policy.pixels, policy.pixels, 3), np.uint8)
+    assert policy.act([Observation(0, "lift", frames)]).shape == (1, config.data.chunk, 7)
 
 
 def loss_of(checkpoint: Path, config: TrainingConfig) -> float:

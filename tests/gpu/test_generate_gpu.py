@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
+from pretrain.model.generate import Order, decode_action_chunk
+from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.sampling import Sampling
 from tests.support.decoding import dream_prompt, prompt_of, small_model
 
@@ -29,7 +30,7 @@ def test_samples_are_those_of_the_cpu_in_every_order() -> None:
         assert (actual == expected).mean() > 0.9, order
     dreams, without = [dream_prompt(3, 6), dream_prompt(4, 4)], [prompt_of(3, 6), prompt_of(4, 4)]
     codes = [
-        decode_image(model, dreams, 3, 2, 64, sampling=HOT, guidance=Guidance(3.0, without))
+        decode_images(model, dreams, 3, 2, 64, sampling=HOT, guidance=Guidance(3.0, without))
         for model in (host, device)
     ]
     assert (codes[0] == codes[1]).mean() > 0.8
@@ -55,7 +56,7 @@ def test_host_synchronises_only_for_the_result() -> None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 decode_action_chunk(model, dreams, chunk, HOT, "token")
-                decode_image(model, dreams, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, without))
+                decode_images(model, dreams, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, without))
             counts.append(sum("synchronizing CUDA operation" in str(each.message) for each in caught))
     finally:
         torch.cuda.set_sync_debug_mode(before)

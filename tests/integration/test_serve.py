@@ -26,6 +26,7 @@ from eval.policy.source import PolicyReference
 from eval.rollout.episode import run_episode
 from eval.simulator.interface import Simulator
 from tests.support.exported_policy import (
+    CAMERAS,
     CHUNK,
     HISTORY,
     PIXELS,
@@ -38,6 +39,12 @@ from tests.support.fake_simulator import TASK
 
 HORIZON = 14  # steps: four whole chunks and a part of one
 TOKEN = "0123456789abcdef"
+SHOWN = {
+    "observation/image": np.full((PIXELS, PIXELS, 3), 9, np.uint8),
+    "observation/wrist_image": np.full((PIXELS, PIXELS, 3), 90, np.uint8),
+    "observation/state": np.zeros(8),
+    "prompt": "lift",
+}
 
 
 class Server:
@@ -90,7 +97,8 @@ def server(policy: ExportedPolicy, tmp_path_factory: pytest.TempPathFactory) -> 
 class ClientPolicy:
     """A policy whose actions another process decides on."""
 
-    chunk, history, camera, pixels = CHUNK, HISTORY, "agent", PIXELS
+    chunk, history, cameras, pixels = CHUNK, HISTORY, CAMERAS, PIXELS
+    uses_state = True
 
     def __init__(self, client: WebsocketClientPolicy) -> None:
         self._client = client
@@ -100,7 +108,13 @@ class ClientPolicy:
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         (seen,) = observations
-        shown = {"observation/image": np.stack(list(seen.frames)), "prompt": seen.instruction}
+        assert seen.state is not None
+        shown = {
+            "observation/image": seen.frames[:, 0],
+            "observation/wrist_image": seen.frames[:, 1],
+            "observation/state": seen.state,
+            "prompt": seen.instruction,
+        }
         return self._client.infer(shown)["actions"][None]
 
 
@@ -131,8 +145,11 @@ class Environment:
         self.simulator.reset(0)
         self.digest = hashlib.sha256()
 
-    def render(self, pixels: int) -> NDArray[np.uint8]:
-        return self.simulator.render("agent", pixels)
+    def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
+        return self.simulator.render(camera, pixels)
+
+    def state(self) -> NDArray[np.float64]:
+        return self.simulator.state()
 
     def step(self, action: NDArray[np.float64]) -> bool:
         self.simulator.step(action)
@@ -163,29 +180,27 @@ def test_the_documented_client_gets_the_actions_of_evaluation(server: Server, po
 def test_the_metadata_name_what_the_policy_was_trained_with(server: Server, policy: ExportedPolicy) -> None:
     metadata = server.client().get_server_metadata()
     assert metadata["policy"] == "weights"
-    found = [metadata[key] for key in ("chunk", "history", "camera", "pixels")]
-    assert found == [CHUNK, HISTORY, "agent", PIXELS]
+    found = [metadata[key] for key in ("chunk", "history", "cameras", "pixels", "uses_state", "decoder")]
+    assert found == [CHUNK, HISTORY, list(CAMERAS), PIXELS, True, "discrete"]
     assert set(metadata["settings"]["action_ranges"]) == {"minimum", "maximum"}
     assert len(metadata["settings"]["image_tokenizer_sha256"]) == 64
     assert str(policy.weights.parent) not in str(metadata)
 
 
 def test_a_prompt_that_is_too_long_for_the_model_costs_only_its_client_an_error(server: Server) -> None:
-    image = np.zeros((PIXELS, PIXELS, 3), np.uint8)
     client = server.client()
     with pytest.raises(RuntimeError, match=r"max_positions is 512"):
-        client.infer({"observation/image": image, "prompt": "x y " * 240})
-    assert client.infer({"observation/image": image, "prompt": "lift"})["actions"].shape == (CHUNK, 7)
+        client.infer({**SHOWN, "prompt": "x y " * 240})
+    assert client.infer(SHOWN)["actions"].shape == (CHUNK, 7)
 
 
 def test_serving_goes_on_without_the_files_until_the_policy_has_to_be_loaded_again(tmp_path: Path) -> None:
     policy = write_exported_policy(tmp_path)
     with Server([*policy.words, "port=0"], tmp_path / "errors") as server:
-        shown = {"observation/image": np.full((PIXELS, PIXELS, 3), 9, np.uint8), "prompt": "lift"}
         client = server.client()
-        before = client.infer(shown)["actions"]
+        before = client.infer(SHOWN)["actions"]
         shutil.rmtree(policy.weights)
-        np.testing.assert_array_equal(server.client().infer({**shown, "reset": True})["actions"], before)
+        np.testing.assert_array_equal(server.client().infer({**SHOWN, "reset": True})["actions"], before)
         (child,) = (
             process
             for process in psutil.Process(server.process.pid).children(recursive=True)
@@ -193,7 +208,7 @@ def test_serving_goes_on_without_the_files_until_the_policy_has_to_be_loaded_aga
         )
         child.kill()
         with pytest.raises(Exception, match=r"1001 .*the policy was lost and cannot be loaded again"):
-            client.infer(shown)
+            client.infer(SHOWN)
         assert server.process.wait() == 2
     is_logged = re.compile(r"[-0-9]+ [:0-9]+ (INFO|WARNING) ")
     lines = [line for line in server.errors.read_text().splitlines() if not is_logged.match(line)]

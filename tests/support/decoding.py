@@ -16,6 +16,7 @@ from data.tokens.vocabulary import (
     ACTION_END,
     ACTION_START,
     IMAGE_CODE_START,
+    IMAGE_END,
     IMAGE_NEW_LINE,
     IMAGE_START,
     grid_size_token,
@@ -45,11 +46,11 @@ def prompt_of(seed: int, text: int, images: int = 1) -> list[int]:
     return action_prompt(words, list(image_block(codes, 64))).tolist()
 
 
-def dream_prompt(seed: int, text: int) -> list[int]:
-    """Words, an image and an action."""
+def dream_prompt(seed: int, text: int, views: int = 1, actions: int = 1) -> list[int]:
+    """Words, an image of each view and actions."""
     random = np.random.default_rng(seed)
-    words, codes = random.integers(11_000, 12_000, text), random.integers(0, 8192, (2, 2))
-    bins = random.integers(ACTION_BIN_START, ACTION_BIN_END, 7)
+    words, codes = random.integers(11_000, 12_000, text), random.integers(0, 8192, (views, 2, 2))
+    bins = random.integers(ACTION_BIN_START, ACTION_BIN_END, (actions, 7))
     return world_prompt(words, image_block(codes, 64), bins).tolist()
 
 
@@ -80,28 +81,32 @@ def greedy(logits: Tensor, *_: int) -> int:
     return int(logits.argmax())
 
 
-def naive_image(
+def naive_images(
     model: Transformer,
     prompt: list[int],
     rows: int,
     columns: int,
-    choose: Callable[[Tensor, int], int],
+    choose: Callable[[Tensor, int, int], int],
     unconditional: list[int] | None = None,
     scale: float = 1.0,
-) -> list[list[int]]:
-    """Image codes by a forward pass of the whole sequence (two when guided) for every token."""
+    images: int = 1,
+) -> list[list[list[int]]]:
+    """Codes of images by a forward pass of the whole sequence (two when guided) for every code."""
     size = grid_size_token(64)
-    answer, codes = [IMAGE_START, size, size], []
-    for number in range(rows * columns):
-        logits = _code_logits(model, [*prompt, *answer])
-        if unconditional is not None:
-            without = _code_logits(model, [*unconditional, *answer])
-            logits = without + scale * (logits - without)
-        codes.append(choose(logits, number))
-        answer.append(IMAGE_CODE_START + codes[-1])
-        if (number + 1) % columns == 0:
-            answer.append(IMAGE_NEW_LINE)
-    return np.reshape(codes, (rows, columns)).tolist()
+    answer, codes = [], []
+    for image in range(images):
+        answer += [IMAGE_START, size, size]
+        for place in range(rows * columns):
+            logits = _code_logits(model, [*prompt, *answer])
+            if unconditional is not None:
+                without = _code_logits(model, [*unconditional, *answer])
+                logits = without + scale * (logits - without)
+            codes.append(choose(logits, image, place))
+            answer.append(IMAGE_CODE_START + codes[-1])
+            if (place + 1) % columns == 0:
+                answer.append(IMAGE_NEW_LINE)
+        answer.append(IMAGE_END)
+    return np.reshape(codes, (images, rows, columns)).tolist()
 
 
 def _code_logits(model: Transformer, tokens: list[int]) -> Tensor:

@@ -1,8 +1,9 @@
-"""A small policy with random weights as exported files, and a suite whose frames it cannot confuse."""
+"""A small policy of both cameras and the state, with random weights, as exported files; a suite of noise."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from data.config import DataConfig
+from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.tokens.action import DEFAULT_RANGES
 from eval.config import ExportedConfig, Observations, Reset
 from pretrain.convert.chameleon import hugging_face_config
@@ -22,6 +24,7 @@ from tests.support.fake_suite import FakeSuite, FaultySimulator
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
 CHUNK, HISTORY, PIXELS = 3, 2, 64
+CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
 _MODEL = ModelConfig(
     vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
 )
@@ -44,7 +47,9 @@ class ExportedPolicy:
         ]
 
 
-def write_exported_policy(folder: Path) -> ExportedPolicy:
+def write_exported_policy(
+    folder: Path, cameras: Sequence[str] = CAMERAS, state: bool = True
+) -> ExportedPolicy:
     """Write weights, `policy.json` and tokenizers into an existing folder."""
     network = Transformer(_MODEL)
     initialise(network, seed=0)
@@ -57,7 +62,7 @@ def write_exported_policy(folder: Path) -> ExportedPolicy:
     )
     save_file(network.state_dict(), weights / "model.safetensors")
     image, text = shipped_image_tokenizer(), shipped_text_tokenizer()
-    data = DataConfig(history=HISTORY, chunk=CHUNK, cameras=["agent"])
+    data = DataConfig(history=HISTORY, chunk=CHUNK, cameras=list(cameras), state=state)
     settings = PolicySettings.of(data, PIXELS, DEFAULT_RANGES, image.sha256, text.sha256)
     (weights / "policy.json").write_text(json.dumps(settings.to_json()))
     text.save(folder)
@@ -69,14 +74,15 @@ def write_exported_policy(folder: Path) -> ExportedPolicy:
 
 
 class NoisySimulator(FaultySimulator):
-    """Every frame is other noise, of its initial state and time step."""
+    """Every frame is other noise, of its camera, initial state and time step."""
 
     def reset(self, initial_state: int) -> None:
         self.initial_state = initial_state
         super().reset(initial_state)
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
-        noise = np.random.default_rng([self.initial_state, len(self.actions)])
+        seed = [self.initial_state, len(self.actions), CAMERAS.index(camera)]
+        noise = np.random.default_rng(seed)
         return noise.integers(0, 256, (pixels, pixels, 3), dtype=np.uint8)
 
 

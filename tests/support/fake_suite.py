@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.contracts import WRIST_CAMERA
 from data.errors import InputError
 from eval.config import Observations, Reset
 from eval.policy.expert_policy import ExpertPolicy
@@ -23,6 +25,7 @@ from eval.policy.interface import Observation, Policy, PolicyRecord
 from eval.simulator.interface import Simulator, SimulatorError
 from tests.support.fake_simulator import TASK, FakeSimulator
 
+WRIST_OFFSET = 100  # of the wrist camera's pixels, which else are the number of the step
 MARKS = "FAKE_SUITE_MARKS"  # environment variable: folder for files that record what has happened
 _FOREVER = 600.0  # seconds, longer than any test
 
@@ -50,6 +53,9 @@ class FaultySimulator(FakeSimulator):
         super().reset(initial_state)
         is_faulty = (self.task.number, initial_state) == (1, 1)
         self._fault = self.task.suite.removeprefix("fake_") if is_faulty else ""
+
+    def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
+        return super().render(camera, pixels) + np.uint8(WRIST_OFFSET * (camera == WRIST_CAMERA))
 
     def step(self, action: NDArray[np.float64]) -> None:
         if len(self.actions) == 3:
@@ -97,10 +103,12 @@ def open_fake_suite(name: str) -> FakeSuite:
 class ReachingPolicy:
     """Reaches for the cube by the gripper's position in the observed state; the frames add noise.
 
-    Every action depends on frames and state, so that episodes which differ anywhere have other actions.
+    Every action depends on the frames of both cameras and on the state, so that episodes which differ
+    anywhere have other actions.
     """
 
-    chunk, history, camera, pixels = 2, 2, "agent", 8
+    chunk, history, cameras, pixels = 2, 2, ("agent", "wrist"), 8
+    uses_state = True
 
     def reset(self, environment: int, simulator: Simulator) -> None:
         pass
@@ -108,11 +116,13 @@ class ReachingPolicy:
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         chunks = []
         for observation in observations:
+            assert observation.state is not None
             hand = observation.state[:3]
             is_above = hand[2] > 0.03
             descent = np.clip((np.array([0.01, 0.0, 0.02]) - hand) / 0.05, -0.5, 0.5)
             move = descent if is_above else np.array([0.0, 0.0, 0.8])
-            noise = 1e-3 * float(observation.frames[-1][0, 0, 0])
+            values = observation.frames[:, :, 0, 0, 0].ravel().astype(float)
+            noise = 1e-3 * values[-len(self.cameras)] + 1e-6 * float(values @ np.arange(1, 1 + len(values)))
             chunks.append([[*(move + noise), 0, 0, 0, -1.0 if is_above else 1.0]] * self.chunk)
         return np.array(chunks)
 
@@ -176,6 +186,8 @@ class FakePolicySource:
 
     name: str
     precision: str | None = None
+    decoder: str | None = None
+    settings: Mapping[str, Any] | None = None
 
     @property
     def uses_server(self) -> bool:
@@ -194,4 +206,4 @@ class FakePolicySource:
         return self.name
 
     def record(self) -> PolicyRecord:
-        return PolicyRecord(precision=self.precision)
+        return PolicyRecord(self.settings, precision=self.precision, decoder=self.decoder)

@@ -1,9 +1,10 @@
-"""A world model that adds one to every image code: data of a few episodes, and what its run loads."""
+"""A world model that adds one to every image code in a time step: a few episodes, and what its run loads."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,11 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.image_block import image_block_length, image_codes
 from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.text import TextTokenizer
-from data.tokens.vocabulary import IMAGE_START
+from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from eval.policy.loaded_model import LoadedModel
 from eval.world_model import imagine as world_model
 from eval.world_model import rollout
-from pretrain.model.generate import Guidance
+from pretrain.model.generate_images import Guidance
 from pretrain.model.sampling import Sampling
 from pretrain.policy_settings import PolicySettings
 from tests.support.libero_layout import demonstration, write_file
@@ -56,9 +57,11 @@ def prepare_data(folder: Path, image: ImageTokenizer) -> None:
 
 def loaded_model(url: str, image: ImageTokenizer, **changed: Any) -> Any:
     """What a run loads, trained on the data at `url`, without a network."""
-    index, text, data = DatasetIndex.load(url), TextTokenizer.load(), DataConfig(url=url)
+    data = changed.get("data", DataConfig(url=url))
+    index, text = DatasetIndex.load(url), TextTokenizer.load()
     settings = PolicySettings.of(data, PIXELS, index.action_ranges, image.sha256, text.sha256)
-    parts = {"data": data, "network": None, "text": text, "image": image, "settings": settings}
+    network = SimpleNamespace(config=SimpleNamespace(max_positions=4096))
+    parts = {"data": data, "network": network, "text": text, "image": image, "settings": settings}
     return LoadedModel(**{**parts, "dataset": index.fingerprint, **changed})
 
 
@@ -71,8 +74,9 @@ def add_one(
     codebook_size: int,
     sampling: Sampling,
     guidance: Guidance,
+    images: int,
 ) -> NDArray[np.uint16]:
-    """In place of `decode_image`: records its prompts and requests."""
+    """In place of `decode_images`: records its prompts and requests."""
     REQUESTS.append((sampling, guidance))
     assert (rows, columns, pixels) == (8, 8, PIXELS)
     assert codebook_size == CODEBOOK
@@ -80,20 +84,38 @@ def add_one(
     for prompt in prompts:
         ids = np.asarray(prompt)
         PROMPTS.append(ids.tolist())
-        start = int(np.flatnonzero(ids == IMAGE_START)[0])
-        codes = image_codes(ids[start : start + image_block_length(8, 8)])
-        predicted.append(np.where(codes + 1 < codebook_size, codes + 1, 0))
-    return np.array(predicted, np.uint16)
+        shown = images_of(ids)
+        steps = images // len(shown)
+        assert np.count_nonzero(ids == ACTION_START) == steps
+        predicted += [(shown + step) % codebook_size for step in range(1, steps + 1)]
+    return np.array(predicted, np.uint16).reshape(len(prompts), images, rows, columns)
+
+
+def images_of(prompt: ArrayLike) -> NDArray[np.int64]:
+    """Codes [V, 8, 8] of the images in a prompt."""
+    ids = np.asarray(prompt)
+    length = image_block_length(8, 8)
+    return np.stack(
+        [image_codes(ids[start : start + length]) for start in np.flatnonzero(ids == IMAGE_START)]
+    )
 
 
 def recording_checkpoint(
-    prepared: Path, folder: Path, image: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+    prepared: Path,
+    folder: Path,
+    image: ImageTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    **settings: Any,
 ) -> Path:
-    """A checkpoint, in a copy of `prepare_data`'s folder, whose world model is `add_one`."""
+    """A checkpoint, in a copy of `prepare_data`'s folder, whose world model is `add_one`.
+
+    `settings` are those of the data in its training.
+    """
     shutil.copytree(prepared, folder, dirs_exist_ok=True)
-    model = loaded_model(str(folder / "data"), image)
+    url = str(folder / "data")
+    model = loaded_model(url, image, data=DataConfig(url=url, **settings))
     monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
-    monkeypatch.setattr(rollout, "decode_image", add_one)
+    monkeypatch.setattr(rollout, "decode_images", add_one)
     PROMPTS.clear()
     REQUESTS.clear()
     return folder / "runs/demo/checkpoints/step_00000100"

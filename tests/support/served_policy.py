@@ -20,7 +20,7 @@ from eval.serve.policy_process import Answer, PolicyProcess
 from eval.serve.server import WebSocketServer
 from tests.support.fake_suite import FakePolicySource
 
-SPEC = PolicySpec(chunk=3, history=2, camera="agent", pixels=8)
+SPEC = PolicySpec(chunk=3, history=2, cameras=("agent",), pixels=8, uses_state=False)
 
 
 def frame(value: int) -> NDArray[np.uint8]:
@@ -28,12 +28,17 @@ def frame(value: int) -> NDArray[np.uint8]:
     return np.full((SPEC.pixels, SPEC.pixels, 3), value, np.uint8)
 
 
-def chunk_of(frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    """The chunk for some frames: their values in the first row, and the number of the row."""
+def chunk_of(*values: int) -> NDArray[np.float64]:
+    """The chunk for frames of these values: the values, and the number of the row."""
     chunk = np.zeros((SPEC.chunk, 7))
-    chunk[:, : len(frames)] = [image[0, 0, 0] for image in frames]
+    chunk[:, : len(values)] = values
     chunk[:, 6] = np.arange(SPEC.chunk)
     return chunk
+
+
+def values_of(observation: Observation) -> list[int]:
+    """The values of an observation's frames, time step by time step."""
+    return [int(value) for value in observation.frames[..., 0, 0, 0].ravel()]
 
 
 class HeldPolicy(PolicyProcess):
@@ -49,7 +54,7 @@ class HeldPolicy(PolicyProcess):
         return [self.answer(observation) for observation in observations]
 
     def answer(self, observation: Observation) -> Answer:
-        return chunk_of(observation.frames)
+        return chunk_of(*values_of(observation))
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,15 @@ def equal(a: Episode, b: Episode) -> bool:
 
 
 def write_dataset(
-    folder: Path, count: int = 3, limit: int = 1 << 20, compression: Compression = "none"
+    folder: Path,
+    count: int = 3,
+    limit: int = 1 << 20,
+    compression: Compression = "none",
+    episodes: Sequence[Episode] = (),
+    codebook_size: int = 512,
 ) -> DatasetIndex:
-    episodes = [episode(i, steps=4 + i) for i in range(count)]
+    """Write these episodes, without any `count` made-up ones; of several the first is held out."""
+    episodes = episodes or [episode(i, steps=4 + i) for i in range(count)]
     writer = ShardWriter(open_store(str(folder)), limit, compression=compression)
     for item in episodes:
         writer.add(item)
@@ -53,12 +60,14 @@ def write_dataset(
             suite=item.suite,
             task=item.task,
             instruction=item.instruction,
-            split="train" if i else "val_ind",
+            split="train" if i or len(episodes) == 1 else "val_ind",
         )
         for i, (item, location) in enumerate(zip(episodes, writer.close(), strict=True))
     ]
     index = DatasetIndex(
-        image=ImageFormat(pixels=64, rows=8, columns=8, codebook_size=512, tokenizer_sha256="0" * 64),
+        image=ImageFormat(
+            pixels=64, rows=8, columns=8, codebook_size=codebook_size, tokenizer_sha256="0" * 64
+        ),
         cameras=("agent", "wrist"),
         action_ranges=ActionRanges(),
         statistics={

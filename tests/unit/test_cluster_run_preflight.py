@@ -19,12 +19,22 @@ from pretrain.settings import compose
         ("eval.every=15", r"eval\.every=15 is not a multiple of checkpointing\.every=10"),
         ("eval.retries=-1", r"eval\.retries=-1: expected at least 0"),
         ("eval.episodes=51", r"eval\.episodes=51 from eval\.seed=0"),
+        (
+            "eval.decoder=continuous",
+            r"^eval\.decoder=continuous: the checkpoints of this training have discrete only; give another",
+        ),
     ],
 )
 def test_evaluation_settings_out_of_range_are_refused(override: str, message: str) -> None:
     given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10", override]
     with pytest.raises(InputError, match=message):
         check_run(compose("train", RootConfig, "train", given))
+
+
+def test_a_decoder_that_the_training_makes_is_accepted() -> None:
+    given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10"]
+    head = ["model.action_head.time_horizon=5", "eval.decoder=continuous"]
+    check_run(compose("train", RootConfig, "train", [*given, *head]))
 
 
 def test_more_episodes_than_a_task_has_initial_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,9 +99,10 @@ def test_the_final_evaluation_has_the_protocol_of_those_beside_the_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["stages=[train,eval]", "eval.reset=soft", "eval.observations=published", "eval.precision=fp32"]
+    words += ["model.action_head.time_horizon=5", "eval.decoder=discrete"]
     assert main(["submit", *GOAL, *words, "final_eval.precision=bf16", "--dry-run"]) == 0
     evaluate = list(scripts(capsys.readouterr().out).values())[1]
-    for word in ("reset=soft", "observations=published", "precision=bf16"):
+    for word in ("reset=soft", "observations=published", "precision=bf16", "decoder=discrete"):
         assert f"\n  {word}\n" in evaluate
     assert "precision=fp32" not in evaluate
 
@@ -131,6 +132,10 @@ def test_the_final_evaluation_has_the_protocol_of_those_beside_the_training(
         ),
         (["stages=[train,eval]", "eval.suite=libero_plus_light"], "eval.suite=libero_plus_light cannot be"),
         ([*ALL, "final_eval.suite=libero_gaol"], "final_eval.suite=libero_gaol: no such suite; did you mean"),
+        (
+            ["stages=[train,eval]", "final_eval.decoder=continuous"],
+            "final_eval.decoder=continuous: the checkpoints of this training have discrete only; give",
+        ),
         ([*ALL, "final_eval.policy=expert"], "final_eval names a checkpoint or a policy, expected neither"),
     ],
 )

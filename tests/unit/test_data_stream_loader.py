@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.cli.main import main
 from data.config import DataConfig, MixtureConfig, MixtureSource
 from data.contracts import Episode, PackedBatch
 from data.errors import InputError
@@ -63,25 +64,26 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("shards"))
 
 
-def write_dataset(folder: Path, ranges: ActionRanges = DEFAULT_RANGES) -> str:
+def write_dataset(folder: Path, ranges: ActionRanges = DEFAULT_RANGES, states: bool = True) -> str:
     writer = ShardWriter(open_store(str(folder)), limit=8_000)
-    for episode in EPISODES:
+    episodes = [each if states else replace(each, states=0 * each.states) for each in EPISODES]
+    for episode in episodes:
         writer.add(episode)
     entries = [
         EpisodeEntry(
             key=e.key, shard=at.shard, offset=at.offset, size=at.size, sha256=at.sha256, length=e.length,
             suite=e.suite, task=e.task, instruction=e.instruction,
-            split="val_ind" if e is EPISODES[-1] else "train",
+            split="val_ind" if e is episodes[-1] else "train",
         )
-        for e, at in zip(EPISODES, writer.close(), strict=True)
+        for e, at in zip(episodes, writer.close(), strict=True)
     ]  # fmt: skip
     DatasetIndex(
         image=ImageFormat(pixels=32, rows=2, columns=2, codebook_size=512, tokenizer_sha256="0"),
         cameras=("agent", "wrist"),
         action_ranges=ranges,
         statistics={
-            "actions": summarise([e.actions for e in EPISODES]),
-            "states": summarise([e.states for e in EPISODES]),
+            "actions": summarise([e.actions for e in episodes]),
+            "states": summarise([e.states for e in episodes]),
         },
         episodes=EpisodeTable.of(entries),
     ).save(str(folder))
@@ -334,6 +336,26 @@ def test_settings_that_do_not_fit_the_data_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         TokenStream(replace(DataConfig(url), **change), TRAINER, seed=0)
+
+
+def test_states_that_a_data_set_lacks_are_refused(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Formats without states, and WorldVLA's published samples, have zeros in their place."""
+    without = write_dataset(tmp_path, states=False)
+    config = DataConfig(sources=[MixtureSource(url), MixtureSource(without)])
+    with TokenStream(config, TRAINER, seed=0) as stream:
+        assert stream.longest_sample > 0
+    message = (
+        f"{without}: data.state=true, but all its states are zeros: .*; set data.state=false, or prepare"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        TokenStream(replace(config, state=True), TRAINER, seed=0)
+    assert "\n" not in str(caught.value)
+    words = ["run.name=x", f"run.dir={tmp_path}/runs", f"data.url={without}", "data.state=true", "model=tiny"]
+    assert main(["train", *words]) == 2
+    assert "data.state=true, but all its states are zeros" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_empty_split_is_refused(url: str) -> None:

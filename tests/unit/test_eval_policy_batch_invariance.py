@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from data.tokens.image import ImageTokenizer
 from eval.policy.batch_invariance import (
-    BatchInvariantDecoder,
     BatchInvariantEncoder,
+    DiscreteDecoder,
     invariant_batch_sizes,
     split_into_batches,
 )
@@ -47,9 +47,9 @@ def prompts(count: int, seed: int = 0) -> list[NDArray[np.int64]]:
 
 def test_chunks_are_the_same_alone_and_in_any_batch(network: Transformer) -> None:
     rows = prompts(11)
-    alone = [BatchInvariantDecoder(network, CHUNK, max_batch=4).decode([row])[0] for row in rows]
+    alone = [DiscreteDecoder(network, CHUNK, max_batch=4).decode([row])[0] for row in rows]
     assert len({chunk.tobytes() for chunk in alone}) > 5
-    decoder = BatchInvariantDecoder(network, CHUNK, max_batch=4)
+    decoder = DiscreteDecoder(network, CHUNK, max_batch=4)
     for order in (np.arange(11), np.arange(11)[::-1], np.random.default_rng(1).permutation(11)[:6]):
         together = decoder.decode([rows[i] for i in order])
         for row, number in enumerate(order):
@@ -57,15 +57,15 @@ def test_chunks_are_the_same_alone_and_in_any_batch(network: Transformer) -> Non
 
 
 def test_logits_are_bitwise_equal_at_every_size_in_use(network: Transformer) -> None:
-    decoder, (row,) = BatchInvariantDecoder(network, CHUNK, max_batch=4), prompts(1)
+    decoder, (row,) = DiscreteDecoder(network, CHUNK, max_batch=4), prompts(1)
     sizes = decoder._batch_sizes(128, row)
     others = [other[:60] for other in prompts(8, seed=5) if len(other) >= 60]
-    expected = decoder._logits([row] * sizes[0], 128)[0]
+    expected = decoder.probe([row] * sizes[0], 128)[0]
     for size in sizes:
         for position in range(size):
             filled = [others[i % len(others)] for i in range(size)]
             filled[position] = row
-            np.testing.assert_array_equal(decoder._logits(filled, 128)[position], expected)
+            np.testing.assert_array_equal(decoder.probe(filled, 128)[position], expected)
 
 
 def test_padding_does_not_change_the_decoded_bins(network: Transformer) -> None:

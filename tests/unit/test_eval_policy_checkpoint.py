@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.json_record import JsonRecord
 from data.stream.samples import action_prompt
 from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode
 from data.tokens.image_block import image_block
@@ -82,15 +81,19 @@ def write_ranges(run: Path, minimum: Sequence[float], maximum: Sequence[float]) 
 
 def observation(seed: int, frames: int) -> Observation:
     rng = np.random.default_rng(seed)
-    views = tuple(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(frames))
-    return Observation(seed, f"lift cube {seed}", views, np.zeros(8))
+    views = rng.integers(0, 256, (frames, 1, 64, 64, 3), dtype=np.uint8)
+    return Observation(seed, f"lift cube {seed}", views)
+
+
+def observed(policy: CheckpointPolicy) -> tuple[object, ...]:
+    return policy.chunk, policy.history, policy.cameras, policy.pixels, policy.uses_state
 
 
 def test_policy_decodes_the_networks_output_for_each_environment(
     checkpoint: Path, network: Transformer
 ) -> None:
     policy = CheckpointPolicy(checkpoint, device="cpu")
-    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    assert observed(policy) == (CHUNK, HISTORY, ("wrist",), 64, False)
     observations = [observation(1, 1), observation(2, 2)]
     actions = policy.act(observations)
     assert actions.shape == (2, CHUNK, 7)
@@ -98,7 +101,7 @@ def test_policy_decodes_the_networks_output_for_each_environment(
     assert (actions <= ACTION_MAX).all()
     text, image = shipped_text_tokenizer(), shipped_image_tokenizer()
     for number, seen in enumerate(observations):
-        blocks = [image_block(codes, 64) for codes in image.encode(np.stack(seen.frames))]
+        blocks = [image_block(codes, 64) for codes in image.encode(seen.frames[:, 0])]
         prompt = action_prompt(text.encode(action_text(seen.instruction)), blocks)
         bins = decode_action_chunk(network, [prompt], CHUNK)[0]
         np.testing.assert_array_equal(actions[number], decode(bins))
@@ -179,10 +182,10 @@ def test_exported_weights_act_like_the_checkpoint(checkpoint: Path, exported: Pa
         text_tokenizer=str(tokenizers / "text_tokenizer.json"),
         history=HISTORY,
         chunk=CHUNK,
-        camera="wrist",
+        cameras=["wrist"],
     )
     policy = CheckpointPolicy(exported, device="cpu", exported=settings)
-    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    assert observed(policy) == (CHUNK, HISTORY, ("wrist",), 64, False)
     observations = [observation(1, 1), observation(2, 2)]
     expected = CheckpointPolicy(checkpoint, device="cpu").act(observations)
     np.testing.assert_array_equal(policy.act(observations), expected)
@@ -244,7 +247,9 @@ def test_the_record_of_a_checkpoint_names_what_it_is_used_with(checkpoint: Path)
         "action_ranges": {"minimum": list(ACTION_MIN), "maximum": list(ACTION_MAX)},
         "image_tokenizer_sha256": shipped_image_tokenizer().sha256,
         "text_tokenizer_sha256": shipped_text_tokenizer().sha256,
+        "decoders": ["discrete"],
     }
+    assert record.decoder == "discrete"
     assert PolicyReference("expert").record().settings is None
 
 
@@ -252,7 +257,7 @@ def test_the_checkpoint_says_what_it_was_trained_with_not_the_settings_beside_it
     path = checkpoint.parents[1] / "config.yaml"
     path.write_text(path.read_text().replace("- wrist", "- agent").replace("chunk: 3", "chunk: 4"))
     policy = CheckpointPolicy(checkpoint, device="cpu")
-    assert (policy.camera, policy.chunk) == ("wrist", CHUNK)
+    assert (policy.cameras, policy.chunk) == (("wrist",), CHUNK)
 
 
 @pytest.mark.parametrize(
@@ -260,26 +265,34 @@ def test_the_checkpoint_says_what_it_was_trained_with_not_the_settings_beside_it
     [
         ([], "policy is no JSON object"),
         ({"cameras": "agent"}, "policy: action_ranges|policy: cameras is 'agent', expected a list"),
+        (
+            policy_settings(DataConfig()).to_json()
+            | {"state_ranges": {"minimum": [0.0] * 7, "maximum": [1.0] * 7}},
+            "^checkpoint=.*data.state_ranges has 7 minima and 7 maxima, expected 8 of each",
+        ),
+        (
+            policy_settings(DataConfig()).to_json() | {"cameras": ["agent", "agent"]},
+            r"cameras \['agent', 'agent'\], expected some of agent, wrist, each once",
+        ),
     ],
 )
 def test_malformed_settings_in_a_manifest_are_refused(policy: Any, message: str, checkpoint: Path) -> None:
     write_manifest(checkpoint, policy)
     with pytest.raises(InputError, match=message):
-        CheckpointPolicy(checkpoint)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"cameras": ("agent", "wrist")}, {"state_ranges": ((0.0,) * 8, (1.0,) * 8)}, {"predicted_frames": 2}],
-)
-def test_models_that_evaluation_cannot_use_are_refused_early(
-    changed: dict[str, Any], checkpoint: Path
-) -> None:
-    settings = replace(policy_settings(DataConfig(cameras=["wrist"])), **changed)
-    assert PolicySettings.of_record(JsonRecord(settings.to_json(), "")) == settings
-    write_manifest(checkpoint, settings.to_json())
-    with pytest.raises(InputError, match="acts and imagines with one camera, no state and one frame"):
         PolicyReference(str(checkpoint)).record()
+
+
+def test_records_of_earlier_versions_are_of_discrete_decoders(checkpoint: Path) -> None:
+    earlier = policy_settings(DataConfig(cameras=["wrist"])).to_json()
+    del earlier["decoders"]
+    write_manifest(checkpoint, earlier)
+    record = PolicyReference(str(checkpoint)).record()
+    assert record.settings is not None
+    assert (record.settings["decoders"], record.decoder) == (["discrete"], "discrete")
+    write_manifest(checkpoint, earlier | {"predicted_frames": 2})
+    record = PolicyReference(str(checkpoint)).record()
+    assert record.settings is not None
+    assert record.settings["predicted_frames"] == 2, "acting does not depend on it"
 
 
 def files(checkpoint: Path, **settings: Any) -> ExportedConfig:
@@ -298,7 +311,7 @@ def write_policy(folder: Path, settings: PolicySettings) -> None:
 def test_exported_weights_act_by_the_file_beside_them(checkpoint: Path, exported: Path) -> None:
     write_policy(exported, policy_settings(DataConfig(cameras=["wrist"], history=HISTORY, chunk=CHUNK)))
     policy = CheckpointPolicy(exported, device="cpu", exported=files(checkpoint))
-    assert (policy.chunk, policy.history, policy.camera, policy.pixels) == (CHUNK, HISTORY, "wrist", 64)
+    assert observed(policy) == (CHUNK, HISTORY, ("wrist",), 64, False)
     observations = [observation(1, 1), observation(2, 2)]
     expected = CheckpointPolicy(checkpoint, device="cpu").act(observations)
     np.testing.assert_array_equal(policy.act(observations), expected)
@@ -312,7 +325,10 @@ def test_exported_weights_act_by_the_file_beside_them(checkpoint: Path, exported
 
 def test_exported_weights_without_the_file_say_what_was_assumed(checkpoint: Path, exported: Path) -> None:
     record = PolicyReference(str(exported), exported=files(checkpoint, chunk=CHUNK)).record()
-    assert "no policy.json: camera agent, history 2, WorldVLA's action ranges assumed" in record.notes[0]
+    assert (
+        "no policy.json: cameras agent, history 2, WorldVLA's action ranges and no state assumed"
+        in record.notes[0]
+    )
     assert record.settings is not None
     assert (record.settings["cameras"], record.settings["chunk"]) == (["agent"], CHUNK)
 
@@ -340,8 +356,13 @@ def test_other_files_than_those_of_the_training_are_refused_for_exported_weights
     with pytest.raises(InputError, match=r"policy\.json: found \[\], expected a JSON object"):
         PolicyReference(str(exported), exported=files(checkpoint)).record()
     write_policy(exported, replace(settings, cameras=("../side",)))
-    with pytest.raises(InputError, match=r"camera '\.\./side', expected one of agent, wrist"):
+    with pytest.raises(InputError, match=r"cameras \['\.\./side'\], expected some of agent, wrist"):
         PolicyReference(str(exported), exported=files(checkpoint)).record()
+    write_policy(exported, settings)
+    with pytest.raises(
+        InputError, match=r"^exported\.cameras=\['agent'\]: the weights were trained with wrist; leave"
+    ):
+        PolicyReference(str(exported), exported=files(checkpoint, cameras=["agent"])).record()
     write_policy(exported, replace(settings, pixels=65))
     with pytest.raises(InputError, match="cannot be used with 65 px"):
         CheckpointPolicy(exported, device="cpu", exported=files(checkpoint))

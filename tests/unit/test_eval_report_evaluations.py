@@ -172,10 +172,41 @@ def test_protocol_of_every_suite_is_shown(run: Path) -> None:
     evaluate(run / "eval/step_00000040", outcomes=(True,) * 4, **more)
     evaluate(run / "eval/step_00000040-libero_object", tasks=OBJECTS, seeds=[0, 7])
     lift, objects = protocol_rows(read_run(run))[::-1]
-    assert (lift.horizon, lift.states, lift.camera) == ("120 steps", "0 to 3", "agent, wrist")
+    assert (lift.horizon, lift.states, lift.cameras) == ("120 steps", "0 to 3", "agent, wrist")
     assert (lift.renderer, lift.versions) == ("osmesa (Mesa)", "mujoco 3.3.2")
-    assert (objects.horizon, objects.states, objects.camera) == ("280 steps", "0, 7", "not recorded")
+    assert (objects.horizon, objects.states, objects.cameras) == ("280 steps", "0, 7", "not recorded")
     assert "osmesa (Mesa)" in write_report(run).read_text()
+
+
+def test_discrete_and_continuous_results_of_one_checkpoint_are_told_apart(run: Path) -> None:
+    settings = {"cameras": ["agent", "wrist"], "state_ranges": {"minimum": [0.0], "maximum": [1.0]}}
+    both = settings | {"decoders": ["discrete", "continuous"]}
+    discrete = run / "eval/step_00000040-robosuite_lift-discrete"
+    evaluate(discrete, outcomes=(True, False), policy_settings=both, decoder="discrete")
+    continuous = run / "eval/step_00000040-robosuite_lift-continuous"
+    evaluate(continuous, outcomes=(True, True, True), policy_settings=both, decoder="continuous")
+    # An earlier version had the discrete decoder alone, and did not record it.
+    evaluate(run / "eval/step_00000020", outcomes=(False,), step=20, policy_settings=settings)
+    contents = read_run(run)
+    assert rows(contents) == [
+        ("20", "robosuite_lift (decoder discrete)", "0 %", "1"),
+        ("40", "robosuite_lift (decoder continuous)", "100 %", "3"),
+        ("40", "robosuite_lift (decoder discrete)", "50 %", "2"),
+    ]
+    assert [(row.decoder, row.cameras, row.state) for row in protocol_rows(contents)] == [
+        ("continuous", "agent, wrist", "yes"),
+        ("discrete", "agent, wrist", "yes"),
+    ]
+    text = write_report(run).read_text()
+    assert "<th>Decoder</th>" in text
+    assert "<td>continuous</td>" in text
+
+
+def test_what_else_a_policy_could_do_tells_nothing_apart(run: Path) -> None:
+    for step, decoders in ((20, ["discrete"]), (40, ["discrete", "continuous"])):
+        settings = {"cameras": ["agent"], "decoders": decoders}
+        evaluate(run / f"eval/step_{step:08d}", step=step, policy_settings=settings, decoder="discrete")
+    assert [row[1] for row in rows(read_run(run))] == ["robosuite_lift"] * 2
 
 
 def test_failures_link_to_their_tiles_and_captions_name_suite_and_task(run: Path) -> None:

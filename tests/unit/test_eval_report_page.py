@@ -214,7 +214,7 @@ def test_held_out_splits_are_drawn_beside_the_training(tmp_path: Path) -> None:
     assert lines["Loss of actions"] == ["training", "new episodes", "new tasks"]
     assert lines["Loss of images"] == ["training", "new episodes"], "what has no label has no curve"
     assert all(len(chart.marks) == 1 for chart in charts), "only the resume is marked"
-    assert [len(chart.series) for chart in charts if chart.unit == "by group"] == [5, 5]
+    assert [len(chart.series) for chart in charts if chart.unit == "by group"] == [6, 6]
     assert history(run) == ["Resumed at step 60 on TP 1 x DP 2, ZeRO-3."]
 
 

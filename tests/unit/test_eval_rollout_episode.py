@@ -13,15 +13,23 @@ from eval.policy.interface import Observation
 from eval.rollout.episode import VIDEO_PIXELS, run_episode
 from eval.simulator.interface import Simulator
 from tests.support.fake_simulator import FakeSimulator
+from tests.support.fake_suite import WRIST_OFFSET, FaultySimulator
 
 
 class CountingPolicy:
     """Moves upwards, never grasps, and records its observations."""
 
-    camera, pixels = "wrist", 8
+    pixels = 8
 
-    def __init__(self, chunk: int, history: int) -> None:
+    def __init__(
+        self,
+        chunk: int,
+        history: int,
+        cameras: tuple[str, ...] = ("agent",),
+        uses_state: bool = False,
+    ) -> None:
         self.chunk, self.history = chunk, history
+        self.cameras, self.uses_state = cameras, uses_state
         self.seen: list[Observation] = []
 
     def reset(self, environment: int, simulator: Simulator) -> None:
@@ -32,8 +40,8 @@ class CountingPolicy:
         return np.tile([0, 0, 0.1, 0, 0, 0, -1.0], (len(observations), self.chunk, 1))
 
 
-def steps_seen(observation: Observation) -> list[int]:
-    return [int(frame[0, 0, 0]) for frame in observation.frames]
+def steps_seen(observation: Observation, view: int = 0) -> list[int]:
+    return observation.frames[:, view, 0, 0, 0].tolist()
 
 
 def test_only_the_frames_that_the_policy_sees_are_rendered() -> None:
@@ -42,7 +50,40 @@ def test_only_the_frames_that_the_policy_sees_are_rendered() -> None:
     assert result.steps == 12
     assert [steps_seen(observation) for observation in policy.seen] == [[0], [4, 5], [9, 10]]
     assert [step for step, _, _ in simulator.renders] == [0, 4, 5, 9, 10]
-    assert {camera for _, camera, _ in simulator.renders} == {"wrist"}
+    assert {camera for _, camera, _ in simulator.renders} == {"agent"}
+
+
+@pytest.mark.parametrize("cameras", [("agent", "wrist"), ("wrist", "agent")])
+def test_a_policy_of_two_cameras_sees_both_at_each_time_step_in_its_order(cameras: tuple[str, ...]) -> None:
+    simulator, policy = FaultySimulator("fake", 0), CountingPolicy(5, 2, cameras)
+    run_episode(simulator, policy, initial_state=0, horizon=12)
+    expected = [[0], [4, 5], [9, 10]]
+    agent, wrist = cameras.index("agent"), cameras.index("wrist")
+    assert [steps_seen(observation, agent) for observation in policy.seen] == expected
+    of_wrist = [[step + WRIST_OFFSET for step in steps] for steps in expected]
+    assert [steps_seen(observation, wrist) for observation in policy.seen] == of_wrist
+    assert policy.seen[0].frames.shape == (1, 2, 8, 8, 3)
+    assert simulator.renders == [(step, camera, 8) for step in (0, 4, 5, 9, 10) for camera in cameras]
+
+
+def test_the_state_is_that_of_the_decision_and_only_read_where_it_is_used() -> None:
+    read: list[int] = []
+
+    class Simulator(FakeSimulator):
+        def state(self) -> NDArray[np.float64]:
+            read.append(len(self.actions))
+            return super().state()
+
+    policy = CountingPolicy(5, 2, uses_state=True)
+    run_episode(Simulator(), policy, initial_state=0, horizon=12)
+    assert read == [0, 5, 10]
+    heights = [0.2 + 0.005 * step for step in read]  # 0.1 of 5 cm in each step
+    states = [observation.state for observation in policy.seen]
+    np.testing.assert_allclose([state[2] for state in states if state is not None], heights)
+    blind = CountingPolicy(5, 2)
+    run_episode(Simulator(), blind, initial_state=0, horizon=12)
+    assert len(read) == 3
+    assert all(observation.state is None for observation in blind.seen)
 
 
 @pytest.mark.parametrize(("chunk", "history"), [(1, 1), (1, 3), (3, 3), (2, 4)])
@@ -108,6 +149,6 @@ def test_chunk_longer_than_the_horizon_is_refused() -> None:
 def test_expert_stands_still_when_its_script_has_ended() -> None:
     simulator, expert = FakeSimulator(), ExpertPolicy()
     expert.reset(0, simulator)
-    observation = Observation(0, "", (), np.zeros(8))
+    observation = Observation(0, "", np.empty((0, 0, 0, 0, 3), np.uint8))
     actions = [expert.act([observation])[0, 0] for _ in range(200)]  # the cube is never reached
     np.testing.assert_array_equal(actions[-1][:6], 0.0)

@@ -17,7 +17,7 @@ from tests.support.served_policy import HeldPolicy, chunk_of, frame
 
 
 def shown(number: int, prompt: str = "") -> Observation:
-    return served_observation(prompt or f"task {number}", [frame(number)])
+    return served_observation(prompt or f"task {number}", frame(number)[None, None])
 
 
 async def answered(process: HeldPolicy, observations: Sequence[Observation]) -> list[object]:
@@ -34,7 +34,7 @@ async def answered(process: HeldPolicy, observations: Sequence[Observation]) -> 
 def test_waiting_observations_are_decided_on_together_and_each_gets_its_own_answer() -> None:
     process = HeldPolicy()
     results = asyncio.run(answered(process, [shown(number) for number in range(6)]))
-    np.testing.assert_array_equal(results, [chunk_of([frame(number)]) for number in range(6)])
+    np.testing.assert_array_equal(results, [chunk_of(number) for number in range(6)])
     assert [len(batch) for batch in process.batches] == [4, 2]
 
 
@@ -47,7 +47,7 @@ def test_a_refused_observation_costs_the_others_of_its_batch_nothing() -> None:
     results = asyncio.run(answered(Refusing(), [shown(1), shown(2, "long"), shown(3)]))
     assert isinstance(results[1], ClientError)
     assert str(results[1]) == "too long"
-    np.testing.assert_array_equal([results[0], results[2]], [chunk_of([frame(1)]), chunk_of([frame(3)])])
+    np.testing.assert_array_equal([results[0], results[2]], [chunk_of(1), chunk_of(3)])
 
 
 class Dying(HeldPolicy):
@@ -64,7 +64,7 @@ def test_only_the_observation_that_the_policy_dies_of_fails() -> None:
     assert isinstance(results[1], ClientError)
     assert "lost twice at this observation (SIGKILL) and is loaded again" in str(results[1])
     for number in (1, 3, 4, 5):
-        np.testing.assert_array_equal(results[number - 1], chunk_of([frame(number)]))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(results[number - 1], chunk_of(number))  # type: ignore[arg-type]
     assert [len(batch) for batch in process.batches] == [4, 1, 1, 1, 1, 1]
 
 

@@ -20,8 +20,12 @@ from eval.serve.policy_process import PolicyLostError, PolicyProcess, answers, s
 from tests.support.fake_suite import MARKS, FakePolicySource, ReachingPolicy
 from tests.support.waiting import wait_until
 
-FRAME = np.full((8, 8, 3), 5, np.uint8)
-OBSERVATIONS = [served_observation("lift", [FRAME]), served_observation("lift", [FRAME // 2, FRAME])]
+FRAMES = np.full((1, 2, 8, 8, 3), 5, np.uint8)
+STATE = np.zeros(8)
+OBSERVATIONS = [
+    served_observation("lift", FRAMES, STATE),
+    served_observation("lift", np.concatenate([FRAMES // 2, FRAMES]), STATE),
+]
 
 
 @contextmanager
@@ -36,7 +40,9 @@ def process(name: str, limits: TimeLimits | None = None) -> Iterator[PolicyProce
 def test_a_policy_that_was_killed_is_loaded_again_for_the_next_observation() -> None:
     with process("reaching") as served:
         assert not served.is_ready
-        assert served.start() == PolicySpec(chunk=2, history=2, camera="agent", pixels=8)
+        assert served.start() == PolicySpec(
+            chunk=2, history=2, cameras=("agent", "wrist"), pixels=8, uses_state=True
+        )
         assert served.is_ready
         expected = ReachingPolicy().act(OBSERVATIONS)
         np.testing.assert_array_equal(served.ask(OBSERVATIONS), expected)  # type: ignore[arg-type]
@@ -97,7 +103,7 @@ class Strict(ReachingPolicy):
 
 
 def test_what_the_policy_refuses_costs_no_other_observation() -> None:
-    long = served_observation("a long instruction", [FRAME])
+    long = served_observation("a long instruction", FRAMES, STATE)
     given = answers(Strict(), [OBSERVATIONS[0], long, OBSERVATIONS[1]])
     assert given[1] == "too long"
     np.testing.assert_array_equal([given[0], given[2]], Strict().act(OBSERVATIONS))  # type: ignore[list-item]

@@ -51,7 +51,7 @@ async def greeted(port: int, **settings: Any) -> ClientConnection:
 async def is_served(port: int, value: int = 3) -> None:
     """A well-behaved client gets its answer."""
     async with await greeted(port) as connection:
-        np.testing.assert_array_equal(await infer(connection, value), chunk_of([frame(value)]))
+        np.testing.assert_array_equal(await infer(connection, value), chunk_of(value))
 
 
 def test_openpi_client_gets_metadata_actions_and_errors_and_stays_connected() -> None:
@@ -60,7 +60,7 @@ def test_openpi_client_gets_metadata_actions_and_errors_and_stays_connected() ->
         assert policy.get_server_metadata() == {"policy": "held"}
         for value in (1, 2):
             actions = policy.infer(observation(value, reset=True))["actions"]
-            np.testing.assert_array_equal(actions, chunk_of([frame(value)]))
+            np.testing.assert_array_equal(actions, chunk_of(value))
             with pytest.raises(RuntimeError, match="prompt: missing; found observation/image"):
                 policy.infer({"observation/image": frame(1)})
         policy._ws.close()
@@ -80,14 +80,14 @@ def test_garbage_and_far_too_much_cost_nobody_else_anything() -> None:
             sender = await greeted(port)
             for garbage in (b"\xc1", b"\x80\x04\x95.", "text", b"", bytes(100_000)):
                 assert isinstance(await ask(sender, garbage), str)
-            np.testing.assert_array_equal(await infer(sender), chunk_of([frame(1)]))
+            np.testing.assert_array_equal(await infer(sender), chunk_of(1))
             with pytest.raises(ConnectionClosed, match="1009"):
                 await ask(sender, bytes(100_000_000))
             with pytest.raises(ConnectionClosed, match="1009"):
                 await ask(await greeted(port), (bytes(1_000_000) for _ in range(100)))
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(b"\x00\xff no HTTP\r\n\r\n" * 1000)
-            np.testing.assert_array_equal(await infer(other), chunk_of([frame(1)]))
+            np.testing.assert_array_equal(await infer(other), chunk_of(1))
             writer.close()
         await is_served(port)
 
@@ -244,7 +244,7 @@ def test_a_token_is_needed_from_everyone_but_the_health_check() -> None:
                 await connect(address)
         policy = await asyncio.to_thread(WebsocketClientPolicy, "127.0.0.1", port, TOKEN)
         answer = await asyncio.to_thread(policy.infer, observation(2))
-        np.testing.assert_array_equal(answer["actions"], chunk_of([frame(2)]))
+        np.testing.assert_array_equal(answer["actions"], chunk_of(2))
         await asyncio.to_thread(policy._ws.close)
         await (await connect(f"ws://any:{TOKEN}@127.0.0.1:{port}/vla-eval")).close()
         assert await asyncio.to_thread(health, port) == (200, "ok\n")
@@ -294,7 +294,7 @@ def test_an_error_of_the_server_ends_one_conversation_only(caplog: pytest.LogCap
             await connection.send(packed(observation(1, "odd")))
             with pytest.raises(ConnectionClosed, match="1011"):
                 await connection.recv()
-            np.testing.assert_array_equal(await infer(other), chunk_of([frame(1)]))
+            np.testing.assert_array_equal(await infer(other), chunk_of(1))
 
     run(client, Broken())
     assert "an error of the server" in caplog.text

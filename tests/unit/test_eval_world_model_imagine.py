@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from data.config import DataConfig, PrepareConfig
+from data.config import PrepareConfig
 from data.errors import InputError
 from data.prepare.preparer import Preparer, prepare
 from data.storage.episode_reader import read_episode
@@ -39,6 +38,7 @@ from tests.support.imagine_case import (
     PROMPTS,
     REQUESTS,
     image_tokenizer,
+    loaded_model,
     prepare_data,
     recording_checkpoint,
 )
@@ -71,7 +71,7 @@ def test_each_prediction_starts_from_the_previous_one_and_the_true_action(
 ) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=4))
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
-    entry = next(e for e in index.episodes if e.key == done.rollouts[0].episode)
+    entry = next(e for e in index.episodes if e.key == done.overall.rollouts[0].episode)
     episode = read_episode(index, entry)
     actions = encode(episode.actions, index.action_ranges)
     text = np.array(shipped_text_tokenizer().encode(WORLD_TEXT), np.int32)
@@ -80,7 +80,7 @@ def test_each_prediction_starts_from_the_previous_one_and_the_true_action(
         block = image_block(codes, PIXELS)
         assert PROMPTS[step] == world_prompt(text, block, actions[step]).tolist()
         codes = np.where(codes + 1 < CODEBOOK, codes + 1, 0)
-    assert len(PROMPTS) == len(done.frames) == 4
+    assert len(PROMPTS) == len(done.overall.frames) == 4
 
 
 def test_guidance_is_towards_the_action_and_every_frame_has_its_own_seed(checkpoint: Path) -> None:
@@ -101,16 +101,14 @@ def test_predictions_are_the_same_for_the_same_seed(
     monkeypatch.undo()
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
     network = small_model(vocabulary_size=16_896, max_positions=512)
-    model: Any = SimpleNamespace(
-        data=DataConfig(url=index.url), network=network, text=shipped_text_tokenizer(), image=image
-    )
+    model = loaded_model(index.url, image, network=network)
     episode = read_episode(index, index.episodes[0])
 
     def predicted(seed: int, scale: float) -> list[Any]:
         return predict(model, index, [episode], 2, Sampling(1.0, seed=seed), scale)[0].tolist()
 
     first = predicted(0, 3.0)
-    assert np.shape(first) == (3, 8, 8)
+    assert np.shape(first) == (3, 1, 8, 8)
     assert predicted(0, 3.0) == first
     assert predicted(1, 3.0) != first
     assert predicted(0, 1.0) != first
@@ -124,7 +122,7 @@ def test_frames_are_greedy_and_unguided_by_default(checkpoint: Path) -> None:
 
 def test_held_out_episode_is_used_and_files_are_written_beside_the_evaluation(checkpoint: Path) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
-    assert done.rollouts[0].split == "val_ind"
+    assert done.overall.rollouts[0].split == "val_ind"
     folder = checkpoint.parents[1] / "eval/step_00000100"
     assert [done.picture, done.video, done.scores] == [
         folder / name for name in ("imagine.png", "imagine.mp4", "imagine.json")
@@ -162,8 +160,8 @@ def test_rollout_ends_with_the_episode(checkpoint: Path, tmp_path: Path) -> None
     done = imagine(
         ImagineConfig(checkpoint=str(checkpoint), frames=99, episode="lift/demo_0", out=str(tmp_path / "o"))
     )
-    assert len(done.frames) == 6
-    first = done.rollouts[0]
+    assert len(done.overall.frames) == 6
+    first = done.overall.rollouts[0]
     assert (first.episode, first.split) == ("lift/demo_0", "train")
 
 
@@ -192,12 +190,12 @@ def test_episodes_that_were_trained_on_are_not_called_held_out(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ImagineConfig(checkpoint=str(checkpoint), frames=1)
-    assert imagine(config).rollouts[0].split == "val_ind"
+    assert imagine(config).overall.rollouts[0].split == "val_ind"
     model = world_model.load_model(checkpoint)
     everything = replace(model, data=replace(model.data, split="all"))
     monkeypatch.setattr(world_model, "load_model", lambda path, **_: everything)
     done = imagine(config)
-    assert done.rollouts[0].split == json.loads(done.scores.read_text())["split"] == "train"
+    assert done.overall.rollouts[0].split == json.loads(done.scores.read_text())["split"] == "train"
 
 
 def test_without_held_out_episodes_the_last_one_is_used(tmp_path: Path, image: ImageTokenizer) -> None:
@@ -233,9 +231,7 @@ def test_episodes_predicted_side_by_side_equal_those_predicted_alone(
     monkeypatch.undo()
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
     network = small_model(vocabulary_size=16_896, max_positions=512)
-    model: Any = SimpleNamespace(
-        data=DataConfig(url=index.url), network=network, text=shipped_text_tokenizer(), image=image
-    )
+    model = loaded_model(index.url, image, network=network)
     episodes = [read_episode(index, entry) for entry in index.episodes[:3]]
     sampling = Sampling(1.0, seed=0)
     together = predict(model, index, episodes, 3, sampling)
@@ -248,9 +244,9 @@ def test_several_episodes_are_scored_and_missing_metrics_are_named(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     several = DatasetIndex.load(str(checkpoint.parents[3] / "data")).episodes[:3]
-    monkeypatch.setattr(world_model, "choose_episodes", lambda index, key, count: several[:count])
+    monkeypatch.setattr(world_model, "choose_episodes", lambda *_: several)
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3, episodes=9, batch=2))
-    assert [rollout.episode for rollout in done.rollouts] == [entry.key for entry in several]
+    assert [rollout.episode for rollout in done.overall.rollouts] == [entry.key for entry in several]
     content = json.loads(done.scores.read_text())
     assert content["not_computed"] == {
         "lpips": "lpips_weights is not set",

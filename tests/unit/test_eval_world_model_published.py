@@ -215,7 +215,7 @@ def test_frames_are_resized_as_those_of_the_data_were(
     prepare(Preparer(config, image))
     model = loaded_model(str(tmp_path / "data"), image)
     monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
-    monkeypatch.setattr(rollout, "decode_image", add_one)
+    monkeypatch.setattr(rollout, "decode_images", add_one)
     checkpoint = tmp_path / "runs/demo/checkpoints/step_00000100"
     with pytest.raises(InputError, match=r"resize=box_bicubic: .* resized with lanczos; give resize=lanczos"):
         imagine(request(checkpoint, frames=1))
@@ -231,11 +231,11 @@ def test_demonstrations_may_have_another_format(
     (first, *_) = prepare(Preparer(config, image)).episodes
     model = loaded_model(str(tmp_path / "data"), image)
     monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
-    monkeypatch.setattr(rollout, "decode_image", add_one)
+    monkeypatch.setattr(rollout, "decode_images", add_one)
     checkpoint = tmp_path / "runs/demo/checkpoints/step_00000100"
     done = imagine(request(checkpoint, episode=first.key, frames=2))
-    assert len(done.frames) == 3
-    assert done.frames[0].psnr > 30  # the given frame, after the video
+    assert len(done.overall.frames) == 3
+    assert done.overall.frames[0].psnr > 30  # the given frame, after the video
 
 
 def test_frames_of_replays_are_compared_where_the_data_are_of_replays(checkpoint: Path) -> None:
@@ -253,7 +253,7 @@ def test_frames_of_replays_are_compared_where_the_data_are_of_replays(checkpoint
 
     done = imagine(request(checkpoint, replay=True), replay=replay)
     assert replayed == [EPISODE]
-    assert done.mean == imagine(request(checkpoint)).mean
+    assert done.overall.mean == imagine(request(checkpoint)).overall.mean
     with pytest.raises(InputError, match="its replay does not succeed"):
         imagine(request(checkpoint, replay=True), replay=lambda reference, pixels: None)
 
@@ -279,7 +279,7 @@ def test_both_protocols_stand_side_by_side_and_say_which_they_are(
     assert [len(content["frames"]) for content in contents] == [3, 4]
     assert set(tokens.summary()) == {f"tokens/{name}" for name in _names()}
     page = write_report(checkpoint.parents[1]).read_text()
-    shown = re.findall(r'<p class="explain">Protocol (\w+)\. Top: ([^.]*)\.', page)
+    shown = re.findall(r'<p class="explain">Protocol (\w+), view agent\. Top: ([^.]*)\.', page)
     assert shown == [
         ("tokens", "the true frames, as decoded by the image tokenizer"),
         ("published", "the camera&#39;s frames"),
@@ -333,7 +333,7 @@ def test_lpips_is_of_frames_from_the_video_and_its_weights_are_those_of_vgg(
     monkeypatch.setattr(Lpips, "forward", forward)
     done = imagine(request(checkpoint, frames=1, lpips_weights=str(paths["vgg"])))
     assert shapes == [(1, 256, 256, 3), (2, 256, 256, 3), (2, 256, 256, 3)]  # trial, predicted, unchanged
-    assert [frame.lpips for frame in done.frames] == [0.25, 0.25]
+    assert [frame.lpips for frame in done.overall.frames] == [0.25, 0.25]
 
 
 def test_nothing_is_left_in_the_folder_for_temporary_files(

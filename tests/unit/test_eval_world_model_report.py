@@ -61,7 +61,7 @@ def test_the_score_of_predicting_no_change_stands_beside_every_score(checkpoint:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=4))
     content = json.loads(done.scores.read_text())
     index = DatasetIndex.load(str(checkpoint.parents[3] / "data"))
-    entry = next(e for e in index.episodes if e.key == done.rollouts[0].episode)
+    entry = next(e for e in index.episodes if e.key == done.overall.rollouts[0].episode)
     codes = read_episode(index, entry).codes["agent"][:5].astype(np.int64)
     image: ImageTokenizer = world_model.load_model(checkpoint).image
     truth = image.decode(codes)
@@ -83,7 +83,7 @@ def test_the_console_counts_frames_and_shows_the_baseline(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries = DatasetIndex.load(str(checkpoint.parents[3] / "data")).episodes[:3]
-    monkeypatch.setattr(world_model, "choose_episodes", lambda index, key, count: entries)
+    monkeypatch.setattr(world_model, "choose_episodes", lambda *_: entries)
     lengths = dict(zip([entry.key for entry in entries], (5, 7, 7), strict=True))
     monkeypatch.setattr(
         world_model,
@@ -208,7 +208,7 @@ def test_rollouts_are_kept_when_a_score_fails(
     weights = tmp_path / "alexnet.pth"
     torch.save({name: torch.tensor(v, dtype=torch.float32) for name, v in alexnet_weights().items()}, weights)
     entries = DatasetIndex.load(str(checkpoint.parents[3] / "data")).episodes[:2]
-    monkeypatch.setattr(world_model, "choose_episodes", lambda index, key, count: entries)
+    monkeypatch.setattr(world_model, "choose_episodes", lambda *_: entries)
     calls: list[int] = []
 
     def forward(lpips: Lpips, frames: Tensor, others: Tensor) -> Tensor:

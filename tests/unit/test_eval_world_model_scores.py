@@ -19,6 +19,7 @@ from eval.world_model.lpips import Lpips
 from eval.world_model.protocol import PUBLISHED
 from eval.world_model.score_text import frames_text, scores_text
 from eval.world_model.scores import FrameScore, Videos, check_pixels, mean_score, score
+from eval.world_model.view_scores import ViewScores
 from tests.support import independent_metrics as independent
 
 
@@ -241,10 +242,11 @@ def test_table_has_the_baseline_and_marks_what_is_not_comparable() -> None:
     truth = frames(11)
     missing = {"lpips": "lpips_weights is not set", "fvd": "fvd_network is not set"}
     rollouts = [ScoredRollout(Videos.of_rollout(truth, truth), scores)]
+    view = ViewScores((), tuple(horizon_scores(rollouts, missing, None)))
     result: Any = SimpleNamespace(
         protocol="tokens",
         suites=("libero_goal",),
-        horizons=horizon_scores(rollouts, missing, None),
+        views={"agent": view},
         notes=("unverified [files]",),
     )
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115

@@ -15,7 +15,8 @@ from data.errors import InputError
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from pretrain.model.cache import LayerCache
 from pretrain.model.decoding_session import DecodingSession
-from pretrain.model.generate import Guidance, Order, decode_action_chunk, decode_image
+from pretrain.model.generate import Order, decode_action_chunk
+from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.layers import DecoderLayer
 from pretrain.model.sampling import Sampling
 from tests.support.chameleon import TINY
@@ -23,7 +24,7 @@ from tests.support.decoding import (
     dream_prompt,
     greedy,
     naive_chunk,
-    naive_image,
+    naive_images,
     next_logits,
     prompt_of,
     small_model,
@@ -67,48 +68,70 @@ def test_answer_does_not_depend_on_the_other_prompts() -> None:
     for temperature in (0.0, 2.0):
         whole = Sampling(temperature, environments=[4, 9, 2])
         together = decode_action_chunk(model, prompts, 4, whole)
-        dreams = decode_image(model, prompts, 2, 3, 64, sampling=whole)
+        dreams = decode_images(model, prompts, 2, 3, 64, sampling=whole)
         for row, (prompt, number) in enumerate(zip(prompts, (4, 9, 2), strict=True)):
             alone = Sampling(temperature, environments=[number])
             np.testing.assert_array_equal(decode_action_chunk(model, [prompt], 4, alone)[0], together[row])
             np.testing.assert_array_equal(
-                decode_image(model, [prompt], 2, 3, 64, sampling=alone)[0], dreams[row]
+                decode_images(model, [prompt], 2, 3, 64, sampling=alone)[0], dreams[row]
             )
 
 
-def test_image_decoding_equals_decoding_without_cache() -> None:
+# Views and time steps: V images of each of P time steps, after P actions.
+SHAPES = [(1, 1), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("views", "steps"), SHAPES)
+def test_image_decoding_equals_decoding_without_cache(views: int, steps: int) -> None:
     model = small_model()
-    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
-    expected = [naive_image(model, prompt, 3, 2, greedy) for prompt in prompts]
-    assert decode_image(model, prompts, rows=3, columns=2, pixels=64).tolist() == expected
+    prompts = [dream_prompt(3, 6, views, steps), dream_prompt(4, 4, views, steps)]
+    images = views * steps
+    expected = [naive_images(model, prompt, 3, 2, greedy, images=images) for prompt in prompts]
+    assert decode_images(model, prompts, rows=3, columns=2, pixels=64, images=images).tolist() == expected
     assert np.max(expected) >= 16
-    assert decode_image(model, prompts, rows=3, columns=2, pixels=64, codebook_size=16).max() < 16
+    assert images == 1 or any(image != found[0] for found in expected for image in found[1:])
+    few = decode_images(model, prompts, rows=3, columns=2, pixels=64, codebook_size=16, images=images)
+    assert few.max() < 16
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0, top_k=50, seed=1)])
-def test_guided_images_equal_guidance_without_cache(sampling: Sampling) -> None:
+@pytest.mark.parametrize(("views", "steps"), SHAPES)
+def test_guided_images_equal_guidance_without_cache(sampling: Sampling, views: int, steps: int) -> None:
     model = small_model()
-    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
-    without = [prompt_of(3, 6), prompt_of(4, 4)]  # the same, but for the action
-    assert [len(a) - len(b) for a, b in zip(prompts, without, strict=True)] == [9, 9]
-    noise = sampling.noise(2, (6,), 8192, torch.device("cpu"))
+    prompts = [dream_prompt(3, 6, views, steps), dream_prompt(4, 4, views, steps)]
+    without = [prompt_of(3, 6, views), prompt_of(4, 4, views)]  # the same, but for the actions
+    assert [len(a) - len(b) for a, b in zip(prompts, without, strict=True)] == [9 * steps] * 2
+    images = views * steps
+    noise = sampling.noise(2, (images, 6), 8192, torch.device("cpu"))
 
-    def choose(row: int) -> Callable[[Tensor, int], int]:
-        return lambda logits, place: int(
-            sampling.choose(logits, None if noise is None else noise[row, place])
+    def choose(row: int) -> Callable[[Tensor, int, int], int]:
+        return lambda logits, image, place: int(
+            sampling.choose(logits, None if noise is None else noise[row, image, place])
         )
 
-    def actual(scale: float) -> list[Any]:
-        return decode_image(
-            model, prompts, 3, 2, 64, sampling=sampling, guidance=Guidance(scale, without)
-        ).tolist()
+    def actual(prompts: list[list[int]], guidance: Guidance | None) -> list[Any]:
+        found = decode_images(model, prompts, 3, 2, 64, sampling=sampling, guidance=guidance, images=images)
+        return found.tolist()
 
-    expected = [naive_image(model, p, 3, 2, choose(b), without[b], 3.0) for b, p in enumerate(prompts)]
-    assert actual(3.0) == expected
-    unguided = decode_image(model, prompts, 3, 2, 64, sampling=sampling).tolist()
+    expected = [
+        naive_images(model, p, 3, 2, choose(b), without[b], 3.0, images) for b, p in enumerate(prompts)
+    ]
+    assert actual(prompts, Guidance(3.0, without)) == expected
+    unguided = actual(prompts, None)
+    assert unguided == [naive_images(model, p, 3, 2, choose(b), images=images) for b, p in enumerate(prompts)]
     assert unguided != expected
-    assert actual(1.0) == unguided
-    assert actual(0.0) == decode_image(model, without, 3, 2, 64, sampling=sampling).tolist()
+    assert actual(prompts, Guidance(1.0, without)) == unguided
+    assert actual(prompts, Guidance(0.0, without)) == actual(without, None)
+
+
+def test_the_first_image_is_the_one_that_is_decoded_alone() -> None:
+    model = small_model()
+    prompts = [dream_prompt(3, 6), dream_prompt(4, 4)]
+    for sampling in (Sampling(), HOT):
+        alone = decode_images(model, prompts, 3, 2, 64, sampling=sampling)
+        several = decode_images(model, prompts, 3, 2, 64, sampling=sampling, images=3)
+        assert (alone.shape, several.shape) == ((2, 1, 3, 2), (2, 3, 3, 2))
+        np.testing.assert_array_equal(several[:, :1], alone)
 
 
 def test_parallel_decoding_takes_seven_forward_passes_for_any_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +179,9 @@ def test_host_never_synchronises_during_decoding() -> None:
     for chunk, rows in ((2, 2), (6, 5)):
         with SynchronisationCounter() as counter:
             decode_action_chunk(model, prompts, chunk, HOT, "token")
-            decode_image(model, prompts, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, prompts))
+            decode_images(
+                model, prompts, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, prompts), images=2
+            )
         counts.append(len(counter.names))
     assert counts[0] == counts[1], "the number of waits grows with the answer"
 
@@ -210,7 +235,9 @@ def test_wrong_requests_are_refused() -> None:
     with pytest.raises(InputError, match="2 environments for 1 prompts"):
         decode_action_chunk(model, prompts, 1, Sampling(1.0, environments=[0, 1]))
     with pytest.raises(InputError, match="2 unconditional prompts for 1 prompts"):
-        decode_image(model, prompts, 2, 2, 64, guidance=Guidance(2.0, prompts * 2))
+        decode_images(model, prompts, 2, 2, 64, guidance=Guidance(2.0, prompts * 2))
+    with pytest.raises(InputError, match="images=0: expected at least one"):
+        decode_images(model, prompts, 2, 2, 64, images=0)
     with pytest.raises(InputError, match="answer needs token ids up to 15004"):
         decode_action_chunk(small_model(vocabulary_size=12_000), [[0]], 1)
     for temperature in (-0.1, float("nan"), float("inf")):

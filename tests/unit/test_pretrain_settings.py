@@ -352,7 +352,9 @@ def test_validation_of_episodes_that_are_trained_on_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "choice", [path for path in CHOICES if str(path).startswith("experiment/worldvla_")], ids=str
+    "choice",
+    [p for p in CHOICES if str(p).startswith(("experiment/worldvla_", "experiment/rynnvla_libero_"))],
+    ids=str,
 )
 def test_shipped_policies_train_on_all_demonstrations(choice: Path) -> None:
     """As the published ones do; so nothing is left to validate on, or to score a world model with."""

@@ -30,7 +30,7 @@ def run_imagine(config: ImagineConfig, invocation: Invocation) -> None:
         print(result.scores.read_text(encoding="utf-8"), end="")
         _raise_failure(result)
         return
-    first = result.rollouts[0]
+    first = result.overall.rollouts[0]
     show(f"  {result.picture}: {scores_text(result.to_json())}, the first {first.episode} ({first.split})")
     if result.gif is not None:
         show(f"  {result.gif}: true beside predicted frames")
