@@ -127,7 +127,7 @@ def _ways(engine: Engine, folder: Path) -> dict[str, Way]:
     from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-    from pretrain.checkpoint.boxes import BoxedTensor
+    from pretrain.checkpoint.boxed_tensor import BoxedTensor
     from pretrain.checkpoint.fragments import fragments, optimizer_step
     from pretrain.checkpoint.load import load
     from pretrain.checkpoint.location import step_folder

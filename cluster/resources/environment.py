@@ -63,6 +63,7 @@ _PYTHON_KEPT = frozenset(
 _RAY_KEPT = frozenset({"RAY_RUNTIME_ENV_HOOK", "RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"})
 _RAY_KEPT_OF_JOBS = _RAY_KEPT | {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"}
 _RAY_SETTING = re.compile(r"RAY_[a-z]")
+_loaded_with: set[tuple[tuple[str, str], ...]] = set()  # Ray's settings with which a process of it has lived
 _INHERITED = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "LIBERO_ASSETS", "LIBERO_CONFIG_PATH", LEVEL_VARIABLE)
 
 
@@ -99,22 +100,24 @@ def environment_for_ray(cluster: ClusterConfig, caller: Mapping[str, str]) -> di
 def check_ray_settings(environment: Mapping[str, str]) -> None:
     """Refuse values of Ray's own settings (`RAY_health_check_timeout_ms`) that end a process which loads Ray.
 
-    Where there are any, Ray is loaded once in another process: it would end this one without a word.
+    Where there are any, Ray is loaded once in another process: it would end this one without a word. Later
+    sessions with the same settings do not repeat that.
 
     Raises:
         InputError: That process did not live.
     """
-    names = sorted(name for name in environment if _RAY_SETTING.match(name))
-    if not names:
+    settings = tuple(sorted(pair for pair in environment.items() if _RAY_SETTING.match(pair[0])))
+    if not settings or settings in _loaded_with:
         return
     loads = subprocess.run(
         [sys.executable, "-c", "import ray"], env=dict(environment), capture_output=True, check=False
     )
     if loads.returncode < 0:
         raise InputError(
-            f"{', '.join(names)}: Ray cannot be loaded with these settings of its own (is each number one?); "
-            "correct or unset them"
+            f"{', '.join(name for name, _ in settings)}: Ray cannot be loaded with these settings of its own "
+            "(is each number one?); correct or unset them"
         )
+    _loaded_with.add(settings)
 
 
 def program_environment(caller: Mapping[str, str]) -> dict[str, str]:

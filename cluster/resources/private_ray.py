@@ -30,7 +30,7 @@ from data.errors import InputError, first_line
 # Ray puts its sockets below its temporary folder, and a Unix socket's path has at most 107 bytes.
 _LONGEST_TEMPORARY_FOLDER = 40
 _MARK = "WORLDVLA_RAY_FOLDER"  # in the environment of every process of this Ray
-UNUSED_PROCESSES = ("start_log_monitor", "start_monitor")  # methods of Ray's `Node`
+UNUSED_PROCESSES = ("start_log_monitor", "start_monitor", "start_api_server")  # methods of Ray's `Node`
 NEEDED_PROCESSES = ("gcs_server", "raylet")  # as Ray's `Node` names them
 _LOGS = ("raylet.err", "gcs_server.err", "raylet.out", "gcs_server.out")
 
@@ -80,8 +80,9 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     would start another Ray, which nobody ends.
 
     Ray's own handler is `sys.exit(15)`, without a word. Ray has no setting for this, nor for the sessions of
-    its processes, nor against two of them that nobody here uses (the log monitor, which copies workers'
-    output to the command, and the autoscaler's monitor; a second of CPU time each), nor against the page that
+    its processes, nor against three of them that nobody here uses (the log monitor, which copies workers'
+    output to the command, the autoscaler's monitor and the dashboard's server, which Ray starts without a
+    dashboard too; about a second of CPU time each), nor against the page that
     it prints to standard output for each process that has died (its exception tells that, and the command
     says it in a line of its own): functions of its are replaced for the length of the block (a test reads
     Ray's source for these names).
@@ -104,7 +105,7 @@ def undisturbed_start(own_session: bool = False) -> Iterator[None]:
     ]
     if own_session:
         replaced.append((services, "ConsolePopen", OwnSession))
-        replaced += [(node.Node, name, lambda self: None) for name in UNUSED_PROCESSES]
+        replaced += [(node.Node, name, lambda self, **options: None) for name in UNUSED_PROCESSES]
     before = [(module, name, getattr(module, name)) for module, name, _ in replaced]
     for module, name, value in replaced:
         setattr(module, name, value)

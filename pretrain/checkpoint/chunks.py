@@ -132,3 +132,14 @@ class ChunkTable:
 def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> NDArray[np.int64]:
     """Rows of different lengths as one array [n, width]."""
     return np.array([(*row, *(fill,) * (width - len(row))) for row in rows], np.int64).reshape(-1, width)
+
+
+def chunk_name(tensor: str, offset: tuple[int, ...]) -> str:
+    """Name of a chunk within its file: `<state>/<parameter>@<offset>`."""
+    return f"{tensor}@{','.join(map(str, offset))}"
+
+
+def split_name(tensor: str) -> tuple[str, str]:
+    """State and parameter of a tensor's name `<state>/<parameter>`."""
+    state, _, parameter = tensor.partition("/")
+    return state, parameter

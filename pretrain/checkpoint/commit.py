@@ -14,9 +14,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from data.errors import InputError
-from pretrain.checkpoint.boxes import Box, BoxedTensor
-from pretrain.checkpoint.chunks import ChunkTable
-from pretrain.checkpoint.dcp_storage import LocalSavePlanner, SafetensorsWriter, split_name
+from pretrain.checkpoint.boxed_tensor import BoxedTensor
+from pretrain.checkpoint.boxes import Box
+from pretrain.checkpoint.chunks import ChunkTable, split_name
+from pretrain.checkpoint.dcp_storage import LocalSavePlanner, SafetensorsWriter
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chunk_table_file
 from pretrain.model.config import ModelConfig

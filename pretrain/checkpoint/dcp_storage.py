@@ -25,25 +25,14 @@ from torch.futures import Future
 
 from data.errors import InputError, StorageError
 from data.storage.store import Store
-from pretrain.checkpoint.boxes import BoxedTensor
-from pretrain.checkpoint.chunks import Chunk, ChunkTable
+from pretrain.checkpoint.boxed_tensor import BoxedTensor, box_metadata
+from pretrain.checkpoint.chunks import Chunk, ChunkTable, chunk_name, split_name
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest, StoredFile, state_file
 from pretrain.checkpoint.tensor_blocks import SafetensorsBlocks
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_partially, read_verified
 
 _VERIFY_FROM = 0.5  # share of a file that a rank requests, from which on it reads all of it and verifies it
-
-
-def chunk_name(tensor: str, offset: tuple[int, ...]) -> str:
-    """Name of a chunk within its file: `<state>/<parameter>@<offset>`."""
-    return f"{tensor}@{','.join(map(str, offset))}"
-
-
-def split_name(tensor: str) -> tuple[str, str]:
-    """State and parameter of a tensor's name `<state>/<parameter>`."""
-    state, _, parameter = tensor.partition("/")
-    return state, parameter
 
 
 class LocalSavePlanner(DefaultSavePlanner):
@@ -170,7 +159,7 @@ class SafetensorsReader(StorageReader):
         return TensorStorageMetadata(
             properties=TensorProperties(dtype=getattr(torch, tensor.dtype)),
             size=torch.Size(tensor.shape),
-            chunks=[chunk.box.metadata() for chunk in chunks],
+            chunks=[box_metadata(chunk.box) for chunk in chunks],
         )
 
     def set_up_storage_reader(

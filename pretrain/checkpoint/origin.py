@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from pretrain.checkpoint.load import check_network, check_resume, is_without_head
+from pretrain.checkpoint.compatibility import check_network, check_resume, is_without_head
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import DamagedCheckpointError

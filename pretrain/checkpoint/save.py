@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.errors import InputError
-from pretrain.checkpoint.boxes import BoxedTensor
+from pretrain.checkpoint.boxed_tensor import BoxedTensor
 from pretrain.checkpoint.commit import AttemptFailedError, Shard, commit, write_shard
 from pretrain.checkpoint.fragments import fragments, optimizer_step
 from pretrain.checkpoint.location import CheckpointLocation, UncertainCommitError

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.errors import InputError, StorageError
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.dcp_storage import chunk_name
+from pretrain.checkpoint.chunks import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error

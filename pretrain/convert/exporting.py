@@ -15,8 +15,7 @@ import torch
 from data.errors import InputError
 from data.files import write_whole
 from data.storage.store import Store
-from pretrain.checkpoint.chunks import Chunk
-from pretrain.checkpoint.dcp_storage import chunk_name
+from pretrain.checkpoint.chunks import Chunk, chunk_name
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor
 from pretrain.checkpoint.policy_files import policy_of_export

@@ -20,8 +20,7 @@ from data.errors import InputError
 from data.files import folder_written_whole, remove_leftovers, write_whole
 from data.storage.bulk_store import Block
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.chunks import ChunkTable
-from pretrain.checkpoint.dcp_storage import chunk_name
+from pretrain.checkpoint.chunks import ChunkTable, chunk_name
 from pretrain.checkpoint.manifest import (
     MASTER,
     Manifest,

@@ -7,69 +7,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from rich.console import Console
 
-from cluster.config import RootConfig
-from cluster.failures import CommandFailedError
 from cluster.resources.private_ray import NEEDED_PROCESSES
-from cluster.run.supervisor import supervise
-from cluster.run.training import Train
-from cluster.run.worker_entry_points import evaluate_checkpoint
-from cluster.signals import exit_on_signals
-from pretrain.config import TrainingConfig
-from pretrain.faults.exit_codes import EXIT_PREEMPTED, PreemptedError
-from pretrain.run_folder import RunFolder
-from pretrain.run_start import RunStart
+from pretrain.faults.exit_codes import EXIT_PREEMPTED
 from tests.support.waiting import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def train_for_ever(config: TrainingConfig, start: RunStart) -> None:
-    Path(config.run.dir, "training").touch()
-    threading.Event().wait()
-
-
-def train_until_stopped(config: TrainingConfig, start: RunStart) -> None:
-    Path(config.run.dir, "training").touch()
-    wait_until(RunFolder.of(config.run).stop_request.exists)
-    raise PreemptedError("stopped on request, with a checkpoint of step 7")
-
-
-def body(train: Train = train_for_ever) -> None:
-    config = RootConfig()
-    config.run.name, config.run.dir = "r", os.getcwd()
-    config.cluster.gpus_per_rank, config.cluster.start_timeout = 0, int(HANG_SECONDS)
-    supervise(config, Console(), train, evaluate_checkpoint)
-
-
-def stopping_body() -> None:
-    with pytest.raises(PreemptedError, match="with a checkpoint of step 7"):
-        body(train_until_stopped)
-    sys.exit(EXIT_PREEMPTED)
-
-
-def starting_ray() -> None:
-    """The command gets SIGTERM when Ray starts its second process, which is in the middle of `ray.init`."""
-    from ray._private import services
-
-    started = services.start_ray_process
-
-    def start_process(command: list[str], *arguments: Any, **options: Any) -> Any:
-        if "raylet" in command[0]:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return started(command, *arguments, **options)
-
-    services.start_ray_process = start_process
-    with exit_on_signals():
-        body()
 
 
 @pytest.fixture
@@ -80,9 +28,9 @@ def short_folder() -> Iterator[Path]:
 
 
 def start(folder: Path, temporary: Path, program: str = "body") -> subprocess.Popen[str]:
-    """Start a command, the first of its process group."""
+    """Start a command of `tests.support.interrupted_commands`, the first of its process group."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from tests.integration.test_cluster_interrupt import *; {program}()"],
+        [sys.executable, "-c", f"from tests.support.interrupted_commands import {program}; {program}()"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
@@ -155,13 +103,6 @@ def test_ctrl_c_pressed_again_and_again_leaves_nothing(tmp_path: Path, short_fol
     assert process.returncode != 0
     wait_until(lambda: list(short_folder.iterdir()) == [])
     wait_until(lambda: alive(children) == [])
-
-
-def body_in_a_line() -> None:
-    try:
-        body()
-    except CommandFailedError as error:
-        sys.exit(f"error: {error}")
 
 
 @pytest.mark.parametrize("name", NEEDED_PROCESSES)

@@ -56,13 +56,14 @@ def die(config: TrainingConfig) -> None:
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
+def session(preloaded_workers: None) -> Iterator[Session]:
     config = RootConfig(parallel=ParallelConfig(tensor=2, data=2))
     cluster = ClusterConfig(start_timeout=int(HANG_SECONDS))
     with open_session(cluster, plan_resources(config, gpus_available=4)) as opened:  # Ray believes it
         started = "\n".join(_processes(opened.folder))
         assert "raylet" in started
-        assert "monitor" not in started, "processes that nobody uses"
+        for unused in ("monitor", "dashboard/dashboard.py"):
+            assert unused not in started, "a process that nobody uses"
         yield opened
         folder = opened.folder
     assert not folder.exists()

@@ -36,6 +36,7 @@ _PRELOADED = (
     "tests.integration.test_cluster_prepare_group",
     "tests.integration.test_cluster_storage",
     "tests.integration.test_cluster_supervisor",
+    "tests.integration.test_cluster_train_group",
 )
 _ROOT = Path(__file__).resolve().parents[2]
 _SOCKET = "WORLDVLA_TEST_RAY_WORKERS"

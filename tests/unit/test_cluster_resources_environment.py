@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -171,8 +172,25 @@ def test_the_table_for_users_is_complete() -> None:
     assert sorted(name for name in names if name not in table) == []
 
 
-def test_settings_with_which_ray_cannot_be_loaded_are_named() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    check_ray_settings({**environment, "RAY_health_check_timeout_ms": "20000"})
+def test_settings_with_which_ray_cannot_be_loaded_are_named_and_others_tried_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(environment, "_loaded_with", set())
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    good = {**variables, "RAY_health_check_timeout_ms": "20000"}
+    bad = {**variables, "RAY_health_check_timeout_ms": "soon"}
+    check_ray_settings(good)
     with pytest.raises(InputError, match=r"^RAY_health_check_timeout_ms: Ray cannot be loaded .*unset"):
-        check_ray_settings({**environment, "RAY_health_check_timeout_ms": "soon"})
+        check_ray_settings(bad)
+    started: list[object] = []
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[bytes]:
+        started.append(arguments)
+        return subprocess.CompletedProcess([], -6)
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    check_ray_settings(good)
+    assert started == []
+    with pytest.raises(InputError):
+        check_ray_settings(bad)
+    assert len(started) == 1

@@ -36,7 +36,7 @@ def test_ray_still_starts_its_processes_and_sets_its_handler_by_these_names() ->
     assert "signal.signal(signal.SIGTERM, sigterm_handler)" in inspect.getsource(utils.set_sigterm_handler)
     assert "if enable_auto_connect and not ray.is_initialized()" in inspect.getsource(auto_init_hook)
     assert inspect.getsource(worker.connect).count("job_config._runtime_env_has_working_dir()") == 2
-    assert all(f"self.{name}()" in inspect.getsource(node.Node) for name in UNUSED_PROCESSES)
+    assert all(f"self.{name}(" in inspect.getsource(node.Node) for name in UNUSED_PROCESSES)
     assert worker._global_node is None
     assert NEEDED_PROCESSES == (
         ray_constants.PROCESS_TYPE_GCS_SERVER,

@@ -1,4 +1,4 @@
-"""Bare weights are read in little more memory than they occupy, without DeepSpeed."""
+"""Bare weights are read in little more memory than they occupy, without DeepSpeed and DCP."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from data.storage.store import open_store
-from pretrain.checkpoint.boxes import BoxedTensor, boxes_of_range
+from pretrain.checkpoint.boxed_tensor import BoxedTensor
+from pretrain.checkpoint.boxes import boxes_of_range
 from pretrain.checkpoint.commit import Shard, commit, write_shard
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest
@@ -25,9 +27,11 @@ MODEL = ModelConfig(
 )
 SMALL = ModelConfig(vocabulary_size=256, hidden_size=32, ffn_size=48, layers=1, heads=4, max_positions=64)
 
-# The process reads a small checkpoint first, so that imports and threads are not counted.
+CASES = [("bfloat16", 0, 1), ("bfloat16", 1, 2), ("float32", 1, 2)]  # dtype, tensor-parallel rank and size
+# Each case is a process, forked from one that has the imports; it reads a small checkpoint first, so that its
+# threads are not counted.
 READ = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from pretrain.checkpoint.weights import load_weights
@@ -36,16 +40,23 @@ def memory(name):
     status = Path("/proc/self/status").read_text()
     return int(status.split(name + ":")[1].split()[0]) * 1024
 
-small, url, dtype, tensor_rank, tensor_size = sys.argv[1:]
-load_weights(small)
-Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-before = memory("VmRSS")
-weights = load_weights(url, getattr(torch, dtype), int(tensor_rank), int(tensor_size))
-peak = memory("VmHWM") - before
-size = sum(tensor.nbytes for tensor in weights.values())
-probe = {name: float(weights[name].flatten()[-1]) for name in ("lm_head.weight", "model.norm.weight")}
-heavy = [name for name in ("deepspeed", "megatron") if name in sys.modules]
-print(json.dumps({"peak": peak, "size": size, "probe": probe, "heavy": heavy}))
+def measure(small, url, dtype, tensor_rank, tensor_size):
+    load_weights(small)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = memory("VmRSS")
+    weights = load_weights(url, getattr(torch, dtype), tensor_rank, tensor_size)
+    peak = memory("VmHWM") - before
+    size = sum(tensor.nbytes for tensor in weights.values())
+    probe = {name: float(weights[name].flatten()[-1]) for name in ("lm_head.weight", "model.norm.weight")}
+    libraries = ("deepspeed", "megatron", "torch.distributed.checkpoint")
+    heavy = [name for name in libraries if name in sys.modules]
+    return {"peak": peak, "size": size, "probe": probe, "heavy": heavy}
+
+for case in json.loads(sys.argv[3]):
+    if os.fork() == 0:
+        print(json.dumps(measure(*sys.argv[1:3], *case)), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
 
 
@@ -74,16 +85,20 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(tmp_path_factory.mktemp("large"), MODEL)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-@pytest.mark.parametrize(
-    ("dtype", "rank", "size"), [("bfloat16", 0, 1), ("bfloat16", 1, 2), ("float32", 1, 2)]
-)
-def test_reading_takes_at_most_a_fifth_more_than_the_weights(
-    small: Path, large: Path, dtype: str, rank: int, size: int
-) -> None:
-    command = [sys.executable, "-c", READ, str(small), str(large), dtype, str(rank), str(size)]
+@pytest.fixture(scope="module")
+def measurements(small: Path, large: Path) -> list[dict[str, Any]]:
+    """What each case needs, in their order."""
+    command = [sys.executable, "-c", READ, str(small), str(large), json.dumps(CASES)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    measured = json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_reading_takes_at_most_a_fifth_more_than_the_weights(
+    large: Path, measurements: list[dict[str, Any]], case: tuple[str, int, int]
+) -> None:
+    measured, (dtype, _, size) = measurements[CASES.index(case)], case
     stored = Manifest.read(open_store(str(large)))
     names = sorted(stored.weights)
     assert measured["probe"] == {name: names.index(name) + 1 for name in measured["probe"]}

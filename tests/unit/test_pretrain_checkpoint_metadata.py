@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data.errors import InputError
-from pretrain.checkpoint.load import check_network
+from pretrain.checkpoint.compatibility import check_network
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.convert.exporting import stored_model

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data.errors import InputError, StorageError
 from data.storage.store import open_store
-from pretrain.checkpoint.boxes import Box, BoxedTensor, boxes_of_range
+from pretrain.checkpoint.boxed_tensor import BoxedTensor
+from pretrain.checkpoint.boxes import Box, boxes_of_range
 from pretrain.checkpoint.chunks import ChunkTable
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chunk_table_file

@@ -209,10 +209,11 @@ def refused(folder: Path) -> str:
 
 def test_a_head_whose_settings_lack_its_sizes_is_read_off_its_tensors(tmp_path: Path) -> None:
     publish(tmp_path / "theirs", WITH_HEAD)
-    for name in ("action_dim", "time_horizon"):
-        hugging_face.edit_json(
-            tmp_path / "theirs" / "config.json", lambda values, name=name: values.pop(name)
-        )
+
+    def shorten(values: dict[str, Any]) -> None:
+        del values["action_dim"], values["time_horizon"]
+
+    hugging_face.edit_json(tmp_path / "theirs" / "config.json", shorten)
     assert open_weights_folder(tmp_path / "theirs").model.action_head == ActionHeadConfig(HORIZON)
 
 
