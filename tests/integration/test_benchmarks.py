@@ -41,9 +41,9 @@ def check_loss(rows: Rows) -> None:
 
 
 def check_decode(rows: Rows) -> None:
-    assert column(rows, "way") == ["parallel", "block", "token", "image", "guided"]
-    assert rows[0]["times_the_first"] == rows[3]["times_the_first"] == 1
-    for row, tokens in zip(rows, (45, 45, 45, 64, 64), strict=True):
+    assert column(rows, "way") == ["parallel", "block", "token", "continuous", "image", "guided"]
+    assert rows[0]["times_the_first"] == rows[4]["times_the_first"] == 1
+    for row, tokens in zip(rows, (45, 45, 45, 45, 64, 64), strict=True):
         assert row["tokens_per_second"] == pytest.approx(tokens * row["answers_per_second"])
 
 

@@ -1,0 +1,65 @@
+"""The table of the comparison of decoders, of trainings and evaluations that are in the working folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import lift_decoders
+
+SUCCESSES = {  # by trained, seed, decoder
+    ("discrete", 0, "discrete"): 2,
+    ("discrete", 1, "discrete"): 4,
+    ("continuous", 0, "continuous"): 8,
+    ("continuous", 1, "continuous"): 10,
+    ("both", 0, "continuous"): 0,
+    ("both", 1, "continuous"): 0,
+    ("both", 0, "discrete"): 5,
+    ("both", 1, "discrete"): 6,
+}
+
+
+def write_run(folder: Path, head: bool, tokens: bool, seed: int) -> None:
+    """A finished training of 20 lines."""
+    (folder / "checkpoints" / "step_00000020").mkdir(parents=True)
+    lines: list[dict[str, Any]] = [{"event": "start"}]
+    for step in range(1, 21):
+        line = {"step": step, "action_l1": 0.01 * seed if tokens else None}
+        lines.append(line | ({"action_head_l1": 0.1 if step > 18 else 5.0} if head else {}))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def test_success_is_over_all_seeds_with_its_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: str) -> None:
+        raise AssertionError(f"a stage that is done was repeated: {words}")
+
+    monkeypatch.setattr(lift_decoders, "_run", refuse)
+    (tmp_path / "demonstrations").mkdir()
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "index.json").write_text("{}")
+    for (trained, seed, acts), successes in SUCCESSES.items():
+        out = tmp_path / "evaluations" / f"{trained}_{seed}_{acts}"
+        out.mkdir(parents=True)
+        (out / "results.json").write_text(json.dumps({"successes": successes, "episodes": 10}))
+        run = tmp_path / "runs" / f"{trained}_{seed}"
+        if not run.exists():
+            write_run(run, trained != "discrete", trained != "continuous", seed)
+    out = tmp_path / "out.json"
+    words = ["--work", str(tmp_path), "--steps", "20", "--seeds", "2", "--episodes", "10"]
+    assert lift_decoders.main([*words, "--device", "cpu", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["trained"], row["acts"], row["by_seed"]) for row in rows] == [
+        ("discrete", "tokens", "2 4"),
+        ("continuous", "action head", "8 10"),
+        ("both", "action head", "0 0"),
+        ("both", "tokens", "5 6"),
+    ]
+    assert [row["success"] for row in rows] == [30, 90, 0, 55]
+    assert [row["episodes"] for row in rows] == [20] * 4
+    assert rows[0]["low"] == pytest.approx(14.55, abs=0.01), "Wilson's interval of 6 of 20"
+    assert rows[0]["high"] == pytest.approx(51.90, abs=0.01)
+    assert [row["head_l1"] for row in rows] == [None, pytest.approx(0.1), *[pytest.approx(0.1)] * 2]
+    assert [row["token_l1"] for row in rows] == [pytest.approx(0.005), None, *[pytest.approx(0.005)] * 2]
