@@ -49,6 +49,7 @@ def metrics_line(step: int) -> str:
             "data_wait": 0.01,
             "accuracy_structure": 1 - 0.2 * fall,
             "action_l1": 0.5 * fall,
+            "action_head_l1": 0.4 * fall,
             "checkpoint_stall": 0.3 if step % 60 == 1 else 0.0,
             "peer_wait": 0.2,
             "rank_time/p50": 0.9,
@@ -71,7 +72,7 @@ def validation_line(step: int) -> str:
     """Both splits at a step; the new tasks have no images."""
     fall = float(np.exp(-step / 50))
     values = {"loss": 3 * fall + 1.2, "loss_action": 5 * fall + 0.6, "loss_image": 6 * fall + 1.6}
-    values |= {"loss_structure": fall, "action_l1": 0.6 * fall}
+    values |= {"loss_structure": fall, "action_l1": 0.6 * fall, "action_head_l1": 0.5 * fall}
     line = {"event": "validation", "step": step, "seconds": 2.0}
     line |= {f"val_ind/{name}": value for name, value in values.items()}
     line |= {f"val_ood/{name}": value + 0.5 for name, value in values.items()}
@@ -213,6 +214,7 @@ def test_held_out_splits_are_drawn_beside_the_training(tmp_path: Path) -> None:
     lines = {chart.title: [series.label for series in chart.series] for chart in charts}
     assert lines["Loss of actions"] == ["training", "new episodes", "new tasks"]
     assert lines["Loss of images"] == ["training", "new episodes"], "what has no label has no curve"
+    assert lines["Error of the action head"] == ["training", "new episodes", "new tasks"]
     assert all(len(chart.marks) == 1 for chart in charts), "only the resume is marked"
     assert [len(chart.series) for chart in charts if chart.unit == "by group"] == [6, 6]
     assert history(run) == ["Resumed at step 60 on TP 1 x DP 2, ZeRO-3."]
