@@ -184,7 +184,7 @@ def test_page_shows_the_run(tmp_path: Path) -> None:
     page = write_report(write_run(tmp_path / "demo"))
     assert page == tmp_path / "demo/report.html"
     parsed = Page(page.read_text())
-    assert parsed.tags.count("svg") == 17  # nine of learning, six of speed, success, PSNR by frame
+    assert parsed.tags.count("svg") == 18  # ten of learning, six of speed, success, PSNR by frame
     assert parsed.tags.count("video") == 2
     assert parsed.tags.count("img") == 1
     for text in (
