@@ -10,6 +10,7 @@ from typing import Literal
 
 from data.config import DataConfig, SourceConfig
 from data.contracts import Decoder
+from data.stream.mixture import action_share
 from pretrain.model.config import ModelConfig
 
 Precision = Literal["bf16", "fp32"]
@@ -264,7 +265,13 @@ class TrainingConfig:
 
 
 def trained_decoders(config: TrainingConfig) -> tuple[Decoder, ...]:
-    """By which ways the policy of a training can decide on actions."""
+    """By which ways the policy of a training can decide on actions; none without action samples.
+
+    Raises:
+        InputError: `data.mixture` is invalid.
+    """
+    if action_share(config.data.mixture) == 0:
+        return ()
     discrete: tuple[Decoder, ...] = ("discrete",) if config.loss.tokens_for_actions else ()
     continuous: tuple[Decoder, ...] = () if config.model.action_head is None else ("continuous",)
     return discrete + continuous

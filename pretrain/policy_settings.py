@@ -35,7 +35,7 @@ class PolicySettings:
         action_ranges: Ranges over which actions are quantised.
         image_tokenizer_sha256: Checksum of the image tokenizer's file.
         text_tokenizer_sha256: Checksum of the text tokenizer's file.
-        decoders: How it was trained to decide on actions.
+        decoders: How it was trained to decide on actions; empty: without action samples.
     """
 
     cameras: tuple[str, ...]

@@ -134,6 +134,11 @@ def _check_settings(config: DataConfig, trainer: BatchShape) -> None:
     for name, value in settings.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, expected at least 1")
+    if config.history > trainer.sequence_length:  # a frame has several tokens
+        raise InputError(
+            f"data.history={config.history}: so many time steps do not fit trainer.sequence_length="
+            f"{trainer.sequence_length} tokens; make data.history smaller"
+        )
     for name, value in (
         ("prefetch", config.prefetch),
         ("retry_seconds", config.retry_seconds),

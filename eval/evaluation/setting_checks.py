@@ -56,8 +56,13 @@ def check_decoder(decoder: Decoder | None, setting: str, training: TrainingConfi
         InputError: They will not.
     """
     found = trained_decoders(training)
+    if not found:
+        raise InputError(
+            "data.mixture.action=0: the checkpoints of this training know no actions, and cannot act in a "
+            "simulator; set eval.every=0 (and leave eval out of stages), or data.mixture.action=1"
+        )
     if decoder is not None and decoder not in found:
         raise InputError(
-            f"{setting}={decoder}: the checkpoints of this training have {', '.join(found) or 'none'} only; "
+            f"{setting}={decoder}: the checkpoints of this training have {', '.join(found)} only; "
             "give another decoder, or leave it out"
         )

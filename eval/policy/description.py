@@ -75,9 +75,14 @@ def chosen_decoder(
     found = settings.decoders
     if decoder is None:
         decoder = "continuous" if "continuous" in found else "discrete"
+    if not found:
+        raise InputError(
+            f"checkpoint={path}: trained without action samples (data.mixture.action=0), so it knows no "
+            "actions; take a checkpoint of a training with action samples"
+        )
     if decoder not in found:
         raise InputError(
-            f"decoder={decoder}: {path} was trained for {' and '.join(found) or 'no'} decoding of actions "
+            f"decoder={decoder}: {path} was trained for {' and '.join(found)} decoding of actions "
             "only; give another decoder, or leave it out"
         )
     if decoder == "continuous" and head is None:

@@ -23,6 +23,7 @@ from pretrain.settings import compose
             "eval.decoder=continuous",
             r"^eval\.decoder=continuous: the checkpoints of this training have discrete only; give another",
         ),
+        ("data.mixture.action=0", r"^data\.mixture\.action=0: .* know no actions, .*; set eval\.every=0"),
     ],
 )
 def test_evaluation_settings_out_of_range_are_refused(override: str, message: str) -> None:

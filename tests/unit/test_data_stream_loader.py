@@ -327,6 +327,7 @@ def test_skipping_a_bad_episode_moves_nothing_else(tmp_path: Path, caplog: pytes
         ({"chunk": 13}, r"no action window in 4 episodes of at most 12 steps"),
         ({"chunk": 0}, r"data.chunk is 0, expected at least 1"),
         ({"history": 0}, r"data.history is 0, expected at least 1"),
+        ({"history": 10**9}, r"data.history=1000000000: so many .*; make data.history smaller"),
         ({"text_tokenizer": "/nowhere/tokenizer.json"}, r"cannot read the text tokenizer"),
         ({"url": "/nowhere"}, r"/nowhere: no index.json there"),
     ],

@@ -74,9 +74,12 @@ class Run:
         (folder / "action_ranges.json").write_text(json.dumps(ranges))
         self.write()
 
-    def write(self, head: ActionHeadConfig | None = MODEL.action_head, tokens: bool = True) -> None:
+    def write(
+        self, head: ActionHeadConfig | None = MODEL.action_head, tokens: bool = True, actions: float = 1
+    ) -> None:
         """Write settings and manifest of a training with this head, on tokens of actions or not."""
         data = DataConfig(url="shards", chunk=CHUNK, history=1, cameras=["agent", "wrist"], state=True)
+        data.mixture.action = actions
         loss = LossConfig(tokens_for_actions=tokens)
         model = replace(MODEL, action_head=head)
         config = TrainingConfig(run=RunConfig(name="run"), model=model, data=data, loss=loss)
@@ -182,6 +185,14 @@ def test_a_decoder_that_the_training_did_not_make_is_refused(
         run.record(missing)
     with pytest.raises(InputError, match=only):
         CheckpointPolicy(run.checkpoint, "cpu", decoder=missing)
+
+
+@pytest.mark.parametrize("decoder", [None, "discrete", "continuous"])
+def test_a_training_without_action_samples_is_refused(run: Run, decoder: Decoder | None) -> None:
+    run.write(actions=0)
+    for use in (run.record, lambda chosen: CheckpointPolicy(run.checkpoint, "cpu", decoder=chosen)):
+        with pytest.raises(InputError, match=r"trained without action samples .*; take a checkpoint of"):
+            use(decoder)
 
 
 def test_a_head_of_another_chunk_is_refused(run: Run) -> None:

@@ -60,3 +60,7 @@ def test_a_training_says_how_its_policy_can_decide(
 ) -> None:
     config = TrainingConfig(model=ModelConfig(action_head=head), loss=LossConfig(tokens_for_actions=tokens))
     assert trained_decoders(config) == expected
+    config.data.mixture.action = 0
+    settings = replace(SETTINGS, decoders=trained_decoders(config))
+    assert settings.decoders == ()
+    assert PolicySettings.of_record(JsonRecord(settings.to_json(), "")) == settings
