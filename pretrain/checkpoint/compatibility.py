@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from pretrain.checkpoint.manifest import Manifest
@@ -66,16 +67,20 @@ def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_
             settings are listed.
     """
     stored, expected = manifest.weights, expected_shapes(config)
-    if new_head:
+    settings = settings_section(manifest.metadata, "model")
+    heads = None if new_head else _one_head(manifest, settings, config)
+    if new_head or heads is not None:  # one sentence instead of each tensor of the head
         expected = {name: s for name, s in expected.items() if not name.startswith(ACTION_HEAD_PREFIX)}
-    wrong = [f"{name} is missing there" for name in sorted(expected.keys() - stored.keys())]
+    if heads is not None:
+        stored = {name: s for name, s in stored.items() if not name.startswith(ACTION_HEAD_PREFIX)}
+    wrong = [] if heads is None else [heads]
+    wrong += [f"{name} is missing there" for name in sorted(expected.keys() - stored.keys())]
     wrong += [f"{name} is not in this model" for name in sorted(stored.keys() - expected.keys())]
     wrong += [
         f"{name} is {list(stored[name].shape)} there, {list(shape)} here"
         for name, shape in expected.items()
         if name in stored and stored[name].shape != shape
     ]
-    settings = settings_section(manifest.metadata, "model")
     wrong += [
         f"model.{name} is {settings[name]} there, {value} here"
         for name, value in ((name, getattr(config, name)) for name in _DEFINING)
@@ -87,3 +92,18 @@ def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_
             f"{url}: another network: {'; '.join(wrong[:_MAX_LISTED])}{more}; give the model.* it was made "
             "with"
         )
+
+
+def _one_head(manifest: Manifest, settings: Mapping[str, Any], config: ModelConfig) -> str | None:
+    """In words, that only one of checkpoint and network has an action head; None: both have, or neither."""
+    if is_without_head(manifest, config):
+        return (
+            "it has no action head (model.action_head=null), this model has one, which only a new run with "
+            "checkpointing.start_from adds"
+        )
+    if config.action_head is not None or not any(n.startswith(ACTION_HEAD_PREFIX) for n in manifest.weights):
+        return None
+    head = settings.get("action_head")
+    horizon = head.get("time_horizon") if isinstance(head, dict) else None
+    of = f" (model.action_head.time_horizon={horizon})" if isinstance(horizon, int) else ""
+    return f"it has an action head{of}, this model has none"
