@@ -126,10 +126,10 @@ def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
         "action_ranges": f"exported.action_ranges={given.action_ranges}",
     }
     stored.check_tokens(found, names, "give the file of the training run (runs/<name>/)")
-    if set(found.cameras) - set(stored.cameras):
+    if found.cameras != tuple(camera for camera in stored.cameras if camera in found.cameras):
         raise InputError(
             f"exported.cameras={list(found.cameras)}: the weights were trained with "
-            f"{', '.join(stored.cameras)}; leave it out"
+            f"{', '.join(stored.cameras)}{' in this order' * (len(stored.cameras) > 1)}; leave it out"
         )
     return PolicyDescription(found, image, text, _changes(stored, found), action_head=head)
 

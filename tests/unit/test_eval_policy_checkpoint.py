@@ -363,6 +363,9 @@ def test_other_files_than_those_of_the_training_are_refused_for_exported_weights
         InputError, match=r"^exported\.cameras=\['agent'\]: the weights were trained with wrist; leave"
     ):
         PolicyReference(str(exported), exported=files(checkpoint, cameras=["agent"])).record()
+    write_policy(exported, replace(settings, cameras=("agent", "wrist")))
+    with pytest.raises(InputError, match=r"trained with agent, wrist in this order; leave it out$"):
+        PolicyReference(str(exported), exported=files(checkpoint, cameras=["wrist", "agent"])).record()
     write_policy(exported, replace(settings, pixels=65))
     with pytest.raises(InputError, match="cannot be used with 65 px"):
         CheckpointPolicy(exported, device="cpu", exported=files(checkpoint))
