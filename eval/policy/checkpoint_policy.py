@@ -59,6 +59,7 @@ class CheckpointPolicy:
         precision: Precision = "auto",
         decoder: Decoder | None = None,
     ) -> None:
+        self._checkpoint = checkpoint
         self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
         self._settings = self._model.settings
         _check_units(checkpoint, self._settings.action_ranges)
@@ -103,8 +104,17 @@ class CheckpointPolicy:
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        """Actions [B, K, 7]: the middle of each decoded bin, or what the action head predicts."""
+        """Actions [B, K, 7]: the middle of each decoded bin, or what the action head predicts.
+
+        Raises:
+            InputError: The action head predicts numbers that are not finite.
+        """
         decoded = self._decoder.decode(self.prompts(observations))
+        if not np.isfinite(decoded).all():
+            raise InputError(
+                f"checkpoint={self._checkpoint}: its action head predicts numbers that are not finite; take "
+                "weights from before they diverged"
+            )
         to_units = denormalise if self.decoder == "continuous" else decode
         actions = to_units(decoded.reshape(-1, decoded.shape[-1]), self._settings.action_ranges)
         return actions.reshape(decoded.shape)

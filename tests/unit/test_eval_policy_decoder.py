@@ -129,6 +129,17 @@ def test_the_head_decides_unless_tokens_are_asked_for(run: Run, network: Transfo
     )
 
 
+def test_actions_that_are_not_finite_never_reach_a_robot(
+    run: Run, network: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    weights["action_head.hidden_projection.bias"][0] = float("nan")
+    monkeypatch.setattr(model_module, "load_weights", lambda path: weights)
+    policy = CheckpointPolicy(run.checkpoint, "cpu")
+    with pytest.raises(InputError, match=r"^checkpoint=.*step_00000007: its action head predicts .*; take"):
+        policy.act(observations(2))
+
+
 def test_actions_of_the_head_are_the_same_alone_and_in_any_batch(run: Run) -> None:
     seen = observations(7)
     policy, alone = (CheckpointPolicy(run.checkpoint, "cpu", batch) for batch in (4, 1))
