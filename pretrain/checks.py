@@ -129,6 +129,11 @@ def _check_action_head(config: TrainingConfig) -> None:
             "loss.tokens_for_actions=false, but model.action_head is null: nothing would learn to act; set "
             f"model.action_head.time_horizon={chunk}, or loss.tokens_for_actions=true"
         )
+    if config.loss.action_l1 == 0 and not config.loss.tokens_for_actions:
+        raise InputError(
+            "loss.tokens_for_actions=false and loss.action_l1=0: nothing would learn to act; set "
+            "loss.action_l1=10, or loss.tokens_for_actions=true"
+        )
 
 
 def _check_zero(config: TrainingConfig) -> None:

@@ -273,7 +273,8 @@ def trained_decoders(config: TrainingConfig) -> tuple[Decoder, ...]:
     if action_share(config.data.mixture) == 0:
         return ()
     discrete: tuple[Decoder, ...] = ("discrete",) if config.loss.tokens_for_actions else ()
-    continuous: tuple[Decoder, ...] = () if config.model.action_head is None else ("continuous",)
+    untrained = config.model.action_head is None or config.loss.action_l1 == 0
+    continuous: tuple[Decoder, ...] = () if untrained else ("continuous",)
     return discrete + continuous
 
 

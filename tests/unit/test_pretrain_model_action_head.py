@@ -256,6 +256,10 @@ def test_names_decide_decay_and_sharding() -> None:
         ({"dropout": 1.0}, "action_head.dropout=1.0, expected at least 0 and below 1"),
         ({"time_horizon": 0, "chunk": 0}, "time_horizon=0, expected at least 1"),
         ({"none": True}, "loss.tokens_for_actions=false, but model.action_head is null"),
+        (
+            {"tokens": False, "action_l1": 0},
+            "loss.tokens_for_actions=false and loss.action_l1=0: nothing would",
+        ),
         ({"action_l1": -1.0}, "loss.action_l1=-1.0, expected 0 or more"),
     ],
 )
@@ -266,7 +270,7 @@ def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, object],
     config.model.action_head = None if "none" in changes else replace(HEAD, **head)
     config.model.hidden_size = int(str(changes.get("hidden_size", config.model.hidden_size)))
     config.data.chunk = int(str(changes.get("chunk", CHUNK)))
-    config.loss.tokens_for_actions = "none" not in changes
+    config.loss.tokens_for_actions = not {"none", "tokens"} & changes.keys()
     config.loss.action_l1 = float(str(changes.get("action_l1", 10.0)))
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
         check_training(config)

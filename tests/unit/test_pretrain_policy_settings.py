@@ -60,6 +60,8 @@ def test_a_training_says_how_its_policy_can_decide(
 ) -> None:
     config = TrainingConfig(model=ModelConfig(action_head=head), loss=LossConfig(tokens_for_actions=tokens))
     assert trained_decoders(config) == expected
+    config.loss.action_l1 = 0
+    assert "continuous" not in trained_decoders(config), "the head has no loss"
     config.data.mixture.action = 0
     settings = replace(SETTINGS, decoders=trained_decoders(config))
     assert settings.decoders == ()
