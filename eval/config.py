@@ -77,8 +77,9 @@ class EvaluationConfig(EvaluationSettings):
             policy runs on the CPUs.
         stale: What happens to unfinished evaluations of older checkpoints when a newer one is due: `queue`
             (all are completed) or `cancel`.
-        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none. Always by
-            the protocol `tokens` (see `ImagineConfig`): a training reads no demonstrations.
+        imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none, as in a
+            training without world samples (`data.mixture.world=0`). Always by the protocol `tokens` (see
+            `ImagineConfig`): a training reads no demonstrations.
         imagine_episodes: Number of held-out episodes that are rolled out.
         lpips_weights, fvd_network: As in `ImagineConfig`.
     """

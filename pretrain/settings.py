@@ -233,6 +233,8 @@ def _explain(schema_name: str, schema: type, error: Exception) -> InputError:
         )
     if key and (invalid := _NOT_A_CHOICE.search(text)) and (setting := field_of(schema, key)):
         return InputError(f"{where}: {key}={invalid.group(1)}, {_expected(invalid.group(1), *setting)}")
+    if key and "is not a subclass of" in text and (setting := field_of(schema, key)):
+        return InputError(f"{where}: {key} is a section of settings{_parts_of(key, setting[1])}")
     if unreadable := re.match(r"LexerNoViableAltException: (.*)", text):
         return InputError(
             f"{schema_name}: {unreadable.group(1)!r} cannot be read; write text in quotes of its own: "
@@ -247,6 +249,15 @@ def _expected(value: str, setting: Field[Any], hint: Any) -> str:
     allowed = ", ".join("or null" if choice is None else str(choice) for choice in choices(hint))
     reason = setting.metadata.get("refused", {}).get(value)
     return f"expected one of {allowed}" + (f": {reason}" if reason else "; correct the setting")
+
+
+def _parts_of(key: str, hint: Any) -> str:
+    """What may be set in a section, for messages."""
+    inner = section(hint)
+    if inner is None:
+        return ""
+    or_null = " or null" if inner is not hint else ""
+    return f"{or_null}; set its parts: {', '.join(f'{key}.{name}' for name in keys(inner))}"
 
 
 def _groups() -> list[str]:

@@ -14,6 +14,7 @@ from cluster.run.evaluation_group import EvaluationGroup, EvaluationJob, Evaluat
 from cluster.run.run_reporter import RunReporter
 from data.errors import InputError
 from data.json_record import read_json_object
+from eval.config import EvaluationConfig
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import IMAGINE_STEM, RESULTS_FILE, files_by_step
@@ -108,9 +109,15 @@ class CheckpointEvaluations:
                 step,
                 self._checkpoints.checkpoint_url(step),
                 self._folder.evaluation(step),
-                self._config.eval,
+                self._settings(),
             )
         )
+
+    def _settings(self) -> EvaluationConfig:
+        """Those of the run; without world-model rollouts where nothing learns to predict frames."""
+        if self._config.data.mixture.world > 0:
+            return self._config.eval
+        return replace(self._config.eval, imagine_frames=0)
 
     def _report(self, outcome: EvaluationOutcome) -> None:
         step = outcome.step

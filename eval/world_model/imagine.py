@@ -31,7 +31,7 @@ from eval.world_model.horizons import FAILED, ScoredRollout, horizon_scores
 from eval.world_model.mp4 import PIXELS
 from eval.world_model.protocol import scoring_protocol
 from eval.world_model.results import ImagineResult, write_result
-from eval.world_model.rollout import check_positions, fewest_steps, predict, predicted_steps
+from eval.world_model.rollout import check_world_model, fewest_steps, predict, predicted_steps
 from eval.world_model.scores import check_pixels, mean_score
 from eval.world_model.scoring import RolledOut, score_rollouts
 from eval.world_model.view_scores import Rollout, ViewScores
@@ -66,7 +66,7 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
     checkpoint = local_checkpoint(config.checkpoint)
     model = load_model(checkpoint, device=device, precision=config.precision)
     check_pixels(model.image.pixels)
-    check_positions(model, checkpoint)
+    check_world_model(model, checkpoint)
     if lpips is not None:
         lpips.check(PIXELS if config.protocol == "published" else model.image.pixels)
     data = open_dataset(model, config.data.url)

@@ -109,12 +109,17 @@ def fewest_steps(model: LoadedModel) -> int:
     return max(2, model.settings.predicted_frames)
 
 
-def check_positions(model: LoadedModel, checkpoint: Path) -> None:
-    """Check that the network has positions for a world sample: its prompt and the images of its answer.
+def check_world_model(model: LoadedModel, checkpoint: Path) -> None:
+    """Check that a world model was trained, and has positions for its prompt and the images of its answer.
 
     Raises:
-        InputError: It has too few.
+        InputError: It was not, or has too few.
     """
+    if model.data.mixture.world == 0:
+        raise InputError(
+            f"checkpoint={checkpoint}: trained without world samples (data.mixture.world=0), so it predicts "
+            "no frames; take a checkpoint of a training with world samples"
+        )
     image, settings, longest = model.image, model.settings, model.network.config.max_positions
     form = SampleForm(
         image=image_block_length(image.rows, image.columns),

@@ -68,7 +68,7 @@ def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_
     """
     stored, expected = manifest.weights, expected_shapes(config)
     settings = settings_section(manifest.metadata, "model")
-    heads = None if new_head else _one_head(manifest, settings, config)
+    heads = None if new_head else _head_difference(manifest, settings, config)
     if new_head or heads is not None:  # one sentence instead of each tensor of the head
         expected = {name: s for name, s in expected.items() if not name.startswith(ACTION_HEAD_PREFIX)}
     if heads is not None:
@@ -94,16 +94,21 @@ def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_
         )
 
 
-def _one_head(manifest: Manifest, settings: Mapping[str, Any], config: ModelConfig) -> str | None:
-    """In words, that only one of checkpoint and network has an action head; None: both have, or neither."""
+def _head_difference(manifest: Manifest, settings: Mapping[str, Any], config: ModelConfig) -> str | None:
+    """In words, that the action heads are of other chunks, or that only one side has one; None: neither."""
     if is_without_head(manifest, config):
         return (
             "it has no action head (model.action_head=null), this model has one, which only a new run with "
             "checkpointing.start_from adds"
         )
-    if config.action_head is not None or not any(n.startswith(ACTION_HEAD_PREFIX) for n in manifest.weights):
+    if not any(name.startswith(ACTION_HEAD_PREFIX) for name in manifest.weights):
         return None
     head = settings.get("action_head")
     horizon = head.get("time_horizon") if isinstance(head, dict) else None
-    of = f" (model.action_head.time_horizon={horizon})" if isinstance(horizon, int) else ""
-    return f"it has an action head{of}, this model has none"
+    known = isinstance(horizon, int)
+    if config.action_head is None:
+        of = f" (model.action_head.time_horizon={horizon})" if known else ""
+        return f"it has an action head{of}, this model has none"
+    if not known or horizon == config.action_head.time_horizon:
+        return None
+    return f"model.action_head.time_horizon is {horizon} there, {config.action_head.time_horizon} here"

@@ -125,6 +125,16 @@ def test_due_checkpoints_are_submitted_once(run: Run) -> None:
     assert run.reporter.lines == ["evaluations that did not end: steps 20, 30; resuming the run repeats them"]
 
 
+def test_no_frames_are_imagined_where_none_are_trained(run: Run) -> None:
+    run.commit(20)
+    run.evaluations().poll()
+    assert run.group.jobs.pop(20).settings is run.config.eval
+    run.config.data.mixture.world = 0
+    run.evaluations().poll()
+    assert run.group.jobs[20].settings == replace(run.config.eval, imagine_frames=0)
+    assert run.config.eval.imagine_frames > 0
+
+
 def test_evaluations_of_an_earlier_start_are_not_repeated(run: Run) -> None:
     run.commit(20)
     run.write_results(20)

@@ -156,6 +156,9 @@ def test_episodes_and_models_that_are_too_short_are_refused(
         f"positions, the model has {needed - 1}; take a checkpoint with more (model.max_positions) or "
         "smaller frames"
     )
+    monkeypatch.setattr(model.data.mixture, "world", 0.0)
+    with pytest.raises(InputError, match=r"trained without world samples \(data\.mixture\.world=0\), so it"):
+        imagine(requested(checkpoint))
     assert PROMPTS == []
 
 

@@ -40,10 +40,12 @@ def test_settings_of_another_form_are_none_for_everyone_who_reads_them(
     check_dataset(metadata, "c", "d", "fingerprint", "train")
 
 
-def test_an_action_head_of_one_side_alone_is_one_sentence() -> None:
+def test_a_difference_of_action_heads_is_one_sentence() -> None:
     without = ModelConfig(layers=1, hidden_size=32, ffn_size=32, heads=2, vocabulary_size=64)
     head = replace(without, action_head=ActionHeadConfig(time_horizon=5))
+    longer = replace(without, action_head=ActionHeadConfig(time_horizon=10))
     for there, here, found in (
+        (head, longer, r"model\.action_head\.time_horizon is 5 there, 10 here"),
         (head, without, r"it has an action head \(model\.action_head\.time_horizon=5\), this model has none"),
         (without, head, r"it has no action head .*, this model has one, .* checkpointing\.start_from adds"),
     ):

@@ -34,6 +34,10 @@ def test_a_section_that_may_be_null_is_set_and_left_out(
     [
         (["model.action_head.horizon=7"], r"unknown setting 'model.action_head.horizon'; .*time_horizon"),
         (["model.action_head={horizon: 7}"], r"unknown setting 'model.action_head.horizon'; .*time_horizon"),
+        (
+            ["model.action_head=5"],
+            "model.action_head is a section .* or null; .* model.action_head.time_",
+        ),
         (["model.action_head.time_horizon=x"], "model.action_head.time_horizon: Value 'x'"),
         (
             ["model.action_head.dropout=0.2", "model.action_head=null"],
