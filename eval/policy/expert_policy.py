@@ -19,7 +19,9 @@ class ExpertPolicy:
     history = 0
     cameras: tuple[str, ...] = ()
     pixels = 0
-    uses_state = False
+    # Reading the state brings the poses that the script reads up to date: after a physics step they are one
+    # substep old, unless something has been rendered or observed since.
+    uses_state = True
 
     def __init__(self) -> None:
         self._scripts: dict[int, Iterator[NDArray[np.float64]]] = {}
