@@ -22,7 +22,7 @@ from eval.report.reproduction_table import reproduction_rows
 from eval.report.rollout_media import videos
 from eval.report.run_contents import read_run
 from eval.report.training_charts import history, learning_charts, speed_charts
-from tests.support.report_run import HOSTILE, write_run
+from tests.support.report_run import HOSTILE, metrics_line, write_run
 
 
 class Page(HTMLParser):
