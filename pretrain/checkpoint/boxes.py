@@ -33,6 +33,11 @@ class Box:
         """Number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The region as an index of the tensor."""
+        return tuple(slice(o, o + n) for o, n in zip(self.offset, self.shape, strict=True))
+
     def shifted(self, by: Sequence[int]) -> Box:
         """The same box, further along every dimension."""
         return Box(tuple(o + b for o, b in zip(self.offset, by, strict=True)), self.shape)

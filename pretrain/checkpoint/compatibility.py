@@ -53,14 +53,16 @@ def is_without_head(manifest: Manifest, config: ModelConfig) -> bool:
     return config.action_head is not None and not stored
 
 
-def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_head: bool = False) -> None:
+def check_network(
+    url: str | Path, manifest: Manifest, config: ModelConfig, may_lack_head: bool = False
+) -> None:
     """Compare a checkpoint's parameters and defining settings with a network; no weight is read.
 
     Args:
         url: Of the checkpoint, for errors.
         manifest: Its manifest.
         config: Of the network.
-        new_head: Whether the checkpoint may be without the network's action head.
+        may_lack_head: Whether the checkpoint may be without the network's action head.
 
     Raises:
         InputError: The checkpoint is of another network: missing and extra parameters, wrong shapes and
@@ -68,6 +70,7 @@ def check_network(url: str | Path, manifest: Manifest, config: ModelConfig, new_
     """
     stored, expected = manifest.weights, expected_shapes(config)
     settings = settings_section(manifest.metadata, "model")
+    new_head = may_lack_head and is_without_head(manifest, config)
     heads = None if new_head else _head_difference(manifest, settings, config)
     if new_head or heads is not None:  # one sentence instead of each tensor of the head
         expected = {name: s for name, s in expected.items() if not name.startswith(ACTION_HEAD_PREFIX)}

@@ -75,8 +75,7 @@ def load_initial_weights(url: str | Path, engine: Engine) -> None:
         InputError: No committed checkpoint there, a damaged file (named), or another network's: missing
             and extra parameters, wrong shapes and settings are listed before any weight is read.
     """
-    loader = _CollectiveLoader(url)
-    loader.load(engine, (MASTER,), new_head=is_without_head(loader.manifest, engine.module.config))
+    _CollectiveLoader(url).load(engine, (MASTER,), may_lack_head=True)
     finish_loading(engine, 0)
     engine.step_count = 0
 
@@ -115,20 +114,21 @@ class _CollectiveLoader:
         self.manifest = Manifest.parse(self._store.url, content[0])
         self._chunk_table: bytes = content[1]
 
-    def load(self, engine: Engine, states: Collection[str] | None, new_head: bool = False) -> None:
+    def load(self, engine: Engine, states: Collection[str] | None, may_lack_head: bool = False) -> None:
         """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified.
 
-        With `new_head` the action head gets initial values.
+        With `may_lack_head` an action head that the checkpoint does not have gets initial values.
         """
-        check_network(self._store.url, self.manifest, engine.module.config, new_head)
+        check_network(self._store.url, self.manifest, engine.module.config, may_lack_head)
         table = self.manifest.chunk_table(self._store.url, self._chunk_table)
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}
         targets: dict[str, Tensor] = {}
-        held = list(fragments(engine))
-        new = [fragment for fragment in held if new_head and fragment.name.startswith(ACTION_HEAD_PREFIX)]
-        for fragment in held:
-            if fragment in new:
+        new_head = is_without_head(self.manifest, engine.module.config)
+        new: list[Fragment] = []
+        for fragment in fragments(engine):
+            if new_head and fragment.name.startswith(ACTION_HEAD_PREFIX):
+                new.append(fragment)
                 continue
             for state, target in fragment.states.items():
                 name = f"{state}/{fragment.name}"
@@ -182,8 +182,4 @@ def _draw(fragment: Fragment, engine: Engine) -> None:
     dimension = sharded_dimension(fragment.name)
     config, seed = engine.module.config, engine.seed
     whole = initial_values(fragment.name, fragment.shape, dimension, config, seed, 0, 1)
-    parts = [
-        whole[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))].flatten()
-        for box in fragment.boxes
-    ]
-    fragment.states[MASTER].copy_(torch.cat(parts))
+    fragment.states[MASTER].copy_(torch.cat([whole[box.slices].flatten() for box in fragment.boxes]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from pretrain.checkpoint.compatibility import check_network, check_resume, is_without_head
+from pretrain.checkpoint.compatibility import check_network, check_resume
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location, open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import DamagedCheckpointError
@@ -98,9 +98,7 @@ def choose_origin(config: TrainingConfig, location: CheckpointLocation) -> Origi
     if settings.start_from is None:
         return OriginChoice(None, history=history)
     manifest = Manifest.read(open_checkpoint(settings.start_from))
-    check_network(
-        settings.start_from, manifest, config.model, new_head=is_without_head(manifest, config.model)
-    )
+    check_network(settings.start_from, manifest, config.model, may_lack_head=True)
     return OriginChoice(Origin(settings.start_from, resumes=False), history=history)
 
 

@@ -210,7 +210,7 @@ def _assembled(
         return files[chunk.writer].blocks(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
     whole = torch.empty(stored.shape, dtype=getattr(torch, dtype))
     for chunk in chunks:
-        region = tuple(slice(o, o + n) for o, n in zip(chunk.box.offset, chunk.box.shape, strict=True))
+        region = chunk.box.slices
         part = files[chunk.writer].tensor(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
         whole[region] = part  # copying converts
         check_range(name, part, whole[region])

@@ -31,6 +31,7 @@ from data.errors import InputError
 from data.tokens.vocabulary import ACTION_DIM
 from pretrain.model.action_prompts import ActionPrompts
 from pretrain.model.config import ModelConfig
+from pretrain.model.seeds import seed_generators
 
 PREFIX = "action_head."
 """Of the names of its parameters."""
@@ -244,11 +245,3 @@ def initial_head_values(name: str, shape: tuple[int, ...], generator: torch.Gene
         return torch.empty(shape).normal_(0.0, _QUERY_DEVIATION, generator=generator)
     limit = math.sqrt(6 / sum(shape)) if name.endswith("in_proj_weight") else 1 / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-limit, limit, generator=generator)
-
-
-def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the random numbers of this process on the host and on a device."""
-    # Not `torch.manual_seed`: it writes out the stack for each kind of device that is not in use (9 ms).
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)

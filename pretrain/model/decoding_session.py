@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -48,28 +49,21 @@ class DecodingSession:
         largest: int,
         width: int = 0,
     ) -> None:
-        rows = check_prompts(model, prompts, len(blocks), largest)
-        lengths = [len(row) for row in rows]
+        padded = padded_prompts(model, prompts, len(blocks), largest, width)
+        tokens, prompt_blocks = padded.tokens, padded.blocks
         self._model = model
-        self.batch = len(rows)
+        self.batch = len(tokens)
         self.device = model.lm_head.weight.device
-        shape = (len(rows), max(width, *lengths))
-        tokens = np.full(shape, PADDING, np.int64)
-        segments, prompt_blocks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)] = row
-            segments[number, : len(row)], prompt_blocks[number, : len(row)] = mask_vectors(row)
         if not blocks.any():
             prompt_blocks = -np.abs(prompt_blocks)
         last_block = int(prompt_blocks.max())  # answer blocks continue the numbers of the prompts'
         self._blocks = torch.from_numpy(np.where(blocks > 0, blocks + last_block, 0)).to(self.device)
-        ends = torch.tensor(lengths, device=self.device)[:, None]
+        ends = torch.from_numpy(padded.lengths).to(self.device)[:, None]
         self._positions = ends + torch.arange(len(blocks), device=self.device)
-        capacity = shape[1] + len(blocks)
+        capacity = tokens.shape[1] + len(blocks)
         self._cache = DecodingCache(model.config.layers, self.batch, capacity, self.device)
-        model.prefill(
-            torch.from_numpy(tokens), torch.from_numpy(segments), torch.from_numpy(prompt_blocks), self._cache
-        )
+        segments = torch.from_numpy(padded.segments)
+        model.prefill(torch.from_numpy(tokens), segments, torch.from_numpy(prompt_blocks), self._cache)
 
     def forward(self, tokens: Tensor, offsets: slice) -> Tensor:
         """Append answer tokens to the cache.
@@ -91,20 +85,52 @@ class DecodingSession:
         return F.linear(hidden, self._model.lm_head.weight[first:end])
 
 
-def check_prompts(
-    model: Transformer, prompts: Sequence[ArrayLike], answer: int, largest: int
-) -> list[NDArray[np.int64]]:
-    """The prompts as arrays int64 [S].
+class PaddedPrompts(NamedTuple):
+    """Prompts as rows of one width, padded on the right; int64 [B, S] each.
+
+    Attributes:
+        tokens: Token ids.
+        segments: 1, and 0 for padding.
+        blocks: Block ids.
+        lengths: int64 [B], tokens of each prompt.
+    """
+
+    tokens: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
+def padded_prompts(
+    model: Transformer, prompts: Sequence[ArrayLike], answer: int, largest: int, width: int
+) -> PaddedPrompts:
+    """Check prompts and lay them side by side.
 
     Args:
         model: Sizes that they have to fit.
         prompts: Token ids [S] each.
         answer: Tokens that follow each of them.
         largest: Largest token id of the answers.
+        width: Minimum width; 0: the longest prompt.
 
     Raises:
         InputError: As `DecodingSession`.
     """
+    rows = _check_prompts(model, prompts, answer, largest)
+    lengths = np.array([len(row) for row in rows], np.int64)
+    shape = (len(rows), max(width, int(lengths.max())))
+    tokens = np.full(shape, PADDING, np.int64)
+    segments, blocks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = row
+        segments[number, : len(row)], blocks[number, : len(row)] = mask_vectors(row)
+    return PaddedPrompts(tokens, segments, blocks, lengths)
+
+
+def _check_prompts(
+    model: Transformer, prompts: Sequence[ArrayLike], answer: int, largest: int
+) -> list[NDArray[np.int64]]:
+    """The prompts as arrays int64 [S], or an InputError."""
     vocabulary_size = model.config.vocabulary_size
     if largest >= vocabulary_size:
         raise InputError(

@@ -9,13 +9,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_DIM, ACTION_START, PADDING
+from data.tokens.vocabulary import ACTION_DIM, ACTION_START
 from pretrain.model.action_prompts import ActionPrompts
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.dense import DenseMask
-from pretrain.model.decoding_session import check_prompts
-from pretrain.model.mask import effective_blocks, mask_vectors
+from pretrain.model.decoding_session import padded_prompts
+from pretrain.model.mask import effective_blocks
 from pretrain.model.transformer import Transformer
 
 
@@ -40,21 +40,15 @@ def predict_actions(model: Transformer, prompts: Sequence[ArrayLike], width: int
             "the model has no continuous action head (model.action_head is null); decode its actions as "
             "tokens"
         )
-    rows = check_prompts(model, prompts, 0, ACTION_START)
-    lengths = np.array([len(row) for row in rows], np.int64)
-    shape = (len(rows), max(width, int(lengths.max())))
-    tokens = np.full(shape, PADDING, np.int64)
-    segments, blocks = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row)] = row
-        segments[number, : len(row)], blocks[number, : len(row)] = mask_vectors(row)
+    padded = padded_prompts(model, prompts, 0, ACTION_START, width)
+    batch, width = padded.tokens.shape
     device = model.lm_head.weight.device
-    mask = _mask(model, segments, blocks)
-    positions = torch.arange(shape[1], device=device).expand(shape)
-    hidden = model.model(torch.from_numpy(tokens).to(device), positions, mask)
-    ends = shape[1] * np.arange(len(rows), dtype=np.int64) + lengths
+    mask = _mask(model, padded.segments, padded.blocks)
+    positions = torch.arange(width, device=device).expand(batch, width)
+    hidden = model.model(torch.from_numpy(padded.tokens).to(device), positions, mask)
+    ends = width * np.arange(batch, dtype=np.int64) + padded.lengths
     queries = model.action_head.horizon * ACTION_DIM
-    actions = model.action_head(hidden, ActionPrompts.of(ends, lengths, queries, device, shape[1]))
+    actions = model.action_head(hidden, ActionPrompts.of(ends, padded.lengths, queries, device, width))
     return actions.cpu().numpy()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 
@@ -13,6 +12,7 @@ from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.action_head import initial_head_values
 from pretrain.model.config import ModelConfig
 from pretrain.model.factory import shard_of
+from pretrain.model.seeds import seed_of
 
 INITIAL_DEVIATION = 0.02
 _VECTORS = re.compile(r"norm|bias$|\.ffn\.0\.")  # `ffn.0` is the LayerNorm of the action head's blocks
@@ -78,5 +78,4 @@ def initial_values(
 
 def _generator(seed: int, name: str) -> torch.Generator:
     """Random numbers that depend on the seed and the parameter's name alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+    return torch.Generator().manual_seed(seed_of(f"{seed}/{name}"))

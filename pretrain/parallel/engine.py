@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
-from pretrain.model.action_head import seed_generators
 from pretrain.model.loss import SUMS_SHAPE, LossSettings, label_weights
+from pretrain.model.seeds import seed_generators, seed_of
 from pretrain.model.transformer import Transformer
 from pretrain.optim import build_optimizer
 from pretrain.parallel.batch import MicroBatch, check_batch
@@ -226,14 +225,10 @@ class Engine:
         """
         name = f"{self.seed}/{self.step_count}/{number}/{self.groups.data_rank}"
         own = f"{name}/{self.groups.tensor_rank}" if self._sequence_parallel else name
-        seed_generators(_seed_of(own), self.groups.device)
+        seed_generators(seed_of(own), self.groups.device)
         if batch.actions is None:
             return batch
-        return replace(batch, actions=replace(batch.actions, dropout_seed=_seed_of(f"{name}/action_head")))
-
-
-def _seed_of(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+        return replace(batch, actions=replace(batch.actions, dropout_seed=seed_of(f"{name}/action_head")))
 
 
 def _weight_and_counts(batch: MicroBatch, settings: LossSettings) -> Tensor:

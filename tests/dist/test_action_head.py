@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.contracts import PackedBatch
-from pretrain.config import LossConfig, OptimConfig, TrainingConfig
+from pretrain.config import OptimConfig, TrainingConfig
 from pretrain.model.config import ActionHeadConfig
 from pretrain.model.loss import LabelKind, Total
 from pretrain.model.transformer import Transformer, initialise
@@ -26,9 +25,9 @@ from tests.support.engine_case import (
     STEPS,
     Curve,
     global_batch,
-    logits_and_labels,
     parts,
     settings,
+    token_loss,
     train_plain,
 )
 from tests.support.plain_action_head import plain_error
@@ -106,12 +105,7 @@ def plain_curve() -> Curve:
     """The same training with torch alone; the head sample by sample."""
 
     def loss_of(model: Transformer, batch: PackedBatch) -> Tensor:
-        loss = LossConfig()
-        logits, labels = logits_and_labels(model, batch)
-        weights = torch.where(labels >= 4, loss.image_weight, 1.0)  # ids from 4 on are image codes here
-        entropy = F.cross_entropy(logits, labels, reduction="none")
-        tokens = (weights * entropy).sum() / weights.sum() + loss.z_loss * logits.logsumexp(1).square().mean()
-        return tokens + WEIGHT * plain_error(model, batch)
+        return token_loss(model, batch) + WEIGHT * plain_error(model, batch)
 
     head = ActionHeadConfig(time_horizon=CHUNK, dropout=0.0)
     return train_plain(loss_of, build=adamw, action_head=head)

@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from data.contracts import PackedBatch
 from data.errors import InputError
 from data.storage.store import open_store
 from pretrain.checkpoint.manifest import Manifest
-from pretrain.config import LossConfig, OptimConfig, TrainingConfig
+from pretrain.config import OptimConfig, TrainingConfig
 from pretrain.lion import SkippableLion
-from pretrain.model.transformer import Transformer
 from pretrain.parallel.mesh import Mesh
 from tests.support import checkpoint_case as case
-from tests.support.engine_case import Curve, logits_and_labels, settings, train_each, train_plain
+from tests.support.engine_case import Curve, settings, token_loss, train_each, train_plain
 from tests.support.ranks import run_ranks
 
 STAGES = (0, 1, 2, 3)
@@ -45,15 +43,7 @@ def written_out(groups: list[dict[str, Any]], config: OptimConfig) -> torch.opti
 
 @pytest.fixture(scope="module")
 def plain() -> Curve:
-    def loss_of(model: Transformer, batch: PackedBatch) -> Tensor:
-        loss = LossConfig()
-        logits, labels = logits_and_labels(model, batch)
-        weights = torch.where(labels >= 4, loss.image_weight, 1.0)  # ids from 4 on are image codes here
-        entropy = nn.functional.cross_entropy(logits, labels, reduction="none")
-        squares = logits.logsumexp(1).square().mean()
-        return (weights * entropy).sum() / weights.sum() + loss.z_loss * squares
-
-    return train_plain(loss_of, build=written_out)
+    return train_plain(token_loss, build=written_out)
 
 
 @cache

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.tokens.vocabulary import IGNORED_LABEL
-from pretrain.config import OptimConfig, ParallelConfig, Precision, TrainerConfig, TrainingConfig, ZeroStage
+from pretrain.config import (
+    LossConfig,
+    OptimConfig,
+    ParallelConfig,
+    Precision,
+    TrainerConfig,
+    TrainingConfig,
+    ZeroStage,
+)
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
@@ -146,3 +154,13 @@ def logits_and_labels(model: Transformer, batch: PackedBatch) -> tuple[Tensor, T
     labels = torch.as_tensor(batch.labels).long().flatten()
     labelled = labels != IGNORED_LABEL
     return model(tokens, positions, mask).flatten(0, 1)[labelled], labels[labelled]
+
+
+def token_loss(model: Transformer, batch: PackedBatch) -> Tensor:
+    """The default loss of the tokens of a whole global batch, written out."""
+    loss = LossConfig()
+    logits, labels = logits_and_labels(model, batch)
+    weights = torch.where(labels >= 4, loss.image_weight, 1.0)  # ids from 4 on are image codes here
+    entropy = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    squares = logits.logsumexp(1).square().mean()
+    return (weights * entropy).sum() / weights.sum() + loss.z_loss * squares
