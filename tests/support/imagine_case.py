@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from data.tokens.image_block import image_block_length, image_codes
 from data.tokens.image_model import ImageModel, ImageModelConfig
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
+from eval.config import ImagineConfig
 from eval.policy.loaded_model import LoadedModel
 from eval.world_model import imagine as world_model
 from eval.world_model import rollout
@@ -30,6 +32,8 @@ from tests.support.libero_layout import demonstration, write_file
 
 PIXELS = 64
 CODEBOOK = 16
+BOTH = ["agent", "wrist"]
+EPISODE = "lift/demo_7"  # seven time steps
 PROMPTS: list[list[int]] = []
 REQUESTS: list[tuple[Sampling, Guidance]] = []
 
@@ -119,3 +123,11 @@ def recording_checkpoint(
     PROMPTS.clear()
     REQUESTS.clear()
     return folder / "runs/demo/checkpoints/step_00000100"
+
+
+def requested(checkpoint: Path, protocol: str = "tokens", **changed: Any) -> ImagineConfig:
+    """Settings of four frames of one episode of `prepare_data`'s folder."""
+    config = ImagineConfig(checkpoint=str(checkpoint), frames=4, episode=EPISODE)
+    if protocol == "published":
+        config = replace(config, protocol="published", source=str(checkpoint.parents[3] / "demos"))
+    return replace(config, **changed)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,7 @@ from data.config import DataConfig
 from data.contracts import Decoder
 from data.errors import InputError
 from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode, denormalise
-from eval.config import EvalCommandConfig, EvaluationSettings, ExportedConfig
-from eval.evaluation.evaluate import EvaluationProgress, evaluate
-from eval.evaluation.provenance import Provenance
+from eval.config import EvalCommandConfig, ExportedConfig
 from eval.policy import loaded_model as model_module
 from eval.policy.batch_invariance import ContinuousDecoder
 from eval.policy.checkpoint_policy import CheckpointPolicy
@@ -35,7 +32,8 @@ from pretrain.model.generate_continuous import predict_actions
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
-from tests.support.fake_suite import FakePolicySource, FakeSuite, open_fake_suite
+from tests.support.fake_evaluations import earlier_journal, fake_progress
+from tests.support.fake_suite import FakePolicySource
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
 CHUNK = 3
@@ -270,11 +268,7 @@ SETTINGS = PolicySettings.of(
 
 
 def progress_of(out: Path, decoder: Decoder) -> list[int]:
-    reported: list[EvaluationProgress] = []
-    settings = EvaluationSettings(suite="fake", tasks=[0], episodes=2, videos=0)
-    source = FakePolicySource("expert", "fp32", decoder, SETTINGS)
-    evaluate(source, settings, out, open_suite=open_fake_suite, progress=reported.append)
-    return [state.done for state in reported]
+    return fake_progress(out, FakePolicySource("expert", "fp32", decoder, SETTINGS))
 
 
 def test_episodes_of_another_decoder_are_not_reused(tmp_path: Path) -> None:
@@ -290,18 +284,5 @@ def test_episodes_of_another_decoder_are_not_reused(tmp_path: Path) -> None:
 
 def test_episodes_of_versions_that_had_one_decoder_are_found(tmp_path: Path) -> None:
     progress_of(tmp_path, "discrete")
-    suite = FakeSuite("fake")
     settings = {name: value for name, value in SETTINGS.items() if name != "decoders"}
-    provenance = asdict(
-        Provenance(suite.renderer(), suite.default_reset, "recomputed", suite.versions(), settings)
-    )
-    del provenance["precision"], provenance["decoder"]  # as such a version wrote it
-    identity = {
-        "policy": "expert",
-        "suite": "fake",
-        "horizon": None,
-        "provenance": provenance,
-        "standin_assets": suite.standin_assets,
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    assert [path.name for path in tmp_path.glob("episodes-*.jsonl")] == [f"episodes-{digest}.jsonl"]
+    assert [path.name for path in tmp_path.glob("episodes-*.jsonl")] == [earlier_journal(settings)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,7 @@ from data.stream.samples import action_prompt
 from data.tokens.action import decode
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import action_text
-from eval.config import EvalCommandConfig, EvaluationSettings, ExportedConfig, Precision
-from eval.evaluation.evaluate import EvaluationProgress, evaluate
-from eval.evaluation.provenance import Provenance
+from eval.config import EvalCommandConfig, ExportedConfig, Precision
 from eval.policy.checkpoint_policy import CheckpointPolicy
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import load_model
@@ -29,7 +26,8 @@ from pretrain.convert.exporting import ARCHITECTURE
 from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
-from tests.support.fake_suite import FakePolicySource, FakeSuite, open_fake_suite
+from tests.support.fake_evaluations import earlier_journal, fake_progress
+from tests.support.fake_suite import FakePolicySource
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
 MODEL = ModelConfig(
@@ -158,11 +156,7 @@ def test_the_reference_of_a_policy_says_its_arithmetic(weights: tuple[Path, Expo
 
 
 def progress_of(out: Path, precision: str | None) -> list[int]:
-    reported: list[EvaluationProgress] = []
-    settings = EvaluationSettings(suite="fake", tasks=[0], episodes=2, videos=0)
-    source = FakePolicySource("expert", precision)
-    evaluate(source, settings, out, open_suite=open_fake_suite, progress=reported.append)
-    return [state.done for state in reported]
+    return fake_progress(out, FakePolicySource("expert", precision))
 
 
 def test_episodes_of_another_arithmetic_are_not_reused(tmp_path: Path) -> None:
@@ -177,17 +171,4 @@ def test_episodes_of_another_arithmetic_are_not_reused(tmp_path: Path) -> None:
 
 def test_episodes_of_versions_that_had_fp32_alone_are_found(tmp_path: Path) -> None:
     progress_of(tmp_path, "fp32")
-    suite = FakeSuite("fake")
-    provenance = asdict(
-        Provenance(suite.renderer(), suite.default_reset, "recomputed", suite.versions(), None)
-    )
-    del provenance["precision"], provenance["decoder"]  # as such a version wrote it
-    identity = {
-        "policy": "expert",
-        "suite": "fake",
-        "horizon": None,
-        "provenance": provenance,
-        "standin_assets": suite.standin_assets,
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-    assert [path.name for path in tmp_path.glob("episodes-*.jsonl")] == [f"episodes-{digest}.jsonl"]
+    assert [path.name for path in tmp_path.glob("episodes-*.jsonl")] == [earlier_journal(None)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,9 @@ from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
 from tests.support.imagine_case import (
+    BOTH,
     CODEBOOK,
+    EPISODE,
     PIXELS,
     PROMPTS,
     REQUESTS,
@@ -40,11 +41,9 @@ from tests.support.imagine_case import (
     images_of,
     prepare_data,
     recording_checkpoint,
+    requested,
 )
 from tests.support.tokenizers import shipped_text_tokenizer
-
-BOTH = ["agent", "wrist"]
-EPISODE = "lift/demo_7"  # seven time steps
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +69,6 @@ def checkpoint(
     """A checkpoint whose world model adds one to every code of every camera in a time step."""
     settings: dict[str, Any] = getattr(request, "param", {"cameras": BOTH})
     return recording_checkpoint(prepared, tmp_path, image, monkeypatch, **settings)
-
-
-def requested(checkpoint: Path, protocol: str = "tokens", **changed: Any) -> ImagineConfig:
-    config = ImagineConfig(checkpoint=str(checkpoint), frames=4, episode=EPISODE)
-    if protocol == "published":
-        config = replace(config, protocol="published", source=str(checkpoint.parents[3] / "demos"))
-    return replace(config, **changed)
 
 
 def first_codes(checkpoint: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

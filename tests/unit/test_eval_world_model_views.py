@@ -21,24 +21,23 @@ from data.errors import InputError
 from data.prepare.preparer import Preparer, prepare
 from data.sources.interface import DemonstrationReference
 from data.tokens.image import ImageTokenizer
-from eval.config import ImagineConfig
 from eval.report.page import write_report
 from eval.world_model import imagine as world_model
 from eval.world_model.horizons import HorizonScore, mean_of_horizons
 from eval.world_model.imagine import imagine
 from eval.world_model.score_text import scores_text
 from tests.support.imagine_case import (
+    BOTH,
+    EPISODE,
     PIXELS,
     PROMPTS,
     image_tokenizer,
     loaded_model,
     prepare_data,
     recording_checkpoint,
+    requested,
 )
 from tests.support.libero_layout import demonstration, write_file
-
-BOTH = ["agent", "wrist"]
-EPISODE = "lift/demo_7"  # seven time steps
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +63,6 @@ def checkpoint(
     """A checkpoint whose world model adds one to every code of every camera in a time step."""
     settings: dict[str, Any] = getattr(request, "param", {"cameras": BOTH})
     return recording_checkpoint(prepared, tmp_path, image, monkeypatch, **settings)
-
-
-def requested(checkpoint: Path, protocol: str = "tokens", **changed: Any) -> ImagineConfig:
-    config = ImagineConfig(checkpoint=str(checkpoint), frames=4, episode=EPISODE)
-    if protocol == "published":
-        config = replace(config, protocol="published", source=str(checkpoint.parents[3] / "demos"))
-    return replace(config, **changed)
 
 
 @pytest.mark.parametrize("protocol", ["tokens", "published"])
