@@ -14,13 +14,13 @@ from cluster.slurm.layout_choice import choose_layout
 from data.contracts import AGENT_CAMERA, Statistics
 from data.storage import index as indexes
 from data.storage.episode_entry import Task
-from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
 from data.stream.plan import Kind
 from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.checks import check_training
 from pretrain.settings import compose
+from tests.support.simulated_episodes import simulated_episodes
 
 NAME = "experiment=worldvla_pretrain_7b"
 
@@ -64,20 +64,7 @@ def test_its_mixture_is_exact_and_packs(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def _simulated(url: str) -> DatasetIndex:
-    random = np.random.default_rng(len(url))
-    count = 500
     tasks: Sequence[Task] = [Task("s", f"task_{n}", " ".join(["move"] * (4 + n % 10))) for n in range(40)]
-    columns = {
-        "shard": np.zeros(count, np.int32),
-        "offset": np.arange(count) * 102_400,
-        "size": np.full(count, 102_400),
-        "sha256": np.zeros((count, 32), np.uint8),
-        "length": random.integers(60, 300, count, np.int32),
-        "task": random.integers(0, len(tasks), count, np.int32),
-        "split": np.zeros(count, np.uint8),
-        "key_end": 1 + np.arange(count),
-        "keys": np.full(count, ord("k"), np.uint8),
-    }
     numbers = tuple(0.0 for _ in range(8))
     statistics = Statistics(1, numbers, numbers, numbers, numbers, numbers, numbers)
     return DatasetIndex(
@@ -85,6 +72,6 @@ def _simulated(url: str) -> DatasetIndex:
         cameras=(AGENT_CAMERA,),
         action_ranges=ActionRanges(),
         statistics={"actions": statistics, "states": statistics},
-        episodes=EpisodeTable(columns, ["shard-000000.tar"], tasks),
+        episodes=simulated_episodes(500, tasks, seed=len(url)),
         url=url,
     )

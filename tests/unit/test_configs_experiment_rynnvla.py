@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cluster.slurm.config import SubmitConfig
 from cluster.slurm.layout_choice import choose_layout
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Statistics
 from data.storage.episode_entry import Task
-from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
 from data.stream.plan import Kind
 from data.stream.setup import make_plan
 from data.tokens.action import NAMED_RANGES
 from pretrain.checks import check_training
 from pretrain.settings import CONFIG_FOLDER, compose
+from tests.support.simulated_episodes import simulated_episodes
 
 SAMPLES = 64  # of a published step: 8 on each of 8 GPUs
 EPOCHS = 40
@@ -131,19 +130,7 @@ def _comment(name: str) -> str:
 
 
 def _simulated(url: str, pixels: int, instructions: Sequence[str]) -> DatasetIndex:
-    random, count = np.random.default_rng(0), 200
     tasks = [Task("s", f"task_{n}", instruction) for n, instruction in enumerate(instructions)]
-    columns = {
-        "shard": np.zeros(count, np.int32),
-        "offset": np.arange(count) * 102_400,
-        "size": np.full(count, 102_400),
-        "sha256": np.zeros((count, 32), np.uint8),
-        "length": random.integers(60, 300, count, np.int32),
-        "task": random.integers(0, len(tasks), count, np.int32),
-        "split": np.zeros(count, np.uint8),
-        "key_end": 1 + np.arange(count),
-        "keys": np.full(count, ord("k"), np.uint8),
-    }
     numbers = tuple(1.0 for _ in range(8))
     statistics = Statistics(1, numbers, numbers, numbers, numbers, numbers, numbers)
     return DatasetIndex(
@@ -151,6 +138,6 @@ def _simulated(url: str, pixels: int, instructions: Sequence[str]) -> DatasetInd
         cameras=(AGENT_CAMERA, WRIST_CAMERA),
         action_ranges=NAMED_RANGES["rynnvla"],
         statistics={"actions": statistics, "states": statistics},
-        episodes=EpisodeTable(columns, ["shard-000000.tar"], tasks),
+        episodes=simulated_episodes(200, tasks, seed=0),
         url=url,
     )
