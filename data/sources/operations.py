@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.source_parts import Operation, OperationName, QuaternionOrder
+from data.recipe_settings import Operation, OperationName, QuaternionOrder
 
 Table = NDArray[np.float64]
 
@@ -177,7 +177,9 @@ def resolve(operations: Sequence[str | Operation], where: str) -> list[Step]:
     Raises:
         InputError: There is no such operation, or it lacks a parameter or has none of that name.
     """
-    return [_resolve(Operation(cast(Any, each)) if isinstance(each, str) else each, where) for each in operations]
+    return [
+        _resolve(Operation(cast(Any, each)) if isinstance(each, str) else each, where) for each in operations
+    ]
 
 
 def _resolve(operation: Operation, where: str) -> Step:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
-from data.source_parts import Operation
+from data.recipe_settings import Operation
 from data.sources import operations
 from data.sources.operations import resolve
 
@@ -120,7 +120,11 @@ def test_wrong_operations_are_refused(operation: str | Operation, message: str) 
 @pytest.mark.parametrize(
     ("operation", "values", "message"),
     [
-        (Operation("select", columns=[3]), [[1, 2, 3]], r"columns=\[3\] of 3 columns, expected numbers from 0"),
+        (
+            Operation("select", columns=[3]),
+            [[1, 2, 3]],
+            r"columns=\[3\] of 3 columns, expected numbers from 0",
+        ),
         (Operation("select", columns=[]), [[1]], "columns"),
         (Operation("pad", width=1), [[1, 2]], "2 columns, expected at most width=1"),
         ("quaternion_to_axis_angle", [[1, 2, 3]], "3 columns, expected 4"),

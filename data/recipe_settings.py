@@ -1,4 +1,4 @@
-"""Settings of the parts that together are an action or a state, and of what is done to their numbers.
+"""Settings that say how features of a data set become steps: parts, what is done to them, what is kept.
 
 A part, and an operation, may be written as a text: its name alone.
 """
@@ -66,3 +66,32 @@ class Part:
     name: str
     do: list[str | Operation] = field(default_factory=list[str | Operation])
     dimensions: list[str] | None = None
+
+
+@dataclass
+class SuccessConfig:
+    """Which episodes are kept for their success; both null: all (RLDS only).
+
+    Attributes:
+        feature: A feature of each step, or (`episode_metadata/...`) of the episode: a number or boolean that
+            is not zero in the last step of a successful episode, or a text.
+        contains: Of a text: a word that it contains if the episode was successful.
+    """
+
+    feature: str | None = None
+    contains: str | None = None
+
+
+@dataclass
+class KeepRangesConfig:
+    """Ranges of steps to keep of each episode; each range becomes an episode of its own (RLDS only).
+
+    Attributes:
+        file: A JSON file, key of an episode -> list of [first step, end), as DROID's published one; an
+            episode that it does not name is left out. Null: all steps are kept.
+        key: Features (texts of the episode) that are its key there, joined by `--`; empty: the key that the
+            episode has here (`train/episode_000000`).
+    """
+
+    file: str | None = None
+    key: list[str] = field(default_factory=list[str])
