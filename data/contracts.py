@@ -30,6 +30,32 @@ Decoder = Literal["discrete", "continuous"]
 
 
 @dataclass(frozen=True, slots=True)
+class Embodiment:
+    """What the numbers of a data set's actions and states mean.
+
+    Attributes:
+        name: Name of the robot and its control.
+        action: Names of the action's numbers, 1 to 32.
+        state: Names of the state's numbers, 0 to 64.
+        missing: Dimensions of the action that this robot does not have, written as 0.
+        control_hz: Steps a second; None: unknown.
+    """
+
+    name: str
+    action: tuple[str, ...]
+    state: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    control_hz: float | None = None
+
+
+DEFAULT_EMBODIMENT = Embodiment(
+    "libero",
+    ("x", "y", "z", "roll", "pitch", "yaw", "gripper"),
+    ("x", "y", "z", "axis_x", "axis_y", "axis_z", "finger_left", "finger_right"),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Demonstration:
     """One recorded trajectory before tokenisation.
 
