@@ -37,16 +37,19 @@ class MixtureSource:
 
     Attributes:
         url: Folder or object-store prefix that holds its index and shards.
-        weight: Its share of every step's samples, relative to the other weights.
+        weight: Its share of every step's samples, relative to the other weights; null: what its recipe
+            proposed when it was prepared, else 1.
+        chunk: K, actions that an action sample of it predicts; null: `data.chunk`.
     """
 
     url: str = "???"
-    weight: float = 1.0
+    weight: float | None = None
+    chunk: int | None = None
 
 
 @dataclass
 class StateRangesConfig:
-    """Ranges that the eight numbers of a state are quantised over; values outside are clipped.
+    """Ranges that the eight numbers of LIBERO's states are quantised over; values outside are clipped.
 
     Attributes:
         minimum, maximum: Position (3, metres), axis-angle (3, radians), fingers (2, metres). The defaults
@@ -92,6 +95,8 @@ class DataConfig:
         text_tokenizer: Path of a Chameleon `tokenizer.json`; null: the small one of the package.
         image_tokenizer: The VQ-GAN weights that the shards were prepared with; null: those of the package.
             They are copied into the run folder, for the policy.
+        variants: Number of views of every episode under drawn changes of the camera (`worldvla prepare
+            variants=`) that a window may show instead of the recorded one; 0: recorded frames only.
         memory_megabytes: Size of the tokenised episodes in memory of one process; the first read are removed
             first.
         prefetch: Number of steps prepared ahead of the current one.
@@ -114,6 +119,7 @@ class DataConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     text_tokenizer: str | None = None
     image_tokenizer: str | None = None
+    variants: int = 0
     memory_megabytes: int = 512
     prefetch: int = 1
     readers: int = 8
@@ -159,7 +165,8 @@ class SourceConfig:
         embodiment: Name of the robot and of what its numbers mean; null: `libero` where the numbers are the
             default ones, else the robot's or the data set's own name.
         control_hz: Steps a second; null: as the data set says, where it does.
-        missing: Dimensions of the action that this robot does not have: they become 0, and are not trained on.
+        missing: Dimensions of the action that this robot does not have: they become 0, and nothing is
+            trained on them.
         no_ops: What a step must do to be kept: `motion` (some number is not zero: movements and velocities),
             `change` (a number differs from that of the last kept step: positions), or `keep` all of them;
             null: `motion` where the action begins with x y z or is the default one, else `change`.
@@ -167,8 +174,8 @@ class SourceConfig:
             `always` (RLDS only).
         successful: Which episodes are kept for their success.
         keep_ranges: Which steps are kept.
-        instruction: Names of the instruction, in each step or (`episode_metadata/...`) once (RLDS only); null:
-            the usual name.
+        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS only), or
+            names of several, of which those count that are not empty; null: the usual name.
         several_instructions: Of an episode with several different instructions: `refuse` it, or take the
             `first`, the `last`, or one that is drawn (`draw`, the same in every run) for all of it.
         drop_unlabeled: Leave out episodes without an instruction, without counting them as bad.
@@ -225,10 +232,10 @@ class PrepareConfig(SourceConfig):
         split_order: Order of a task's demonstrations, of which the last tenth is held out: by `letters`
             (demo_10 before demo_2), as in the published lists, or by `number`; null: `letters` for LIBERO's
             layout, else `number`.
-        ranges: Ranges over which actions are quantised: `worldvla`, `rynnvla`, or those of this data set's
-            training actions: `extremes` (minimum and maximum) or `quantiles` (1 % and 99 %).
-        action_minimum, action_maximum: Explicit ranges, as many numbers as an action has; they take precedence
-            over `ranges`.
+        ranges: Ranges over which actions are quantised: `worldvla` or `rynnvla` (of LIBERO's seven numbers),
+            or those of this data set's training actions: `extremes` (minimum and maximum) or `quantiles` (1 %
+            and 99 %); null: `worldvla` for LIBERO's seven numbers, else `quantiles`.
+        action_minimum, action_maximum: Explicit ranges, D numbers each; they take precedence over `ranges`.
         weight: The data set's share of a mixture, relative to other data sets, unless a training says
             otherwise.
     """
@@ -241,7 +248,7 @@ class PrepareConfig(SourceConfig):
     batch_size: int = 64
     replay: bool = False
     split_order: SplitOrder | None = None
-    ranges: Ranges = "worldvla"
+    ranges: Ranges | None = None
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
     weight: float | None = None

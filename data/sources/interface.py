@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from data.contracts import Demonstration
+from data.contracts import Demonstration, Embodiment
+from data.sources.no_ops import NoOpRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,18 @@ class DemonstrationReference:
 
 class DemonstrationSource(Protocol):
     """Demonstrations in one format; `data.sources.registry.open_source` selects the reader."""
+
+    def embodiment(self) -> Embodiment:
+        """What the numbers of its actions and states are, known from metadata and settings alone.
+
+        Raises:
+            InputError: They are not what the settings say, or the metadata are damaged.
+        """
+        ...
+
+    def no_ops(self) -> NoOpRule:
+        """Which of its steps are no-ops (InputError as `embodiment`)."""
+        ...
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, always in the same order; those that cannot be used have a fault.

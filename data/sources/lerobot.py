@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import Demonstration
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
 from data.errors import InputError
 from data.sources.array_checks import (
     check_file,
@@ -59,6 +59,10 @@ class LerobotSource:
     def __init__(self, config: SourceConfig) -> None:
         self._config = config
         self._folder = Path(config.source)
+
+    def embodiment(self) -> Embodiment:
+        """LIBERO's."""
+        return DEFAULT_EMBODIMENT
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, by its number.

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import Demonstration
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.sources.array_checks import (
@@ -75,6 +75,10 @@ class RldsSource:
         self._config = config
         self._folder = Path(config.source)
         self._records = RecordReader()
+
+    def embodiment(self) -> Embodiment:
+        """LIBERO's."""
+        return DEFAULT_EMBODIMENT
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, in the order of splits, files and records.

@@ -87,7 +87,7 @@ class Feature:
 
     def _ragged(self, example: Example, where: str) -> NDArray[Any]:
         flat = example.numbers(f"{self.path}/ragged_flat_values")
-        lengths = example.numbers(f"{self.path}/ragged_row_lengths_0") * max(self.width, 1)
+        lengths = example.numbers(f"{self.path}/ragged_row_lengths_0")
         if (lengths < 0).any() or lengths.sum() != len(flat) or (lengths > _MAX_NUMBERS).any():
             raise InputError(
                 f"{where}: {self.path} has {len(flat)} numbers in lists of {lengths.sum()} together, expected "
@@ -147,8 +147,8 @@ def _list_in_step(sequence: JsonRecord, inner: JsonRecord, path: str) -> Iterato
         fixed = int(length) if length.isdecimal() and len(length) < 6 else 0
         if fixed:
             yield Feature(path, "numbers", _bounded(fixed * feature.width))
-        else:
-            yield Feature(path, "numbers", 0, ragged=True)
+        elif feature.width == 1:
+            yield Feature(path, "numbers", ragged=True)
 
 
 def _width(tensor: JsonRecord) -> int:

@@ -20,7 +20,6 @@ from data.sources.operations import Step, resolve
 
 Side = Literal["action", "state"]
 
-MAX_ACTION, MAX_STATE = 32, 64  # numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,7 @@ class _ResolvedPart:
 
     feature: str
     steps: tuple[Step, ...]
+    selects: int  # of the steps, at the beginning: other columns need not be numbers
     own_names: tuple[str, ...]  # of the settings, else of the data set; empty: none
     named: bool  # whether by the settings
     width: int  # of the result
@@ -100,8 +100,10 @@ def part_numbers(part: _ResolvedPart, numbers: Callable[[str], NDArray[Any]], wh
     values = numbers(part.feature)
     if not part.steps or values.dtype.kind not in "fiu" or not len(values):
         return values
-    table = finite_float64(values, part.feature, where)
-    for step in part.steps:
+    table = values.astype(np.float64)
+    for number, step in enumerate(part.steps):
+        if number == part.selects:
+            table = finite_float64(table, part.feature, where)
         try:
             table = step(table)
         except InputError as error:
@@ -143,7 +145,6 @@ def resolve_parts(
         embodiment = Embodiment(
             config.embodiment or robot, action, state, tuple(config.missing), config.control_hz or control_hz
         )
-    _check(embodiment, actions, states, where)
     return StepParts(
         embodiment,
         NoOpRule.of(embodiment.action, config.no_ops),
@@ -181,7 +182,7 @@ def _resolve_part(side: Side, part: Part, feature: NumbersFeature, where: str) -
         width = table.shape[1]
     if not width and part.dimensions is None:
         raise InputError(
-            f"{place}: has steps of different lengths or of unknown ones; select columns of it, and name them with "
+            f"{place}: steps have no fixed number of numbers; select some and name them: "
             f"{side}=[{{name: {part.name}, do: [...], dimensions: [...]}}]"
         )
     if part.dimensions is not None and width and len(part.dimensions) != width:
@@ -191,7 +192,9 @@ def _resolve_part(side: Side, part: Part, feature: NumbersFeature, where: str) -
         )
     own = feature.names if not steps and len(feature.names) == width else ()
     names = own if part.dimensions is None else tuple(part.dimensions)
-    return _ResolvedPart(part.name, steps, names, part.dimensions is not None, width or len(names))
+    others = [each if isinstance(each, str) else each.name for each in part.do] + [""]
+    selects = next(number for number, name in enumerate(others) if name != "select")
+    return _ResolvedPart(part.name, steps, selects, names, part.dimensions is not None, width or len(names))
 
 
 def _names(parts: Sequence[_ResolvedPart], letter: str, default: tuple[str, ...]) -> tuple[str, ...]:
@@ -207,28 +210,3 @@ def _names(parts: Sequence[_ResolvedPart], letter: str, default: tuple[str, ...]
     if len(set(names)) == len(names) or given:
         return tuple(names)
     return tuple(f"{letter}{column}" for column in range(width))
-
-
-def _check(
-    embodiment: Embodiment, actions: Sequence[_ResolvedPart], states: Sequence[_ResolvedPart], where: str
-) -> None:
-    """Refuse numbers that are too many, or named twice, and dimensions that are missing twice (InputError)."""
-    for side, parts, names, most in (
-        ("action", actions, embodiment.action, MAX_ACTION),
-        ("state", states, embodiment.state, MAX_STATE),
-    ):
-        features = " + ".join(part.feature for part in parts)
-        if len(names) > most:
-            raise InputError(
-                f"{where}: {features} has {len(names)} numbers a step, expected at most {most} of an {side}; name "
-                f"the right parts with {side}=[...], or select columns"
-            )
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InputError(
-                f"{where}: {side} has the dimension {twice[0]} twice; give each number a name of its own"
-            )
-    if unknown := [name for name in embodiment.missing if name not in embodiment.action]:
-        raise InputError(
-            f"missing=[{','.join(embodiment.missing)}]: the action has no dimension {unknown[0]}, but "
-            f"{', '.join(embodiment.action)}; name some of these"
-        )
