@@ -90,7 +90,7 @@ def kept_ranges(
     kept = ranges.get(key, ())
     if kept and kept[-1].end > steps:
         raise InputError(
-            f"{where}: keep_ranges names the steps {kept[-1]} of an episode of {steps}; the file is for another "
-            "version of the data set"
+            f"{where}: keep_ranges names the steps {kept[-1]} of an episode of {steps}; the file is "
+            "for another version of the data set"
         )
     return [StepRange(max(each.begin, first), each.end) for each in kept if each.end > first]

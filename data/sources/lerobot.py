@@ -14,6 +14,7 @@ beginning of the episode in its file (`videos/KEY/from_timestamp`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -25,27 +26,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
+from data.contracts import AGENT_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.array_checks import (
-    check_file,
-    check_steps,
-    decode_picture,
-    join_action,
-    join_state,
-    stack_frames,
-)
-from data.sources.feature_names import choose_cameras, choose_parts
+from data.sources.array_checks import check_file, check_steps, decode_picture, stack_frames
+from data.sources.drawing import draw
+from data.sources.feature_names import choose_cameras
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parquet import Columns, Filter, column, read_table
+from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.video import read_video
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
+from data.unicode_text import is_blank
 
-_USUAL_ACTIONS = ("action", "actions")
-_USUAL_STATES = ("observation.state", "state")
+_LOG = logging.getLogger(__name__)
+_USUAL = {"action": ("action", "actions"), "state": ("observation.state", "state")}
 _MAX_ROWS = 100_000  # that are in memory for the checks
 
 
@@ -61,8 +57,12 @@ class LerobotSource:
         self._folder = Path(config.source)
 
     def embodiment(self) -> Embodiment:
-        """LIBERO's."""
-        return DEFAULT_EMBODIMENT
+        """By the parts that the settings name."""
+        return self._parts.embodiment
+
+    def no_ops(self) -> NoOpRule:
+        """By the names of the action's numbers, or as the settings say."""
+        return self._parts.no_ops
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, by its number.
@@ -70,11 +70,17 @@ class LerobotSource:
         Raises:
             InputError: The metadata are damaged, or lack a requested part.
         """
-        self._names()
-        references = [self._reference(episode) for episode in self._metadata.episodes]
-        if not references:
+        assert self._parts.actions  # looked up, and refused where they are not there
+        if not self._metadata.episodes:
             raise InputError(f"{self._folder}: its metadata name no episode; export the data set again")
-        return references
+        labelled = [episode for episode in self._metadata.episodes if not self._is_left_out(episode)]
+        if left_out := len(self._metadata.episodes) - len(labelled):
+            _LOG.info("%s: left out by the settings: %d episodes without a task", self._folder, left_out)
+        if not labelled:
+            raise InputError(
+                f"{self._folder}: none of its {left_out} episodes has a task; set drop_unlabeled=false"
+            )
+        return [self._reference(episode) for episode in labelled]
 
     def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
         """The same references, with the faults of their files, actions and states; no frame is decoded.
@@ -100,14 +106,15 @@ class LerobotSource:
         """
         number = int(reference.item)
         episode, where = self._metadata.episode(number), self._where(number)
-        images = [name for name in self._cameras.values() if self._metadata.kind(name) == "image"]
+        cameras = self._cameras_of(reference.key)
+        images = [name for name in cameras.values() if self._metadata.kind(name) == "image"]
         path = self._metadata.table_path(episode)
         table = self._read_rows(path, images, [("episode_index", "=", number)])
         order = self._order(table, episode, path)
         actions, states = self._actions_and_states(table, order, path, where)
         times = np.asarray(column(table, "timestamp", path), np.float64)[order]
         frames: dict[str, NDArray[np.uint8]] = {}
-        for camera, name in self._cameras.items():
+        for camera, name in cameras.items():
             if name in images:
                 frames[camera] = _stored_images(column(table, name, path), order, name, where)
             else:
@@ -134,23 +141,50 @@ class LerobotSource:
 
     @cached_property
     def _cameras(self) -> dict[str, str]:
-        return choose_cameras(self._metadata.cameras, self._config.cameras.requested(), str(self._folder))
+        """Our camera -> its name; the agent's is the first one where it is drawn."""
+        drawn, where = self._config.draw_camera, str(self._folder)
+        for name in drawn:
+            choose_cameras(self._metadata.cameras, {AGENT_CAMERA: name}, where)
+        requested = self._config.cameras.requested() | ({AGENT_CAMERA: drawn[0]} if drawn else {})
+        return choose_cameras(self._metadata.cameras, requested, where)
+
+    def _cameras_of(self, key: str) -> dict[str, str]:
+        """Our camera -> its name in the episode with this key."""
+        drawn = self._config.draw_camera
+        chosen = {AGENT_CAMERA: draw(drawn, self._config.draw_seed, "camera", key)} if drawn else {}
+        return self._cameras | chosen
+
+    @cached_property
+    def _parts(self) -> StepParts:
+        metadata = self._metadata
+        numbers = {
+            name: NumbersFeature(metadata.width(name), metadata.names[name]) for name in metadata.numbers
+        }
+        robot = slug(metadata.robot or self._folder.absolute().name)
+        available = {"action": numbers, "state": numbers}
+        return resolve_parts(self._config, available, _USUAL, str(self._folder), robot, metadata.fps)
+
+    def _is_left_out(self, episode: LerobotEpisode) -> bool:
+        """Whether an episode has no task and is left out for that."""
+        return self._config.drop_unlabeled and all(map(is_blank, episode.tasks))
 
     def _where(self, number: int) -> str:
         return f"{self._folder}: episode {number}"
 
     def _reference(self, episode: LerobotEpisode) -> DemonstrationReference:
-        videos = [name for name in self._cameras.values() if self._metadata.kind(name) == "video"]
+        key = f"episode_{episode.number:06d}"
+        videos = [name for name in self._cameras_of(key).values() if self._metadata.kind(name) == "video"]
         where, task, instruction, fault = self._where(episode.number), "", "", ""
+        drawn_by = (self._config.draw_seed, key)
         try:
-            task = choose_text(episode.tasks, self._config.several_instructions, where)
+            task = choose_text(episode.tasks, self._config.several_instructions, where, drawn_by)
             instruction = clean_instruction(task, where)
         except InputError as error:
             fault = str(error)
         return DemonstrationReference(
             path=self._metadata.table_path(episode),
             item=str(episode.number),
-            key=f"episode_{episode.number:06d}",
+            key=key,
             suite=slug(self._folder.absolute().name),
             task=slug(task),
             instruction=instruction,
@@ -175,12 +209,11 @@ class LerobotSource:
             actions, _ = self._actions_and_states(table, order, path, self._where(number))
         except InputError as error:
             return replace(reference, fault=str(error))
-        return replace(reference, idle=not moving_steps(actions).any())
+        return replace(reference, idle=not moving_steps(actions, self.no_ops()).any())
 
     def _read_rows(self, path: Path, others: list[str], filters: list[Filter]) -> Columns:
         """The columns of numbers, and others, of the rows that match."""
-        actions, states = self._names()
-        names = [*actions, *states, "timestamp", "frame_index", *others]
+        names = [*self._parts.features, "timestamp", "frame_index", *others]
         return read_table(path, list(dict.fromkeys(names)), filters)
 
     def _order(self, table: Columns, episode: LerobotEpisode, path: Path) -> NDArray[np.int64]:
@@ -189,25 +222,15 @@ class LerobotSource:
         check_steps("the table", len(rows), episode.length, self._where(episode.number))
         return np.argsort(np.asarray(rows), kind="stable")
 
-    def _names(self) -> tuple[list[str], list[str]]:
-        """Names of the parts of the action and of the state."""
-        where, numbers, config = str(self._folder), self._metadata.numbers, self._config
-        actions = choose_parts(numbers, config.action, _USUAL_ACTIONS, "action", where)
-        return actions, choose_parts(numbers, config.state, _USUAL_STATES, "state", where)
-
     def _actions_and_states(
         self, table: Columns, order: NDArray[np.int64], path: Path, where: str
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Actions float64 [T, 7] and states float32 [T, 8] of an episode's rows."""
-        actions, states = self._names()
+        """Actions float64 [T, D] and states float32 [T, S] of an episode's rows."""
 
-        def parts(names: list[str]) -> list[NDArray[np.float64]]:
-            return [_numbers(column(table, name, path), order, name, where) for name in names]
+        def numbers(name: str) -> NDArray[np.float64]:
+            return _numbers(column(table, name, path), order, name, where)
 
-        return (
-            join_action(parts(actions), actions, ACTION_DIM, where, len(order)),
-            join_state(parts(states), states, STATE_DIM, where, len(order)),
-        )
+        return self._parts.read(numbers, where, len(order))
 
 
 def _groups_of_a_table(
@@ -243,7 +266,7 @@ def _numbers(values: Sequence[Any], order: NDArray[np.int64], name: str, where: 
         table = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:  # rows of different lengths, or no numbers
         raise InputError(f"{where}: {name} is no table of numbers ({error}); export it again") from error
-    return (table[:, None] if table.ndim == 1 else table)[order]
+    return table.reshape(len(table), -1)[order]
 
 
 def _stored_images(

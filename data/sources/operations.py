@@ -111,8 +111,8 @@ def quaternion_to_axis_angle(values: Table, order: QuaternionOrder = "xyzw") -> 
     if not (norms > 0).all():
         step = int(np.argmin(norms > 0))
         raise InputError(
-            f"quaternion_to_axis_angle: step {step} is {values[step].tolist()}, no rotation; repair or delete "
-            "this demonstration"
+            f"quaternion_to_axis_angle: step {step} is {values[step].tolist()}, no rotation; repair "
+            "or delete this demonstration"
         )
     ordered = values if order == "xyzw" else values[:, [1, 2, 3, 0]]
     return _axis_angle(ordered / norms)
@@ -185,9 +185,9 @@ def resolve(operations: Sequence[str | Operation], where: str) -> list[Step]:
 def _resolve(operation: Operation, where: str) -> Step:
     function = _OPERATIONS.get(operation.name)
     if function is None:
+        meant = _nearest(operation.name, list(_OPERATIONS))
         raise InputError(
-            f"{where}: no operation {operation.name!r}{_nearest(operation.name, list(_OPERATIONS))}; there are "
-            f"{', '.join(_OPERATIONS)}"
+            f"{where}: no operation {operation.name!r}{meant}; there are {', '.join(_OPERATIONS)}"
         )
     given = {
         each.name: value

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import cast
 
 from data.config import Format, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
+from data.recipe_settings import Part
 from data.sources.bad_demonstrations import allowed_bad, check_bad, faults
 from data.sources.interface import DemonstrationSource
 from data.sources.lerobot import LerobotSource
@@ -19,6 +22,17 @@ _READERS: dict[Format, Callable[[SourceConfig], DemonstrationSource]] = {
     "lerobot": LerobotSource,
     "rlds": RldsSource,
 }
+
+_OF_RLDS = ("instruction", "drop_first", "successful", "keep_ranges")
+_FIXED_BY_LIBERO = (
+    "action",
+    "state",
+    "embodiment",
+    "control_hz",
+    "missing",
+    "draw_camera",
+    "drop_unlabeled",
+)
 
 
 def open_source(config: SourceConfig) -> DemonstrationSource:
@@ -33,12 +47,34 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
             "then give the path"
         )
     found = config.format or detect_format(Path(config.source))
-    if config.instruction is not None and found != "rlds":
-        raise InputError(
-            f"instruction={config.instruction}: is for RLDS only, {config.source} is {found}, which "
-            "fixes where they are; leave the setting out"
-        )
+    _check_settings(config, found)
     return _READERS[found](config)
+
+
+def _check_settings(config: SourceConfig, found: Format) -> None:
+    """Refuse settings that a format has no use for (InputError)."""
+    defaults = SourceConfig()
+    given = {
+        name: value
+        for name in (*_OF_RLDS, *_FIXED_BY_LIBERO)
+        if (value := getattr(config, name)) != getattr(defaults, name)
+    }
+    for name, value in given.items():
+        if found == "libero" and name in _FIXED_BY_LIBERO:
+            raise InputError(f"{name}={_shown(value)}: LIBERO's layout fixes this; leave the setting out")
+        if found != "rlds" and name in _OF_RLDS:
+            raise InputError(
+                f"{name}={_shown(value)}: is for RLDS only, {config.source} is {found}; leave the setting out"
+            )
+
+
+def _shown(value: object) -> str:
+    """A setting for messages: parts and other sections by their names."""
+    if isinstance(value, list):
+        return f"[{','.join(_shown(each) for each in cast('list[object]', value))}]"
+    if isinstance(value, Part):
+        return value.name
+    return "{...}" if is_dataclass(value) else str(value)
 
 
 def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:

@@ -21,9 +21,8 @@ _PACKINGS: dict[str, Packing] = {"none": "none", "1": "none", "bytes": "bytes", 
     "zlib": "zlib",
     "3": "zlib",
 }
-_NUMBER_TYPES = ("bool", "float16", "float32", "float64") + tuple(
-    f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)
-)
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_NUMBER_TYPES = ("bool", "float16", "float32", "float64", *_INTEGERS)
 _MAX_NUMBERS = 4096  # in one step of a feature that may be a part of an action or a state
 
 
@@ -90,8 +89,8 @@ class Feature:
         lengths = example.numbers(f"{self.path}/ragged_row_lengths_0")
         if (lengths < 0).any() or lengths.sum() != len(flat) or (lengths > _MAX_NUMBERS).any():
             raise InputError(
-                f"{where}: {self.path} has {len(flat)} numbers in lists of {lengths.sum()} together, expected "
-                f"as many, at most {_MAX_NUMBERS} in each; export the data set again"
+                f"{where}: {self.path} has {len(flat)} numbers in lists of {lengths.sum()} together, "
+                f"expected as many, at most {_MAX_NUMBERS} in each; export the data set again"
             )
         table = np.full((len(lengths), max(lengths.tolist(), default=0)), np.nan)
         table[np.arange(table.shape[1]) < lengths[:, None]] = flat

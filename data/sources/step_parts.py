@@ -21,7 +21,6 @@ from data.sources.operations import Step, resolve
 Side = Literal["action", "state"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class NumbersFeature:
     """A feature of numbers.
@@ -187,8 +186,8 @@ def _resolve_part(side: Side, part: Part, feature: NumbersFeature, where: str) -
         )
     if part.dimensions is not None and width and len(part.dimensions) != width:
         raise InputError(
-            f"{place}: {width} numbers, but {len(part.dimensions)} dimensions ({', '.join(part.dimensions)}); "
-            "name each number"
+            f"{place}: {width} numbers, but {len(part.dimensions)} dimensions "
+            f"({', '.join(part.dimensions)}); name each number"
         )
     own = feature.names if not steps and len(feature.names) == width else ()
     names = own if part.dimensions is None else tuple(part.dimensions)
@@ -198,7 +197,7 @@ def _resolve_part(side: Side, part: Part, feature: NumbersFeature, where: str) -
 
 
 def _names(parts: Sequence[_ResolvedPart], letter: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the numbers of all parts: given ones, the default ones, the data set's own, or counted ones."""
+    """Names of the numbers of all parts: given, the default ones, the data set's own, or counted."""
     width = sum(part.width for part in parts)
     if not any(part.named for part in parts) and width == len(default):
         return default
