@@ -12,13 +12,19 @@ from data.errors import InputError
 _KEY = "recipe"
 
 
-def requested_recipe(overrides: Sequence[str]) -> str | None:
-    """The value of the last `recipe=...` among the words of a command line, without quotes; None: none."""
-    values = [value for key, _, value in (word.partition("=") for word in overrides) if key == _KEY]
+def requested_recipe(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of the last `recipe=...` among the words of a command line, and the other words.
+
+    Without its quotes; None where there is none, or it is null.
+    """
+    words = [(word, *word.partition("=")[::2]) for word in overrides]
+    values = [value for _, key, value in words if key == _KEY]
+    others = [word for word, key, _ in words if key != _KEY]
     if not values or values[-1].lower() in ("", "null"):
-        return None
+        return None, others
     value = values[-1]
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value, others
 
 
 def recipe_file(name: str, folder: Path) -> Path | None:

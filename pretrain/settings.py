@@ -76,7 +76,7 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
                 "or folder"
             )
     _check_null_sections(schema_name, schema, overrides)
-    defaults = _with_recipe(schema_name, schema, requested_recipe(overrides))
+    defaults, overrides = _with_recipe(schema_name, schema, overrides)
     overrides = [as_typed(override, schema) for override in overrides]
     ConfigStore.instance().store(_SCHEMA, _with_sections(defaults, schema, overrides))
     try:
@@ -133,24 +133,31 @@ def _defaults(schema: type) -> DictConfig:
     return OmegaConf.structured(structured(schema))
 
 
-def _with_recipe(schema_name: str, schema: type, name: str | None) -> DictConfig:
-    """The defaults of a schema, with those of a recipe where one is named.
+def _with_recipe(
+    schema_name: str, schema: type, overrides: Sequence[str]
+) -> tuple[DictConfig, Sequence[str]]:
+    """The defaults of a schema, with those of a recipe where one is named; and the other words.
 
-    A recipe holds settings of `worldvla prepare`; another command takes those that it has.
+    A recipe holds settings of `worldvla prepare`; another command takes those that it has. (Hydra itself would
+    take `recipe=NAME` for the choice of a file in a group.)
     """
     defaults = _defaults(schema)
-    if name is None or not issubclass(schema, SourceConfig):
-        return defaults
+    if not issubclass(schema, SourceConfig):
+        return defaults, overrides
+    name, others = requested_recipe(overrides)
+    if name is None:
+        return defaults, others
     path = recipe_file(name, CONFIG_FOLDER / "recipe")
     if path is None:
-        raise InputError(
-            f"{schema_name}: no file configs/recipe/{name}.yaml{available(f'recipe/{name}', CONFIG_FOLDER)}"
-        )
-    where = f"{schema_name} (recipe {name})"
-    found = {"recipe_sha256": checksum(path)} | read_yaml(path)
-    from_mapping(where, PrepareConfig, {"source": "", "out": ""} | found)
+        choice = f"recipe/{name}"
+        raise InputError(f"{schema_name}: no file configs/{choice}.yaml{available(choice, CONFIG_FOLDER)}")
+    found = read_yaml(path)
+    if "recipe" in found:
+        raise InputError(f"{path}: names another recipe, expected settings of `worldvla prepare`; copy them")
+    from_mapping(f"{schema_name} (recipe {name})", PrepareConfig, {"source": "", "out": ""} | found)
     values = {key: value for key, value in found.items() if key in field_types(schema)}
-    return cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(values)))
+    values |= {"recipe": name, "recipe_sha256": checksum(path)}
+    return cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(values))), others
 
 
 def _check_null_sections(schema_name: str, schema: type, overrides: Sequence[str]) -> None:

@@ -39,6 +39,45 @@ def write_rlds(folder: Path, episodes: list[dict[str, Any]], files: int = 2) -> 
     return folder
 
 
+def write_records(
+    folder: Path, features: dict[str, dict[str, Any]], episodes: list[dict[str, Any]], name: str = NAME
+) -> Path:
+    """Write a data set of any features.
+
+    Args:
+        folder: Made.
+        features: Path (`steps/action`) -> its description in `features.json`.
+        episodes: Path -> values of all steps: floats as an array, texts, pictures and packed numbers as
+            bytes, integers as a list.
+        name: Of the data set.
+    """
+    folder.mkdir(parents=True)
+    nested: dict[str, Any] = {}
+    for path, feature in features.items():
+        *parents, last = path.split("/")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = (feature,)
+    steps = {"pythonClassName": "Dataset", "sequence": {"feature": _described(nested.pop("steps"))}}
+    (folder / "features.json").write_text(json.dumps(_dict(steps=steps, **_described_members(nested))))
+    contents = [_message({path: _values(values) for path, values in each.items()}) for each in episodes]
+    (folder / f"{name}-train.tfrecord-00000-of-00001").write_bytes(b"".join(map(record, contents)))
+    split = {"name": "train", "shardLengths": [str(len(episodes))]}
+    info = {"name": name, "version": "1.0.0", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def _described(node: dict[str, Any] | tuple[dict[str, Any]]) -> dict[str, Any]:
+    """A feature (in a tuple) as it is, or a dictionary of them."""
+    return node[0] if isinstance(node, tuple) else _dict(**_described_members(node))
+
+
+def _described_members(node: dict[str, Any]) -> dict[str, Any]:
+    return {name: _described(member) for name, member in node.items()}
+
+
 def _tensor(width: int, dtype: str = "float32") -> dict[str, Any]:
     return {"tensor": {"shape": {"dimensions": [str(width)]}, "dtype": dtype, "encoding": "none"}}
 
@@ -112,6 +151,10 @@ def example(episode: dict[str, Any]) -> bytes:
         del features["steps/action"]
     for name, values in episode.get("features", {}).items():
         features[name] = _values(values)
+    return _message(features)
+
+
+def _message(features: dict[str, bytes]) -> bytes:
     entries = [_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items()]
     return _field(1, b"".join(entries))
 
