@@ -138,8 +138,8 @@ def _with_recipe(
 ) -> tuple[DictConfig, Sequence[str]]:
     """The defaults of a schema, with those of a recipe where one is named; and the other words.
 
-    A recipe holds settings of `worldvla prepare`; another command takes those that it has. (Hydra itself would
-    take `recipe=NAME` for the choice of a file in a group.)
+    A recipe holds settings of `worldvla prepare`; another command takes those that it has. (Hydra itself
+    would take `recipe=NAME` for the choice of a file in a group.)
     """
     defaults = _defaults(schema)
     if not issubclass(schema, SourceConfig):

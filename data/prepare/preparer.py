@@ -7,6 +7,7 @@ written last: an unfinished data set has none.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -271,6 +272,8 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
         raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
     if (config.action_minimum is None) != (config.action_maximum is None):
         raise InputError("action_minimum and action_maximum belong together; give both or none")
+    if config.weight is not None and not 0 < config.weight < math.inf:
+        raise InputError(f"weight={config.weight:g}: expected a number above 0")
     explicit_ranges(config)
     if config.replay and replay is None:
         raise InputError("replay=true: needs a simulator, which this program was called without")

@@ -237,4 +237,5 @@ def _axis_angle(quaternions: Table) -> Table:
 def _continuous_signs(vectors: Table, first: float) -> Table:
     """Signs [T, 1] under which no vector points away from the one before; that of the first is given."""
     turns = np.where((vectors[1:] * vectors[:-1]).sum(axis=1) < 0, -1.0, 1.0)
-    return np.cumprod(np.concatenate([[first], turns]))[:, None]
+    signs: Table = np.cumprod(np.concatenate([[first], turns])).astype(np.float64)
+    return signs[:, None]

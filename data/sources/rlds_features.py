@@ -17,7 +17,11 @@ from data.sources.tfrecord import Example
 
 STEPS = "steps/"  # the path of the features of a step
 Packing = Literal["none", "bytes", "zlib"]
-_PACKINGS: dict[str, Packing] = {"none": "none", "1": "none", "bytes": "bytes", "2": "bytes"} | {
+_PACKINGS: dict[str, Packing] = {
+    "none": "none",
+    "1": "none",
+    "bytes": "bytes",
+    "2": "bytes",
     "zlib": "zlib",
     "3": "zlib",
 }

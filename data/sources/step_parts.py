@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -112,8 +113,8 @@ def part_numbers(part: _ResolvedPart, numbers: Callable[[str], NDArray[Any]], wh
 
 def resolve_parts(
     config: SourceConfig,
-    available: Mapping[Side, Mapping[str, NumbersFeature]],
-    usual: Mapping[Side, Sequence[str]],
+    available: Mapping[str, Mapping[str, NumbersFeature]],
+    usual: Mapping[str, Sequence[str]],
     where: str,
     robot: str,
     control_hz: float | None = None,
@@ -122,7 +123,7 @@ def resolve_parts(
 
     Args:
         config: The settings.
-        available: Features that may be parts of an action, and of a state.
+        available: Features that may be parts, of the `action` and of the `state`.
         usual: Names of a whole action and a whole state, where the settings name none.
         where: Leads the messages.
         robot: Name of an embodiment that is not the default one.
@@ -131,6 +132,8 @@ def resolve_parts(
     Raises:
         InputError: A part is missing, its operations do not fit, or there are too many or too few numbers.
     """
+    if config.control_hz is not None and not 0 < config.control_hz < math.inf:
+        raise InputError(f"control_hz={config.control_hz:g}: expected steps a second, above 0")
     actions = _resolved("action", config.action, available["action"], usual["action"], where)
     states = _resolved("state", config.state, available["state"], usual["state"], where)
     action = _names(actions, "a", DEFAULT_EMBODIMENT.action)

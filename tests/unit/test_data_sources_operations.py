@@ -43,7 +43,7 @@ from data.sources.operations import resolve
     ],
 )
 def test_operations_on_written_out_numbers(
-    function: str, given: list[Any], expected: list[Any], parameters: dict[str, Any]
+    function: Any, given: list[Any], expected: list[Any], parameters: dict[str, Any]
 ) -> None:
     before = np.array(given, np.float64)
     (step,) = resolve([Operation(function, **parameters)], "part")

@@ -187,7 +187,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_data_set_of_another_robot_has_its_own_embodiment(tmp_path: Path) -> None:
     of_parts(tmp_path / "set")
-    source = open_source(SourceConfig(str(tmp_path / "set"), action=PARTS[:2], state=["observation/gripper"]))
+    source = open_source(
+        SourceConfig(str(tmp_path / "set"), action=[*PARTS[:2]], state=["observation/gripper"])
+    )
     robot = source.embodiment()
     assert (robot.name, len(robot.action), robot.state) == ("cube_set", 6, ("s0",))
     found = source.read(source.references()[0])
