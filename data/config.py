@@ -18,7 +18,7 @@ Format = Literal["libero", "lerobot", "rlds"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
-SeveralInstructions = Literal["refuse", "first", "last", "draw"]
+SeveralInstructions = Literal["refuse", "first", "last", "draw", "cut"]
 NoOps = Literal["motion", "change", "keep"]
 DropFirst = Literal["never", "zero", "always"]
 
@@ -177,7 +177,8 @@ class SourceConfig:
         instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS only), or
             names of several, of which those count that are not empty; null: the usual name.
         several_instructions: Of an episode with several different instructions: `refuse` it, or take the
-            `first`, the `last`, or one that is drawn (`draw`, the same in every run) for all of it.
+            `first`, the `last`, or one that is drawn (`draw`, the same in every run) for all of it, or `cut`
+            it where the task changes (LeRobot only).
         drop_unlabeled: Leave out episodes without an instruction, without counting them as bad.
         draw_camera: Names of cameras, one of which is drawn for each episode as the agent's.
         draw_seed: Of what is drawn for an episode: it depends on this number and the episode's key alone.

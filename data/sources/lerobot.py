@@ -33,7 +33,9 @@ from data.sources.drawing import draw
 from data.sources.feature_names import choose_cameras
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
+from data.sources.keep_ranges import StepRange
 from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
+from data.sources.lerobot_tasks import read_tasks, task_ranges
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parquet import Columns, Filter, column, read_table
 from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
@@ -80,7 +82,7 @@ class LerobotSource:
             raise InputError(
                 f"{self._folder}: none of its {left_out} episodes has a task; set drop_unlabeled=false"
             )
-        return [self._reference(episode) for episode in labelled]
+        return [reference for episode in labelled for reference in self._references(episode)]
 
     def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
         """The same references, with the faults of their files, actions and states; no frame is decoded.
@@ -88,7 +90,7 @@ class LerobotSource:
         Each table is read once, without its frames, some episodes at a time.
         """
         for group in _groups_of_a_table(references):
-            path, numbers = group[0].path, [int(reference.item) for reference in group]
+            path, numbers = group[0].path, [_number(reference) for reference in group]
             rows: dict[int, Columns] | InputError
             try:
                 between = [("episode_index", ">=", min(numbers)), ("episode_index", "<=", max(numbers))]
@@ -104,7 +106,7 @@ class LerobotSource:
         Raises:
             InputError: A part is missing, damaged, or of another length than in the metadata.
         """
-        number = int(reference.item)
+        number, kept = _number(reference), _kept(reference)
         episode, where = self._metadata.episode(number), self._where(number)
         cameras = self._cameras_of(reference.key)
         images = [name for name in cameras.values() if self._metadata.kind(name) == "image"]
@@ -112,6 +114,7 @@ class LerobotSource:
         table = self._read_rows(path, images, [("episode_index", "=", number)])
         order = self._order(table, episode, path)
         actions, states = self._actions_and_states(table, order, path, where)
+        order = kept.cut(order)
         times = np.asarray(column(table, "timestamp", path), np.float64)[order]
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in cameras.items():
@@ -131,8 +134,8 @@ class LerobotSource:
             task=reference.task,
             instruction=reference.instruction,
             frames=frames,
-            actions=actions,
-            states=states,
+            actions=kept.cut(actions),
+            states=kept.cut(states),
         )
 
     @cached_property
@@ -171,13 +174,46 @@ class LerobotSource:
     def _where(self, number: int) -> str:
         return f"{self._folder}: episode {number}"
 
-    def _reference(self, episode: LerobotEpisode) -> DemonstrationReference:
+    def _references(self, episode: LerobotEpisode) -> list[DemonstrationReference]:
+        """An episode, or one for each of its tasks where it is cut."""
+        if self._config.several_instructions != "cut" or len(set(episode.tasks)) == 1:
+            return [self._reference(episode, episode.tasks)]
+        whole = self._reference(episode, episode.tasks[:1])
+        path = self._metadata.table_path(episode)
+        try:
+            filters: list[Filter] = [("episode_index", "=", episode.number)]
+            table = read_table(path, ["task_index", "frame_index"], filters)
+            order = self._order(table, episode, path)
+            indices = np.asarray(column(table, "task_index", path))[order].tolist()
+            cut = [(self._task_text(index), each) for index, each in task_ranges(indices)]
+        except InputError as error:
+            return [replace(whole, fault=str(error))]
+        return [
+            replace(
+                self._reference(episode, [text]),
+                item=f"{episode.number}:{each}",
+                key=f"{whole.key}_steps_{each}",
+                length=each.end - each.begin,
+            )
+            for text, each in cut
+        ]
+
+    @cached_property
+    def _tasks(self) -> dict[int, str]:
+        return read_tasks(self._folder)
+
+    def _task_text(self, index: int) -> str:
+        if index not in self._tasks:
+            raise InputError(f"{self._folder}: no task {index} in meta/tasks; export the data set again")
+        return self._tasks[index]
+
+    def _reference(self, episode: LerobotEpisode, tasks: Sequence[str]) -> DemonstrationReference:
         key = f"episode_{episode.number:06d}"
         videos = [name for name in self._cameras_of(key).values() if self._metadata.kind(name) == "video"]
         where, task, instruction, fault = self._where(episode.number), "", "", ""
         drawn_by = (self._config.draw_seed, key)
         try:
-            task = choose_text(episode.tasks, self._config.several_instructions, where, drawn_by)
+            task = choose_text(tasks, self._config.several_instructions, where, drawn_by)
             instruction = clean_instruction(task, where)
         except InputError as error:
             fault = str(error)
@@ -198,7 +234,7 @@ class LerobotSource:
         self, reference: DemonstrationReference, rows: dict[int, Columns] | InputError
     ) -> DemonstrationReference:
         """A reference with what its rows tell; `rows` are those of its table, or why that cannot be read."""
-        number, path = int(reference.item), reference.path
+        number, path, kept = _number(reference), reference.path, _kept(reference)
         try:
             if isinstance(rows, InputError):
                 raise rows
@@ -209,7 +245,7 @@ class LerobotSource:
             actions, _ = self._actions_and_states(table, order, path, self._where(number))
         except InputError as error:
             return replace(reference, fault=str(error))
-        return replace(reference, idle=not moving_steps(actions, self.no_ops()).any())
+        return replace(reference, idle=not moving_steps(kept.cut(actions), self.no_ops()).any())
 
     def _read_rows(self, path: Path, others: list[str], filters: list[Filter]) -> Columns:
         """The columns of numbers, and others, of the rows that match."""
@@ -231,6 +267,17 @@ class LerobotSource:
             return _numbers(column(table, name, path), order, name, where)
 
         return self._parts.read(numbers, where, len(order))
+
+
+def _number(reference: DemonstrationReference) -> int:
+    """The number of its episode."""
+    return int(reference.item.partition(":")[0])
+
+
+def _kept(reference: DemonstrationReference) -> StepRange:
+    """The steps of its episode that it has."""
+    kept = reference.item.partition(":")[2]
+    return StepRange.parse(kept) if kept else StepRange(0, reference.length)
 
 
 def _groups_of_a_table(

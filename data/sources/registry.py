@@ -53,6 +53,10 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
 
 def _check_settings(config: SourceConfig, found: Format) -> None:
     """Refuse settings that a format has no use for (InputError)."""
+    if config.several_instructions == "cut" and found != "lerobot":
+        raise InputError(
+            f"several_instructions=cut: is for LeRobot only, {config.source} is {found}; choose first, last or draw"
+        )
     defaults = SourceConfig()
     given = {
         name: value

@@ -323,3 +323,41 @@ def test_tasks_in_other_alphabets_are_different_tasks(tmp_path: Path) -> None:
     assert len({each.task for each in found}) == 3
     assert [each.instruction for each in found[:2]] == texts[:2]
     assert found[2].instruction.encode().endswith("\N{REPLACEMENT CHARACTER}".encode())
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_an_episode_is_cut_where_its_task_changes(tmp_path: Path, version: str) -> None:
+    written = episodes()[:2]
+    folder = write_lerobot(tmp_path / "set", version, written, "image")
+    rows = [[1, 1, 1, 0, 0, 1, 1][: written[0].length], [0] * written[1].length]
+    for path in sorted((folder / "data").rglob("*.parquet")):
+        table = pq.read_table(path)
+        indices = rows.pop(0) if version == "v2.1" else rows[0] + rows[1]
+        place = table.column_names.index("task_index")
+        pq.write_table(table.set_column(place, "task_index", [indices]), path)
+    texts = {"task_index": [0, 1], "task": ["Open it", "Close it"]}
+    if version == "v2.1":
+        lines = [json.dumps({"task_index": i, "task": text}) for i, text in enumerate(texts["task"])]
+        (folder / "meta/tasks.jsonl").write_text("\n".join(lines))
+        first = {"episode_index": 0, "tasks": texts["task"], "length": written[0].length}
+        second = {"episode_index": 1, "tasks": ["Open it"], "length": written[1].length}
+        (folder / "meta/episodes.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
+    else:
+        pq.write_table(pa.table(texts), folder / "meta/tasks.parquet")
+        path = next((folder / "meta/episodes").rglob("*.parquet"))
+        table = pq.read_table(path)
+        tasks = [texts["task"], ["Open it"]]
+        pq.write_table(table.set_column(table.column_names.index("tasks"), "tasks", [tasks]), path)
+    source = open_source(SourceConfig(str(folder), several_instructions="cut"))
+    references = list(source.checked(source.references()))
+    assert [(r.key, r.instruction, r.length) for r in references] == [
+        ("episode_000000_steps_0-3", "close it", 3),
+        ("episode_000000_steps_3-5", "open it", 2),
+        ("episode_000000_steps_5-7", "close it", 2),
+        ("episode_000001", "open it", written[1].length),
+    ]
+    found = [source.read(reference) for reference in references]
+    assert np.array_equal(np.concatenate([each.actions for each in found[:3]]), written[0].action)
+    for camera, name in (("agent", CAMERAS[0]), ("wrist", CAMERAS[1])):
+        assert np.array_equal(np.concatenate([each.frames[camera] for each in found[:3]]), written[0].frames[name])
+    assert np.array_equal(found[3].states, written[1].state)
