@@ -55,7 +55,8 @@ def _check_settings(config: SourceConfig, found: Format) -> None:
     """Refuse settings that a format has no use for (InputError)."""
     if config.several_instructions == "cut" and found != "lerobot":
         raise InputError(
-            f"several_instructions=cut: is for LeRobot only, {config.source} is {found}; choose first, last or draw"
+            f"several_instructions=cut: is for LeRobot only, {config.source} is {found}; choose first, last "
+            "or draw"
         )
     defaults = SourceConfig()
     given = {
