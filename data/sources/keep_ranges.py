@@ -52,11 +52,12 @@ def read_keep_ranges(path: Path) -> dict[str, tuple[StepRange, ...]]:
     for key, ranges in read_json_object(path, _REMEDY).items():
         end = 0
         kept: list[StepRange] = []
-        listed = cast("list[object]", ranges) if isinstance(ranges, list) else [cast("object", ranges)]
-        for each in listed:
+        for each in cast("list[object]", ranges) if isinstance(ranges, list) else [cast("object", ranges)]:
             pair = cast("list[Any]", each) if isinstance(each, list) else []
             if len(pair) != 2 or not all(type(side) is int for side in pair) or not end <= pair[0] < pair[1]:
-                raise InputError(f"{path}: {key[:200]!r} has the range {str(each)[:40]}; {_REMEDY}, in order")
+                raise InputError(
+                    f"{path}: {key[:200]!r} has the range {repr(each)[:40]}; {_REMEDY}, in order"
+                )
             end = pair[1]
             kept.append(StepRange(*pair))
         found[key] = tuple(kept)

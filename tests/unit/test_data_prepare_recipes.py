@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,24 +42,21 @@ def test_a_data_set_says_what_its_recipe_says(tmp_path: Path) -> None:
     assert index.action_ranges.minimum[6] == -1.0, "of the training actions, not WorldVLA's"
 
 
-def test_steps_of_joints_are_kept_while_they_change(tmp_path: Path) -> None:
-    source = ORIGINALS["droid"].write(tmp_path / "droid")
-    for number, (overrides, kept) in enumerate([((), 4), (("no_ops=motion",), 4)]):
-        config = settings(tmp_path / str(number), source, "recipe=droid", *overrides)
+def test_steps_of_joints_are_kept_where_they_change(tmp_path: Path) -> None:
+    def written(name: str, positions: list[int]) -> Path:
+        numbers = ORIGINALS["droid"].numbers | {
+            "action_dict/joint_position": np.array(positions)[:, None] * np.ones(7),
+            "action_dict/gripper_position": np.ones((4, 1)),
+        }
+        return replace(ORIGINALS["droid"], numbers=numbers).write(tmp_path / name)
+
+    pausing, resting = written("pausing", [1, 1, 2, 3]), written("resting", [1, 1, 1, 1])
+    for number, (override, kept) in enumerate((("no_ops=null", 3), ("no_ops=motion", 4))):
+        config = settings(tmp_path / str(number), pausing, "recipe=droid", override)
         prepare(Preparer(config, Tokenizer()))
         assert DatasetIndex.load(config.out).episodes[0].length == kept
-    still = ORIGINALS["droid"].numbers | {"action_dict/joint_position": np.ones((4, 7))}
-    still["action_dict/gripper_position"] = np.ones((4, 1))
-    resting = type(ORIGINALS["droid"])(**{**vars(ORIGINALS["droid"]), "numbers": still}).write(
-        tmp_path / "still"
-    )
     with pytest.raises(InputError, match="none of its 4 steps moves the robot"):
-        prepare(Preparer(settings(tmp_path / "x", resting, "recipe=droid"), Tokenizer()))
-    config = settings(tmp_path / "y", resting, "recipe=droid", "no_ops=motion")
-    prepare(Preparer(config, Tokenizer()))
-    assert DatasetIndex.load(config.out).episodes[0].length == 4, (
-        "positions that are not zero, taken for movements"
-    )
+        prepare(Preparer(settings(tmp_path / "rest", resting, "recipe=droid"), Tokenizer()))
 
 
 def test_the_plan_depends_on_what_a_recipe_says(tmp_path: Path) -> None:

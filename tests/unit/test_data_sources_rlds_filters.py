@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from data.contracts import Demonstration
 from data.errors import InputError
 from data.recipe_settings import KeepRangesConfig, Operation, Part, SuccessConfig
 from data.sources.registry import open_source, read_demonstrations
+from data.sources.rlds_features import Feature
+from data.sources.tfrecord import Example
 from data.storage.shards import check_key
-from tests.support.rlds_layout import episode, png, tensor, with_features, write_rlds
+from tests.support.rlds_layout import episode, example, png, tensor, with_features, write_rlds
 
 
 def read(folder: Path, **settings: Any) -> list[Demonstration]:
@@ -70,6 +73,20 @@ def test_packed_numbers_that_are_none_are_refused(tmp_path: Path, content: bytes
     with_features(folder, lambda s, _: s["observation"]["featuresDict"]["features"].update(packed=encoded))
     with pytest.raises(InputError, match="packed of step 0 is not 2 packed numbers"):
         read(folder, state=["observation/packed"])
+
+
+def test_packed_numbers_are_not_unpacked_beyond_their_size() -> None:
+    feature = Feature("steps/packed", "numbers", 2, "zlib")
+    item = {"action": np.zeros((1, 7)), "state": np.zeros((1, 8)), "image": np.zeros((1, 8, 8, 3), np.uint8)}
+    item |= {"text": "x", "features": {"steps/packed": [zlib.compress(bytes(100_000_000))]}}
+    content = Example(example(item), "here")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="not 2 packed numbers"):
+            feature.numbers(content, "here")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def labelled(folder: Path, count: int = 4) -> Path:
