@@ -13,7 +13,7 @@ from data.storage.retries import RETRY_SECONDS
 from data.tokens.action import NamedRanges
 from data.tokens.state import STATE_MAX, STATE_MIN
 
-Format = Literal["libero", "lerobot", "rlds"]
+Format = Literal["libero", "lerobot", "rlds", "webdataset"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
@@ -138,20 +138,42 @@ class CameraNames:
 
 
 @dataclass
+class SpoolConfig:
+    """Files of a source in an object store, on the local disk of each process that reads them.
+
+    Attributes:
+        dir: Where each process makes a folder of its own, which it removes at its end; null: the folder of
+            temporary files.
+        size: Largest number of bytes in it, such as `20GB`; the least recently used files are removed first.
+            The largest file of the source has to fit.
+    """
+
+    dir: str | None = None
+    size: str = "20GB"
+
+
+@dataclass
 class SourceConfig:
     """Where demonstrations are and how their parts are named.
 
     Attributes:
-        source: Folder (or file) of demonstrations.
+        source: Folder (or file) of demonstrations, or the prefix of an object store (`s3://`, `gs://`,
+            `az://`; not for HDF5 files). Also a folder `datasets--NAME--NAME` of the Hugging Face hub's
+            cache, and a tar file or a pattern of some (`shards-{000..012}.tar`).
+        anonymous: Whether the object store is asked without credentials: for what is public.
+        spool: Where files of an object store are kept while they are read.
         cameras: Cameras to read.
-        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0) or
-            `rlds` (TFRecord files of TensorFlow Datasets); null: detected from the files.
+        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0),
+            `rlds` (TFRecord files of TensorFlow Datasets) or `webdataset` (tar files); null: detected from
+            the files.
         action: Names of the numbers that together are the action (7: delta pose 6, gripper), in this order;
             null: the usual name.
         state: Names of the numbers that together are the state (position 3, axis-angle 3, fingers 2), in
             this order; null: the usual name; `[]`: no state, zeros instead.
-        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS only); null:
-            the usual name.
+        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS and
+            WebDataset only); null: the usual name.
+        episode: Name of what is the same for all steps of an episode and another one in the next
+            (`json:episode_index`; WebDataset only); null: the key of a sample before its last `_` or `-`.
         several_instructions: Of an episode with several instructions, subtasks for instance: `refuse` it, or
             take the `first` or the `last` one for all of it.
         skip_bad: Demonstrations that may be left out because they cannot be used (numbers that are not
@@ -164,11 +186,14 @@ class SourceConfig:
     """
 
     source: str = "???"
+    anonymous: bool = False
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
     format: Format | None = None
     cameras: CameraNames = field(default_factory=CameraNames)
     action: list[str] | None = None
     state: list[str] | None = None
     instruction: str | None = None
+    episode: str | None = None
     several_instructions: SeveralInstructions = "refuse"
     skip_bad: float = 0.0
     rotate: bool | None = None

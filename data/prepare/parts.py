@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.sources.interface import DemonstrationReference
+from data.sources.source_files import file_state
 from data.storage.shards import Location
 from data.storage.store import Store
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
@@ -106,6 +107,7 @@ def plan_parts(
     limit: int,
     settings: object,
     allowed_bad: int = 0,
+    state: Callable[[PurePath], list[object]] = file_state,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
@@ -115,6 +117,7 @@ def plan_parts(
         limit: Largest number of bytes of a shard.
         settings: Everything else that the content depends on, as JSON values.
         allowed_bad: Of each part.
+        state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
 
     Raises:
         InputError: A file cannot be looked up.
@@ -131,7 +134,7 @@ def plan_parts(
         filled += size
     common = json.dumps([_VERSION, settings], sort_keys=True)
     return [
-        Part(number, tuple(group), _checksum(common + _identity(group)), allowed_bad)
+        Part(number, tuple(group), _checksum(common + _identity(group, state)), allowed_bad)
         for number, group in enumerate(groups)
     ]
 
@@ -236,27 +239,16 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _identity(references: Sequence[DemonstrationReference]) -> str:
+def _identity(references: Sequence[DemonstrationReference], state: Callable[[PurePath], list[object]]) -> str:
     """The demonstrations and the state of their files, as text."""
     described: list[object] = []
     for reference in references:
-        files = [] if reference.fault else [_state(path) for path in (reference.path, *reference.videos)]
+        files = [] if reference.fault else [state(path) for path in (reference.path, *reference.videos)]
         fields = {name: value for name, value in asdict(reference).items() if name not in _NO_CONTENT}
         if reference.fault:
             fields["fault"] = reference.fault
         described.append([files, fields])
     return json.dumps(described, sort_keys=True)
-
-
-def _state(path: Path) -> list[object]:
-    """Name, size and time of a file."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be looked up ({error.strerror}); copy the demonstrations again"
-        ) from error
-    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def _parse(content: bytes, where: str) -> PartRecord:

@@ -130,6 +130,7 @@ class Preparer:
             limit=round(config.shard_megabytes * 1_000_000),
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
+            state=self._source.files.state,
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Protocol
 
 from data.contracts import Demonstration
+from data.sources.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class DemonstrationReference:
     """One demonstration of a source, known without reading its frames.
 
     Attributes:
-        path: The file or folder that it is read from.
+        path: The file or folder that it is read from; of an object store its address.
         item: Its name within that file or folder (``demo_3``, an episode's number, a byte offset).
         key, suite, task, instruction: As in `data.contracts.Demonstration`.
         length: Time steps T; 0 where they could not be counted.
@@ -27,7 +28,7 @@ class DemonstrationReference:
         idle: Whether no step moves the robot (`data.sources.no_ops`), as far as its actions were read.
     """
 
-    path: Path
+    path: PurePath
     item: str
     key: str
     suite: str
@@ -35,7 +36,7 @@ class DemonstrationReference:
     instruction: str
     length: int
     cameras: tuple[str, ...]
-    videos: tuple[Path, ...] = ()
+    videos: tuple[PurePath, ...] = ()
     turned_states: bool = False
     fault: str = ""
     idle: bool = False
@@ -43,6 +44,11 @@ class DemonstrationReference:
 
 class DemonstrationSource(Protocol):
     """Demonstrations in one format; `data.sources.registry.open_source` selects the reader."""
+
+    @property
+    def files(self) -> SourceFiles:
+        """The files that it reads."""
+        ...
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, always in the same order; those that cannot be used have a fault.

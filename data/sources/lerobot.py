@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -28,11 +28,11 @@ from data.config import SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.array_checks import (
-    check_file,
     check_steps,
     decode_picture,
     join_action,
     join_state,
+    missing_file,
     stack_frames,
 )
 from data.sources.feature_names import choose_cameras, choose_parts
@@ -41,6 +41,7 @@ from data.sources.interface import DemonstrationReference
 from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
 from data.sources.no_ops import moving_steps
 from data.sources.parquet import Columns, Filter, column, read_table
+from data.sources.source_files import SourceFiles, open_files
 from data.sources.video import read_video
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
@@ -54,11 +55,13 @@ class LerobotSource:
 
     Args:
         config: Cameras, action and state by their names in the data set's `features`.
+        files: Of the source; None: opened here.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
-        self._folder = Path(config.source)
+        self.files = open_files(config) if files is None else files
+        self._folder = self.files.root
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, by its number.
@@ -109,9 +112,8 @@ class LerobotSource:
             else:
                 begin = episode.video_begin(name)
                 tolerance = 0.25 / self._metadata.fps
-                frames[camera] = read_video(
-                    self._metadata.episode_video(episode, name), begin + times, tolerance
-                )
+                with self.files.opened(self._metadata.episode_video(episode, name)) as video:
+                    frames[camera] = read_video(video, begin + times, tolerance)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
         return Demonstration(
@@ -126,7 +128,7 @@ class LerobotSource:
 
     @cached_property
     def _metadata(self) -> LerobotMetadata:
-        return LerobotMetadata.load(self._folder)
+        return LerobotMetadata.load(self.files)
 
     @cached_property
     def _cameras(self) -> dict[str, str]:
@@ -147,7 +149,7 @@ class LerobotSource:
             path=self._metadata.table_path(episode),
             item=str(episode.number),
             key=f"episode_{episode.number:06d}",
-            suite=slug(self._folder.absolute().name),
+            suite=slug(self.files.name),
             task=slug(task),
             instruction=instruction,
             length=episode.length,
@@ -165,7 +167,8 @@ class LerobotSource:
             if isinstance(rows, InputError):
                 raise rows
             for video in reference.videos:
-                check_file(video, "a video")
+                if not self.files.is_file(video):
+                    raise missing_file(video, "a video")
             table = rows.get(number, {})
             order = self._order(table, self._metadata.episode(number), path)
             actions, _ = self._actions_and_states(table, order, path, self._where(number))
@@ -173,13 +176,14 @@ class LerobotSource:
             return replace(reference, fault=str(error))
         return replace(reference, idle=not moving_steps(actions).any())
 
-    def _read_rows(self, path: Path, others: list[str], filters: list[Filter]) -> Columns:
+    def _read_rows(self, path: PurePath, others: list[str], filters: list[Filter]) -> Columns:
         """The columns of numbers, and others, of the rows that match."""
         actions, states = self._names()
         names = [*actions, *states, "timestamp", "frame_index", *others]
-        return read_table(path, list(dict.fromkeys(names)), filters)
+        with self.files.opened(path) as table:
+            return read_table(table, list(dict.fromkeys(names)), filters)
 
-    def _order(self, table: Columns, episode: LerobotEpisode, path: Path) -> NDArray[np.int64]:
+    def _order(self, table: Columns, episode: LerobotEpisode, path: PurePath) -> NDArray[np.int64]:
         """The order in time of an episode's rows; as many as its metadata say (InputError)."""
         rows = column(table, "frame_index", path) if table else []
         check_steps("the table", len(rows), episode.length, self._where(episode.number))
@@ -192,7 +196,7 @@ class LerobotSource:
         return actions, choose_parts(numbers, config.state, _USUAL_STATES, "state", where)
 
     def _actions_and_states(
-        self, table: Columns, order: NDArray[np.int64], path: Path, where: str
+        self, table: Columns, order: NDArray[np.int64], path: PurePath, where: str
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Actions float64 [T, 7] and states float32 [T, 8] of an episode's rows."""
         actions, states = self._names()
@@ -222,7 +226,7 @@ def _groups_of_a_table(
         yield group
 
 
-def _split_by_episode(table: Columns, path: Path) -> dict[int, Columns]:
+def _split_by_episode(table: Columns, path: PurePath) -> dict[int, Columns]:
     """The rows of a table by their `episode_index`."""
     rows: dict[int, list[int]] = {}
     for row, number in enumerate(column(table, "episode_index", path)):

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePath
 
 from data.config import Format, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
+from data.json_record import JsonRecord
 from data.sources.bad_demonstrations import allowed_bad, check_bad, faults
 from data.sources.interface import DemonstrationSource
 from data.sources.lerobot import LerobotSource
-from data.sources.libero_hdf5 import LiberoSource, hdf5_files
+from data.sources.libero_hdf5 import HDF5_SUFFIXES, LiberoSource, hdf5_files
 from data.sources.rlds import RldsSource
+from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
+from data.sources.webdataset import WebdatasetSource
 
-_READERS: dict[Format, Callable[[SourceConfig], DemonstrationSource]] = {
-    "libero": LiberoSource,
-    "lerobot": LerobotSource,
-    "rlds": RldsSource,
-}
+_OWN_INDEX = "index.json"
+_WITH_INSTRUCTION = ("rlds", "webdataset")  # formats that do not fix where instructions are
 
 
 def open_source(config: SourceConfig) -> DemonstrationSource:
     """Select the reader of `config.source`; files are opened when demonstrations are listed or read.
 
     Raises:
-        InputError: The source does not exist, its format cannot be detected, or it has no use for a setting.
+        InputError: The source does not exist, its format cannot be detected or not be read from an object
+            store, or it has no use for a setting.
     """
-    if "://" in config.source:
+    files = open_files(config)
+    found = config.format or detect_format(files, config.source)
+    if config.instruction is not None and found not in _WITH_INSTRUCTION:
         raise InputError(
-            f"source={config.source}: is an address, expected a folder of a file system; mount or copy it, "
-            "then give the path"
+            f"instruction={config.instruction}: is for RLDS and WebDataset only, {config.source} is {found}, "
+            "which fixes where they are; leave the setting out"
         )
-    found = config.format or detect_format(Path(config.source))
-    if config.instruction is not None and found != "rlds":
+    if config.episode is not None and found != "webdataset":
         raise InputError(
-            f"instruction={config.instruction}: is for RLDS only, {config.source} is {found}, which "
-            "fixes where they are; leave the setting out"
+            f"episode={config.episode}: is for WebDataset only, {config.source} is {found}, which fixes "
+            "where episodes begin; leave the setting out"
         )
-    return _READERS[found](config)
+    if found == "libero":
+        return LiberoSource(config, files)
+    if found == "lerobot":
+        return LerobotSource(config, files)
+    if found == "rlds":
+        return RldsSource(config, files)
+    return WebdatasetSource(config, files)
 
 
 def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:
@@ -63,20 +71,47 @@ def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:
             yield demonstration
 
 
-def detect_format(source: Path) -> Format:
+def detect_format(files: SourceFiles, source: str) -> Format:
     """Detect the format from the names of the files.
 
+    Args:
+        files: Of the source.
+        source: As the settings name it.
+
     Raises:
-        InputError: The folder does not exist, or holds no known format.
+        InputError: The folder does not exist, is a prepared data set, or holds no known format.
     """
-    hdf5 = hdf5_files(source)
-    if (source / "meta" / "info.json").is_file():
-        return "lerobot"
-    if (source / "features.json").is_file():
-        return "rlds"
-    if hdf5:
+    folder, pattern = folder_and_pattern(source)
+    if pattern is not None:
+        return "webdataset"
+    root = files.root
+    if isinstance(root, Path) and not root.is_dir():
+        hdf5_files(root)  # it is one, or there is none
         return "libero"
+    if files.is_file(root / "meta" / "info.json"):
+        return "lerobot"
+    if files.is_file(root / "features.json"):
+        return "rlds"
+    listed = files.files(root)
+    if any(path.suffix.lower() in HDF5_SUFFIXES for path in listed):
+        return "libero"
+    if any(path.suffix == TAR_SUFFIX for path in listed):
+        _check_not_prepared(files, root / _OWN_INDEX)
+        return "webdataset"
     raise InputError(
-        f"{source}: neither *.hdf5 (LIBERO's layout) nor meta/info.json (LeRobot) nor features.json (RLDS) "
-        "in this folder; name the folder that holds one of these, collect some with `worldvla collect`"
+        f"{folder}: neither *.hdf5 (LIBERO's layout) nor meta/info.json (LeRobot) nor features.json (RLDS) "
+        "nor *.tar (WebDataset) in this folder; name the folder that holds one of these, collect some with "
+        "`worldvla collect`"
     )
+
+
+def _check_not_prepared(files: SourceFiles, index: PurePath) -> None:
+    """Refuse a folder that `worldvla prepare` has written (InputError)."""
+    if not files.is_file(index):
+        return
+    record = JsonRecord.parse(files.read(index, "an index"), str(index))
+    if "fingerprint" in record and "schema" in record:
+        raise InputError(
+            f"{index}: this is a prepared data set, whose frames are codes, expected demonstrations; train "
+            "on it as it is with data.url, or name what it was prepared from"
+        )

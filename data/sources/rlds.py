@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import moving_steps
 from data.sources.rlds_features import STEPS, Feature, read_features
+from data.sources.source_files import SourceFiles, naming, open_files
 from data.sources.tfrecord import Example, RecordReader, record_offsets
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
@@ -50,6 +51,7 @@ _USUAL_INSTRUCTIONS = (
     "observation/natural_language_instruction",
     "observation/language_instruction",
 )
+_EXPECTED = "a folder that TensorFlow Datasets wrote"
 _MAX_DIGITS = 8  # of the number of records in a file
 
 
@@ -69,11 +71,13 @@ class RldsSource:
     Args:
         config: Cameras, action, state and instruction as paths below `steps`, or (`episode_metadata/...`) as
             features of an episode.
+        files: Of the source; None: opened here.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
-        self._folder = Path(config.source)
+        self.files = open_files(config) if files is None else files
+        self._folder = self.files.root
         self._records = RecordReader()
 
     def references(self) -> list[DemonstrationReference]:
@@ -88,14 +92,14 @@ class RldsSource:
                 records can be used.
         """
         info_path = self._folder / "dataset_info.json"
-        info = JsonRecord.parse(_read(info_path), str(info_path))
+        info = JsonRecord.parse(self.files.read(info_path, _EXPECTED), str(info_path))
         self._check_widths()
         suite = slug(info.text("name"))
         references: list[DemonstrationReference] = []
         for split in info.records("splits"):
             first, name = len(references), slug(split.text("name"))
             for path, records in self._files(info, split):
-                for offset, content in _records(path, records):
+                for offset, content in self._records_of(path, records):
                     key = f"{name}/episode_{len(references) - first:06d}"
                     references.append(self._reference(path, offset, content, key, suite))
                     check_first(references, self._config.skip_bad, str(self._folder))
@@ -114,7 +118,8 @@ class RldsSource:
             InputError: The record is damaged or lacks a part.
         """
         where = _where(reference.path, int(reference.item))
-        example = Example(self._records.read(reference.path, int(reference.item)), where)
+        with self.files.opened(reference.path) as local:
+            example = Example(self._records.read(local, int(reference.item)), where)
         actions, states = self._actions_and_states(example, where)
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in self._names.cameras.items():
@@ -137,7 +142,7 @@ class RldsSource:
     @cached_property
     def _features(self) -> dict[str, Feature]:
         path = self._folder / "features.json"
-        return read_features(JsonRecord.parse(_read(path), str(path)))
+        return read_features(JsonRecord.parse(self.files.read(path, _EXPECTED), str(path)))
 
     @cached_property
     def _names(self) -> _Names:
@@ -174,7 +179,7 @@ class RldsSource:
                     f"{width}; {remedy}"
                 )
 
-    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[Path, int]]:
+    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[PurePath, int]]:
         """Each file of a split and the number of records in it."""
         counts = split.texts("shardLengths")
         template = (
@@ -200,10 +205,18 @@ class RldsSource:
                 )
             path = self._folder / name
             compressed = path.with_name(f"{name}.gz")
-            yield compressed if compressed.is_file() and not path.exists() else path, int(count)
+            is_compressed = not self.files.is_file(path) and self.files.is_file(compressed)
+            yield compressed if is_compressed else path, int(count)
+
+    def _records_of(self, path: PurePath, expected: int) -> Iterator[tuple[int, bytes | InputError]]:
+        """As `_records`, of a file of the source."""
+        with self.files.opened(path) as local:
+            for offset, content in _records(local, expected):
+                damaged = isinstance(content, InputError)
+                yield offset, naming(content, local, path) if damaged else content
 
     def _reference(
-        self, path: Path, offset: int, content: bytes | InputError, key: str, suite: str
+        self, path: PurePath, offset: int, content: bytes | InputError, key: str, suite: str
     ) -> DemonstrationReference:
         """A record of a file, or why it cannot be read, as a reference."""
         where, fault, text, length, idle = _where(path, offset), "", "", 0, False
@@ -262,7 +275,7 @@ class RldsSource:
         return table if feature.of_step or len(table) != 1 else table.repeat(steps, axis=0)
 
 
-def _where(path: Path, offset: int) -> str:
+def _where(path: PurePath, offset: int) -> str:
     return f"{path}: record at offset {offset}"
 
 
@@ -287,12 +300,3 @@ def _records(path: Path, expected: int) -> Iterator[tuple[int, bytes | InputErro
     for _ in range(found, expected):
         assert error is not None  # `check_steps` raised it
         yield offset, error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected a folder that TensorFlow Datasets wrote"
-        ) from error
