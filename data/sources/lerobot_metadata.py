@@ -20,7 +20,7 @@ _OLDER = ("v2.0", "v2.1")
 _NEWEST = "v3.0"
 _FRAMES, _DEPTH = ("video", "image"), "depth"
 _DEPTH_MARKS = ("video.is_depth_map", "is_depth_map")
-_TABLES = "parquet"
+_TABLES, _LANGUAGE = "parquet", "language"
 _FIELDS = frozenset(
     (
         *("codebase_version", "robot_type", "fps", "splits", "features", "data_path", "video_path"),
@@ -97,6 +97,12 @@ class LerobotMetadata:
             )
         _check_marks(info, str(path))
         features = {name: _feature(item) for name, item in info.members("features").items()}
+        if language := [name for name, (kind, _) in features.items() if kind == _LANGUAGE]:
+            _LOG.warning(
+                "%s: columns that are not read: %s; the instruction of an episode is its task",
+                path,
+                ", ".join(language),
+            )
         cameras = [name for name, (kind, _) in features.items() if kind == "video"]
         if version == _NEWEST:
             episodes = _episodes_v3(files, cameras)
@@ -181,13 +187,13 @@ def _check_marks(info: JsonRecord, where: str) -> None:
     storage = info.text("storage_format") if "storage_format" in info else _TABLES
     if storage != _TABLES:
         raise InputError(
-            f"{where}: storage_format is {storage[:40]}, expected tables (Parquet) and videos (MP4); export the "
-            "data set in that format, or load the one that it was converted from"
+            f"{where}: storage_format is {storage[:40]}, expected tables (Parquet) and videos (MP4); export "
+            "the data set in that format, or load the one that it was converted from"
         )
     if unknown := sorted(set(info.names) - _FIELDS):
         _LOG.warning(
-            "%s: fields that are not known here and not followed: %s; check that frames and actions are right "
-            "with `worldvla inspect data sheet=frames.png`",
+            "%s: fields that are not known here and not followed: %s; check that frames and actions are "
+            "right with `worldvla inspect data sheet=frames.png`",
             where,
             ", ".join(unknown)[:200],
         )

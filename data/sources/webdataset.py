@@ -61,8 +61,8 @@ class WebdatasetSource:
             if episode.key in seen:
                 raise InputError(
                     f"{self._config.source}: samples of episode {episode.key} lie in several places, "
-                    "expected one after the other (not shuffled); write the files again in order, or name the "
-                    "field that tells episodes apart with episode=NAME"
+                    "expected one after the other (not shuffled); write the files again in order, or name "
+                    "the field that tells episodes apart with episode=NAME"
                 )
             seen.add(episode.key)
             references.append(self._reference(episode))

@@ -108,8 +108,8 @@ class EpisodeGrouping:
         if identity := _episode_of(sample.key):
             return identity
         raise InputError(
-            f"{reader.where}: its key has no `_` or `-` before the number of the step, so that its episode is "
-            "not known; name the field that tells it with episode=NAME (json:episode_index)"
+            f"{reader.where}: its key has no `_` or `-` before the number of the step, so that its episode "
+            "is not known; name the field that tells it with episode=NAME (json:episode_index)"
         )
 
     def _continues(self, episode: ListedEpisode, identity: str, number: int | None, path: PurePath) -> bool:
