@@ -34,16 +34,19 @@ class MixtureSource:
 
     Attributes:
         url: Folder or object-store prefix that holds its index and shards.
-        weight: Its share of every step's samples, relative to the other weights.
+        weight: Its share of every step's samples, relative to the other weights; null: what its recipe
+            proposed when it was prepared, else 1.
+        chunk: K, actions that an action sample of it predicts; null: `data.chunk`.
     """
 
     url: str = "???"
-    weight: float = 1.0
+    weight: float | None = None
+    chunk: int | None = None
 
 
 @dataclass
 class StateRangesConfig:
-    """Ranges that the eight numbers of a state are quantised over; values outside are clipped.
+    """Ranges that the eight numbers of LIBERO's states are quantised over; values outside are clipped.
 
     Attributes:
         minimum, maximum: Position (3, metres), axis-angle (3, radians), fingers (2, metres). The defaults
@@ -89,6 +92,8 @@ class DataConfig:
         text_tokenizer: Path of a Chameleon `tokenizer.json`; null: the small one of the package.
         image_tokenizer: The VQ-GAN weights that the shards were prepared with; null: those of the package.
             They are copied into the run folder, for the policy.
+        variants: Number of views of every episode under drawn changes of the camera (`worldvla prepare
+            variants=`) that a window may show instead of the recorded one; 0: recorded frames only.
         memory_megabytes: Size of the tokenised episodes in memory of one process; the first read are removed
             first.
         prefetch: Number of steps prepared ahead of the current one.
@@ -111,6 +116,7 @@ class DataConfig:
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     text_tokenizer: str | None = None
     image_tokenizer: str | None = None
+    variants: int = 0
     memory_megabytes: int = 512
     prefetch: int = 1
     readers: int = 8
@@ -218,9 +224,10 @@ class PrepareConfig(SourceConfig):
         split_order: Order of a task's demonstrations, of which the last tenth is held out: by `letters`
             (demo_10 before demo_2), as in the published lists, or by `number`; null: `letters` for LIBERO's
             layout, else `number`.
-        ranges: Ranges over which actions are quantised: `worldvla`, `rynnvla`, or those of this data set's
-            training actions: `extremes` (minimum and maximum) or `quantiles` (1 % and 99 %).
-        action_minimum, action_maximum: Explicit ranges, 7 numbers each; they take precedence over `ranges`.
+        ranges: Ranges over which actions are quantised: `worldvla` or `rynnvla` (of LIBERO's seven numbers),
+            or those of this data set's training actions: `extremes` (minimum and maximum) or `quantiles` (1 %
+            and 99 %); null: `worldvla` for LIBERO's seven numbers, else `quantiles`.
+        action_minimum, action_maximum: Explicit ranges, D numbers each; they take precedence over `ranges`.
     """
 
     out: str = "???"
@@ -231,7 +238,7 @@ class PrepareConfig(SourceConfig):
     batch_size: int = 64
     replay: bool = False
     split_order: SplitOrder | None = None
-    ranges: Ranges = "worldvla"
+    ranges: Ranges | None = None
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
 

@@ -120,6 +120,12 @@ class JsonRecord:
         fields = self.record(name)._fields
         return {key: self._of(value, f"{self._where}: {name}: {key[:80]}") for key, value in fields.items()}
 
+    def is_null(self, name: str) -> bool:
+        """Whether a field is there and null (InputError: it is missing)."""
+        if name not in self._fields:
+            raise self._wrong(name, "a value or null")
+        return self._fields[name] is None
+
     @property
     def names(self) -> list[str]:
         """Names of its fields."""

@@ -11,7 +11,6 @@ import numpy as np
 from cluster.inspect.config import InspectDataConfig
 from data.errors import InputError
 from data.storage.episode_entry import SPLITS
-from data.tokens.action import ACTION_NAMES
 
 if TYPE_CHECKING:
     from data.storage.dataset_scan import DatasetScan
@@ -62,7 +61,7 @@ def dataset_content(index: DatasetIndex, url: str, scan: DatasetScan | None) -> 
             "damaged": scan.damaged,
         }
         content["actions"] = {
-            "names": list(ACTION_NAMES),
+            "names": list(index.embodiment.action),
             "minimum": list(index.action_ranges.minimum),
             "maximum": list(index.action_ranges.maximum),
             "counts": scan.actions.tolist(),

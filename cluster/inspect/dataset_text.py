@@ -9,7 +9,6 @@ import numpy as np
 from rich.table import Table
 
 from cluster.inspect.dataset import SHEET_COLUMNS
-from data.tokens.action import ACTION_NAMES
 
 if TYPE_CHECKING:
     from data.storage.dataset_scan import DatasetScan
@@ -73,10 +72,11 @@ def _action_lines(index: DatasetIndex, scan: DatasetScan) -> Iterator[str]:
     """One line per action dimension: its range and a histogram."""
     steps = max(1, int(scan.actions[0].sum() + scan.outside[0]))
     ranges = zip(index.action_ranges.minimum, index.action_ranges.maximum, strict=True)
+    width = max(7, *map(len, index.embodiment.action))
     for name, (low, high), counts, outside in zip(
-        ACTION_NAMES, ranges, scan.actions, scan.outside.tolist(), strict=True
+        index.embodiment.action, ranges, scan.actions, scan.outside.tolist(), strict=True
     ):
         # Square roots keep the tails beside a high peak visible.
         heights = np.sqrt(counts / max(1, int(counts.max())))
         bars = "".join(_BARS[int(np.ceil(height * (len(_BARS) - 1)))] for height in heights.tolist())
-        yield f"  {name:>7} {low:+.3f} |{bars}| {high:+.3f}  {100 * outside / steps:.1f} % outside"
+        yield f"  {name:>{width}} {low:+.3f} |{bars}| {high:+.3f}  {100 * outside / steps:.1f} % outside"

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import PrepareConfig
-from data.contracts import SplitOrder, Statistics
+from data.config import PrepareConfig, Ranges
+from data.contracts import DEFAULT_EMBODIMENT, Embodiment, SplitOrder, Statistics
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
@@ -23,14 +23,21 @@ from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.libero_hdf5 import HDF5_SUFFIXES
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
-from data.storage.index import INDEX_FILE, SCHEMA, DatasetIndex, ImageFormat
+from data.storage.index import (
+    INDEX_FILE,
+    LIBERO_SCHEMA,
+    SCHEMA,
+    DatasetIndex,
+    ImageFormat,
+    StateRanges,
+)
 from data.storage.store import open_store
-from data.tokens.action import ACTION_NAMES, NAMED_RANGES, ActionRanges
-from data.tokens.vocabulary import ACTION_DIM
+from data.tokens.action import NAMED_RANGES, ActionRanges
 
 _LOG = logging.getLogger(__name__)
 _MAX_NAMED = 20  # demonstrations that were left out
 _CLIPPED_SHARE = 0.001  # of the training actions; less is not reported
+_LEAST_RANGE = 1e-3  # of a state's number, in its own units
 _ROUNDING = 1e-6  # of actions on the edges of their ranges, that were float32 once
 
 
@@ -104,13 +111,13 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
             total,
             "; ".join(list(skipped.values())[:_MAX_NAMED]),
         )
+    robot = parts[0].embodiment
+    values = _TrainingValues(config.out, finished, splits, slice(0, robot.action_dim))
     # One after the other: together they would take twice the memory.
-    actions = summarise(_TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)))
-    states = summarise(_TrainingValues(config.out, finished, splits, slice(ACTION_DIM, None)))
-    ranges = _action_ranges(config, actions)
-    _warn_of_clipped_actions(
-        _TrainingValues(config.out, finished, splits, slice(0, ACTION_DIM)), ranges, config
-    )
+    actions = summarise(values)
+    states = summarise(_TrainingValues(config.out, finished, splits, slice(robot.action_dim, None)))
+    ranges = _action_ranges(config, actions, robot)
+    _warn_of_clipped_actions(values, ranges, robot, config)
     return DatasetIndex(
         image=ImageFormat(
             pixels=tokenizer.pixels,
@@ -126,6 +133,8 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
         compression=config.compression,
         split_order=split_order,
         resize=config.resize,
+        embodiment=robot,
+        state_ranges=_state_ranges(states, robot),
         url=config.out,
     )
 
@@ -136,7 +145,7 @@ def check_out(url: str) -> None:
     if not store.exists(INDEX_FILE):
         return
     schema = JsonRecord.parse(store.read(INDEX_FILE), f"{store.url}/{INDEX_FILE}").integer("schema")
-    if schema != SCHEMA:
+    if schema not in (LIBERO_SCHEMA, SCHEMA):
         raise InputError(
             f"{store.url}: holds a data set of another version (schema {schema}, now {SCHEMA}); choose "
             f"another out= or delete {INDEX_FILE} there"
@@ -185,38 +194,70 @@ def choose_split_order(config: PrepareConfig, source: PurePath) -> SplitOrder:
 
 
 def explicit_ranges(config: PrepareConfig) -> ActionRanges | None:
-    """The explicit ranges of the settings (InputError: not seven finite, increasing pairs)."""
+    """The explicit ranges of the settings (InputError: not as many finite, increasing pairs)."""
     if config.action_minimum is None or config.action_maximum is None:
         return None
     return ActionRanges(tuple(config.action_minimum), tuple(config.action_maximum))
 
 
-def _action_ranges(config: PrepareConfig, actions: Statistics) -> ActionRanges:
-    """The explicit ranges of the settings, the named ones, or those measured from the actions."""
+def chosen_ranges(config: PrepareConfig, robot: Embodiment) -> Ranges:
+    """The setting `ranges`; by default WorldVLA's for LIBERO's seven numbers, else quantiles.
+
+    Raises:
+        InputError: Named or explicit ranges are not of as many numbers as the robot's actions have.
+    """
     explicit = explicit_ranges(config)
+    is_libero = robot.action == DEFAULT_EMBODIMENT.action
+    chosen = config.ranges or ("worldvla" if is_libero else "quantiles")
+    if explicit is not None and explicit.width != robot.action_dim:
+        raise InputError(
+            f"action_minimum and action_maximum have {explicit.width} numbers, an action of "
+            f"{config.source} has {robot.action_dim}: {', '.join(robot.action)}"
+        )
+    if explicit is None and chosen in NAMED_RANGES and robot.action_dim != DEFAULT_EMBODIMENT.action_dim:
+        raise InputError(
+            f"ranges={chosen} are of {DEFAULT_EMBODIMENT.action_dim} numbers, an action of "
+            f"{config.source} has {robot.action_dim}; set ranges=quantiles or ranges=extremes"
+        )
+    return chosen
+
+
+def _action_ranges(config: PrepareConfig, actions: Statistics, robot: Embodiment) -> ActionRanges:
+    """The explicit ranges of the settings, the named ones, or those measured from the actions."""
+    explicit, chosen = explicit_ranges(config), chosen_ranges(config, robot)
     if explicit is not None:
         return explicit
-    if config.ranges == "extremes":
+    if chosen == "extremes":
         return ActionRanges(actions.minimum, actions.maximum)
-    if config.ranges == "quantiles":
+    if chosen == "quantiles":
         return ActionRanges(actions.q01, actions.q99)
-    return NAMED_RANGES[config.ranges]
+    return NAMED_RANGES[chosen]
+
+
+def _state_ranges(states: Statistics, robot: Embodiment) -> StateRanges | None:
+    """The extremes of the training states; None for LIBERO's, whose ranges the training sets."""
+    if robot.state == DEFAULT_EMBODIMENT.state or not robot.state_dim:
+        return None
+    low, high = np.asarray(states.minimum), np.asarray(states.maximum)
+    constant = high - low < _LEAST_RANGE  # a number that never changes has no range of its own
+    low, high = np.where(constant, low - _LEAST_RANGE, low), np.where(constant, high + _LEAST_RANGE, high)
+    return StateRanges(tuple(low.tolist()), tuple(high.tolist()))
 
 
 def _warn_of_clipped_actions(
-    values: Iterable[NDArray[np.float64]], ranges: ActionRanges, config: PrepareConfig
+    values: Iterable[NDArray[np.float64]], ranges: ActionRanges, robot: Embodiment, config: PrepareConfig
 ) -> None:
     """Report the shares of the training actions that lie outside their ranges and will be clipped to them."""
-    if config.ranges == "quantiles" and explicit_ranges(config) is None:
+    if chosen_ranges(config, robot) == "quantiles" and explicit_ranges(config) is None:
         return  # which leave out 2 % on purpose
     low, high = np.asarray(ranges.minimum) - _ROUNDING, np.asarray(ranges.maximum) + _ROUNDING
-    steps, outside = 0, np.zeros(ACTION_DIM, np.int64)
+    steps, outside = 0, np.zeros(robot.action_dim, np.int64)
     for table in values:
         steps += len(table)
         outside += ((table < low) | (table > high)).sum(axis=0)
     shares = [
         f"{name} {100 * count / steps:.1f} % outside {ranges.minimum[d]:g} .. {ranges.maximum[d]:g}"
-        for d, (name, count) in enumerate(zip(ACTION_NAMES, outside.tolist(), strict=True))
+        for d, (name, count) in enumerate(zip(robot.action, outside.tolist(), strict=True))
         if count >= _CLIPPED_SHARE * steps
     ]
     if shares:

@@ -3,7 +3,7 @@
 The demonstrations of a shard depend only on order and lengths of all, so any number of workers in any order
 write the same bytes. A finished part consists of its shard and::
 
-    parts/part-000003-<plan>.values   float64 [N, 15], action and state of every step
+    parts/part-000003-<plan>.values   float64 [N, D + S], action and state of every step
     parts/part-000003-<plan>.json     names and checksums of shard and values, and the episodes; written last
 
 `<plan>` is a checksum of everything that the part depends on: settings, image tokenizer, and name, size and
@@ -21,16 +21,15 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
+from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.sources.interface import DemonstrationReference
 from data.sources.source_files import file_state
 from data.storage.shards import Location
 from data.storage.store import Store
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _VERSION = 2  # of these files; with another one every part is written again
-_WIDTH = ACTION_DIM + STATE_DIM
 _MEMBER_OVERHEAD = 1536  # bytes of headers and padding that a member of a shard takes, at most
 _MAX_SHARD = 1 << 40  # bytes
 _NO_CONTENT = ("path", "videos", "fault", "idle")  # fields of a reference that its bytes do not depend on
@@ -45,12 +44,19 @@ class Part:
         references: Its demonstrations.
         plan: Checksum (hexadecimal) of everything that its content depends on.
         allowed_bad: Demonstrations of the whole data set that may be left out because they cannot be used.
+        embodiment: What the numbers of actions and states are.
     """
 
     number: int
     references: tuple[DemonstrationReference, ...]
     plan: str
     allowed_bad: int = 0
+    embodiment: Embodiment = DEFAULT_EMBODIMENT
+
+    @property
+    def width(self) -> int:
+        """D + S, numbers of an action and a state."""
+        return self.embodiment.action_dim + self.embodiment.state_dim
 
     @property
     def name(self) -> str:
@@ -107,6 +113,7 @@ def plan_parts(
     limit: int,
     settings: object,
     allowed_bad: int = 0,
+    embodiment: Embodiment = DEFAULT_EMBODIMENT,
     state: Callable[[PurePath], list[object]] = file_state,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
@@ -117,6 +124,7 @@ def plan_parts(
         limit: Largest number of bytes of a shard.
         settings: Everything else that the content depends on, as JSON values.
         allowed_bad: Of each part.
+        embodiment: Of each part.
         state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
 
     Raises:
@@ -132,9 +140,12 @@ def plan_parts(
             filled = 0
         groups[-1].append(reference)
         filled += size
-    common = json.dumps([_VERSION, settings], sort_keys=True)
+    depends_on = [_VERSION, settings]
+    if embodiment != DEFAULT_EMBODIMENT:
+        depends_on.append(asdict(embodiment))
+    common = json.dumps(depends_on, sort_keys=True)
     return [
-        Part(number, tuple(group), _checksum(common + _identity(group, state)), allowed_bad)
+        Part(number, tuple(group), _checksum(common + _identity(group, state)), allowed_bad, embodiment)
         for number, group in enumerate(groups)
     ]
 
@@ -174,11 +185,11 @@ def write_record(
         part: The part.
         locations: Location of each episode in the shard.
         episodes: Reference and number of steps of each.
-        values: float64 [N, 15] of each, action and state.
+        values: float64 [N, D + S] of each, action and state.
         dropped: Keys of the demonstrations that did not succeed in their replay.
         skipped: Key -> reason of those that cannot be used.
     """
-    content = np.concatenate([np.zeros((0, _WIDTH)), *values]).astype("<f8").tobytes()
+    content = np.concatenate([np.zeros((0, part.width)), *values]).astype("<f8").tobytes()
     store.write(f"{part.name}.values", content)
     shard = locations[0].shard if locations else ""
     record = PartRecord(
@@ -206,20 +217,20 @@ def write_record(
 
 
 def read_values(store: Store, part: Part, record: PartRecord) -> Iterator[NDArray[np.float64]]:
-    """Read action and state of each episode of a finished part, float64 [N, 15].
+    """Read action and state of each episode of a finished part, float64 [N, D + S].
 
     Raises:
         InputError: They differ from the record.
     """
     content = store.read(f"{part.name}.values")
     lengths = [episode.length for episode in record.episodes]
-    size = sum(lengths) * _WIDTH * np.dtype(np.float64).itemsize
+    size = sum(lengths) * part.width * np.dtype(np.float64).itemsize
     if hashlib.sha256(content).hexdigest() != record.values_sha256 or len(content) != size:
         raise InputError(
             f"{store.url}/{part.name}.values: not what its record says; prepare the data set again"
         )
     if lengths:
-        yield from np.split(np.frombuffer(content, "<f8").reshape(-1, _WIDTH), np.cumsum(lengths)[:-1])
+        yield from np.split(np.frombuffer(content, "<f8").reshape(-1, part.width), np.cumsum(lengths)[:-1])
 
 
 def _verify(store: Store, part: Part, record: PartRecord) -> None:

@@ -20,7 +20,14 @@ from data.config import Fit, PrepareConfig
 from data.contracts import Demonstration, Episode, Resize
 from data.errors import InputError
 from data.prepare.frames import fit_frames
-from data.prepare.index_builder import FrameFormat, build_index, check_out, commit_index, explicit_ranges
+from data.prepare.index_builder import (
+    FrameFormat,
+    build_index,
+    check_out,
+    chosen_ranges,
+    commit_index,
+    explicit_ranges,
+)
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
 from data.prepare.screening import no_movement, screened
 from data.sources.bad_demonstrations import allowed_bad, check_bad
@@ -30,7 +37,7 @@ from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
 from data.storage.shards import ShardWriter, check_key
 from data.storage.store import open_store
-from data.tokens.vocabulary import ACTION_DIM, IMAGE_CODE_COUNT, STATE_DIM, grid_size_token
+from data.tokens.vocabulary import IMAGE_CODE_COUNT, grid_size_token
 
 
 class FrameEncoder(FrameFormat, Protocol):
@@ -121,15 +128,18 @@ class Preparer:
         _check_references(config, references)
         cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown
         codes = self.tokenizer.rows * self.tokenizer.columns * cameras
+        robot = self._source.embodiment()
+        chosen_ranges(config, robot)  # refused before anything is encoded
         depends_on = {name: asdict(config)[name] for name in _ENCODING_SETTINGS}
         if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(
             references,
-            step_bytes=codes * np.dtype(np.uint16).itemsize + ACTION_DIM * 8 + STATE_DIM * 4,
+            step_bytes=codes * np.dtype(np.uint16).itemsize + robot.action_dim * 8 + robot.state_dim * 4,
             limit=round(config.shard_megabytes * 1_000_000),
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
+            embodiment=robot,
             state=self._source.files.state,
         )
 

@@ -109,8 +109,8 @@ def _values_at(
                 for prefix, count in counts[d].items():
                     chosen = keys[beginnings == np.uint64(prefix)] << np.uint64(digits * _DIGIT)
                     count += _counted(chosen >> np.uint64(64 - _DIGIT))
-    columns = zip(*([_value(at.prefix) for at in places[d]] for d in range(width)), strict=True)
-    return {rank: np.array(values) for rank, values in zip(ranks, columns, strict=True)}
+    values = np.array([[_value(at.prefix) for at in row] for row in places]).reshape(width, len(ranks))
+    return {rank: values[:, number] for number, rank in enumerate(ranks)}
 
 
 def _next_digit(counts: NDArray[np.int64], at: _Place) -> _Place:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
 
-from data.contracts import Demonstration
+from data.contracts import Demonstration, Embodiment
 from data.sources.source_files import SourceFiles
 
 
@@ -48,6 +48,14 @@ class DemonstrationSource(Protocol):
     @property
     def files(self) -> SourceFiles:
         """The files that it reads."""
+        ...
+
+    def embodiment(self) -> Embodiment:
+        """What the numbers of its actions and states are, known from metadata and settings alone.
+
+        Raises:
+            InputError: They are not what the settings say, or the metadata are damaged.
+        """
         ...
 
     def references(self) -> list[DemonstrationReference]:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import Demonstration
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
 from data.errors import InputError
 from data.sources.array_checks import (
     check_steps,
@@ -62,6 +62,10 @@ class LerobotSource:
         self._config = config
         self.files = open_files(config) if files is None else files
         self._folder = self.files.root
+
+    def embodiment(self) -> Embodiment:
+        """LIBERO's."""
+        return DEFAULT_EMBODIMENT
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, by its number.

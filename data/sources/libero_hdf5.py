@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Demonstration
+from data.contracts import AGENT_CAMERA, DEFAULT_EMBODIMENT, WRIST_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
 from data.sources.hdf5 import (
     Node,
@@ -82,6 +82,10 @@ class LiberoSource:
             if value is not None:
                 listed = ",".join(value)
                 raise InputError(f"{name}=[{listed}]: LIBERO's layout fixes this name; leave the setting out")
+
+    def embodiment(self) -> Embodiment:
+        """LIBERO's."""
+        return DEFAULT_EMBODIMENT
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, by file name, then by number.

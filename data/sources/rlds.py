@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import Demonstration
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.sources.array_checks import (
@@ -79,6 +79,10 @@ class RldsSource:
         self.files = open_files(config) if files is None else files
         self._folder = self.files.root
         self._records = RecordReader()
+
+    def embodiment(self) -> Embodiment:
+        """LIBERO's."""
+        return DEFAULT_EMBODIMENT
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, in the order of splits, files and records.

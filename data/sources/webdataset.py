@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from data.config import SourceConfig
-from data.contracts import Demonstration
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
 from data.errors import InputError
 from data.sources.bad_demonstrations import check_first
 from data.sources.instructions import choose_text, clean_instruction, slug
@@ -45,6 +45,10 @@ class WebdatasetSource:
     def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
         self.files = open_files(config) if files is None else files
+
+    def embodiment(self) -> Embodiment:
+        """LIBERO's."""
+        return DEFAULT_EMBODIMENT
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, in the order of files and samples.

@@ -1,7 +1,7 @@
 """Episodes in the cache of a node: decoded, checked, and readable one time step at a time.
 
-    rows   [T, W]   of a time step: the codes of each camera (by name) uint16 [R, C], action float64 [7],
-                    state float32 [8], CRC-32 of these bytes, seeded with the number of the step
+    rows   [T, W]   of a time step: the codes of each camera (by name) uint16 [R, C], action float64 [D],
+                    state float32 [S], CRC-32 of these bytes, seeded with the number of the step
     JSON            key, suite, task and instruction, then its length in 4 bytes
 
 All is little-endian. A whole episode is verified by the checksum of its file (`data.storage.episode_cache`),
@@ -33,15 +33,18 @@ _TEXTS = ("key", "suite", "task", "instruction")
 Rows = NDArray[Any]  # structured, see `row_type`
 
 
-def codes_field(camera: str) -> str:
-    """The field of a row with the codes of a camera."""
-    return f"codes.{camera}"
+def codes_field(camera: str, variant: int = 0) -> str:
+    """The field of a row with the codes of a camera; of a variant of its frames from 1 on."""
+    return f"codes.{camera}.variant{variant}" if variant else f"codes.{camera}"
 
 
-def row_type(cameras: Sequence[str], rows: int, columns: int) -> np.dtype[Any]:
-    """One time step: fields `codes.<camera>`, `actions`, `states` and `crc`, packed."""
-    codes = [(codes_field(camera), "<u2", (rows, columns)) for camera in sorted(cameras)]
-    numbers = [("actions", "<f8", (ACTION_DIM,)), ("states", "<f4", (STATE_DIM,)), ("crc", "<u4")]
+def row_type(
+    cameras: Sequence[str], grid: tuple[int, int], widths: tuple[int, int], variants: int
+) -> np.dtype[Any]:
+    """One time step: fields of the codes (`codes_field`), `actions`, `states` and `crc`, packed."""
+    fields = [codes_field(camera, variant) for variant in range(variants + 1) for camera in sorted(cameras)]
+    codes = [(field, "<u2", grid) for field in fields]
+    numbers = [("actions", "<f8", widths[:1]), ("states", "<f4", widths[1:]), ("crc", "<u4")]
     return np.dtype([*codes, *numbers])
 
 
@@ -53,17 +56,27 @@ class CachedEpisodes:
         cameras: Cameras of every episode.
         grid: Rows and columns of its codes.
         checked: What else an episode is compared with before it is stored, as text.
+        widths: D and S, numbers of its actions and states.
+        variants: Views of every episode beside the recorded one.
 
     Attributes:
         row: dtype of a time step.
     """
 
     def __init__(
-        self, cache: EpisodeCache, cameras: Sequence[str], grid: tuple[int, int], checked: str
+        self,
+        cache: EpisodeCache,
+        cameras: Sequence[str],
+        grid: tuple[int, int],
+        checked: str,
+        widths: tuple[int, int] = (ACTION_DIM, STATE_DIM),
+        variants: int = 0,
     ) -> None:
-        self._cache = cache
-        self.row = row_type(cameras, *grid)
+        self._cache, self._cameras, self._variants = cache, sorted(cameras), variants
+        self.row = row_type(cameras, grid, widths, variants)
         prefix = f"{_FORMAT} {','.join(sorted(cameras))} {grid[0]} {grid[1]} {checked} "
+        if (widths, variants) != ((ACTION_DIM, STATE_DIM), 0):
+            prefix += f"{widths[0]} {widths[1]} {variants} "
         self._name_prefix = hashlib.sha256(prefix.encode())
 
     def get(self, sha256: bytes, fetch: Callable[[], Episode]) -> Episode:
@@ -96,8 +109,9 @@ class CachedEpisodes:
 
     def _pack(self, episode: Episode) -> bytes:
         rows = np.empty(episode.length, self.row)
-        for camera, codes in episode.codes.items():
-            rows[codes_field(camera)] = codes
+        for variant, views in enumerate((episode.codes, *episode.variants)):
+            for camera, codes in views.items():
+                rows[codes_field(camera, variant)] = codes
         rows["actions"], rows["states"] = episode.actions, episode.states
         view, width = rows.view(np.uint8).data, self.row.itemsize
         begins = range(0, len(view), width)
@@ -112,12 +126,16 @@ class CachedEpisodes:
             raise InputError(f"{len(content)} bytes in the cache are no episode; empty data.cache.dir")
         rows = np.frombuffer(content[:end], self.row)
         texts = JsonRecord.parse(content[end:-_CRC], "episode in data.cache.dir")
-        cameras = [name.removeprefix("codes.") for name in self.row.names or () if name.startswith("codes.")]
+        views = [
+            {camera: rows[codes_field(camera, variant)] for camera in self._cameras}
+            for variant in range(self._variants + 1)
+        ]
         return Episode(
             **{name: texts.text(name) for name in _TEXTS},
-            codes={camera: rows[codes_field(camera)] for camera in cameras},
+            codes=views[0],
             actions=rows["actions"],
             states=rows["states"],
+            variants=tuple(views[1:]),
         )
 
 

@@ -15,7 +15,6 @@ from data.contracts import Episode
 from data.errors import InputError
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
-from data.tokens.vocabulary import ACTION_DIM
 
 BINS = 32
 _READERS = 8
@@ -28,22 +27,28 @@ class DatasetScan:
     Attributes:
         episodes, bytes: Number and size of the episodes read, damaged ones included.
         damaged: One line for each bad episode: shard, episode, offset, and what is wrong.
-        actions: int64 [7, BINS], for each action dimension a histogram of the time steps over the range that
+        actions: int64 [D, BINS], for each action dimension a histogram of the time steps over the range that
             it is quantised over.
-        outside: int64 [7], time steps outside of that range, which are clipped.
+        outside: int64 [D], time steps outside of that range, which are clipped.
     """
 
+    actions: NDArray[np.int64]
+    outside: NDArray[np.int64]
     episodes: int = 0
     bytes: int = 0
     damaged: list[str] = field(default_factory=list[str])
-    actions: NDArray[np.int64] = field(default_factory=lambda: np.zeros((ACTION_DIM, BINS), np.int64))
-    outside: NDArray[np.int64] = field(default_factory=lambda: np.zeros(ACTION_DIM, np.int64))
+
+    @classmethod
+    def of(cls, index: DatasetIndex) -> DatasetScan:
+        """Nothing read so far."""
+        width = index.embodiment.action_dim
+        return cls(np.zeros((width, BINS), np.int64), np.zeros(width, np.int64))
 
     def count(self, index: DatasetIndex, actions: NDArray[np.float64]) -> None:
-        """Add the actions float64 [T, 7] of one episode."""
+        """Add the actions float64 [T, D] of one episode."""
         low = np.asarray(index.action_ranges.minimum)
         high = np.asarray(index.action_ranges.maximum)
-        for number in range(ACTION_DIM):
+        for number in range(index.embodiment.action_dim):
             values = actions[:, number]
             limits = float(low[number]), float(high[number])
             self.actions[number] += np.histogram(values, BINS, limits)[0]
@@ -57,7 +62,7 @@ def scan_dataset(index: DatasetIndex, report: Callable[[int], None]) -> DatasetS
         index: The data set.
         report: Called with the number of episodes read so far.
     """
-    scan = DatasetScan()
+    scan = DatasetScan.of(index)
     for number, episode in _episodes(index):
         entry = index.episodes[number]
         scan.episodes += 1

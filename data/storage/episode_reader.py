@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.contracts import Episode
 from data.errors import InputError
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.index import DatasetIndex
 from data.storage.shards import decode_episode, expand_episode
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _MEMBER_OVERHEAD = 256  # bytes of a member's npy header, or of the names in the JSON, at most
 
@@ -52,9 +53,11 @@ def _fetch(index: DatasetIndex, entry: EpisodeEntry) -> Episode:
 
 def _max_bytes(index: DatasetIndex, entry: EpisodeEntry) -> int:
     """Upper bound of the bytes of all members of an episode of this length."""
-    step = 2 * len(index.cameras) * index.image.rows * index.image.columns + 8 * ACTION_DIM + 4 * STATE_DIM
+    views = len(index.cameras) * (1 + index.variants)
+    robot = index.embodiment
+    step = 2 * views * index.image.rows * index.image.columns + 8 * robot.action_dim + 4 * robot.state_dim
     texts = 12 * (len(entry.suite) + len(entry.task) + len(entry.instruction))  # JSON may escape each letter
-    return entry.length * step + texts + (len(index.cameras) + 3) * _MEMBER_OVERHEAD
+    return entry.length * step + texts + (views + 3) * _MEMBER_OVERHEAD
 
 
 def _check_episode(index: DatasetIndex, entry: EpisodeEntry, episode: Episode) -> None:
@@ -62,16 +65,29 @@ def _check_episode(index: DatasetIndex, entry: EpisodeEntry, episode: Episode) -
         raise InputError(
             f"holds {episode.key} of {episode.length} steps, the index says {entry.length} steps"
         )
-    if set(episode.codes) != set(index.cameras):
-        raise InputError(f"holds cameras {sorted(episode.codes)}, the index says {sorted(index.cameras)}")
+    if len(episode.variants) != index.variants:
+        raise InputError(f"holds {len(episode.variants)} variants, the index says {index.variants}")
+    for views in (episode.codes, *episode.variants):
+        _check_codes(index, views)
+    widths = index.embodiment.action_dim, index.embodiment.state_dim
+    for name, values, width in zip(
+        ("actions", "states"), (episode.actions, episode.states), widths, strict=True
+    ):
+        if values.shape[1] != width:
+            raise InputError(f"{name} of {values.shape[1]} numbers, the index says {width}")
+        if np.isnan(values).any():
+            raise InputError(f"{name} hold values that are no numbers; drop or repair the demonstration")
+
+
+def _check_codes(index: DatasetIndex, views: Mapping[str, NDArray[np.uint16]]) -> None:
+    """Refuse codes of other cameras or grids, or beyond the codebook (InputError)."""
+    if set(views) != set(index.cameras):
+        raise InputError(f"holds cameras {sorted(views)}, the index says {sorted(index.cameras)}")
     grid = (index.image.rows, index.image.columns)
-    for camera, codes in episode.codes.items():
+    for camera, codes in views.items():
         if codes.shape[1:] != grid:
             raise InputError(f"camera {camera} has a grid of {codes.shape[1:]}, the index says {grid}")
         if int(codes.max()) >= index.image.codebook_size:
             raise InputError(
                 f"camera {camera} has code {codes.max()}, the index says below {index.image.codebook_size}"
             )
-    for name, values in (("actions", episode.actions), ("states", episode.states)):
-        if np.isnan(values).any():
-            raise InputError(f"{name} hold values that are no numbers; drop or repair the demonstration")

@@ -12,9 +12,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
-from data.contracts import Compression, Resize, SplitOrder, Statistics
+from data.contracts import (
+    DEFAULT_EMBODIMENT,
+    Compression,
+    Embodiment,
+    Resize,
+    SplitOrder,
+    Statistics,
+)
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.storage.cached_episodes import CachedEpisodes
@@ -26,11 +33,15 @@ from data.storage.retries import RETRY_SECONDS
 from data.storage.shards import COMPRESSIONS
 from data.storage.store import Store, open_store
 from data.tokens.action import ActionRanges
+from data.tokens.state import check_state_ranges
 
 INDEX_FILE = "index.json"
-SCHEMA = 4
+SCHEMA = 5
+LIBERO_SCHEMA = 4
+"""Of data sets of the default embodiment without anything of their own: its files never change."""
 _PLAIN_SCHEMA, _COMPRESSED_SCHEMA = 2, 3
 """Of earlier versions: states may be turned by 90 degrees, and actions were rounded to float32."""
+_MAX_VARIANTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,14 @@ class ImageFormat:
     tokenizer_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class StateRanges:
+    """Smallest and largest value of each number of a state; values outside are clipped."""
+
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class DatasetIndex:
     """Everything about a data set but its frames.
@@ -64,7 +83,12 @@ class DatasetIndex:
         compression: Of the members of its episodes, one of `data.storage.shards.COMPRESSIONS`.
         split_order: Order in which the last demonstrations of a task were held out.
         resize: How frames that were not at their resolution were brought to it.
-        schema: Version of `index.json`.
+        embodiment: What the numbers of its actions and states are.
+        state_ranges: Ranges that states are quantised over; None: `data.state_ranges`.
+        variants: Views of every episode under drawn changes of the camera, beside the recorded one.
+        weight: Share of a mixture that its recipe proposes, relative to other data sets; None: no proposal.
+        recipe: Name and checksum of the recipe that it was prepared with; empty: none.
+        schema: Version of `index.json` that it was read from.
         url: Where it was loaded from; not part of its identity, like the following attributes.
         retry_seconds: How long failed requests are retried.
         cache: Where episodes are stored once they are read; None: nowhere.
@@ -78,6 +102,11 @@ class DatasetIndex:
     compression: Compression = "none"
     split_order: SplitOrder = "number"
     resize: Resize = "box_bicubic"
+    embodiment: Embodiment = DEFAULT_EMBODIMENT
+    state_ranges: StateRanges | None = None
+    variants: int = 0
+    weight: float | None = None
+    recipe: str = ""
     schema: int = SCHEMA
     url: str = field(default="", compare=False)
     retry_seconds: float = field(default=RETRY_SECONDS, compare=False)
@@ -86,7 +115,13 @@ class DatasetIndex:
     @property
     def has_hand_states(self) -> bool:
         """Whether states surely hold the hand body's orientation; else they may be turned by 90 degrees."""
-        return self.schema == SCHEMA
+        return self.schema >= LIBERO_SCHEMA
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has the default embodiment and nothing of its own; its files are then schema 4."""
+        own = (self.state_ranges, self.variants, self.weight, self.recipe)
+        return self.embodiment == DEFAULT_EMBODIMENT and own == (None, 0, None, "")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,7 +140,14 @@ class DatasetIndex:
         if self.cache is None:
             return None
         grid = (self.image.rows, self.image.columns)
-        return CachedEpisodes(self.cache, self.cameras, grid, checked=str(self.image.codebook_size))
+        return CachedEpisodes(
+            self.cache,
+            self.cameras,
+            grid,
+            checked=str(self.image.codebook_size),
+            widths=(self.embodiment.action_dim, self.embodiment.state_dim),
+            variants=self.variants,
+        )
 
     def split(self, name: str) -> EpisodeTable:
         """The episodes of one of `data.storage.episode_entry.SPLITS`, or of `ALL_SPLITS`."""
@@ -142,7 +184,7 @@ class DatasetIndex:
         where = f"{store.url}/{INDEX_FILE}"
         record = JsonRecord.parse(store.read(INDEX_FILE), where)
         schema = record.integer("schema")
-        if schema not in (_PLAIN_SCHEMA, _COMPRESSED_SCHEMA, SCHEMA):
+        if schema not in (_PLAIN_SCHEMA, _COMPRESSED_SCHEMA, LIBERO_SCHEMA, SCHEMA):
             raise InputError(
                 f"{where}: schema {schema}, this program reads {_PLAIN_SCHEMA} to {SCHEMA}; prepare it again"
             )
@@ -153,13 +195,15 @@ class DatasetIndex:
             statistics=_read_statistics(record.record("statistics")),
             episodes=_read_episodes(store, record),
             compression="none" if schema == _PLAIN_SCHEMA else _read_compression(record),
-            split_order=_read_split_order(record) if schema == SCHEMA else "number",
-            resize=_read_resize(record) if schema == SCHEMA else "lanczos",
-            schema=schema,
+            split_order=_read_split_order(record) if schema >= LIBERO_SCHEMA else "number",
+            resize=_read_resize(record) if schema >= LIBERO_SCHEMA else "lanczos",
+            **(_read_own(record) if schema == SCHEMA else {}),
+            schema=SCHEMA if schema == LIBERO_SCHEMA else schema,
             url=url,
             retry_seconds=RETRY_SECONDS if retry_seconds is None else retry_seconds,
             cache=cache,
         )
+        _check_widths(index, where)
         if index.fingerprint != record.text("fingerprint"):
             raise InputError(
                 f"{where}: fingerprint {record.text('fingerprint')[:12]} but the content gives "
@@ -169,11 +213,14 @@ class DatasetIndex:
 
     def _content(self) -> dict[str, object]:
         added: dict[str, str] = {} if self.schema == _PLAIN_SCHEMA else {"compression": self.compression}
-        if self.schema == SCHEMA:
+        schema = self.schema
+        if self.has_hand_states:
             added |= {"split_order": self.split_order, "resize": self.resize}
+            schema = LIBERO_SCHEMA if self.is_plain else SCHEMA
         return {
-            "schema": self.schema,
+            "schema": schema,
             **added,
+            **(self._own_content() if schema == SCHEMA else {}),
             "image": asdict(self.image),
             "cameras": list(self.cameras),
             "action_ranges": asdict(self.action_ranges),
@@ -182,6 +229,55 @@ class DatasetIndex:
             "shards": list(self.episodes.shards),
             "tasks": [asdict(task) for task in self.episodes.tasks],
         }
+
+    def _own_content(self) -> dict[str, object]:
+        """What data sets that are not plain have more."""
+        return {
+            "embodiment": asdict(self.embodiment),
+            "state_ranges": None if self.state_ranges is None else asdict(self.state_ranges),
+            "variants": self.variants,
+            "weight": self.weight,
+            "recipe": self.recipe,
+        }
+
+
+def _check_widths(index: DatasetIndex, where: str) -> None:
+    """Refuse ranges and statistics of other widths than the embodiment's (InputError)."""
+    actions, states = index.embodiment.action_dim, index.embodiment.state_dim
+    found = {
+        "action_ranges": (index.action_ranges.width, actions),
+        "statistics of actions": (len(index.statistics["actions"].minimum), actions),
+        "statistics of states": (len(index.statistics["states"].minimum), states),
+    }
+    if index.state_ranges is not None:
+        check_state_ranges(index.state_ranges.minimum, index.state_ranges.maximum, states)
+    for name, (width, expected) in found.items():
+        if width != expected:
+            raise InputError(
+                f"{where}: {name} of {width} numbers, its embodiment {index.embodiment.name} has {expected}; "
+                "prepare the data set again"
+            )
+
+
+def _read_own(record: JsonRecord) -> dict[str, Any]:
+    """The attributes that data sets that are not plain have more."""
+    robot = record.record("embodiment")
+    ranges = record.record("state_ranges") if not record.is_null("state_ranges") else None
+    return {
+        "embodiment": Embodiment(
+            name=robot.text("name"),
+            action=tuple(robot.texts("action")),
+            state=tuple(robot.texts("state")),
+            missing=tuple(robot.texts("missing")),
+            control_hz=None if robot.is_null("control_hz") else robot.number("control_hz"),
+        ),
+        "state_ranges": None
+        if ranges is None
+        else StateRanges(ranges.numbers("minimum"), ranges.numbers("maximum")),
+        "variants": record.integer("variants", 0, _MAX_VARIANTS),
+        "weight": None if record.is_null("weight") else record.number("weight"),
+        "recipe": record.text("recipe"),
+    }
 
 
 def _read_compression(record: JsonRecord) -> Compression:

@@ -3,8 +3,9 @@
 The members of an episode are adjacent, so one range request fetches it::
 
     <key>.codes.<camera>.npy    uint16  [T, R, C]
-    <key>.actions.npy           float64 [T, 7] (float32 in shards of earlier versions)
-    <key>.states.npy            float32 [T, 8]
+    <key>.codes.<camera>.variant<N>.npy    the same under drawn changes of the camera, N from 1
+    <key>.actions.npy           float64 [T, D] (float32 in shards of earlier versions)
+    <key>.states.npy            float32 [T, S]
     <key>.json                  suite, task, instruction
 
 With compression `zstd` each `.npy` member is one zstd frame and named `.npy.zst`.
@@ -27,16 +28,16 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from data.contracts import Compression, Episode
+from data.contracts import MAX_ACTION_DIM, MAX_STATE_DIM, Compression, Episode
 from data.errors import InputError, check_choice
 from data.storage.store import Store
 from data.storage.ustar import read_members, write_member
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _END_OF_ARCHIVE = bytes(1024)
 _WORD = "[A-Za-z0-9_+=,-]"
 _KEY = re.compile(f"{_WORD}+(/{_WORD}+)*")
 _CAMERA = re.compile(r"[a-z0-9_]{1,32}")
+_CODES = re.compile(rf"codes\.(?P<camera>{_CAMERA.pattern})(\.variant(?P<variant>[1-9][0-9]?))?\.npy")
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<|a-z0-9]{2,4})', 'fortran_order': False, "
     rb"'shape': \((?P<shape>([0-9]{1,9}, ?){0,4}([0-9]{1,9})?)\), \} *\n",
@@ -123,6 +124,11 @@ class ShardWriter:
         self._pending = []
 
 
+def codes_member(camera: str, variant: int = 0) -> str:
+    """Name of the member with the codes of a camera, without the key before it and the suffix after it."""
+    return f"codes.{camera}.variant{variant}" if variant else f"codes.{camera}"
+
+
 def encode_episode(episode: Episode, compression: Compression = "none") -> bytes:
     """Encode the members of one episode, without the end-of-archive marker.
 
@@ -136,10 +142,13 @@ def encode_episode(episode: Episode, compression: Compression = "none") -> bytes
     key = check_key(episode.key)
     parts: list[bytes | memoryview] = []
     arrays: dict[str, NDArray[Any]] = {}
-    for camera in sorted(episode.codes):
-        if not _CAMERA.fullmatch(camera):
-            raise InputError(f"camera name {camera[:80]!r} is not made of lower-case letters, digits and _")
-        arrays[f"codes.{camera}"] = episode.codes[camera].astype("<u2")
+    for variant, views in enumerate((episode.codes, *episode.variants)):
+        for camera in sorted(views):
+            if not _CAMERA.fullmatch(camera):
+                raise InputError(
+                    f"camera name {camera[:80]!r} is not made of lower-case letters, digits and _"
+                )
+            arrays[codes_member(camera, variant)] = views[camera].astype("<u2")
     arrays["actions"] = episode.actions.astype("<f8")
     arrays["states"] = episode.states.astype("<f4")
     for name, array in arrays.items():
@@ -193,15 +202,24 @@ def decode_episode(content: bytes) -> Episode:
         raise InputError(f"members {sorted(missing)} of an episode are missing")
     meta = _parse_meta(members.pop("json"))
     actions = _parse_actions(members.pop("actions.npy"))
-    states = _parse_npy(members.pop("states.npy"), "<f4", (len(actions), STATE_DIM))
-    codes: dict[str, NDArray[np.uint16]] = {}
+    states = _parse_npy(members.pop("states.npy"), "<f4", (len(actions), None))
+    _check_width("states", states, 0, MAX_STATE_DIM)
+    views: dict[int, dict[str, NDArray[np.uint16]]] = {0: {}}
     for suffix, payload in members.items():
-        camera = suffix.removeprefix("codes.").removesuffix(".npy")
-        if suffix != f"codes.{camera}.npy" or not _CAMERA.fullmatch(camera):
+        match = _CODES.fullmatch(suffix)
+        if match is None:
             raise InputError(f"member {suffix[:200]!r} is no part of an episode")
-        codes[camera] = _parse_npy(payload, "<u2", (len(actions), None, None))
+        codes = _parse_npy(payload, "<u2", (len(actions), None, None))
+        views.setdefault(int(match["variant"] or 0), {})[match["camera"]] = codes
+    if sorted(views) != list(range(len(views))):
+        raise InputError(f"variants {sorted(views)[1:][:20]} of the frames, expected all from 1 on")
     return Episode(
-        key=key, **{name: meta[name] for name in _META}, codes=codes, actions=actions, states=states
+        key=key,
+        **{name: meta[name] for name in _META},
+        codes=views[0],
+        actions=actions,
+        states=states,
+        variants=tuple(views[number] for number in range(1, len(views))),
     )
 
 
@@ -226,10 +244,17 @@ def _npy(array: NDArray[Any]) -> bytes:
 
 
 def _parse_actions(payload: memoryview) -> NDArray[np.float64]:
-    """Actions [T, 7]; those of earlier versions, rounded to float32, give the bins that they always gave."""
+    """Actions [T, D]; those of earlier versions, rounded to float32, give the bins that they always gave."""
     match = _NPY_HEADER.match(payload)
     rounded = match is not None and match["dtype"] == b"<f4"
-    return _parse_npy(payload, "<f4" if rounded else "<f8", (None, ACTION_DIM)).astype(np.float64, copy=False)
+    table = _parse_npy(payload, "<f4" if rounded else "<f8", (None, None)).astype(np.float64, copy=False)
+    _check_width("actions", table, 1, MAX_ACTION_DIM)
+    return table
+
+
+def _check_width(name: str, table: NDArray[Any], least: int, most: int) -> None:
+    if not least <= table.shape[1] <= most:
+        raise InputError(f"{name} of {table.shape[1]} numbers a step, expected {least} to {most}")
 
 
 def _parse_npy(payload: memoryview, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -245,6 +270,8 @@ def _parse_npy(payload: memoryview, dtype: str, shape: tuple[int | None, ...]) -
         raise InputError(
             f"array of {actual_dtype} {actual} in {len(payload) - start} bytes, expected {dtype} {shape}"
         )
+    if not math.prod(actual):  # which `frombuffer` refuses
+        return np.zeros(actual, dtype)
     return np.frombuffer(payload, dtype=dtype, offset=start).reshape(actual)
 
 

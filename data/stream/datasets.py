@@ -57,7 +57,7 @@ def open_datasets(config: DataConfig, split: str | None = None) -> tuple[StreamD
     for name, item, index in zip(_names(configured), configured, indexes, strict=True):
         entries = index.split(split)
         if len(entries):
-            datasets.append(StreamDataset(name, item.weight, index, entries, entries.lengths))
+            datasets.append(StreamDataset(name, _weight(item, index), index, entries, entries.lengths))
         elif split in (TRAINING_SPLIT, ALL_SPLITS) or not any(len(other.split(split)) for other in indexes):
             counts = ", ".join(f"{each} {len(index.split(each))}" for each in SPLITS)
             raise InputError(f"{index.url}: no episode in split {split!r}; the data set holds {counts}")
@@ -96,6 +96,12 @@ def _configured(config: DataConfig) -> list[MixtureSource]:
             "data.sources=[{url: ..., weight: ...}, ...]"
         )
     return [MixtureSource(config.url)] if has_url else list(config.sources)
+
+
+def _weight(item: MixtureSource, index: DatasetIndex) -> float:
+    """The weight of the settings, else of the data set's recipe, else 1."""
+    proposed = 1.0 if index.weight is None else index.weight
+    return proposed if item.weight is None else item.weight
 
 
 def _names(configured: Sequence[MixtureSource]) -> list[str]:

@@ -24,12 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from data.tokens.vocabulary import (
     ACTION_BLOCK_LENGTH,
-    ACTION_DIM,
     ACTION_END,
     ACTION_START,
     BOS,
     END_OF_TURN,
     STATE_BLOCK_LENGTH,
+    block_length,
 )
 
 
@@ -112,10 +112,10 @@ def answer_block_ids(count: int) -> NDArray[np.int32]:
 
 
 def action_blocks(action_ids: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Bins [K, 7] -> the K action blocks, one after the other, int32 [9 K]."""
-    blocks = np.empty((len(action_ids), ACTION_BLOCK_LENGTH), np.int32)
+    """Bins [K, D] -> the K action blocks, one after the other, int32 [(D + 2) K]."""
+    blocks = np.empty((len(action_ids), block_length(action_ids.shape[1])), np.int32)
     blocks[:, 0] = ACTION_START
-    blocks[:, 1 : 1 + ACTION_DIM] = action_ids
+    blocks[:, 1:-1] = action_ids
     blocks[:, -1] = ACTION_END
     return blocks.reshape(-1)
 

@@ -1,7 +1,8 @@
 """Actions to token ids and back: 256 uniform bins over a fixed range of each dimension.
 
 The formulas are WorldVLA's, bit for bit: normalise to [-1, 1], find the bin among 256 edges, and
-decode to the centre of the bin. The gripper is a plain seventh dimension.
+decode to the centre of the bin. The gripper is a plain seventh dimension. Actions of other embodiments have D
+numbers, as many as their ranges, and the same formulas.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from data.contracts import MAX_ACTION_DIM
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_END, ACTION_BIN_START, ACTION_DIM
+from data.tokens.vocabulary import ACTION_BIN_COUNT, ACTION_BIN_END, ACTION_BIN_START
 
 ACTION_MIN: tuple[float, ...] = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
 ACTION_MAX: tuple[float, ...] = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
-
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 
 EPSILON = 1e-8  # part of the published formula: a dimension of zero width stays finite
 BIN_WIDTH = 2.0 / (ACTION_BIN_COUNT - 1)
@@ -31,10 +31,10 @@ _CENTERS = (_EDGES[:-1] + _EDGES[1:]) / 2.0
 
 @dataclass(frozen=True, slots=True)
 class ActionRanges:
-    """Smallest and largest value of each of the seven dimensions; values outside are clipped.
+    """Smallest and largest value of each of D dimensions (1 to 32); values outside are clipped.
 
     Raises:
-        InputError: Not seven finite pairs, or a minimum above its maximum.
+        InputError: Not as many finite minima as maxima, or a minimum above its maximum.
     """
 
     minimum: tuple[float, ...] = ACTION_MIN
@@ -42,15 +42,21 @@ class ActionRanges:
 
     def __post_init__(self) -> None:
         low, high = np.asarray(self.minimum, np.float64), np.asarray(self.maximum, np.float64)
-        if low.shape != (ACTION_DIM,) or high.shape != (ACTION_DIM,):
+        if low.shape != high.shape or low.ndim != 1 or not 1 <= len(low) <= MAX_ACTION_DIM:
             raise InputError(
-                f"action ranges are {low.shape} and {high.shape}, expected {ACTION_DIM} minima and maxima"
+                f"action ranges are {low.shape} and {high.shape}, expected as many minima as maxima, 1 to "
+                f"{MAX_ACTION_DIM}"
             )
         if not np.isfinite(low).all() or not np.isfinite(high).all() or bool((low > high).any()):
             raise InputError(
                 f"action ranges {self.minimum} to {self.maximum} are not finite and increasing; "
                 "give a minimum at most as large as the maximum for each dimension"
             )
+
+    @property
+    def width(self) -> int:
+        """D, numbers of an action."""
+        return len(self.minimum)
 
 
 DEFAULT_RANGES = ActionRanges()
@@ -67,7 +73,7 @@ NAMED_RANGES: dict[NamedRanges, ActionRanges] = {
 
 
 def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.int64]:
-    """Actions [N, 7] (robot units) -> ids int64 [N, 7] in [10006, 10261].
+    """Actions [N, D] (robot units) -> ids int64 [N, D] in [10006, 10261].
 
     Actions are float64, as LIBERO stores them: many lie on the edge of a bin, and rounding to float32 moves
     some into the next one (-0.225 in dimension 4: id 10056, as float32 10057).
@@ -77,13 +83,13 @@ def encode(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray
     are clipped, as in the published formula; the readers of demonstrations refuse infinite actions earlier.
 
     Raises:
-        InputError: Not [N, 7], or a value is NaN.
+        InputError: Not [N, D], or a value is NaN.
     """
     return encode_normalised(normalise(actions, ranges))
 
 
 def encode_normalised(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Actions [N, 7] as `normalise` returns them -> ids int64 [N, 7], as `encode`.
+    """Actions [N, D] as `normalise` returns them -> ids int64 [N, D], as `encode`.
 
     Raises:
         InputError: A value is NaN.
@@ -98,26 +104,26 @@ def encode_normalised(values: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def normalise(actions: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
-    """Actions [N, 7] (robot units) -> float64 [N, 7] in normalised units, clipped to -1 to 1.
+    """Actions [N, D] (robot units) -> float64 [N, D] in normalised units, clipped to -1 to 1.
 
     Raises:
-        InputError: Not [N, 7].
+        InputError: Not [N, D].
     """
     values = np.asarray(actions, dtype=np.float64)
-    _check_width("actions", values.shape)
+    _check_width("actions", values.shape, ranges)
     return _normalise(values, ranges.minimum, ranges.maximum)
 
 
 def denormalise(values: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
-    """Normalised actions [N, 7] -> float64 [N, 7] in robot units: the inverse of `normalise`.
+    """Normalised actions [N, D] -> float64 [N, D] in robot units: the inverse of `normalise`.
 
     Values outside -1 to 1 are clipped: no training action lies beyond the ranges.
 
     Raises:
-        InputError: Not [N, 7].
+        InputError: Not [N, D].
     """
     normalised = np.asarray(values, dtype=np.float64)
-    _check_width("normalised actions", normalised.shape)
+    _check_width("normalised actions", normalised.shape, ranges)
     low, width = _low_and_width(ranges)
     return (np.clip(normalised, -1.0, 1.0) + 1.0) / 2.0 * width + low
 
@@ -146,15 +152,15 @@ def _bins(normalised: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def decode(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
-    """Ids [N, 7] (integers) -> actions float64 [N, 7]: the centre of each id's bin.
+    """Ids [N, D] (integers) -> actions float64 [N, D]: the centre of each id's bin.
 
     Ids outside the action bins count as the nearest bin, as in the published formula.
 
     Raises:
-        InputError: Not [N, 7], or not integers.
+        InputError: Not [N, D], or not integers.
     """
     tokens = np.asarray(ids)
-    _check_width("action ids", tokens.shape)
+    _check_width("action ids", tokens.shape, ranges)
     if not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(f"action ids are {tokens.dtype}, expected integers")
     low, width = _low_and_width(ranges)
@@ -162,7 +168,7 @@ def decode(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.
 
 
 def restore(ids: ArrayLike, ranges: ActionRanges = DEFAULT_RANGES) -> NDArray[np.float64]:
-    """Ids [N, 7] (integers) -> actions float64 [N, 7] that `encode` turns into the same ids.
+    """Ids [N, D] (integers) -> actions float64 [N, D] that `encode` turns into the same ids.
 
     As `decode`, but for the last id, 10261: it stands for values above the maximum, which are clipped, so its
     action lies just above the maximum.
@@ -188,9 +194,8 @@ def _low_and_width(ranges: ActionRanges) -> tuple[NDArray[np.float64], NDArray[n
     return low, np.asarray(ranges.maximum, np.float64) - low + EPSILON
 
 
-def _check_width(what: str, shape: tuple[int, ...]) -> None:
-    if len(shape) != 2 or shape[1] != ACTION_DIM:
+def _check_width(what: str, shape: tuple[int, ...], ranges: ActionRanges) -> None:
+    if len(shape) != 2 or shape[1] != ranges.width:
         raise InputError(
-            f"{what} have shape {shape}, expected [N, {ACTION_DIM}] (delta position 3, delta rotation 3, "
-            "gripper 1)"
+            f"{what} have shape {shape}, expected [N, {ranges.width}], as many numbers as their ranges"
         )

@@ -1,8 +1,9 @@
 """The robot's state as one block of tokens: 256 uniform bins over a fixed range of each dimension.
 
-    STATE_START  8 bins  STATE_END
+    STATE_START  S bins  STATE_END
 
-States are binned like actions. Ids and ranges are those of RynnVLA-002 (arXiv 2511.17502).
+States are binned like actions. Ids and ranges of LIBERO's eight numbers are those of RynnVLA-002 (arXiv
+2511.17502); states of other embodiments have S numbers, as many as their ranges.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from data.tokens.action import BIN_WIDTH, EPSILON, quantise
 from data.tokens.vocabulary import (
     ACTION_BIN_COUNT,
     STATE_BIN_START,
-    STATE_BLOCK_LENGTH,
     STATE_DIM,
     STATE_END,
     STATE_START,
+    block_length,
 )
 
 STATE_MIN: tuple[float, ...] = (
@@ -45,16 +46,16 @@ STATE_MAX: tuple[float, ...] = (
 )
 
 
-def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float]) -> None:
-    """Refuse ranges that are not eight finite pairs, each minimum below its maximum.
+def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float], width: int = STATE_DIM) -> None:
+    """Refuse ranges that are not `width` finite pairs, each minimum below its maximum.
 
     Raises:
         InputError: The ranges are of another shape, not finite or not increasing.
     """
     low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
-    if low.shape != (STATE_DIM,) or high.shape != (STATE_DIM,):
+    if low.shape != (width,) or high.shape != (width,):
         raise InputError(
-            f"data.state_ranges has {low.size} minima and {high.size} maxima, expected {STATE_DIM} of each"
+            f"data.state_ranges has {low.size} minima and {high.size} maxima, expected {width} of each"
         )
     if not np.isfinite(low).all() or not np.isfinite(high).all() or bool((low >= high).any()):
         raise InputError(
@@ -64,22 +65,22 @@ def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float]) -> No
 
 
 def state_blocks(states: ArrayLike, minimum: Sequence[float], maximum: Sequence[float]) -> NDArray[np.int32]:
-    """States [N, 8] (any real dtype) -> one block each, int32 [N, 10].
+    """States [N, S] (any real dtype) -> one block each, int32 [N, S + 2].
 
     Args:
-        states: Position in metres (3), axis-angle in radians (3), fingers in metres (2).
-        minimum: Smallest value of each of the eight dimensions; smaller ones are clipped.
+        states: LIBERO's: position in metres (3), axis-angle in radians (3), fingers in metres (2).
+        minimum: Smallest value of each of the S dimensions; smaller ones are clipped.
         maximum: Largest value of each dimension; larger ones are clipped.
 
     Raises:
-        InputError: Not [N, 8], or a value is NaN.
+        InputError: Not [N, S], or a value is NaN.
     """
     values = np.asarray(states, np.float64)
-    if values.ndim != 2 or values.shape[1] != STATE_DIM:
-        raise InputError(f"states have shape {values.shape}, expected [N, {STATE_DIM}]")
+    if values.ndim != 2 or values.shape[1] != len(minimum):
+        raise InputError(f"states have shape {values.shape}, expected [N, {len(minimum)}]")
     if np.isnan(values).any():
         raise InputError("a state is no number; drop or repair the demonstration")
-    blocks = np.empty((len(values), STATE_BLOCK_LENGTH), np.int32)
+    blocks = np.empty((len(values), block_length(len(minimum))), np.int32)
     blocks[:, 0] = STATE_START
     blocks[:, 1:-1] = quantise(values, tuple(minimum), tuple(maximum)) + STATE_BIN_START
     blocks[:, -1] = STATE_END
@@ -89,14 +90,14 @@ def state_blocks(states: ArrayLike, minimum: Sequence[float], maximum: Sequence[
 def restore_states(
     ids: NDArray[np.integer], minimum: Sequence[float], maximum: Sequence[float]
 ) -> NDArray[np.float32]:
-    """Bins of states [N, 8] -> states float32 [N, 8] that `state_blocks` turns into the same ids.
+    """Bins of states [N, S] -> states float32 [N, S] that `state_blocks` turns into the same ids.
 
     A state is the centre of its bin; the last id, which stands for values from the maximum on, lies just
     above the maximum.
 
     Args:
         ids: Token ids of bins, 15,506 to 15,761.
-        minimum: Smallest value of each of the eight dimensions.
+        minimum: Smallest value of each of the S dimensions.
         maximum: Largest value of each dimension.
     """
     low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)

@@ -26,18 +26,23 @@ ACTION_BIN_START = 10_006
 ACTION_BIN_COUNT = 256  # ids 10,006 .. 10,261; the last one only by a normalised value of exactly 1
 ACTION_BIN_END = ACTION_BIN_START + ACTION_BIN_COUNT  # exclusive
 ACTION_END = 15_004
-ACTION_DIM = 7
+ACTION_DIM = 7  # of WorldVLA and LIBERO; other embodiments have others
 ACTION_BLOCK_LENGTH = ACTION_DIM + 2
 
 STATE_START = 15_504
 STATE_BIN_START = 15_506  # ids 15,506 .. 15,761, as many bins as of an action
 STATE_END = 16_004
-STATE_DIM = 8
+STATE_DIM = 8  # of RynnVLA-002 and LIBERO; other embodiments have others
 STATE_BLOCK_LENGTH = STATE_DIM + 2
 
 TEXT_START = 16_384
 
 IGNORED_LABEL = -100
+
+
+def block_length(numbers: int) -> int:
+    """Tokens of the block of an action or a state of so many numbers: its start, their bins, its end."""
+    return numbers + 2
 
 
 def grid_size_token(pixels: int) -> int:

@@ -16,7 +16,7 @@ CHOICES = {
     "format": "libero, lerobot, rlds, or null",
     "fit": "refuse, crop, pad, stretch",
     "compression": "none, zstd",
-    "ranges": "worldvla, rynnvla, extremes, quantiles",
+    "ranges": "worldvla, rynnvla, extremes, quantiles, or null",
 }
 
 

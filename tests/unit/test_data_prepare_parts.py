@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from data.config import PrepareConfig
-from data.contracts import Demonstration, Statistics
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment, Statistics
 from data.errors import InputError
 from data.prepare.parts import Part, finished_record, plan_parts
 from data.prepare.preparer import Preparer, prepare
@@ -174,6 +174,9 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pyt
         def __init__(self, count: int) -> None:
             self.count = count
 
+        def embodiment(self) -> Embodiment:
+            return DEFAULT_EMBODIMENT
+
         def references(self) -> list[DemonstrationReference]:
             return [
                 DemonstrationReference(tmp_path, str(i), f"e_{i}", "s", "t", "do it", 200, ("agent",))
@@ -247,7 +250,7 @@ def test_action_ranges_are_named_measured_or_explicit(source: Path, tmp_path: Pa
     assert (found.minimum, found.maximum) == ((-2.0,) * 7, (3.0,) * 7)
     with pytest.raises(InputError, match="belong together"):
         ranges(action_minimum=[0.0] * 7)
-    with pytest.raises(InputError, match="expected 7 minima"):
+    with pytest.raises(InputError, match=r"have 6 numbers, an action of .* has 7"):
         ranges(action_minimum=[0.0] * 6, action_maximum=[1.0] * 6)
 
 

@@ -134,6 +134,6 @@ def test_a_data_set_of_an_earlier_version_is_refused_before_anything_is_encoded(
     write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration()])
     image: Any = SimpleNamespace(pixels=64, rows=8, columns=8, codebook_size=512, sha256="0")
     preparer = Preparer(PrepareConfig(source=str(tmp_path / "demos"), out=old), image)
-    with pytest.raises(InputError, match=r"of another version \(schema 2, now 4\); choose another out="):
+    with pytest.raises(InputError, match=r"of another version \(schema 2, now 5\); choose another out="):
         prepare(preparer)  # the tokenizer encodes nothing: it cannot
     assert sorted(path.name for path in (tmp_path / "old").rglob("*")) == before

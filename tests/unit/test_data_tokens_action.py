@@ -104,7 +104,7 @@ def test_float_ids_and_invalid_ranges_are_refused() -> None:
         decode(np.zeros((1, 7)))
     with pytest.raises(InputError, match="at most as large"):
         ActionRanges(minimum=(1.0,) * 7, maximum=(0.0,) * 7)
-    with pytest.raises(InputError, match="expected 7"):
+    with pytest.raises(InputError, match="expected as many minima as maxima"):
         ActionRanges(minimum=(1.0,) * 6)
 
 
