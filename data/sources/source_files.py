@@ -13,12 +13,13 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Protocol
 
 from data.config import SourceConfig
-from data.errors import InputError
+from data.errors import InputError, StorageError
 from data.sizes import parse_bytes
 from data.sources.hub_cache import dataset_name, snapshot
 from data.sources.spool import Spool
 from data.storage.object_store import ObjectStore
 from data.storage.store import FileStore, open_store
+from data.storage.store_errors import NO_CREDENTIALS
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 TAR_SUFFIX = ".tar"
@@ -238,5 +239,10 @@ class StoreFiles:
     def _state(self, name: str) -> tuple[int, str | None] | None:
         """Size and ETag of an object, None where there is none; asked once."""
         if name not in self._states:
-            self._states[name] = self._store.size_and_etag(name)
+            try:
+                self._states[name] = self._store.size_and_etag(name)
+            except StorageError as error:
+                if NO_CREDENTIALS not in str(error):
+                    raise
+                raise StorageError(f"{error}; or set anonymous=true, if the data are public") from error
         return self._states[name]

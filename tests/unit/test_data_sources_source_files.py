@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from data.config import SourceConfig, SpoolConfig
@@ -228,6 +229,15 @@ def test_anonymous_requests_are_not_signed(scheme: str, monkeypatch: pytest.Monk
     monkeypatch.delenv("AWS_PROFILE")
     open_files(SourceConfig(f"{scheme}://bucket/demos"))
     assert "skip_signature" not in made[1]["config"]
+
+
+def test_without_credentials_anonymous_requests_are_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*ignored: Any) -> Any:
+        raise GenericError("Error performing PUT http://169.254.169.254/latest/api/token")
+
+    monkeypatch.setattr(object_store.obstore, "head", refused)
+    with pytest.raises(InputError, match=r"no credentials: set AWS_.*; or set anonymous=true, if the data"):
+        open_source(SourceConfig("s3://bucket/demos"))
 
 
 def test_names_that_stores_disagree_on_are_refused(place: Callable[..., MemoryStore], tmp_path: Path) -> None:
