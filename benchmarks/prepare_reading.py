@@ -64,9 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 written = [moving_scene(steps, size, number) for number in range(episodes)]
                 write_lerobot(Path(folder) / "set", "v3.0", written, codec=codec)
                 _measure(report, Path(folder) / "set", size, codec, options.repeats or (1 if smoke else 3))
-    worst = max(row["of_decoding"] for row in report.rows if row["way"] == "read")
+    read, decoded = (
+        sum(row["cpu_seconds"] for row in report.rows if row["way"] == way) for way in ("read", "PyAV")
+    )
     report.target(
-        f"reading takes at most {_MOST:g} times the CPU time of decoding alone", worst <= _MOST, worst
+        f"reading all of them takes at most {_MOST:g} times the CPU time of decoding alone",
+        read / decoded <= _MOST,
+        read / decoded,
     )
     peers = [name for name in ("lerobot", "torchcodec") if find_spec(name) is None]
     if peers:

@@ -15,7 +15,7 @@ from data.sources.lerobot import LerobotSource
 from data.sources.libero_hdf5 import HDF5_SUFFIXES, LiberoSource, hdf5_files
 from data.sources.rlds import RldsSource
 from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
-from data.sources.webdataset import WebdatasetSource
+from data.sources.tars.source import WebdatasetSource
 
 _OWN_INDEX = "index.json"
 _WITH_INSTRUCTION = ("rlds", "webdataset")  # formats that do not fix where instructions are

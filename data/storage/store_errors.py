@@ -39,8 +39,8 @@ def describe_error(url: str, error: BaseException) -> str:
     if _METADATA_SERVER in line:
         profiles = _PROFILES if _scheme(url) == "s3" else ""
         return (
-            f"{NO_CREDENTIALS}: set {credential_variables(url)}{profiles}, or run on a machine that the cloud "
-            f"gives a role; {line}"
+            f"{NO_CREDENTIALS}: set {credential_variables(url)}{profiles}, or run on a machine that the "
+            f"cloud gives a role; {line}"
         )
     if advice := _advice(url, line, text):
         return f"{line}: {advice}"

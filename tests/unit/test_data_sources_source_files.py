@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -130,6 +131,7 @@ def test_a_file_that_could_not_be_fetched_leaves_nothing(tmp_path: Path) -> None
 
     with pytest.raises(InputError, match="away"):
         kept.place("a/x", 5, failing)
+    assert not [path for path in (tmp_path / "spool").rglob("*") if path.is_file()]
     assert kept.place("a/x", 5, lambda begin, size: b"12345").read_bytes() == b"12345"
     assert kept.place("b/x", 5, lambda begin, size: b"67890").read_bytes() == b"67890"
     assert kept.place("a/x", 5, failing).read_bytes() == b"12345", "still there"
@@ -208,6 +210,7 @@ def test_addresses_have_the_arithmetic_of_paths() -> None:
     assert str(path.with_name("x.gz")) == "s3://bucket/demos/meta/x.gz"
     assert path.relative_to(StorePath("s3://bucket/demos")).as_posix() == "meta/info.json"
     assert str(StorePath(path)) == str(path)
+    assert str(pickle.loads(pickle.dumps(path))) == str(path), "as it goes to workers"
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])

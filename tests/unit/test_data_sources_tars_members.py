@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.sources.tar_members import DamagedTarError, read_members
+from data.sources.tars.tar_members import DamagedTarError, read_members
 
 CONTENT = b"x" * 700
 LONG = "/".join(["a" * 90] * 3) + "/b.json"

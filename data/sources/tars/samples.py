@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.json_record import parse_json
-from data.sources.tar_members import DamagedTarError, Member, read_members
+from data.sources.tars.tar_members import DamagedTarError, Member, read_members
 
 IMAGES, VIDEOS = ("jpg", "jpeg", "png"), ("mp4",)
 _MAX_NUMBERS = 1 << 28  # bytes of a JSON object, a text or an array
@@ -70,7 +70,7 @@ def read_samples(path: Path, begin: int = 0, end: int | None = None) -> Iterator
         end: Offset after the last one; None: all to the end.
 
     Raises:
-        DamagedTarError: As `data.sources.tar_members.read_members`, or a sample has two members of one name.
+        DamagedTarError: As of `read_members`, or a sample has two members of one name.
     """
     from webdataset.tariterators import group_by_keys
 

@@ -15,7 +15,7 @@ from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.registry import open_source, read_demonstrations
 from tests.support.lerobot_layout import CAMERAS, Recorded, recorded
-from tests.support.webdataset_layout import png, step_sample, write_episodes, write_steps, writer
+from tests.support.webdataset_layout import mp4, png, step_sample, write_episodes, write_steps, writer
 
 
 def read(source: Path, **settings: Any) -> list[Demonstration]:
@@ -221,6 +221,10 @@ def npy(header: str) -> bytes:
             {"action.npy": npy(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({1 << 40},), }}")},
             "bytes",
         ),
+        (
+            {"action.npy": npy("{'descr': '<U1', 'fortran_order': False, 'shape': (7,), }") + b"1\0\0\0" * 7},
+            "of <U1",
+        ),
         ({"action.npy": b"\x80\x04."}, r"action\.npy: not a readable npy file"),
         ({"action.npy": np.zeros(6)}, r"action\.npy has \[6, 7\] numbers in different steps"),
         ({"action.npy": np.full(7, np.nan)}, r"action\.npy\[2, 0\] is nan"),
@@ -245,6 +249,34 @@ def test_a_bad_sample_is_the_fault_of_its_episode(
     with pytest.raises(InputError, match=reason):
         read(tmp_path)
     assert [each.key for each in read(tmp_path, skip_bad=1)] == ["a/ep0", "a/ep2"]
+
+
+def test_missing_frames_are_found_without_decoding_any(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.tar") as out:
+        for step in range(3):
+            sample = step_sample(f"ep_{step}", recorded(3, 0), step)
+            if step == 2:
+                del sample["wrist.png"]
+            out.write(sample)
+    (reference,) = open_source(SourceConfig(str(tmp_path))).references()
+    assert "no member wrist.png, it has json, png; export" in reference.fault
+
+
+@pytest.mark.parametrize(
+    ("video", "reason"),
+    [
+        (mp4(recorded(4, 0).frames[CAMERAS[0]]), r"the video has 4 time steps, expected 5"),
+        (mp4(recorded(6, 0).frames[CAMERAS[0]]), r"agent\.mp4: has more frames than 5 time steps"),
+        (b"no video", r"agent\.mp4: not a readable video"),
+    ],
+)
+def test_videos_have_a_frame_for_each_step(tmp_path: Path, video: bytes, reason: str) -> None:
+    episode = recorded(5, 0)
+    with writer(tmp_path / "a.tar") as out:
+        sample = {"agent.mp4": video, "action.npy": episode.action, "state.npy": episode.state, "txt": "Lift"}
+        out.write({"__key__": "0", **sample})
+    with pytest.raises(InputError, match=reason):
+        read(tmp_path)
 
 
 def test_pickles_are_never_read(tmp_path: Path) -> None:

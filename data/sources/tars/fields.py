@@ -13,8 +13,8 @@ from data.config import SourceConfig
 from data.errors import InputError
 from data.sources.array_checks import check_steps, decode_picture, join_action, join_state, stack_frames
 from data.sources.feature_names import choose_cameras, choose_name, choose_parts
+from data.sources.tars.samples import Sample, SampleReader, kind_of_frames
 from data.sources.video import decode_video
-from data.sources.webdataset_samples import Sample, SampleReader, kind_of_frames
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 _USUAL_ACTIONS = ("action.npy", "actions.npy", "json:action", "json:actions")

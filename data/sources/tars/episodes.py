@@ -9,9 +9,9 @@ from pathlib import Path, PurePath
 
 from data.errors import InputError
 from data.sources.source_files import TAR_SUFFIX, naming
-from data.sources.tar_members import DamagedTarError
-from data.sources.webdataset_fields import Fields, Recording
-from data.sources.webdataset_samples import Sample, SampleReader, key_of
+from data.sources.tars.fields import Fields, Recording
+from data.sources.tars.samples import Sample, SampleReader, key_of
+from data.sources.tars.tar_members import DamagedTarError
 
 _STEP_KEY = re.compile(r"(.+)[_-]([^_-]*)")
 _LAST_NUMBER = re.compile(r"(\d{1,18})\D*$")

@@ -23,10 +23,10 @@ from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import moving_steps
 from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
-from data.sources.tar_members import DamagedTarError
-from data.sources.webdataset_episodes import EpisodeGrouping, ListedEpisode
-from data.sources.webdataset_fields import Fields, Recording
-from data.sources.webdataset_samples import Sample, SampleReader, read_samples
+from data.sources.tars.episodes import EpisodeGrouping, ListedEpisode
+from data.sources.tars.fields import Fields, Recording
+from data.sources.tars.samples import Sample, SampleReader, read_samples
+from data.sources.tars.tar_members import DamagedTarError
 
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.\d+)?\}")
 _MAX_FILES = 1_000_000
