@@ -14,7 +14,7 @@ from data.storage.retries import RETRY_SECONDS
 from data.tokens.action import NamedRanges
 from data.tokens.state import STATE_MAX, STATE_MIN
 
-Format = Literal["libero", "lerobot", "rlds"]
+Format = Literal["libero", "lerobot", "rlds", "webdataset"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
@@ -147,17 +147,37 @@ class CameraNames:
 
 
 @dataclass
+class SpoolConfig:
+    """Files of a source in an object store, on the local disk of each process that reads them.
+
+    Attributes:
+        dir: Where each process makes a folder of its own, which it removes at its end; null: the folder of
+            temporary files.
+        size: Largest number of bytes in it, such as `20GB`; the least recently used files are removed first.
+            The largest file of the source has to fit.
+    """
+
+    dir: str | None = None
+    size: str = "20GB"
+
+
+@dataclass
 class SourceConfig:
     """Where demonstrations are and how their parts are named.
 
     Attributes:
-        source: Folder (or file) of demonstrations.
+        source: Folder (or file) of demonstrations, or the prefix of an object store (`s3://`, `gs://`,
+            `az://`; not for HDF5 files). Also a folder `datasets--NAME--NAME` of the Hugging Face hub's
+            cache, and a tar file or a pattern of some (`shards-{000..012}.tar`).
+        anonymous: Whether the object store is asked without credentials: for what is public.
+        spool: Where files of an object store are kept while they are read.
         recipe: Name of a file of `configs/recipe`, or the path of one: settings for one data set, in place of
             the defaults. What stands on the command line wins.
         recipe_sha256: Checksum of that file, filled in by the command.
         cameras: Cameras to read.
-        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0) or
-            `rlds` (TFRecord files of TensorFlow Datasets); null: detected from the files.
+        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0),
+            `rlds` (TFRecord files of TensorFlow Datasets) or `webdataset` (tar files); null: detected from
+            the files.
         action: The parts that together are the action, joined in this order: names, or parts with what is
             done to them and the names of their numbers (`data.recipe_settings.Part`); null: the usual name.
         state: The same for the state; null: the usual name; `[]`: no state (zeros where the action is the
@@ -174,8 +194,11 @@ class SourceConfig:
             `always` (RLDS only).
         successful: Which episodes are kept for their success.
         keep_ranges: Which steps are kept.
-        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS only), or
-            names of several, of which those count that are not empty; null: the usual name.
+        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS and
+            WebDataset only), or names of several, of which those count that are not empty; null: the usual
+            name.
+        episode: Name of what is the same for all steps of an episode and another one in the next
+            (`json:episode_index`; WebDataset only); null: the key of a sample before its last `_` or `-`.
         several_instructions: Of an episode with several different instructions: `refuse` it, or take the
             `first`, the `last`, or one that is drawn (`draw`, the same in every run) for all of it, or `cut`
             it where the task changes (LeRobot only).
@@ -192,6 +215,8 @@ class SourceConfig:
     """
 
     source: str = "???"
+    anonymous: bool = False
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
     format: Format | None = None
     recipe: str | None = None
     recipe_sha256: str | None = None
@@ -206,6 +231,7 @@ class SourceConfig:
     successful: SuccessConfig = field(default_factory=SuccessConfig)
     keep_ranges: KeepRangesConfig = field(default_factory=KeepRangesConfig)
     instruction: list[str] | None = None
+    episode: str | None = None
     several_instructions: SeveralInstructions = "refuse"
     drop_unlabeled: bool = False
     draw_camera: list[str] = field(default_factory=list[str])

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -196,7 +196,7 @@ def _recipe(config: PrepareConfig) -> str:
     return " ".join([PurePath(config.recipe).stem, *filter(None, [config.recipe_sha256])])
 
 
-def choose_split_order(config: PrepareConfig, source: Path) -> SplitOrder:
+def choose_split_order(config: PrepareConfig, source: PurePath) -> SplitOrder:
     """The order of the settings; by default that of the published lists where the data are LIBERO's."""
     is_libero = config.format == "libero" or source.suffix.lower() in HDF5_SUFFIXES
     return config.split_order or ("letters" if is_libero else "number")

@@ -145,6 +145,7 @@ class Preparer:
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
             embodiment=robot,
+            state=self._source.files.state,
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, cast
 
 import numpy as np
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.array_checks import check_file, check_steps, decode_picture, stack_frames
+from data.sources.array_checks import check_steps, decode_picture, missing_file, stack_frames
 from data.sources.drawing import draw
 from data.sources.feature_names import choose_cameras
 from data.sources.instructions import choose_text, clean_instruction, slug
@@ -38,6 +38,7 @@ from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
 from data.sources.lerobot_tasks import read_tasks, task_ranges
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parquet import Columns, Filter, column, read_table
+from data.sources.source_files import SourceFiles, open_files
 from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.video import read_video
 from data.unicode_text import is_blank
@@ -52,11 +53,13 @@ class LerobotSource:
 
     Args:
         config: Cameras, action and state by their names in the data set's `features`.
+        files: Of the source; None: opened here.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
-        self._folder = Path(config.source)
+        self.files = open_files(config) if files is None else files
+        self._folder = self.files.root
 
     def embodiment(self) -> Embodiment:
         """By the parts that the settings name."""
@@ -123,9 +126,8 @@ class LerobotSource:
             else:
                 begin = episode.video_begin(name)
                 tolerance = 0.25 / self._metadata.fps
-                frames[camera] = read_video(
-                    self._metadata.episode_video(episode, name), begin + times, tolerance
-                )
+                with self.files.opened(self._metadata.episode_video(episode, name)) as video:
+                    frames[camera] = read_video(video, begin + times, tolerance)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
         return Demonstration(
@@ -140,7 +142,7 @@ class LerobotSource:
 
     @cached_property
     def _metadata(self) -> LerobotMetadata:
-        return LerobotMetadata.load(self._folder)
+        return LerobotMetadata.load(self.files)
 
     @cached_property
     def _cameras(self) -> dict[str, str]:
@@ -163,7 +165,7 @@ class LerobotSource:
         numbers = {
             name: NumbersFeature(metadata.width(name), metadata.names[name]) for name in metadata.numbers
         }
-        robot = slug(metadata.robot or self._folder.absolute().name)
+        robot = slug(metadata.robot or self.files.name)
         available = {"action": numbers, "state": numbers}
         return resolve_parts(self._config, available, _USUAL, str(self._folder), robot, metadata.fps)
 
@@ -182,7 +184,8 @@ class LerobotSource:
         path = self._metadata.table_path(episode)
         try:
             filters: list[Filter] = [("episode_index", "=", episode.number)]
-            table = read_table(path, ["task_index", "frame_index"], filters)
+            with self.files.opened(path) as place:
+                table = read_table(place, ["task_index", "frame_index"], filters)
             order = self._order(table, episode, path)
             indices = np.asarray(column(table, "task_index", path))[order].tolist()
             cut = [(self._task_text(index), each) for index, each in task_ranges(indices)]
@@ -200,7 +203,7 @@ class LerobotSource:
 
     @cached_property
     def _tasks(self) -> dict[int, str]:
-        return read_tasks(self._folder)
+        return read_tasks(self.files)
 
     def _task_text(self, index: int) -> str:
         if index not in self._tasks:
@@ -221,7 +224,7 @@ class LerobotSource:
             path=self._metadata.table_path(episode),
             item=str(episode.number),
             key=key,
-            suite=slug(self._folder.absolute().name),
+            suite=slug(self.files.name),
             task=slug(task),
             instruction=instruction,
             length=episode.length,
@@ -239,7 +242,8 @@ class LerobotSource:
             if isinstance(rows, InputError):
                 raise rows
             for video in reference.videos:
-                check_file(video, "a video")
+                if not self.files.is_file(video):
+                    raise missing_file(video, "a video")
             table = rows.get(number, {})
             order = self._order(table, self._metadata.episode(number), path)
             actions, _ = self._actions_and_states(table, order, path, self._where(number))
@@ -247,19 +251,20 @@ class LerobotSource:
             return replace(reference, fault=str(error))
         return replace(reference, idle=not moving_steps(kept.cut(actions), self.no_ops()).any())
 
-    def _read_rows(self, path: Path, others: list[str], filters: list[Filter]) -> Columns:
+    def _read_rows(self, path: PurePath, others: list[str], filters: list[Filter]) -> Columns:
         """The columns of numbers, and others, of the rows that match."""
         names = [*self._parts.features, "timestamp", "frame_index", *others]
-        return read_table(path, list(dict.fromkeys(names)), filters)
+        with self.files.opened(path) as table:
+            return read_table(table, list(dict.fromkeys(names)), filters)
 
-    def _order(self, table: Columns, episode: LerobotEpisode, path: Path) -> NDArray[np.int64]:
+    def _order(self, table: Columns, episode: LerobotEpisode, path: PurePath) -> NDArray[np.int64]:
         """The order in time of an episode's rows; as many as its metadata say (InputError)."""
         rows = column(table, "frame_index", path) if table else []
         check_steps("the table", len(rows), episode.length, self._where(episode.number))
         return np.argsort(np.asarray(rows), kind="stable")
 
     def _actions_and_states(
-        self, table: Columns, order: NDArray[np.int64], path: Path, where: str
+        self, table: Columns, order: NDArray[np.int64], path: PurePath, where: str
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Actions float64 [T, D] and states float32 [T, S] of an episode's rows."""
 
@@ -296,7 +301,7 @@ def _groups_of_a_table(
         yield group
 
 
-def _split_by_episode(table: Columns, path: Path) -> dict[int, Columns]:
+def _split_by_episode(table: Columns, path: PurePath) -> dict[int, Columns]:
     """The rows of a table by their `episode_index`."""
     rows: dict[int, list[int]] = {}
     for row, number in enumerate(column(table, "episode_index", path)):

@@ -41,6 +41,7 @@ from data.sources.hdf5 import (
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_language import LIBERO_SUITE_NAMES, libero_language
 from data.sources.no_ops import NoOpRule, moving_steps
+from data.sources.source_files import SourceFiles, open_files
 from data.tokens.vocabulary import ACTION_DIM
 from data.unicode_text import encodable, is_blank, printable
 
@@ -61,10 +62,20 @@ class LiberoSource:
     Args:
         config: `cameras` maps to names below `obs`; `rotate` false reads frames as they are stored. All other
             names are fixed by the layout.
+        files: Of the source; None: opened here.
+
+    Raises:
+        InputError: They are in an object store, or a setting names what the layout fixes.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        self._source = Path(config.source)
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
+        self.files = open_files(config) if files is None else files
+        if not isinstance(self.files.root, Path):
+            raise InputError(
+                f"source={config.source}: HDF5 files are read in a file system only; copy or mount the "
+                "folder, then give its path"
+            )
+        self._source = self.files.root
         self._cameras = config.cameras.requested()
         self._rotate = config.rotate
         self._no_ops = NoOpRule.of(DEFAULT_EMBODIMENT.action, config.no_ops)
@@ -105,7 +116,7 @@ class LiberoSource:
         for path, same in groupby(references, key=lambda reference: reference.path):
             group = list(same)
             try:
-                with open_hdf5(path) as file:
+                with open_hdf5(Path(path)) as file:
                     data = child_group(file, "data", str(path))
                     found = [self._checked(reference, data) for reference in group]
             except InputError as error:
@@ -120,7 +131,7 @@ class LiberoSource:
                 finite.
         """
         where = f"{reference.path}: {reference.item}"
-        with open_hdf5(reference.path) as file:
+        with open_hdf5(Path(reference.path)) as file:
             data = child_group(file, "data", str(reference.path))
             convention = attribute(data, "macros_image_convention") or "opengl"
             demo = child_group(data, reference.item, where)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,12 @@ from data.sources.keep_ranges import StepRange
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.rlds_episodes import RldsEpisodes
 from data.sources.rlds_features import STEPS, read_features
+from data.sources.source_files import SourceFiles, naming, open_files
 from data.sources.tfrecord import Example, RecordReader, record_offsets
 
 _LOG = logging.getLogger(__name__)
 _RANGE_MARK = "_steps_"  # between the key of a record and a range of its steps
+_EXPECTED = "a folder that TensorFlow Datasets wrote"
 _MAX_DIGITS = 8  # of the number of records in a file
 
 
@@ -46,11 +48,13 @@ class RldsSource:
     Args:
         config: Cameras, action, state and instruction as paths below `steps`, or (`episode_metadata/...`) as
             features of an episode.
+        files: Of the source; None: opened here.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
-        self._folder = Path(config.source)
+        self.files = open_files(config) if files is None else files
+        self._folder = self.files.root
         self._records = RecordReader()
 
     def embodiment(self) -> Embodiment:
@@ -73,7 +77,7 @@ class RldsSource:
                 records can be used.
         """
         info_path = self._folder / "dataset_info.json"
-        info = JsonRecord.parse(_read(info_path), str(info_path))
+        info = JsonRecord.parse(self.files.read(info_path, _EXPECTED), str(info_path))
         self._episodes.check()
         suite = slug(info.text("name"))
         references: list[DemonstrationReference] = []
@@ -81,7 +85,7 @@ class RldsSource:
         for split in info.records("splits"):
             number, name = 0, slug(split.text("name"))
             for path, records in self._files(info, split):
-                for offset, content in _records(path, records):
+                for offset, content in self._records_of(path, records):
                     key, number = f"{name}/episode_{number:06d}", number + 1
                     found = self._references(path, offset, content, key, suite)
                     if isinstance(found, str):
@@ -116,7 +120,8 @@ class RldsSource:
         """
         offset, kept = _parse_item(reference.item)
         where = _where(reference.path, offset)
-        example = Example(self._records.read(reference.path, offset), where)
+        with self.files.opened(reference.path) as local:
+            example = Example(self._records.read(local, offset), where)
         actions, states = self._episodes.numbers(example, where)
         kept = kept or StepRange(0, len(actions))
         frames: dict[str, NDArray[np.uint8]] = {}
@@ -142,12 +147,14 @@ class RldsSource:
 
     @cached_property
     def _episodes(self) -> RldsEpisodes:
-        path, info = self._folder / "features.json", self._folder / "dataset_info.json"
-        features = read_features(JsonRecord.parse(_read(path), str(path)))
-        robot = slug(JsonRecord.parse(_read(info), str(info)).text("name"))
-        return RldsEpisodes(self._config, features, str(self._folder), robot)
+        features, info = (
+            JsonRecord.parse(self.files.read(path, _EXPECTED), str(path))
+            for path in (self._folder / "features.json", self._folder / "dataset_info.json")
+        )
+        robot = slug(info.text("name"))
+        return RldsEpisodes(self._config, read_features(features), str(self._folder), robot)
 
-    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[Path, int]]:
+    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[PurePath, int]]:
         """Each file of a split and the number of records in it."""
         counts = split.texts("shardLengths")
         template = (
@@ -173,10 +180,18 @@ class RldsSource:
                 )
             path = self._folder / name
             compressed = path.with_name(f"{name}.gz")
-            yield compressed if compressed.is_file() and not path.exists() else path, int(count)
+            is_compressed = not self.files.is_file(path) and self.files.is_file(compressed)
+            yield compressed if is_compressed else path, int(count)
+
+    def _records_of(self, path: PurePath, expected: int) -> Iterator[tuple[int, bytes | InputError]]:
+        """As `_records`, of a file of the source."""
+        with self.files.opened(path) as local:
+            for offset, content in _records(local, expected):
+                damaged = isinstance(content, InputError)
+                yield offset, naming(content, local, path) if damaged else content
 
     def _references(
-        self, path: Path, offset: int, content: bytes | InputError, key: str, suite: str
+        self, path: PurePath, offset: int, content: bytes | InputError, key: str, suite: str
     ) -> list[DemonstrationReference] | str:
         """A record of a file as references: one, or one for each range of steps that is kept.
 
@@ -231,7 +246,7 @@ def _parse_item(item: str) -> tuple[int, StepRange | None]:
     return int(offset), StepRange.parse(kept) if kept else None
 
 
-def _where(path: Path, offset: int) -> str:
+def _where(path: PurePath, offset: int) -> str:
     return f"{path}: record at offset {offset}"
 
 
@@ -256,12 +271,3 @@ def _records(path: Path, expected: int) -> Iterator[tuple[int, bytes | InputErro
     for _ in range(found, expected):
         assert error is not None  # `check_steps` raised it
         yield offset, error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected a folder that TensorFlow Datasets wrote"
-        ) from error

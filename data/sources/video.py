@@ -1,7 +1,8 @@
-"""Frames of a video file at given times: the only module that reads with PyAV."""
+"""Frames of videos, all or those at given times: the only module that reads with PyAV."""
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.array_checks import check_file, stack_frames
+from data.sources.array_checks import MAX_SIDE, check_file, check_steps, stack_frames
 
 
 def read_video(path: Path, times: NDArray[np.float64], tolerance: float) -> NDArray[np.uint8]:
@@ -58,3 +59,32 @@ def read_video(path: Path, times: NDArray[np.float64], tolerance: float) -> NDAr
             f"{len(frames)} of {len(moments)}; the video is cut short or its rate is not the metadata's"
         )
     return stack_frames(frames, "the video", str(path))
+
+
+def decode_video(content: bytes, steps: int, where: str) -> NDArray[np.uint8]:
+    """Decode all frames of a video, uint8 [steps, H, W, 3] in RGB.
+
+    Raises:
+        InputError: No video, damaged, its frames are too large, or it has another number of them.
+    """
+    frames: list[NDArray[np.uint8]] = []
+    try:
+        with av.open(io.BytesIO(content), "r") as container:
+            if not container.streams.video:
+                raise InputError(f"{where}: holds no video; copy the data set again")
+            stream = container.streams.video[0]
+            if max(stream.width, stream.height) > MAX_SIDE:
+                raise InputError(
+                    f"{where}: a video of {stream.width} x {stream.height} pixels, expected at most "
+                    f"{MAX_SIDE} a side"
+                )
+            for frame in container.decode(stream):
+                if len(frames) == steps:
+                    raise InputError(
+                        f"{where}: has more frames than {steps} time steps; export the demonstration again"
+                    )
+                frames.append(frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False))
+    except (FFmpegError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: not a readable video ({error}); copy the data set again") from error
+    check_steps("the video", len(frames), steps, where)
+    return stack_frames(frames, "the video", where)

@@ -25,6 +25,7 @@ from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import DEFAULT_RULE, NoOpRule
+from data.sources.source_files import LocalFiles
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.storage.store import open_store
@@ -174,7 +175,7 @@ def test_shards_stay_below_their_size(source: Path, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless:
         def __init__(self, count: int) -> None:
-            self.count = count
+            self.count, self.files = count, LocalFiles(tmp_path)
 
         def embodiment(self) -> Embodiment:
             return DEFAULT_EMBODIMENT

@@ -14,6 +14,7 @@ from data.config import SourceConfig
 from data.errors import InputError
 from data.sources.lerobot_tasks import read_tasks
 from data.sources.registry import open_source
+from data.sources.source_files import LocalFiles
 from tests.support.lerobot_layout import CAMERAS, recorded, write_lerobot
 from tests.support.rlds_layout import episode, write_rlds
 
@@ -67,17 +68,17 @@ def test_tasks_that_are_missing_are_faults(tmp_path: Path) -> None:
     assert "no task 0 in meta/tasks" in reference.fault
     (folder / "meta/tasks.jsonl").unlink()
     (reference,) = open_source(config).references()
-    assert "tasks.jsonl: no such file, expected the tasks" in reference.fault
+    assert "tasks.jsonl: cannot be read (No such file or directory); expected the tasks" in reference.fault
 
 
 def test_the_index_of_a_pandas_table_names_tasks(tmp_path: Path) -> None:
     (tmp_path / "meta").mkdir()
     path = tmp_path / "meta" / "tasks.parquet"
     pq.write_table(pa.table({"task_index": [1, 0], "__index_level_0__": ["b", "a"]}), path)
-    assert read_tasks(tmp_path) == {0: "a", 1: "b"}
+    assert read_tasks(LocalFiles(tmp_path)) == {0: "a", 1: "b"}
     pq.write_table(pa.table({"task_index": [1]}), path)
     with pytest.raises(InputError, match="no column task, it has task_index"):
-        read_tasks(tmp_path)
+        read_tasks(LocalFiles(tmp_path))
 
 
 def test_other_formats_are_not_cut(tmp_path: Path) -> None:

@@ -206,8 +206,14 @@ def test_an_ending_in_capitals_is_one_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"source": "s3://bucket/demos"}, r"^source=s3://bucket/demos: is an address, expected a folder"),
-        ({"instruction": ["words"]}, r"^instruction=\[words\]: is for RLDS only, .* is libero"),
+        (
+            {"source": "s3://bucket/demos", "format": "libero"},
+            r"^source=s3://bucket/demos: HDF5 files are read in a file system only; copy or mount the folder",
+        ),
+        (
+            {"instruction": ["words"]},
+            r"^instruction=\[words\]: is for RLDS and WebDataset only, .* is libero",
+        ),
         ({"action": ["torque", Part("grip")]}, r"^action=\[torque,grip\]: LIBERO's layout fixes this"),
         ({"missing": ["roll"]}, r"^missing=\[roll\]: LIBERO's layout fixes this"),
         ({"keep_ranges": KeepRangesConfig("a.json")}, r"^keep_ranges=\{\.\.\.\}: is for RLDS only"),

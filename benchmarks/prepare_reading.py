@@ -1,0 +1,158 @@
+"""Reading and resizing frames of LeRobot videos as `worldvla prepare` does, apart from the image tokenizer.
+
+The data set is written first, with PyAV: format v3.0, all episodes of a camera in one video with a key frame
+every second frame, as LeRobot encodes them; frames are a moving scene with noise. Ways, each over all frames:
+
+- PyAV: the whole video decoded from its beginning, frame by frame, to RGB; what no reader can go below
+- read: `LerobotSource.read`, episode by episode: seek, decode, compare times, stack; numbers and checks
+- read and resize: what `prepare` does before it encodes
+
+LeRobot's own reader is not among them where it is not installed with its torchvision and torchcodec.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report import Column, Report, arguments
+from data.config import Fit, SourceConfig
+from data.prepare.frames import fit_frames
+from data.sources.registry import open_source
+from tests.support.lerobot_layout import CAMERAS, Recorded, write_lerobot
+
+_PIXELS = 256
+_MOST = 1.25  # times the CPU time of decoding alone
+_COLUMNS = (
+    Column("frames_of", "frames"),
+    Column("codec", "codec"),
+    Column("way", "way"),
+    Column("frames", "frames", digits=0),
+    Column("cpu_seconds", "CPU", "s"),
+    Column("seconds", "wall", "s"),
+    Column("rate", "frames per CPU second", digits=0),
+    Column("of_decoding", "CPU against PyAV", "x"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = arguments("prepare_reading", __doc__)
+    parser.add_argument("--episodes", type=int, help="default: 10")
+    parser.add_argument("--steps", type=int, help="of each episode; default: 150")
+    parser.add_argument("--repeats", type=int, help="runs of each way, the fastest counts; default: 3")
+    options = parser.parse_args(argv)
+    smoke = options.smoke
+    episodes, steps = options.episodes or (2 if smoke else 10), options.steps or (6 if smoke else 150)
+    sizes: list[tuple[int, int]] = [(64, 64)] if smoke else [(256, 256), (480, 640)]
+    os.environ.setdefault("SVT_LOG", "1")  # errors only: the encoder of AV1 is talkative
+    codecs = ["libx264"] if smoke else ["libx264", "libsvtav1"]
+    title = f"Frames of LeRobot videos, read and resized to {_PIXELS} px"
+    report = Report("prepare_reading", title, _COLUMNS, "cpu")
+    for size in sizes:
+        for codec in codecs:
+            with tempfile.TemporaryDirectory() as folder:
+                written = [moving_scene(steps, size, number) for number in range(episodes)]
+                write_lerobot(Path(folder) / "set", "v3.0", written, codec=codec)
+                _measure(report, Path(folder) / "set", size, codec, options.repeats or (1 if smoke else 3))
+    read, decoded = (
+        sum(row["cpu_seconds"] for row in report.rows if row["way"] == way) for way in ("read", "PyAV")
+    )
+    report.target(
+        f"reading all of them takes at most {_MOST:g} times the CPU time of decoding alone",
+        read / decoded <= _MOST,
+        read / decoded,
+    )
+    peers = [name for name in ("lerobot", "torchcodec") if find_spec(name) is None]
+    if peers:
+        report.note(f"peer not installed: {', '.join(peers)}")
+    report.finish(options.out)
+    return 0
+
+
+def moving_scene(steps: int, size: tuple[int, int], seed: int) -> Recorded:
+    """An episode of two cameras: a textured background, an object that moves over it, and noise.
+
+    Args:
+        steps: T.
+        size: Height and width.
+        seed: Of the scene.
+    """
+    height, width = size
+    random = np.random.default_rng(seed)
+    coarse = random.integers(40, 200, (height // 8, width // 8, 3), np.uint8)
+    background = coarse.repeat(8, axis=0).repeat(8, axis=1)
+    frames: dict[str, NDArray[np.uint8]] = {}
+    for camera in CAMERAS:
+        film = np.repeat(background[None], steps, axis=0)
+        side = height // 4
+        for step in range(steps):
+            left, top = (3 * step) % (width - side), (2 * step) % (height - side)
+            film[step, top : top + side, left : left + side] = 255 - coarse[0, 0]
+        film += random.integers(0, 6, film.shape, np.uint8)
+        frames[camera] = film
+    action = random.uniform(-0.3, 0.3, (steps, 7)).astype(np.float32)
+    return Recorded("lift the cube", frames, action, np.zeros((steps, 8), np.float32))
+
+
+def _measure(report: Report, folder: Path, size: tuple[int, int], codec: str, repeats: int) -> None:
+    """Time each way over one data set, in turns."""
+    fit: Fit = "refuse" if size[0] == size[1] else "crop"
+    ways: dict[str, Callable[[], int]] = {
+        "PyAV": lambda: _decoded(folder),
+        "read": lambda: _read(folder, None),
+        "read and resize": lambda: _read(folder, fit),
+    }
+    measured: dict[str, list[tuple[float, float, int]]] = {way: [] for way in ways}
+    for _ in range(repeats):
+        for way, run in ways.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            frames = run()
+            measured[way].append((time.process_time() - cpu, time.perf_counter() - wall, frames))
+    best = {way: min(runs) for way, runs in measured.items()}
+    for way, (cpu, wall, frames) in best.items():
+        report.add(
+            frames_of=f"{size[1]} x {size[0]}",
+            codec=codec,
+            way=way,
+            frames=frames,
+            cpu_seconds=cpu,
+            seconds=wall,
+            rate=frames / cpu,
+            of_decoding=cpu / best["PyAV"][0],
+        )
+
+
+def _decoded(folder: Path) -> int:
+    """Decode every video of a data set; returns the number of frames."""
+    count = 0
+    for path in sorted(folder.rglob("*.mp4")):
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                frame.to_ndarray(format="rgb24")
+                count += 1
+    return count
+
+
+def _read(folder: Path, fit: Fit | None) -> int:
+    """Read every episode, resized if `fit` says how; returns the number of frames."""
+    source, count = open_source(SourceConfig(str(folder))), 0
+    for reference in source.references():
+        for frames in source.read(reference).frames.values():
+            if fit is not None:
+                fit_frames(frames, _PIXELS, fit, "box_bicubic")
+            count += len(frames)
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main())
