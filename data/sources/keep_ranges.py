@@ -52,16 +52,20 @@ def read_keep_ranges(path: Path) -> dict[str, tuple[StepRange, ...]]:
     for key, ranges in read_json_object(path, _REMEDY).items():
         end = 0
         kept: list[StepRange] = []
-        for each in cast("list[object]", ranges) if isinstance(ranges, list) else [cast("object", ranges)]:
-            pair = cast("list[Any]", each) if isinstance(each, list) else []
+        listed: list[Any] = _listed(ranges) if isinstance(ranges, list) else [ranges]
+        for each in listed:
+            pair = _listed(each)
             if len(pair) != 2 or not all(type(side) is int for side in pair) or not end <= pair[0] < pair[1]:
-                raise InputError(
-                    f"{path}: {key[:200]!r} has the range {repr(each)[:40]}; {_REMEDY}, in order"
-                )
+                raise InputError(f"{path}: {key[:200]!r} has the range {str(each)[:40]}; {_REMEDY}, in order")
             end = pair[1]
             kept.append(StepRange(*pair))
         found[key] = tuple(kept)
     return found
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list as it is; empty for anything else."""
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def kept_ranges(

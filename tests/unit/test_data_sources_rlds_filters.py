@@ -191,7 +191,7 @@ def test_ranges_of_steps_become_episodes_of_their_own(tmp_path: Path) -> None:
         assert np.array_equal(demonstration.frames["agent"], other.frames["agent"][begin:end])
     first = read(folder, drop_first="always", **settings)
     assert first[0].key == "train/episode_000000_steps_1-2"
-    file.write_text(json.dumps({"train/episode_000002": [[2, 5]]}))
+    file.write_text(json.dumps({"train/episode_000002": [[2, 5]], "train/episode_000003": []}))
     (found,) = read(folder, drop_unlabeled=True, keep_ranges=KeepRangesConfig(str(file)))
     assert found.key == "train/episode_000002_steps_2-5"
 
