@@ -18,9 +18,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from pathlib import PurePath
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +26,19 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.array_checks import check_steps, decode_picture, missing_file, stack_frames
+from data.sources.array_checks import check_steps, missing_file
 from data.sources.drawing import draw
 from data.sources.feature_names import choose_cameras
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.keep_ranges import StepRange
 from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
+from data.sources.lerobot_rows import (
+    groups_of_a_table,
+    split_by_episode,
+    stored_images,
+    table_of_numbers,
+)
 from data.sources.lerobot_tasks import read_tasks, task_ranges
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parquet import Columns, Filter, column, read_table
@@ -45,7 +49,6 @@ from data.unicode_text import is_blank
 
 _LOG = logging.getLogger(__name__)
 _USUAL = {"action": ("action", "actions"), "state": ("observation.state", "state")}
-_MAX_ROWS = 100_000  # that are in memory for the checks
 
 
 class LerobotSource:
@@ -92,12 +95,12 @@ class LerobotSource:
 
         Each table is read once, without its frames, some episodes at a time.
         """
-        for group in _groups_of_a_table(references):
+        for group in groups_of_a_table(references):
             path, numbers = group[0].path, [_number(reference) for reference in group]
             rows: dict[int, Columns] | InputError
             try:
                 between = [("episode_index", ">=", min(numbers)), ("episode_index", "<=", max(numbers))]
-                rows = _split_by_episode(self._read_rows(path, ["episode_index"], between), path)
+                rows = split_by_episode(self._read_rows(path, ["episode_index"], between), path)
             except InputError as error:
                 rows = error
             for reference in group:
@@ -122,7 +125,7 @@ class LerobotSource:
         frames: dict[str, NDArray[np.uint8]] = {}
         for camera, name in cameras.items():
             if name in images:
-                frames[camera] = _stored_images(column(table, name, path), order, name, where)
+                frames[camera] = stored_images(column(table, name, path), order, name, where)
             else:
                 begin = episode.video_begin(name)
                 tolerance = 0.25 / self._metadata.fps
@@ -269,7 +272,7 @@ class LerobotSource:
         """Actions float64 [T, D] and states float32 [T, S] of an episode's rows."""
 
         def numbers(name: str) -> NDArray[np.float64]:
-            return _numbers(column(table, name, path), order, name, where)
+            return table_of_numbers(column(table, name, path), order, name, where)
 
         return self._parts.read(numbers, where, len(order))
 
@@ -283,56 +286,3 @@ def _kept(reference: DemonstrationReference) -> StepRange:
     """The steps of its episode that it has."""
     kept = reference.item.partition(":")[2]
     return StepRange.parse(kept) if kept else StepRange(0, reference.length)
-
-
-def _groups_of_a_table(
-    references: Iterable[DemonstrationReference],
-) -> Iterator[list[DemonstrationReference]]:
-    """Adjacent episodes of one table, with at most `_MAX_ROWS` rows together unless it is one."""
-    for _, same in groupby(references, key=lambda reference: reference.path):
-        group: list[DemonstrationReference] = []
-        rows = 0
-        for reference in same:
-            if group and rows + reference.length > _MAX_ROWS:
-                yield group
-                group, rows = [], 0
-            group.append(reference)
-            rows += reference.length
-        yield group
-
-
-def _split_by_episode(table: Columns, path: PurePath) -> dict[int, Columns]:
-    """The rows of a table by their `episode_index`."""
-    rows: dict[int, list[int]] = {}
-    for row, number in enumerate(column(table, "episode_index", path)):
-        rows.setdefault(number, []).append(row)
-    return {
-        number: {name: [values[row] for row in chosen] for name, values in table.items()}
-        for number, chosen in rows.items()
-    }
-
-
-def _numbers(values: Sequence[Any], order: NDArray[np.int64], name: str, where: str) -> NDArray[np.float64]:
-    """A feature of numbers in the order of time, float64 [T, its width]."""
-    try:
-        table = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:  # rows of different lengths, or no numbers
-        raise InputError(f"{where}: {name} is no table of numbers ({error}); export it again") from error
-    return table.reshape(len(table), -1)[order]
-
-
-def _stored_images(
-    values: Sequence[Any], order: NDArray[np.int64], name: str, where: str
-) -> NDArray[np.uint8]:
-    """Decode images stored in the table as `{bytes, path}` (Hugging Face's `Image` feature)."""
-    frames: list[NDArray[np.uint8]] = []
-    for row in order.tolist():
-        value: object = values[row]
-        content = cast("dict[str, object]", value).get("bytes") if isinstance(value, dict) else None
-        if not isinstance(content, bytes):
-            raise InputError(
-                f"{where}: {name} holds no picture in row {row} (a path to a file outside is not followed); "
-                "export the data set with its images embedded, or as video"
-            )
-        frames.append(decode_picture(content, f"{where}: {name} in row {row}"))
-    return stack_frames(frames, name, where)
