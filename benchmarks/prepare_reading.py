@@ -6,31 +6,42 @@ every second frame, as LeRobot encodes them; frames are a moving scene with nois
 - PyAV: the whole video decoded from its beginning, frame by frame, to RGB; what no reader can go below
 - read: `LerobotSource.read`, episode by episode: seek, decode, compare times, stack; numbers and checks
 - read and resize: what `prepare` does before it encodes
+- lerobot: every row by LeRobot's own reader, in the interpreter of `--lerobot`
 
-LeRobot's own reader is not among them where it is not installed with its torchvision and torchcodec.
+An environment for the last one: a venv with `lerobot==0.4.4`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.report import Column, Report, arguments
 from data.config import Fit, SourceConfig
 from data.prepare.frames import fit_frames
 from data.sources.registry import open_source
+from eval.recording.lerobot_format import task_table
 from tests.support.lerobot_layout import CAMERAS, Recorded, write_lerobot
 
 _PIXELS = 256
+_TASK = "lift the cube"
+_LEROBOT = Path(__file__).with_name("lerobot_reading.py")
+_Run = tuple[float, float, int]  # seconds of CPU, of wall time, frames
 _MOST = 1.25  # times the CPU time of decoding alone
 _COLUMNS = (
     Column("frames_of", "frames"),
@@ -44,11 +55,21 @@ _COLUMNS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _DataSet:
+    """A data set that is read: its folder, the size of its frames as text, and their codec."""
+
+    folder: Path
+    frames_of: str
+    codec: str
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = arguments("prepare_reading", __doc__)
     parser.add_argument("--episodes", type=int, help="default: 10")
     parser.add_argument("--steps", type=int, help="of each episode; default: 150")
+    parser.add_argument("--lerobot", metavar="PYTHON", help="interpreter with lerobot; default: not measured")
     parser.add_argument("--repeats", type=int, help="runs of each way, the fastest counts; default: 3")
     options = parser.parse_args(argv)
     smoke = options.smoke
@@ -62,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for codec in codecs:
             with tempfile.TemporaryDirectory() as folder:
                 written = [moving_scene(steps, size, number) for number in range(episodes)]
-                write_lerobot(Path(folder) / "set", "v3.0", written, codec=codec)
-                _measure(report, Path(folder) / "set", size, codec, options.repeats or (1 if smoke else 3))
+                place = write_lerobot(Path(folder) / "set", "v3.0", written, codec=codec)
+                _complete(place)
+                data = _DataSet(place, f"{size[1]} x {size[0]}", codec)
+                _measure(report, data, "refuse" if size[0] == size[1] else "crop", options)
     read, decoded = (
         sum(row["cpu_seconds"] for row in report.rows if row["way"] == way) for way in ("read", "PyAV")
     )
@@ -72,9 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         read / decoded <= _MOST,
         read / decoded,
     )
-    peers = [name for name in ("lerobot", "torchcodec") if find_spec(name) is None]
-    if peers:
-        report.note(f"peer not installed: {', '.join(peers)}")
+    if options.lerobot is None:
+        report.note("peer not measured: lerobot (--lerobot PYTHON)")
     report.finish(options.out)
     return 0
 
@@ -101,28 +123,45 @@ def moving_scene(steps: int, size: tuple[int, int], seed: int) -> Recorded:
         film += random.integers(0, 6, film.shape, np.uint8)
         frames[camera] = film
     action = random.uniform(-0.3, 0.3, (steps, 7)).astype(np.float32)
-    return Recorded("lift the cube", frames, action, np.zeros((steps, 8), np.float32))
+    return Recorded(_TASK, frames, action, np.zeros((steps, 8), np.float32))
 
 
-def _measure(report: Report, folder: Path, size: tuple[int, int], codec: str, repeats: int) -> None:
+def _complete(folder: Path) -> None:
+    """Add what LeRobot's own reader needs and ours does not: numbers of all rows, and tasks by their text."""
+    path = folder / "meta" / "info.json"
+    info = json.loads(path.read_text("utf-8"))
+    (table,) = folder.glob("data/*/*.parquet")
+    rows = pq.read_table(table)
+    pq.write_table(rows.append_column("index", pa.array(range(len(rows)), pa.int64())), table)
+    info |= {"total_frames": len(rows), "total_tasks": 1}
+    info["features"]["index"] = {"dtype": "int64", "shape": [1], "names": None}
+    path.write_text(json.dumps(info), "utf-8")
+    pq.write_table(task_table([_TASK]), folder / "meta" / "tasks.parquet")
+
+
+def _measure(report: Report, data: _DataSet, fit: Fit, options: argparse.Namespace) -> None:
     """Time each way over one data set, in turns."""
-    fit: Fit = "refuse" if size[0] == size[1] else "crop"
     ways: dict[str, Callable[[], int]] = {
-        "PyAV": lambda: _decoded(folder),
-        "read": lambda: _read(folder, None),
-        "read and resize": lambda: _read(folder, fit),
+        "PyAV": lambda: _decoded(data.folder),
+        "read": lambda: _read(data.folder, None),
+        "read and resize": lambda: _read(data.folder, fit),
     }
-    measured: dict[str, list[tuple[float, float, int]]] = {way: [] for way in ways}
-    for _ in range(repeats):
+    best: dict[str, _Run] = {}
+    for _ in range(options.repeats or (1 if options.smoke else 3)):
         for way, run in ways.items():
             cpu, wall = time.process_time(), time.perf_counter()
             frames = run()
-            measured[way].append((time.process_time() - cpu, time.perf_counter() - wall, frames))
-    best = {way: min(runs) for way, runs in measured.items()}
+            _keep_faster(best, way, (time.process_time() - cpu, time.perf_counter() - wall, frames))
+        if options.lerobot is not None:
+            answer = _lerobot(options.lerobot, data.folder)
+            for each in answer["ways"]:
+                run = (each["cpu_seconds"], each["seconds"], each["frames"])
+                _keep_faster(best, f"lerobot {answer['version']}, {each['decoder']}", run)
+            report.notes = list(dict.fromkeys([*report.notes, *answer["not_loaded"]]))
     for way, (cpu, wall, frames) in best.items():
         report.add(
-            frames_of=f"{size[1]} x {size[0]}",
-            codec=codec,
+            frames_of=data.frames_of,
+            codec=data.codec,
             way=way,
             frames=frames,
             cpu_seconds=cpu,
@@ -130,6 +169,20 @@ def _measure(report: Report, folder: Path, size: tuple[int, int], codec: str, re
             rate=frames / cpu,
             of_decoding=cpu / best["PyAV"][0],
         )
+
+
+def _keep_faster(best: dict[str, _Run], way: str, run: _Run) -> None:
+    best[way] = min(best.get(way, run), run)
+
+
+def _lerobot(interpreter: str, folder: Path) -> dict[str, Any]:
+    """What `benchmarks.lerobot_reading` measures; nothing is asked of the hub."""
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "hub")}
+    command = [interpreter, "-I", str(_LEROBOT), str(folder)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=offline)
+    if done.returncode:
+        raise RuntimeError(f"{interpreter} ended with {done.returncode}:\n{done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _decoded(folder: Path) -> int:
