@@ -197,7 +197,7 @@ class SourceConfig:
         instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS and
             WebDataset only), or names of several, of which those count that are not empty; null: the usual
             name.
-        episode: Name of what is the same for all steps of an episode and another one in the next
+        episode_field: Name of what is the same for all steps of an episode and another one in the next
             (`json:episode_index`; WebDataset only); null: the key of a sample before its last `_` or `-`.
         several_instructions: Of an episode with several different instructions: `refuse` it, or take the
             `first`, the `last`, or one that is drawn (`draw`, the same in every run) for all of it, or `cut`
@@ -231,7 +231,7 @@ class SourceConfig:
     successful: SuccessConfig = field(default_factory=SuccessConfig)
     keep_ranges: KeepRangesConfig = field(default_factory=KeepRangesConfig)
     instruction: list[str] | None = None
-    episode: str | None = None
+    episode_field: str | None = None
     several_instructions: SeveralInstructions = "refuse"
     drop_unlabeled: bool = False
     draw_camera: list[str] = field(default_factory=list[str])

@@ -29,7 +29,7 @@ _NAMES: dict[Format, str] = {
 }
 _FORMATS_OF: dict[str, tuple[Format, ...]] = {
     "instruction": ("rlds", "webdataset"),
-    "episode": ("webdataset",),
+    "episode_field": ("webdataset",),
     "drop_first": ("rlds",),
     "successful": ("rlds",),
     "keep_ranges": ("rlds",),

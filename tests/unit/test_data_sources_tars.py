@@ -87,9 +87,9 @@ def test_a_field_tells_episodes_apart_where_keys_do_not(tmp_path: Path) -> None:
                 sample = step_sample(f"{name}_{step}", episode, step)
                 out.write({**sample, "__key__": f"{number:08d}"})
                 number += 1
-    with pytest.raises(InputError, match=r"its key has no `_` .* episode=NAME \(json:episode_index\)"):
+    with pytest.raises(InputError, match=r"its key has no `_` .* episode_field=NAME \(json:episode_index\)"):
         read(tmp_path)
-    found = read(tmp_path, episode="json:episode")
+    found = read(tmp_path, episode_field="json:episode")
     for demonstration, wanted in zip(found, written, strict=True):
         assert_same(demonstration, wanted)
     assert [each.key for each in found] == ["a/x", "a/y"]
@@ -332,8 +332,8 @@ def test_settings_and_sources_that_do_not_fit_are_explained(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"no \*\.tar file there"):
         read(tmp_path, format="webdataset")
     (tmp_path / "b.hdf5").touch()
-    with pytest.raises(InputError, match=r"episode=json:e: is for WebDataset only, .* is libero"):
-        open_source(SourceConfig(str(tmp_path), episode="json:e"))
+    with pytest.raises(InputError, match=r"episode_field=json:e: is for WebDataset only, .* is libero"):
+        open_source(SourceConfig(str(tmp_path), episode_field="json:e"))
 
 
 def test_steps_of_another_robot_have_its_numbers(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Demonstrations in WebDataset's tar files, whose samples are the steps of episodes, or whole episodes.
 
 Steps of one episode follow each other, also from one file into the next; which belong together is told by
-their keys (`episode_0001_000012`: all before the last `_` or `-`) or by a field (`episode=json:episode`). A
-reference holds the ranges of bytes that its samples take, so that any process reads an episode on its own.
+their keys (`episode_0001_000012`: all before the last `_` or `-`) or by a field
+(`episode_field=json:episode`). A reference holds the ranges of bytes that its samples take, so that any
+process reads an episode on its own.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class WebdatasetSource:
                 raise InputError(
                     f"{self._config.source}: samples of episode {episode.key} lie in several places, "
                     "expected one after the other (not shuffled); write the files again in order, or name "
-                    "the field that tells episodes apart with episode=NAME"
+                    "the field that tells episodes apart with episode_field=NAME"
                 )
             seen.add(episode.key)
             references.append(self._reference(episode))
@@ -140,7 +141,7 @@ class WebdatasetSource:
 
     def _episodes(self) -> Iterator[ListedEpisode]:
         """Every episode, with its numbers and texts."""
-        grouping = EpisodeGrouping(self._fields, self._config.episode)
+        grouping = EpisodeGrouping(self._fields, self._config.episode_field)
         for path in self._paths:
             try:
                 with self._opened(path) as (place, file):
