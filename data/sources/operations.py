@@ -187,7 +187,7 @@ def _resolve(operation: Operation, where: str) -> Step:
     if function is None:
         meant = _nearest(operation.name, list(_OPERATIONS))
         raise InputError(
-            f"{where}: no operation {operation.name!r}{meant}; there are {', '.join(_OPERATIONS)}"
+            f"{where}: no operation {operation.name!r}{meant} (there are: {', '.join(_OPERATIONS)})"
         )
     given = {
         each.name: value

@@ -106,7 +106,7 @@ def test_euler_angles_are_turns_about_fixed_axes_and_continuous() -> None:
     ("operation", "message"),
     [
         ("quaternion_to_axis_angel", "did you mean 'quaternion_to_axis_angle'"),
-        ("drop", "no operation 'drop'; there are select, scale"),
+        ("drop", r"no operation 'drop' \(there are: select, scale"),
         (Operation("clip", low=0.0), "clip needs high"),
         (Operation("scale", high=1.0), "scale has no parameter 'high'; its parameters: factor, offset"),
         (Operation("euler_to_axis_angle", order="wxyz"), "has no parameter 'order'; its parameters: none"),
