@@ -40,9 +40,10 @@ from tests.support.lerobot_layout import CAMERAS, Recorded, write_lerobot
 
 _PIXELS = 256
 _TASK = "lift the cube"
+_PEER = "lerobot"
 _LEROBOT = Path(__file__).with_name("lerobot_reading.py")
 _Run = tuple[float, float, int]  # seconds of CPU, of wall time, frames
-_MOST = 1.25  # times the CPU time of decoding alone
+_MOST = 1.5  # times the CPU time of decoding alone: an episode's frames are kept, in one array
 _COLUMNS = (
     Column("frames_of", "frames"),
     Column("codec", "codec"),
@@ -87,13 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _complete(place)
                 data = _DataSet(place, f"{size[1]} x {size[0]}", codec)
                 _measure(report, data, "refuse" if size[0] == size[1] else "crop", options)
-    read, decoded = (
-        sum(row["cpu_seconds"] for row in report.rows if row["way"] == way) for way in ("read", "PyAV")
-    )
+    read, decoded = (_cpu_seconds(report, way) for way in ("read", "PyAV"))
     report.target(
         f"reading all of them takes at most {_MOST:g} times the CPU time of decoding alone",
         read / decoded <= _MOST,
         read / decoded,
+    )
+    peer = _cpu_seconds(report, _PEER)
+    report.target(
+        "reading takes less CPU time than LeRobot's own reader",
+        read < peer if peer else None,
+        peer / read if peer else None,
     )
     if options.lerobot is None:
         report.note("peer not measured: lerobot (--lerobot PYTHON)")
@@ -126,6 +131,15 @@ def moving_scene(steps: int, size: tuple[int, int], seed: int) -> Recorded:
     return Recorded(_TASK, frames, action, np.zeros((steps, 8), np.float32))
 
 
+def _cpu_seconds(report: Report, way: str) -> float:
+    """CPU seconds of a way over all data sets; of LeRobot's reader with the decoder that is always there."""
+    return sum(row["cpu_seconds"] for row in report.rows if row["way"] == way or _is_peer(row["way"], way))
+
+
+def _is_peer(row_way: str, way: str) -> bool:
+    return way == _PEER and row_way.startswith(_PEER) and row_way.endswith("pyav")
+
+
 def _complete(folder: Path) -> None:
     """Add what LeRobot's own reader needs and ours does not: numbers of all rows, and tasks by their text."""
     path = folder / "meta" / "info.json"
@@ -156,7 +170,7 @@ def _measure(report: Report, data: _DataSet, fit: Fit, options: argparse.Namespa
             answer = _lerobot(options.lerobot, data.folder)
             for each in answer["ways"]:
                 run = (each["cpu_seconds"], each["seconds"], each["frames"])
-                _keep_faster(best, f"lerobot {answer['version']}, {each['decoder']}", run)
+                _keep_faster(best, f"{_PEER} {answer['version']}, {each['decoder']}", run)
             report.notes = list(dict.fromkeys([*report.notes, *answer["not_loaded"]]))
     for way, (cpu, wall, frames) in best.items():
         report.add(
