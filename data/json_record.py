@@ -107,6 +107,18 @@ class JsonRecord:
             raise self._wrong(name, "texts" if choices is None else f"texts out of {', '.join(choices)}")
         return cast("list[str]", values)
 
+    def has_text(self, name: str) -> bool:
+        """Whether a field is there and a text that is not empty."""
+        return bool(self._fields.get(name)) and isinstance(self._fields[name], str)
+
+    def listed_texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts, alone or as the only member of an object; empty for anything else."""
+        value = self._fields.get(name)
+        if isinstance(value, dict) and len(cast("dict[str, object]", value)) == 1:
+            value = next(iter(cast("dict[str, object]", value).values()))
+        texts = cast("list[object]", value) if isinstance(value, list) else []
+        return tuple(str(text) for text in texts) if all(isinstance(text, str) for text in texts) else ()
+
     def record(self, name: str) -> JsonRecord:
         """A nested object."""
         return self._of(self._fields.get(name), f"{self._where}: {name}")

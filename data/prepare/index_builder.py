@@ -135,6 +135,8 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
         resize=config.resize,
         embodiment=robot,
         state_ranges=_state_ranges(states, robot),
+        weight=config.weight,
+        recipe=_recipe(config),
         url=config.out,
     )
 
@@ -185,6 +187,13 @@ def assign_splits(tasks: Sequence[str], keys: Sequence[str] | None = None) -> li
         is_training = seen[task] <= _nine_tenths(counts[task])
         splits[number] = "val_ood" if task not in in_domain else "train" if is_training else "val_ind"
     return splits
+
+
+def _recipe(config: PrepareConfig) -> str:
+    """Name and checksum of the recipe; a path is shortened to the name of its file."""
+    if config.recipe is None:
+        return ""
+    return " ".join([PurePath(config.recipe).stem, *filter(None, [config.recipe_sha256])])
 
 
 def choose_split_order(config: PrepareConfig, source: PurePath) -> SplitOrder:

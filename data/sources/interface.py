@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Protocol
 
 from data.contracts import Demonstration, Embodiment
+from data.sources.no_ops import NoOpRule
 from data.sources.source_files import SourceFiles
 
 
@@ -56,6 +57,10 @@ class DemonstrationSource(Protocol):
         Raises:
             InputError: They are not what the settings say, or the metadata are damaged.
         """
+        ...
+
+    def no_ops(self) -> NoOpRule:
+        """Which of its steps are no-ops (InputError as `embodiment`)."""
         ...
 
     def references(self) -> list[DemonstrationReference]:

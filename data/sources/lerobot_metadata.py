@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,8 @@ class LerobotMetadata:
         folder: The data set.
         fps: Rows per second.
         features: Column -> (dtype, shape).
+        names: Column -> names of its numbers; empty: it has none.
+        robot: `robot_type`; empty: not known.
         data_path, video_path: Templates of `info.json`.
         episodes: By number.
     """
@@ -75,6 +78,8 @@ class LerobotMetadata:
     folder: PurePath
     fps: float
     features: Mapping[str, tuple[str, tuple[int, ...]]]
+    names: Mapping[str, tuple[str, ...]]
+    robot: str
     data_path: str
     video_path: str
     episodes: tuple[LerobotEpisode, ...]
@@ -118,6 +123,8 @@ class LerobotMetadata:
             folder=folder,
             fps=info.number("fps", above=0.0),
             features=features,
+            names={name: item.listed_texts("names") for name, item in info.members("features").items()},
+            robot=info.text("robot_type") if info.has_text("robot_type") else "",
             data_path=info.text("data_path"),
             video_path=info.text("video_path") if cameras else "",
             episodes=tuple(sorted(episodes, key=lambda episode: episode.number)),
@@ -139,8 +146,7 @@ class LerobotMetadata:
 
     def width(self, name: str) -> int:
         """Numbers in one row of a feature."""
-        shape = self.features[name][1]
-        return shape[0] if len(shape) == 1 else 1
+        return math.prod(self.features[name][1])
 
     def episode(self, number: int) -> LerobotEpisode:
         """The episode with a number (InputError: there is none)."""

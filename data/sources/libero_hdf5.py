@@ -40,7 +40,7 @@ from data.sources.hdf5 import (
 )
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_language import LIBERO_SUITE_NAMES, libero_language
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.source_files import SourceFiles, open_files
 from data.tokens.vocabulary import ACTION_DIM
 from data.unicode_text import encodable, is_blank, printable
@@ -78,14 +78,15 @@ class LiberoSource:
         self._source = self.files.root
         self._cameras = config.cameras.requested()
         self._rotate = config.rotate
-        for name, value in (("action", config.action), ("state", config.state)):
-            if value is not None:
-                listed = ",".join(value)
-                raise InputError(f"{name}=[{listed}]: LIBERO's layout fixes this name; leave the setting out")
+        self._no_ops = NoOpRule.of(DEFAULT_EMBODIMENT.action, config.no_ops)
 
     def embodiment(self) -> Embodiment:
         """LIBERO's."""
         return DEFAULT_EMBODIMENT
+
+    def no_ops(self) -> NoOpRule:
+        """LIBERO's, or as the settings say."""
+        return self._no_ops
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, by file name, then by number.
@@ -164,7 +165,7 @@ class LiberoSource:
                     frames_dataset(views, name, where, len(actions))
         except InputError as error:
             return replace(reference, fault=str(error))
-        return replace(reference, idle=not moving_steps(actions).any())
+        return replace(reference, idle=not moving_steps(actions, self._no_ops).any())
 
     def _cameras_of(self, views: Node) -> Mapping[str, str]:
         """Our camera -> name in the file. The wrist camera may be absent unless it is requested."""

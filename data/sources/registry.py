@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path, PurePath
+from typing import cast
 
 from data.config import Format, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.json_record import JsonRecord
+from data.recipe_settings import Part
 from data.sources.bad_demonstrations import allowed_bad, check_bad, faults
 from data.sources.interface import DemonstrationSource
 from data.sources.lerobot import LerobotSource
@@ -18,7 +21,23 @@ from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_patter
 from data.sources.tars.source import WebdatasetSource
 
 _OWN_INDEX = "index.json"
-_WITH_INSTRUCTION = ("rlds", "webdataset")  # formats that do not fix where instructions are
+_NAMES: dict[Format, str] = {
+    "libero": "LIBERO's HDF5",
+    "lerobot": "LeRobot",
+    "rlds": "RLDS",
+    "webdataset": "WebDataset",
+}
+_FORMATS_OF: dict[str, tuple[Format, ...]] = {
+    "instruction": ("rlds", "webdataset"),
+    "episode_field": ("webdataset",),
+    "drop_first": ("rlds",),
+    "successful": ("rlds",),
+    "keep_ranges": ("rlds",),
+    "draw_camera": ("rlds", "lerobot"),
+    "drop_unlabeled": ("rlds", "lerobot"),
+}
+"""Settings that only some formats have."""
+_FIXED_BY_LIBERO = ("action", "state", "embodiment", "control_hz", "missing")
 
 
 def open_source(config: SourceConfig) -> DemonstrationSource:
@@ -30,16 +49,7 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
     """
     files = open_files(config)
     found = config.format or detect_format(files, config.source)
-    if config.instruction is not None and found not in _WITH_INSTRUCTION:
-        raise InputError(
-            f"instruction={config.instruction}: is for RLDS and WebDataset only, {config.source} is {found}, "
-            "which fixes where they are; leave the setting out"
-        )
-    if config.episode is not None and found != "webdataset":
-        raise InputError(
-            f"episode={config.episode}: is for WebDataset only, {config.source} is {found}, which fixes "
-            "where episodes begin; leave the setting out"
-        )
+    _check_settings(config, found)
     if found == "libero":
         return LiberoSource(config, files)
     if found == "lerobot":
@@ -47,6 +57,38 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
     if found == "rlds":
         return RldsSource(config, files)
     return WebdatasetSource(config, files)
+
+
+def _check_settings(config: SourceConfig, found: Format) -> None:
+    """Refuse settings that a format has no use for (InputError)."""
+    if config.several_instructions == "cut" and found != "lerobot":
+        raise InputError(
+            f"several_instructions=cut: is for LeRobot only, {config.source} is {found}; choose first, last "
+            "or draw"
+        )
+    defaults = SourceConfig()
+    for name in (*_FORMATS_OF, *_FIXED_BY_LIBERO):
+        value = getattr(config, name)
+        if value == getattr(defaults, name):
+            continue
+        if found == "libero" and name in _FIXED_BY_LIBERO:
+            raise InputError(f"{name}={_shown(value)}: LIBERO's layout fixes this; leave the setting out")
+        formats = _FORMATS_OF.get(name, (found,))
+        if found not in formats:
+            named = " and ".join(_NAMES[each] for each in formats)
+            raise InputError(
+                f"{name}={_shown(value)}: is for {named} only, {config.source} is {found}; leave the "
+                "setting out"
+            )
+
+
+def _shown(value: object) -> str:
+    """A setting for messages: parts and other sections by their names."""
+    if isinstance(value, list):
+        return f"[{','.join(_shown(each) for each in cast('list[object]', value))}]"
+    if isinstance(value, Part):
+        return value.name
+    return "{...}" if is_dataclass(value) else str(value)
 
 
 def read_demonstrations(config: SourceConfig) -> Iterator[Demonstration]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from data.config import CameraNames, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
+from data.recipe_settings import Operation, Part
 from data.sources.registry import open_source, read_demonstrations
 from tests.support.lerobot_layout import CAMERAS, Recorded, recorded
 from tests.support.webdataset_layout import mp4, png, step_sample, write_episodes, write_steps, writer
@@ -85,9 +87,9 @@ def test_a_field_tells_episodes_apart_where_keys_do_not(tmp_path: Path) -> None:
                 sample = step_sample(f"{name}_{step}", episode, step)
                 out.write({**sample, "__key__": f"{number:08d}"})
                 number += 1
-    with pytest.raises(InputError, match=r"its key has no `_` .* episode=NAME \(json:episode_index\)"):
+    with pytest.raises(InputError, match=r"its key has no `_` .* episode_field=NAME \(json:episode_index\)"):
         read(tmp_path)
-    found = read(tmp_path, episode="json:episode")
+    found = read(tmp_path, episode_field="json:episode")
     for demonstration, wanted in zip(found, written, strict=True):
         assert_same(demonstration, wanted)
     assert [each.key for each in found] == ["a/x", "a/y"]
@@ -111,7 +113,7 @@ def test_parts_are_joined_and_texts_chosen_as_in_other_formats(tmp_path: Path) -
     settings = {
         "action": ["meta.json:act/arm", "meta.json:act/open"],
         "state": ["meta.json:obs/pose", "meta.json:obs/grip", "meta.json:obs/grip"],
-        "instruction": "meta.json:words",
+        "instruction": ["meta.json:words"],
     }
     with pytest.raises(InputError, match=r"2 different instructions .*several_instructions=first"):
         read(tmp_path, **settings)
@@ -330,5 +332,39 @@ def test_settings_and_sources_that_do_not_fit_are_explained(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"no \*\.tar file there"):
         read(tmp_path, format="webdataset")
     (tmp_path / "b.hdf5").touch()
-    with pytest.raises(InputError, match=r"episode=json:e: is for WebDataset only, .* is libero"):
-        open_source(SourceConfig(str(tmp_path), episode="json:e"))
+    with pytest.raises(InputError, match=r"episode_field=json:e: is for WebDataset only, .* is libero"):
+        open_source(SourceConfig(str(tmp_path), episode_field="json:e"))
+
+
+def test_steps_of_another_robot_have_its_numbers(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.tar") as out:
+        for step in range(3):
+            numbers = {"arm": [step, 1.0, 2.0], "grip": step % 2, "label": "Close it", "other": ""}
+            out.write(
+                {
+                    "__key__": f"e_{step}",
+                    "front.jpg": png(np.zeros((8, 8, 3), np.uint8)),
+                    "meta.json": numbers,
+                }
+            )
+    config = SourceConfig(
+        str(tmp_path),
+        action=[
+            Part("meta.json:arm", dimensions=["j0", "j1", "j2"]),
+            Part("meta.json:grip", [Operation("scale", factor=2.0, offset=-1.0)], ["gripper"]),
+        ],
+        state=["meta.json:arm"],
+        instruction=["meta.json:other", "meta.json:label"],
+        several_instructions="draw",
+    )
+    source = open_source(config)
+    robot = source.embodiment()
+    assert (robot.action, robot.state) == (("j0", "j1", "j2", "gripper"), ("s0", "s1", "s2"))
+    assert source.no_ops().kind == "change"
+    (found,) = [source.read(reference) for reference in source.references()]
+    assert found.actions.tolist() == [[0, 1, 2, -1], [1, 1, 2, 1], [2, 1, 2, -1]]
+    assert found.instruction == "close it"
+    with pytest.raises(
+        InputError, match=r"draw_camera=\[front.jpg\]: is for RLDS and LeRobot only, .* webdataset"
+    ):
+        open_source(replace(config, draw_camera=["front.jpg"]))

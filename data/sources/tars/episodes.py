@@ -109,7 +109,7 @@ class EpisodeGrouping:
             return identity
         raise InputError(
             f"{reader.where}: its key has no `_` or `-` before the number of the step, so that its episode "
-            "is not known; name the field that tells it with episode=NAME (json:episode_index)"
+            "is not known; name the field that tells it with episode_field=NAME (json:episode_index)"
         )
 
     def _continues(self, episode: ListedEpisode, identity: str, number: int | None, path: PurePath) -> bool:

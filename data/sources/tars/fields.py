@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.sources.array_checks import check_steps, decode_picture, join_action, join_state, stack_frames
+from data.sources.array_checks import check_steps, decode_picture, stack_frames
 from data.sources.feature_names import choose_cameras, choose_name, choose_parts
+from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.tars.samples import Sample, SampleReader, kind_of_frames
 from data.sources.video import decode_video
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_USUAL_ACTIONS = ("action.npy", "actions.npy", "json:action", "json:actions")
-_USUAL_STATES = ("state.npy", "states.npy", "json:state", "json:states", "json:observation/state")
+_USUAL = {
+    "action": ("action.npy", "actions.npy", "json:action", "json:actions"),
+    "state": ("state.npy", "states.npy", "json:state", "json:states", "json:observation/state"),
+}
+_USUAL_PARTS = {*_USUAL["action"], *_USUAL["state"]}
 _USUAL_INSTRUCTIONS = ("json:instruction", "json:language_instruction", "json:task", "txt", "instruction.txt")
 _ONLY_FRAMES = "image"  # what a member without a name of its own (`KEY.jpg`) is called
 
@@ -29,19 +32,18 @@ class Fields:
 
     Attributes:
         cameras: Our camera -> field.
-        actions, states: The parts, in order.
-        instruction: Field of the instruction.
+        parts: Of actions and states.
+        instructions: Fields of the instruction.
         of_episodes: Whether each sample is a whole episode, and not a step.
     """
 
     cameras: Mapping[str, str]
-    actions: Sequence[str]
-    states: Sequence[str]
-    instruction: str
+    parts: StepParts
+    instructions: Sequence[str]
     of_episodes: bool
 
     @classmethod
-    def choose(cls, sample: Sample, reader: SampleReader, config: SourceConfig) -> Fields:
+    def choose(cls, sample: Sample, reader: SampleReader, config: SourceConfig, robot: str) -> Fields:
         """The fields that the settings name, or the usual ones, by what one sample holds.
 
         A sample is an episode where the first part of its action is a table, or a video is among its members.
@@ -58,17 +60,38 @@ class Fields:
         else:
             chosen = choose_cameras(list(available), {}, where)
             cameras = {camera: available[name] for camera, name in chosen.items()}
-        actions = choose_parts(numbers, config.action, _USUAL_ACTIONS, "action", where)
+        requested_parts = [*(config.action or ()), *(config.state or ())]
+        named = {part if isinstance(part, str) else part.name for part in requested_parts}
+        tables = {name: reader.numbers(name) for name in numbers if name in (named | _USUAL_PARTS)}
+        chosen = [each if isinstance(each, str) else each.name for each in config.action or ()]
+        first = choose_parts(numbers, chosen or None, _USUAL["action"], "action", where)[0]
         videos = any(kind_of_frames(name) == "video" for name in cameras.values())
+        of_episodes = videos or tables[first].ndim > 1
+        features = {name: NumbersFeature(_width(tables.get(name), of_episodes)) for name in numbers}
         return cls(
             cameras=cameras,
-            actions=actions,
-            states=choose_parts(numbers, config.state, _USUAL_STATES, "state", where),
-            instruction=choose_name(
-                texts, config.instruction, _USUAL_INSTRUCTIONS, "instruction=NAME", where
-            ),
-            of_episodes=videos or reader.numbers(actions[0]).ndim > 1,
+            parts=resolve_parts(config, {"action": features, "state": features}, _USUAL, where, robot),
+            instructions=_instructions(texts, config, where),
+            of_episodes=of_episodes,
         )
+
+
+def _instructions(texts: Sequence[str], config: SourceConfig, where: str) -> list[str]:
+    names = config.instruction
+    if names is None:
+        return [choose_name(texts, None, _USUAL_INSTRUCTIONS, "instruction=NAME", where)]
+    if not names:
+        raise InputError("instruction=[] names no instruction; leave the setting out, or name some")
+    return [choose_name(texts, name, (), "instruction=NAME", where) for name in names]
+
+
+def _width(table: NDArray[np.float64] | None, of_episodes: bool) -> int:
+    """Numbers in a step of a field; 0 where its shape is none of a step's."""
+    if table is None:
+        return 0
+    if of_episodes:
+        return {1: 1, 2: table.shape[-1]}.get(table.ndim, 0)
+    return table.size if table.ndim < 2 else 0
 
 
 Tables = dict[str, list[NDArray[np.float64]]]
@@ -97,9 +120,10 @@ class Recording:
         Raises:
             InputError: A field is missing or of another kind.
         """
-        for name in dict.fromkeys([*self.fields.actions, *self.fields.states]):
+        for name in self.fields.parts.features:
             self.numbers.setdefault(name, []).append(self._table(reader, name))
-        self.texts += reader.texts(self.fields.instruction)
+        for name in self.fields.instructions:
+            self.texts += reader.texts(name)
         for name in self.fields.cameras.values():
             reader.check(name)
 
@@ -109,7 +133,7 @@ class Recording:
         Raises:
             InputError: They are damaged, or not as many as time steps.
         """
-        steps = len(self.numbers[self.fields.actions[0]][-1])
+        steps = len(self.numbers[self.fields.parts.features[0]][-1])
         for camera, name in self.fields.cameras.items():
             where = f"{reader.where}: {name}"
             if kind_of_frames(name) == "video":
@@ -120,7 +144,7 @@ class Recording:
             self.frames.setdefault(camera, []).append(frames)
 
     def actions_and_states(self, where: str) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Actions float64 [T, 7] and states float32 [T, 8].
+        """Actions float64 [T, D] and states float32 [T, S].
 
         Raises:
             InputError: Of another width or length, or not finite.
@@ -134,14 +158,7 @@ class Recording:
                     "in each; export the demonstration again"
                 )
             tables[name] = np.concatenate(parts)
-        actions, states = self.fields.actions, self.fields.states
-        steps = len(tables[actions[0]])
-        if not steps:
-            raise InputError(f"{where}: no time steps, expected at least one; export the data set again")
-        return (
-            join_action([tables[name] for name in actions], actions, ACTION_DIM, where, steps),
-            join_state([tables[name] for name in states], states, STATE_DIM, where, steps),
-        )
+        return self.fields.parts.read(tables.__getitem__, where)
 
     def stacked_frames(self, rotate: bool, where: str) -> dict[str, NDArray[np.uint8]]:
         """Frames uint8 [T, H, W, 3] by camera (InputError: of several sizes)."""

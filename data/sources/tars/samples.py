@@ -153,7 +153,7 @@ class SampleReader:
         if not isinstance(value, str | int):
             raise InputError(
                 f"{self.where}: {field} is {str(value)[:60]!r}, expected the text or number of an episode; "
-                "name another field with episode=NAME"
+                "name another field with episode_field=NAME"
             )
         return str(value).strip()
 

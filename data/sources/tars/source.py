@@ -1,8 +1,9 @@
 """Demonstrations in WebDataset's tar files, whose samples are the steps of episodes, or whole episodes.
 
 Steps of one episode follow each other, also from one file into the next; which belong together is told by
-their keys (`episode_0001_000012`: all before the last `_` or `-`) or by a field (`episode=json:episode`). A
-reference holds the ranges of bytes that its samples take, so that any process reads an episode on its own.
+their keys (`episode_0001_000012`: all before the last `_` or `-`) or by a field
+(`episode_field=json:episode`). A reference holds the ranges of bytes that its samples take, so that any
+process reads an episode on its own.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from data.config import SourceConfig
-from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
+from data.contracts import Demonstration, Embodiment
 from data.errors import InputError
 from data.sources.bad_demonstrations import check_first
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
 from data.sources.tars.episodes import EpisodeGrouping, ListedEpisode
 from data.sources.tars.fields import Fields, Recording
 from data.sources.tars.samples import Sample, SampleReader, read_samples
 from data.sources.tars.tar_members import DamagedTarError
+from data.unicode_text import is_blank
 
 _RANGE = re.compile(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.\d+)?\}")
 _MAX_FILES = 1_000_000
@@ -47,8 +49,12 @@ class WebdatasetSource:
         self.files = open_files(config) if files is None else files
 
     def embodiment(self) -> Embodiment:
-        """LIBERO's."""
-        return DEFAULT_EMBODIMENT
+        """By the parts that the settings name."""
+        return self._fields.parts.embodiment
+
+    def no_ops(self) -> NoOpRule:
+        """By the names of the action's numbers, or as the settings say."""
+        return self._fields.parts.no_ops
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, in the order of files and samples.
@@ -66,7 +72,7 @@ class WebdatasetSource:
                 raise InputError(
                     f"{self._config.source}: samples of episode {episode.key} lie in several places, "
                     "expected one after the other (not shuffled); write the files again in order, or name "
-                    "the field that tells episodes apart with episode=NAME"
+                    "the field that tells episodes apart with episode_field=NAME"
                 )
             seen.add(episode.key)
             references.append(self._reference(episode))
@@ -128,14 +134,14 @@ class WebdatasetSource:
                 with self._opened(path) as (place, file):
                     for sample in read_samples(place):
                         reader = _reader(file, sample, place)
-                        return Fields.choose(sample, reader, self._config)
+                        return Fields.choose(sample, reader, self._config, slug(self.files.name))
             except DamagedTarError as error:
                 first = first or error
         raise first or InputError(f"{self._config.source}: {_NO_SAMPLE}")
 
     def _episodes(self) -> Iterator[ListedEpisode]:
         """Every episode, with its numbers and texts."""
-        grouping = EpisodeGrouping(self._fields, self._config.episode)
+        grouping = EpisodeGrouping(self._fields, self._config.episode_field)
         for path in self._paths:
             try:
                 with self._opened(path) as (place, file):
@@ -165,10 +171,13 @@ class WebdatasetSource:
         if not fault:
             try:
                 texts = episode.recording.texts
-                chosen = choose_text(texts, self._config.several_instructions, where)
+                if len(self._fields.instructions) > 1:
+                    texts = [each for each in texts if not is_blank(each)]
+                drawn_by = (self._config.draw_seed, episode.key)
+                chosen = choose_text(texts, self._config.several_instructions, where, drawn_by)
                 text = clean_instruction(chosen, where)
                 actions, _ = episode.recording.actions_and_states(where)
-                length, idle = len(actions), not moving_steps(actions).any()
+                length, idle = len(actions), not moving_steps(actions, self.no_ops()).any()
             except InputError as error:
                 fault = str(error)
         return DemonstrationReference(
