@@ -34,6 +34,7 @@ from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 from pretrain.settings import to_mapping
+from pretrain.sources import told_apart
 from pretrain.start import check_model_fits, load_start, opened_run, prepare_folder, report_start
 from pretrain.telemetry.profiling import StepProfiler
 from pretrain.telemetry.recorder import Recorder
@@ -75,7 +76,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
             engine = Engine.build(config, groups, initialise=opened.origin is None)
             loaded, metadata = load_start(config, folder, opened, start is None, engine, stream)
             with (
-                closing(Recorder(config, folder, engine, metadata["tokens"])) as recorder,
+                closing(Recorder(config, folder, engine, metadata["tokens"], _names(config, stream))) as recorder,
                 closing(StepProfiler.of(config.telemetry, groups.rank, folder, recorder.event)) as profiler,
             ):
                 report_start(recorder, loaded, metadata, config, engine.step_count)
@@ -87,6 +88,11 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
                 loop.finish()
     if loop.is_preempted:
         raise PreemptedError(f"stopped on request, {loop.progress}")
+
+
+def _names(config: TrainingConfig, stream: TokenStream) -> list[str]:
+    """Names of the data sets whose action losses are told apart."""
+    return [source.name for source in stream.sources] if told_apart(config.data) else []
 
 
 class _Loop:
@@ -112,7 +118,7 @@ class _Loop:
         self._policy = PolicySettings.of(
             config.data,
             stream.image.pixels,
-            stream.action_ranges,
+            stream.sources,
             stream.image.tokenizer_sha256,
             stream.text_tokenizer_sha256,
             trained_decoders(config),

@@ -42,7 +42,13 @@ def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
     token = read_token(config)
     with bind(config, token is not None) as bound:
         policy, step = checkpoint_policy(
-            config.checkpoint, config.batch, config.exported, config.precision, config.decoder
+            config.checkpoint,
+            config.batch,
+            config.exported,
+            config.precision,
+            config.decoder,
+            config.embodiment,
+            in_simulator=False,
         )
         described = _metadata(policy, step, policy.record())
         asyncio.run(serve_policy(policy, described, config, bound, token, ready))
@@ -130,7 +136,8 @@ def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -
 
 
 def _shape(spec: PolicySpec) -> dict[str, Any]:
-    return asdict(spec) | {"cameras": list(spec.cameras)}
+    robot = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(spec.embodiment).items()}
+    return asdict(spec) | {"cameras": list(spec.cameras), "embodiment": robot}
 
 
 def _address(bound: socket.socket) -> str:
