@@ -103,9 +103,7 @@ class JsonRecord:
     def members(self, name: str | None = None) -> dict[str, JsonRecord]:
         """A nested object of objects, by name; None: this object itself."""
         outer = self if name is None else self.record(name)
-        return {
-            key: self._of(value, f"{outer._where}: {key[:80]}") for key, value in outer._fields.items()
-        }
+        return {key: self._of(value, f"{outer._where}: {key[:80]}") for key, value in outer._fields.items()}
 
     @property
     def holds_objects(self) -> bool:

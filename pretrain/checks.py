@@ -122,8 +122,8 @@ def _check_action_head(config: TrainingConfig) -> None:
     head, chunk = config.model.action_head, longest_chunk(config.data)
     if head is not None and head.time_horizon != chunk:
         raise InputError(
-            f"model.action_head.time_horizon={head.time_horizon}, but {_chunk_name(config, chunk)}={chunk}: the "
-            "head predicts the chunk's actions; set both to the same number"
+            f"model.action_head.time_horizon={head.time_horizon}, but {_chunk_name(config, chunk)}={chunk}: "
+            "the head predicts the chunk's actions; set both to the same number"
         )
     if head is None and not config.loss.tokens_for_actions:
         raise InputError(

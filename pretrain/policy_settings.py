@@ -207,15 +207,15 @@ def _read_sources(record: JsonRecord) -> tuple[SourceFormat, ...]:
         names = [source.name for source in sources]
         if not sources or len(set(names)) < len(names):
             raise InputError(
-                f"{where}: {_SOURCES} are {listed(sources) or 'none'}, expected some, each name once; make the "
-                "file again"
+                f"{where}: {_SOURCES} are {listed(sources) or 'none'}, expected some, each name once; make "
+                "the file again"
             )
         return sources
     return (
         SourceFormat(
             chunk=record.integer("chunk", 1),
             action_ranges=of_width(read_ranges(record), DEFAULT_EMBODIMENT, POLICY_FILE),
-            state_ranges=read_state_ranges(record, DEFAULT_EMBODIMENT.state_dim, POLICY_FILE),
+            state_ranges=read_state_ranges(record),
         ),
     )
 

@@ -1,8 +1,8 @@
-"""The data sets of a training as sources of actions: what a network predicts of all, what a policy needs of one.
+"""The data sets of a training as sources of actions: what a network predicts, and what its policy acts as.
 
-Embodiment, chunk and ranges belong to the data set (`data.stream.source_format.SourceFormat`). They travel with
-the run: in the metadata of its checkpoints, beside exported weights, and the action ranges in a file of their
-own, `action_ranges.json`, as before there were several.
+Embodiment, chunk and ranges belong to the data set (`data.stream.source_format.SourceFormat`). They travel
+with the run: in the metadata of its checkpoints, beside exported weights, and the action ranges in a file of
+their own too, `action_ranges.json`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.storage.index import StateRanges
+from data.stream.datasets import open_datasets
 from data.stream.source_format import SourceFormat
 from data.tokens.action import DEFAULT_RANGES, ActionRanges
 
 _ONE = ""  # name of the only data set in `action_ranges.json`, where it is not named
+
+
+def training_sources(config: DataConfig) -> tuple[SourceFormat, ...]:
+    """The sources of a training with these settings, from the indexes of its data sets.
+
+    Raises:
+        InputError: A data set is missing, or they do not fit together.
+    """
+    return open_datasets(config)[0].sources
 
 
 def told_apart(config: DataConfig) -> int:
@@ -53,7 +63,7 @@ def name_of(source: SourceFormat) -> str:
 
 
 def listed(sources: Sequence[SourceFormat]) -> str:
-    """All sources with the numbers of their actions, and of their states where they are used, for messages."""
+    """All sources with the numbers of their actions, and of states that are used, for messages."""
     return "; ".join(f"{name_of(source)} ({numbers_of(source)})" for source in sources)
 
 
@@ -99,7 +109,7 @@ def read_source(record: JsonRecord, where: str) -> SourceFormat:
         embodiment=embodiment,
         chunk=record.integer("chunk", 1),
         action_ranges=of_width(read_ranges(record), embodiment, where),
-        state_ranges=read_state_ranges(record, embodiment.state_dim, where),
+        state_ranges=read_state_ranges(record),
     )
 
 
@@ -113,26 +123,16 @@ def read_ranges(record: JsonRecord) -> ActionRanges:
     return ActionRanges(ranges.numbers("minimum"), ranges.numbers("maximum"))
 
 
-def read_state_ranges(record: JsonRecord, width: int, where: str) -> StateRanges | None:
+def read_state_ranges(record: JsonRecord) -> StateRanges | None:
     """The field `state_ranges` of a JSON object; None where it has none.
 
-    Args:
-        record: The object.
-        width: S, numbers of a state.
-        where: What holds it, for errors.
-
     Raises:
-        InputError: It is malformed, or of other than S numbers.
+        InputError: It is malformed.
     """
     if "state_ranges" not in record:
         return None
     ranges = record.record("state_ranges")
-    found = StateRanges(ranges.numbers("minimum"), ranges.numbers("maximum"))
-    if {len(found.minimum), len(found.maximum)} != {width}:
-        raise InputError(
-            f"{where}: state ranges of {len(found.minimum)} and {len(found.maximum)} numbers, expected {width}"
-        )
-    return found
+    return StateRanges(ranges.numbers("minimum"), ranges.numbers("maximum"))
 
 
 def ranges_json(sources: Sequence[SourceFormat]) -> dict[str, Any]:

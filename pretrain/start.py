@@ -23,7 +23,7 @@ from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import TrainingConfig
 from pretrain.logs import log_to_file
-from pretrain.model.action_head import check_head_size
+from pretrain.model.action_head import check_head_fits
 from pretrain.parallel.engine import Engine
 from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
@@ -211,6 +211,4 @@ def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
             f"{stream.longest_sample} tokens; raise it, or let samples hold less (data.history, data.chunk)"
         )
     if config.model.action_head is not None:
-        chunk = max(source.chunk for source in stream.sources)
-        numbers = max(source.embodiment.action_dim for source in stream.sources)
-        check_head_size(config.model.action_head, chunk, numbers)
+        check_head_fits(config.model.action_head, stream.sources)

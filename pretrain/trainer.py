@@ -75,8 +75,9 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
             run_on_rank_zero(lambda: prepare_folder(config, folder, stream))
             engine = Engine.build(config, groups, initialise=opened.origin is None)
             loaded, metadata = load_start(config, folder, opened, start is None, engine, stream)
+            names = [source.name for source in stream.sources] if told_apart(config.data) else []
             with (
-                closing(Recorder(config, folder, engine, metadata["tokens"], _names(config, stream))) as recorder,
+                closing(Recorder(config, folder, engine, metadata["tokens"], names)) as recorder,
                 closing(StepProfiler.of(config.telemetry, groups.rank, folder, recorder.event)) as profiler,
             ):
                 report_start(recorder, loaded, metadata, config, engine.step_count)
@@ -88,11 +89,6 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
                 loop.finish()
     if loop.is_preempted:
         raise PreemptedError(f"stopped on request, {loop.progress}")
-
-
-def _names(config: TrainingConfig, stream: TokenStream) -> list[str]:
-    """Names of the data sets whose action losses are told apart."""
-    return [source.name for source in stream.sources] if told_apart(config.data) else []
 
 
 class _Loop:

@@ -130,7 +130,7 @@ class Validation:
         stream.plan.share(self._groups.data_rank, self._groups.mesh.data)
 
     def _names(self, split: str) -> list[str]:
-        """Names of the data sets whose action losses are told apart; a split has none of some."""
+        """Names of the data sets whose action losses are told apart, also of those that the split lacks."""
         return [source.name for source in self._streams[split].sources] if self._told_apart else []
 
     def _sums(self, engine: Engine, stream: TokenStream) -> Tensor:

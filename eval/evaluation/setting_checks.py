@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from data.config import DataConfig
 from data.contracts import Decoder
 from data.errors import InputError
 from eval.config import EvaluationSettings
-from eval.policy.embodiment import suite_source
 from eval.simulator.interface import EVALUATION_STATES, Suite
 from pretrain.config import TrainingConfig, trained_decoders
-from pretrain.sources import training_sources
 
 
 def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
@@ -50,15 +47,6 @@ def check_initial_states(
             f"{prefix}episodes={settings.episodes} from {prefix}seed={settings.seed}: task {fewest.number} "
             f"of {suite.name} has {count} fixed initial state{'s' * (count > 1)}; ask for fewer episodes"
         )
-
-
-def check_embodiment(embodiment: str | None, setting: str, data: DataConfig) -> None:
-    """Check that the checkpoints of a training on this data will fit the simulators; messages name the setting.
-
-    Raises:
-        InputError: They will not, or a data set cannot be opened.
-    """
-    suite_source("the training", training_sources(data), embodiment, setting)
 
 
 def check_decoder(decoder: Decoder | None, setting: str, training: TrainingConfig) -> None:

@@ -39,7 +39,7 @@ def suite_source(
         raise InputError(f"{where}: was trained on {listed(sources)}; {expected}; {_OWN_ROBOT}")
     if len(fitting) > 1:
         raise InputError(
-            f"{where}: several of its data sets fit the suite: {listed(fitting)}; choose one by {setting}=NAME"
+            f"{where}: several data sets fit the suite: {listed(fitting)}; choose one by {setting}=NAME"
         )
     return fitting[0]
 
@@ -72,7 +72,7 @@ def _named(where: str, sources: Sequence[SourceFormat], name: str, setting: str)
         if name_of(source) == name:
             return source
     raise InputError(
-        f"{setting}={name}: {where} was trained on {listed(sources)}; give one of these names, or leave it out"
+        f"{setting}={name}: {where} was trained on {listed(sources)}; give one of these names, or none"
     )
 
 

@@ -129,8 +129,8 @@ def action_head_config(
     width, horizon = values.get("action_dim", ACTION_DIM), values.get("time_horizon")
     if type(width) is not int or not 1 <= width <= MAX_ACTION_DIM:
         raise InputError(
-            f"{where}: action_dim={width!r}, expected 1 to {MAX_ACTION_DIM}; take settings and weights of one "
-            "model"
+            f"{where}: action_dim={width!r}, expected 1 to {MAX_ACTION_DIM}; take settings and weights of "
+            "one model"
         )
     stored, remainder = divmod(queries[-1] if queries else 0, width * hidden_size)
     stored = 0 if remainder else stored

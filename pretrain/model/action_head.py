@@ -25,6 +25,7 @@ longest sample with its queries.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from data.contracts import MAX_ACTION_DIM
 from data.errors import InputError
+from data.stream.source_format import SourceFormat
 from pretrain.model.action_prompts import ActionPrompts
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.seeds import seed_generators
@@ -236,6 +238,16 @@ def check_head(config: ModelConfig) -> None:
             f"model.hidden_size={config.hidden_size} does not divide by {_WIDTH_DIVISOR * _HEADS}, as the "
             f"{_HEADS} heads of model.action_head need; change it, or set model.action_head=null"
         )
+
+
+def check_head_fits(head: ActionHeadConfig, sources: Sequence[SourceFormat]) -> None:
+    """Check that a head is for the longest chunk and the widest action of the data sets.
+
+    Raises:
+        InputError: It is not; states both numbers.
+    """
+    chunk = max(source.chunk for source in sources)
+    check_head_size(head, chunk, max(source.embodiment.action_dim for source in sources))
 
 
 def check_head_size(head: ActionHeadConfig, chunk: int, numbers: int) -> None:

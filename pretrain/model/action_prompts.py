@@ -3,8 +3,8 @@
 The tokens of all prompts, one prompt after the other, are a flat list of P rows: no row is padding. Only
 attention, which has to keep the samples apart, sees them as N sequences of the longest one's length.
 
-Shapes: N action samples, K actions of D numbers (the longest chunk, the widest action), Q = D K queries of a sample, P prompt tokens of all samples,
-L = Q + tokens of the longest prompt.
+Shapes: N action samples, K actions of D numbers (the longest chunk and the widest action of all data sets),
+Q = D K queries of a sample, P prompt tokens of all samples, L = Q + tokens of the longest prompt.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class ActionInputs:
         prompts: Of the action samples; of a micro-batch without any, one token that stands for a prompt:
             every rank runs the head, since ZeRO-3 gathers its weights on all ranks together.
         targets: fp32 [N, K, D], normalised.
-        present: fp32 [N, K, D], 1 for targets that count, 0 for numbers that a sample does not have; None: all
-            count.
+        present: fp32 [N, K, D], 1 for targets that count, 0 for numbers that a sample does not have; None:
+            all count.
         values: Number of targets that count.
         dropout_seed: Seed of the head's dropout; None: none is set.
     """
@@ -138,7 +138,7 @@ class ActionInputs:
 
 
 def _bin_targets(batch: PackedBatch) -> NDArray[np.float32]:
-    """Centres of the bins of the answers of action samples, float32 [N, K, D]; 0 beyond a sample's own K and D.
+    """Centres of the bins of action samples' answers, float32 [N, K, D]; 0 beyond a sample's own K and D.
 
     How long the blocks of a sample are is read off its first one.
     """
@@ -150,6 +150,7 @@ def _bin_targets(batch: PackedBatch) -> NDArray[np.float32]:
     lengths = np.count_nonzero(first_block, axis=1)
     first = batch.action_starts[:, None] + lengths[:, None] * np.arange(chunk, dtype=np.int64) + 1
     places = first[:, :, None] + np.arange(numbers, dtype=np.int64)
-    has = (np.arange(numbers) < lengths[:, None, None] - 2) & batch.action_present.any(axis=2)[:, :, None]
+    steps = np.any(batch.action_present, axis=2, keepdims=True)
+    has = (np.arange(numbers) < lengths[:, None, None] - 2) & steps
     centres = bin_centers(tokens[np.where(has, places, 0)]).astype(np.float32)
     return np.where(has, centres, np.float32(0))

@@ -2,8 +2,8 @@
 
 An action chunk is decoded *in parallel*: under the action mask the K action blocks do not see one
 another, so all of them advance together. After the prompt, D steps of K tokens give the chunk of actions of
-D numbers, whatever K; block j has the positions of the written sequence (from (D + 2) j on), and the result equals
-decoding the blocks one after the other.
+D numbers, whatever K; block j has the positions of the written sequence (from (D + 2) j on), and the result
+equals decoding the blocks one after the other.
 
 Structure tokens (starts and ends) are forced; bins are chosen among their own ids.
 

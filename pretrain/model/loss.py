@@ -140,7 +140,7 @@ def means(sums: Sequence[Sequence[float]], sources: Sequence[str] = ()) -> dict[
     continuous = sums[LabelKind.CONTINUOUS]
     if targets := continuous[Total.LABELS]:
         result["action_head_l1"] = continuous[Total.ACTION_L1] / targets
-    for name, row in zip(sources, sums[len(LabelKind) :], strict=False):  # a split may lack the last ones
+    for name, row in zip(sources, sums[len(LabelKind) :], strict=bool(sources)):
         labels = row[Total.LABELS]
         result[f"loss_action/{name}"] = row[Total.CROSS_ENTROPY] / labels if labels else None
     return result

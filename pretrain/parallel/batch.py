@@ -12,13 +12,14 @@ from torch import Tensor
 from data.contracts import PackedBatch
 from data.errors import InputError
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, IGNORED_LABEL
+from pretrain.model.action_head import check_head_size
 from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.attention.host import on_device
-from pretrain.model.action_head import check_head_size
 from pretrain.model.config import ModelConfig
 from pretrain.model.loss import ActionSources, LossSettings
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -94,7 +95,7 @@ def _without_action_answers(labels: NDArray[np.int32], batch: PackedBatch) -> ND
 def _action_sources(
     batch: PackedBatch, labels: NDArray[np.int32], places: NDArray[np.int64], count: int, device: torch.device
 ) -> ActionSources:
-    """The data sets of the action labels among labels [N], which are at places [N] of the flattened tokens."""
+    """The data sets of the action labels among labels [N], at places [N] of the flattened tokens."""
     of_actions = np.flatnonzero((labels >= ACTION_BIN_START) & (labels < ACTION_BIN_END))
     at = places[of_actions]
     numbers = batch.sources[at // batch.segments.shape[1], batch.segments.reshape(-1)[at]]

@@ -79,7 +79,8 @@ def packed(*rows: list[tuple[int, int, int]]) -> PackedBatch:
         segments[number, rest] = len(samples) + 1
         labels[number, at : LENGTH - 1] = 9_000 + at
     of_actions = np.array(targets, np.float32).reshape(len(targets), CHUNK, 7)
-    return PackedBatch(tokens, labels, positions, segments, blocks, np.array(starts, np.int64), of_actions)
+    present, places = np.ones(of_actions.shape, bool), np.array(starts, np.int64)
+    return PackedBatch(tokens, labels, positions, segments, blocks, places, of_actions, present)
 
 
 BATCH = packed([(1, 4, 1), (2, 9, 1)], [(3, 2, 2)], [])
@@ -123,7 +124,7 @@ def test_outputs_and_gradients_equal_torchs_encoder_sample_by_sample() -> None:
     assert error.mean().item() > 0.1
     assert float(sums[LabelKind.CONTINUOUS, Total.ACTION_L1]) == pytest.approx(error.sum().item(), rel=1e-5)
     assert float(sums[LabelKind.CONTINUOUS, Total.LABELS]) == 63
-    micro = ActionInputs.of(BATCH, CHUNK, False, CPU)
+    micro = ActionInputs.of(BATCH, HEAD, False, CPU)
     with torch.no_grad():
         actual = model.action_head(hidden_states(model, BATCH).flatten(0, 1), micro.prompts)  # pyright: ignore[reportOptionalCall]
     torch.testing.assert_close(actual, predicted.detach(), atol=1e-6, rtol=0)
@@ -171,8 +172,8 @@ def small_model_like(model: Transformer) -> Transformer:
 
 
 def test_targets_are_the_actions_or_the_centres_of_their_bins() -> None:
-    raw = ActionInputs.of(BATCH, CHUNK, False, CPU).targets.numpy()
-    centres = ActionInputs.of(BATCH, CHUNK, True, CPU).targets.numpy()
+    raw = ActionInputs.of(BATCH, HEAD, False, CPU).targets.numpy()
+    centres = ActionInputs.of(BATCH, HEAD, True, CPU).targets.numpy()
     np.testing.assert_array_equal(raw, BATCH.action_targets)
     assert 0 < np.abs(raw - centres).max() <= 1 / 255
     start = int(BATCH.action_starts[1])
@@ -224,7 +225,7 @@ def test_a_history_of_actions_in_a_prompt_is_masked_as_in_training() -> None:
 def test_dropout_is_of_the_seed_and_only_in_training() -> None:
     model = model_with_head(dropout=0.5)
     hidden = hidden_states(model, BATCH).detach().flatten(0, 1)
-    prompts, head = ActionInputs.of(BATCH, CHUNK, False, CPU).prompts, model.action_head
+    prompts, head = ActionInputs.of(BATCH, HEAD, False, CPU).prompts, model.action_head
     assert head is not None
     calm = head(hidden, prompts)
     head.train()
@@ -251,7 +252,7 @@ def test_names_decide_decay_and_sharding() -> None:
     ("changes", "message"),
     [
         ({"chunk": CHUNK + 1}, "model.action_head.time_horizon=3, but data.chunk=4"),
-        ({"action_dim": 8}, "action_head.action_dim=8, expected 7"),
+        ({"action_dim": 33}, "action_head.action_dim=33, expected 1 to 32"),
         ({"hidden_size": 40}, "model.hidden_size=40 does not divide by 16"),
         ({"dropout": 1.0}, "action_head.dropout=1.0, expected at least 0 and below 1"),
         ({"time_horizon": 0, "chunk": 0}, "time_horizon=0, expected at least 1"),
@@ -278,7 +279,7 @@ def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, object],
 
 def test_a_model_and_a_batch_that_do_not_fit_are_refused() -> None:
     model = model_with_head(time_horizon=2)
-    with pytest.raises(InputError, match="time_horizon=2, but the data has chunks of 3 actions"):
+    with pytest.raises(InputError, match="time_horizon=2, but the data has 3 actions in the longest"):
         check_batch(BATCH, model.config)
     with pytest.raises(InputError, match=r"no continuous action head \(model.action_head is null\)"):
         predict_actions(small_model(), [[0, 9000, END_OF_TURN]])
