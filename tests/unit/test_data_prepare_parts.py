@@ -250,7 +250,7 @@ def test_action_ranges_are_named_measured_or_explicit(source: Path, tmp_path: Pa
     assert (found.minimum, found.maximum) == ((-2.0,) * 7, (3.0,) * 7)
     with pytest.raises(InputError, match="belong together"):
         ranges(action_minimum=[0.0] * 7)
-    with pytest.raises(InputError, match="have 6 numbers, an action of .* has 7"):
+    with pytest.raises(InputError, match=r"have 6 numbers, an action of .* has 7"):
         ranges(action_minimum=[0.0] * 6, action_maximum=[1.0] * 6)
 
 
