@@ -130,7 +130,7 @@ class EpisodeMemory:
     def _read(self, numbers: list[int]) -> None:
         """Read the first of some episodes of one group, as many as fit into its ring together."""
         lengths = np.cumsum([self._length(number) for number in numbers])
-        room = self._ring(numbers[0]).room
+        room = self._ring(self._dataset_number(numbers[0])).room
         count = max(1, int(np.searchsorted(lengths, room, side="right")))
         pending = iter(numbers[:count])
         ahead = deque(
@@ -149,10 +149,12 @@ class EpisodeMemory:
             )
 
     def _store(self, number: int, episode: Episode) -> None:
-        ring, (dataset, _) = self._ring(number), self._locate(number)
+        dataset = self._dataset_number(number)
+        ring = self._ring(dataset)
         begin, into = ring.place(episode.length)
         views = (episode.codes, *episode.variants)[: 1 + self._config.variants]
-        tokenise(views, episode.actions, episode.states, dataset, self._config.cameras, into)
+        of, cameras = self._datasets[dataset], self._config.cameras
+        tokenise(views, episode.actions, episode.states, of, cameras, into)
         ring.add(number, begin, episode.length)
 
     def _skip(self, number: int, error: InputError) -> None:
@@ -180,9 +182,9 @@ class EpisodeMemory:
     def _dataset_number(self, number: int) -> int:
         return int(np.searchsorted(self._bases, number, side="right")) - 1
 
-    def _ring(self, number: int) -> EpisodeRing:
-        """The ring of an episode."""
-        return self._groups[int(self._group_of[self._dataset_number(number)])].ring
+    def _ring(self, dataset: int) -> EpisodeRing:
+        """The ring of a data set."""
+        return self._groups[int(self._group_of[dataset])].ring
 
     def _length(self, number: int) -> int:
         dataset, episode = self._locate(number)

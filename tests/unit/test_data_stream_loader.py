@@ -35,7 +35,7 @@ from pretrain.config import TrainerConfig
 
 TRAINER = TrainerConfig(global_batch=4, sequence_length=512)
 FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
-ACTION_FIELDS = ("action_starts", "action_targets")
+ACTION_FIELDS = ("action_starts", "action_targets", "action_present")
 # 3 steps leave no action window of 5; the last is the validation split's.
 LENGTHS, TASKS = (
     (7, 3, 12, 9, 8),
