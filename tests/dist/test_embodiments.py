@@ -93,7 +93,6 @@ def test_one_process_measures_the_same(config: TrainingConfig, run: RunFolder, t
         parallel=replace(config.parallel, tensor=1, data=1, zero_stage=1),
         trainer=replace(config.trainer, stop_after=1),
         run=replace(config.run, dir=str(tmp_path)),
-        model=replace(config.model, action_head=replace(config.model.action_head, dropout=0.0)),
     )
     first, alone = case.measured(run)[0], case.measured(case.train(plain))[0]
     for name in ("loss_action", *(f"loss_action/{name}" for name in ROBOTS)):
