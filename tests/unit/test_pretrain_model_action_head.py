@@ -104,26 +104,31 @@ def terms(
     )
 
 
-def test_outputs_and_gradients_equal_torchs_encoder_sample_by_sample() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_outputs_and_gradients_equal_torchs_encoder_sample_by_sample(share: float) -> None:
+    """Of numbers that are all present, and of those that are: 3 K x 7 targets, or fewer."""
+    present = np.random.default_rng(0).random(BATCH.action_targets.shape) < share
+    batch, count = replace(BATCH, action_present=present), int(present.sum())
+    assert (count == 63) == (share == 1.0)
     model, settings = model_with_head(), LossSettings(z_loss=0.0, image_weight=1.0)
     twin = small_model(scale=1)
     twin.load_state_dict(model.state_dict(), strict=False)
     head = plain_head_of(model)
-    loss, sums = terms(model, BATCH, settings, targets=3 * CHUNK * 7)
+    loss, sums = terms(model, batch, settings, targets=count)
     loss.backward()
 
     predicted = torch.stack(plain_predictions(twin, head, BATCH))
     flat = torch.as_tensor(BATCH.labels).long().flatten()
     logits = twin.lm_head(hidden_states(twin, BATCH).flatten(0, 1)[flat != IGNORED_LABEL])
     tokens_loss = torch.nn.functional.cross_entropy(logits, flat[flat != IGNORED_LABEL])
-    error = (predicted - torch.as_tensor(BATCH.action_targets)).abs()
+    error = (predicted - torch.as_tensor(BATCH.action_targets)).abs()[torch.as_tensor(present)]
     expected = tokens_loss + 10 * error.mean()
     expected.backward()
 
     assert loss.item() == pytest.approx(expected.item(), abs=2e-6)
     assert error.mean().item() > 0.1
     assert float(sums[LabelKind.CONTINUOUS, Total.ACTION_L1]) == pytest.approx(error.sum().item(), rel=1e-5)
-    assert float(sums[LabelKind.CONTINUOUS, Total.LABELS]) == 63
+    assert float(sums[LabelKind.CONTINUOUS, Total.LABELS]) == count
     micro = ActionInputs.of(BATCH, HEAD, False, CPU)
     with torch.no_grad():
         actual = model.action_head(hidden_states(model, BATCH).flatten(0, 1), micro.prompts)  # pyright: ignore[reportOptionalCall]
