@@ -76,14 +76,25 @@ def numbers_of(source: SourceFormat) -> str:
 
 def source_json(source: SourceFormat) -> dict[str, Any]:
     """As a JSON object; without `state_ranges` where there is no state."""
-    states = {} if source.state_ranges is None else {"state_ranges": asdict(source.state_ranges)}
+    states = {} if source.state_ranges is None else {"state_ranges": _json(source.state_ranges)}
     return {
         "name": source.name,
-        "embodiment": asdict(source.embodiment),
+        "embodiment": embodiment_json(source.embodiment),
         "chunk": source.chunk,
-        "action_ranges": asdict(source.action_ranges),
+        "action_ranges": _json(source.action_ranges),
         **states,
     }
+
+
+def embodiment_json(embodiment: Embodiment) -> dict[str, Any]:
+    """An embodiment as a JSON object."""
+    return _json(embodiment)
+
+
+def _json(record: Embodiment | ActionRanges | StateRanges) -> dict[str, Any]:
+    """Its fields, tuples as lists."""
+    fields = asdict(record).items()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
 
 
 def read_source(record: JsonRecord, where: str) -> SourceFormat:
@@ -138,8 +149,8 @@ def read_state_ranges(record: JsonRecord) -> StateRanges | None:
 def ranges_json(sources: Sequence[SourceFormat]) -> dict[str, Any]:
     """Content of `action_ranges.json`: the ranges of the only source, of several an object by name."""
     if len(sources) == 1:
-        return asdict(sources[0].action_ranges)
-    return {source.name: asdict(source.action_ranges) for source in sources}
+        return _json(sources[0].action_ranges)
+    return {source.name: _json(source.action_ranges) for source in sources}
 
 
 def read_action_ranges(path: Path, remedy: str) -> dict[str, ActionRanges]:

@@ -20,6 +20,7 @@ from eval.serve.batching import Batcher
 from eval.serve.policy_process import PolicyProcess
 from eval.serve.server import WebSocketServer
 from pretrain.run_layout import RunLayout, parse_step_name
+from pretrain.sources import embodiment_json
 
 PROTOCOL = "worldvla-serve/2"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -136,8 +137,8 @@ def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -
 
 
 def _shape(spec: PolicySpec) -> dict[str, Any]:
-    robot = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(spec.embodiment).items()}
-    return asdict(spec) | {"cameras": list(spec.cameras), "embodiment": robot}
+    described = {"cameras": list(spec.cameras), "embodiment": embodiment_json(spec.embodiment)}
+    return asdict(spec) | described
 
 
 def _address(bound: socket.socket) -> str:

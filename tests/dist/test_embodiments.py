@@ -131,6 +131,8 @@ def test_the_head_learns_the_numbers_that_a_sample_has(config: TrainingConfig) -
         assert np.array_equal(present[number, :chunk, :width], np.tile(source.embodiment.present, (chunk, 1)))
         assert not present[number, chunk:].any()
         assert not present[number, :, width:].any()
+        assert not targets[number, chunk:].any()
+        assert not targets[number, :, width:].any()
 
 
 def observed(robot: Embodiment) -> Observation:

@@ -20,7 +20,14 @@ from data.tokens.action import ActionRanges
 from eval.policy.embodiment import robot_source, suite_source
 from pretrain.model.config import ActionHeadConfig
 from pretrain.policy_settings import PolicySettings
-from pretrain.sources import libero_source, longest_chunk, ranges_json, read_action_ranges, with_action_ranges
+from pretrain.sources import (
+    libero_source,
+    longest_chunk,
+    ranges_json,
+    read_action_ranges,
+    training_sources,
+    with_action_ranges,
+)
 from tests.support.training_case import write_dataset
 
 ARM = Embodiment("arm", ("one", "two"), ("q",), ("two",), control_hz=5.0)
@@ -39,7 +46,8 @@ def settings_of(*sources: SourceFormat) -> PolicySettings:
 )
 def test_sources_are_read_as_they_were_written(sources: tuple[SourceFormat, ...]) -> None:
     settings = settings_of(*sources)
-    content = json.loads(json.dumps(settings.to_json()))
+    content = settings.to_json()
+    assert json.loads(json.dumps(content)) == content
     assert PolicySettings.of_record(JsonRecord(content, "")) == settings
     acting = settings.acting_json(sources[0])
     assert (acting["embodiment"], acting["chunk"]) == (sources[0].name, sources[0].chunk)
@@ -161,6 +169,14 @@ def test_a_robot_is_served_its_own() -> None:
         InputError, match=r"several data sets: libero \(.*own \(.*; choose one by embodiment="
     ):
         robot_source("runs", (LIBERO, OF_ARM), None)
+
+
+def test_data_sets_have_names_of_their_own(tmp_path: Path) -> None:
+    urls = [write_dataset(tmp_path / name) for name in ("a/x", "b/x", "c/x_0")]
+    config = DataConfig(sources=[MixtureSource(url) for url in urls])
+    assert [source.name for source in training_sources(config)] == ["x_0", "x_1", "x_0_2"]
+    del config.sources[0]
+    assert [source.name for source in training_sources(config)] == ["x", "x_0"]
 
 
 def test_data_that_do_not_fit_the_settings_are_refused_before_a_training(tmp_path: Path) -> None:
