@@ -35,6 +35,18 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def parse_json(content: bytes, where: str) -> object:
+    """Parse a JSON document; `where` leads the message.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}); make the file again") from error
+
+
 class JsonRecord:
     """One JSON object, and where it was read from.
 
@@ -49,11 +61,7 @@ class JsonRecord:
     @classmethod
     def parse(cls, content: bytes, where: str) -> JsonRecord:
         """Parse a JSON document whose top level is an object."""
-        try:
-            value: object = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON ({error}); make the file again") from error
-        return cls._of(value, where)
+        return cls._of(parse_json(content, where), where)
 
     def text(self, name: str, choices: Sequence[str] | None = None) -> str:
         """A string that can be encoded, one of `choices` if given."""
@@ -69,6 +77,13 @@ class JsonRecord:
         value = self._fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self._wrong(name, f"an integer from {low} to {high}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self._fields.get(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
         return value
 
     def number(self, name: str, above: float = -_MAX) -> float:
@@ -91,6 +106,18 @@ class JsonRecord:
         if not all(isinstance(v, str) and (choices is None or v in choices) for v in values):
             raise self._wrong(name, "texts" if choices is None else f"texts out of {', '.join(choices)}")
         return cast("list[str]", values)
+
+    def has_text(self, name: str) -> bool:
+        """Whether a field is there and a text that is not empty."""
+        return bool(self._fields.get(name)) and isinstance(self._fields[name], str)
+
+    def listed_texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts, alone or as the only member of an object; empty for anything else."""
+        value = self._fields.get(name)
+        if isinstance(value, dict) and len(cast("dict[str, object]", value)) == 1:
+            value = next(iter(cast("dict[str, object]", value).values()))
+        texts = cast("list[object]", value) if isinstance(value, list) else []
+        return tuple(str(text) for text in texts) if all(isinstance(text, str) for text in texts) else ()
 
     def record(self, name: str) -> JsonRecord:
         """A nested object."""
@@ -115,6 +142,11 @@ class JsonRecord:
         if name not in self._fields:
             raise self._wrong(name, "a value or null")
         return self._fields[name] is None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its fields."""
+        return list(self._fields)
 
     def __contains__(self, name: str) -> bool:
         """Whether the object has a field of this name."""

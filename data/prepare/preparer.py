@@ -7,6 +7,7 @@ written last: an unfinished data set has none.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -32,7 +33,7 @@ from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, wr
 from data.prepare.screening import no_movement, screened
 from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.interface import DemonstrationReference, DemonstrationSource
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import DEFAULT_RULE, NoOpRule, moving_steps
 from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
 from data.storage.shards import ShardWriter, check_key
@@ -68,6 +69,8 @@ _ENCODING_SETTINGS = (
     "resize",
     "replay",
 )
+# In the plan where they are set: data sets prepared before they existed are resumed.
+_LATER_ENCODING_SETTINGS = ("missing", "no_ops", "drop_first", "draw_camera", "draw_seed")
 
 
 def prepare(
@@ -130,7 +133,9 @@ class Preparer:
         codes = self.tokenizer.rows * self.tokenizer.columns * cameras
         robot = self._source.embodiment()
         chosen_ranges(config, robot)  # refused before anything is encoded
-        depends_on = {name: asdict(config)[name] for name in _ENCODING_SETTINGS}
+        given, defaults = asdict(config), asdict(PrepareConfig())
+        depends_on = {name: given[name] for name in _ENCODING_SETTINGS}
+        depends_on |= {n: given[n] for n in _LATER_ENCODING_SETTINGS if given[n] != defaults[n]}
         if config.compression != "none":
             depends_on["compression"] = config.compression
         return plan_parts(
@@ -140,6 +145,7 @@ class Preparer:
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
             embodiment=robot,
+            state=self._source.files.state,
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
@@ -203,7 +209,7 @@ class Preparer:
             return None
         config = self.config
         return encode_demonstration(
-            demonstration, self.tokenizer, config.batch_size, config.fit, config.resize
+            demonstration, self.tokenizer, config.batch_size, config.fit, config.resize, self._source.no_ops()
         )
 
     def _read(self, reference: DemonstrationReference) -> Demonstration | None:
@@ -219,13 +225,14 @@ def encode_demonstration(
     batch_size: int = 64,
     fit: Fit = "refuse",
     resize: Resize = "box_bicubic",
+    no_ops: NoOpRule = DEFAULT_RULE,
 ) -> Episode:
     """Drop no-ops, resize the frames of every camera and encode them, `batch_size` at a time.
 
     Raises:
         InputError: No step of the demonstration moves the robot.
     """
-    moving = moving_steps(demonstration.actions)
+    moving = moving_steps(demonstration.actions, no_ops)
     if not moving.any():
         raise InputError(no_movement(demonstration.key, len(moving)))
     codes: dict[str, NDArray[np.uint16]] = {}
@@ -266,6 +273,8 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
         raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
     if (config.action_minimum is None) != (config.action_maximum is None):
         raise InputError("action_minimum and action_maximum belong together; give both or none")
+    if config.weight is not None and not 0 < config.weight < math.inf:
+        raise InputError(f"weight={config.weight:g}: expected a number above 0")
     explicit_ranges(config)
     if config.replay and replay is None:
         raise InputError("replay=true: needs a simulator, which this program was called without")
