@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.augmentation_config import AugmentationConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression, Resize, SplitOrder
 from data.storage.retries import RETRY_SECONDS
 from data.tokens.action import NamedRanges
@@ -17,6 +18,7 @@ Format = Literal["libero", "lerobot", "rlds"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
+MeasuredRanges = Literal["extremes", "quantiles"]
 SeveralInstructions = Literal["refuse", "first", "last"]
 
 
@@ -203,6 +205,11 @@ class PrepareConfig(SourceConfig):
             or those of this data set's training actions: `extremes` (minimum and maximum) or `quantiles` (1 %
             and 99 %); null: `worldvla` for LIBERO's seven numbers, else `quantiles`.
         action_minimum, action_maximum: Explicit ranges, D numbers each; they take precedence over `ranges`.
+        state_ranges: Ranges over which states are quantised: `extremes` or `quantiles` of this data set's
+            training states; null: `extremes`, but for LIBERO's eight numbers those of `data.state_ranges`.
+        state_minimum, state_maximum: Explicit ranges, S numbers each; they take precedence.
+        variants: Times that each episode is encoded once more, under drawn changes of its cameras.
+        augmentation: How strong these changes are.
     """
 
     out: str = "???"
@@ -216,6 +223,11 @@ class PrepareConfig(SourceConfig):
     ranges: Ranges | None = None
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
+    state_ranges: MeasuredRanges | None = None
+    state_minimum: list[float] | None = None
+    state_maximum: list[float] | None = None
+    variants: int = 0
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 @dataclass

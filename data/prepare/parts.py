@@ -113,6 +113,7 @@ def plan_parts(
     settings: object,
     allowed_bad: int = 0,
     embodiment: Embodiment = DEFAULT_EMBODIMENT,
+    variants: int = 0,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
@@ -123,6 +124,7 @@ def plan_parts(
         settings: Everything else that the content depends on, as JSON values.
         allowed_bad: Of each part.
         embodiment: Of each part.
+        variants: Of each episode.
 
     Raises:
         InputError: A file cannot be looked up.
@@ -130,7 +132,8 @@ def plan_parts(
     groups: list[list[DemonstrationReference]] = []
     filled = 0
     for reference in references:
-        size = reference.length * step_bytes + (len(reference.cameras) + 3) * _MEMBER_OVERHEAD
+        members = len(reference.cameras) * (1 + variants) + 3
+        size = reference.length * step_bytes + members * _MEMBER_OVERHEAD
         size = 0 if reference.fault else size
         if not groups or filled + size > limit:
             groups.append([])

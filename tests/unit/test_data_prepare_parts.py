@@ -88,7 +88,7 @@ def test_a_killed_preparation_resumes_with_the_same_bytes(source: Path, tmp_path
     prepare(Preparer(config(source, tmp_path / "whole"), Tokenizer()))
     killed = config(source, tmp_path / "killed")
     program = (
-        "from data.config import CameraNames\n"
+        "from data.config import *\n"
         "from tests.unit.test_data_prepare_parts import *\n"
         f"prepare(Preparer({killed!r}, Tokenizer(dies_at=12)))"  # two cameras: within the third of five parts
     )
@@ -250,7 +250,7 @@ def test_action_ranges_are_named_measured_or_explicit(source: Path, tmp_path: Pa
     assert (found.minimum, found.maximum) == ((-2.0,) * 7, (3.0,) * 7)
     with pytest.raises(InputError, match="belong together"):
         ranges(action_minimum=[0.0] * 7)
-    with pytest.raises(InputError, match="have 6 numbers, an action of .* has 7"):
+    with pytest.raises(InputError, match=r"have 6 numbers, an action of .* has 7"):
         ranges(action_minimum=[0.0] * 6, action_maximum=[1.0] * 6)
 
 
