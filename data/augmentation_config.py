@@ -49,7 +49,7 @@ class AugmentationConfig:
     brightness: float = 0.3
     contrast: float = 0.3
     saturation: float = 0.4
-    hue: float = 15.0
+    hue: float = 10.0
     blur: float = 5.0
     motion: float = 12.0
     noise: float = 0.04
