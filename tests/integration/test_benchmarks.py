@@ -101,6 +101,12 @@ def check_telemetry(rows: Rows) -> None:
     assert rows[0]["relative"] == rows[0]["processor"] == 1
 
 
+def check_variants(rows: Rows) -> None:
+    assert column(rows, "way") == ["recorded", "variant"]
+    assert column(rows, "plain") == [128, 128], "8 x 8 codes of two bytes"
+    assert all(0 < row["zstd"] <= 160 for row in rows)
+
+
 # Options besides --smoke, the columns whose values must be positive numbers, and what else must hold.
 BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]] = {
     "attention": (["--tokens", "640"], (), check_attention),
@@ -118,6 +124,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "checkpoint": ([], ("shard", "stall", "write", "load", "stored", "copies"), check_checkpoint),
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
     "telemetry": ([], ("seconds", "relative", "processor"), check_telemetry),
+    "variants": ([], ("count", "encode"), check_variants),
 }
 
 
