@@ -1,21 +1,31 @@
-"""robosuite's Lift task as a suite: needs only packages from PyPI."""
+"""robosuite's Lift task as suites: needs only packages from PyPI.
+
+`robosuite_lift` is the task itself. `robosuite_lift_camera` and `robosuite_lift_noise` change what the agent
+camera shows as LIBERO-Plus does in LIBERO's tasks: ten views from its range, or its five kinds of sensor
+noise, each at two severities. Everything else is the same, initial states too.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data.contracts import AGENT_CAMERA
 from data.errors import InputError
 from eval.config import Observations, Reset
 from eval.simulator.interface import Goal, TaskInfo
+from eval.simulator.libero.plus_camera import CameraView, moved_camera
+from eval.simulator.libero.plus_noise import NOISE_PIXELS, SensorNoise
 from eval.simulator.panda import PandaSimulator, installed_versions, panda_arguments, seeded_numpy
 from eval.simulator.provenance import renderer
 from eval.simulator.rendering import choose_backend, quiet_robosuite
 
-SUITE = "robosuite_lift"
+SUITE, CAMERA_SUITE, NOISE_SUITE = "robosuite_lift", "robosuite_lift_camera", "robosuite_lift_noise"
 CUBE = "cube"
 
 # The default agent view shows the gripper only when it is low. This camera is on the same side, lower and
@@ -33,16 +43,70 @@ TASK = TaskInfo(
     environment="Lift",
 )
 
+_PLAIN = CameraView()
+_VIEWS = (
+    CameraView(horizontal=15),
+    CameraView(horizontal=-15),
+    CameraView(horizontal=30),
+    CameraView(horizontal=-30),
+    CameraView(vertical=15),
+    CameraView(distance=1.2),
+    CameraView(distance=1.5),
+    CameraView(turn=4),
+    CameraView(turn=-4),
+    CameraView(tilt=4),
+)
+_NOISES = tuple(SensorNoise(10 * kind + severity) for kind in range(5) for severity in (3, 7))
+
+
+@dataclass(frozen=True, slots=True)
+class _Variation:
+    """How the agent camera is moved, or what its frames suffer."""
+
+    view: CameraView = _PLAIN
+    noise: SensorNoise | None = None
+
+    @property
+    def name(self) -> str:
+        if self.noise is not None:
+            return f"_noise_{self.noise.number}"
+        changed = ((each.name, getattr(self.view, each.name)) for each in fields(self.view))
+        words = [f"{name}_{value:g}" for name, value in changed if value != getattr(_PLAIN, name)]
+        return "".join(f"_{word}" for word in words).replace("-", "minus_").replace(".", "_")
+
+
+_VARIATIONS: dict[str, tuple[_Variation, ...]] = {
+    SUITE: (_Variation(),),
+    CAMERA_SUITE: tuple(_Variation(view=view) for view in _VIEWS),
+    NOISE_SUITE: tuple(_Variation(noise=noise) for noise in _NOISES),
+}
+SUITES = tuple(_VARIATIONS)
+
 
 class LiftSimulator(PandaSimulator):
     """A Panda before a table with one red cube; solved when the cube is 4 cm above the table."""
 
-    def __init__(self, observations: Observations = "recomputed", reset: Reset = "soft") -> None:
-        environment = _make_environment()
+    def __init__(
+        self,
+        observations: Observations = "recomputed",
+        reset: Reset = "soft",
+        task: TaskInfo = TASK,
+        variation: _Variation = _Variation(),
+    ) -> None:
+        environment = _make_environment(variation.view)
         environment.hard_reset = reset == "hard"
-        super().__init__(environment, TASK, observations)
+        super().__init__(environment, task, observations)
+        self._noise, self._initial_state = variation.noise, 0
+
+    def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
+        """The upright view uint8 [pixels, pixels, 3], with the task's sensor noise."""
+        if self._noise is None or camera != AGENT_CAMERA:
+            return super().render(camera, pixels)
+        frame = super().render(camera, NOISE_PIXELS)
+        return self._noise.shown(frame, pixels, [self.task.number, self._initial_state, self.control_steps])
 
     def _place(self, initial_state: int) -> None:
+        self._initial_state = initial_state
         # Placement and the noise of the arm's initial pose are drawn from numpy's global generator.
         with seeded_numpy(initial_state):
             self._environment.reset()
@@ -60,19 +124,22 @@ class LiftSimulator(PandaSimulator):
 
 
 class LiftSuite:
-    """The suite `robosuite_lift`: one task.
+    """One of `SUITES`: the task, or ten of what its agent camera shows otherwise.
 
     Raises:
         InputError: Renderer or package are missing.
     """
 
-    name = SUITE
-    tasks = (TASK,)
     standin_assets = False
     default_reset: Reset = "soft"
     notes: tuple[str, ...] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = SUITE) -> None:
+        self.name = name
+        self.tasks = tuple(
+            replace(TASK, suite=name, number=number, name=f"{TASK.name}{variation.name}")
+            for number, variation in enumerate(_VARIATIONS[name])
+        )
         if importlib.util.find_spec("robosuite") is None:
             raise InputError("robosuite is not installed; run: pip install --no-deps robosuite==1.4.0")
         choose_backend()
@@ -88,14 +155,19 @@ class LiftSuite:
     def open(
         self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
     ) -> LiftSimulator:
-        """Build the simulator of task 0. A hard reset builds the model anew, with a cube of another size."""
-        if task != TASK.number:
-            raise ValueError(f"{SUITE} has task 0 only, not {task}")
-        return LiftSimulator(observations, reset or self.default_reset)
+        """Build the simulator of a task. A hard reset builds the model anew, with a cube of another size."""
+        if not 0 <= task < len(self.tasks):
+            raise ValueError(f"{self.name} has tasks 0 to {len(self.tasks) - 1}, not {task}")
+        variation = _VARIATIONS[self.name][task]
+        return LiftSimulator(observations, reset or self.default_reset, self.tasks[task], variation)
 
 
-def _make_environment() -> Any:
-    """The Lift of robosuite with our agent camera and no observations of its own."""
+def _make_environment(view: CameraView) -> Any:
+    """The Lift of robosuite with our agent camera, moved, and no observations of its own."""
+    orientation = _look_at(_CAMERA_EYE, _CAMERA_TARGET)
+    position, quaternion = moved_camera(_CAMERA_EYE, orientation.tolist(), view)
+    if view == _PLAIN:  # whose numbers `moved_camera` rounds
+        position, quaternion = np.array(_CAMERA_EYE), orientation
     choose_backend()
     quiet_robosuite()
     from robosuite.environments.manipulation.lift import Lift
@@ -105,8 +177,8 @@ def _make_environment() -> Any:
             super()._load_model()
             self.model.mujoco_arena.set_camera(
                 "agentview",
-                pos=np.array(_CAMERA_EYE),
-                quat=_look_at(_CAMERA_EYE, _CAMERA_TARGET),
+                pos=position,
+                quat=quaternion,
                 camera_attribs={"fovy": str(_CAMERA_FIELD_OF_VIEW)},
             )
             # Rendering the floor's faint reflection would take as long as everything else.

@@ -97,6 +97,11 @@ class PandaSimulator(abc.ABC):
                 raise SimulatorError(f"unstable physics ({kind.name}) at a control of {action.tolist()}")
 
     @property
+    def control_steps(self) -> int:
+        """Control periods since the last reset, settling included."""
+        return max(0, round(float(self._environment.sim.data.time) * CONTROL_FREQUENCY))
+
+    @property
     def success(self) -> bool:
         """Whether the task is solved in the current state."""
         return bool(self._environment._check_success())

@@ -8,7 +8,7 @@ from data.errors import InputError
 from eval.simulator.interface import Suite
 from eval.simulator.libero.names import LIBERO_SUITES, PLUS_SUITES, PRO_SUITES, UNAVAILABLE
 
-ROBOSUITE_SUITES = ("robosuite_lift",)
+ROBOSUITE_SUITES = ("robosuite_lift", "robosuite_lift_camera", "robosuite_lift_noise")
 SUITES = (*ROBOSUITE_SUITES, *LIBERO_SUITES, *PRO_SUITES, *PLUS_SUITES)
 
 
@@ -33,7 +33,7 @@ def open_suite(name: str) -> Suite:
         return LiberoPlusSuite(name)
     from eval.simulator.lift import LiftSuite
 
-    return LiftSuite()
+    return LiftSuite(name)
 
 
 def check_suite_name(name: str, setting: str = "suite") -> None:

@@ -260,3 +260,23 @@ def test_expert_solves_other_initial_states(simulator: Simulator) -> None:
             simulator.step(action)
         solved += simulator.success
     assert solved == 6
+
+
+@pytest.mark.parametrize("suite", ["robosuite_lift_camera", "robosuite_lift_noise"])
+def test_perturbed_views_are_of_the_same_episode(simulator: Simulator, suite: str) -> None:
+    simulator.reset(3)
+    plain, wrist = (simulator.render(camera, PIXELS) for camera in ("agent", "wrist"))
+    perturbed = open_suite(suite)
+    names = [task.name for task in perturbed.tasks]
+    assert len(set(names)) == len(names) == 10
+    changed = perturbed.open(9)
+    try:
+        assert changed.task.name == names[9]
+        changed.reset(3)
+        np.testing.assert_allclose(changed.sim_state(), simulator.sim_state(), atol=1e-9)
+        seen = changed.render("agent", PIXELS)
+        assert np.abs(seen.astype(int) - plain).mean() > 1
+        assert np.array_equal(seen, changed.render("agent", PIXELS)), "one frame, one noise"
+        assert np.array_equal(changed.render("wrist", PIXELS), wrist), "only the agent camera is changed"
+    finally:
+        changed.close()

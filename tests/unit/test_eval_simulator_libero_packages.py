@@ -11,7 +11,7 @@ from eval.simulator.libero import assets, packages
 from eval.simulator.libero.assets import ASSETS_PACKAGES, check_packages, checksum, find_assets
 from eval.simulator.libero.names import LIBERO_SUITES, PLUS_SUITES, PRO_SUITES, UNAVAILABLE
 from eval.simulator.libero.packages import plus_folder, pro_folder
-from eval.simulator.registry import SUITES, open_suite
+from eval.simulator.registry import ROBOSUITE_SUITES, SUITES, open_suite
 
 FOLDERS = ("scenes", "stable_scanned_objects", "stable_hope_objects", "textures")
 
@@ -107,7 +107,7 @@ def test_suites_have_the_benchmarks_perturbations() -> None:
         "libero_goal_swap",
         "libero_goal_task",
     ]
-    assert len(SUITES) == 1 + len(LIBERO_SUITES) + len(PRO_SUITES) + len(PLUS_SUITES)
+    assert len(SUITES) == len(ROBOSUITE_SUITES) + len(LIBERO_SUITES) + len(PRO_SUITES) + len(PLUS_SUITES)
     assert not set(UNAVAILABLE) & set(SUITES)
 
 

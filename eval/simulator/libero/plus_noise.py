@@ -6,11 +6,12 @@ frames of 256 px. Here every frame's random numbers come from its own seed: an e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 NOISE_PIXELS = 256
 _SEVERITIES = 10  # of each kind
@@ -51,6 +52,13 @@ class SensorNoise:
         kind, severity = divmod(self.number - 1, _SEVERITIES)
         noisy = _KINDS[kind](frame / 255.0, severity, random)
         return (np.clip(noisy, 0, 1) * 255).astype(np.uint8)
+
+    def shown(self, frame: NDArray[np.uint8], pixels: int, seed: Sequence[int]) -> NDArray[np.uint8]:
+        """An upright frame uint8 [256, 256, 3] with the noise of a seed, resized to [pixels, pixels, 3]."""
+        noisy = self.apply(frame[::-1, ::-1], np.random.default_rng(seed))[::-1, ::-1]
+        if pixels == NOISE_PIXELS:
+            return np.ascontiguousarray(noisy)
+        return np.asarray(Image.fromarray(noisy).resize((pixels, pixels), Image.Resampling.BOX))
 
 
 def _motion_blur(frame: Frame, severity: int, random: np.random.Generator) -> Frame:

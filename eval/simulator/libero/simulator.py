@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from data.contracts import AGENT_CAMERA
 from data.errors import InputError
 from eval.config import Observations, Reset
 from eval.simulator.interface import (
-    CONTROL_FREQUENCY,
     EVALUATION_STATES,
     Goal,
     SimulatorError,
@@ -108,13 +106,8 @@ class LiberoSimulator(PandaSimulator):
         noise = None if self._variation is None else self._variation.noise
         if noise is None or camera != AGENT_CAMERA:
             return super().render(camera, pixels)
-        steps = round(float(self._environment.sim.data.time) * CONTROL_FREQUENCY)
-        random = np.random.default_rng([self.task.number, self._initial_state, max(0, steps)])
-        frame = super().render(camera, NOISE_PIXELS)[::-1, ::-1]
-        noisy = noise.apply(frame, random)[::-1, ::-1]
-        if pixels == NOISE_PIXELS:
-            return np.ascontiguousarray(noisy)
-        return np.asarray(Image.fromarray(noisy).resize((pixels, pixels), Image.Resampling.BOX))
+        frame = super().render(camera, NOISE_PIXELS)
+        return noise.shown(frame, pixels, [self.task.number, self._initial_state, self.control_steps])
 
     def environment_arguments(self) -> dict[str, Any]:
         """Arguments of robosuite's environments, and those of LIBERO's own."""

@@ -1,4 +1,4 @@
-"""The table of the comparison of decoders, of trainings and evaluations that are in the working folder."""
+"""The tables of the benchmarks on Lift, of trainings and evaluations that are in the working folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import lift_decoders
+from benchmarks import lift_decoders, lift_runs, lift_variants
 
 SUCCESSES = {  # by trained, seed, decoder
     ("discrete", 0, "discrete"): 2,
@@ -32,18 +32,28 @@ def write_run(folder: Path, head: bool, tokens: bool, seed: int) -> None:
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
-def test_success_is_over_all_seeds_with_its_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write_prepared(folder: Path, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared data; from here on a stage that runs is an error."""
+
     def refuse(*words: str) -> None:
         raise AssertionError(f"a stage that is done was repeated: {words}")
 
-    monkeypatch.setattr(lift_decoders, "_run", refuse)
-    (tmp_path / "demonstrations").mkdir()
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "index.json").write_text("{}")
+    monkeypatch.setattr(lift_runs, "run", refuse)
+    (folder / "demonstrations").mkdir()
+    (folder / shards).mkdir()
+    (folder / shards / "index.json").write_text("{}")
+
+
+def write_results(folder: Path, name: str, successes: int, episodes: int) -> None:
+    out = folder / "evaluations" / name
+    out.mkdir(parents=True)
+    (out / "results.json").write_text(json.dumps({"successes": successes, "episodes": episodes}))
+
+
+def test_success_is_over_all_seeds_with_its_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prepared(tmp_path, "shards", monkeypatch)
     for (trained, seed, acts), successes in SUCCESSES.items():
-        out = tmp_path / "evaluations" / f"{trained}_{seed}_{acts}"
-        out.mkdir(parents=True)
-        (out / "results.json").write_text(json.dumps({"successes": successes, "episodes": 10}))
+        write_results(tmp_path, f"{trained}_{seed}_{acts}", successes, 10)
         run = tmp_path / "runs" / f"{trained}_{seed}"
         if not run.exists():
             write_run(run, trained != "discrete", trained != "continuous", seed)
@@ -63,3 +73,27 @@ def test_success_is_over_all_seeds_with_its_interval(tmp_path: Path, monkeypatch
     assert rows[0]["high"] == pytest.approx(51.90, abs=0.01)
     assert [row["head_l1"] for row in rows] == [None, pytest.approx(0.1), *[pytest.approx(0.1)] * 2]
     assert [row["token_l1"] for row in rows] == [pytest.approx(0.005), None, *[pytest.approx(0.005)] * 2]
+
+
+def test_variants_are_compared_on_every_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prepared(tmp_path, "variant_shards", monkeypatch)
+    for variants in (0, 4):
+        for seed in range(2):
+            write_run(tmp_path / "runs" / f"variants{variants}_{seed}", head=False, tokens=True, seed=seed)
+            for number, suite in enumerate(("", "_camera", "_noise")):
+                name = f"variants{variants}_{seed}_robosuite_lift{suite}"
+                write_results(tmp_path, name, number + variants + seed, 10)
+    out = tmp_path / "out.json"
+    words = ["--work", str(tmp_path), "--steps", "20", "--seeds", "2", "--episodes", "10", "--variants", "4"]
+    assert lift_variants.main([*words, "--device", "cpu", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["suite"], row["variants"], row["by_seed"]) for row in rows] == [
+        ("robosuite_lift", 0, "0 1"),
+        ("robosuite_lift", 4, "4 5"),
+        ("robosuite_lift_camera", 0, "1 2"),
+        ("robosuite_lift_camera", 4, "5 6"),
+        ("robosuite_lift_noise", 0, "2 3"),
+        ("robosuite_lift_noise", 4, "6 7"),
+    ]
+    with pytest.raises(SystemExit):
+        lift_variants.main([*words, "--episodes", "15"])

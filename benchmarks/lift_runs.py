@@ -1,0 +1,144 @@
+"""Trainings and evaluations on robosuite's Lift, for the benchmarks that compare success.
+
+    <work>/demonstrations       of the scripted expert
+    <work>/<shards>             prepared from them
+    <work>/runs/<name>          trainings from random weights (configs/model/tiny.yaml), action samples alone
+    <work>/evaluations/<name>   their last checkpoints
+
+A stage whose result is there already is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.evaluation.results import wilson
+
+SUITE = "robosuite_lift"
+CHUNK = 5
+DEMONSTRATIONS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is recorded, trained and evaluated.
+
+    Attributes:
+        demonstrations: Episodes of the expert.
+        steps: Optimiser steps of each training, of 8 sequences.
+        seeds: Trainings of each kind.
+        episodes: Of each evaluation.
+    """
+
+    demonstrations: int
+    steps: int
+    seeds: int
+    episodes: int
+
+
+def prepare(work: Path, sizes: Sizes, shards: str = "shards", *words: str) -> None:
+    """Record the expert and prepare its demonstrations in `work/<shards>`; `words` are more settings."""
+    demonstrations = work / "demonstrations"
+    if not demonstrations.exists():
+        count = f"episodes={sizes.demonstrations}"
+        _worldvla("collect", f"suite={SUITE}", count, f"out={demonstrations}", "workers=1")
+    if not (work / shards / "index.json").exists():
+        _worldvla("prepare", f"source={demonstrations}", f"out={work / shards}", "workers=1", *words)
+
+
+def train(work: Path, name: str, seed: int, steps: int, *words: str, shards: str = "shards") -> None:
+    """Train in `work/runs/<name>`; `words` are more settings."""
+    if checkpoint(work, name, steps).exists():
+        return
+    run(
+        "-m",
+        "pretrain.torchrun",
+        "--standalone",
+        "--nproc-per-node=1",
+        "-m",
+        "pretrain.main",
+        "experiment=demo",
+        "parallel=single",
+        f"run.dir={work / 'runs'}",
+        f"run.name={name}",
+        f"data.url={work / shards}",
+        "data.split=all",
+        "data.mixture.world=0",
+        f"data.chunk={CHUNK}",
+        f"trainer.steps={steps}",
+        f"trainer.seed={seed}",
+        "trainer.sequence_length=160",
+        f"checkpointing.every={steps}",
+        "telemetry.wandb=disabled",
+        *words,
+    )
+
+
+def evaluate(work: Path, name: str, trained: str, sizes: Sizes, *words: str) -> dict[str, Any]:
+    """The summary of the results of training `trained`, in `work/evaluations/<name>`.
+
+    Args:
+        work: The working folder.
+        name: Of the evaluation.
+        trained: Of the training.
+        sizes: Steps of the training, and episodes.
+        words: Suite, tasks, and more settings.
+    """
+    out = work / "evaluations" / name
+    if not (out / "results.json").exists():
+        path = checkpoint(work, trained, sizes.steps)
+        _worldvla("eval", f"checkpoint={path}", *words, "workers=1", "videos=0", f"out={out}")
+    return json.loads((out / "results.json").read_bytes())
+
+
+def checkpoint(work: Path, name: str, steps: int) -> Path:
+    """The last checkpoint of a training."""
+    return work / "runs" / name / "checkpoints" / f"step_{steps:08d}"
+
+
+def success(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of a table: success over several evaluations with the 95 % interval of Wilson, percent."""
+    by_seed = [int(result["successes"]) for result in results]
+    episodes = sum(int(result["episodes"]) for result in results)
+    low, high = wilson(sum(by_seed), episodes)
+    return {
+        "seeds": len(results),
+        "episodes": episodes,
+        "successes": sum(by_seed),
+        "success": 100 * sum(by_seed) / episodes,
+        "low": 100 * low,
+        "high": 100 * high,
+        "by_seed": " ".join(map(str, by_seed)),
+    }
+
+
+def final_mean(work: Path, names: Sequence[str], metric: str) -> float | None:
+    """Mean of a metric over the last tenth of the lines of several trainings; None: it was not measured."""
+    values: list[float] = []
+    for name in names:
+        path = work / "runs" / name / "metrics.jsonl"
+        found = [value for value in _metric(path, metric) if value is not None]
+        values += found[-max(1, len(found) // 10) :] if found else []
+    return sum(values) / len(values) if values else None
+
+
+def run(*words: str) -> None:
+    """Run this Python with these arguments, to its end."""
+    subprocess.run([sys.executable, *words], check=True)
+
+
+def _metric(path: Path, metric: str) -> Iterator[float | None]:
+    for line in path.read_text("utf-8").splitlines():
+        record = json.loads(line)
+        if "event" not in record:
+            yield record.get(metric)
+
+
+def _worldvla(*words: str) -> None:
+    run("-m", "cluster.cli.main", *words)
