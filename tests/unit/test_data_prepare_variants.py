@@ -97,6 +97,18 @@ def test_the_index_says_how_variants_were_drawn(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plain" / "index.json").read_bytes())["schema"] == 4
 
 
+def test_a_plan_counts_the_bytes_of_variants(tmp_path: Path) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(80, seed, 8) for seed in range(4)])
+
+    def parts(variants: int) -> int:
+        made = settings(source=str(tmp_path / "demos"), out=str(tmp_path), variants=variants)
+        return len(Preparer(dataclasses.replace(made, shard_megabytes=0.1), Tokenizer()).plan())
+
+    assert (parts(0), parts(3)) == (2, 4), (
+        "two cameras of 64 codes take 20 kB an episode, and as much a variant"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
