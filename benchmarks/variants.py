@@ -5,11 +5,13 @@
 
 Frames are those of `--source` (what `worldvla collect` writes, or any source of `worldvla prepare`); without
 one a block that moves over a gradient, at `--pixels`, whose codes compress better than those of real frames.
-Bytes are of the codes of all cameras.
+Bytes are of the codes of all cameras. The PSNR is that of frames that were encoded and decoded again: an image
+tokenizer has to know such frames.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from argparse import Namespace
@@ -31,6 +33,7 @@ from data.tokens.image import ImageTokenizer
 
 _MOST = 0.5  # of the time of encoding a frame
 _ZSTD_LEVEL = 3  # of shards
+_DECODED = 4  # frames of each episode, camera and variant
 _COLUMNS = (
     Column("way", "frames"),
     Column("count", "frames"),
@@ -38,6 +41,7 @@ _COLUMNS = (
     Column("encode", "encoding it", "ms CPU"),
     Column("plain", "codes of a step, none", "bytes", digits=0),
     Column("zstd", "codes of a step, zstd", "bytes", digits=0),
+    Column("psnr", "decoded again", "dB", digits=1),
 )
 
 
@@ -114,6 +118,7 @@ def _measured(
     """One row: a variant of 0 is the recorded frames."""
     changing = encoding = 0.0
     frames = steps = plain = packed = 0
+    errors: list[float] = []
     for made in demonstrations:
         moving = moving_steps(made.actions)
         for camera, recorded in made.frames.items():
@@ -121,10 +126,14 @@ def _measured(
                 begin = time.process_time()
                 shown = _shown(recorded[moving], made.key, camera, variant, tokenizer.pixels, config)
                 middle = time.process_time()
-                codes = tokenizer.encode(shown).astype("<u2").tobytes()
+                codes = tokenizer.encode(shown)
                 changing, encoding = changing + middle - begin, encoding + time.process_time() - middle
-                frames, plain = frames + len(shown), plain + len(codes)
-                packed += len(zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(codes))
+                content = codes.astype("<u2").tobytes()
+                frames, plain = frames + len(shown), plain + len(content)
+                packed += len(zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(content))
+                chosen = np.linspace(0, len(shown) - 1, min(_DECODED, len(shown))).astype(np.int64)
+                error = tokenizer.decode(codes[chosen]).astype(np.float64) - shown[chosen]
+                errors.append(float(np.square(error).mean()))
         steps += int(moving.sum()) * len(variants)
     return {
         "way": way,
@@ -133,6 +142,7 @@ def _measured(
         "encode": 1e3 * encoding / frames,
         "plain": plain / steps,
         "zstd": packed / steps,
+        "psnr": 10 * math.log10(255**2 / max(sum(errors) / len(errors), 1e-9)),
     }
 
 

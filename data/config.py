@@ -208,7 +208,7 @@ class PrepareConfig(SourceConfig):
         state_ranges: Ranges over which states are quantised: `extremes` or `quantiles` of this data set's
             training states; null: `extremes`, but for LIBERO's eight numbers those of `data.state_ranges`.
         state_minimum, state_maximum: Explicit ranges, S numbers each; they take precedence.
-        variants: Times that each episode is encoded once more, under drawn changes of its cameras.
+        variants: How many more times each episode is encoded, each under drawn changes of its cameras.
         augmentation: How strong these changes are.
     """
 

@@ -124,7 +124,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "checkpoint": ([], ("shard", "stall", "write", "load", "stored", "copies"), check_checkpoint),
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
     "telemetry": ([], ("seconds", "relative", "processor"), check_telemetry),
-    "variants": ([], ("count", "encode"), check_variants),
+    "variants": ([], ("count", "encode", "psnr"), check_variants),
 }
 
 
