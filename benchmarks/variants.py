@@ -5,8 +5,8 @@
 
 Frames are those of `--source` (what `worldvla collect` writes, or any source of `worldvla prepare`); without
 one a block that moves over a gradient, at `--pixels`, whose codes compress better than those of real frames.
-Bytes are of the codes of all cameras. The PSNR is that of frames that were encoded and decoded again: an image
-tokenizer has to know such frames.
+Bytes are of the codes of all cameras. The PSNR is that of frames that were encoded and decoded again: an
+image tokenizer has to know such frames.
 """
 
 from __future__ import annotations

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from data.config import PrepareConfig
-from data.contracts import DEFAULT_EMBODIMENT, Embodiment
+from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
 from data.errors import InputError
+from data.prepare.preparer import Preparer, prepare
 from data.prepare.ranges import (
     action_ranges,
     check_range_settings,
@@ -21,7 +23,10 @@ from data.prepare.ranges import (
     warn_of_clipped_actions,
 )
 from data.prepare.statistics import summarise
-from data.storage.index import StateRanges
+from data.sources.interface import DemonstrationReference
+from data.storage.index import DatasetIndex, StateRanges
+from data.tokens.action import ActionRanges
+from tests.unit.test_data_prepare_parts import Tokenizer
 
 ARM = Embodiment("arm", ("x", "y", "grip"), ("q", "constant"), missing=("y",))
 
@@ -106,3 +111,41 @@ def test_quantiles_that_make_a_gripper_constant_are_told(caplog: pytest.LogCaptu
     assert "x " not in shown.rpartition("bins: ")[2]
     halves = [[value, 0.0, float(number < 200)] for number, value in enumerate(spread)]
     assert warnings(caplog, halves, ARM) == ""
+
+
+def test_another_robot_is_prepared_with_ranges_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tuple(f"joint_{number}" for number in range(8))
+    robot = Embodiment("two_arms", names, ("q", "p"), control_hz=50.0)
+
+    class Joints:
+        def embodiment(self) -> Embodiment:
+            return robot
+
+        def references(self) -> list[DemonstrationReference]:
+            return [
+                DemonstrationReference(tmp_path, str(i), f"e_{i}", "s", "t", "do it", 60, ("agent",))
+                for i in range(3)
+            ]
+
+        def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
+            return iter(references)
+
+        def read(self, reference: DemonstrationReference) -> Demonstration:
+            random = np.random.default_rng(int(reference.item))
+            frames = {"agent": random.integers(0, 256, (60, 64, 64, 3), dtype=np.uint8)}
+            actions = random.normal(size=(60, 8))
+            states = random.normal(size=(60, 2)).astype(np.float32)
+            return Demonstration(reference.key, "s", "t", "do it", frames, actions, states)
+
+    monkeypatch.setattr("data.prepare.preparer.open_source", lambda config: Joints())
+    index = prepare(Preparer(settings(out=str(tmp_path / "out"), variants=1), Tokenizer()))
+    loaded = DatasetIndex.load(str(tmp_path / "out"))
+    assert loaded == index
+    assert (loaded.embodiment, loaded.variants) == (robot, 1)
+    actions, states = loaded.statistics["actions"], loaded.statistics["states"]
+    assert loaded.action_ranges == ActionRanges(actions.q01, actions.q99)
+    assert loaded.state_ranges == StateRanges(states.minimum, states.maximum)
+    with pytest.raises(InputError, match="a state of demos has 2: q, p"):
+        Preparer(settings(state_minimum=[0], state_maximum=[1]), Tokenizer()).plan()
