@@ -181,7 +181,8 @@ class PackedBatch:
             and the widest action of all data sets; what a sample does not have is 0.
         action_present: bool [N, K, D], the numbers that a sample has.
         sources: int32 [B, M + 1], number of the data set that each segment of a sequence is from, by the
-            segment's number; M is the largest one of the micro-batch. 0 for padding and beyond the last one.
+            segment's number; M is the largest one of all sequences of all steps. 0 for padding and beyond a
+            sequence's last segment.
     """
 
     tokens: NDArray[np.int32]

@@ -93,14 +93,23 @@ def _places(settings: Mapping[str, Any]) -> list[Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys; of several data sets only the weights."""
+    """Nested mappings as dotted keys; of several data sets only the weights and chunks.
+
+    Earlier versions wrote a weight of 1 where none was given.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{name}.")
         elif name == "data.sources":
-            flat[name] = [source.get("weight") for source in value or ()]
+            flat[name] = [_of_source(source) for source in value or ()]
         else:
             flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def _of_source(source: Mapping[str, Any]) -> Any:
+    weight, chunk = source.get("weight"), source.get("chunk")
+    weight = 1.0 if weight is None else weight
+    return weight if chunk is None else {"weight": weight, "chunk": chunk}

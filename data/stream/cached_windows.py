@@ -6,7 +6,7 @@ and tokenising the whole episode for each of them costs a hundred times what a w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -28,22 +28,22 @@ class CachedWindowReader:
     """Reads windows of episodes in the cache of the node. For one thread at a time.
 
     Args:
-        datasets: The data sets; all with a cache.
-        form: Sizes of the samples.
-        config: Cameras and ranges.
+        datasets: Data sets of one form by their numbers; all with a cache.
+        form: Sizes of their samples.
+        config: Cameras and variants.
     """
 
-    def __init__(self, datasets: Sequence[StreamDataset], form: SampleForm, config: DataConfig) -> None:
+    def __init__(self, datasets: Mapping[int, StreamDataset], form: SampleForm, config: DataConfig) -> None:
         self._datasets, self._form, self._config = datasets, form, config
-        self._cached = [_cached_episodes(dataset) for dataset in datasets]
+        self._cached = {number: _cached_episodes(dataset) for number, dataset in datasets.items()}
         limit = max(_ROWS, form.history + max(form.chunk - 1, form.predicted))  # a window must fit
         self._steps = TimeSteps.empty(limit, form)
-        self._memory = bytearray(limit * max(cached.row.itemsize for cached in self._cached))
+        self._memory = bytearray(limit * max(cached.row.itemsize for cached in self._cached.values()))
 
     def read(self, windows: PlannedWindows, which: _Ints) -> Iterator[LocatedWindows]:
         """Read those of the windows `which` whose episodes are in the cache, part by part.
 
-        Each part is valid until the next one is requested.
+        Each part is valid until the next one is requested. Only the variant that a window shows is tokenised.
         """
         which = which[np.lexsort((windows.episodes[which], windows.datasets[which]))]
         worlds = windows.kinds[which] == Kind.WORLD
@@ -59,8 +59,10 @@ class CachedWindowReader:
                 dataset, windows.episodes[which[part]], begins[part], counts, offsets
             )
             if valid.any():
-                positions = offsets + times[part] - begins[part]
-                yield LocatedWindows(which[part][valid], self._tokenise(dataset, rows), positions[valid])
+                shown = np.repeat(windows.variants[which[part]], counts)
+                steps = self._tokenise(dataset, rows, shown)
+                positions = (offsets + times[part] - begins[part])[valid]
+                yield LocatedWindows(which[part][valid], steps, positions, np.zeros_like(positions))
 
     def _read_rows(
         self, dataset: int, episodes: _Ints, begins: _Ints, counts: _Ints, offsets: _Ints
@@ -79,12 +81,22 @@ class CachedWindowReader:
             rows[np.repeat(~valid, counts)] = np.zeros((), cached.row)
         return rows, valid
 
-    def _tokenise(self, dataset: int, rows: Rows) -> TimeSteps:
-        codes = {camera: rows[codes_field(camera)] for camera in self._config.cameras}
-        steps = self._steps.part(0, len(rows))
-        index = self._datasets[dataset].index
-        tokenise(codes, rows["actions"], rows["states"], index, self._config, steps)
+    def _tokenise(self, number: int, rows: Rows, shown: _Ints) -> TimeSteps:
+        """Time steps whose frames are, for each row, those of the variant that it is `shown` in."""
+        steps, cameras = self._steps.part(0, len(rows)), self._config.cameras
+        codes = {camera: self._codes(rows, camera, shown) for camera in cameras}
+        tokenise([codes], rows["actions"], rows["states"], self._datasets[number], cameras, steps)
         return steps
+
+    def _codes(self, rows: Rows, camera: str, shown: _Ints) -> NDArray[np.uint16]:
+        recorded = rows[codes_field(camera)]
+        if not self._config.variants:
+            return recorded
+        codes = recorded.copy()
+        for variant in range(1, self._config.variants + 1):
+            where = np.flatnonzero(shown == variant)
+            codes[where] = rows[codes_field(camera, variant)][where]
+        return codes
 
 
 def _cached_episodes(dataset: StreamDataset) -> CachedEpisodes:

@@ -15,6 +15,7 @@ from data.storage.episode_cache import open_cache
 from data.storage.episode_entry import ALL_SPLITS, SPLITS, TRAINING_SPLIT
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
+from data.stream.source_format import SourceFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class StreamDataset:
         index: The data set.
         entries: The episodes of the split; the stream numbers them from 0.
         steps: int32 [E], time steps of each episode.
+        number: Its number among all data sets of the training (a validation split may lack some).
+        sources: What the actions and states of each of these are.
     """
 
     name: str
@@ -34,6 +37,13 @@ class StreamDataset:
     index: DatasetIndex
     entries: EpisodeTable
     steps: NDArray[np.int32]
+    number: int
+    sources: tuple[SourceFormat, ...]
+
+    @property
+    def source(self) -> SourceFormat:
+        """What its actions and states are."""
+        return self.sources[self.number]
 
 
 def open_datasets(config: DataConfig, split: str | None = None) -> tuple[StreamDataset, ...]:
@@ -42,28 +52,37 @@ def open_datasets(config: DataConfig, split: str | None = None) -> tuple[StreamD
     In a validation split, data sets without an episode are left out, unless all of them have none.
 
     Args:
-        config: Data sets, cameras and states.
+        config: Data sets, cameras, states and variants.
         split: One of `data.storage.episode_entry.SPLITS`, or `ALL_SPLITS`; None: `data.split`.
 
     Raises:
-        InputError: A data set is missing or damaged, lacks such episodes, cameras or states, its frames are
-            not encoded like those of the others, or its states are not in the same convention.
+        InputError: A data set is missing or damaged, lacks such episodes, cameras, states or variants, its
+            frames are not encoded like those of the others, or its states are not in the convention of the
+            others of its embodiment.
     """
     split = split or config.split
     configured = _configured(config)
     cache = open_cache(config.cache.dir, config.cache.size)
     indexes = [DatasetIndex.load(item.url, config.retry_seconds, cache) for item in configured]
+    names = _names(configured)
+    for index in indexes:
+        _check_cameras(index, config.cameras)
+        _check_variants(index, config.variants)
+        _check_image(index, indexes[0])
+        _check_states(index, indexes, config.state)
+    sources = tuple(
+        SourceFormat.of(name, index, item.chunk, config)
+        for name, item, index in zip(names, configured, indexes, strict=True)
+    )
     datasets: list[StreamDataset] = []
-    for name, item, index in zip(_names(configured), configured, indexes, strict=True):
+    for number, (name, item, index) in enumerate(zip(names, configured, indexes, strict=True)):
         entries = index.split(split)
         if len(entries):
-            datasets.append(StreamDataset(name, _weight(item, index), index, entries, entries.lengths))
+            weight, steps = _weight(item, index), entries.lengths
+            datasets.append(StreamDataset(name, weight, index, entries, steps, number, sources))
         elif split in (TRAINING_SPLIT, ALL_SPLITS) or not any(len(other.split(split)) for other in indexes):
             counts = ", ".join(f"{each} {len(index.split(each))}" for each in SPLITS)
             raise InputError(f"{index.url}: no episode in split {split!r}; the data set holds {counts}")
-        _check_cameras(index, config.cameras)
-        _check_image(index, indexes[0])
-        _check_states(index, indexes[0], config.state)
     return tuple(datasets)
 
 
@@ -121,6 +140,14 @@ def _check_cameras(index: DatasetIndex, cameras: Sequence[str]) -> None:
             )
 
 
+def _check_variants(index: DatasetIndex, variants: int) -> None:
+    if index.variants < variants:
+        raise InputError(
+            f"{index.url}: data.variants={variants}, but it was prepared with {index.variants}; prepare it "
+            f"again with `worldvla prepare variants={variants}`, or set data.variants={index.variants}"
+        )
+
+
 def _check_image(index: DatasetIndex, first: DatasetIndex) -> None:
     if index.image != first.image:
         raise InputError(
@@ -130,10 +157,11 @@ def _check_image(index: DatasetIndex, first: DatasetIndex) -> None:
         )
 
 
-def _check_states(index: DatasetIndex, first: DatasetIndex, used: bool) -> None:
-    """Refuse states of two conventions together, and missing or old ones where states are used."""
+def _check_states(index: DatasetIndex, indexes: Sequence[DatasetIndex], used: bool) -> None:
+    """Refuse states of two conventions of one embodiment, and missing or old ones where states are used."""
     numbers = index.statistics["states"]
-    if used and not any(numbers.minimum) and not any(numbers.maximum):
+    first = next(other for other in indexes if other.embodiment == index.embodiment)
+    if used and index.embodiment.state_dim and not any(numbers.minimum) and not any(numbers.maximum):
         raise InputError(
             f"{index.url}: data.state=true, but all its states are zeros: its demonstrations had none; set "
             "data.state=false, or prepare it again from demonstrations with states"

@@ -1,11 +1,9 @@
-"""Tokenised episodes in the memory of one process: a ring of time steps of fixed size.
+"""Tokenised episodes in the memory of one process, in rings of time steps of fixed size.
 
-Episodes are stored one after the other in a few arrays, so that many samples are cut by a few array
-operations. When the ring is full, the episodes read first are overwritten. (Windows come in a random order,
-so every episode is equally likely to be requested next, and least recently used would serve no better.)
-Where the ring cannot hold all episodes and the node has a cache, windows of the other episodes are read
-from the cache without their episodes (`data.stream.cached_windows`); only episodes that are not in the
-cache are read as a whole.
+Data sets whose samples have one form share a ring (`data.stream.episode_ring`); of several rings each has the
+share of the memory that its data sets have of all time steps, in bytes. Where a ring cannot hold all its
+episodes and the node has a cache, windows of the other episodes are read from the cache without their
+episodes (`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
 """
 
 from __future__ import annotations
@@ -14,9 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.config import DataConfig
 from data.contracts import Episode
@@ -24,15 +24,23 @@ from data.errors import InputError
 from data.storage.episode_reader import read_episode
 from data.stream.cached_windows import CachedWindowReader
 from data.stream.datasets import StreamDataset
+from data.stream.episode_ring import ABSENT, EpisodeRing
 from data.stream.plan import PlannedWindows
 from data.stream.samples import SampleForm
 from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
-from data.tokens.state import check_state_ranges
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
 
 _LOG = logging.getLogger(__name__)
 MEGABYTE = 2**20
-_ABSENT, _BAD = -1, -2
+_BAD = -2
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The data sets whose samples have one form; `cached_windows` None: their windows need no cache."""
+
+    ring: EpisodeRing
+    cached_windows: CachedWindowReader | None
 
 
 class EpisodeMemory:
@@ -40,61 +48,71 @@ class EpisodeMemory:
 
     Args:
         datasets: The data sets.
-        form: Sizes of the samples.
-        config: Cameras, ranges and limits.
+        forms: Sizes of the samples of each.
+        config: Cameras, variants and limits.
 
     Attributes:
-        steps: The ring.
         skipped: Numbers of the bad episodes that were skipped.
-
-    Raises:
-        InputError: The ranges of states are invalid.
     """
 
-    def __init__(self, datasets: Sequence[StreamDataset], form: SampleForm, config: DataConfig) -> None:
-        check_state_ranges(config.state_ranges.minimum, config.state_ranges.maximum)
-        self._datasets, self._form, self._config = datasets, form, config
+    def __init__(
+        self, datasets: Sequence[StreamDataset], forms: Sequence[SampleForm], config: DataConfig
+    ) -> None:
+        self._datasets, self._config = datasets, config
         counts = [len(dataset.entries) for dataset in datasets]
         self._bases = np.cumsum([0, *counts])
-        longest = max(int(dataset.steps.max()) for dataset in datasets)
-        total = sum(int(dataset.steps.sum(dtype=np.int64)) for dataset in datasets)
-        requested = config.memory_megabytes * MEGABYTE // TimeSteps.empty(1, form).nbytes
-        self._size = min(max(requested, longest), total)  # an episode must fit
-        self._wraps = self._size < total
-        self.steps = TimeSteps.empty(self._size, form)
-        use_cache = self._wraps and all(map(_has_usable_cache, datasets))
-        self._cached_windows = CachedWindowReader(datasets, form, config) if use_cache else None
-        self._begins = np.full(sum(counts), _ABSENT, np.int32)
-        self._held: deque[tuple[int, int, int]] = deque()  # begin, end, episode; in the order of reading
-        self._end = 0
+        self._begins = np.full(sum(counts), ABSENT, np.int32)
+        distinct = list(dict.fromkeys(forms))
+        self._group_of = np.array([distinct.index(form) for form in forms])
+        sizes = _ring_sizes(datasets, forms, distinct, config)
+        self._groups = [
+            self._make_group(number, form, *sizes[number]) for number, form in enumerate(distinct)
+        ]
         self._readers = ThreadPoolExecutor(config.readers, thread_name_prefix="episode-reader")
         self._closed = False
         self.skipped: list[int] = []
+
+    @property
+    def rings(self) -> tuple[EpisodeRing, ...]:
+        """The rings, one for each form of samples."""
+        return tuple(group.ring for group in self._groups)
 
     def fetch(self, windows: PlannedWindows) -> Iterator[LocatedWindows]:
         """Bring the time steps of windows into memory, part by part if they do not fit at once.
 
         Yields:
-            Windows that can be cut before the next part is requested. A window whose episode is bad is in
-            no part.
+            Windows that can be cut before the next part is requested, of data sets of one form. A window
+            whose episode is bad is in no part.
 
         Raises:
             InputError: An episode is missing or damaged (names shard, episode and offset), and no more may
                 be skipped.
         """
         numbers = self._bases[windows.datasets] + windows.episodes
-        missing = np.arange(len(numbers), dtype=np.int64)
-        cache_was_read = self._cached_windows is None
+        groups = self._group_of[windows.datasets]
+        for number, group in enumerate(self._groups):
+            yield from self._fetch(group, windows, numbers, np.flatnonzero(groups == number))
+
+    def _fetch(
+        self,
+        group: _Group,
+        windows: PlannedWindows,
+        numbers: NDArray[np.int64],
+        missing: NDArray[np.int64],
+    ) -> Iterator[LocatedWindows]:
+        """As `fetch`, of the windows `missing`, all of one group; `numbers`: episodes of all windows."""
+        cache_was_read = group.cached_windows is None
         while True:
             begins = self._begins[numbers[missing]]
             present = begins >= 0
             if present.any():
                 which = missing[present]
-                yield LocatedWindows(which, self.steps, begins[present] + windows.times[which])
-            missing = missing[begins == _ABSENT]
-            if self._cached_windows is not None and not cache_was_read:
+                positions = begins[present] + windows.times[which]
+                yield LocatedWindows(which, group.ring.steps, positions, windows.variants[which])
+            missing = missing[begins == ABSENT]
+            if group.cached_windows is not None and not cache_was_read:
                 done = np.zeros(len(numbers), bool)
-                for part in self._cached_windows.read(windows, missing):
+                for part in group.cached_windows.read(windows, missing):
                     done[part.which] = True
                     yield part
                 missing, cache_was_read = missing[~done[missing]], True
@@ -110,10 +128,9 @@ class EpisodeMemory:
         self._readers.shutdown(cancel_futures=True)
 
     def _read(self, numbers: list[int]) -> None:
-        """Read the first of some episodes, as many as fit into the ring together."""
+        """Read the first of some episodes of one group, as many as fit into its ring together."""
         lengths = np.cumsum([self._length(number) for number in numbers])
-        # Half of a ring that wraps: an episode that does not fit at its end begins again at its start.
-        room = self._size // 2 if self._wraps else self._size
+        room = self._ring(self._dataset_number(numbers[0])).room
         count = max(1, int(np.searchsorted(lengths, room, side="right")))
         pending = iter(numbers[:count])
         ahead = deque(
@@ -132,22 +149,13 @@ class EpisodeMemory:
             )
 
     def _store(self, number: int, episode: Episode) -> None:
-        length = episode.length
-        if self._end + length > self._size:
-            while self._held and self._held[0][0] >= self._end:  # of the previous round
-                self._drop_oldest()
-            self._end = 0
-        begin, end = self._end, self._end + length
-        while self._held and self._held[0][0] < end and self._held[0][1] > begin:
-            self._drop_oldest()
-        index, steps = self._locate(number)[0].index, self.steps.part(begin, end)
-        tokenise(episode.codes, episode.actions, episode.states, index, self._config, steps)
-        self._begins[number] = begin
-        self._held.append((begin, end, number))
-        self._end = end
-
-    def _drop_oldest(self) -> None:
-        self._begins[self._held.popleft()[2]] = _ABSENT
+        dataset = self._dataset_number(number)
+        ring = self._ring(dataset)
+        begin, into = ring.place(episode.length)
+        views = (episode.codes, *episode.variants)[: 1 + self._config.variants]
+        of, cameras = self._datasets[dataset], self._config.cameras
+        tokenise(views, episode.actions, episode.states, of, cameras, into)
+        ring.add(number, begin, episode.length)
 
     def _skip(self, number: int, error: InputError) -> None:
         allowed = self._config.skip_bad_episodes
@@ -159,10 +167,24 @@ class EpisodeMemory:
             "skipped %d of data.skip_bad_episodes=%d episodes: %s", len(self.skipped), allowed, error
         )
 
+    def _make_group(self, number: int, form: SampleForm, size: int, total: int) -> _Group:
+        """A group of data sets whose ring has `size` of all their `total` time steps."""
+        ring = EpisodeRing(form, self._config.variants, size, total, self._begins)
+        members = {i: dataset for i, dataset in enumerate(self._datasets) if int(self._group_of[i]) == number}
+        use_cache = ring.wraps and all(map(_has_usable_cache, members.values()))
+        return _Group(ring, CachedWindowReader(members, form, self._config) if use_cache else None)
+
     def _locate(self, number: int) -> tuple[StreamDataset, int]:
         """The data set of an episode, and its number within it."""
-        dataset = int(np.searchsorted(self._bases, number, side="right")) - 1
+        dataset = self._dataset_number(number)
         return self._datasets[dataset], number - int(self._bases[dataset])
+
+    def _dataset_number(self, number: int) -> int:
+        return int(np.searchsorted(self._bases, number, side="right")) - 1
+
+    def _ring(self, dataset: int) -> EpisodeRing:
+        """The ring of a data set."""
+        return self._groups[int(self._group_of[dataset])].ring
 
     def _length(self, number: int) -> int:
         dataset, episode = self._locate(number)
@@ -177,3 +199,22 @@ def _has_usable_cache(dataset: StreamDataset) -> bool:
     """Whether windows may be read from a cache: there is one, and none of the codes can be invalid."""
     index = dataset.index
     return index.cached_episodes is not None and index.image.codebook_size <= IMAGE_CODE_COUNT
+
+
+def _ring_sizes(
+    datasets: Sequence[StreamDataset],
+    forms: Sequence[SampleForm],
+    distinct: Sequence[SampleForm],
+    config: DataConfig,
+) -> list[tuple[int, int]]:
+    """Time steps that the ring of each distinct form holds, and those of all its episodes."""
+    members = [[d for d, own in zip(datasets, forms, strict=True) if own == form] for form in distinct]
+    widths = [TimeSteps.empty(1, form, config.variants).nbytes for form in distinct]
+    totals = [sum(int(dataset.steps.sum(dtype=np.int64)) for dataset in group) for group in members]
+    demand = sum(total * width for total, width in zip(totals, widths, strict=True))
+    sizes: list[tuple[int, int]] = []
+    for group, total in zip(members, totals, strict=True):
+        longest = max(int(dataset.steps.max()) for dataset in group)
+        requested = config.memory_megabytes * MEGABYTE * total // demand  # the width of a step cancels out
+        sizes.append((min(max(requested, longest), total), total))  # an episode must fit
+    return sizes

@@ -13,6 +13,7 @@ from data.stream.datasets import combined_fingerprint, image_format
 from data.stream.episode_memory import EpisodeMemory
 from data.stream.placeholder_batches import BlankEpisodes
 from data.stream.setup import BatchShape, open_setup
+from data.tokens.action import ActionRanges
 
 
 class TokenStream:
@@ -33,7 +34,8 @@ class TokenStream:
         image: How their frames were encoded.
         split: Name of the split.
         urls: Their URLs, for messages.
-        action_ranges: Ranges over which the actions of the first data set are quantised.
+        sources: What the actions and states of each data set of the training are, by the numbers of
+            `PackedBatch.sources`; also those without an episode in the split.
         text_tokenizer_sha256: Checksum of the text tokenizer.
         vocabulary_size: One more than the largest possible token id: the least vocabulary of the model.
 
@@ -43,22 +45,27 @@ class TokenStream:
 
     def __init__(self, config: DataConfig, trainer: BatchShape, seed: int, split: str | None = None) -> None:
         setup = open_setup(config, trainer, seed, split)
-        datasets, form, texts, length = setup.datasets, setup.form, setup.texts, trainer.sequence_length
+        datasets, texts = setup.datasets, setup.texts
         self.plan = setup.plan
         self.split = split or config.split
         self.fingerprint, self.image = combined_fingerprint(datasets), image_format(datasets)
-        self.action_ranges = datasets[0].index.action_ranges
+        self.sources = datasets[0].sources
         self.text_tokenizer_sha256 = texts.tokenizer_sha256
         self.urls = ", ".join(dataset.index.url for dataset in datasets)
         self.vocabulary_size = texts.vocabulary_size
-        self._memory = EpisodeMemory(datasets, form, config)
-        self._assembler = BatchAssembler(form, texts, self._memory, length)
+        self._memory = EpisodeMemory(datasets, setup.forms, setup.config)
+        self._assembler = BatchAssembler(setup, self._memory)
         self._placeholder_assembler = lambda: BatchAssembler(
-            form, texts, BlankEpisodes(datasets, form, config, self._memory.skipped), length
+            setup, BlankEpisodes(datasets, setup.forms, config.cameras, self._memory.skipped)
         )
         self._micro_batch, self._prefetch = trainer.micro_batch, config.prefetch
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-stream")
         self._ahead: dict[tuple[int, int, int], Future[list[PackedBatch]]] = {}
+
+    @property
+    def action_ranges(self) -> ActionRanges:
+        """Ranges over which the actions of the first data set are quantised."""
+        return self.sources[0].action_ranges
 
     @property
     def longest_sample(self) -> int:

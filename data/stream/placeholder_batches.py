@@ -11,12 +11,10 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from data.config import DataConfig
 from data.stream.datasets import StreamDataset
 from data.stream.plan import PlannedWindows
 from data.stream.samples import SampleForm
 from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
 
 class BlankEpisodes:
@@ -24,35 +22,44 @@ class BlankEpisodes:
 
     Args:
         datasets: The data sets.
-        form: Sizes of the samples.
-        config: Cameras and ranges.
+        forms: Sizes of the samples of each.
+        cameras: Cameras of a frame.
         skipped: Numbers of the bad episodes that the planned batch does not contain either.
 
     Attributes:
-        steps: As many blank time steps as the longest episode has; each episode begins at the first.
+        steps: For each data set as many blank time steps as its longest episode has; each episode begins at
+            the first.
     """
 
     def __init__(
         self,
         datasets: Sequence[StreamDataset],
-        form: SampleForm,
-        config: DataConfig,
+        forms: Sequence[SampleForm],
+        cameras: Sequence[str],
         skipped: Collection[int],
     ) -> None:
-        longest = max(int(dataset.steps.max()) for dataset in datasets)
-        index = datasets[0].index
-        grid = (longest, index.image.rows, index.image.columns)
-        codes = {camera: np.zeros(grid, np.uint16) for camera in config.cameras}
-        actions = np.zeros((longest, ACTION_DIM), np.float64)
-        states = np.zeros((longest, STATE_DIM), np.float32)
-        self.steps = TimeSteps.empty(longest, form)
-        tokenise(codes, actions, states, index, config, self.steps)
+        self.steps = [
+            _blank_steps(dataset, form, cameras) for dataset, form in zip(datasets, forms, strict=True)
+        ]
         self._bases = np.cumsum([0, *(len(dataset.entries) for dataset in datasets)])
         self._skipped = skipped
 
     def fetch(self, windows: PlannedWindows) -> Iterator[LocatedWindows]:
-        """Yield all windows but those of skipped episodes, in one part."""
+        """Yield all windows but those of skipped episodes, in one part a data set."""
         skipped = np.array(sorted(self._skipped), np.int64)
         numbers = self._bases[windows.datasets] + windows.episodes
-        present = np.flatnonzero(~np.isin(numbers, skipped))
-        yield LocatedWindows(present, self.steps, windows.times[present])
+        present = ~np.isin(numbers, skipped)
+        for dataset, steps in enumerate(self.steps):
+            which = np.flatnonzero(present & (windows.datasets == dataset))
+            if len(which):
+                yield LocatedWindows(which, steps, windows.times[which], np.zeros_like(which))
+
+
+def _blank_steps(dataset: StreamDataset, form: SampleForm, cameras: Sequence[str]) -> TimeSteps:
+    longest, index = int(dataset.steps.max()), dataset.index
+    codes = np.zeros((longest, index.image.rows, index.image.columns), np.uint16)
+    actions = np.zeros((longest, index.embodiment.action_dim), np.float64)
+    states = np.zeros((longest, index.embodiment.state_dim), np.float32)
+    steps = TimeSteps.empty(longest, form)
+    tokenise([dict.fromkeys(cameras, codes)], actions, states, dataset, cameras, steps)
+    return steps

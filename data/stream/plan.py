@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.config import MixtureConfig
 from data.errors import InputError
 from data.stream.layout import KINDS, DatasetWindows, plan_layout
+from data.stream.permutation import mix, round_keys
 from data.stream.stratified_sampler import StratifiedSampler
 
 
@@ -40,6 +41,7 @@ class PlannedWindows:
         datasets: Number of the data set.
         episodes: Number of the episode within its data set's split.
         times: Time step t of the window.
+        variants: Which of the frames all of it shows: 0, the recorded ones, or those of a variant, from 1.
     """
 
     sequences: NDArray[np.int64]
@@ -47,6 +49,7 @@ class PlannedWindows:
     datasets: NDArray[np.int64]
     episodes: NDArray[np.int64]
     times: NDArray[np.int64]
+    variants: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -62,6 +65,8 @@ class DataPlan:
         sequence_length: S, tokens of a sequence.
         seed: Seed of the order.
         fingerprint: Checksum of the data; changed data has another order.
+        variants: N, further variants of the frames, of which each window draws one in each epoch, or the
+            recorded frames.
 
     Raises:
         InputError: A kind has a weight but a data set holds no window of it, or as `layout.plan_layout`.
@@ -75,6 +80,7 @@ class DataPlan:
         sequence_length: int,
         seed: int,
         fingerprint: str,
+        variants: int = 0,
     ) -> None:
         _check_windows(datasets, mixture)
         self.datasets, self.mixture = tuple(datasets), mixture
@@ -87,6 +93,8 @@ class DataPlan:
         self._sampler = StratifiedSampler(
             [table.count for table in tables], self.layout.counts.reshape(-1).tolist(), names
         )
+        self._variants = variants
+        self._variant_keys = np.array([round_keys(f"{name}/variants")[0] for name in names])
         counts = self.layout.counts.reshape(-1)
         streams = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
         slots = np.concatenate([np.arange(count, dtype=np.int64) for count in counts])
@@ -128,7 +136,8 @@ class DataPlan:
                 episodes[where], times[where] = table.locate(drawn[where])
         sizes = np.diff(self._begins[first : last + 1])
         sequences = np.repeat(np.arange(first, last, dtype=np.int64), sizes)
-        return PlannedWindows(sequences, streams % KINDS, streams // KINDS, episodes, times)
+        variants = self._draw_variants(step, streams, slots, episodes, times)
+        return PlannedWindows(sequences, streams % KINDS, streams // KINDS, episodes, times, variants)
 
     def ids(self, windows: PlannedWindows) -> NDArray[np.int64]:
         """An id for each window, int64 [N], unique over data sets and kinds.
@@ -163,6 +172,11 @@ class DataPlan:
         }
 
     @property
+    def largest_segment(self) -> int:
+        """Largest number of samples in a sequence."""
+        return int(np.diff(self._begins).max())
+
+    @property
     def padding(self) -> float:
         """Mean share of a step's tokens that are padding, over an epoch."""
         return self.layout.padding(self.datasets, self.global_batch * self.sequence_length)
@@ -171,6 +185,22 @@ class DataPlan:
     def longest_sample(self) -> int:
         """Tokens of the longest possible sample."""
         return max(table.longest for dataset in self.datasets for table in dataset.tables)
+
+    def _draw_variants(
+        self,
+        step: int,
+        streams: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        times: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Draw one of N + 1 for each window, evenly, by a hash of its stream, its epoch and the window."""
+        if not self._variants:
+            return np.zeros_like(times)
+        drawn = self._variant_keys[streams]
+        for number in (self._sampler.epochs_of(step, streams, slots), episodes, times):
+            drawn = mix(drawn + number.astype(np.uint64))
+        return (drawn % np.uint64(self._variants + 1)).astype(np.int64)
 
     @cached_property
     def _id_begins(self) -> list[int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from data.config import DataConfig
 from data.errors import InputError
+from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT
 from data.stream.datasets import StreamDataset, combined_fingerprint, image_format, open_datasets
 from data.stream.layout import DatasetWindows
 from data.stream.plan import DataPlan
@@ -17,6 +18,7 @@ from data.stream.prompts import WORLD, PromptTexts
 from data.stream.samples import SampleForm
 from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
+from data.tokens.state import check_state_ranges
 from data.tokens.text import TextTokenizer
 
 
@@ -47,42 +49,53 @@ class StreamSetup:
         plan: The order.
         datasets: The data sets.
         texts: Words of the prompts.
-        form: Sizes of the samples.
+        forms: Sizes of the samples of each data set.
+        config: The settings, without variants of frames where held-out episodes are read.
     """
 
     plan: DataPlan
     datasets: tuple[StreamDataset, ...]
     texts: PromptTexts
-    form: SampleForm
+    forms: tuple[SampleForm, ...]
+    config: DataConfig
 
 
 def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str | None = None) -> StreamSetup:
     """Open the data sets of the settings and plan the order of their samples (None: of `data.split`).
 
+    Held-out episodes are always shown as they were recorded.
+
     Raises:
         InputError: A data set is missing, a setting is invalid, or the sequences are too short.
     """
     _check_settings(config, trainer)
+    if (split or config.split) not in (TRAINING_SPLIT, ALL_SPLITS):
+        config = replace(config, variants=0)
     datasets = open_datasets(config, split)
     texts = PromptTexts.encode(TextTokenizer.load(config.text_tokenizer), datasets)
     image = image_format(datasets)
-    form = SampleForm(
-        image=image_block_length(image.rows, image.columns),
-        views=len(config.cameras),
-        history=config.history,
-        chunk=config.chunk,
-        predicted=config.predicted_frames,
-        state=config.state,
+    forms = tuple(
+        SampleForm(
+            image=image_block_length(image.rows, image.columns),
+            views=len(config.cameras),
+            history=config.history,
+            chunk=dataset.source.chunk,
+            predicted=config.predicted_frames,
+            action_dim=dataset.source.embodiment.action_dim,
+            state_dim=dataset.source.state_dim,
+        )
+        for dataset in datasets
     )
     plan = DataPlan(
-        dataset_windows(datasets, texts, form),
+        dataset_windows(datasets, texts, forms),
         config.mixture,
         trainer.global_batch,
         trainer.sequence_length,
         seed,
         combined_fingerprint(datasets),
+        config.variants,
     )
-    return StreamSetup(plan, datasets, texts, form)
+    return StreamSetup(plan, datasets, texts, forms, config)
 
 
 def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str | None = None) -> DataPlan:
@@ -95,7 +108,7 @@ def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str | N
 
 
 def dataset_windows(
-    datasets: Sequence[StreamDataset], texts: PromptTexts, form: SampleForm
+    datasets: Sequence[StreamDataset], texts: PromptTexts, forms: Sequence[SampleForm]
 ) -> list[DatasetWindows]:
     """The windows of each data set."""
     lengths = texts.lengths.astype(np.uint16) if texts.lengths.max() < 1 << 16 else texts.lengths
@@ -112,11 +125,11 @@ def dataset_windows(
                     form.predicted,
                     1,
                     np.broadcast_to(texts.lengths[WORLD], len(dataset.steps)),
-                    lambda words, frames: form.world_length(words),
+                    lambda words, frames, form=form: form.world_length(words),
                 ),
             ),
         )
-        for dataset, of_episodes in zip(datasets, texts.of_episodes, strict=True)
+        for dataset, of_episodes, form in zip(datasets, texts.of_episodes, forms, strict=True)
     ]
 
 
@@ -139,7 +152,10 @@ def _check_settings(config: DataConfig, trainer: BatchShape) -> None:
             f"data.history={config.history}: so many time steps do not fit trainer.sequence_length="
             f"{trainer.sequence_length} tokens; make data.history smaller"
         )
+    states = config.state_ranges
+    check_state_ranges(states.minimum, states.maximum, len(states.minimum))
     for name, value in (
+        ("variants", config.variants),
         ("prefetch", config.prefetch),
         ("retry_seconds", config.retry_seconds),
         ("skip_bad_episodes", config.skip_bad_episodes),

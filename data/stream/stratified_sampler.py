@@ -53,6 +53,10 @@ class StratifiedSampler:
         tweaks = mix(mix(epochs.astype(np.uint64)) + slots.astype(np.uint64))
         return begins + permute(rows, size + (first < extra), self._keys[:, streams], tweaks)
 
+    def epochs_of(self, step: int, streams: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The epoch of each window that `draw` returns, int64 [N], from 0."""
+        return (step * self.slots[streams] + slots) // self.windows[streams]
+
     def epochs(self, step: int) -> list[float]:
         """Epochs of each stream in the steps before `step`."""
         streams = zip(self.slots.tolist(), self.windows.tolist(), strict=True)

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eval.simulator import lift
+from eval.simulator.libero.plus_camera import CameraView
 from eval.simulator.panda import seeded_numpy
 from eval.simulator.provenance import renderer
 from eval.simulator.registry import open_suite
@@ -31,7 +32,7 @@ def robosuite_loop() -> list[dict[str, NDArray[Any]]]:
     plain = Lift.__init__
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lift, "__init__", lambda self, **options: plain(self, **(options | cameras)))
-        environment = lift._make_environment()
+        environment = lift._make_environment(CameraView())
     with seeded_numpy(3):
         environment.reset()
     for _ in range(10):

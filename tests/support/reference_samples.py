@@ -22,7 +22,9 @@ class Sample:
         labels: Shifted by one; `IGNORED_LABEL` where the next token belongs to the prompt or is missing.
         blocks: Action block ids: 0 ordinary, j > 0 the j-th answer block, negative before the last image.
         answer: Index of the first token of the answer.
-        targets: float32 [K, 7], normalised actions of an action sample; None: a world sample, or not given.
+        targets: float32 [K, D], normalised actions of an action sample; None: a world sample, or not given.
+        present: bool [D], the numbers of an action that exist; None: all.
+        source: Number of its data set.
     """
 
     tokens: NDArray[np.int32]
@@ -30,6 +32,8 @@ class Sample:
     blocks: NDArray[np.int32]
     answer: int = 0
     targets: NDArray[np.float32] | None = None
+    present: NDArray[np.bool_] | None = None
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -41,20 +45,26 @@ def action_sample(
     action_ids: NDArray[np.integer],
     state_block: ArrayLike | None = None,
     targets: NDArray[np.float32] | None = None,
+    present: NDArray[np.bool_] | None = None,
 ) -> Sample:
     """Text and frames up to time t -> the K actions from t on.
 
     Args:
         text_ids: As in `action_prompt`.
         image_blocks: As in `action_prompt`.
-        action_ids: Bins [K, 7], from `data.tokens.action.encode`.
+        action_ids: Bins [K, D], from `data.tokens.action.encode`.
         state_block: The state at time t, as in `action_prompt`.
-        targets: The same actions, normalised, float32 [K, 7].
+        targets: The same actions, normalised, float32 [K, D].
+        present: bool [D], the numbers of an action that exist; the others have no label. None: all.
     """
     prompt = action_prompt(text_ids, image_blocks, state_block)
     sample = _sample(prompt, join_ids(action_blocks(action_ids), [END_OF_TURN]), targets)
-    sample.blocks[len(prompt) : -1] = answer_block_ids(len(action_ids))
-    return sample
+    sample.blocks[len(prompt) : -1] = answer_block_ids(*action_ids.shape)
+    if present is None:
+        return sample
+    labels = sample.labels[len(prompt) - 1 : -2].reshape(len(action_ids), -1)
+    labels[:, 1:-1][:, ~present] = IGNORED_LABEL
+    return replace(sample, present=present)
 
 
 def world_sample(
@@ -70,12 +80,17 @@ def world_sample(
     """
     prompt = world_prompt(text_ids, image_block, action_ids)
     sample = _sample(prompt, join_ids(next_block, [END_OF_TURN]))
-    ids = -answer_block_ids(len(np.atleast_2d(action_ids)))  # negative: before the last image
+    ids = -answer_block_ids(*np.atleast_2d(action_ids).shape)  # negative: before the last image
     sample.blocks[len(prompt) - 1 - len(ids) : len(prompt) - 1] = ids
     return sample
 
 
-def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
+def pack(
+    rows: Sequence[Sequence[Sample]],
+    sequence_length: int,
+    widest: tuple[int, int] | None = None,
+    segments_of_all: int | None = None,
+) -> PackedBatch:
     """Lay the samples of each row one after the other, padding after the last.
 
     Action samples whose actions are not given as numbers have none in the batch.
@@ -83,6 +98,8 @@ def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
     Args:
         rows: The samples of each of the B sequences.
         sequence_length: S, tokens of a sequence.
+        widest: K and D that actions are padded to; None: those of the first action sample.
+        segments_of_all: M, largest number of samples in a sequence; None: that of these rows.
 
     Raises:
         ValueError: The samples of a row do not fit; samples are never cut.
@@ -93,7 +110,9 @@ def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
     positions, segments, blocks = (np.zeros(shape, np.int32) for _ in range(3))
     count = np.arange(sequence_length, dtype=np.int32)
     starts: list[int] = []
-    targets: list[NDArray[np.float32]] = []
+    actions: list[Sample] = []
+    most = max(map(len, rows)) if segments_of_all is None else segments_of_all
+    sources = np.zeros((len(rows), most + 1), np.int32)
     for b, row in enumerate(rows):
         end = 0
         for number, sample in enumerate(row, start=1):
@@ -105,13 +124,35 @@ def pack(rows: Sequence[Sequence[Sample]], sequence_length: int) -> PackedBatch:
             positions[b, start:end] = count[: len(sample)]
             segments[b, start:end] = number
             blocks[b, start:end] = sample.blocks
+            sources[b, number] = sample.source
             if sample.targets is not None:
                 starts.append(b * sequence_length + start + sample.answer)
-                targets.append(sample.targets)
-    batch = PackedBatch(tokens, labels, positions, segments, blocks)
-    if not targets:
+                actions.append(sample)
+    batch = PackedBatch(tokens, labels, positions, segments, blocks, sources=sources)
+    if not actions:
         return batch
-    return replace(batch, action_starts=np.array(starts, np.int64), action_targets=np.stack(targets))
+    targets, present = _padded(actions, widest)
+    return replace(
+        batch, action_starts=np.array(starts, np.int64), action_targets=targets, action_present=present
+    )
+
+
+def _padded(
+    actions: Sequence[Sample], widest: tuple[int, int] | None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Targets of action samples and which of their numbers exist, both [N, K, D]."""
+    first = actions[0].targets
+    assert first is not None
+    chunk, width = first.shape if widest is None else widest
+    targets = np.zeros((len(actions), chunk, width), np.float32)
+    present = np.zeros(targets.shape, bool)
+    for number, sample in enumerate(actions):
+        assert sample.targets is not None
+        for k, values in enumerate(sample.targets):
+            for d, value in enumerate(values):
+                if sample.present is None or sample.present[d]:
+                    targets[number, k, d], present[number, k, d] = value, True
+    return targets, present
 
 
 def _sample(

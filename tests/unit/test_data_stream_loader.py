@@ -35,7 +35,7 @@ from pretrain.config import TrainerConfig
 
 TRAINER = TrainerConfig(global_batch=4, sequence_length=512)
 FIELDS = ("tokens", "labels", "positions", "segments", "blocks")
-ACTION_FIELDS = ("action_starts", "action_targets")
+ACTION_FIELDS = ("action_starts", "action_targets", "action_present")
 # 3 steps leave no action window of 5; the last is the validation split's.
 LENGTHS, TASKS = (
     (7, 3, 12, 9, 8),
@@ -254,14 +254,14 @@ def test_ids_of_ranks_tile_for_any_number_of_ranks(url: str) -> None:
 def test_memory_is_bounded_and_changes_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with TokenStream(DataConfig(url), TRAINER, seed=0) as stream:
         expected = [stream.micro_batches(step, 0, 1)[0] for step in range(4)]
-        size = stream._memory._size
+        (size,) = [ring.size for ring in stream._memory.rings]
     assert size == sum(LENGTHS[:-1])  # no larger than all episodes
     step_bytes = 2 * (image_block_length(2, 2) + 9) + 4 * 7
     monkeypatch.setattr(
         episode_memory, "MEGABYTE", 14 * step_bytes
     )  # room for 14 time steps: about one episode
     with TokenStream(replace(DataConfig(url), memory_megabytes=1), TRAINER, seed=0) as stream:
-        assert stream._memory._size == 14
+        assert [ring.size for ring in stream._memory.rings] == [14]
         for step, batch in enumerate(expected):
             (found,) = stream.micro_batches(step, 0, 1)
             for field in FIELDS:

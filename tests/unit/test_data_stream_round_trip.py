@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data.stream.batch_assembler import _gaps, _SampleLayout, _write_segments
+from data.stream.sample_layout import SampleLayout, gaps, write_segments
 from data.tokens.action import ACTION_MAX, ACTION_MIN, BIN_WIDTH, decode, encode
 from data.tokens.image_block import image_block, image_block_length, image_codes, write_image_blocks
 from tests.support.reference_samples import action_sample, world_sample
@@ -71,21 +71,22 @@ def test_segments_of_samples_of_any_sizes(sizes: list[tuple[int, int, bool]]) ->
     total = at + 3
     borders = np.array([starts, starts, starts, ends], np.int64)
     worlds, ones = np.array([world for *_, world in sizes]), np.ones(len(sizes), np.int64)
-    layout = _SampleLayout(worlds, ones, ones, np.arange(1, len(sizes) + 1), borders)
+    layout = SampleLayout(worlds, 0 * ones, ones, ones, np.arange(1, len(sizes) + 1), borders)
     segments, positions = np.full((2, total), -1, np.int32)
-    _write_segments(segments, positions, layout)
+    write_segments(segments, positions, layout)
     expected = np.full((2, total), -1)
     for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
         expected[0, start:end], expected[1, start:end] = number, np.arange(end - start)
     assert np.array_equal(np.stack([segments, positions]), expected)
-    assert np.array_equal(_gaps(layout, total), np.flatnonzero(expected[0] < 0))
+    assert np.array_equal(gaps(layout, total), np.flatnonzero(expected[0] < 0))
 
 
 @pytest.mark.parametrize("total", [0, 5])
 def test_everything_is_padding_without_samples(total: int) -> None:
     nothing = np.empty(0, np.int64)
-    layout = _SampleLayout(nothing.astype(bool), nothing, nothing, nothing, np.empty((4, 0), np.int64))
+    borders = np.empty((4, 0), np.int64)
+    layout = SampleLayout(nothing.astype(bool), nothing, nothing, nothing, nothing, borders)
     segments, positions = np.full((2, total), -1, np.int32)
-    _write_segments(segments, positions, layout)
+    write_segments(segments, positions, layout)
     assert (segments == -1).all()
-    assert _gaps(layout, total).tolist() == list(range(total))
+    assert gaps(layout, total).tolist() == list(range(total))

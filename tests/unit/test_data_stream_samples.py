@@ -99,7 +99,7 @@ def test_state_cameras_and_several_frames_are_in_the_documented_order() -> None:
     answer = [*IDS_B, *IDS_A, *IDS_A, *IDS_A, 8710]
     assert world.tokens.tolist() == [*before, *ACTION_IDS[0], *ACTION_IDS[1], 8710, *answer]
     assert world.blocks.tolist() == [0] * len(before) + [-1] * 9 + [-2] * 9 + [0] * (1 + len(answer))
-    form = SampleForm(len(BLOCK_A), views=2, history=1, chunk=2, predicted=2, state=True)
+    form = SampleForm(len(BLOCK_A), views=2, history=1, chunk=2, predicted=2, state_dim=8)
     assert (form.action_length(3), form.world_length(3)) == (len(sample), len(world))
 
 

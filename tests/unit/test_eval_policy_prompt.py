@@ -102,11 +102,12 @@ def training_tokens(
     write_dataset(folder, episodes=[episode], codebook_size=image.codebook_size)
     config = DataConfig(url=str(folder), history=HISTORY, chunk=CHUNK, cameras=list(cameras), state=state)
     setup = open_setup(config, TrainerConfig(global_batch=4, sequence_length=512), seed=0)
-    memory = EpisodeMemory(setup.datasets, setup.form, config)
+    memory = EpisodeMemory(setup.datasets, setup.forms, config)
     count = len(DECISIONS)
     zeros = np.zeros(count, np.int64)
-    windows = PlannedWindows(np.arange(count), np.full(count, Kind.ACTION), zeros, zeros, np.array(DECISIONS))
-    return BatchAssembler(setup.form, setup.texts, memory, 512).assemble(windows, 0, count).tokens
+    kinds = np.full(count, Kind.ACTION)
+    windows = PlannedWindows(np.arange(count), kinds, zeros, zeros, np.array(DECISIONS), zeros)
+    return BatchAssembler(setup, memory).assemble(windows, 0, count).tokens
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,16 @@ def test_data_may_move_but_not_change() -> None:
     assert data_moved(settings(), moved)
     assert not data_moved(settings(), settings())
 
-    def mixture(weight: float, url: str) -> dict[str, Any]:
-        return settings(data={"url": "", "sources": [{"url": url, "weight": weight}]})
+    def mixture(weight: float | None, url: str, **more: int) -> dict[str, Any]:
+        return settings(data={"url": "", "sources": [{"url": url, "weight": weight, **more}]})
 
     assert setting_changes(mixture(1.0, "a"), mixture(1.0, "b"), "r") == {}
     assert data_moved(mixture(1.0, "a"), mixture(1.0, "b"))
     with pytest.raises(InputError, match=r"data.sources was \[1.0\], now \[2.0\]"):
         setting_changes(mixture(1.0, "a"), mixture(2.0, "a"), "r")
+    assert setting_changes(mixture(1.0, "a"), mixture(None, "a"), "r") == {}, "an earlier version's default"
+    with pytest.raises(InputError, match=r"data.sources was \[1.0\], now \[.*'chunk': 3"):
+        setting_changes(mixture(None, "a"), mixture(None, "a", chunk=3), "r")
 
 
 def test_settings_of_an_earlier_version_may_lack_the_sections() -> None:
