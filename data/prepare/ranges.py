@@ -149,5 +149,5 @@ def _explicit_state_ranges(config: PrepareConfig) -> StateRanges | None:
     minimum, maximum = config.state_minimum, config.state_maximum
     if minimum is None or maximum is None:
         return None
-    check_state_ranges(minimum, maximum, len(minimum), "state_minimum, state_maximum")
+    check_state_ranges(minimum, maximum, len(minimum), "state_minimum with state_maximum")
     return StateRanges(tuple(minimum), tuple(maximum))

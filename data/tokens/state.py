@@ -65,10 +65,10 @@ def check_state_ranges(
     """
     low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
     if low.shape != (width,) or high.shape != (width,):
-        raise InputError(f"{settings}: {low.size} minima and {high.size} maxima, expected {width} of each")
+        raise InputError(f"{settings} has {low.size} minima and {high.size} maxima, expected {width} of each")
     if not np.isfinite(low).all() or not np.isfinite(high).all() or bool((low >= high).any()):
         raise InputError(
-            f"{settings}: from {list(minimum)} to {list(maximum)}, expected finite numbers, each "
+            f"{settings} reach from {list(minimum)} to {list(maximum)}, expected finite numbers, each "
             "minimum below its maximum"
         )
 

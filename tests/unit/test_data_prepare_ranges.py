@@ -72,7 +72,7 @@ def test_liberos_states_have_ranges_of_their_own_only_on_request() -> None:
         ({"action_maximum": [0.0]}, "action_minimum and action_maximum belong together"),
         (
             {"state_minimum": [0.0, 1.0], "state_maximum": [1.0, 1.0]},
-            r"state_minimum, state_maximum: from \[0.0, 1.0\] to \[1.0, 1.0\], expected finite",
+            r"state_minimum with state_maximum reach from \[0.0, 1.0\] to \[1.0, 1.0\], expected finite",
         ),
         (
             {"state_minimum": [0.0], "state_maximum": [1.0]},
