@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data.augmentation_config import AugmentationConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression, Resize, SplitOrder
 from data.recipe_settings import KeepRangesConfig, Part, SuccessConfig
 from data.storage.retries import RETRY_SECONDS
@@ -18,6 +19,7 @@ Format = Literal["libero", "lerobot", "rlds", "webdataset"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
+MeasuredRanges = Literal["extremes", "quantiles"]
 SeveralInstructions = Literal["refuse", "first", "last", "draw", "cut"]
 NoOps = Literal["motion", "change", "keep"]
 DropFirst = Literal["never", "zero", "always"]
@@ -265,6 +267,11 @@ class PrepareConfig(SourceConfig):
         action_minimum, action_maximum: Explicit ranges, D numbers each; they take precedence over `ranges`.
         weight: The data set's share of a mixture, relative to other data sets, unless a training says
             otherwise.
+        state_ranges: Ranges over which states are quantised: `extremes` or `quantiles` of this data set's
+            training states; null: `extremes`, but for LIBERO's eight numbers those of `data.state_ranges`.
+        state_minimum, state_maximum: Explicit ranges, S numbers each; they take precedence.
+        variants: How many more times each episode is encoded, each under drawn changes of its cameras.
+        augmentation: How strong these changes are.
     """
 
     out: str = "???"
@@ -279,6 +286,11 @@ class PrepareConfig(SourceConfig):
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
     weight: float | None = None
+    state_ranges: MeasuredRanges | None = None
+    state_minimum: list[float] | None = None
+    state_maximum: list[float] | None = None
+    variants: int = 0
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from data.errors import InputError
 
 MAX_ACTION_DIM = 32  # numbers of an action
 MAX_STATE_DIM = 64  # numbers of a state
+MAX_VARIANTS = 64  # views of an episode beside the recorded one
 
 AGENT_CAMERA = "agent"
 WRIST_CAMERA = "wrist"

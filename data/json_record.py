@@ -100,6 +100,11 @@ class JsonRecord:
             raise self._wrong(name, "finite numbers")
         return tuple(float(cast("float", v)) for v in values)
 
+    def named_numbers(self, name: str) -> dict[str, float]:
+        """A nested object of finite numbers, by name."""
+        record = self.record(name)
+        return {key: record.number(key) for key in record._fields}
+
     def texts(self, name: str, choices: Sequence[str] | None = None) -> list[str]:
         """A list of strings, all among `choices` if given."""
         values = self._list(name)

@@ -59,8 +59,8 @@ class InspectDataConfig:
 
     Attributes:
         url: Folder or object-store prefix with `index.json`.
-        verify: Read every episode: its checksum is compared and its actions are counted.
-        sheet: PNG file to write with decoded frames of some episodes; null: none.
+        verify: Read every episode: its checksum is compared, its actions and states are counted.
+        sheet: PNG file to write with decoded frames of some episodes and of their variants; null: none.
         image_tokenizer: The VQ-GAN weights that the frames were encoded with; null: the small one that is
             included.
         episodes: Episodes in the picture, evenly spread over the data set.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,24 +11,29 @@ import numpy as np
 
 from cluster.inspect.config import InspectDataConfig
 from data.errors import InputError
+from data.prepare.left_out import LeftOut
 from data.storage.episode_entry import SPLITS
 
 if TYPE_CHECKING:
-    from data.storage.dataset_scan import DatasetScan
+    from data.storage.dataset_scan import DatasetScan, RangeCounts
     from data.storage.index import DatasetIndex
     from data.tokens.image import ImageTokenizer
 
 SHEET_COLUMNS = 8  # frames of each episode in the contact sheet
+SHEET_VARIANTS = 4  # of each episode in it, at most
 _QUANTILES = {"minimum": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "maximum": 1.0}
 
 
-def dataset_content(index: DatasetIndex, url: str, scan: DatasetScan | None) -> dict[str, Any]:
+def dataset_content(
+    index: DatasetIndex, url: str, scan: DatasetScan | None, left_out: LeftOut | None = None
+) -> dict[str, Any]:
     """A data set as `--json` prints it.
 
     Args:
         index: Of the data set.
         url: Where it is.
         scan: Of all its episodes; None: not read.
+        left_out: The demonstrations that are not in it; None: none are listed.
     """
     episodes, lengths = index.episodes, index.episodes.lengths
     content: dict[str, Any] = {
@@ -51,6 +57,13 @@ def dataset_content(index: DatasetIndex, url: str, scan: DatasetScan | None) -> 
             "mean": float(lengths.mean()),
             **{name: float(np.quantile(lengths, share)) for name, share in _QUANTILES.items()},
         },
+        "embodiment": asdict(index.embodiment),
+        "state_ranges": None if index.state_ranges is None else asdict(index.state_ranges),
+        "recipe": index.recipe,
+        "weight": index.weight,
+        "variants": index.variants,
+        "augmentation": None if index.augmentation is None else dict(index.augmentation),
+        "left_out": None if left_out is None else asdict(left_out),
         "groups": _groups(index),
         "sheet": None,
     }
@@ -60,14 +73,19 @@ def dataset_content(index: DatasetIndex, url: str, scan: DatasetScan | None) -> 
             "bytes": scan.bytes,
             "damaged": scan.damaged,
         }
-        content["actions"] = {
-            "names": list(index.embodiment.action),
-            "minimum": list(index.action_ranges.minimum),
-            "maximum": list(index.action_ranges.maximum),
-            "counts": scan.actions.tolist(),
-            "outside": scan.outside.tolist(),
-        }
+        content["actions"] = _counts(index.embodiment.action, scan.actions)
+        content["states"] = _counts(index.embodiment.state, scan.states)
     return content
+
+
+def _counts(names: tuple[str, ...], found: RangeCounts) -> dict[str, Any]:
+    return {
+        "names": list(names),
+        "minimum": list(found.minimum),
+        "maximum": list(found.maximum),
+        "counts": found.counts.tolist(),
+        "outside": found.outside.tolist(),
+    }
 
 
 def _groups(index: DatasetIndex) -> list[dict[str, Any]]:
@@ -122,7 +140,7 @@ def sheet_tokenizer(index: DatasetIndex, config: InspectDataConfig) -> ImageToke
 
 
 def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: str, episodes: int) -> str:
-    """Write frames of evenly spread episodes as a PNG, each camera in a row of its own.
+    """Write frames of evenly spread episodes as a PNG: for each camera a row, then rows of its variants.
 
     Args:
         index: Of the data set.
@@ -146,7 +164,8 @@ def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: str
         episode = read_episode(index, index.episodes[number])
         times = np.linspace(0, episode.length - 1, SHEET_COLUMNS).round().astype(np.int64)
         for camera in index.cameras:
-            pictures.append(enlarge(tokenizer.decode(episode.codes[camera][times])))
+            for codes in (episode.codes, *episode.variants[:SHEET_VARIANTS]):
+                pictures.append(enlarge(tokenizer.decode(codes[camera][times])))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile(np.stack(pictures))).save(path, format="PNG")

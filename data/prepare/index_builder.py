@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePath
@@ -13,11 +13,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import PrepareConfig, Ranges
-from data.contracts import DEFAULT_EMBODIMENT, Embodiment, SplitOrder, Statistics
+from data.config import PrepareConfig
+from data.contracts import SplitOrder
 from data.errors import InputError
 from data.json_record import JsonRecord
+from data.prepare.left_out import LEFT_OUT_FILE, NOT_SUCCESSFUL, write_left_out
 from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
+from data.prepare.ranges import action_ranges, state_ranges, warn_of_clipped_actions
 from data.prepare.statistics import summarise
 from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.libero_hdf5 import HDF5_SUFFIXES
@@ -29,16 +31,11 @@ from data.storage.index import (
     SCHEMA,
     DatasetIndex,
     ImageFormat,
-    StateRanges,
 )
 from data.storage.store import open_store
-from data.tokens.action import NAMED_RANGES, ActionRanges
 
 _LOG = logging.getLogger(__name__)
 _MAX_NAMED = 20  # demonstrations that were left out
-_CLIPPED_SHARE = 0.001  # of the training actions; less is not reported
-_LEAST_RANGE = 1e-3  # of a state's number, in its own units
-_ROUNDING = 1e-6  # of actions on the edges of their ranges, that were float32 once
 
 
 class FrameFormat(Protocol):
@@ -70,8 +67,13 @@ class FrameFormat(Protocol):
         ...
 
 
-def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]) -> DatasetIndex:
+def build_index(
+    config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]
+) -> tuple[DatasetIndex, dict[str, str]]:
     """Build the index of a data set whose parts are all finished.
+
+    Returns:
+        The index, and key -> reason of each demonstration that was left out.
 
     Raises:
         InputError: A part's record or values are missing, more demonstrations were left out than `skip_bad`
@@ -105,10 +107,11 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
     )
     if skipped:
         _LOG.warning(
-            "%s: left out %d of %d demonstrations (skip_bad), named in parts/*.json: %s",
+            "%s: left out %d of %d demonstrations (skip_bad), named in %s: %s",
             config.source,
             len(skipped),
             total,
+            LEFT_OUT_FILE,
             "; ".join(list(skipped.values())[:_MAX_NAMED]),
         )
     robot = parts[0].embodiment
@@ -116,9 +119,9 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
     # One after the other: together they would take twice the memory.
     actions = summarise(values)
     states = summarise(_TrainingValues(config.out, finished, splits, slice(robot.action_dim, None)))
-    ranges = _action_ranges(config, actions, robot)
-    _warn_of_clipped_actions(values, ranges, robot, config)
-    return DatasetIndex(
+    ranges = action_ranges(config, actions, robot)
+    warn_of_clipped_actions(values, ranges, robot, config)
+    index = DatasetIndex(
         image=ImageFormat(
             pixels=tokenizer.pixels,
             rows=tokenizer.rows,
@@ -134,11 +137,15 @@ def build_index(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[P
         split_order=split_order,
         resize=config.resize,
         embodiment=robot,
-        state_ranges=_state_ranges(states, robot),
+        state_ranges=state_ranges(config, states, robot),
         weight=config.weight,
         recipe=_recipe(config),
+        variants=config.variants,
+        augmentation=config.augmentation.numbers() if config.variants else None,
         url=config.out,
     )
+    dropped = {key: NOT_SUCCESSFUL for _, record in finished for key in record.dropped}
+    return index, skipped | dropped
 
 
 def check_out(url: str) -> None:
@@ -154,14 +161,23 @@ def check_out(url: str) -> None:
         )
 
 
-def commit_index(index: DatasetIndex) -> None:
-    """Write the index; InputError where `out` already holds another data set, which stays unchanged."""
+def commit_index(index: DatasetIndex, left_out: Mapping[str, str] | None = None) -> None:
+    """Write what was left out, then the index.
+
+    Args:
+        index: The index.
+        left_out: Key -> reason of each demonstration that is not in it.
+
+    Raises:
+        InputError: `out` already holds another data set, which stays unchanged.
+    """
     store = open_store(index.url)
     if store.exists(INDEX_FILE) and store.read(INDEX_FILE) != index.to_json():
         raise InputError(
             f"{store.url}: holds another data set already (its {INDEX_FILE} differs); choose another out= "
             f"or delete {INDEX_FILE} there"
         )
+    write_left_out(store, index.fingerprint, left_out or {})
     index.save(index.url)
 
 
@@ -200,82 +216,6 @@ def choose_split_order(config: PrepareConfig, source: PurePath) -> SplitOrder:
     """The order of the settings; by default that of the published lists where the data are LIBERO's."""
     is_libero = config.format == "libero" or source.suffix.lower() in HDF5_SUFFIXES
     return config.split_order or ("letters" if is_libero else "number")
-
-
-def explicit_ranges(config: PrepareConfig) -> ActionRanges | None:
-    """The explicit ranges of the settings (InputError: not as many finite, increasing pairs)."""
-    if config.action_minimum is None or config.action_maximum is None:
-        return None
-    return ActionRanges(tuple(config.action_minimum), tuple(config.action_maximum))
-
-
-def chosen_ranges(config: PrepareConfig, robot: Embodiment) -> Ranges:
-    """The setting `ranges`; by default WorldVLA's for LIBERO's seven numbers, else quantiles.
-
-    Raises:
-        InputError: Named or explicit ranges are not of as many numbers as the robot's actions have.
-    """
-    explicit = explicit_ranges(config)
-    is_libero = robot.action == DEFAULT_EMBODIMENT.action
-    chosen = config.ranges or ("worldvla" if is_libero else "quantiles")
-    if explicit is not None and explicit.width != robot.action_dim:
-        raise InputError(
-            f"action_minimum and action_maximum have {explicit.width} numbers, an action of "
-            f"{config.source} has {robot.action_dim}: {', '.join(robot.action)}"
-        )
-    if explicit is None and chosen in NAMED_RANGES and robot.action_dim != DEFAULT_EMBODIMENT.action_dim:
-        raise InputError(
-            f"ranges={chosen} are of {DEFAULT_EMBODIMENT.action_dim} numbers, an action of "
-            f"{config.source} has {robot.action_dim}; set ranges=quantiles or ranges=extremes"
-        )
-    return chosen
-
-
-def _action_ranges(config: PrepareConfig, actions: Statistics, robot: Embodiment) -> ActionRanges:
-    """The explicit ranges of the settings, the named ones, or those measured from the actions."""
-    explicit, chosen = explicit_ranges(config), chosen_ranges(config, robot)
-    if explicit is not None:
-        return explicit
-    if chosen == "extremes":
-        return ActionRanges(actions.minimum, actions.maximum)
-    if chosen == "quantiles":
-        return ActionRanges(actions.q01, actions.q99)
-    return NAMED_RANGES[chosen]
-
-
-def _state_ranges(states: Statistics, robot: Embodiment) -> StateRanges | None:
-    """The extremes of the training states; None for LIBERO's, whose ranges the training sets."""
-    if robot.state == DEFAULT_EMBODIMENT.state or not robot.state_dim:
-        return None
-    low, high = np.asarray(states.minimum), np.asarray(states.maximum)
-    constant = high - low < _LEAST_RANGE  # a number that never changes has no range of its own
-    low, high = np.where(constant, low - _LEAST_RANGE, low), np.where(constant, high + _LEAST_RANGE, high)
-    return StateRanges(tuple(low.tolist()), tuple(high.tolist()))
-
-
-def _warn_of_clipped_actions(
-    values: Iterable[NDArray[np.float64]], ranges: ActionRanges, robot: Embodiment, config: PrepareConfig
-) -> None:
-    """Report the shares of the training actions that lie outside their ranges and will be clipped to them."""
-    if chosen_ranges(config, robot) == "quantiles" and explicit_ranges(config) is None:
-        return  # which leave out 2 % on purpose
-    low, high = np.asarray(ranges.minimum) - _ROUNDING, np.asarray(ranges.maximum) + _ROUNDING
-    steps, outside = 0, np.zeros(robot.action_dim, np.int64)
-    for table in values:
-        steps += len(table)
-        outside += ((table < low) | (table > high)).sum(axis=0)
-    shares = [
-        f"{name} {100 * count / steps:.1f} % outside {ranges.minimum[d]:g} .. {ranges.maximum[d]:g}"
-        for d, (name, count) in enumerate(zip(robot.action, outside.tolist(), strict=True))
-        if count >= _CLIPPED_SHARE * steps
-    ]
-    if shares:
-        _LOG.warning(
-            "%s: training actions outside their ranges become the outermost bins: %s; set "
-            "ranges=quantiles, or convert the actions",
-            config.source,
-            ", ".join(shares),
-        )
 
 
 @dataclass(frozen=True)

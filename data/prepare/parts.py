@@ -115,6 +115,7 @@ def plan_parts(
     allowed_bad: int = 0,
     embodiment: Embodiment = DEFAULT_EMBODIMENT,
     state: Callable[[PurePath], list[object]] = file_state,
+    variants: int = 0,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
@@ -126,6 +127,7 @@ def plan_parts(
         allowed_bad: Of each part.
         embodiment: Of each part.
         state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
+        variants: Of each episode.
 
     Raises:
         InputError: A file cannot be looked up.
@@ -133,7 +135,8 @@ def plan_parts(
     groups: list[list[DemonstrationReference]] = []
     filled = 0
     for reference in references:
-        size = reference.length * step_bytes + (len(reference.cameras) + 3) * _MEMBER_OVERHEAD
+        members = len(reference.cameras) * (1 + variants) + 3
+        size = reference.length * step_bytes + members * _MEMBER_OVERHEAD
         size = 0 if reference.fault else size
         if not groups or filled + size > limit:
             groups.append([])

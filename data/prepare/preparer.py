@@ -12,42 +12,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import Fit, PrepareConfig
-from data.contracts import Demonstration, Episode, Resize
+from data.config import PrepareConfig
+from data.contracts import MAX_VARIANTS, Demonstration, Episode
 from data.errors import InputError
-from data.prepare.frames import fit_frames
-from data.prepare.index_builder import (
-    FrameFormat,
-    build_index,
-    check_out,
-    chosen_ranges,
-    commit_index,
-    explicit_ranges,
-)
+from data.prepare.encoding import FrameEncoder, encode_demonstration
+from data.prepare.index_builder import build_index, check_out, commit_index
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
-from data.prepare.screening import no_movement, screened
+from data.prepare.ranges import check_range_settings, check_ranges
+from data.prepare.screening import screened
 from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.interface import DemonstrationReference, DemonstrationSource
-from data.sources.no_ops import DEFAULT_RULE, NoOpRule, moving_steps
 from data.sources.registry import open_source
 from data.storage.index import DatasetIndex
 from data.storage.shards import ShardWriter, check_key
 from data.storage.store import open_store
 from data.tokens.vocabulary import IMAGE_CODE_COUNT, grid_size_token
-
-
-class FrameEncoder(FrameFormat, Protocol):
-    """An image tokenizer as `prepare` uses it (`data.tokens.image.ImageTokenizer` is one)."""
-
-    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        """Frames uint8 [N, H, W, 3] -> codes uint16 [N, R, C]."""
-        ...
-
 
 Progress = Callable[[int, int], None]
 """Called with the number of episodes done and their total."""
@@ -102,8 +85,8 @@ def prepare(
         preparer.finish_all(parts, report)
     else:
         run_parts(parts, report)
-    index = build_index(preparer.config, preparer.tokenizer, parts)
-    commit_index(index)
+    index, left_out = build_index(preparer.config, preparer.tokenizer, parts)
+    commit_index(index, left_out)
     return index
 
 
@@ -130,14 +113,17 @@ class Preparer:
         references = screened(self._source, config)
         _check_references(config, references)
         cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown
-        codes = self.tokenizer.rows * self.tokenizer.columns * cameras
         robot = self._source.embodiment()
-        chosen_ranges(config, robot)  # refused before anything is encoded
+        check_ranges(config, robot)  # refused before anything is encoded
         given, defaults = asdict(config), asdict(PrepareConfig())
         depends_on = {name: given[name] for name in _ENCODING_SETTINGS}
         depends_on |= {n: given[n] for n in _LATER_ENCODING_SETTINGS if given[n] != defaults[n]}
         if config.compression != "none":
             depends_on["compression"] = config.compression
+        if config.variants:
+            depends_on |= {"variants": config.variants, "augmentation": asdict(config.augmentation)}
+        views = cameras * (1 + config.variants)
+        codes = self.tokenizer.rows * self.tokenizer.columns * views
         return plan_parts(
             references,
             step_bytes=codes * np.dtype(np.uint16).itemsize + robot.action_dim * 8 + robot.state_dim * 4,
@@ -146,6 +132,7 @@ class Preparer:
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
             embodiment=robot,
             state=self._source.files.state,
+            variants=config.variants,
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
@@ -207,48 +194,13 @@ class Preparer:
         demonstration = self._read(reference)
         if demonstration is None:
             return None
-        config = self.config
-        return encode_demonstration(
-            demonstration, self.tokenizer, config.batch_size, config.fit, config.resize, self._source.no_ops()
-        )
+        return encode_demonstration(demonstration, self.tokenizer, self.config, self._source.no_ops())
 
     def _read(self, reference: DemonstrationReference) -> Demonstration | None:
         if not self.config.replay:
             return self._source.read(reference)
         assert self._replay is not None  # refused by `_check_settings`
         return self._replay(reference, self.tokenizer.pixels)
-
-
-def encode_demonstration(
-    demonstration: Demonstration,
-    tokenizer: FrameEncoder,
-    batch_size: int = 64,
-    fit: Fit = "refuse",
-    resize: Resize = "box_bicubic",
-    no_ops: NoOpRule = DEFAULT_RULE,
-) -> Episode:
-    """Drop no-ops, resize the frames of every camera and encode them, `batch_size` at a time.
-
-    Raises:
-        InputError: No step of the demonstration moves the robot.
-    """
-    moving = moving_steps(demonstration.actions, no_ops)
-    if not moving.any():
-        raise InputError(no_movement(demonstration.key, len(moving)))
-    codes: dict[str, NDArray[np.uint16]] = {}
-    for camera, frames in demonstration.frames.items():
-        resized = fit_frames(frames[moving], tokenizer.pixels, fit, resize)
-        batches = [resized[i : i + batch_size] for i in range(0, len(resized), batch_size)]
-        codes[camera] = np.concatenate([tokenizer.encode(batch) for batch in batches])
-    return Episode(
-        key=demonstration.key,
-        suite=demonstration.suite,
-        task=demonstration.task,
-        instruction=demonstration.instruction,
-        codes=codes,
-        actions=demonstration.actions[moving],
-        states=demonstration.states[moving],
-    )
 
 
 def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Replay | None) -> None:
@@ -271,11 +223,13 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
         raise InputError(f"batch_size is {config.batch_size}, expected at least 1")
     if not 0 < config.shard_megabytes < 1e6:
         raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
-    if (config.action_minimum is None) != (config.action_maximum is None):
-        raise InputError("action_minimum and action_maximum belong together; give both or none")
     if config.weight is not None and not 0 < config.weight < math.inf:
         raise InputError(f"weight={config.weight:g}: expected a number above 0")
-    explicit_ranges(config)
+    check_range_settings(config)
+    if not 0 <= config.variants <= MAX_VARIANTS:
+        raise InputError(f"variants is {config.variants}, expected 0 to {MAX_VARIANTS}")
+    if config.variants:
+        config.augmentation.check()
     if config.replay and replay is None:
         raise InputError("replay=true: needs a simulator, which this program was called without")
 

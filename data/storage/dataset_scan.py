@@ -1,4 +1,4 @@
-"""Every episode of a data set read once: which are damaged, and how the actions are distributed."""
+"""Every episode of a data set read once: which are damaged, and how actions and states are distributed."""
 
 from __future__ import annotations
 
@@ -21,19 +21,47 @@ _READERS = 8
 
 
 @dataclass
+class RangeCounts:
+    """How often the numbers of actions or states lie where in their ranges.
+
+    Attributes:
+        minimum, maximum: Ranges of the D numbers.
+        counts: int64 [D, BINS], for each number a histogram of the time steps over its range.
+        outside: int64 [D], time steps outside of it, which are clipped.
+    """
+
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+    counts: NDArray[np.int64]
+    outside: NDArray[np.int64]
+
+    @classmethod
+    def over(cls, minimum: tuple[float, ...], maximum: tuple[float, ...]) -> RangeCounts:
+        """Nothing counted so far."""
+        width = len(minimum)
+        return cls(minimum, maximum, np.zeros((width, BINS), np.int64), np.zeros(width, np.int64))
+
+    def add(self, values: NDArray[np.floating]) -> None:
+        """Count the numbers [T, D] of one episode."""
+        for number, (low, high) in enumerate(zip(self.minimum, self.maximum, strict=True)):
+            column = values[:, number].astype(np.float64)
+            self.counts[number] += np.histogram(column, BINS, (low, high))[0]
+            self.outside[number] += int(((column < low) | (column > high)).sum())
+
+
+@dataclass
 class DatasetScan:
     """The result of reading every episode.
 
     Attributes:
+        actions: Over the ranges that they are quantised over.
+        states: Over the ranges of the index, or from the smallest to the largest of the training split.
         episodes, bytes: Number and size of the episodes read, damaged ones included.
         damaged: One line for each bad episode: shard, episode, offset, and what is wrong.
-        actions: int64 [D, BINS], for each action dimension a histogram of the time steps over the range that
-            it is quantised over.
-        outside: int64 [D], time steps outside of that range, which are clipped.
     """
 
-    actions: NDArray[np.int64]
-    outside: NDArray[np.int64]
+    actions: RangeCounts
+    states: RangeCounts
     episodes: int = 0
     bytes: int = 0
     damaged: list[str] = field(default_factory=list[str])
@@ -41,18 +69,11 @@ class DatasetScan:
     @classmethod
     def of(cls, index: DatasetIndex) -> DatasetScan:
         """Nothing read so far."""
-        width = index.embodiment.action_dim
-        return cls(np.zeros((width, BINS), np.int64), np.zeros(width, np.int64))
-
-    def count(self, index: DatasetIndex, actions: NDArray[np.float64]) -> None:
-        """Add the actions float64 [T, D] of one episode."""
-        low = np.asarray(index.action_ranges.minimum)
-        high = np.asarray(index.action_ranges.maximum)
-        for number in range(index.embodiment.action_dim):
-            values = actions[:, number]
-            limits = float(low[number]), float(high[number])
-            self.actions[number] += np.histogram(values, BINS, limits)[0]
-            self.outside[number] += int(((values < limits[0]) | (values > limits[1])).sum())
+        states = index.state_ranges or index.statistics["states"]
+        return cls(
+            RangeCounts.over(index.action_ranges.minimum, index.action_ranges.maximum),
+            RangeCounts.over(states.minimum, states.maximum),
+        )
 
 
 def scan_dataset(index: DatasetIndex, report: Callable[[int], None]) -> DatasetScan:
@@ -70,7 +91,8 @@ def scan_dataset(index: DatasetIndex, report: Callable[[int], None]) -> DatasetS
         if isinstance(episode, InputError):
             scan.damaged.append(str(episode))
         else:
-            scan.count(index, episode.actions)
+            scan.actions.add(episode.actions)
+            scan.states.add(episode.states)
         report(scan.episodes)
     return scan
 

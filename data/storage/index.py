@@ -16,6 +16,7 @@ from typing import Any, cast, get_args
 
 from data.contracts import (
     DEFAULT_EMBODIMENT,
+    MAX_VARIANTS,
     Compression,
     Embodiment,
     Resize,
@@ -41,7 +42,6 @@ LIBERO_SCHEMA = 4
 """Of data sets of the default embodiment without anything of their own: its files never change."""
 _PLAIN_SCHEMA, _COMPRESSED_SCHEMA = 2, 3
 """Of earlier versions: states may be turned by 90 degrees, and actions were rounded to float32."""
-_MAX_VARIANTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,8 @@ class DatasetIndex:
         embodiment: What the numbers of its actions and states are.
         state_ranges: Ranges that states are quantised over; None: `data.state_ranges`.
         variants: Views of every episode under drawn changes of the camera, beside the recorded one.
+        augmentation: Strengths and seed of the drawn changes of the camera, by their names in the settings
+            (`data.augmentation_config`); None: no variants.
         weight: Share of a mixture that its recipe proposes, relative to other data sets; None: no proposal.
         recipe: Name and checksum of the recipe that it was prepared with; empty: none.
         schema: Version of `index.json` that it was read from.
@@ -105,6 +107,7 @@ class DatasetIndex:
     embodiment: Embodiment = DEFAULT_EMBODIMENT
     state_ranges: StateRanges | None = None
     variants: int = 0
+    augmentation: Mapping[str, float] | None = None
     weight: float | None = None
     recipe: str = ""
     schema: int = SCHEMA
@@ -236,6 +239,7 @@ class DatasetIndex:
             "embodiment": asdict(self.embodiment),
             "state_ranges": None if self.state_ranges is None else asdict(self.state_ranges),
             "variants": self.variants,
+            "augmentation": None if self.augmentation is None else dict(self.augmentation),
             "weight": self.weight,
             "recipe": self.recipe,
         }
@@ -274,7 +278,8 @@ def _read_own(record: JsonRecord) -> dict[str, Any]:
         "state_ranges": None
         if ranges is None
         else StateRanges(ranges.numbers("minimum"), ranges.numbers("maximum")),
-        "variants": record.integer("variants", 0, _MAX_VARIANTS),
+        "variants": record.integer("variants", 0, MAX_VARIANTS),
+        "augmentation": None if record.is_null("augmentation") else record.named_numbers("augmentation"),
         "weight": None if record.is_null("weight") else record.number("weight"),
         "recipe": record.text("recipe"),
     }

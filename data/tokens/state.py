@@ -46,20 +46,29 @@ STATE_MAX: tuple[float, ...] = (
 )
 
 
-def check_state_ranges(minimum: Sequence[float], maximum: Sequence[float], width: int = STATE_DIM) -> None:
+def check_state_ranges(
+    minimum: Sequence[float],
+    maximum: Sequence[float],
+    width: int = STATE_DIM,
+    settings: str = "data.state_ranges",
+) -> None:
     """Refuse ranges that are not `width` finite pairs, each minimum below its maximum.
+
+    Args:
+        minimum: Smallest value of each number.
+        maximum: Largest value of each number.
+        width: S, numbers of a state.
+        settings: What gives them, for the message.
 
     Raises:
         InputError: The ranges are of another shape, not finite or not increasing.
     """
     low, high = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
     if low.shape != (width,) or high.shape != (width,):
-        raise InputError(
-            f"data.state_ranges has {low.size} minima and {high.size} maxima, expected {width} of each"
-        )
+        raise InputError(f"{settings} has {low.size} minima and {high.size} maxima, expected {width} of each")
     if not np.isfinite(low).all() or not np.isfinite(high).all() or bool((low >= high).any()):
         raise InputError(
-            f"data.state_ranges reach from {list(minimum)} to {list(maximum)}, expected finite numbers, each "
+            f"{settings} reach from {list(minimum)} to {list(maximum)}, expected finite numbers, each "
             "minimum below its maximum"
         )
 

@@ -107,6 +107,12 @@ def check_prepare_reading(rows: Rows) -> None:
     assert rows[0]["of_decoding"] == 1
 
 
+def check_variants(rows: Rows) -> None:
+    assert column(rows, "way") == ["recorded", "variant"]
+    assert column(rows, "plain") == [128, 128], "8 x 8 codes of two bytes"
+    assert all(0 < row["zstd"] <= 160 for row in rows)
+
+
 # Options besides --smoke, the columns whose values must be positive numbers, and what else must hold.
 BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]] = {
     "attention": (["--tokens", "640"], (), check_attention),
@@ -125,6 +131,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
     "prepare_reading": ([], ("cpu_seconds", "seconds", "rate", "of_decoding"), check_prepare_reading),
     "telemetry": ([], ("seconds", "relative", "processor"), check_telemetry),
+    "variants": ([], ("count", "encode", "psnr"), check_variants),
 }
 
 

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from cluster.cli.main import main
-from data.storage.index import DatasetIndex
+from cluster.inspect.dataset import draw_contact_sheet
+from data.contracts import Embodiment
+from data.prepare.index_builder import commit_index
+from data.storage.index import DatasetIndex, StateRanges
 from data.storage.store import open_store
 from tests.support.object_server import BUCKET, object_server
 from tests.support.shards_case import episode, write_dataset
@@ -47,13 +50,16 @@ def test_counts_lengths_and_actions(index: DatasetIndex, capsys: pytest.CaptureF
         ("val_ind", 1, 4),
     ]
     assert content["verified"] == {"episodes": 5, "bytes": content["bytes"], "damaged": []}
-    for number in range(7):
-        low, high = content["actions"]["minimum"][number], content["actions"]["maximum"][number]
-        values, counts = actions[:, number].astype(np.float64), content["actions"]["counts"][number]
-        inside = values[(low <= values) & (values <= high)]
-        assert sum(counts) == len(inside)
-        assert content["actions"]["outside"][number] == len(values) - len(inside)
-        assert counts[-1] == (inside >= high - (high - low) / 32).sum()
+    states = np.concatenate([episode(i, steps=4 + i).states for i in range(COUNT)])
+    for found, table in ((content["actions"], actions), (content["states"], states)):
+        assert len(found["names"]) == table.shape[1]
+        for number, values in enumerate(table.T.astype(np.float64)):
+            low, high, counts = found["minimum"][number], found["maximum"][number], found["counts"][number]
+            inside = values[(low <= values) & (values <= high)]
+            assert sum(counts) == len(inside)
+            assert found["outside"][number] == len(values) - len(inside)
+            assert counts[-1] == (inside >= high - (high - low) / 32).sum()
+    assert (content["embodiment"]["name"], content["variants"], content["left_out"]) == ("libero", 0, None)
     assert content["sheet"] is None
     assert sorted(path.name for path in Path().iterdir()) == ["shards"], (
         "nothing is left in the caller's folder"
@@ -72,6 +78,59 @@ def test_the_contact_sheet_shows_decoded_frames(
         expected = shipped_image_tokenizer().decode(codes)[3].repeat(2, axis=0).repeat(2, axis=1)
         y, x = row * (side + gap), 3 * (side + gap)
         assert np.array_equal(picture[y : y + side, x : x + side], expected)
+
+
+def test_the_contact_sheet_shows_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = write_dataset(Path("shards"), count=2, variants=5)
+    episodes = [episode(number, 4 + number, variants=5) for number in range(2)]
+    tokenizer = shipped_image_tokenizer()
+    draw_contact_sheet(made, tokenizer, "a.png", 2)
+    picture = np.asarray(Image.open("a.png"))
+    side, gap, rows = 128, 2, 5  # of a camera: recorded and four variants
+    assert picture.shape[0] == 2 * 2 * rows * (side + gap) - gap
+    for row, codes in ((rows, episodes[0].codes), (2 * rows + 3, episodes[1].variants[2])):
+        camera = "wrist" if row < 2 * rows else "agent"
+        expected = tokenizer.decode(codes[camera])[-1].repeat(2, axis=0).repeat(2, axis=1)
+        y, x = row * (side + gap), 7 * (side + gap)
+        assert np.array_equal(picture[y : y + side, x : x + side], expected)
+
+
+def test_text_names_embodiment_ranges_recipe_variants_and_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arm = Embodiment("arm", ("x", "y", "closing"), ("elbow", "wrist_roll"), ("y",), 15.0)
+    made = write_dataset(Path("shards"), robot=arm, variants=1)
+    made = dataclasses.replace(
+        made,
+        augmentation={"crop": 0.25, "seed": 3.0},
+        state_ranges=StateRanges((-1.0, -2.0), (1.0, 2.0)),
+        recipe="arm:1234",
+        weight=0.5,
+    )
+    made.save("shards")
+    commit_index(made, {f"lift/demo_{number}": f"broken part {number}" for number in range(30)})
+    assert main(["inspect", "data", "url=shards"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "embodiment arm at 15 Hz: action x, y, closing",
+        "missing in this robot, without label and loss: y",
+        "state elbow, wrist_roll",
+        "ranges of states: of this data set",
+        "recipe arm:1234, weight 0.5 in a mixture",
+        "1 variants of every episode under changed cameras: crop 0.25, seed 3",
+        "30 demonstrations were left out: lift/demo_0: broken part 0",
+        "lift/demo_19: broken part 19 and 10 more (--json lists 30)",
+        "closing -2.000 |",
+        "states over their ranges: elbow -1.000 |",
+    ):
+        assert text in shown, text
+    content = inspect(capsys, "url=shards", "verify=false")
+    assert content["left_out"]["count"] == 30
+    assert content["left_out"]["reasons"]["lift/demo_29"] == "broken part 29"
+    assert content["state_ranges"] == {"minimum": [-1.0, -2.0], "maximum": [1.0, 2.0]}
+    assert content["embodiment"]["missing"] == ["y"]
 
 
 def test_text_output_shows_the_same_content(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:

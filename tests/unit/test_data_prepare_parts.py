@@ -17,9 +17,11 @@ from hypothesis import given, settings, strategies
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from data.augmentation_config import AugmentationConfig
 from data.config import PrepareConfig
 from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment, Statistics
 from data.errors import InputError
+from data.prepare.left_out import NOT_SUCCESSFUL, read_left_out
 from data.prepare.parts import Part, finished_record, plan_parts
 from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
@@ -69,10 +71,13 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_parts_in_any_order_give_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    index = prepare(Preparer(config(source, tmp_path / "a"), Tokenizer()))
-    assert len({entry.shard for entry in index.episodes}) == 5
-    preparer = Preparer(config(source, tmp_path / "b"), Tokenizer())
+@pytest.mark.parametrize(("variants", "shards"), [(0, 5), (1, 9)])
+def test_parts_in_any_order_give_the_same_bytes(
+    source: Path, tmp_path: Path, variants: int, shards: int
+) -> None:
+    index = prepare(Preparer(config(source, tmp_path / "a", variants=variants), Tokenizer()))
+    assert len({entry.shard for entry in index.episodes}) == shards
+    preparer = Preparer(config(source, tmp_path / "b", variants=variants), Tokenizer())
 
     def shuffled(parts: Sequence[Part], report: Callable[[int], None]) -> None:
         for part in random.Random(0).sample(list(parts), len(parts)):
@@ -145,7 +150,14 @@ def test_a_changed_input_makes_another_part(source: Path, tmp_path: Path) -> Non
 
     assert unfinished() == 0
     assert unfinished(rotate=False) == 5
-    assert unfinished(ranges="extremes") == 0, "ranges are the index's alone"
+    assert unfinished(ranges="extremes", state_ranges="quantiles") == 0, "ranges are the index's alone"
+    assert unfinished(augmentation=AugmentationConfig(seed=1)) == 0, "without variants nothing is drawn"
+    prepare(Preparer(config(source, tmp_path / "varied", variants=1), Tokenizer()))
+    varied = open_store(str(tmp_path / "varied"))
+    for drawn, rewritten in ((AugmentationConfig(), 0), (AugmentationConfig(seed=1), 9)):
+        made = config(source, tmp_path / "varied", variants=1, augmentation=drawn)
+        parts = Preparer(made, Tokenizer()).plan()
+        assert sum(finished_record(varied, part) is None for part in parts) == rewritten
     other = Tokenizer()
     other.sha256 = "b" * 64
     assert unfinished(other) == 5
@@ -165,10 +177,12 @@ def test_parts_are_filled_up_to_the_limit() -> None:
     assert len({part.name for part in parts}) == 4
 
 
-def test_shards_stay_below_their_size(source: Path, tmp_path: Path) -> None:
-    prepare(Preparer(config(source, tmp_path / "out", shard_megabytes=0.05), Tokenizer()))
+@pytest.mark.parametrize(("variants", "shards"), [(0, 2), (3, 5)])
+def test_shards_stay_below_their_size(source: Path, tmp_path: Path, variants: int, shards: int) -> None:
+    made = config(source, tmp_path / "out", shard_megabytes=0.05, variants=variants)
+    prepare(Preparer(made, Tokenizer()))
     sizes = [path.stat().st_size for path in (tmp_path / "out").glob("*.tar")]
-    assert len(sizes) == 2
+    assert len(sizes) == shards
     assert max(sizes) <= 50_000
 
 
@@ -232,6 +246,16 @@ def test_demonstrations_that_fail_in_the_replay_are_left_out(source: Path, tmp_p
         json.loads(path.read_text())["dropped"] for path in sorted((tmp_path / "out/parts").glob("*.json"))
     ]
     assert dropped[0] == ["task0/demo_0", "task0/demo_1"]
+    left_out = read_left_out(open_store(str(tmp_path / "out")), index.fingerprint)
+    assert left_out is not None
+    assert list(left_out.reasons) == [
+        "task0/demo_0",
+        "task0/demo_1",
+        "task0/demo_2",
+        "task1/demo_1",
+        "task2/demo_1",
+    ]
+    assert set(left_out.reasons.values()) == {NOT_SUCCESSFUL}
     assert DatasetIndex.load(str(tmp_path / "out")) == index
     with pytest.raises(InputError, match="replay=true: needs a simulator"):
         prepare(Preparer(made, Tokenizer()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from data.config import PrepareConfig, SourceConfig
 from data.errors import InputError
+from data.prepare.left_out import LEFT_OUT_FILE, LeftOut, read_left_out, write_left_out
 from data.prepare.parts import Part, plan_parts
 from data.prepare.preparer import Preparer, prepare
 from data.prepare.reconstruction import reconstruction_psnr
@@ -22,6 +24,7 @@ from data.sources.bad_demonstrations import allowed_bad
 from data.sources.interface import DemonstrationReference
 from data.sources.registry import read_demonstrations
 from data.storage.index import DatasetIndex
+from data.storage.store import open_store
 from tests.support.lerobot_layout import recorded, write_lerobot
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.rlds_layout import NAME, write_rlds
@@ -175,7 +178,12 @@ def test_bad_demonstrations_are_left_out_on_request_and_recorded(
         run(source, tmp_path / "out", skip_bad=float(len(bad) - 1))
     with caplog.at_level(logging.WARNING):
         index = run(source, tmp_path / "out", skip_bad=float(len(bad)))
-    assert list(skipped(tmp_path / "out")) == list(bad)
+    reasons = skipped(tmp_path / "out")
+    assert list(reasons) == list(bad)
+    shutil.rmtree(tmp_path / "out" / "parts")  # as the docs allow: the list stays
+    listed = read_left_out(open_store(str(tmp_path / "out")), index.fingerprint)
+    assert listed == LeftOut(len(bad), {key: reason[:500] for key, reason in reasons.items()})
+    run(source, tmp_path / "out", skip_bad=float(len(bad)))
     total = len(bad) + len(index.episodes)
     assert f"left out {len(bad)} of {total} demonstrations (skip_bad)" in caplog.text
     assert not set(bad) & {entry.key for entry in index.episodes}
@@ -201,6 +209,31 @@ def test_the_index_is_that_of_the_good_demonstrations_alone(tmp_path: Path) -> N
     assert snapshot(tmp_path / "a").keys() - snapshot(tmp_path / "b").keys() <= {
         name for name in snapshot(tmp_path / "a") if name.startswith("parts/")
     }
+
+
+def test_a_list_of_what_was_left_out_belongs_to_its_data_set(tmp_path: Path) -> None:
+    bad = demonstration() | {"actions": with_nan(demonstration()["actions"])}
+    file, out = tmp_path / "set" / "lift_demo.hdf5", tmp_path / "out"
+    write_file(file, [demonstration(seed=0), demonstration(seed=1), bad])
+    index = run(tmp_path / "set", out, skip_bad=1.0)
+    store = open_store(str(out))
+    listed = read_left_out(store, index.fingerprint)
+    assert listed is not None
+    assert list(listed.reasons) == ["lift/demo_2"]
+    assert read_left_out(store, "of another data set") is None
+    write_file(file, [demonstration(seed=0), demonstration(seed=1)])
+    assert run(tmp_path / "set", out) == index, "the same data set, of a repaired source"
+    assert read_left_out(store, index.fingerprint) == LeftOut(0, {})
+    run(tmp_path / "set", tmp_path / "other")
+    assert not (tmp_path / "other" / LEFT_OUT_FILE).exists(), "nothing was left out, nothing is written"
+
+
+def test_a_long_list_of_what_was_left_out_is_cut(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write_left_out(store, "f", {f"demo_{number}": "x" * 3000 for number in range(10_050)})
+    listed = read_left_out(store, "f")
+    assert listed is not None
+    assert (listed.count, len(listed.reasons), set(listed.reasons.values())) == (10_050, 10_000, {"x" * 500})
 
 
 def test_frames_that_cannot_be_decoded_are_counted_when_their_turn_comes(tmp_path: Path) -> None:

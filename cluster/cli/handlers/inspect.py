@@ -44,13 +44,15 @@ def run_inspect_data(config: InspectDataConfig, invocation: Invocation) -> None:
     """
     from cluster.inspect.dataset import dataset_content, draw_contact_sheet, sheet_tokenizer
     from cluster.inspect.dataset_text import dataset_lines, groups_table
+    from data.prepare.left_out import read_left_out
     from data.storage.index import DatasetIndex
 
     index = DatasetIndex.load(config.url)
     tokenizer = sheet_tokenizer(index, config)
     scan = _scan(index, invocation) if config.verify else None
     damaged = [] if scan is None else scan.damaged
-    content = dataset_content(index, config.url, scan)
+    left_out = read_left_out(index.store, index.fingerprint)
+    content = dataset_content(index, config.url, scan, left_out)
     if tokenizer is not None and config.sheet is not None and not damaged:
         content["sheet"] = draw_contact_sheet(index, tokenizer, config.sheet, config.episodes)
     if invocation.json:
