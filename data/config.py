@@ -10,16 +10,19 @@ from typing import Literal
 
 from data.augmentation_config import AugmentationConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Compression, Resize, SplitOrder
+from data.recipe_settings import KeepRangesConfig, Part, SuccessConfig
 from data.storage.retries import RETRY_SECONDS
 from data.tokens.action import NamedRanges
 from data.tokens.state import STATE_MAX, STATE_MIN
 
-Format = Literal["libero", "lerobot", "rlds"]
+Format = Literal["libero", "lerobot", "rlds", "webdataset"]
 Fit = Literal["refuse", "crop", "pad", "stretch"]
 TrainingSplit = Literal["train", "all"]
 Ranges = Literal["worldvla", "rynnvla", "extremes", "quantiles"]
 MeasuredRanges = Literal["extremes", "quantiles"]
-SeveralInstructions = Literal["refuse", "first", "last"]
+SeveralInstructions = Literal["refuse", "first", "last", "draw", "cut"]
+NoOps = Literal["motion", "change", "keep"]
+DropFirst = Literal["never", "zero", "always"]
 
 
 @dataclass
@@ -146,22 +149,64 @@ class CameraNames:
 
 
 @dataclass
+class SpoolConfig:
+    """Files of a source in an object store, on the local disk of each process that reads them.
+
+    Attributes:
+        dir: Where each process makes a folder of its own, which it removes at its end; null: the folder of
+            temporary files.
+        size: Largest number of bytes in it, such as `20GB`; the least recently used files are removed first.
+            The largest file of the source has to fit.
+    """
+
+    dir: str | None = None
+    size: str = "20GB"
+
+
+@dataclass
 class SourceConfig:
     """Where demonstrations are and how their parts are named.
 
     Attributes:
-        source: Folder (or file) of demonstrations.
+        source: Folder (or file) of demonstrations, or the prefix of an object store (`s3://`, `gs://`,
+            `az://`; not for HDF5 files). Also a folder `datasets--NAME--NAME` of the Hugging Face hub's
+            cache, and a tar file or a pattern of some (`shards-{000..012}.tar`).
+        anonymous: Whether the object store is asked without credentials: for what is public.
+        spool: Where files of an object store are kept while they are read.
+        recipe: Name of a file of `configs/recipe`, or the path of one: settings for one data set, in place of
+            the defaults. What stands on the command line wins.
+        recipe_sha256: Checksum of that file, filled in by the command.
         cameras: Cameras to read.
-        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0) or
-            `rlds` (TFRecord files of TensorFlow Datasets); null: detected from the files.
-        action: Names of the numbers that together are the action (7: delta pose 6, gripper), in this order;
-            null: the usual name.
-        state: Names of the numbers that together are the state (position 3, axis-angle 3, fingers 2), in
-            this order; null: the usual name; `[]`: no state, zeros instead.
-        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS only); null:
-            the usual name.
-        several_instructions: Of an episode with several instructions, subtasks for instance: `refuse` it, or
-            take the `first` or the `last` one for all of it.
+        format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0),
+            `rlds` (TFRecord files of TensorFlow Datasets) or `webdataset` (tar files); null: detected from
+            the files.
+        action: The parts that together are the action, joined in this order: names, or parts with what is
+            done to them and the names of their numbers (`data.recipe_settings.Part`); null: the usual name.
+        state: The same for the state; null: the usual name; `[]`: no state (zeros where the action is the
+            default one).
+        embodiment: Name of the robot and of what its numbers mean; null: `libero` where the numbers are the
+            default ones, else the robot's or the data set's own name.
+        control_hz: Steps a second; null: as the data set says, where it does.
+        missing: Dimensions of the action that this robot does not have: they become 0, and nothing is
+            trained on them.
+        no_ops: What a step must do to be kept: `motion` (some number is not zero: movements and velocities),
+            `change` (a number differs from that of the last kept step: positions), or `keep` all of them;
+            null: `motion` where the action begins with x y z or is the default one, else `change`.
+        drop_first: Whether the first step of an episode is left out: `never`, where its action is `zero`, or
+            `always` (RLDS only).
+        successful: Which episodes are kept for their success.
+        keep_ranges: Which steps are kept.
+        instruction: Name of the instruction, in each step or (`episode_metadata/...`) once (RLDS and
+            WebDataset only), or names of several, of which those count that are not empty; null: the usual
+            name.
+        episode_field: Name of what is the same for all steps of an episode and another one in the next
+            (`json:episode_index`; WebDataset only); null: the key of a sample before its last `_` or `-`.
+        several_instructions: Of an episode with several different instructions: `refuse` it, or take the
+            `first`, the `last`, or one that is drawn (`draw`, the same in every run) for all of it, or `cut`
+            it where the task changes (LeRobot only).
+        drop_unlabeled: Leave out episodes without an instruction, without counting them as bad.
+        draw_camera: Names of cameras, one of which is drawn for each episode as the agent's.
+        draw_seed: Of what is drawn for an episode: it depends on this number and the episode's key alone.
         skip_bad: Demonstrations that may be left out because they cannot be used (numbers that are not
             finite, no movement, no instruction, damaged): a number, or below 1 a share of all.
         rotate: Rotate frames by 180 degrees; null: as the format defines (LIBERO's HDF5 files), else no.
@@ -172,12 +217,27 @@ class SourceConfig:
     """
 
     source: str = "???"
+    anonymous: bool = False
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
     format: Format | None = None
+    recipe: str | None = None
+    recipe_sha256: str | None = None
     cameras: CameraNames = field(default_factory=CameraNames)
-    action: list[str] | None = None
-    state: list[str] | None = None
-    instruction: str | None = None
+    action: list[str | Part] | None = None
+    state: list[str | Part] | None = None
+    embodiment: str | None = None
+    control_hz: float | None = None
+    missing: list[str] = field(default_factory=list[str])
+    no_ops: NoOps | None = None
+    drop_first: DropFirst = "never"
+    successful: SuccessConfig = field(default_factory=SuccessConfig)
+    keep_ranges: KeepRangesConfig = field(default_factory=KeepRangesConfig)
+    instruction: list[str] | None = None
+    episode_field: str | None = None
     several_instructions: SeveralInstructions = "refuse"
+    drop_unlabeled: bool = False
+    draw_camera: list[str] = field(default_factory=list[str])
+    draw_seed: int = 0
     skip_bad: float = 0.0
     rotate: bool | None = None
     fit: Fit = "refuse"
@@ -210,6 +270,8 @@ class PrepareConfig(SourceConfig):
         state_minimum, state_maximum: Explicit ranges, S numbers each; they take precedence.
         variants: How many more times each episode is encoded, each under drawn changes of its cameras.
         augmentation: How strong these changes are.
+        weight: The data set's share of a mixture, relative to other data sets, unless a training says
+            otherwise.
     """
 
     out: str = "???"
@@ -228,6 +290,7 @@ class PrepareConfig(SourceConfig):
     state_maximum: list[float] | None = None
     variants: int = 0
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    weight: float | None = None
 
 
 @dataclass

@@ -35,6 +35,18 @@ def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
+def parse_json(content: bytes, where: str) -> object:
+    """Parse a JSON document; `where` leads the message.
+
+    Raises:
+        InputError: It is none.
+    """
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error}); make the file again") from error
+
+
 class JsonRecord:
     """One JSON object, and where it was read from.
 
@@ -49,11 +61,7 @@ class JsonRecord:
     @classmethod
     def parse(cls, content: bytes, where: str) -> JsonRecord:
         """Parse a JSON document whose top level is an object."""
-        try:
-            value: object = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not valid JSON ({error}); make the file again") from error
-        return cls._of(value, where)
+        return cls._of(parse_json(content, where), where)
 
     def text(self, name: str, choices: Sequence[str] | None = None) -> str:
         """A string that can be encoded, one of `choices` if given."""
@@ -69,6 +77,13 @@ class JsonRecord:
         value = self._fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self._wrong(name, f"an integer from {low} to {high}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """True or false."""
+        value = self._fields.get(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
         return value
 
     def number(self, name: str, above: float = -_MAX) -> float:
@@ -97,6 +112,18 @@ class JsonRecord:
             raise self._wrong(name, "texts" if choices is None else f"texts out of {', '.join(choices)}")
         return cast("list[str]", values)
 
+    def has_text(self, name: str) -> bool:
+        """Whether a field is there and a text that is not empty."""
+        return bool(self._fields.get(name)) and isinstance(self._fields[name], str)
+
+    def listed_texts(self, name: str) -> tuple[str, ...]:
+        """A list of texts, alone or as the only member of an object; empty for anything else."""
+        value = self._fields.get(name)
+        if isinstance(value, dict) and len(cast("dict[str, object]", value)) == 1:
+            value = next(iter(cast("dict[str, object]", value).values()))
+        texts = cast("list[object]", value) if isinstance(value, list) else []
+        return tuple(str(text) for text in texts) if all(isinstance(text, str) for text in texts) else ()
+
     def record(self, name: str) -> JsonRecord:
         """A nested object."""
         return self._of(self._fields.get(name), f"{self._where}: {name}")
@@ -105,16 +132,26 @@ class JsonRecord:
         """A list of nested objects."""
         return [self._of(value, f"{self._where}: {name}[{i}]") for i, value in enumerate(self._list(name))]
 
-    def members(self, name: str) -> dict[str, JsonRecord]:
-        """A nested object of objects, by name."""
-        fields = self.record(name)._fields
-        return {key: self._of(value, f"{self._where}: {name}: {key[:80]}") for key, value in fields.items()}
+    def members(self, name: str | None = None) -> dict[str, JsonRecord]:
+        """A nested object of objects, by name; None: this object itself."""
+        outer = self if name is None else self.record(name)
+        return {key: self._of(value, f"{outer._where}: {key[:80]}") for key, value in outer._fields.items()}
+
+    @property
+    def holds_objects(self) -> bool:
+        """Whether every field is an object, and there is one."""
+        return bool(self._fields) and all(isinstance(value, dict) for value in self._fields.values())
 
     def is_null(self, name: str) -> bool:
         """Whether a field is there and null (InputError: it is missing)."""
         if name not in self._fields:
             raise self._wrong(name, "a value or null")
         return self._fields[name] is None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of its fields."""
+        return list(self._fields)
 
     def __contains__(self, name: str) -> bool:
         """Whether the object has a field of this name."""

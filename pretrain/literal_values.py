@@ -13,7 +13,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from pretrain.setting_types import field_of
+from pretrain.setting_types import field_of, text_or_section
 
 _READABLE = re.compile(r"[A-Za-z0-9_/\\+.$%*@?|:, \t{}=()\[\]-]*")  # characters that Hydra's grammar has
 _QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -24,7 +24,7 @@ def as_typed(override: str, schema: type) -> str:
     """A `key=value` word in which Hydra reads the value of a text as it was typed.
 
     A text `~` or `~/...` is the home folder, which most shells leave alone after `=`. A setting that is a
-    list of texts takes one text for a list of one.
+    list of texts (or of texts and sections) takes one text for a list of one.
 
     Args:
         override: The word.
@@ -40,11 +40,13 @@ def _readable(value: str, hint: Any) -> str:
     if not value or _is_quoted(value) or value.lower() == "null":
         return value
     kind = _without_none(hint)
+    if (inner := text_or_section(kind)) is not None:
+        kind = inner if value[0] == "{" else str
     if _BRACKETS.get(value[0]) == value[-1]:
         members = _MEMBERS[value[0]]
         inner = ",".join(members(part, kind) for part in _split(value[1:-1]))
         return f"{value[0]}{inner}{value[-1]}"
-    if get_origin(kind) is list and get_args(kind)[0] is str:
+    if get_origin(kind) is list and _may_be_text(get_args(kind)[0]):
         return f"[{_quoted(value)}]"
     if kind is str or not _READABLE.fullmatch(value):
         return _quoted(value)
@@ -62,6 +64,10 @@ def _mapping_member(text: str, kind: Any) -> str:
 
 
 _MEMBERS = {"[": _list_member, "{": _mapping_member}
+
+
+def _may_be_text(hint: Any) -> bool:
+    return hint is str or text_or_section(hint) is not None
 
 
 def _without_none(hint: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.errors import InputError
-from pretrain.settings import nearest
+from pretrain.setting_errors import nearest
 
 # These change where and how fast a run runs, not its result. Data may move: checkpoints hold its checksum.
 _MAY_DIFFER = (

@@ -2,7 +2,9 @@
 
 OmegaConf checks every value against its field's type while files and overrides are merged, so that its
 error names the file and the key. It has no `Literal`: it gets a copy of the schema in which each `Literal` is
-an `Enum` of the same values, and `build` makes an object of the schema itself from the result.
+an `Enum` of the same values, and `build` makes an object of the schema itself from the result. Nor has it
+lists whose members are a text or a section (`list[str | Part]`): the copy takes any members, and
+`pretrain.settings` checks the sections among them.
 """
 
 from __future__ import annotations
@@ -97,6 +99,20 @@ def section(hint: Any) -> type | None:
     return hint if isinstance(hint, type) and is_dataclass(hint) else None
 
 
+def text_or_section(hint: Any) -> type | None:
+    """The dataclass of a type `str | Section`, a text of which stands for a short form; None for others."""
+    members = _members(hint)
+    sections = [each for each in members if isinstance(each, type) and is_dataclass(each)]
+    return sections[0] if len(members) == 2 and str in members and sections else None
+
+
+def listed_section(hint: Any) -> type | None:
+    """The dataclass of a setting `list[str | Section]`, also of one that may be null; None for others."""
+    members = _members(hint)
+    kind = members[0] if len(members) == 1 else hint
+    return text_or_section(get_args(kind)[0]) if get_origin(kind) is list else None
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     """The types of a union without None; empty for any other type."""
     if get_origin(hint) not in (Union, UnionType):
@@ -110,6 +126,8 @@ def _structured_type(hint: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return _enum(arguments)
+    if text_or_section(hint) is not None:
+        return Any
     if origin in (Union, UnionType):
         return functools.reduce(lambda left, right: left | right, map(_structured_type, arguments))
     if origin in (list, tuple, dict):
@@ -145,6 +163,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint):
         return build(hint, value, f"{key}.")
     origin, arguments = get_origin(hint), get_args(hint)
+    if (inner := text_or_section(hint)) is not None:
+        return value if isinstance(value, str) else build(inner, value, f"{key}.")
     if origin in (Union, UnionType):
         return _value(_members(hint)[0], value, key)
     if origin is list:

@@ -1,16 +1,15 @@
 """Typed settings from YAML and the command line, strictly checked; the only module that imports Hydra.
 
 `configs/train.yaml` names the groups; a group file holds differences from the defaults in the dataclasses.
-An unknown key is refused, and the nearest known one is named.
+An unknown key is refused, and the nearest known one is named. A recipe (`recipe=NAME`, of commands that read
+demonstrations) changes the defaults before anything else is composed.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,20 +22,27 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from data.config import PrepareConfig, SourceConfig
 from data.errors import InputError, first_line
 from data.unicode_text import is_encodable
 from pretrain.installation import project_file
 from pretrain.literal_values import as_typed
 from pretrain.model.config import ModelConfig
-from pretrain.setting_types import build, choices, field_of, field_types, plain, section, structured
+from pretrain.recipes import checksum, recipe_file, requested_recipe
+from pretrain.setting_errors import available, explain, keys, nearest
+from pretrain.setting_types import (
+    build,
+    field_of,
+    field_types,
+    listed_section,
+    plain,
+    section,
+    structured,
+)
 
 CONFIG_FOLDER = project_file("configs")
 _SCHEMA = "schema"  # the name by which configs/train.yaml refers to the dataclass
 _ABBREVIATIONS = {"profile": "telemetry.profile"}  # of keys, on the command line
-_FULL_KEY = re.compile(r"^\s*full_key: (.+)$", re.MULTILINE)
-_NOT_A_CHOICE = re.compile(
-    r"(?:Invalid value|Value) '?(.*?)'?(?:, expected one of \[| \(.*is not a valid input for <enum)"
-)
 
 # Without the groups of its own (logging, launcher, help), which Hydra else reads at each composition.
 ConfigStore.instance().store("config", HydraConf(defaults=[]), group="hydra", provider="hydra")
@@ -70,13 +76,14 @@ def compose(schema_name: str, schema: type[T], config_name: str | None, override
                 "or folder"
             )
     _check_null_sections(schema_name, schema, overrides)
+    defaults, overrides = _with_recipe(schema_name, schema, overrides)
     overrides = [as_typed(override, schema) for override in overrides]
-    ConfigStore.instance().store(_SCHEMA, _with_sections(_defaults(schema), schema, overrides))
+    ConfigStore.instance().store(_SCHEMA, _with_sections(defaults, schema, overrides))
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
             composed = hydra_compose(config_name or _SCHEMA, overrides)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise _explain(schema_name, schema, error) from error
+        raise explain(schema_name, schema, error, CONFIG_FOLDER) from error
     return _typed(schema_name, schema, composed)
 
 
@@ -85,7 +92,7 @@ def from_mapping(schema_name: str, schema: type[T], values: Mapping[str, Any]) -
     try:
         merged = OmegaConf.merge(_defaults(schema), OmegaConf.create(dict(values)))
     except OmegaConfBaseException as error:
-        raise _explain(schema_name, schema, error) from error
+        raise explain(schema_name, schema, error, CONFIG_FOLDER) from error
     return _typed(schema_name, schema, merged)
 
 
@@ -120,31 +127,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], content)
 
 
-def keys(schema: type) -> Iterator[str]:
-    """Every key of a schema with dots, sections before their members: `optim`, `optim.lr`, ..."""
-    hints = field_types(schema)
-    for field in fields(schema):
-        yield field.name
-        inner = section(hints[field.name])
-        if inner is not None:
-            yield from (f"{field.name}.{key}" for key in keys(inner))
-
-
-def nearest(word: str, candidates: Sequence[str]) -> str:
-    """`"; did you mean 'x'?"` when a candidate is near, else an empty string (for error messages)."""
-    matches = difflib.get_close_matches(word, candidates, n=1)
-    if not matches:  # the right name in the wrong section
-        leaves = {candidate.rsplit(".", 1)[-1]: candidate for candidate in candidates}
-        matches = [
-            leaves[leaf] for leaf in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(leaves), n=1)
-        ]
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
 @functools.cache
 def _defaults(schema: type) -> DictConfig:
     """A schema as OmegaConf reads it, every default filled in; Hydra and `merge` change copies of it."""
     return OmegaConf.structured(structured(schema))
+
+
+def _with_recipe(
+    schema_name: str, schema: type, overrides: Sequence[str]
+) -> tuple[DictConfig, Sequence[str]]:
+    """The defaults of a schema, with those of a recipe where one is named; and the other words.
+
+    A recipe holds settings of `worldvla prepare`; another command takes those that it has. (Hydra itself
+    would take `recipe=NAME` for the choice of a file in a group.)
+    """
+    defaults = _defaults(schema)
+    if not issubclass(schema, SourceConfig):
+        return defaults, overrides
+    name, others = requested_recipe(overrides)
+    if name is None:
+        return defaults, others
+    path = recipe_file(name, CONFIG_FOLDER / "recipe")
+    if path is None:
+        choice = f"recipe/{name}"
+        raise InputError(f"{schema_name}: no file configs/{choice}.yaml{available(choice, CONFIG_FOLDER)}")
+    found = read_yaml(path)
+    if "recipe" in found:
+        raise InputError(f"{path}: names another recipe, expected settings of `worldvla prepare`; copy them")
+    from_mapping(f"{schema_name} (recipe {name})", PrepareConfig, {"source": "", "out": ""} | found)
+    values = {key: value for key, value in found.items() if key in field_types(schema)}
+    values |= {"recipe": name, "recipe_sha256": checksum(path)}
+    return cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(values))), others
 
 
 def _check_null_sections(schema_name: str, schema: type, overrides: Sequence[str]) -> None:
@@ -195,13 +208,50 @@ def _typed(schema_name: str, schema: type[T], composed: Any) -> T:
         if missing:
             listed = " ".join(f"{key}=..." for key in missing)
             raise InputError(f"{schema_name}: no value for {', '.join(missing)}; add {listed}")
-        values = OmegaConf.to_container(composed)
+        values = _with_entries(schema_name, schema, cast(Any, OmegaConf.to_container(composed)), "")
     except OmegaConfBaseException as error:
-        raise _explain(schema_name, schema, error) from error
+        raise explain(schema_name, schema, error, CONFIG_FOLDER) from error
     try:
         return build(schema, values)
     except InputError as error:
         raise InputError(f"{schema_name}: {error}") from None
+
+
+def _with_entries(schema_name: str, schema: type, values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Check the members of lists of texts or sections, and fill in the defaults of the sections."""
+    filled = dict(values)
+    for name, hint in field_types(schema).items():
+        inner = listed_section(hint)
+        if inner is not None and filled[name] is not None:
+            filled[name] = [
+                _entry(schema_name, inner, each, f"{prefix}{name}[{number}]")
+                for number, each in enumerate(filled[name])
+            ]
+    return filled
+
+
+def _entry(schema_name: str, schema: type, value: Any, key: str) -> Any:
+    """A text as it is, or a mapping as the values of a section."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise InputError(
+            f"{schema_name}: {key} is {value!r}, expected a name, or its settings: {_listed(schema)}"
+        )
+    try:
+        merged = cast(DictConfig, OmegaConf.merge(_defaults(schema), OmegaConf.create(value)))
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise InputError(
+                f"{schema_name}: no value for {key}.{missing[0]}; its settings: {_listed(schema)}"
+            )
+        values = cast(dict[str, Any], OmegaConf.to_container(merged))
+    except OmegaConfBaseException as error:
+        raise explain(f"{schema_name}: {key}", schema, error, CONFIG_FOLDER) from error
+    return _with_entries(schema_name, schema, values, f"{key}.")
+
+
+def _listed(schema: type) -> str:
+    return ", ".join(keys(schema))
 
 
 def _clear_alternatives(schema: type, composed: Any) -> None:
@@ -213,58 +263,3 @@ def _clear_alternatives(schema: type, composed: Any) -> None:
             _clear_alternatives(inner, composed[field.name])
         elif other is not None and OmegaConf.is_missing(composed, field.name) and composed[other]:
             composed[field.name] = ""
-
-
-def _explain(schema_name: str, schema: type, error: Exception) -> InputError:
-    """One line of cause and remedy for what Hydra or OmegaConf raised."""
-    chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text = "\n".join(str(link) for link in chain)
-    source = re.match(r"In '([^']+)'", text)
-    where = f"{schema_name} (configs/{source.group(1)}.yaml)" if source else schema_name
-    named = _FULL_KEY.search(text)
-    key = named.group(1) if named else ""
-    if key and re.search(r"Key '.*' (is )?not in ", text):
-        return InputError(f"{where}: unknown setting {key!r}{nearest(key, [*keys(schema), *_groups()])}")
-    if missing := re.search(r"Could not find '([^']+)'", text):
-        return InputError(
-            f"{schema_name}: no file configs/{missing.group(1)}.yaml{_available(missing.group(1))}"
-        )
-    if key and (invalid := _NOT_A_CHOICE.search(text)) and (setting := field_of(schema, key)):
-        return InputError(f"{where}: {key}={invalid.group(1)}, {_expected(invalid.group(1), *setting)}")
-    if key and "is not a subclass of" in text and (setting := field_of(schema, key)):
-        return InputError(f"{where}: {key} is a section of settings{_parts_of(key, setting[1])}")
-    if unreadable := re.match(r"LexerNoViableAltException: (.*)", text):
-        return InputError(
-            f"{schema_name}: {unreadable.group(1)!r} cannot be read; write text in quotes of its own: "
-            "key=\"'text'\""
-        )
-    cause = next((line for line in str(chain[-1]).splitlines() if line and not line.startswith("In '")), "")
-    return InputError(f"{where}: {f'{key}: ' if key else ''}{cause}")
-
-
-def _expected(value: str, setting: Field[Any], hint: Any) -> str:
-    """What a setting allows, and why not `value` where its field's metadata `refused` says so."""
-    allowed = ", ".join("or null" if choice is None else str(choice) for choice in choices(hint))
-    reason = setting.metadata.get("refused", {}).get(value)
-    return f"expected one of {allowed}" + (f": {reason}" if reason else "; correct the setting")
-
-
-def _parts_of(key: str, hint: Any) -> str:
-    """What may be set in a section, for messages."""
-    inner = section(hint)
-    if inner is None:
-        return ""
-    or_null = " or null" if inner is not hint else ""
-    return f"{or_null}; set its parts: {', '.join(f'{key}.{name}' for name in keys(inner))}"
-
-
-def _groups() -> list[str]:
-    return sorted(path.name for path in CONFIG_FOLDER.iterdir() if path.is_dir())
-
-
-def _available(choice: str) -> str:
-    group, _, name = choice.rpartition("/")
-    files = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
-    return f"{nearest(name, files)} (there are: {', '.join(files)})" if files else ""

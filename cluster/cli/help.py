@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from cluster.cli.commands import COMMANDS, Command, group_members
 from cluster.overrides import format_value
+from data.config import SourceConfig
 from pretrain.installation import project_file
 from pretrain.setting_types import choices
 
@@ -79,6 +80,9 @@ def describe(command: Command) -> str:
     if command.config_name:
         lines += ["", "groups of settings (files in configs/):"]
         lines += [f"  {group}={'|'.join(names)}" for group, names in _groups(command.config_name)]
+    if issubclass(command.load_schema(), SourceConfig):
+        recipes = sorted(path.stem for path in (_CONFIGS / "recipe").glob("*.yaml"))
+        lines += ["", "recipes (files in configs/recipe/, or a path):", f"  recipe={'|'.join(recipes)}"]
     lines += ["", "settings:"]
     for setting in settings(_defaults(command)):
         listed = f"  ({' | '.join(setting.choices)})" if setting.choices else ""

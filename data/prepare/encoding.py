@@ -15,7 +15,7 @@ from data.prepare.camera_changes import blur_frames, change_colours, change_view
 from data.prepare.frames import fit_frames
 from data.prepare.index_builder import FrameFormat
 from data.prepare.screening import no_movement
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import DEFAULT_RULE, NoOpRule, moving_steps
 
 Frames = NDArray[np.uint8]
 
@@ -29,7 +29,10 @@ class FrameEncoder(FrameFormat, Protocol):
 
 
 def encode_demonstration(
-    demonstration: Demonstration, tokenizer: FrameEncoder, config: PrepareConfig
+    demonstration: Demonstration,
+    tokenizer: FrameEncoder,
+    config: PrepareConfig,
+    no_ops: NoOpRule = DEFAULT_RULE,
 ) -> Episode:
     """Drop no-ops, resize the frames of every camera and encode them, `config.batch_size` at a time.
 
@@ -38,7 +41,7 @@ def encode_demonstration(
     Raises:
         InputError: No step of the demonstration moves the robot.
     """
-    moving = moving_steps(demonstration.actions)
+    moving = moving_steps(demonstration.actions, no_ops)
     if not moving.any():
         raise InputError(no_movement(demonstration.key, len(moving)))
     views: list[dict[str, NDArray[np.uint16]]] = [{} for _ in range(1 + config.variants)]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
@@ -140,6 +140,8 @@ def build_index(
         state_ranges=state_ranges(config, states, robot),
         variants=config.variants,
         augmentation=config.augmentation.numbers() if config.variants else None,
+        weight=config.weight,
+        recipe=_recipe(config),
         url=config.out,
     )
     dropped = {key: NOT_SUCCESSFUL for _, record in finished for key in record.dropped}
@@ -203,7 +205,14 @@ def assign_splits(tasks: Sequence[str], keys: Sequence[str] | None = None) -> li
     return splits
 
 
-def choose_split_order(config: PrepareConfig, source: Path) -> SplitOrder:
+def _recipe(config: PrepareConfig) -> str:
+    """Name and checksum of the recipe; a path is shortened to the name of its file."""
+    if config.recipe is None:
+        return ""
+    return " ".join([PurePath(config.recipe).stem, *filter(None, [config.recipe_sha256])])
+
+
+def choose_split_order(config: PrepareConfig, source: PurePath) -> SplitOrder:
     """The order of the settings; by default that of the published lists where the data are LIBERO's."""
     is_libero = config.format == "libero" or source.suffix.lower() in HDF5_SUFFIXES
     return config.split_order or ("letters" if is_libero else "number")

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.sources.interface import DemonstrationReference
+from data.sources.source_files import file_state
 from data.storage.shards import Location
 from data.storage.store import Store
 
@@ -114,6 +115,7 @@ def plan_parts(
     allowed_bad: int = 0,
     embodiment: Embodiment = DEFAULT_EMBODIMENT,
     variants: int = 0,
+    state: Callable[[PurePath], list[object]] = file_state,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
@@ -125,6 +127,7 @@ def plan_parts(
         allowed_bad: Of each part.
         embodiment: Of each part.
         variants: Of each episode.
+        state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
 
     Raises:
         InputError: A file cannot be looked up.
@@ -145,7 +148,7 @@ def plan_parts(
         depends_on.append(asdict(embodiment))
     common = json.dumps(depends_on, sort_keys=True)
     return [
-        Part(number, tuple(group), _checksum(common + _identity(group)), allowed_bad, embodiment)
+        Part(number, tuple(group), _checksum(common + _identity(group, state)), allowed_bad, embodiment)
         for number, group in enumerate(groups)
     ]
 
@@ -250,27 +253,16 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _identity(references: Sequence[DemonstrationReference]) -> str:
+def _identity(references: Sequence[DemonstrationReference], state: Callable[[PurePath], list[object]]) -> str:
     """The demonstrations and the state of their files, as text."""
     described: list[object] = []
     for reference in references:
-        files = [] if reference.fault else [_state(path) for path in (reference.path, *reference.videos)]
+        files = [] if reference.fault else [state(path) for path in (reference.path, *reference.videos)]
         fields = {name: value for name, value in asdict(reference).items() if name not in _NO_CONTENT}
         if reference.fault:
             fields["fault"] = reference.fault
         described.append([files, fields])
     return json.dumps(described, sort_keys=True)
-
-
-def _state(path: Path) -> list[object]:
-    """Name, size and time of a file."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be looked up ({error.strerror}); copy the demonstrations again"
-        ) from error
-    return [path.name, status.st_size, status.st_mtime_ns]
 
 
 def _parse(content: bytes, where: str) -> PartRecord:

@@ -7,6 +7,7 @@ written last: an unfinished data set has none.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -51,6 +52,8 @@ _ENCODING_SETTINGS = (
     "resize",
     "replay",
 )
+# In the plan where they are set: data sets prepared before they existed are resumed.
+_LATER_ENCODING_SETTINGS = ("missing", "no_ops", "drop_first", "draw_camera", "draw_seed")
 
 
 def prepare(
@@ -112,7 +115,9 @@ class Preparer:
         cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown
         robot = self._source.embodiment()
         check_ranges(config, robot)  # refused before anything is encoded
-        depends_on = {name: asdict(config)[name] for name in _ENCODING_SETTINGS}
+        given, defaults = asdict(config), asdict(PrepareConfig())
+        depends_on = {name: given[name] for name in _ENCODING_SETTINGS}
+        depends_on |= {n: given[n] for n in _LATER_ENCODING_SETTINGS if given[n] != defaults[n]}
         if config.compression != "none":
             depends_on["compression"] = config.compression
         if config.variants:
@@ -127,6 +132,7 @@ class Preparer:
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
             embodiment=robot,
             variants=config.variants,
+            state=self._source.files.state,
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
@@ -188,7 +194,7 @@ class Preparer:
         demonstration = self._read(reference)
         if demonstration is None:
             return None
-        return encode_demonstration(demonstration, self.tokenizer, self.config)
+        return encode_demonstration(demonstration, self.tokenizer, self.config, self._source.no_ops())
 
     def _read(self, reference: DemonstrationReference) -> Demonstration | None:
         if not self.config.replay:
@@ -222,6 +228,8 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
         raise InputError(f"variants is {config.variants}, expected 0 to {MAX_VARIANTS}")
     if config.variants:
         config.augmentation.check()
+    if config.weight is not None and not 0 < config.weight < math.inf:
+        raise InputError(f"weight={config.weight:g}: expected a number above 0")
     if config.replay and replay is None:
         raise InputError("replay=true: needs a simulator, which this program was called without")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from data.errors import InputError
 
-_MAX_SIDE = 8192  # pixels of a compressed frame; more is a decompression bomb
+MAX_SIDE = 8192
+"""Pixels of a compressed frame; more is a decompression bomb."""
+
 OTHER_ACTION = "name its parts with action=[...], or export the data set again"
 OTHER_STATE = "name its parts with state=[...], or leave the state out with state=[] (zeros instead)"
 
@@ -88,7 +90,12 @@ def join_state(
 def check_file(path: Path, what: str) -> None:
     """Refuse a path where no file is (InputError); `what` was expected there."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file, expected {what}; copy the data set again")
+        raise missing_file(path, what)
+
+
+def missing_file(path: PurePath, what: str) -> InputError:
+    """The error of a path where no file is and `what` was expected."""
+    return InputError(f"{path}: no such file, expected {what}; copy the data set again")
 
 
 def check_steps(name: str, length: int, steps: int | None, where: str) -> None:
@@ -108,9 +115,9 @@ def decode_picture(content: bytes, where: str) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
-            if max(picture.size) > _MAX_SIDE:
+            if max(picture.size) > MAX_SIDE:
                 raise InputError(
-                    f"{where}: a frame of {picture.size} pixels, expected at most {_MAX_SIDE} a side"
+                    f"{where}: a frame of {picture.size} pixels, expected at most {MAX_SIDE} a side"
                 )
             return np.asarray(picture.convert("RGB"), np.uint8)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from data.config import SeveralInstructions
 from data.errors import InputError
+from data.sources.drawing import draw
 from data.unicode_text import encodable, is_blank, printable
 
 _MAX_NAME = 100  # characters
@@ -26,8 +27,16 @@ def clean_instruction(text: str, where: str) -> str:
     return cleaned
 
 
-def choose_text(texts: Sequence[str], choice: SeveralInstructions, where: str) -> str:
+def choose_text(
+    texts: Sequence[str], choice: SeveralInstructions, where: str, drawn_by: tuple[int, str]
+) -> str:
     """The one of an episode's texts that is its instruction, as it is.
+
+    Args:
+        texts: In the order of the steps, or of the settings.
+        choice: Which one of several different ones.
+        where: Leads the messages.
+        drawn_by: Seed and key of the episode, on which a drawn one depends.
 
     Raises:
         InputError: There is none, or there are several different ones and `choice` is `refuse`.
@@ -37,8 +46,11 @@ def choose_text(texts: Sequence[str], choice: SeveralInstructions, where: str) -
         shown = ", ".join(repr(text[:40]) for text in distinct[:3])
         raise InputError(
             f"{where}: {len(distinct)} different instructions ({shown or 'no text'}), expected one an "
-            "episode; choose one with several_instructions=first or several_instructions=last"
+            "episode; choose one with several_instructions=first, last or draw"
         )
+    if choice == "draw":
+        seed, key = drawn_by
+        return draw(distinct, seed, "instruction", key)
     return distinct[-1 if choice == "last" else 0]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Protocol
 
 from data.contracts import Demonstration, Embodiment
+from data.sources.no_ops import NoOpRule
+from data.sources.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class DemonstrationReference:
     """One demonstration of a source, known without reading its frames.
 
     Attributes:
-        path: The file or folder that it is read from.
+        path: The file or folder that it is read from; of an object store its address.
         item: Its name within that file or folder (``demo_3``, an episode's number, a byte offset).
         key, suite, task, instruction: As in `data.contracts.Demonstration`.
         length: Time steps T; 0 where they could not be counted.
@@ -27,7 +29,7 @@ class DemonstrationReference:
         idle: Whether no step moves the robot (`data.sources.no_ops`), as far as its actions were read.
     """
 
-    path: Path
+    path: PurePath
     item: str
     key: str
     suite: str
@@ -35,7 +37,7 @@ class DemonstrationReference:
     instruction: str
     length: int
     cameras: tuple[str, ...]
-    videos: tuple[Path, ...] = ()
+    videos: tuple[PurePath, ...] = ()
     turned_states: bool = False
     fault: str = ""
     idle: bool = False
@@ -44,12 +46,21 @@ class DemonstrationReference:
 class DemonstrationSource(Protocol):
     """Demonstrations in one format; `data.sources.registry.open_source` selects the reader."""
 
+    @property
+    def files(self) -> SourceFiles:
+        """The files that it reads."""
+        ...
+
     def embodiment(self) -> Embodiment:
         """What the numbers of its actions and states are, known from metadata and settings alone.
 
         Raises:
             InputError: They are not what the settings say, or the metadata are damaged.
         """
+        ...
+
+    def no_ops(self) -> NoOpRule:
+        """Which of its steps are no-ops (InputError as `embodiment`)."""
         ...
 
     def references(self) -> list[DemonstrationReference]:

@@ -14,39 +14,41 @@ beginning of the episode in its file (`videos/KEY/from_timestamp`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
-from pathlib import Path
-from typing import Any, cast
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
+from data.contracts import AGENT_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.array_checks import (
-    check_file,
-    check_steps,
-    decode_picture,
-    join_action,
-    join_state,
-    stack_frames,
-)
-from data.sources.feature_names import choose_cameras, choose_parts
+from data.sources.array_checks import check_steps, missing_file
+from data.sources.drawing import draw
+from data.sources.feature_names import choose_cameras
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
+from data.sources.keep_ranges import StepRange
 from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
-from data.sources.no_ops import moving_steps
+from data.sources.lerobot_rows import (
+    groups_of_a_table,
+    split_by_episode,
+    stored_images,
+    table_of_numbers,
+)
+from data.sources.lerobot_tasks import read_tasks, task_ranges
+from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parquet import Columns, Filter, column, read_table
+from data.sources.source_files import SourceFiles, open_files
+from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.video import read_video
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
+from data.unicode_text import is_blank
 
-_USUAL_ACTIONS = ("action", "actions")
-_USUAL_STATES = ("observation.state", "state")
-_MAX_ROWS = 100_000  # that are in memory for the checks
+_LOG = logging.getLogger(__name__)
+_USUAL = {"action": ("action", "actions"), "state": ("observation.state", "state")}
 
 
 class LerobotSource:
@@ -54,15 +56,21 @@ class LerobotSource:
 
     Args:
         config: Cameras, action and state by their names in the data set's `features`.
+        files: Of the source; None: opened here.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
-        self._folder = Path(config.source)
+        self.files = open_files(config) if files is None else files
+        self._folder = self.files.root
 
     def embodiment(self) -> Embodiment:
-        """LIBERO's."""
-        return DEFAULT_EMBODIMENT
+        """By the parts that the settings name."""
+        return self._parts.embodiment
+
+    def no_ops(self) -> NoOpRule:
+        """By the names of the action's numbers, or as the settings say."""
+        return self._parts.no_ops
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, by its number.
@@ -70,23 +78,29 @@ class LerobotSource:
         Raises:
             InputError: The metadata are damaged, or lack a requested part.
         """
-        self._names()
-        references = [self._reference(episode) for episode in self._metadata.episodes]
-        if not references:
+        assert self._parts.actions  # looked up, and refused where they are not there
+        if not self._metadata.episodes:
             raise InputError(f"{self._folder}: its metadata name no episode; export the data set again")
-        return references
+        labelled = [episode for episode in self._metadata.episodes if not self._is_left_out(episode)]
+        if left_out := len(self._metadata.episodes) - len(labelled):
+            _LOG.info("%s: left out by the settings: %d episodes without a task", self._folder, left_out)
+        if not labelled:
+            raise InputError(
+                f"{self._folder}: none of its {left_out} episodes has a task; set drop_unlabeled=false"
+            )
+        return [reference for episode in labelled for reference in self._references(episode)]
 
     def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
         """The same references, with the faults of their files, actions and states; no frame is decoded.
 
         Each table is read once, without its frames, some episodes at a time.
         """
-        for group in _groups_of_a_table(references):
-            path, numbers = group[0].path, [int(reference.item) for reference in group]
+        for group in groups_of_a_table(references):
+            path, numbers = group[0].path, [_number(reference) for reference in group]
             rows: dict[int, Columns] | InputError
             try:
                 between = [("episode_index", ">=", min(numbers)), ("episode_index", "<=", max(numbers))]
-                rows = _split_by_episode(self._read_rows(path, ["episode_index"], between), path)
+                rows = split_by_episode(self._read_rows(path, ["episode_index"], between), path)
             except InputError as error:
                 rows = error
             for reference in group:
@@ -98,24 +112,25 @@ class LerobotSource:
         Raises:
             InputError: A part is missing, damaged, or of another length than in the metadata.
         """
-        number = int(reference.item)
+        number, kept = _number(reference), _kept(reference)
         episode, where = self._metadata.episode(number), self._where(number)
-        images = [name for name in self._cameras.values() if self._metadata.kind(name) == "image"]
+        cameras = self._cameras_of(reference.key)
+        images = [name for name in cameras.values() if self._metadata.kind(name) == "image"]
         path = self._metadata.table_path(episode)
         table = self._read_rows(path, images, [("episode_index", "=", number)])
         order = self._order(table, episode, path)
         actions, states = self._actions_and_states(table, order, path, where)
+        order = kept.cut(order)
         times = np.asarray(column(table, "timestamp", path), np.float64)[order]
         frames: dict[str, NDArray[np.uint8]] = {}
-        for camera, name in self._cameras.items():
+        for camera, name in cameras.items():
             if name in images:
-                frames[camera] = _stored_images(column(table, name, path), order, name, where)
+                frames[camera] = stored_images(column(table, name, path), order, name, where)
             else:
                 begin = episode.video_begin(name)
                 tolerance = 0.25 / self._metadata.fps
-                frames[camera] = read_video(
-                    self._metadata.episode_video(episode, name), begin + times, tolerance
-                )
+                with self.files.opened(self._metadata.episode_video(episode, name)) as video:
+                    frames[camera] = read_video(video, begin + times, tolerance)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
         return Demonstration(
@@ -124,34 +139,95 @@ class LerobotSource:
             task=reference.task,
             instruction=reference.instruction,
             frames=frames,
-            actions=actions,
-            states=states,
+            actions=kept.cut(actions),
+            states=kept.cut(states),
         )
 
     @cached_property
     def _metadata(self) -> LerobotMetadata:
-        return LerobotMetadata.load(self._folder)
+        return LerobotMetadata.load(self.files)
 
     @cached_property
     def _cameras(self) -> dict[str, str]:
-        return choose_cameras(self._metadata.cameras, self._config.cameras.requested(), str(self._folder))
+        """Our camera -> its name; the agent's is the first one where it is drawn."""
+        drawn, where = self._config.draw_camera, str(self._folder)
+        for name in drawn:
+            choose_cameras(self._metadata.cameras, {AGENT_CAMERA: name}, where)
+        requested = self._config.cameras.requested() | ({AGENT_CAMERA: drawn[0]} if drawn else {})
+        return choose_cameras(self._metadata.cameras, requested, where)
+
+    def _cameras_of(self, key: str) -> dict[str, str]:
+        """Our camera -> its name in the episode with this key."""
+        drawn = self._config.draw_camera
+        chosen = {AGENT_CAMERA: draw(drawn, self._config.draw_seed, "camera", key)} if drawn else {}
+        return self._cameras | chosen
+
+    @cached_property
+    def _parts(self) -> StepParts:
+        metadata = self._metadata
+        numbers = {
+            name: NumbersFeature(metadata.width(name), metadata.names[name]) for name in metadata.numbers
+        }
+        robot = slug(metadata.robot or self.files.name)
+        available = {"action": numbers, "state": numbers}
+        return resolve_parts(self._config, available, _USUAL, str(self._folder), robot, metadata.fps)
+
+    def _is_left_out(self, episode: LerobotEpisode) -> bool:
+        """Whether an episode has no task and is left out for that."""
+        return self._config.drop_unlabeled and all(map(is_blank, episode.tasks))
 
     def _where(self, number: int) -> str:
         return f"{self._folder}: episode {number}"
 
-    def _reference(self, episode: LerobotEpisode) -> DemonstrationReference:
-        videos = [name for name in self._cameras.values() if self._metadata.kind(name) == "video"]
-        where, task, instruction, fault = self._where(episode.number), "", "", ""
+    def _references(self, episode: LerobotEpisode) -> list[DemonstrationReference]:
+        """An episode, or one for each of its tasks where it is cut."""
+        if self._config.several_instructions != "cut" or len(set(episode.tasks)) == 1:
+            return [self._reference(episode, episode.tasks)]
+        whole = self._reference(episode, episode.tasks[:1])
+        path = self._metadata.table_path(episode)
         try:
-            task = choose_text(episode.tasks, self._config.several_instructions, where)
+            filters: list[Filter] = [("episode_index", "=", episode.number)]
+            with self.files.opened(path) as place:
+                table = read_table(place, ["task_index", "frame_index"], filters)
+            order = self._order(table, episode, path)
+            indices = np.asarray(column(table, "task_index", path))[order].tolist()
+            cut = [(self._task_text(index), each) for index, each in task_ranges(indices)]
+        except InputError as error:
+            return [replace(whole, fault=str(error))]
+        return [
+            replace(
+                self._reference(episode, [text]),
+                item=f"{episode.number}:{each}",
+                key=f"{whole.key}_steps_{each}",
+                length=each.end - each.begin,
+            )
+            for text, each in cut
+        ]
+
+    @cached_property
+    def _tasks(self) -> dict[int, str]:
+        return read_tasks(self.files)
+
+    def _task_text(self, index: int) -> str:
+        if index not in self._tasks:
+            raise InputError(f"{self._folder}: no task {index} in meta/tasks; export the data set again")
+        return self._tasks[index]
+
+    def _reference(self, episode: LerobotEpisode, tasks: Sequence[str]) -> DemonstrationReference:
+        key = f"episode_{episode.number:06d}"
+        videos = [name for name in self._cameras_of(key).values() if self._metadata.kind(name) == "video"]
+        where, task, instruction, fault = self._where(episode.number), "", "", ""
+        drawn_by = (self._config.draw_seed, key)
+        try:
+            task = choose_text(tasks, self._config.several_instructions, where, drawn_by)
             instruction = clean_instruction(task, where)
         except InputError as error:
             fault = str(error)
         return DemonstrationReference(
             path=self._metadata.table_path(episode),
             item=str(episode.number),
-            key=f"episode_{episode.number:06d}",
-            suite=slug(self._folder.absolute().name),
+            key=key,
+            suite=slug(self.files.name),
             task=slug(task),
             instruction=instruction,
             length=episode.length,
@@ -164,100 +240,49 @@ class LerobotSource:
         self, reference: DemonstrationReference, rows: dict[int, Columns] | InputError
     ) -> DemonstrationReference:
         """A reference with what its rows tell; `rows` are those of its table, or why that cannot be read."""
-        number, path = int(reference.item), reference.path
+        number, path, kept = _number(reference), reference.path, _kept(reference)
         try:
             if isinstance(rows, InputError):
                 raise rows
             for video in reference.videos:
-                check_file(video, "a video")
+                if not self.files.is_file(video):
+                    raise missing_file(video, "a video")
             table = rows.get(number, {})
             order = self._order(table, self._metadata.episode(number), path)
             actions, _ = self._actions_and_states(table, order, path, self._where(number))
         except InputError as error:
             return replace(reference, fault=str(error))
-        return replace(reference, idle=not moving_steps(actions).any())
+        return replace(reference, idle=not moving_steps(kept.cut(actions), self.no_ops()).any())
 
-    def _read_rows(self, path: Path, others: list[str], filters: list[Filter]) -> Columns:
+    def _read_rows(self, path: PurePath, others: list[str], filters: list[Filter]) -> Columns:
         """The columns of numbers, and others, of the rows that match."""
-        actions, states = self._names()
-        names = [*actions, *states, "timestamp", "frame_index", *others]
-        return read_table(path, list(dict.fromkeys(names)), filters)
+        names = [*self._parts.features, "timestamp", "frame_index", *others]
+        with self.files.opened(path) as table:
+            return read_table(table, list(dict.fromkeys(names)), filters)
 
-    def _order(self, table: Columns, episode: LerobotEpisode, path: Path) -> NDArray[np.int64]:
+    def _order(self, table: Columns, episode: LerobotEpisode, path: PurePath) -> NDArray[np.int64]:
         """The order in time of an episode's rows; as many as its metadata say (InputError)."""
         rows = column(table, "frame_index", path) if table else []
         check_steps("the table", len(rows), episode.length, self._where(episode.number))
         return np.argsort(np.asarray(rows), kind="stable")
 
-    def _names(self) -> tuple[list[str], list[str]]:
-        """Names of the parts of the action and of the state."""
-        where, numbers, config = str(self._folder), self._metadata.numbers, self._config
-        actions = choose_parts(numbers, config.action, _USUAL_ACTIONS, "action", where)
-        return actions, choose_parts(numbers, config.state, _USUAL_STATES, "state", where)
-
     def _actions_and_states(
-        self, table: Columns, order: NDArray[np.int64], path: Path, where: str
+        self, table: Columns, order: NDArray[np.int64], path: PurePath, where: str
     ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Actions float64 [T, 7] and states float32 [T, 8] of an episode's rows."""
-        actions, states = self._names()
+        """Actions float64 [T, D] and states float32 [T, S] of an episode's rows."""
 
-        def parts(names: list[str]) -> list[NDArray[np.float64]]:
-            return [_numbers(column(table, name, path), order, name, where) for name in names]
+        def numbers(name: str) -> NDArray[np.float64]:
+            return table_of_numbers(column(table, name, path), order, name, where)
 
-        return (
-            join_action(parts(actions), actions, ACTION_DIM, where, len(order)),
-            join_state(parts(states), states, STATE_DIM, where, len(order)),
-        )
+        return self._parts.read(numbers, where, len(order))
 
 
-def _groups_of_a_table(
-    references: Iterable[DemonstrationReference],
-) -> Iterator[list[DemonstrationReference]]:
-    """Adjacent episodes of one table, with at most `_MAX_ROWS` rows together unless it is one."""
-    for _, same in groupby(references, key=lambda reference: reference.path):
-        group: list[DemonstrationReference] = []
-        rows = 0
-        for reference in same:
-            if group and rows + reference.length > _MAX_ROWS:
-                yield group
-                group, rows = [], 0
-            group.append(reference)
-            rows += reference.length
-        yield group
+def _number(reference: DemonstrationReference) -> int:
+    """The number of its episode."""
+    return int(reference.item.partition(":")[0])
 
 
-def _split_by_episode(table: Columns, path: Path) -> dict[int, Columns]:
-    """The rows of a table by their `episode_index`."""
-    rows: dict[int, list[int]] = {}
-    for row, number in enumerate(column(table, "episode_index", path)):
-        rows.setdefault(number, []).append(row)
-    return {
-        number: {name: [values[row] for row in chosen] for name, values in table.items()}
-        for number, chosen in rows.items()
-    }
-
-
-def _numbers(values: Sequence[Any], order: NDArray[np.int64], name: str, where: str) -> NDArray[np.float64]:
-    """A feature of numbers in the order of time, float64 [T, its width]."""
-    try:
-        table = np.asarray(values, np.float64)
-    except (TypeError, ValueError) as error:  # rows of different lengths, or no numbers
-        raise InputError(f"{where}: {name} is no table of numbers ({error}); export it again") from error
-    return (table[:, None] if table.ndim == 1 else table)[order]
-
-
-def _stored_images(
-    values: Sequence[Any], order: NDArray[np.int64], name: str, where: str
-) -> NDArray[np.uint8]:
-    """Decode images stored in the table as `{bytes, path}` (Hugging Face's `Image` feature)."""
-    frames: list[NDArray[np.uint8]] = []
-    for row in order.tolist():
-        value: object = values[row]
-        content = cast("dict[str, object]", value).get("bytes") if isinstance(value, dict) else None
-        if not isinstance(content, bytes):
-            raise InputError(
-                f"{where}: {name} holds no picture in row {row} (a path to a file outside is not followed); "
-                "export the data set with its images embedded, or as video"
-            )
-        frames.append(decode_picture(content, f"{where}: {name} in row {row}"))
-    return stack_frames(frames, name, where)
+def _kept(reference: DemonstrationReference) -> StepRange:
+    """The steps of its episode that it has."""
+    kept = reference.item.partition(":")[2]
+    return StepRange.parse(kept) if kept else StepRange(0, reference.length)

@@ -40,7 +40,8 @@ from data.sources.hdf5 import (
 )
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_language import LIBERO_SUITE_NAMES, libero_language
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import NoOpRule, moving_steps
+from data.sources.source_files import SourceFiles, open_files
 from data.tokens.vocabulary import ACTION_DIM
 from data.unicode_text import encodable, is_blank, printable
 
@@ -61,20 +62,31 @@ class LiberoSource:
     Args:
         config: `cameras` maps to names below `obs`; `rotate` false reads frames as they are stored. All other
             names are fixed by the layout.
+        files: Of the source; None: opened here.
+
+    Raises:
+        InputError: They are in an object store, or a setting names what the layout fixes.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
-        self._source = Path(config.source)
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
+        self.files = open_files(config) if files is None else files
+        if not isinstance(self.files.root, Path):
+            raise InputError(
+                f"source={config.source}: HDF5 files are read in a file system only; copy or mount the "
+                "folder, then give its path"
+            )
+        self._source = self.files.root
         self._cameras = config.cameras.requested()
         self._rotate = config.rotate
-        for name, value in (("action", config.action), ("state", config.state)):
-            if value is not None:
-                listed = ",".join(value)
-                raise InputError(f"{name}=[{listed}]: LIBERO's layout fixes this name; leave the setting out")
+        self._no_ops = NoOpRule.of(DEFAULT_EMBODIMENT.action, config.no_ops)
 
     def embodiment(self) -> Embodiment:
         """LIBERO's."""
         return DEFAULT_EMBODIMENT
+
+    def no_ops(self) -> NoOpRule:
+        """LIBERO's, or as the settings say."""
+        return self._no_ops
 
     def references(self) -> list[DemonstrationReference]:
         """Every demonstration, by file name, then by number.
@@ -104,7 +116,7 @@ class LiberoSource:
         for path, same in groupby(references, key=lambda reference: reference.path):
             group = list(same)
             try:
-                with open_hdf5(path) as file:
+                with open_hdf5(Path(path)) as file:
                     data = child_group(file, "data", str(path))
                     found = [self._checked(reference, data) for reference in group]
             except InputError as error:
@@ -119,7 +131,7 @@ class LiberoSource:
                 finite.
         """
         where = f"{reference.path}: {reference.item}"
-        with open_hdf5(reference.path) as file:
+        with open_hdf5(Path(reference.path)) as file:
             data = child_group(file, "data", str(reference.path))
             convention = attribute(data, "macros_image_convention") or "opengl"
             demo = child_group(data, reference.item, where)
@@ -153,7 +165,7 @@ class LiberoSource:
                     frames_dataset(views, name, where, len(actions))
         except InputError as error:
             return replace(reference, fault=str(error))
-        return replace(reference, idle=not moving_steps(actions).any())
+        return replace(reference, idle=not moving_steps(actions, self._no_ops).any())
 
     def _cameras_of(self, views: Node) -> Mapping[str, str]:
         """Our camera -> name in the file. The wrist camera may be absent unless it is requested."""

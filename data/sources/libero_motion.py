@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ def read_motion(reference: DemonstrationReference) -> Motion:
         InputError: Its file does not hold the physical states, or they are damaged.
     """
     where = f"{reference.path}: {reference.item}"
-    with open_hdf5(reference.path) as file:
+    with open_hdf5(Path(reference.path)) as file:
         demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
         read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
         states = child_dataset(demo, "states", where)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
@@ -41,7 +41,7 @@ def read_table(path: Path, columns: Sequence[str] | None, filters: list[Filter] 
         ) from error
 
 
-def column(table: Columns, name: str, path: Path) -> list[Any]:
+def column(table: Columns, name: str, path: PurePath) -> list[Any]:
     """One column without nulls.
 
     Raises:

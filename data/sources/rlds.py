@@ -11,56 +11,35 @@ gzip, also under a name that ends with `.gz`, or zlib.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import DEFAULT_EMBODIMENT, Demonstration, Embodiment
+from data.contracts import Demonstration, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.sources.array_checks import (
-    OTHER_ACTION,
-    OTHER_STATE,
-    check_file,
-    check_steps,
-    decode_picture,
-    join_action,
-    join_state,
-    stack_frames,
-)
+from data.sources.array_checks import check_file, check_steps, decode_picture, stack_frames
 from data.sources.bad_demonstrations import check_first
-from data.sources.feature_names import choose_cameras, choose_name, choose_parts
-from data.sources.instructions import choose_text, clean_instruction, slug
+from data.sources.instructions import slug
 from data.sources.interface import DemonstrationReference
-from data.sources.no_ops import moving_steps
-from data.sources.rlds_features import STEPS, Feature, read_features
+from data.sources.keep_ranges import StepRange
+from data.sources.no_ops import NoOpRule, moving_steps
+from data.sources.rlds_episodes import RldsEpisodes
+from data.sources.rlds_features import STEPS, read_features
+from data.sources.source_files import SourceFiles, naming, open_files
 from data.sources.tfrecord import Example, RecordReader, record_offsets
-from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 
-_USUAL_ACTIONS = ("action",)
-_USUAL_STATES = ("observation/state",)
-_USUAL_INSTRUCTIONS = (
-    "language_instruction",
-    "observation/natural_language_instruction",
-    "observation/language_instruction",
-)
+_LOG = logging.getLogger(__name__)
+_RANGE_MARK = "_steps_"  # between the key of a record and a range of its steps
+_EXPECTED = "a folder that TensorFlow Datasets wrote"
 _MAX_DIGITS = 8  # of the number of records in a file
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Names of the features: of those of a step without `steps/`."""
-
-    cameras: Mapping[str, str]
-    actions: Sequence[str]
-    states: Sequence[str]
-    instruction: str
 
 
 class RldsSource:
@@ -69,16 +48,22 @@ class RldsSource:
     Args:
         config: Cameras, action, state and instruction as paths below `steps`, or (`episode_metadata/...`) as
             features of an episode.
+        files: Of the source; None: opened here.
     """
 
-    def __init__(self, config: SourceConfig) -> None:
+    def __init__(self, config: SourceConfig, files: SourceFiles | None = None) -> None:
         self._config = config
-        self._folder = Path(config.source)
+        self.files = open_files(config) if files is None else files
+        self._folder = self.files.root
         self._records = RecordReader()
 
     def embodiment(self) -> Embodiment:
-        """LIBERO's."""
-        return DEFAULT_EMBODIMENT
+        """By the parts that the settings name."""
+        return self._episodes.parts.embodiment
+
+    def no_ops(self) -> NoOpRule:
+        """By the names of the action's numbers, or as the settings say."""
+        return self._episodes.parts.no_ops
 
     def references(self) -> list[DemonstrationReference]:
         """Every episode, in the order of splits, files and records.
@@ -92,17 +77,33 @@ class RldsSource:
                 records can be used.
         """
         info_path = self._folder / "dataset_info.json"
-        info = JsonRecord.parse(_read(info_path), str(info_path))
-        self._check_widths()
+        info = JsonRecord.parse(self.files.read(info_path, _EXPECTED), str(info_path))
+        self._episodes.check()
         suite = slug(info.text("name"))
         references: list[DemonstrationReference] = []
+        left_out: Counter[str] = Counter()
         for split in info.records("splits"):
-            first, name = len(references), slug(split.text("name"))
+            number, name = 0, slug(split.text("name"))
             for path, records in self._files(info, split):
-                for offset, content in _records(path, records):
-                    key = f"{name}/episode_{len(references) - first:06d}"
-                    references.append(self._reference(path, offset, content, key, suite))
+                for offset, content in self._records_of(path, records):
+                    key, number = f"{name}/episode_{number:06d}", number + 1
+                    found = self._references(path, offset, content, key, suite)
+                    if isinstance(found, str):
+                        left_out[found] += 1
+                        continue
+                    references += found
                     check_first(references, self._config.skip_bad, str(self._folder))
+        if left_out:
+            _LOG.info(
+                "%s: left out by the settings: %s",
+                self._folder,
+                ", ".join(f"{count} episodes {why}" for why, count in sorted(left_out.items())),
+            )
+        if not references and left_out:
+            raise InputError(
+                f"{self._folder}: the settings leave out all {left_out.total()} episodes "
+                f"({', '.join(sorted(left_out))}); correct them"
+            )
         if not references:
             raise InputError(f"{info_path}: its splits hold no record; export the data set again")
         return references
@@ -117,14 +118,20 @@ class RldsSource:
         Raises:
             InputError: The record is damaged or lacks a part.
         """
-        where = _where(reference.path, int(reference.item))
-        example = Example(self._records.read(reference.path, int(reference.item)), where)
-        actions, states = self._actions_and_states(example, where)
+        offset, kept = _parse_item(reference.item)
+        where = _where(reference.path, offset)
+        with self.files.opened(reference.path) as local:
+            example = Example(self._records.read(local, offset), where)
+        actions, states = self._episodes.numbers(example, where)
+        kept = kept or StepRange(0, len(actions))
         frames: dict[str, NDArray[np.uint8]] = {}
-        for camera, name in self._names.cameras.items():
+        by_file = self._config.keep_ranges.file is not None
+        record_key = reference.key.rpartition(_RANGE_MARK)[0] if by_file else reference.key
+        for camera, name in self._episodes.cameras(record_key).items():
             images = example.texts(STEPS + name)
-            check_steps(name, len(images), reference.length, where)
-            decoded = [decode_picture(content, f"{where}: {name}") for content in images]
+            check_steps(name, len(images), len(actions), where)
+            chosen = images[kept.begin : kept.end]
+            decoded = [decode_picture(content, f"{where}: {name}") for content in chosen]
             frames[camera] = stack_frames(decoded, name, where)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
@@ -134,51 +141,20 @@ class RldsSource:
             task=reference.task,
             instruction=reference.instruction,
             frames=frames,
-            actions=actions,
-            states=states,
+            actions=kept.cut(actions),
+            states=kept.cut(states),
         )
 
     @cached_property
-    def _features(self) -> dict[str, Feature]:
-        path = self._folder / "features.json"
-        return read_features(JsonRecord.parse(_read(path), str(path)))
-
-    @cached_property
-    def _names(self) -> _Names:
-        where, config = str(self._folder), self._config
-
-        def of_kind(kind: str, of_step: bool = False) -> list[str]:
-            features = self._features.items()
-            return [
-                name
-                for name, feature in features
-                if feature.kind == kind and (feature.of_step or not of_step)
-            ]
-
-        numbers = of_kind("numbers", of_step=True)
-        return _Names(
-            cameras=choose_cameras(of_kind("image", of_step=True), config.cameras.requested(), where),
-            actions=choose_parts(numbers, config.action, _USUAL_ACTIONS, "action", where),
-            states=choose_parts(of_kind("numbers"), config.state, _USUAL_STATES, "state", where),
-            instruction=choose_name(
-                of_kind("text"), config.instruction, _USUAL_INSTRUCTIONS, "instruction=NAME", where
-            ),
+    def _episodes(self) -> RldsEpisodes:
+        features, info = (
+            JsonRecord.parse(self.files.read(path, _EXPECTED), str(path))
+            for path in (self._folder / "features.json", self._folder / "dataset_info.json")
         )
+        robot = slug(info.text("name"))
+        return RldsEpisodes(self._config, read_features(features), str(self._folder), robot)
 
-    def _check_widths(self) -> None:
-        """Refuse parts that are not 7 and 8 numbers together, before any record is read (InputError)."""
-        for names, width, remedy in (
-            (self._names.actions, ACTION_DIM, OTHER_ACTION),
-            (self._names.states, STATE_DIM, OTHER_STATE),
-        ):
-            widths = [self._features[name].width for name in names]
-            if names and all(widths) and sum(widths) != width:
-                raise InputError(
-                    f"{self._folder}: {' + '.join(names)} has {sum(widths)} numbers a step, expected "
-                    f"{width}; {remedy}"
-                )
-
-    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[Path, int]]:
+    def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[PurePath, int]]:
         """Each file of a split and the number of records in it."""
         counts = split.texts("shardLengths")
         template = (
@@ -204,69 +180,73 @@ class RldsSource:
                 )
             path = self._folder / name
             compressed = path.with_name(f"{name}.gz")
-            yield compressed if compressed.is_file() and not path.exists() else path, int(count)
+            is_compressed = not self.files.is_file(path) and self.files.is_file(compressed)
+            yield compressed if is_compressed else path, int(count)
 
-    def _reference(
-        self, path: Path, offset: int, content: bytes | InputError, key: str, suite: str
-    ) -> DemonstrationReference:
-        """A record of a file, or why it cannot be read, as a reference."""
-        where, fault, text, length, idle = _where(path, offset), "", "", 0, False
-        try:
-            if isinstance(content, InputError):
-                raise content
-            example = Example(content, where)
-            text = self._instruction(example, where)
-            actions, _ = self._actions_and_states(example, where)
-            length, idle = len(actions), not moving_steps(actions).any()
-            for name in self._names.cameras.values():
-                check_steps(name, len(example.texts(STEPS + name)), length, where)
-        except InputError as error:
-            fault = str(error)
-        return DemonstrationReference(
+    def _records_of(self, path: PurePath, expected: int) -> Iterator[tuple[int, bytes | InputError]]:
+        """As `_records`, of a file of the source."""
+        with self.files.opened(path) as local:
+            for offset, content in _records(local, expected):
+                damaged = isinstance(content, InputError)
+                yield offset, naming(content, local, path) if damaged else content
+
+    def _references(
+        self, path: PurePath, offset: int, content: bytes | InputError, key: str, suite: str
+    ) -> list[DemonstrationReference] | str:
+        """A record of a file as references: one, or one for each range of steps that is kept.
+
+        One with a fault, if it cannot be read; or why the settings leave it out.
+        """
+        where, text = _where(path, offset), ""
+        base = DemonstrationReference(
             path=path,
             item=str(offset),
             key=key,
             suite=suite,
             task=slug(text),
             instruction=text,
-            length=length,
-            cameras=tuple(sorted(self._names.cameras)),
-            fault=fault,
-            idle=idle,
+            length=0,
+            cameras=tuple(sorted(self._episodes.camera_names)),
         )
-
-    def _instruction(self, example: Example, where: str) -> str:
-        texts = example.texts(self._features[self._names.instruction].path)
-        decoded = [text.decode("utf-8", "replace") for text in texts]
-        return clean_instruction(choose_text(decoded, self._config.several_instructions, where), where)
-
-    def _actions_and_states(
-        self, example: Example, where: str
-    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Actions float64 [T, 7] and states float32 [T, 8]; T of the action's first part."""
-        names = self._names
-        parts = [self._numbers(example, name, where) for name in names.actions]
-        steps = len(parts[0])
-        if not steps:
-            raise InputError(f"{where}: no time steps, expected at least one; export the data set again")
-        actions = join_action(parts, names.actions, ACTION_DIM, where, steps)
-        states = [self._numbers(example, name, where, steps) for name in names.states]
-        return actions, join_state(states, names.states, STATE_DIM, where, steps)
-
-    def _numbers(self, example: Example, name: str, where: str, steps: int = 0) -> NDArray[Any]:
-        """A feature's values as [T, width]; those of an episode are repeated for its `steps`."""
-        feature = self._features[name]
-        flat = example.numbers(feature.path)
-        if not feature.width or len(flat) % feature.width:
-            raise InputError(
-                f"{where}: {name} holds {len(flat)} numbers, features.json says {feature.width} a step; "
-                "export it again"
+        try:
+            if isinstance(content, InputError):
+                raise content
+            example, episodes = Example(content, where), self._episodes
+            if not episodes.successful(example, where):
+                return "without success"
+            text = episodes.instruction(example, key, where)
+            if not text:
+                return "without an instruction"
+            base = replace(base, task=slug(text), instruction=text)
+            actions, _ = episodes.numbers(example, where)
+            base = replace(base, length=len(actions))
+            kept = episodes.kept(example, actions, key, where)
+            if not kept:
+                return "of which no steps are to be kept"
+            episodes.check_frames(example, key, len(actions), where)
+        except InputError as error:
+            return [replace(base, fault=str(error))]
+        whole = kept == [StepRange(0, len(actions))]
+        by_file = self._config.keep_ranges.file is not None
+        return [
+            replace(
+                base,
+                item=base.item if whole else f"{offset}:{each}",
+                key=f"{key}{_RANGE_MARK}{each}" if by_file else key,
+                length=each.end - each.begin,
+                idle=not moving_steps(each.cut(actions), self.no_ops()).any(),
             )
-        table = flat.reshape(-1, feature.width)
-        return table if feature.of_step or len(table) != 1 else table.repeat(steps, axis=0)
+            for each in kept
+        ]
 
 
-def _where(path: Path, offset: int) -> str:
+def _parse_item(item: str) -> tuple[int, StepRange | None]:
+    """Offset of a record, and the steps of it; None: all."""
+    offset, _, kept = item.partition(":")
+    return int(offset), StepRange.parse(kept) if kept else None
+
+
+def _where(path: PurePath, offset: int) -> str:
     return f"{path}: record at offset {offset}"
 
 
@@ -291,12 +271,3 @@ def _records(path: Path, expected: int) -> Iterator[tuple[int, bytes | InputErro
     for _ in range(found, expected):
         assert error is not None  # `check_steps` raised it
         yield offset, error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); expected a folder that TensorFlow Datasets wrote"
-        ) from error

@@ -38,22 +38,25 @@ _PERMANENT = {"501", "505"}
 _PROBE = "connection"  # name of an object: any answer will do
 
 
-def open_objects(url: str, retry_seconds: float | None = None) -> ObjectStore:
+def open_objects(url: str, retry_seconds: float | None = None, anonymous: bool = False) -> ObjectStore:
     """Open a prefix of an object store, with credentials from the environment, or a profile of AWS.
+
+    With `anonymous` requests are not signed: for what is public.
 
     Raises:
         InputError: The store's variables, or the files with the profiles of AWS, cannot be used.
         obstore.exceptions.BaseError, ValueError: The scheme is unknown or its settings are missing.
     """
-    return ObjectStore(url, connect(url, retries=False), retry_seconds)
+    return ObjectStore(url, connect(url, retries=False, anonymous=anonymous), retry_seconds)
 
 
-def connect(url: str, retries: bool = True) -> Obstore:
+def connect(url: str, retries: bool = True, anonymous: bool = False) -> Obstore:
     """Make obstore's own store of a prefix, which does not ask the server yet.
 
     Args:
         url: The prefix.
         retries: Whether obstore itself repeats a request that failed.
+        anonymous: Whether requests go without credentials, whatever the environment has.
 
     Raises:
         InputError: The store's variables, or the files with the profiles of AWS, cannot be used.
@@ -61,7 +64,10 @@ def connect(url: str, retries: bool = True) -> Obstore:
     """
     check_store_settings(url, os.environ)
     of_aws = url.startswith(("s3://", "s3a://"))
-    config: Any = profile_settings(os.environ) if of_aws else {}
+    environment = {**os.environ, "AWS_SKIP_SIGNATURE": "true"} if anonymous else os.environ
+    config: Any = profile_settings(environment) if of_aws else {}
+    if anonymous:
+        config = {**config, "skip_signature": True}
     return from_url(url, config=config, retry_config=None if retries else {"max_retries": 0})
 
 
@@ -117,13 +123,26 @@ class ObjectStore:
 
     def size(self, name: str) -> int | None:
         """Length of the object in bytes; None: there is no such object."""
+        found = self.size_and_etag(name)
+        return None if found is None else found[0]
+
+    def size_and_etag(self, name: str) -> tuple[int, str | None] | None:
+        """Length of the object in bytes and its ETag; None: there is no such object."""
         checked_name(name)
         try:
-            return self._run(lambda: obstore.head(self._store, name)["size"])
+            meta = self._run(lambda: obstore.head(self._store, name))
         except FileNotFoundError:
             return None
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "looked up", error) from error
+        return meta["size"], meta["e_tag"]
+
+    def names(self, folder: str, recursive: bool = False) -> list[str]:
+        """Names of the objects in a folder (empty: the prefix itself), with `recursive` also below it."""
+        try:
+            return sorted(self._run(lambda: _listed(self._store, folder or None, recursive)))
+        except (ObstoreError, OSError) as error:
+            raise self._failure(folder, "listed", error) from error
 
     def read(self, name: str) -> bytes:
         """All bytes of an object."""
@@ -244,6 +263,15 @@ class ObjectStore:
         reasons = [describe_error(self._url, error), *getattr(error, "__notes__", [])]
         kind = InputError if isinstance(error, FileNotFoundError) else StorageError
         return kind(f"{self._url}/{name}: cannot be {what} ({'; '.join(reasons)})")
+
+
+def _listed(store: Obstore, folder: str | None, recursive: bool) -> list[str]:
+    """Names of objects below a folder of a store."""
+    if recursive:
+        parts = list(obstore.list(store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
+        return [meta["path"] for part in parts for meta in part]
+    listed = obstore.list_with_delimiter(store, folder)  # pyright: ignore[reportUnknownMemberType] - Arrow
+    return [meta["path"] for meta in listed["objects"]]
 
 
 def _is_transient(error: BaseException) -> bool:

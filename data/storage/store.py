@@ -57,7 +57,7 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str, retry_seconds: float | None = None) -> Store:
+def open_store(url: str, retry_seconds: float | None = None, anonymous: bool = False) -> Store:
     """Open a folder (plain path or ``file://``) or an object-store prefix (``s3://bucket/prefix``).
 
     Args:
@@ -65,6 +65,7 @@ def open_store(url: str, retry_seconds: float | None = None) -> Store:
         retry_seconds: How long a request to an object store is retried before it fails, also where the server
             has never answered. None: for `RETRY_SECONDS`, once the server has answered this process; before,
             a refused connection is an error at once.
+        anonymous: Whether an object store is asked without credentials: what is public.
 
     Raises:
         InputError: The scheme is unknown or its settings are missing.
@@ -78,7 +79,7 @@ def open_store(url: str, retry_seconds: float | None = None) -> Store:
                 f"{url}: has no TLS; expected https://, or s3:// with AWS_ENDPOINT_URL and AWS_ALLOW_HTTP"
             )
         if parts.scheme != "file":
-            return open_objects(url, retry_seconds)
+            return open_objects(url, retry_seconds, anonymous)
     except (ObstoreError, ValueError) as error:
         raise InputError(
             f"{url}: cannot open this object store ({first_line(error)}); expected a path, file://, s3://, "

@@ -13,6 +13,9 @@ VARIABLES = {
 }
 """Environment variables with credentials, by scheme; docs/storage.md has the others."""
 
+NO_CREDENTIALS = "no credentials"
+"""Begins the description of an error of a store that there is nothing to ask with."""
+
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
 _ALLOW_HTTP = {"s3": "AWS_ALLOW_HTTP=true", "az": "AZURE_ALLOW_HTTP=true"}
 _PROFILES = (
@@ -36,8 +39,8 @@ def describe_error(url: str, error: BaseException) -> str:
     if _METADATA_SERVER in line:
         profiles = _PROFILES if _scheme(url) == "s3" else ""
         return (
-            f"no credentials: set {credential_variables(url)}{profiles}, or run on a machine that the cloud "
-            f"gives a role; {line}"
+            f"{NO_CREDENTIALS}: set {credential_variables(url)}{profiles}, or run on a machine that the "
+            f"cloud gives a role; {line}"
         )
     if advice := _advice(url, line, text):
         return f"{line}: {advice}"

@@ -76,7 +76,7 @@ class CameraFrames:
         """
         self.check([episode.key])
         demonstration = self._demonstration(episode.key)
-        moving = moving_steps(demonstration.actions)
+        moving = moving_steps(demonstration.actions, self._source.no_ops())
         actions = demonstration.actions[moving]
         if len(actions) != episode.length:
             raise self._mismatch(

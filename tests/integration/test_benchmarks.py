@@ -107,6 +107,12 @@ def check_variants(rows: Rows) -> None:
     assert all(0 < row["zstd"] <= 160 for row in rows)
 
 
+def check_prepare_reading(rows: Rows) -> None:
+    assert column(rows, "way") == ["PyAV", "read", "read and resize"]
+    assert column(rows, "frames") == [2 * 2 * 6] * 3, "cameras, episodes, steps"
+    assert rows[0]["of_decoding"] == 1
+
+
 # Options besides --smoke, the columns whose values must be positive numbers, and what else must hold.
 BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]] = {
     "attention": (["--tokens", "640"], (), check_attention),
@@ -123,6 +129,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "scale": ([], ("step", "plan_start", "plan_step", "commit", "opening", "load"), check_scale),
     "checkpoint": ([], ("shard", "stall", "write", "load", "stored", "copies"), check_checkpoint),
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
+    "prepare_reading": ([], ("cpu_seconds", "seconds", "rate", "of_decoding"), check_prepare_reading),
     "telemetry": ([], ("seconds", "relative", "processor"), check_telemetry),
     "variants": ([], ("count", "encode", "psnr"), check_variants),
 }

@@ -1,23 +1,31 @@
-"""Preparation into an object store: the same objects as in a folder, and resumable when it was refused."""
+"""Preparation into an object store and out of one: as in a folder, also where requests fail."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.config import PrepareConfig
+from data.config import PrepareConfig, SourceConfig
 from data.errors import InputError
 from data.prepare.preparer import Preparer, prepare
+from data.sources.registry import open_source
+from data.storage import retries
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.storage.store import open_store
+from tests.support.fault_proxy import Fault, FaultProxy
+from tests.support.lerobot_layout import recorded, write_lerobot
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.object_server import BUCKET, ObjectServer, object_server
+from tests.support.rlds_layout import write_rlds
+from tests.support.webdataset_layout import write_steps
 
 FORBIDDEN = 403
 
@@ -64,3 +72,78 @@ def test_the_objects_are_those_of_a_folder_also_after_a_refusal(
     store = open_store(config.out)
     for path in (tmp_path / "folder").rglob("*.*"):
         assert store.read(str(path.relative_to(tmp_path / "folder"))) == path.read_bytes(), path
+
+
+def rlds(folder: Path) -> None:
+    parts = [recorded(6, seed) for seed in range(3)]
+    write_rlds(
+        folder,
+        [
+            {"image": next(iter(e.frames.values())), "action": e.action, "state": e.state, "text": e.task}
+            for e in parts
+        ],
+    )
+
+
+def lerobot(folder: Path) -> None:
+    write_lerobot(folder, "v3.0", [recorded(6, seed) for seed in range(3)])
+
+
+def webdataset(folder: Path) -> None:
+    write_steps(folder / "a.tar", [(f"ep{seed}", recorded(6, seed)) for seed in range(3)])
+
+
+@pytest.mark.parametrize("write", [rlds, lerobot, webdataset])
+def test_demonstrations_are_read_from_a_store_that_fails_now_and_then(
+    write: Callable[[Path], None], server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answers about each object are a 503, one that ends early, and a broken connection."""
+    monkeypatch.setattr(retries, "pause", lambda seconds, over: None)
+    write(tmp_path / "demos")
+    url = f"s3://{BUCKET}/given/demos"
+    for path in (tmp_path / "demos").rglob("*"):
+        if path.is_file():
+            open_store(url).write(str(path.relative_to(tmp_path / "demos")), path.read_bytes())
+    local = PrepareConfig(source=str(tmp_path / "demos"), out=str(tmp_path / "of_folder"))
+    expected = prepare(Preparer(local, Tokenizer()))
+    proxy = FaultProxy(server.endpoint)
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        left = defaultdict[tuple[str, str], Iterator[Fault]](
+            lambda: iter([Fault("refuse"), Fault("end", 90), Fault("reset", 90)])
+        )
+        given_faults: list[Fault] = []
+
+        def fault(method: str, path: str) -> Fault | None:
+            found = next(left[method, path], None) if method == "GET" and "?" not in path else None
+            given_faults.extend([found] if found else [])
+            return found
+
+        proxy.fault = fault
+        given = replace(local, source=url, out=str(tmp_path / "of_store"))
+        assert prepare(Preparer(given, Tokenizer())).fingerprint == expected.fingerprint
+        assert Counter(each.kind for each in given_faults) == dict.fromkeys(
+            ("refuse", "end", "reset"), len(left)
+        )
+        again = Tokenizer()
+        prepare(Preparer(given, again))
+        assert again.calls == 0, "the objects are those that it was prepared from"
+    finally:
+        proxy.stop()
+
+
+def test_public_demonstrations_need_no_credentials(
+    server: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server refuses requests without a signature but for objects that anybody may read."""
+    rlds(tmp_path / "demos")
+    client = boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1")
+    for path in (tmp_path / "demos").iterdir():
+        for folder, access in (("public", "public-read"), ("private", "private")):
+            client.put_object(Bucket=BUCKET, Key=f"{folder}/{path.name}", Body=path.read_bytes(), ACL=access)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    public = SourceConfig(f"s3://{BUCKET}/public", anonymous=True)
+    assert len(open_source(public).references()) == 3
+    with pytest.raises(InputError, match=r"private/features\.json: cannot be looked up .*403"):
+        open_source(SourceConfig(f"s3://{BUCKET}/private", anonymous=True))

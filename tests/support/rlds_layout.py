@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,45 @@ def write_rlds(folder: Path, episodes: list[dict[str, Any]], files: int = 2) -> 
     return folder
 
 
+def write_records(
+    folder: Path, features: dict[str, dict[str, Any]], episodes: list[dict[str, Any]], name: str = NAME
+) -> Path:
+    """Write a data set of any features.
+
+    Args:
+        folder: Made.
+        features: Path (`steps/action`) -> its description in `features.json`.
+        episodes: Path -> values of all steps: floats as an array, texts, pictures and packed numbers as
+            bytes, integers as a list.
+        name: Of the data set.
+    """
+    folder.mkdir(parents=True)
+    nested: dict[str, Any] = {}
+    for path, feature in features.items():
+        *parents, last = path.split("/")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = (feature,)
+    steps = {"pythonClassName": "Dataset", "sequence": {"feature": _described(nested.pop("steps"))}}
+    (folder / "features.json").write_text(json.dumps(_dict(steps=steps, **_described_members(nested))))
+    contents = [_message({path: _values(values) for path, values in each.items()}) for each in episodes]
+    (folder / f"{name}-train.tfrecord-00000-of-00001").write_bytes(b"".join(map(record, contents)))
+    split = {"name": "train", "shardLengths": [str(len(episodes))]}
+    info = {"name": name, "version": "1.0.0", "splits": [split]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def _described(node: dict[str, Any] | tuple[dict[str, Any]]) -> dict[str, Any]:
+    """A feature (in a tuple) as it is, or a dictionary of them."""
+    return node[0] if isinstance(node, tuple) else _dict(**_described_members(node))
+
+
+def _described_members(node: dict[str, Any]) -> dict[str, Any]:
+    return {name: _described(member) for name, member in node.items()}
+
+
 def _tensor(width: int, dtype: str = "float32") -> dict[str, Any]:
     return {"tensor": {"shape": {"dimensions": [str(width)]}, "dtype": dtype, "encoding": "none"}}
 
@@ -66,6 +106,33 @@ FEATURES = _dict(
 )
 
 
+def episode(steps: int, seed: int, text: str = "Lift the cube") -> dict[str, Any]:
+    """Random frames, actions and states, for `write_rlds`."""
+    random = np.random.default_rng(seed)
+    return {
+        "image": random.integers(0, 256, (steps, 32, 32, 3), dtype=np.uint8),
+        "action": random.normal(size=(steps, 7)).astype(np.float32),
+        "state": random.normal(size=(steps, 8)).astype(np.float32),
+        "text": text,
+    }
+
+
+def tensor(*dimensions: int, dtype: str = "float32") -> dict[str, Any]:
+    """A feature of numbers in `features.json`."""
+    shape = {"dimensions": [str(side) for side in dimensions]} if dimensions else {}
+    return {"tensor": {"shape": shape, "dtype": dtype, "encoding": "none"}}
+
+
+def with_features(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Change the features of a step, and those of an episode, in `features.json`."""
+    path = folder / "features.json"
+    features = json.loads(path.read_text())
+    top = features["featuresDict"]["features"]
+    step = top["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    change(step, top["episode_metadata"]["featuresDict"]["features"])
+    path.write_text(json.dumps(features))
+
+
 def example(episode: dict[str, Any]) -> bytes:
     """A serialised tf.train.Example."""
     steps = len(episode["action"])
@@ -74,15 +141,20 @@ def example(episode: dict[str, Any]) -> bytes:
         "steps/observation/state": _floats(episode["state"]),
         "steps/observation/gripper": _integers([0] * steps),
         "steps/is_first": _integers([1] + [0] * (steps - 1)),
-        "steps/observation/image": _bytes([_png(frame) for frame in episode["image"]]),
+        "steps/observation/image": _bytes([png(frame) for frame in episode["image"]]),
         "steps/language_instruction": _bytes(
             [text.encode() for text in episode.get("texts", [episode["text"]] * steps)]
         ),
         "episode_metadata/file_path": _bytes([b"somewhere"]),
     }
+    if "features" in episode:
+        del features["steps/action"]
     for name, values in episode.get("features", {}).items():
-        features.pop("steps/action", None)
         features[name] = _values(values)
+    return _message(features)
+
+
+def _message(features: dict[str, bytes]) -> bytes:
     entries = [_field(1, _field(1, name.encode()) + _field(2, value)) for name, value in features.items()]
     return _field(1, b"".join(entries))
 
@@ -94,7 +166,8 @@ def record(content: bytes) -> bytes:
     return length + checksums[0] + content + checksums[1]
 
 
-def _png(frame: np.ndarray) -> bytes:
+def png(frame: np.ndarray) -> bytes:
+    """A PNG file."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "PNG")
     return file.getvalue()

@@ -13,7 +13,7 @@ from data.tokens.action import NAMED_RANGES
 from pretrain.settings import compose
 
 CHOICES = {
-    "format": "libero, lerobot, rlds, or null",
+    "format": "libero, lerobot, rlds, webdataset, or null",
     "fit": "refuse, crop, pad, stretch",
     "compression": "none, zstd",
     "ranges": "worldvla, rynnvla, extremes, quantiles, or null",

@@ -26,6 +26,8 @@ from data.prepare.parts import Part, finished_record, plan_parts
 from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
+from data.sources.no_ops import DEFAULT_RULE, NoOpRule
+from data.sources.source_files import LocalFiles
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.storage.store import open_store
@@ -94,6 +96,7 @@ def test_a_killed_preparation_resumes_with_the_same_bytes(source: Path, tmp_path
     killed = config(source, tmp_path / "killed")
     program = (
         "from data.config import *\n"
+        "from data.recipe_settings import *\n"
         "from tests.unit.test_data_prepare_parts import *\n"
         f"prepare(Preparer({killed!r}, Tokenizer(dies_at=12)))"  # two cameras: within the third of five parts
     )
@@ -186,10 +189,13 @@ def test_shards_stay_below_their_size(source: Path, tmp_path: Path, variants: in
 def test_memory_does_not_grow_with_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Endless:
         def __init__(self, count: int) -> None:
-            self.count = count
+            self.count, self.files = count, LocalFiles(tmp_path)
 
         def embodiment(self) -> Embodiment:
             return DEFAULT_EMBODIMENT
+
+        def no_ops(self) -> NoOpRule:
+            return DEFAULT_RULE
 
         def references(self) -> list[DemonstrationReference]:
             return [

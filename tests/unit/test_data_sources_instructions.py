@@ -76,12 +76,18 @@ def test_half_of_a_surrogate_pair_is_replaced() -> None:
 
 
 def test_one_of_several_instructions_is_chosen_on_request() -> None:
-    assert choose_text(["a", "a"], "refuse", "here") == "a"
-    assert choose_text(["a", "b", "a", "c"], "first", "here") == "a"
-    assert choose_text(["a", "b", "a", "c"], "last", "here") == "c"
+    assert choose_text(["a", "a"], "refuse", "here", (0, "k")) == "a"
+    assert choose_text(["a", "b", "a", "c"], "first", "here", (0, "k")) == "a"
+    assert choose_text(["a", "b", "a", "c"], "last", "here", (0, "k")) == "c"
     with pytest.raises(
         InputError, match=r"here: 2 different instructions \('a', 'b'\).*several_instructions="
     ):
-        choose_text(["a", "b"], "refuse", "here")
+        choose_text(["a", "b"], "refuse", "here", (0, "k"))
     with pytest.raises(InputError, match=r"here: 0 different instructions \(no text\)"):
-        choose_text([], "first", "here")
+        choose_text([], "first", "here", (0, "k"))
+    keys = [(seed, f"k{number}") for seed in (0, 1) for number in range(99)]
+    drawn = [choose_text(["a", "b", "a"], "draw", "here", key) for key in keys]
+    again = [choose_text(["a", "b"], "draw", "there", key) for key in keys]
+    assert drawn == again, "it depends on the texts, the seed and the key alone"
+    assert drawn[:99] != drawn[99:]
+    assert 35 < drawn[:99].count("a") < 64, "each about as often"

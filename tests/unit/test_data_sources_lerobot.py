@@ -138,8 +138,11 @@ def test_a_state_of_several_parts_is_joined(tmp_path: Path) -> None:
         pq.write_table(table.append_column("grip", [episode.state[:, 7]]), path)
     assert np.array_equal(read(folder, state=["pose", "grip"])[2].states, written[2].state)
     assert not read(folder, state=[])[2].states.any()
-    with pytest.raises(InputError, match=r"pose has shape \(7, 7\), expected numbers \[T, 8\]; .*state=\[\]"):
-        read(folder, state=["pose"])
+    changed_info(lambda info: info["features"]["grip"].update(shape=[2]))(folder)
+    with pytest.raises(
+        InputError, match=r"pose \+ grip has shape \(7, 8\), expected numbers \[T, 9\]; .*state=\[\]"
+    ):
+        read(folder, state=["pose", "grip"])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ def test_a_state_of_several_parts_is_joined(tmp_path: Path) -> None:
         ),
         ({"action": ["torque"]}, r"no torque among .*; name the right one with action=NAME"),
         ({"state": ["pose"]}, r"no pose among .*; name the right one with state=\[NAME\]"),
-        ({"action": ["observation.state"]}, r"\(7, 8\), expected numbers \[T, 7\]"),
+        ({"drop_first": "always"}, r"drop_first=always: is for RLDS only, .* is lerobot"),
         ({"format": "rlds"}, "dataset_info.json: cannot be read"),
     ],
 )
@@ -287,7 +290,8 @@ def test_an_action_of_several_parts_is_joined(tmp_path: Path) -> None:
     for demonstration, episode in zip(found, written, strict=True):
         assert np.array_equal(demonstration.actions[:, :6], episode.action[:, :6])
         assert np.array_equal(demonstration.actions[:, 6], episode.action[:, 6] > 0)
-    with pytest.raises(InputError, match=r"pose has shape \(7, 6\), expected numbers \[T, 7\]"):
+    changed_info(lambda info: info["features"]["pose"].update(shape=[5]))(folder)
+    with pytest.raises(InputError, match=r"pose has shape \(7, 6\), expected numbers \[T, 5\]"):
         read(folder, action=["pose"])
 
 

@@ -15,6 +15,7 @@ import pytest
 from data.config import CameraNames, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
+from data.recipe_settings import KeepRangesConfig, Part
 from data.sources.interface import DemonstrationReference
 from data.sources.libero_hdf5 import LiberoSource
 from data.sources.libero_motion import read_motion
@@ -182,8 +183,6 @@ def test_cameras_and_rotation_can_be_chosen(tmp_path: Path) -> None:
     assert np.array_equal(found.frames["agent"], arrays["obs/eye_in_hand_rgb"])
     missing = LiberoSource(SourceConfig(str(path), cameras=CameraNames(agent="frontview_rgb")))
     assert "demo_0: no dataset `frontview_rgb`" in missing.references()[0].fault
-    with pytest.raises(InputError, match=r"action=\[torque\]: LIBERO's layout fixes this name"):
-        LiberoSource(SourceConfig(str(path), action=["torque"]))
 
 
 def test_motion_is_read_without_frames(tmp_path: Path) -> None:
@@ -207,8 +206,17 @@ def test_an_ending_in_capitals_is_one_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"source": "s3://bucket/demos"}, r"^source=s3://bucket/demos: is an address, expected a folder"),
-        ({"instruction": "words"}, r"^instruction=words: is for RLDS only, .* is libero"),
+        (
+            {"source": "s3://bucket/demos", "format": "libero"},
+            r"^source=s3://bucket/demos: HDF5 files are read in a file system only; copy or mount the folder",
+        ),
+        (
+            {"instruction": ["words"]},
+            r"^instruction=\[words\]: is for RLDS and WebDataset only, .* is libero",
+        ),
+        ({"action": ["torque", Part("grip")]}, r"^action=\[torque,grip\]: LIBERO's layout fixes this"),
+        ({"missing": ["roll"]}, r"^missing=\[roll\]: LIBERO's layout fixes this"),
+        ({"keep_ranges": KeepRangesConfig("a.json")}, r"^keep_ranges=\{\.\.\.\}: is for RLDS only"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(

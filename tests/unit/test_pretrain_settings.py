@@ -24,7 +24,11 @@ from pretrain.model.transformer import Transformer
 from pretrain.settings import CONFIG_FOLDER, compose, from_mapping, to_mapping, to_yaml
 
 GIVEN = ["run.name=x", "data.url=d"]
-CHOICES = sorted(path.relative_to(CONFIG_FOLDER).with_suffix("") for path in CONFIG_FOLDER.glob("*/*.yaml"))
+CHOICES = sorted(
+    path.relative_to(CONFIG_FOLDER).with_suffix("")
+    for path in CONFIG_FOLDER.glob("*/*.yaml")
+    if path.parent.name != "recipe"  # files of other settings, not of a group
+)
 
 
 def train(*overrides: str) -> RootConfig:

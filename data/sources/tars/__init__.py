@@ -1,0 +1,1 @@
+"""Demonstrations in WebDataset's tar files."""
