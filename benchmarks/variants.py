@@ -27,7 +27,7 @@ from data.config import PrepareConfig
 from data.contracts import AGENT_CAMERA, Demonstration
 from data.prepare.encoding import changed_frames
 from data.prepare.frames import fit_frames
-from data.sources.no_ops import moving_steps
+from data.sources.no_ops import DEFAULT_RULE, NoOpRule, moving_steps
 from data.sources.registry import open_source
 from data.tokens.image import ImageTokenizer
 
@@ -53,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report("variants", "A variant of an episode", _COLUMNS, options.device)
     pixels = options.pixels or tokenizer.pixels
     demonstrations = list(_demonstrations(options, config, pixels))
-    recorded = _measured("recorded", demonstrations, tokenizer, config, [0])
-    variant = _measured("variant", demonstrations, tokenizer, config, list(range(1, 1 + options.variants)))
+    rule = DEFAULT_RULE if options.source is None else open_source(config).no_ops()
+    recorded = _measured("recorded", demonstrations, tokenizer, config, rule, [0])
+    numbers = list(range(1, 1 + options.variants))
+    variant = _measured("variant", demonstrations, tokenizer, config, rule, numbers)
     report.add(**recorded)
     report.add(**variant)
     share = variant["change"] / variant["encode"]
@@ -113,6 +115,7 @@ def _measured(
     demonstrations: Sequence[Demonstration],
     tokenizer: ImageTokenizer,
     config: PrepareConfig,
+    rule: NoOpRule,
     variants: Sequence[int],
 ) -> dict[str, Any]:
     """One row: a variant of 0 is the recorded frames."""
@@ -120,7 +123,7 @@ def _measured(
     frames = steps = plain = packed = 0
     errors: list[float] = []
     for made in demonstrations:
-        moving = moving_steps(made.actions)
+        moving = moving_steps(made.actions, rule)
         for camera, recorded in made.frames.items():
             for variant in variants:
                 begin = time.process_time()

@@ -265,13 +265,13 @@ class PrepareConfig(SourceConfig):
             or those of this data set's training actions: `extremes` (minimum and maximum) or `quantiles` (1 %
             and 99 %); null: `worldvla` for LIBERO's seven numbers, else `quantiles`.
         action_minimum, action_maximum: Explicit ranges, D numbers each; they take precedence over `ranges`.
-        weight: The data set's share of a mixture, relative to other data sets, unless a training says
-            otherwise.
         state_ranges: Ranges over which states are quantised: `extremes` or `quantiles` of this data set's
             training states; null: `extremes`, but for LIBERO's eight numbers those of `data.state_ranges`.
         state_minimum, state_maximum: Explicit ranges, S numbers each; they take precedence.
         variants: How many more times each episode is encoded, each under drawn changes of its cameras.
         augmentation: How strong these changes are.
+        weight: The data set's share of a mixture, relative to other data sets, unless a training says
+            otherwise.
     """
 
     out: str = "???"
@@ -285,12 +285,12 @@ class PrepareConfig(SourceConfig):
     ranges: Ranges | None = None
     action_minimum: list[float] | None = None
     action_maximum: list[float] | None = None
-    weight: float | None = None
     state_ranges: MeasuredRanges | None = None
     state_minimum: list[float] | None = None
     state_maximum: list[float] | None = None
     variants: int = 0
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    weight: float | None = None
 
 
 @dataclass

@@ -98,7 +98,7 @@ def _preparation_lines(index: DatasetIndex) -> Iterator[str]:
     if index.variants:
         strengths = index.augmentation or {}
         changes = ", ".join(f"{name} {value:g}" for name, value in strengths.items())
-        yield f"  {index.variants} variants of every episode under changed cameras: {changes}"
+        yield f"  variants of each episode: {index.variants}, drawn by {changes}"
 
 
 def _left_out_lines(left_out: dict[str, Any] | None) -> Iterator[str]:

@@ -138,10 +138,10 @@ def build_index(
         resize=config.resize,
         embodiment=robot,
         state_ranges=state_ranges(config, states, robot),
-        weight=config.weight,
-        recipe=_recipe(config),
         variants=config.variants,
         augmentation=config.augmentation.numbers() if config.variants else None,
+        weight=config.weight,
+        recipe=_recipe(config),
         url=config.out,
     )
     dropped = {key: NOT_SUCCESSFUL for _, record in finished for key in record.dropped}

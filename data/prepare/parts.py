@@ -114,8 +114,8 @@ def plan_parts(
     settings: object,
     allowed_bad: int = 0,
     embodiment: Embodiment = DEFAULT_EMBODIMENT,
-    state: Callable[[PurePath], list[object]] = file_state,
     variants: int = 0,
+    state: Callable[[PurePath], list[object]] = file_state,
 ) -> list[Part]:
     """Divide demonstrations into parts of adjacent ones that fit `limit` bytes, or are alone.
 
@@ -126,8 +126,8 @@ def plan_parts(
         settings: Everything else that the content depends on, as JSON values.
         allowed_bad: Of each part.
         embodiment: Of each part.
-        state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
         variants: Of each episode.
+        state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
 
     Raises:
         InputError: A file cannot be looked up.

@@ -131,8 +131,8 @@ class Preparer:
             settings=[depends_on, config.batch_size, self.tokenizer.pixels, self.tokenizer.sha256],
             allowed_bad=allowed_bad(config.skip_bad, len(references)),
             embodiment=robot,
-            state=self._source.files.state,
             variants=config.variants,
+            state=self._source.files.state,
         )
 
     def finish(self, part: Part, report: Callable[[int], None]) -> PartRecord:
@@ -223,13 +223,13 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
         raise InputError(f"batch_size is {config.batch_size}, expected at least 1")
     if not 0 < config.shard_megabytes < 1e6:
         raise InputError(f"shard_megabytes is {config.shard_megabytes}, expected a number above 0, below 1e6")
-    if config.weight is not None and not 0 < config.weight < math.inf:
-        raise InputError(f"weight={config.weight:g}: expected a number above 0")
     check_range_settings(config)
     if not 0 <= config.variants <= MAX_VARIANTS:
         raise InputError(f"variants is {config.variants}, expected 0 to {MAX_VARIANTS}")
     if config.variants:
         config.augmentation.check()
+    if config.weight is not None and not 0 < config.weight < math.inf:
+        raise InputError(f"weight={config.weight:g}: expected a number above 0")
     if config.replay and replay is None:
         raise InputError("replay=true: needs a simulator, which this program was called without")
 

@@ -101,16 +101,16 @@ def check_telemetry(rows: Rows) -> None:
     assert rows[0]["relative"] == rows[0]["processor"] == 1
 
 
-def check_prepare_reading(rows: Rows) -> None:
-    assert column(rows, "way") == ["PyAV", "read", "read and resize"]
-    assert column(rows, "frames") == [2 * 2 * 6] * 3, "cameras, episodes, steps"
-    assert rows[0]["of_decoding"] == 1
-
-
 def check_variants(rows: Rows) -> None:
     assert column(rows, "way") == ["recorded", "variant"]
     assert column(rows, "plain") == [128, 128], "8 x 8 codes of two bytes"
     assert all(0 < row["zstd"] <= 160 for row in rows)
+
+
+def check_prepare_reading(rows: Rows) -> None:
+    assert column(rows, "way") == ["PyAV", "read", "read and resize"]
+    assert column(rows, "frames") == [2 * 2 * 6] * 3, "cameras, episodes, steps"
+    assert rows[0]["of_decoding"] == 1
 
 
 # Options besides --smoke, the columns whose values must be positive numbers, and what else must hold.

@@ -119,7 +119,7 @@ def test_text_names_embodiment_ranges_recipe_variants_and_what_was_left_out(
         "state elbow, wrist_roll",
         "ranges of states: of this data set",
         "recipe arm:1234, weight 0.5 in a mixture",
-        "1 variants of every episode under changed cameras: crop 0.25, seed 3",
+        "variants of each episode: 1, drawn by crop 0.25, seed 3",
         "30 demonstrations were left out: lift/demo_0: broken part 0",
         "lift/demo_19: broken part 19 and 10 more (--json lists 30)",
         "closing -2.000 |",

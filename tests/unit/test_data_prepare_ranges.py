@@ -24,6 +24,8 @@ from data.prepare.ranges import (
 )
 from data.prepare.statistics import summarise
 from data.sources.interface import DemonstrationReference
+from data.sources.no_ops import NoOpRule
+from data.sources.source_files import LocalFiles
 from data.storage.index import DatasetIndex, StateRanges
 from data.tokens.action import ActionRanges
 from tests.unit.test_data_prepare_parts import Tokenizer
@@ -120,8 +122,13 @@ def test_another_robot_is_prepared_with_ranges_of_its_own(
     robot = Embodiment("two_arms", names, ("q", "p"), control_hz=50.0)
 
     class Joints:
+        files = LocalFiles(tmp_path)
+
         def embodiment(self) -> Embodiment:
             return robot
+
+        def no_ops(self) -> NoOpRule:
+            return NoOpRule.of(names)
 
         def references(self) -> list[DemonstrationReference]:
             return [

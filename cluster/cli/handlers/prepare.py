@@ -31,7 +31,7 @@ def run_prepare(config: PrepareCommandConfig, invocation: Invocation) -> None:
     steps, shards = int(index.episodes.lengths.sum()), len(index.episodes.shards)
     splits = (f"{split} {len(index.split(split))}" for split in ("train", "val_ind", "val_ood"))
     show = invocation.console.print
-    variants = f", {index.variants} variants of each episode" if index.variants else ""
+    variants = f", variants of each episode: {index.variants}" if index.variants else ""
     show(
         f"  {config.out}: {len(index.episodes)} episodes, {steps} steps in {shards} shards; "
         f"{index.image.rows} x {index.image.columns} codes a frame{variants}"
