@@ -10,7 +10,7 @@ from data.stream.source_format import SourceFormat
 from eval.simulator.interface import EMBODIMENT
 from pretrain.sources import listed, name_of, numbers_of
 
-_OWN_ROBOT = "act on their own robot with `worldvla serve`"
+_OWN_ROBOT = "a policy acts on its own robot by `worldvla serve`"
 
 
 def suite_source(

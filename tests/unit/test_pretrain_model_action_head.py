@@ -125,7 +125,8 @@ def test_outputs_and_gradients_equal_torchs_encoder_sample_by_sample(share: floa
     expected = tokens_loss + 10 * error.mean()
     expected.backward()
 
-    assert loss.item() == pytest.approx(expected.item(), abs=2e-6)
+    rounding = 2e-6 if share == 1.0 else 4e-6  # of other sums in fp32, whose numbers are 1e-6 apart at 15
+    assert loss.item() == pytest.approx(expected.item(), abs=rounding)
     assert error.mean().item() > 0.1
     assert float(sums[LabelKind.CONTINUOUS, Total.ACTION_L1]) == pytest.approx(error.sum().item(), rel=1e-5)
     assert float(sums[LabelKind.CONTINUOUS, Total.LABELS]) == count
