@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from data.contracts import AGENT_CAMERA
+from data.contracts import AGENT_CAMERA, DEFAULT_EMBODIMENT
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
@@ -57,6 +57,7 @@ class GivenActions:
 
     chunk, history, cameras, pixels = 5, 2, (AGENT_CAMERA,), 256
     uses_state = False
+    embodiment = DEFAULT_EMBODIMENT
 
     def __init__(self, steps: int) -> None:
         self._steps, self._next = steps, 0

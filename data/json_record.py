@@ -127,10 +127,15 @@ class JsonRecord:
         """A list of nested objects."""
         return [self._of(value, f"{self._where}: {name}[{i}]") for i, value in enumerate(self._list(name))]
 
-    def members(self, name: str) -> dict[str, JsonRecord]:
-        """A nested object of objects, by name."""
-        fields = self.record(name)._fields
-        return {key: self._of(value, f"{self._where}: {name}: {key[:80]}") for key, value in fields.items()}
+    def members(self, name: str | None = None) -> dict[str, JsonRecord]:
+        """A nested object of objects, by name; None: this object itself."""
+        outer = self if name is None else self.record(name)
+        return {key: self._of(value, f"{outer._where}: {key[:80]}") for key, value in outer._fields.items()}
+
+    @property
+    def holds_objects(self) -> bool:
+        """Whether every field is an object, and there is one."""
+        return bool(self._fields) and all(isinstance(value, dict) for value in self._fields.values())
 
     def is_null(self, name: str) -> bool:
         """Whether a field is there and null (InputError: it is missing)."""

@@ -43,6 +43,9 @@ class EvaluationSettings:
             fp32.
         decoder: How the checkpoint's policy decides: on action tokens (`discrete`), or by its action head
             (`continuous`); null: `continuous` where the checkpoint has a head, else `discrete`.
+        embodiment: Name of the data set, of several that the checkpoint was trained on, as whose robot its
+            policy acts: by its ranges and its chunk (a data set's name is the last part of its URL); null:
+            the only one whose actions, and states where they are used, are the simulator's.
         reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
             LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
             differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
@@ -64,6 +67,7 @@ class EvaluationSettings:
     observations: Observations = "recomputed"
     precision: Precision = "auto"
     decoder: Decoder | None = None
+    embodiment: str | None = None
     reset: Reset | None = None
 
 
@@ -103,7 +107,7 @@ class ExportedConfig:
         image_tokenizer: File of the image tokenizer that the weights were trained with.
         text_tokenizer: File of the text tokenizer; null: `tokenizer.json` beside the weights.
         action_ranges: `action_ranges.json` of the run that it was trained in; null: as in `policy.json`,
-            without it WorldVLA's ranges.
+            without it WorldVLA's ranges of LIBERO's seven numbers.
         pixels: Side of the frames; null: as in `policy.json`, without it as in the image tokenizer's file.
         history: M, number of time steps whose frames an observation has; null: as in `policy.json`, without
             it 2.
@@ -159,6 +163,8 @@ class ServeConfig:
         batch: Maximum number of observations of concurrent clients that are decided on at once.
         precision: Arithmetic of the network, as for `worldvla eval`.
         decoder: How the policy decides, as for `worldvla eval`.
+        embodiment: Name of the data set, of several that the checkpoint was trained on, as whose robot the
+            policy acts; null: the only one.
         clients: Maximum number of clients at once; the next one is refused.
         idle_seconds: A client that sends nothing for so long, or does not read its answer, is disconnected.
         start_seconds: A policy that takes longer to load is given up.
@@ -174,6 +180,7 @@ class ServeConfig:
     batch: int = 8
     precision: Precision = "auto"
     decoder: Decoder | None = None
+    embodiment: str | None = None
     clients: int = 64
     idle_seconds: float = 600.0
     start_seconds: float = 900.0

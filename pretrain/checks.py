@@ -13,6 +13,7 @@ from pretrain.config import GuardConfig, Offload, TrainingConfig, ZeroStage
 from pretrain.model.attention.choose import check_backend
 from pretrain.model.transformer import check_divides
 from pretrain.precision import PRECISIONS
+from pretrain.sources import longest_chunk
 
 OFFLOAD_STAGES: dict[Offload, tuple[ZeroStage, ...]] = {
     "none": (0, 1, 2, 3),
@@ -118,11 +119,11 @@ def _check_layout(config: TrainingConfig) -> None:
 
 
 def _check_action_head(config: TrainingConfig) -> None:
-    head, chunk = config.model.action_head, config.data.chunk
+    head, chunk = config.model.action_head, longest_chunk(config.data)
     if head is not None and head.time_horizon != chunk:
         raise InputError(
-            f"model.action_head.time_horizon={head.time_horizon}, but data.chunk={chunk}: the head predicts "
-            "the chunk's actions; set both to the same number"
+            f"model.action_head.time_horizon={head.time_horizon}, but {_chunk_name(config, chunk)}={chunk}: "
+            "the head predicts the chunk's actions; set both to the same number"
         )
     if head is None and not config.loss.tokens_for_actions:
         raise InputError(
@@ -134,6 +135,12 @@ def _check_action_head(config: TrainingConfig) -> None:
             "loss.tokens_for_actions=false and loss.action_l1=0: nothing would learn to act; set "
             "loss.action_l1=10, or loss.tokens_for_actions=true"
         )
+
+
+def _chunk_name(config: TrainingConfig, chunk: int) -> str:
+    """The setting that a chunk of this many actions, the longest, is from."""
+    owners = [number for number, source in enumerate(config.data.sources) if source.chunk == chunk]
+    return f"data.sources[{owners[0]}].chunk" if owners else "data.chunk"
 
 
 def _check_zero(config: TrainingConfig) -> None:

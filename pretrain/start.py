@@ -23,12 +23,14 @@ from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import TrainingConfig
 from pretrain.logs import log_to_file
+from pretrain.model.action_head import check_head_fits
 from pretrain.parallel.engine import Engine
 from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_layout import rank_log_name
 from pretrain.run_lock import exclusive_access
 from pretrain.run_start import RunStart, check_dataset, open_run
+from pretrain.sources import ranges_json
 from pretrain.telemetry.events import EventLog
 from pretrain.telemetry.recorder import Recorder
 
@@ -177,7 +179,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
     try:
         text.save(folder.tokenizers)
         image.save(folder.image_tokenizer)
-        write_text_whole(folder.action_ranges, json.dumps(asdict(stream.action_ranges), indent=1) + "\n")
+        write_text_whole(folder.action_ranges, json.dumps(ranges_json(stream.sources), indent=1) + "\n")
     except OSError as error:
         raise InputError(
             f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
@@ -195,7 +197,8 @@ def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
     """Check that the network is large enough for the samples.
 
     Raises:
-        InputError: Its vocabulary or its number of positions is too small.
+        InputError: Its vocabulary or its number of positions is too small, or its action head is not for the
+            longest chunk and the widest action.
     """
     if stream.vocabulary_size > config.model.vocabulary_size:
         raise InputError(
@@ -207,3 +210,5 @@ def check_model_fits(config: TrainingConfig, stream: TokenStream) -> None:
             f"model.max_positions={config.model.max_positions}, but samples have up to "
             f"{stream.longest_sample} tokens; raise it, or let samples hold less (data.history, data.chunk)"
         )
+    if config.model.action_head is not None:
+        check_head_fits(config.model.action_head, stream.sources)

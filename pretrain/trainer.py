@@ -34,6 +34,7 @@ from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import RunStart
 from pretrain.settings import to_mapping
+from pretrain.sources import told_apart
 from pretrain.start import check_model_fits, load_start, opened_run, prepare_folder, report_start
 from pretrain.telemetry.profiling import StepProfiler
 from pretrain.telemetry.recorder import Recorder
@@ -74,8 +75,9 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
             run_on_rank_zero(lambda: prepare_folder(config, folder, stream))
             engine = Engine.build(config, groups, initialise=opened.origin is None)
             loaded, metadata = load_start(config, folder, opened, start is None, engine, stream)
+            names = [source.name for source in stream.sources] if told_apart(config.data) else []
             with (
-                closing(Recorder(config, folder, engine, metadata["tokens"])) as recorder,
+                closing(Recorder(config, folder, engine, metadata["tokens"], names)) as recorder,
                 closing(StepProfiler.of(config.telemetry, groups.rank, folder, recorder.event)) as profiler,
             ):
                 report_start(recorder, loaded, metadata, config, engine.step_count)
@@ -112,7 +114,7 @@ class _Loop:
         self._policy = PolicySettings.of(
             config.data,
             stream.image.pixels,
-            stream.action_ranges,
+            stream.sources,
             stream.image.tokenizer_sha256,
             stream.text_tokenizer_sha256,
             trained_decoders(config),

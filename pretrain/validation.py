@@ -21,8 +21,9 @@ from data.storage.episode_entry import SPLITS
 from data.stream.datasets import available_splits
 from data.stream.loader import TokenStream
 from pretrain.config import TrainingConfig
-from pretrain.model.loss import SUMS_SHAPE, TOKEN_KINDS, LabelKind, Total, means
+from pretrain.model.loss import TOKEN_KINDS, LabelKind, Total, means, sums_shape
 from pretrain.phases import phase
+from pretrain.sources import told_apart
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
@@ -54,6 +55,7 @@ class Validation:
         self._every, self._batches = config.validation.every, config.validation.batches
         self._last = config.trainer.steps
         self._image_weight = config.loss.image_weight
+        self._told_apart = told_apart(config.data)
         self._groups = groups
         self._streams: dict[str, TokenStream] = {}
         if not self._every:
@@ -92,7 +94,8 @@ class Validation:
 
         Returns:
             For each split `<split>/loss` (cross entropy, kinds weighted as in training, without z-loss), and
-            `loss_<kind>`, `accuracy_<kind>` and `action_l1` of `pretrain.model.loss.means`.
+            `loss_<kind>`, `accuracy_<kind>`, `action_l1` and, of several data sets, `loss_action/<data set>`
+            of `pretrain.model.loss.means`.
 
         Raises:
             InputError: A shard is missing or damaged.
@@ -100,7 +103,8 @@ class Validation:
         totals = {split: self._sums(engine, stream) for split, stream in self._streams.items()}
         results: dict[str, float | None] = {}
         for split, sums in totals.items():  # waits for the device once all its work is queued
-            values = {"loss": weighted_loss(sums.tolist(), self._image_weight), **means(sums.tolist())}
+            rows, names = sums.tolist(), self._names(split)
+            values = {"loss": weighted_loss(rows, self._image_weight), **means(rows, names)}
             results |= {f"{split}/{name}": value for name, value in values.items()}
         return results
 
@@ -125,9 +129,13 @@ class Validation:
         # Raises now, and not at the first validation, if the layout does not fit.
         stream.plan.share(self._groups.data_rank, self._groups.mesh.data)
 
+    def _names(self, split: str) -> list[str]:
+        """Names of the data sets whose action losses are told apart, also of those that the split lacks."""
+        return [source.name for source in self._streams[split].sources] if self._told_apart else []
+
     def _sums(self, engine: Engine, stream: TokenStream) -> Tensor:
-        """Fp64 [4, 4]: `LossTerms.sums` over all batches of a split."""
-        total = torch.zeros(SUMS_SHAPE, dtype=torch.float64, device=self._groups.device)
+        """Fp64 [4 + M, 4]: `LossTerms.sums` over all batches of a split."""
+        total = torch.zeros(sums_shape(self._told_apart), dtype=torch.float64, device=self._groups.device)
         for number in range(self._batches):
             batches = stream.micro_batches(number, self._groups.data_rank, self._groups.mesh.data)
             total += engine.evaluate(batches).sums
@@ -138,7 +146,7 @@ def weighted_loss(sums: Sequence[Sequence[float]], image_weight: float) -> float
     """Cross entropy with image codes weighted as in training; None if the weights add up to 0.
 
     Args:
-        sums: `LossTerms.sums` [4, 4] as numbers.
+        sums: `LossTerms.sums` [4 + M, 4] as numbers.
         image_weight: Weight of image codes; all other labels weigh 1.
     """
     weights = {kind: image_weight if kind == LabelKind.IMAGE else 1.0 for kind in TOKEN_KINDS}

@@ -86,6 +86,8 @@ class ConvertExportConfig:
         image_tokenizer: Image tokenizer file whose encoder is exported as `model.vqmodel.*` (only with the
             network of Chameleon's vqgan.ckpt); null: none.
         shard_megabytes: Largest weight file; a larger tensor is in a file of its own.
+        embodiment: Name of the data set, of several that the checkpoint was trained on, whose embodiment
+            `policy.json` is to be of; needed for `layout=published`, whose class knows one; null: all.
     """
 
     checkpoint: str = "???"
@@ -94,3 +96,4 @@ class ConvertExportConfig:
     dtype: WeightsDtype | None = None
     image_tokenizer: str | None = None
     shard_megabytes: int = 5000
+    embodiment: str | None = None

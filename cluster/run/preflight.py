@@ -28,7 +28,11 @@ def check_run(config: RootConfig) -> RunResources:
                 f"eval.every={config.eval.every} is not a multiple of checkpointing.every="
                 f"{config.checkpointing.every}; only checkpoints can be evaluated"
             )
-        from eval.evaluation.setting_checks import check_decoder, check_initial_states, check_settings
+        from eval.evaluation.setting_checks import (
+            check_decoder,
+            check_initial_states,
+            check_settings,
+        )
         from eval.simulator.registry import open_suite, select_tasks
         from eval.simulator.rendering import check_library
 
@@ -45,3 +49,23 @@ def check_run(config: RootConfig) -> RunResources:
                 config.eval.lpips_weights, config.eval.fvd_network, config.eval.imagine_frames, "eval."
             )
     return resources
+
+
+def check_data(config: RootConfig) -> None:
+    """Check the data of a run against its settings before any process starts.
+
+    Raises:
+        InputError: A data set is missing or does not fit the others, the action head is not for the longest
+            chunk and the widest action, or checkpoints would be evaluated as no or several embodiments.
+    """
+    from pretrain.sources import training_sources
+
+    sources = training_sources(config.data)
+    if config.model.action_head is not None:
+        from pretrain.model.action_head import check_head_fits  # imports torch
+
+        check_head_fits(config.model.action_head, sources)
+    if config.eval.every > 0:
+        from eval.policy.embodiment import suite_source
+
+        suite_source("the training", sources, config.eval.embodiment, "eval.embodiment")

@@ -65,6 +65,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
             device=device,
             precision=job.settings.precision,
             decoder=job.settings.decoder,
+            embodiment=job.settings.embodiment,
         ),
         job.settings,
         job.out,

@@ -171,7 +171,7 @@ def _eval_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     defaults |= {} if config.eval.tasks is None else {"tasks": config.eval.tasks}
     defaults |= {} if config.eval.horizon is None else {"horizon": config.eval.horizon}
     plain = EvaluationSettings()
-    for name in ("seed", "observations", "reset", "precision", "decoder"):
+    for name in ("seed", "observations", "reset", "precision", "decoder", "embodiment"):
         if (value := getattr(config.eval, name)) != getattr(plain, name):
             defaults[name] = value
     keys = {key_of(word) for word in given}

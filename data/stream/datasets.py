@@ -126,7 +126,9 @@ def _weight(item: MixtureSource, index: DatasetIndex) -> float:
 def _names(configured: Sequence[MixtureSource]) -> list[str]:
     """The last part of each URL, with a number where that is not unique."""
     short = [item.url.rstrip("/").rpartition("/")[2] for item in configured]
-    return [name if short.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(short)]
+    numbered = [f"{name}_{number}" for number, name in enumerate(short)]
+    names = [a if short.count(a) == 1 else b for a, b in zip(short, numbered, strict=True)]
+    return names if len(set(names)) == len(names) else numbered  # x, x, x_0: with two of x_0
 
 
 def _check_cameras(index: DatasetIndex, cameras: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from data.stream.datasets import combined_fingerprint, image_format
 from data.stream.episode_memory import EpisodeMemory
 from data.stream.placeholder_batches import BlankEpisodes
 from data.stream.setup import BatchShape, open_setup
-from data.tokens.action import ActionRanges
 
 
 class TokenStream:
@@ -61,11 +60,6 @@ class TokenStream:
         self._micro_batch, self._prefetch = trainer.micro_batch, config.prefetch
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-stream")
         self._ahead: dict[tuple[int, int, int], Future[list[PackedBatch]]] = {}
-
-    @property
-    def action_ranges(self) -> ActionRanges:
-        """Ranges over which the actions of the first data set are quantised."""
-        return self.sources[0].action_ranges
 
     @property
     def longest_sample(self) -> int:

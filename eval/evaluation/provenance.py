@@ -21,7 +21,8 @@ class Provenance:
         observations: What frames and proprioception show: `recomputed` or `published`.
         versions: Versions of the simulator's packages.
         policy_settings: Cameras, history, chunk, ranges of actions and states, checksums of the tokenizers
-            and the decoders that it has; None for a policy without them.
+            and the decoders that it has, and of several data sets the one that it acts as (`embodiment`);
+            None for a policy without them.
         precision: Arithmetic of the policy's network, `fp32` or `bf16`; None for a policy without one.
         decoder: How the policy decided, `discrete` or `continuous`; None for a policy without a network.
     """
@@ -44,12 +45,13 @@ class Provenance:
 
 
 def _policy_text(settings: Mapping[str, Any]) -> str:
-    """Policy settings, as `PolicySettings.to_json` makes them, in words."""
+    """Policy settings, as `PolicySettings.acting_json` makes them, in words."""
     ranges = settings["action_ranges"]
     named = {(each.minimum, each.maximum): name for name, each in NAMED_RANGES.items()}
     name = named.get((tuple(ranges["minimum"]), tuple(ranges["maximum"])), "the data set's own")
+    embodiment = f"embodiment {settings['embodiment']}, " if "embodiment" in settings else ""
     return (
-        f"camera{'s' * (len(settings['cameras']) > 1)} {', '.join(settings['cameras'])}, "
+        f"{embodiment}camera{'s' * (len(settings['cameras']) > 1)} {', '.join(settings['cameras'])}, "
         f"{'state, ' * ('state_ranges' in settings)}history {settings['history']}, "
         f"chunk {settings['chunk']}, {settings['pixels']} px, action ranges {name}, image tokenizer "
         f"{settings['image_tokenizer_sha256'][:_SHOWN]}, text tokenizer "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from data.tokens.image import ImageTokenizer
 from data.tokens.vocabulary import (
     ACTION_BIN_END,
     ACTION_BIN_START,
-    ACTION_BLOCK_LENGTH,
+    ACTION_DIM,
     ACTION_END,
     ACTION_START,
+    block_length,
 )
 from pretrain.model.decoding_session import DecodingSession
 from pretrain.model.generate import Order, decode_action_chunk
@@ -88,14 +89,14 @@ class BatchInvariantDecoder(abc.ABC):
 
     @abc.abstractmethod
     def decode_batch(self, prompts: Prompts, width: int) -> NDArray[Any]:
-        """Chunks [B, K, 7] of B prompts [S], padded to `width` tokens, in one batch."""
+        """Chunks [B, K, D] of B prompts [S], padded to `width` tokens, in one batch."""
 
     @abc.abstractmethod
     def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
         """Numbers [B, ...] by which batches of several sizes are compared, bit by bit."""
 
     def decode(self, prompts: Prompts) -> NDArray[Any]:
-        """Chunks [B, K, 7] of B prompts [S], as `decode_batch` gives them.
+        """Chunks [B, K, D] of B prompts [S], as `decode_batch` gives them.
 
         Raises:
             InputError: As `decode_batch`.
@@ -126,36 +127,55 @@ class BatchInvariantDecoder(abc.ABC):
 
 
 class DiscreteDecoder(BatchInvariantDecoder):
-    """Chunks as bins int64 [B, K, 7], decoded as tokens.
+    """Chunks as bins int64 [B, K, D], decoded as tokens.
 
     Args:
         network: The transformer.
         chunk: K, actions in a chunk.
         max_batch: Maximum number of prompts in a batch.
         order: Order of the tokens, as in `decode_action_chunk`.
+        action_dim: D, numbers of an action.
+        given: Bins of dimensions that are not decoded, as in `decode_action_chunk`.
     """
 
-    def __init__(self, network: Transformer, chunk: int, max_batch: int, order: Order = "parallel") -> None:
-        super().__init__(network, chunk * ACTION_BLOCK_LENGTH, max_batch)
-        self._chunk = chunk
+    def __init__(
+        self,
+        network: Transformer,
+        chunk: int,
+        max_batch: int,
+        order: Order = "parallel",
+        action_dim: int = ACTION_DIM,
+        given: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__(network, chunk * block_length(action_dim), max_batch)
+        self._chunk, self._action_dim, self._given = chunk, action_dim, given
         self._order: Order = order
 
     def decode_batch(self, prompts: Prompts, width: int) -> NDArray[np.int64]:
         """As `decode_action_chunk`."""
-        return decode_action_chunk(self._network, prompts, self._chunk, order=self._order, width=width)
+        return decode_action_chunk(
+            self._network,
+            prompts,
+            self._chunk,
+            order=self._order,
+            width=width,
+            action_dim=self._action_dim,
+            given=self._given,
+        )
 
     @torch.inference_mode()
     def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
         """Logits [B, K, N] of the first bin of each action block, as float32; exact, also of bf16."""
-        blocks = np.arange(1, self._chunk + 1).repeat(ACTION_BLOCK_LENGTH)
+        length = block_length(self._action_dim)
+        blocks = np.arange(1, self._chunk + 1).repeat(length)
         session = DecodingSession(self._network, prompts, blocks, largest=ACTION_END, width=width)
         start = torch.full((1, self._chunk), ACTION_START, device=session.device)
-        hidden = session.forward(start, slice(0, len(blocks), ACTION_BLOCK_LENGTH))
+        hidden = session.forward(start, slice(0, len(blocks), length))
         return session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END).float().cpu().numpy()
 
 
 class ContinuousDecoder(BatchInvariantDecoder):
-    """Chunks in normalised units, float32 [B, K, 7], by the network's action head.
+    """Chunks in normalised units, float32 [B, K, D] of the network's action head.
 
     Args:
         network: The transformer, with an action head.

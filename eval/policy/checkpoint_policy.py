@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.contracts import Decoder
+from data.contracts import Decoder, Embodiment
 from data.errors import InputError
 from data.stream.samples import action_prompt
-from data.tokens.action import ActionRanges, decode, denormalise
+from data.stream.source_format import SourceFormat
+from data.tokens.action import ActionRanges, decode, denormalise, encode
 from data.tokens.image_block import image_block, image_block_length
 from data.tokens.prompt_text import action_text
 from data.tokens.state import state_blocks
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, STATE_BLOCK_LENGTH
+from data.tokens.vocabulary import block_length
 from eval.config import ExportedConfig, Precision
 from eval.policy.batch_invariance import (
     BatchInvariantDecoder,
@@ -25,9 +26,10 @@ from eval.policy.batch_invariance import (
     DiscreteDecoder,
 )
 from eval.policy.description import chosen_decoder
+from eval.policy.embodiment import acting_source
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import LoadedModel, load_model
-from eval.simulator.interface import ACTION_LIMIT, Simulator
+from eval.simulator.interface import ACTION_LIMIT, EMBODIMENT, Simulator
 from pretrain.model.generate import Order
 
 
@@ -43,10 +45,12 @@ class CheckpointPolicy:
             fp32.
         precision: Arithmetic of its network.
         decoder: How it decides; None: as in `eval.config.EvaluationSettings`.
+        embodiment: Data set as whose robot it acts; None: the only one that fits.
+        in_simulator: Whether it acts in a simulator, whose numbers the robot's must be.
 
     Raises:
-        InputError: As for `load_model`, or its actions are in other units than the simulators', or its
-            history and chunk do not fit into the model.
+        InputError: As for `load_model`, or no embodiment fits, or its actions are in other units than the
+            simulators', or its history and chunk do not fit into the model.
     """
 
     def __init__(
@@ -58,26 +62,36 @@ class CheckpointPolicy:
         order: Order = "parallel",
         precision: Precision = "auto",
         decoder: Decoder | None = None,
+        embodiment: str | None = None,
+        in_simulator: bool = True,
     ) -> None:
         self._checkpoint = checkpoint
         self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
-        self._settings = self._model.settings
-        _check_units(checkpoint, self._settings.action_ranges)
-        head = self._model.network.config.action_head
-        self.decoder = chosen_decoder(checkpoint, decoder, self._settings, head)
-        _check_length(checkpoint, self._model, self.decoder)
+        self._settings, network = self._model.settings, self._model.network
+        self._source = acting_source(checkpoint, self._settings.sources, embodiment, in_simulator)
+        if self.embodiment.action == EMBODIMENT.action:
+            _check_units(checkpoint, self._source.action_ranges)
+        self.decoder = chosen_decoder(checkpoint, decoder, self._settings, network.config.action_head)
+        _check_length(checkpoint, self._model, self._source, self.decoder)
         self._decoder: BatchInvariantDecoder = (
-            ContinuousDecoder(self._model.network, batch)
+            ContinuousDecoder(network, batch)
             if self.decoder == "continuous"
-            else DiscreteDecoder(self._model.network, self.chunk, batch, order)
+            else DiscreteDecoder(
+                network, self.chunk, batch, order, self.embodiment.action_dim, _missing_bins(self._source)
+            )
         )
         # Frames of several cameras are several batches: no more memory than for one camera.
         self._encoder = BatchInvariantEncoder(self._model.image, batch * self.history)
 
     @property
+    def embodiment(self) -> Embodiment:
+        """What the numbers of its actions and states are."""
+        return self._source.embodiment
+
+    @property
     def chunk(self) -> int:
         """K, actions in a chunk."""
-        return self._settings.chunk
+        return self._source.chunk
 
     @property
     def history(self) -> int:
@@ -97,14 +111,16 @@ class CheckpointPolicy:
     @property
     def uses_state(self) -> bool:
         """Whether it was trained with the robot's state."""
-        return self._settings.state_ranges is not None
+        return self._source.state_dim > 0
 
     def reset(self, environment: int, simulator: Simulator) -> None:
         """Nothing to do: it remembers nothing, and sees what it is given."""
 
     @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        """Actions [B, K, 7]: the middle of each decoded bin, or what the action head predicts.
+        """Actions [B, K, D]: the middle of each decoded bin, or what the action head predicts.
+
+        Numbers that the robot does not have are 0.
 
         Raises:
             InputError: The action head predicts numbers that are not finite.
@@ -116,8 +132,10 @@ class CheckpointPolicy:
                 "weights from before they diverged"
             )
         to_units = denormalise if self.decoder == "continuous" else decode
-        actions = to_units(decoded.reshape(-1, decoded.shape[-1]), self._settings.action_ranges)
-        return actions.reshape(decoded.shape)
+        chunks = decoded[:, : self.chunk, : self.embodiment.action_dim]  # a head predicts the largest
+        actions = to_units(chunks.reshape(-1, chunks.shape[-1]), self._source.action_ranges)
+        actions[:, ~self.embodiment.present] = 0.0
+        return actions.reshape(chunks.shape)
 
     def prompts(self, observations: Sequence[Observation]) -> list[NDArray[np.int32]]:
         """The prompt [S] of each observation, the same as in the samples of its training."""
@@ -132,28 +150,36 @@ class CheckpointPolicy:
         return prompts
 
     def _state_block(self, observation: Observation) -> NDArray[np.int32] | None:
-        """Tokens [10] of the state; None for a policy without it."""
-        if self._settings.state_ranges is None:
+        """Tokens [S + 2] of the state; None for a policy without it."""
+        ranges = self._source.state_ranges
+        if ranges is None:
             return None
         if observation.state is None:
             raise ValueError("an observation without a state, of a policy that uses it")
         # Training reads states of float32: of float64 some lie in the next bin.
         states = np.asarray(observation.state, np.float32)[None]
-        return state_blocks(states, *self._settings.state_ranges)[0]
+        return state_blocks(states, ranges.minimum, ranges.maximum)[0]
 
 
-def _check_length(checkpoint: Path, model: LoadedModel, decoder: Decoder) -> None:
+def _missing_bins(source: SourceFormat) -> dict[int, int]:
+    """Bins of the numbers that a robot does not have, by dimension: those of 0, as in its training."""
+    bins = encode(np.zeros((1, source.embodiment.action_dim)), source.action_ranges)[0]
+    return {int(d): int(bins[d]) for d in np.flatnonzero(~source.embodiment.present)}
+
+
+def _check_length(checkpoint: Path, model: LoadedModel, source: SourceFormat, decoder: Decoder) -> None:
     """Refuse a history and a chunk that leave no room for an instruction."""
     settings, longest = model.settings, model.network.config.max_positions
     side = settings.pixels // model.image.config.downsample
     image, num_images = image_block_length(side, side), settings.history * len(settings.cameras)
-    state = 0 if settings.state_ranges is None else STATE_BLOCK_LENGTH
-    answer = settings.chunk * ACTION_BLOCK_LENGTH if decoder == "discrete" else 0
+    state = block_length(source.state_dim) if source.state_dim else 0
+    action = block_length(source.embodiment.action_dim)
+    answer = source.chunk * action if decoder == "discrete" else 0
     needed = num_images * image + state + answer
     if needed >= longest:
         parts = [f"{num_images} frames of {image} tokens"]
         parts += [f"a state of {state}"] if state else []
-        parts += [f"{settings.chunk} actions of {ACTION_BLOCK_LENGTH}"] if answer else []
+        parts += [f"{source.chunk} actions of {action}"] if answer else []
         before, last = ", ".join(parts[:-1]), parts[-1]
         raise InputError(
             f"checkpoint={checkpoint}: {f'{before} and ' if before else ''}{last} take {needed} positions "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from data.config import DataConfig
 from data.contracts import AGENT_CAMERA, Decoder
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.tokens.action import DEFAULT_RANGES
 from data.tokens.state import check_state_ranges
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig
@@ -19,12 +19,12 @@ from pretrain.checkpoint.policy_files import (
     describe_checkpoint,
     file_checksum,
     image_pixels,
-    read_action_ranges,
 )
 from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ActionHeadConfig
 from pretrain.policy_settings import POLICY_FILE, PolicySettings
 from pretrain.run_layout import RunLayout
+from pretrain.sources import libero_source, read_action_ranges, with_action_ranges
 
 _TOKENIZER = "tokenizer.json"
 _HISTORY, _CHUNK = 2, 5  # without `policy.json`: WorldVLA's
@@ -65,12 +65,12 @@ def chosen_decoder(
     Args:
         path: Folder of the weights, for errors.
         decoder: The setting.
-        settings: Of their training.
+        settings: Of their training, with all its sources.
         head: Their action head; None: they have none.
 
     Raises:
-        InputError: They do not have this decoder, or their action head predicts another number of actions
-            than a chunk has.
+        InputError: They do not have this decoder, or their action head predicts other than the longest chunk
+            or the widest action.
     """
     found = settings.decoders
     if decoder is None:
@@ -90,12 +90,24 @@ def chosen_decoder(
             f"decoder={decoder}: {path} was trained with an action head, but its network has none; take "
             "weights with their head, or give decoder=discrete"
         )
-    if decoder == "continuous" and head is not None and head.time_horizon != settings.chunk:
+    if decoder == "continuous" and head is not None:
+        _check_head(path, settings, head)
+    return decoder
+
+
+def _check_head(path: Path, settings: PolicySettings, head: ActionHeadConfig) -> None:
+    chunk = max(source.chunk for source in settings.sources)
+    if head.time_horizon != chunk:
         raise InputError(
             f"checkpoint={path}: its action head predicts {head.time_horizon} actions, the chunk has "
-            f"{settings.chunk}; leave exported.chunk out, or give decoder=discrete"
+            f"{chunk}; leave exported.chunk out, or give decoder=discrete"
         )
-    return decoder
+    numbers = max(source.embodiment.action_dim for source in settings.sources)
+    if head.action_dim != numbers:
+        raise InputError(
+            f"checkpoint={path}: its action head predicts actions of {head.action_dim} numbers, those of its "
+            f"data have {numbers}; take weights with their {POLICY_FILE}, or give decoder=discrete"
+        )
 
 
 def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
@@ -136,14 +148,13 @@ def _describe_export(folder: Path, given: ExportedConfig) -> PolicyDescription:
 
 def _assumed_settings(pixels: int, head: ActionHeadConfig | None) -> PolicySettings:
     """Those of weights without `policy.json`."""
+    chunk = _CHUNK if head is None else head.time_horizon
     return PolicySettings(
         cameras=(AGENT_CAMERA,),
         history=_HISTORY,
-        chunk=_CHUNK if head is None else head.time_horizon,
         predicted_frames=1,
-        state_ranges=None,
         pixels=pixels,
-        action_ranges=DEFAULT_RANGES,
+        sources=(libero_source(DataConfig(chunk=chunk)),),
         image_tokenizer_sha256="",
         text_tokenizer_sha256="",
         decoders=decoders_without_record(head),
@@ -156,15 +167,18 @@ def _given_settings(given: ExportedConfig, base: PolicySettings, image: Path, te
         base,
         cameras=base.cameras if given.cameras is None else tuple(given.cameras),
         history=base.history if given.history is None else given.history,
-        chunk=base.chunk if given.chunk is None else given.chunk,
         pixels=base.pixels if given.pixels is None else given.pixels,
         image_tokenizer_sha256=file_checksum(image),
         text_tokenizer_sha256=TextTokenizer.load(text).sha256,
     )
+    sources = base.sources
+    if given.chunk is not None:
+        sources = tuple(replace(source, chunk=given.chunk) for source in sources)
     if given.action_ranges is not None:
-        ranges = read_action_ranges(Path(given.action_ranges), "correct exported.action_ranges")
-        found = replace(found, action_ranges=ranges)
-    return found
+        path = Path(given.action_ranges)
+        ranges = read_action_ranges(path, "correct exported.action_ranges")
+        sources = with_action_ranges(sources, ranges, path)
+    return replace(found, sources=sources)
 
 
 def _read_policy_file(path: Path) -> PolicySettings | None:
@@ -182,7 +196,7 @@ def _assumptions(folder: Path, given: ExportedConfig, assumed: PolicySettings) -
     values = {
         "cameras": f"cameras {', '.join(assumed.cameras)}",
         "history": f"history {assumed.history}",
-        "chunk": f"chunk {assumed.chunk}",
+        "chunk": f"chunk {assumed.source.chunk}",
         "action_ranges": "WorldVLA's action ranges",
     }
     texts = [text for name, text in values.items() if getattr(given, name) is None]
@@ -196,11 +210,23 @@ def _assumptions(folder: Path, given: ExportedConfig, assumed: PolicySettings) -
 
 def _changes(stored: PolicySettings, found: PolicySettings) -> tuple[str, ...]:
     """A note on every setting of the command that is not that of the training."""
+    was, now = _values(stored), _values(found)
     return tuple(
-        f"{name} is {getattr(found, name)}, the weights were trained with {getattr(stored, name)}"
-        for name in ("cameras", "history", "chunk", "pixels")
-        if getattr(found, name) != getattr(stored, name)
+        f"{name} is {now[name]}, the weights were trained with {was[name]}"
+        for name in was
+        if now[name] != was[name]
     )
+
+
+def _values(settings: PolicySettings) -> dict[str, object]:
+    """What a command may set, by name; the chunks of several data sets in words."""
+    chunks = dict.fromkeys(source.chunk for source in settings.sources)
+    return {
+        "cameras": settings.cameras,
+        "history": settings.history,
+        "chunk": ", ".join(map(str, chunks)),
+        "pixels": settings.pixels,
+    }
 
 
 def _check_observed(path: Path, settings: PolicySettings) -> None:
@@ -210,8 +236,10 @@ def _check_observed(path: Path, settings: PolicySettings) -> None:
         raise InputError(
             f"checkpoint={path}: cameras {list(cameras)}, expected some of {', '.join(CAMERAS)}, each once"
         )
-    if settings.state_ranges is not None:
+    for source in settings.sources:
+        if (ranges := source.state_ranges) is None:
+            continue
         try:
-            check_state_ranges(*settings.state_ranges)
+            check_state_ranges(ranges.minimum, ranges.maximum, source.embodiment.state_dim)
         except InputError as error:
             raise InputError(f"checkpoint={path}: {error}") from error

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from eval.expert.scripts import demonstrate
 from eval.policy.interface import Observation
-from eval.simulator.interface import SETTLE_ACTION, Simulator
+from eval.simulator.interface import EMBODIMENT, SETTLE_ACTION, Simulator
 
 
 class ExpertPolicy:
     """The scripted expert. It reads the simulator's poses before every action."""
 
+    embodiment = EMBODIMENT
     chunk = 1
     history = 0
     cameras: tuple[str, ...] = ()

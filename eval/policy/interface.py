@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.contracts import Embodiment
 from eval.simulator.interface import Simulator
 
 
@@ -22,8 +23,8 @@ class Observation:
         frames: The newest m time steps, oldest first, each with a frame of every camera of the policy, in
             the order of its cameras: uint8 [m, V, pixels, pixels, 3]. m is the policy's history M, less at
             an episode's start, 0 for a policy that sees no frames.
-        state: Proprioception float64 [8] at the moment of the newest frames, as in
-            `data.contracts.Demonstration`; None for a policy that does not use it.
+        state: Proprioception float64 [S] at the moment of the newest frames, the numbers of the policy's
+            embodiment; None for a policy that does not use it.
     """
 
     environment: int
@@ -37,8 +38,8 @@ class PolicyRecord:
     """What results say of a policy.
 
     Attributes:
-        settings: Cameras, history, chunk, action ranges and checksums of the tokenizers, as JSON; None: there
-            are none.
+        settings: Cameras, history, chunk, action ranges and checksums of the tokenizers, as JSON
+            (`pretrain.policy_settings.PolicySettings.acting_json`); None: there are none.
         notes: What could not be verified, and what was assumed.
         precision: Arithmetic of its network, `fp32` or `bf16`; None: it has none.
         decoder: How it decides, `discrete` or `continuous`; None: it has no network.
@@ -52,6 +53,11 @@ class PolicyRecord:
 
 class Policy(Protocol):
     """Chooses the next K actions of each of several environments."""
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What the numbers of its actions and states are."""
+        ...
 
     @property
     def chunk(self) -> int:
@@ -83,5 +89,5 @@ class Policy(Protocol):
         ...
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
-        """Actions [B, K, 7] for B observations, in the simulator's units."""
+        """Actions [B, K, D] for B observations, in the robot's or simulator's units."""
         ...

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from data.config import DataConfig
 from data.errors import InputError
-from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from eval.config import ExportedConfig, Precision
@@ -30,12 +29,12 @@ class LoadedModel:
     """Weights and everything needed to use them.
 
     Attributes:
-        data: Data settings of its run; of exported weights only history, chunk and cameras.
+        data: Data settings of its run; of exported weights only history and cameras.
         network: The transformer in evaluation mode.
         text: Its text tokenizer.
         image: Its image tokenizer.
-        settings: History, chunk, cameras, ranges of actions and states, decoders and checksums of the
-            tokenizers.
+        settings: History, cameras, embodiment, chunk and ranges of each data set, decoders and checksums of
+            the tokenizers.
         notes: What could not be verified, and what was assumed.
         dataset: Fingerprint of the data that it was trained on; None: not known.
         precision: Arithmetic of the network, whose weights are rounded to it; the tokenizer's is fp32.
@@ -49,11 +48,6 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     dataset: str | None = None
     precision: Arithmetic = "fp32"
-
-    @property
-    def action_ranges(self) -> ActionRanges:
-        """Ranges by which the actions of its training data became tokens."""
-        return self.settings.action_ranges
 
 
 def load_model(
@@ -80,7 +74,7 @@ def load_model(
     text = TextTokenizer.load(description.text_tokenizer)
     image = ImageTokenizer.load(description.image_tokenizer, device=device, pixels=settings.pixels)
     data, network = _load_exported(path) if (path / CONFIG).is_file() else _load_checkpoint(path)
-    data = replace(data, history=settings.history, chunk=settings.chunk, cameras=list(settings.cameras))
+    data = replace(data, history=settings.history, cameras=list(settings.cameras))
     return LoadedModel(
         data,
         network.to(device, DTYPES[arithmetic]),

@@ -29,6 +29,8 @@ class PolicyReference:
         device: Device of the checkpoint's policy, `cpu` or `cuda`; None: a GPU if there is one.
         precision: Arithmetic of the checkpoint's network.
         decoder: How the checkpoint's policy decides; None: as in `eval.config.EvaluationSettings`.
+        embodiment: Data set as whose robot the checkpoint's policy acts; None: the only one that fits.
+        in_simulator: Whether it acts in a simulator, whose numbers the robot's must be.
     """
 
     name: str
@@ -37,6 +39,8 @@ class PolicyReference:
     device: str | None = None
     precision: Precision = "auto"
     decoder: Decoder | None = None
+    embodiment: str | None = None
+    in_simulator: bool = True
 
     @property
     def uses_server(self) -> bool:
@@ -60,23 +64,28 @@ class PolicyReference:
             self.exported,
             precision=self.precision,
             decoder=self.decoder,
+            embodiment=self.embodiment,
+            in_simulator=self.in_simulator,
         )
 
     def record(self) -> PolicyRecord:
         """Settings, verified, and notes on them; no weight is read.
 
         Raises:
-            InputError: The checkpoint cannot be used, or lacks the decoder.
+            InputError: The checkpoint cannot be used, lacks the decoder, or has no embodiment that fits.
         """
         if self.name == EXPERT:
             return PolicyRecord()
         from eval.policy.description import chosen_decoder, describe  # imports torch
+        from eval.policy.embodiment import acting_source
         from eval.policy.precision import chosen_arithmetic
 
         description = describe(Path(self.name), self.exported)
         arithmetic = chosen_arithmetic(self.precision, self.device)
         decoder = chosen_decoder(Path(self.name), self.decoder, description.settings, description.action_head)
-        return PolicyRecord(description.settings.to_json(), description.notes, arithmetic, decoder)
+        settings = description.settings
+        source = acting_source(Path(self.name), settings.sources, self.embodiment, self.in_simulator)
+        return PolicyRecord(settings.acting_json(source), description.notes, arithmetic, decoder)
 
     def identity(self) -> str:
         """Digest of the weights, and of the run's tokenizers and action ranges.
@@ -124,20 +133,35 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
             raise InputError(f"policy={config.policy}: expected {EXPERT}; or give checkpoint=FOLDER")
         if config.decoder is not None:
             raise InputError(f"decoder={config.decoder}: policy={EXPERT} has no network; leave it out")
+        if config.embodiment is not None:
+            raise InputError(f"embodiment={config.embodiment}: policy={EXPERT} has no network; leave it out")
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
         return PolicyReference(EXPERT), None, Path(config.out)
     source, step = checkpoint_policy(
-        config.checkpoint, config.batch, config.exported, config.precision, config.decoder
+        config.checkpoint,
+        config.batch,
+        config.exported,
+        config.precision,
+        config.decoder,
+        config.embodiment,
     )
     out = Path(config.out) if config.out else _results_folder(source, config.suite)
     return source, step, out
 
 
 def checkpoint_policy(
-    checkpoint: str, batch: int, exported: ExportedConfig, precision: Precision, decoder: Decoder | None
+    checkpoint: str,
+    batch: int,
+    exported: ExportedConfig,
+    precision: Precision,
+    decoder: Decoder | None,
+    embodiment: str | None,
+    in_simulator: bool = True,
 ) -> tuple[PolicyReference, int | None]:
-    """A checkpoint's policy and the step of the checkpoint; see `EvalCommandConfig` for the arguments.
+    """A checkpoint's policy and the step of the checkpoint.
+
+    See `EvalCommandConfig` and `PolicyReference` for the arguments.
 
     Raises:
         InputError: There is no such checkpoint.
@@ -145,7 +169,15 @@ def checkpoint_policy(
     folder = _local_folder(checkpoint)
     if not folder.is_dir():
         raise InputError(f"checkpoint={folder}: no such folder; expected runs/<name>/checkpoints/step_...")
-    source = PolicyReference(str(folder), batch, exported, precision=precision, decoder=decoder)
+    source = PolicyReference(
+        str(folder),
+        batch,
+        exported,
+        precision=precision,
+        decoder=decoder,
+        embodiment=embodiment,
+        in_simulator=in_simulator,
+    )
     return source, parse_step_name(folder.resolve().name)
 
 
@@ -170,7 +202,7 @@ def _local_folder(checkpoint: str) -> Path:
 def _results_folder(policy: PolicyReference, suite: str) -> Path:
     """Folder for results in the checkpoint's run; named by the suite, apart from the training's own.
 
-    Also by the decoder where the checkpoint has several: each has results of its own.
+    Also by the decoder and the embodiment where the checkpoint has several: each has results of its own.
 
     Raises:
         InputError: Exported weights, or as `PolicyReference.record`.
@@ -179,6 +211,8 @@ def _results_folder(policy: PolicyReference, suite: str) -> Path:
     if (checkpoint / CONFIG).is_file():
         raise InputError(f"checkpoint={checkpoint}: exported weights are in no run folder; add out=FOLDER")
     record = policy.record()
-    has_several = record.settings is not None and len(record.settings["decoders"]) > 1
-    name = f"{checkpoint.resolve().name}-{suite}" + (f"-{record.decoder}" if has_several else "")
-    return RunLayout.of_checkpoint(checkpoint).evaluations / name
+    settings = record.settings or {}
+    parts = [checkpoint.resolve().name, suite]
+    parts += [str(record.decoder)] if len(settings.get("decoders", ())) > 1 else []
+    parts += [str(settings["embodiment"])] if "embodiment" in settings else []
+    return RunLayout.of_checkpoint(checkpoint).evaluations / "-".join(parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.files import user_mistake
 from eval.config import Observations, Reset
 from eval.policy.interface import Policy, PolicyRecord
@@ -86,11 +87,19 @@ class PolicySpec:
     cameras: tuple[str, ...]
     pixels: int
     uses_state: bool
+    embodiment: Embodiment = DEFAULT_EMBODIMENT
 
     @classmethod
     def of(cls, policy: Policy) -> PolicySpec:
         """The spec of a loaded policy."""
-        return cls(policy.chunk, policy.history, policy.cameras, policy.pixels, policy.uses_state)
+        return cls(
+            policy.chunk,
+            policy.history,
+            policy.cameras,
+            policy.pixels,
+            policy.uses_state,
+            policy.embodiment,
+        )
 
 
 @dataclass(frozen=True, slots=True)

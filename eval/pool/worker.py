@@ -76,7 +76,7 @@ class RemotePolicy:
 
     def __init__(self, connection: Connection, heartbeat: Heartbeat, spec: PolicySpec) -> None:
         self._connection, self._heartbeat = connection, heartbeat
-        self.chunk, self.history = spec.chunk, spec.history
+        self.embodiment, self.chunk, self.history = spec.embodiment, spec.chunk, spec.history
         self.cameras, self.pixels, self.uses_state = spec.cameras, spec.pixels, spec.uses_state
 
     def reset(self, environment: int, simulator: Simulator) -> None:

@@ -19,6 +19,8 @@ _GROUPS = {
     "action_head": "action head",
 }
 _SPLITS = {"val_ind": "new episodes", "val_ood": "new tasks"}
+_OF_SOURCE = "loss_action/"
+_TONES = 6
 _UNMARKED_EVENTS = ("validation", "straggler", "profile")  # shown elsewhere
 
 
@@ -51,6 +53,13 @@ def learning_charts(run: RunContents) -> list[Chart]:
             for tone, (group, label) in enumerate(_GROUPS.items(), start=1)
         ]
 
+    sources = dict.fromkeys(
+        name.removeprefix(_OF_SOURCE) for line in run.steps for name in line if name.startswith(_OF_SOURCE)
+    )
+    by_source = [
+        _curve(run.steps, f"{_OF_SOURCE}{name}", name, number % _TONES + 1)
+        for number, name in enumerate(sources)
+    ]
     kinds = (("action", "actions"), ("image", "images"), ("structure", "structure"))
     accuracies = [
         _curve(run.steps, f"accuracy_{kind}", label, tone, _PERCENT)
@@ -58,6 +67,7 @@ def learning_charts(run: RunContents) -> list[Chart]:
     ]
     return _without_empty(
         line_chart("Loss of actions", "nats a token", with_splits("loss_action"), marks=marks),
+        line_chart("Loss of actions", "nats a token, by data set", by_source, marks=marks),
         line_chart("Loss of images", "nats a token", with_splits("loss_image"), marks=marks),
         line_chart("Loss of structure", "nats a token", with_splits("loss_structure"), marks=marks),
         line_chart("Token accuracy", "%", accuracies, marks=marks, y_range=(0.0, 100.0)),

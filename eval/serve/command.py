@@ -20,6 +20,7 @@ from eval.serve.batching import Batcher
 from eval.serve.policy_process import PolicyProcess
 from eval.serve.server import WebSocketServer
 from pretrain.run_layout import RunLayout, parse_step_name
+from pretrain.sources import embodiment_json
 
 PROTOCOL = "worldvla-serve/2"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +43,13 @@ def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
     token = read_token(config)
     with bind(config, token is not None) as bound:
         policy, step = checkpoint_policy(
-            config.checkpoint, config.batch, config.exported, config.precision, config.decoder
+            config.checkpoint,
+            config.batch,
+            config.exported,
+            config.precision,
+            config.decoder,
+            config.embodiment,
+            in_simulator=False,
         )
         described = _metadata(policy, step, policy.record())
         asyncio.run(serve_policy(policy, described, config, bound, token, ready))
@@ -130,7 +137,8 @@ def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -
 
 
 def _shape(spec: PolicySpec) -> dict[str, Any]:
-    return asdict(spec) | {"cameras": list(spec.cameras)}
+    described = {"cameras": list(spec.cameras), "embodiment": embodiment_json(spec.embodiment)}
+    return asdict(spec) | described
 
 
 def _address(bound: socket.socket) -> str:

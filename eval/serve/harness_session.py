@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.contracts import WRIST_CAMERA
-from data.tokens.vocabulary import STATE_DIM
+from data.contracts import DEFAULT_EMBODIMENT, WRIST_CAMERA
 from eval.pool.messages import PolicySpec
 from eval.serve.observation_schema import (
     HARNESS_IMAGES,
@@ -44,7 +43,8 @@ _ACTION = {
     "gripper": {"name": "gripper", "dims": 1, "format": "binary_close_positive", "range": _RANGE},
 }
 _IMAGE_SPEC = {"name": "image", "dims": 0, "format": "rgb_hwc_uint8"}
-_STATE_SPEC = {"name": "state", "dims": STATE_DIM, "format": "eef_pos3_axisangle3_gripper2"}
+_STATE_FORMAT = "eef_pos3_axisangle3_gripper2"
+_RAW = "raw"  # what the harness calls numbers without a convention that it knows
 _BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
@@ -89,10 +89,10 @@ class HarnessSession:
             return _closed("error", {"error": str(error)}, number)
 
     async def _action(self, payload: Mapping[Any, Any]) -> NDArray[np.float64]:
-        """The next action [7]."""
+        """The next action [D]."""
         instruction = check_prompt(payload, _PROMPT)
         frames = self._episode.frames_with(self._present(payload), instruction)
-        state = check_state(payload, HARNESS_STATE) if self._spec.uses_state else None
+        state = check_state(payload, HARNESS_STATE, self._spec.embodiment) if self._spec.uses_state else None
         if not self._remaining:
             self._remaining.extend(await self._act(served_observation(instruction, frames, state)))
         self._episode.keep(frames, instruction)
@@ -128,11 +128,26 @@ class HarnessSession:
             "model_server": "worldvla",
             "capabilities": {},
             "observation_params": wanted,
-            "action_spec": _ACTION,
+            "action_spec": self._action_spec(),
             "observation_spec": observed
-            | ({"state": _STATE_SPEC} if self._spec.uses_state else {})
+            | ({"state": self._state_spec()} if self._spec.uses_state else {})
             | {"language": {"name": "language", "dims": 0, "format": "language"}},
             "policy": dict(self._metadata),
+        }
+
+    def _action_spec(self) -> dict[str, Any]:
+        robot = self._spec.embodiment
+        if robot.action == DEFAULT_EMBODIMENT.action:
+            return _ACTION
+        return {"action": {"name": "action", "dims": robot.action_dim, "format": _RAW}}
+
+    def _state_spec(self) -> dict[str, Any]:
+        robot = self._spec.embodiment
+        is_default = robot.state == DEFAULT_EMBODIMENT.state
+        return {
+            "name": "state",
+            "dims": robot.state_dim,
+            "format": _STATE_FORMAT if is_default else _RAW,
         }
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA
-from data.tokens.vocabulary import STATE_DIM
+from data.contracts import AGENT_CAMERA, DEFAULT_EMBODIMENT, WRIST_CAMERA, Embodiment
 from eval.pool.messages import PolicySpec
 from eval.serve.protocol import ClientError, describe, shown
 
@@ -27,20 +26,20 @@ Frames = NDArray[np.uint8]
 
 SCHEMA_HELP = f"""\
 observations:
-  openpi-client, at ws://HOST:PORT: one map for each chunk of K actions, answered by `actions`, float64 [K, 7]
+  openpi-client, at ws://HOST:PORT: one map for each chunk of K actions, answered by `actions`, float64 [K, D]
     {IMAGES[AGENT_CAMERA]}        the present frame, uint8 [H, W, 3], RGB, upright, H = W = pixels;
                              or the last m <= M frames, uint8 [m, H, W, 3], oldest first
     {IMAGES[WRIST_CAMERA]}  the same, of a policy that has the wrist camera; as many frames
-    {STATE}        of a policy that uses it: hand position, axis-angle, fingers, float [8]
+    {STATE}        of a policy that uses it, float [S]; LIBERO's 8: hand position, axis-angle, fingers
     {PROMPT}                   the task in words, at most {MAX_PROMPT} characters
     {RESET}                    true at the first observation of an episode; may be left out
   vla-eval, at ws://HOST:PORT/vla-eval: one for each step, answered by one action
     images.{HARNESS_IMAGES[AGENT_CAMERA]}         the present frame, uint8 [H, W, 3], raw or as PNG
     images.{HARNESS_IMAGES[WRIST_CAMERA]}             the same, of a policy that has the wrist camera
-    {HARNESS_STATE}                   of a policy that uses it, float [8]
+    {HARNESS_STATE}                   of a policy that uses it, float [S]
     task_description         the task in words
-  The metadata sent on connect names cameras, pixels, M (history), K (chunk) and whether the state is used
-  (uses_state). Other keys are ignored.
+  The metadata sent on connect names cameras, pixels, M (history), K (chunk), whether the state is used
+  (uses_state), and the D numbers of an action and the S of a state (embodiment). Other keys are ignored.
   docs/serving.md has examples, limits and failures."""
 
 
@@ -51,7 +50,7 @@ class ClientObservation:
     Attributes:
         instruction: The task in words.
         frames: Frames of the policy's cameras, of at most M time steps.
-        state: float64 [8]; None for a policy that does not use it.
+        state: float64 [S]; None for a policy that does not use it.
         has_history: Whether the client gave the history itself, in one array of each camera.
         reset: Whether an episode begins with it.
     """
@@ -84,7 +83,7 @@ def check_observation(message: Any, spec: PolicySpec) -> ClientObservation:
                 f"{key}: found {describe(message[key])}, {keys[0]} is {describe(first)}; give as many frames "
                 "of each camera"
             )
-    state = check_state(message, STATE) if spec.uses_state else None
+    state = check_state(message, STATE, spec.embodiment) if spec.uses_state else None
     reset = message.get(RESET, False)
     if not isinstance(reset, bool | np.bool_):
         raise ClientError(f"{RESET}: found {describe(reset)}, expected true or false")
@@ -92,21 +91,29 @@ def check_observation(message: Any, spec: PolicySpec) -> ClientObservation:
     return ClientObservation(check_prompt(message, PROMPT), frames, state, first.ndim == 4, bool(reset))
 
 
-def check_state(message: Mapping[Any, Any], key: str) -> NDArray[np.float64]:
-    """Proprioception float64 [8]: hand position, axis-angle of the hand, finger positions.
+def check_state(message: Mapping[Any, Any], key: str, embodiment: Embodiment) -> NDArray[np.float64]:
+    """Proprioception float64 [S], the numbers of the policy's embodiment.
+
+    LIBERO's: hand position, axis-angle of the hand, finger positions.
 
     Raises:
-        ClientError: It is missing, no array of 8 floats, or not finite.
+        ClientError: It is missing, no array of S floats, or not finite.
     """
+    width = embodiment.state_dim
     state = _value(message, key)
-    if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.shape != (STATE_DIM,):
+    if not isinstance(state, np.ndarray) or state.dtype.kind != "f" or state.shape != (width,):
         raise ClientError(
-            f"{key}: found {describe(state)}, expected float [{STATE_DIM}]: position of the hand, axis times "
-            "angle, two finger positions"
+            f"{key}: found {describe(state)}, expected float [{width}]: {_state_text(embodiment)}"
         )
     if not np.isfinite(state).all():
         raise ClientError(f"{key}: a number is not finite, expected finite ones")
     return state.astype(np.float64)
+
+
+def _state_text(embodiment: Embodiment) -> str:
+    if embodiment.state == DEFAULT_EMBODIMENT.state:
+        return "position of the hand, axis times angle, two finger positions"
+    return ", ".join(embodiment.state)
 
 
 def check_prompt(message: Mapping[Any, Any], key: str) -> str:

@@ -17,18 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.tokens.vocabulary import STATE_DIM
 from eval.policy.interface import Observation, Policy
 from eval.pool.child import ChildProcess, Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import PolicySource, PolicySpec, RemoteError, TimeLimits, remote_error
-from eval.simulator.interface import ACTION_SIZE
 
 _LOG = logging.getLogger(__name__)
 _POLL = 0.2  # seconds in which a request to stop is noticed
 _MAX_DEATHS = 4  # without an answer between them
 
 Answer = NDArray[np.float64] | str
-"""A chunk of actions [K, 7], or why the policy refuses the observation."""
+"""A chunk of actions [K, D], or why the policy refuses the observation."""
 
 
 class PolicyLostError(Exception):
@@ -38,7 +36,7 @@ class PolicyLostError(Exception):
 def served_observation(
     instruction: str, frames: NDArray[np.uint8], state: NDArray[np.float64] | None = None
 ) -> Observation:
-    """The policy's input for frames uint8 [m, V, pixels, pixels, 3], oldest first, and a state [8]."""
+    """The policy's input for frames uint8 [m, V, pixels, pixels, 3], oldest first, and a state [S]."""
     return Observation(environment=0, instruction=instruction, frames=frames, state=state)
 
 
@@ -180,7 +178,7 @@ def answers(policy: Policy, observations: Sequence[Observation]) -> list[Answer]
     """An answer to each observation; one that the policy refuses (a prompt that is too long) costs no other.
 
     Raises:
-        ValueError: The policy's chunks have another shape than [K, 7].
+        ValueError: The policy's chunks have another shape than [K, D].
     """
     try:
         chunks = policy.act(observations)
@@ -188,7 +186,7 @@ def answers(policy: Policy, observations: Sequence[Observation]) -> list[Answer]
         if len(observations) == 1:
             return [str(error)]
         return [answer for observation in observations for answer in answers(policy, [observation])]
-    expected = (len(observations), policy.chunk, ACTION_SIZE)
+    expected = (len(observations), policy.chunk, policy.embodiment.action_dim)
     if chunks.shape != expected:
         raise ValueError(f"policy gave {chunks.shape}, expected {expected}")
     return list(np.asarray(chunks, np.float64))
@@ -197,7 +195,7 @@ def answers(policy: Policy, observations: Sequence[Observation]) -> list[Answer]
 def _answer_once(policy: Policy) -> None:
     """Let the policy measure its batches before a client waits: on noise, which hides no difference."""
     noise = np.random.default_rng(0)
-    state = np.zeros(STATE_DIM) if policy.uses_state else None
+    state = np.zeros(policy.embodiment.state_dim) if policy.uses_state else None
     for count in sorted({1, policy.history}):
         shape = (count, len(policy.cameras), policy.pixels, policy.pixels, 3)
         frames = noise.integers(0, 256, shape, dtype=np.uint8)

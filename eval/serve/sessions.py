@@ -16,7 +16,7 @@ from eval.serve.policy_process import served_observation
 from eval.serve.protocol import ClientError, pack, unpack
 
 Act = Callable[[Observation], Awaitable[NDArray[np.float64]]]
-"""Decides on an observation: actions [K, 7]; raises ClientError."""
+"""Decides on an observation: actions [K, D]; raises ClientError."""
 
 
 class Session(Protocol):
@@ -79,7 +79,7 @@ class OpenpiSession:
         self.greeting = pack(metadata, binary_keys=True)
 
     async def answer(self, message: bytes | str) -> bytes | str:
-        """A map with `actions` float64 [K, 7] and `server_timing`; or a text with the client's mistake."""
+        """A map with `actions` float64 [K, D] and `server_timing`; or a text with the client's mistake."""
         started = time.perf_counter()
         try:
             actions = await self._actions(message)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.contracts import AGENT_CAMERA, WRIST_CAMERA
+from data.contracts import AGENT_CAMERA, DEFAULT_EMBODIMENT, WRIST_CAMERA
 from eval.config import Observations, Reset
 
 CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
@@ -25,7 +25,10 @@ EVALUATION_STATES = 50
 COLLECTION_STATES = 1000
 SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
-ACTION_SIZE = 7
+EMBODIMENT = DEFAULT_EMBODIMENT
+"""The numbers of the actions that every simulator takes, and of the states that it shows."""
+
+ACTION_SIZE = EMBODIMENT.action_dim
 CONTROL_FREQUENCY = 20  # steps in a second of simulated time
 ACTION_LIMIT = 1.0  # of every dimension; the controllers clip to it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ from data.config import DataConfig
 from data.errors import InputError
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.index import INDEX_FILE, DatasetIndex
+from data.stream.source_format import SourceFormat
 from eval.policy.loaded_model import LoadedModel
+from pretrain.sources import listed
 
 _UNSET = ("", "???")
 _OTHER_DATA = (
@@ -46,8 +49,7 @@ def open_dataset(model: LoadedModel, url: str | None) -> DatasetChoice:
         raise InputError(
             f"{index.url}: frames of {index.image.pixels} px, the run has {model.image.pixels}; {remedy}"
         )
-    if index.action_ranges != model.action_ranges:
-        raise InputError(f"{index.url}: other action ranges than the run's action_ranges.json; {remedy}")
+    _check_actions(index, model.settings.sources, remedy)
     for camera in model.settings.cameras:
         if camera not in index.cameras:
             raise InputError(
@@ -90,6 +92,19 @@ def choose_episodes(
             "steps; choose another episode"
         )
     return long[:count]
+
+
+def _check_actions(index: DatasetIndex, sources: Sequence[SourceFormat], remedy: str) -> None:
+    """Refuse actions that are not those of any data set of the training, or over other ranges."""
+    action = index.embodiment.action
+    alike = [source for source in sources if source.embodiment.action == action]
+    if not alike:
+        raise InputError(
+            f"{index.url}: action of {len(action)}: {', '.join(action)}; the run was trained on "
+            f"{listed(sources)}; {remedy}"
+        )
+    if all(source.action_ranges != index.action_ranges for source in alike):
+        raise InputError(f"{index.url}: other action ranges than the run's action_ranges.json; {remedy}")
 
 
 def _load(data: DataConfig, given: str | None) -> DatasetIndex:

@@ -66,10 +66,10 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
     checkpoint = local_checkpoint(config.checkpoint)
     model = load_model(checkpoint, device=device, precision=config.precision)
     check_pixels(model.image.pixels)
-    check_world_model(model, checkpoint)
     if lpips is not None:
         lpips.check(PIXELS if config.protocol == "published" else model.image.pixels)
     data = open_dataset(model, config.data.url)
+    check_world_model(model, checkpoint, data.index.embodiment.action_dim)
     entries = choose_episodes(data.index, config.episode, config.episodes, fewest_steps(model))
     camera = None
     if config.protocol == "published":

@@ -109,8 +109,13 @@ def fewest_steps(model: LoadedModel) -> int:
     return max(2, model.settings.predicted_frames)
 
 
-def check_world_model(model: LoadedModel, checkpoint: Path) -> None:
+def check_world_model(model: LoadedModel, checkpoint: Path, action_dim: int) -> None:
     """Check that a world model was trained, and has positions for its prompt and the images of its answer.
+
+    Args:
+        model: The model.
+        checkpoint: Its folder, for errors.
+        action_dim: D, numbers of an action of the data.
 
     Raises:
         InputError: It was not, or has too few.
@@ -125,6 +130,7 @@ def check_world_model(model: LoadedModel, checkpoint: Path) -> None:
         image=image_block_length(image.rows, image.columns),
         views=len(settings.cameras),
         predicted=settings.predicted_frames,
+        action_dim=action_dim,
     )
     # the last image's end and the end of the turn are not decoded
     needed = form.world_length(len(model.text.encode(WORLD_TEXT))) - 2

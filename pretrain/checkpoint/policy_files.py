@@ -10,8 +10,6 @@ from typing import Any
 from data.config import DataConfig
 from data.contracts import Decoder
 from data.errors import InputError
-from data.json_record import JsonRecord
-from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import open_checkpoint
@@ -20,6 +18,7 @@ from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.policy_settings import DECODERS, PolicySettings
 from pretrain.run_layout import RunLayout
 from pretrain.settings import from_mapping, read_yaml
+from pretrain.sources import libero_source, read_action_ranges, with_action_ranges
 
 _REMEDY = "copy it there from the training run"
 _UNVERIFIED = (
@@ -66,11 +65,13 @@ def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
     data, head = run_data(run), run_model(run).action_head
     checksums = (file_checksum(image), TextTokenizer.load(text).sha256)
     if stored is None:
+        sources = with_action_ranges((libero_source(data),), ranges, run.action_ranges)
         found = PolicySettings.of(
-            data, image_pixels(image), ranges, *checksums, decoders_without_record(head)
+            data, image_pixels(image), sources, *checksums, decoders_without_record(head)
         )
         return PolicyDescription(found, image, text, (_UNVERIFIED,), dataset, head)
-    found = PolicySettings.of(data, stored.pixels, ranges, *checksums)
+    sources = with_action_ranges(stored.sources, ranges, run.action_ranges)
+    found = PolicySettings.of(data, stored.pixels, sources, *checksums)
     names = {
         "image_tokenizer_sha256": str(image),
         "text_tokenizer_sha256": str(text),
@@ -131,23 +132,6 @@ def run_model(run: RunLayout) -> ModelConfig:
     """
     settings = {"model": {}} | read_yaml(run.config)
     return from_mapping(f"{run.config} model", ModelConfig, settings["model"])
-
-
-def read_action_ranges(path: Path, remedy: str) -> ActionRanges:
-    """Read `action_ranges.json`; with any others the same tokens would mean other motions.
-
-    Raises:
-        InputError: It is missing or broken; the message ends with the remedy.
-    """
-    try:
-        record = JsonRecord.parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: the action ranges cannot be read ({error.strerror}); {remedy}") from error
-    minimum, maximum = record.numbers("minimum"), record.numbers("maximum")
-    try:
-        return ActionRanges(minimum, maximum)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; {remedy}") from error
 
 
 def only_file(folder: Path, suffix: str, kind: str) -> Path:

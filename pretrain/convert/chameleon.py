@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.contracts import MAX_ACTION_DIM
 from data.errors import InputError
 from data.tokens.image_model import ImageModelConfig
 from data.tokens.vocabulary import ACTION_DIM, END_OF_TURN, IMAGE_CODE_COUNT, IMAGE_CODE_START
@@ -121,23 +122,26 @@ def action_head_config(
         where: The file, for errors.
 
     Raises:
-        InputError: Actions of other than 7 numbers, or another number of actions than the tensor holds.
+        InputError: Actions of no number or too many, or another number of actions than the tensor holds.
     """
     if queries is None:
         return None
     width, horizon = values.get("action_dim", ACTION_DIM), values.get("time_horizon")
-    stored, remainder = divmod(queries[-1] if queries else 0, ACTION_DIM * hidden_size)
+    if type(width) is not int or not 1 <= width <= MAX_ACTION_DIM:
+        raise InputError(
+            f"{where}: action_dim={width!r}, expected 1 to {MAX_ACTION_DIM}; take settings and weights of "
+            "one model"
+        )
+    stored, remainder = divmod(queries[-1] if queries else 0, width * hidden_size)
     stored = 0 if remainder else stored
-    if width != ACTION_DIM or type(width) is not int:
-        raise InputError(f"{where}: action_dim={width!r}, expected {ACTION_DIM}; no other actions are known")
     horizon = stored if horizon is None else horizon
     if type(horizon) is not int or not 1 <= horizon <= _MAX_HORIZON or (stored and horizon != stored):
         raise InputError(
             f"{where}: time_horizon={horizon!r}, expected {stored or f'1 to {_MAX_HORIZON}'}: "
-            f"{ACTION_QUERIES} {list(queries)} holds time_horizon x {ACTION_DIM} x hidden_size={hidden_size} "
+            f"{ACTION_QUERIES} {list(queries)} holds time_horizon x {width} x hidden_size={hidden_size} "
             "values; take settings and weights of one model"
         )
-    return ActionHeadConfig(time_horizon=horizon, action_dim=ACTION_DIM)
+    return ActionHeadConfig(time_horizon=horizon, action_dim=width)
 
 
 def norm_heads(config: ModelConfig, name: str) -> int | None:

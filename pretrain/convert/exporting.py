@@ -29,6 +29,7 @@ from pretrain.convert.chameleon import (
     hugging_face_config,
     published_config,
 )
+from pretrain.convert.embodiment import exported_policy
 from pretrain.convert.image_encoder import encoder_tensors
 from pretrain.convert.importing import Progress, check_unused, output_folder
 from pretrain.convert.norm_rows import share_norm_rows
@@ -80,6 +81,7 @@ def export_weights(
     file_bytes: int,
     progress: Progress,
     layout: WeightsLayout = "transformers",
+    embodiment: str | None = None,
 ) -> ExportSummary:
     """Write the weights of a checkpoint, one tensor in memory at a time.
 
@@ -91,10 +93,12 @@ def export_weights(
         file_bytes: Largest weight file to write.
         progress: Called with the bytes that are written and those of all tensors.
         layout: Of which class (`pretrain.convert.chameleon`).
+        embodiment: Name of the data set whose embodiment alone `policy.json` is of; None: all.
 
     Raises:
         InputError: No checkpoint or a damaged one, a network or an image tokenizer that transformers does
-            not have, q/k norms that the layout cannot hold, or `out` cannot be written.
+            not have, q/k norms that the layout cannot hold, several embodiments for the published class, or
+            `out` cannot be written.
     """
     check_unused(out)
     store = open_checkpoint(checkpoint)
@@ -102,6 +106,7 @@ def export_weights(
     config = stored_model(checkpoint, manifest)
     check_shapes(checkpoint, config, {name: tensor.shape for name, tensor in manifest.weights.items()})
     policy, note = policy_of_export(checkpoint, manifest)
+    policy = exported_policy(checkpoint, policy, config.action_head, layout, embodiment)
     image, encoder = None, []
     if image_tokenizer is not None:
         image, encoder = encoder_tensors(image_tokenizer, dtype, policy)

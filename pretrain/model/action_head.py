@@ -1,12 +1,15 @@
 """The continuous action head of RynnVLA-002 (arXiv 2511.17502): hidden states of a prompt -> K actions.
 
-K x 7 learned queries are appended to the last hidden states of a prompt; two encoder layers (post-norm, no
-positions, every row sees every row of its sample) mix them, and an MLP makes an action of each 7 outputs::
+K x D learned queries are appended to the last hidden states of a prompt; two encoder layers (post-norm, no
+positions, every row sees every row of its sample) mix them, and an MLP makes an action of each D outputs::
 
     hidden states [P, H] ─┐
-    queries [7 K, H] ─────┴─ Linear H -> W ─ 2 encoder layers ─ LayerNorm ─ queries' rows as [K, 7 W]
-        ─ LayerNorm ─ Linear 7 W -> W ─ ReLU ─ 2 blocks x + ReLU(Linear(LayerNorm(x)))
-        ─ LayerNorm ─ Linear W -> 7
+    queries [D K, H] ─────┴─ Linear H -> W ─ 2 encoder layers ─ LayerNorm ─ queries' rows as [K, D W]
+        ─ LayerNorm ─ Linear D W -> W ─ ReLU ─ 2 blocks x + ReLU(Linear(LayerNorm(x)))
+        ─ LayerNorm ─ Linear W -> D
+
+K and D are those of the longest chunk and the widest action of the training's data sets (D = 7 as published);
+what an embodiment has less of the K x D numbers is neither trained nor used.
 
 The prompt is causal and comes before the answer, so its hidden states are the same in a training sample and
 when only the prompt is known: the actions of one forward pass are those that were trained.
@@ -15,22 +18,24 @@ Parameter names are the published ones. Every tensor-parallel rank holds the who
 parameters in the 7B model, half a percent, its 4 heads do not divide by 8 ranks, and the hidden states are
 whole on every rank by then. ZeRO partitions it as everything else.
 
-Shapes: N samples, P prompt tokens of all of them, Q = 7 K queries of a sample, H hidden, W = H / 4 width, L
+Shapes: N samples, P prompt tokens of all of them, Q = D K queries of a sample, H hidden, W = H / 4 width, L
 longest sample with its queries.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.contracts import MAX_ACTION_DIM
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_DIM
+from data.stream.source_format import SourceFormat
 from pretrain.model.action_prompts import ActionPrompts
-from pretrain.model.config import ModelConfig
+from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.seeds import seed_generators
 
 PREFIX = "action_head."
@@ -123,18 +128,18 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualMlp(nn.Module):
-    """The outputs of an action's 7 queries -> its 7 numbers."""
+    """The outputs of an action's D queries -> its D numbers."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, action_dim: int) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(ACTION_DIM * width)
-        self.fc1 = nn.Linear(ACTION_DIM * width, width)
+        self.layer_norm1 = nn.LayerNorm(action_dim * width)
+        self.fc1 = nn.Linear(action_dim * width, width)
         self.mlp_resnet_blocks = nn.ModuleList(ResidualBlock(width) for _ in range(BLOCKS))
         self.layer_norm2 = nn.LayerNorm(width)
-        self.fc2 = nn.Linear(width, ACTION_DIM)
+        self.fc2 = nn.Linear(width, action_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., 7 W] -> [..., 7]."""
+        """[..., D W] -> [..., D]."""
         x = F.relu(self.fc1(self.layer_norm1(x)))
         for block in self.mlp_resnet_blocks:
             x = block(x)
@@ -144,12 +149,12 @@ class ResidualMlp(nn.Module):
 class OutputProjection(nn.Module):
     """Holds the MLP under its published name."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, action_dim: int) -> None:
         super().__init__()
-        self.model = ResidualMlp(width)
+        self.model = ResidualMlp(width, action_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., 7 W] -> [..., 7]."""
+        """[..., D W] -> [..., D]."""
         return self.model(x)
 
 
@@ -158,18 +163,27 @@ class ActionHead(nn.Module):
 
     Args:
         config: Of the network; its `action_head` is set.
+
+    Attributes:
+        horizon: K, actions that it predicts.
+        action_dim: D, numbers of an action.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.action_head is not None
-        self.horizon = config.action_head.time_horizon
+        self.horizon, self.action_dim = config.action_head.time_horizon, config.action_head.action_dim
         width, dropout = head_width(config), config.action_head.dropout
         self._hidden = config.hidden_size
-        self.action_token_embeddings = nn.Embedding(1, self.horizon * ACTION_DIM * config.hidden_size)
+        self.action_token_embeddings = nn.Embedding(1, self.queries * config.hidden_size)
         self.hidden_projection = nn.Linear(config.hidden_size, width)
         self.transformer_encoder = HeadEncoder(width, dropout)
-        self.output_projection = OutputProjection(width)
+        self.output_projection = OutputProjection(width, self.action_dim)
+
+    @property
+    def queries(self) -> int:
+        """Q = D K, queries of a sample."""
+        return self.horizon * self.action_dim
 
     def forward(self, hidden: Tensor, prompts: ActionPrompts, dropout_seed: int | None = None) -> Tensor:
         """Normalised actions of each prompt.
@@ -181,7 +195,7 @@ class ActionHead(nn.Module):
                 ranks, which hold the same weights, also where their tokens' dropout differs.
 
         Returns:
-            fp32 [N, K, 7].
+            fp32 [N, K, D].
         """
         if self.training and dropout_seed is not None:
             seed_generators(dropout_seed, hidden.device)
@@ -201,15 +215,15 @@ def check_head(config: ModelConfig) -> None:
     """Check the settings of the head, if there is one.
 
     Raises:
-        InputError: Not seven numbers an action, a hidden size that its heads do not divide, no action.
+        InputError: No action, one of no numbers or too many, a hidden size that its heads do not divide.
     """
     head = config.action_head
     if head is None:
         return
-    if head.action_dim != ACTION_DIM:
+    if not 1 <= head.action_dim <= MAX_ACTION_DIM:
         raise InputError(
-            f"model.action_head.action_dim={head.action_dim}, expected {ACTION_DIM}: actions have "
-            f"{ACTION_DIM} numbers here; leave it out"
+            f"model.action_head.action_dim={head.action_dim}, expected 1 to {MAX_ACTION_DIM}; set it to the "
+            "numbers of the data's widest action"
         )
     if head.time_horizon < 1:
         raise InputError(
@@ -224,6 +238,36 @@ def check_head(config: ModelConfig) -> None:
             f"model.hidden_size={config.hidden_size} does not divide by {_WIDTH_DIVISOR * _HEADS}, as the "
             f"{_HEADS} heads of model.action_head need; change it, or set model.action_head=null"
         )
+
+
+def check_head_fits(head: ActionHeadConfig, sources: Sequence[SourceFormat]) -> None:
+    """Check that a head is for the longest chunk and the widest action of the data sets.
+
+    Raises:
+        InputError: It is not; states both numbers.
+    """
+    chunk = max(source.chunk for source in sources)
+    check_head_size(head, chunk, max(source.embodiment.action_dim for source in sources))
+
+
+def check_head_size(head: ActionHeadConfig, chunk: int, numbers: int) -> None:
+    """Check that a head predicts what the data has.
+
+    Args:
+        head: Its settings.
+        chunk: K, actions of the data's longest chunk.
+        numbers: D, numbers of its widest action.
+
+    Raises:
+        InputError: It predicts others.
+    """
+    found = {"time_horizon": (head.time_horizon, chunk, "actions in the longest chunk")}
+    found["action_dim"] = (head.action_dim, numbers, "numbers in the widest action")
+    for name, (has, needed, what) in found.items():
+        if has != needed:
+            raise InputError(
+                f"model.action_head.{name}={has}, but the data has {needed} {what}; set it to {needed}"
+            )
 
 
 def initial_head_values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

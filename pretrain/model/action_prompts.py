@@ -3,8 +3,8 @@
 The tokens of all prompts, one prompt after the other, are a flat list of P rows: no row is padding. Only
 attention, which has to keep the samples apart, sees them as N sequences of the longest one's length.
 
-Shapes: N action samples, K actions of 7 numbers, Q = 7 K queries of a sample, P prompt tokens of all samples,
-L = Q + tokens of the longest prompt.
+Shapes: N action samples, K actions of D numbers (the longest chunk and the widest action of all data sets),
+Q = D K queries of a sample, P prompt tokens of all samples, L = Q + tokens of the longest prompt.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.tokens.action import bin_centers
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, ACTION_DIM
+from data.tokens.vocabulary import block_length
 from pretrain.model.attention.host import on_device
+from pretrain.model.config import ActionHeadConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,40 +97,60 @@ class ActionInputs:
     Attributes:
         prompts: Of the action samples; of a micro-batch without any, one token that stands for a prompt:
             every rank runs the head, since ZeRO-3 gathers its weights on all ranks together.
-        targets: fp32 [N, K, 7], normalised.
-        values: Number of targets that count, N * K * 7 or 0.
+        targets: fp32 [N, K, D], normalised.
+        present: fp32 [N, K, D], 1 for targets that count, 0 for numbers that a sample does not have; None:
+            all count.
+        values: Number of targets that count.
         dropout_seed: Seed of the head's dropout; None: none is set.
     """
 
     prompts: ActionPrompts
     targets: Tensor
+    present: Tensor | None
     values: int
     dropout_seed: int | None = None
 
     @classmethod
-    def of(cls, batch: PackedBatch, horizon: int, bin_targets: bool, device: torch.device) -> ActionInputs:
+    def of(
+        cls, batch: PackedBatch, head: ActionHeadConfig, bin_targets: bool, device: torch.device
+    ) -> ActionInputs:
         """The inputs of a micro-batch, copied from the host without synchronising.
 
         Args:
             batch: On the host.
-            horizon: K of the head.
+            head: K and D.
             bin_targets: Whether the targets are the centres of the actions' bins.
             device: Of the model.
         """
-        starts, targets = batch.action_starts, batch.action_targets
+        starts, targets, present = batch.action_starts, batch.action_targets, batch.action_present
         lengths = batch.positions.reshape(-1)[starts].astype(np.int64)
         if len(starts) and bin_targets:
-            places = starts[:, None, None] + answer_bins(horizon)
-            targets = bin_centers(batch.tokens.reshape(-1)[places]).astype(np.float32)
-        values = len(starts) * horizon * ACTION_DIM
+            targets = _bin_targets(batch)
+        values = int(np.count_nonzero(present))
         if not len(starts):
             starts, lengths = np.ones(1, np.int64), np.ones(1, np.int64)
-            targets = np.zeros((1, horizon, ACTION_DIM), np.float32)
-        prompts = ActionPrompts.of(starts, lengths, horizon * ACTION_DIM, device)
-        return cls(prompts, on_device(np.ascontiguousarray(targets), device), values)
+            targets = np.zeros((1, head.time_horizon, head.action_dim), np.float32)
+        prompts = ActionPrompts.of(starts, lengths, head.time_horizon * head.action_dim, device)
+        counted = None
+        if values < present.size:
+            counted = on_device(present.astype(np.float32), device)
+        return cls(prompts, on_device(np.ascontiguousarray(targets), device), counted, values)
 
 
-def answer_bins(chunk: int) -> NDArray[np.int64]:
-    """Places of the bins within the answer of an action sample, int64 [K, 7]."""
-    blocks = ACTION_BLOCK_LENGTH * np.arange(chunk, dtype=np.int64)
-    return blocks[:, None] + np.arange(1, 1 + ACTION_DIM, dtype=np.int64)
+def _bin_targets(batch: PackedBatch) -> NDArray[np.float32]:
+    """Centres of the bins of action samples' answers, float32 [N, K, D]; 0 beyond a sample's own K and D.
+
+    How long the blocks of a sample are is read off its first one.
+    """
+    tokens, blocks = batch.tokens.reshape(-1), batch.blocks.reshape(-1)
+    _, chunk, numbers = batch.action_targets.shape
+    places = batch.action_starts[:, None] + np.arange(block_length(numbers), dtype=np.int64)
+    # Where the tokens end first, the last one is repeated: it belongs to no block.
+    first_block = np.logical_and.accumulate(blocks[np.minimum(places, len(blocks) - 1)] == 1, axis=1)
+    lengths = np.count_nonzero(first_block, axis=1)
+    first = batch.action_starts[:, None] + lengths[:, None] * np.arange(chunk, dtype=np.int64) + 1
+    places = first[:, :, None] + np.arange(numbers, dtype=np.int64)
+    steps = np.any(batch.action_present, axis=2, keepdims=True)
+    has = (np.arange(numbers) < lengths[:, None, None] - 2) & steps
+    centres = bin_centers(tokens[np.where(has, places, 0)]).astype(np.float32)
+    return np.where(has, centres, np.float32(0))

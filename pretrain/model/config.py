@@ -16,8 +16,8 @@ class ActionHeadConfig:
     """The continuous action head of RynnVLA-002; see `pretrain.model.action_head`.
 
     Attributes:
-        time_horizon: K, actions that it predicts; must be `data.chunk`.
-        action_dim: Numbers of an action; 7, as everywhere here.
+        time_horizon: K, actions that it predicts: `data.chunk`, of several data sets the longest chunk.
+        action_dim: D, numbers of an action; of several data sets those of the widest action.
         dropout: In its encoder layers, in training.
     """
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_DIM, ACTION_START
+from data.tokens.vocabulary import ACTION_START
 from pretrain.model.action_prompts import ActionPrompts
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.causal import CausalMask
@@ -30,7 +30,7 @@ def predict_actions(model: Transformer, prompts: Sequence[ArrayLike], width: int
         width: Minimum width in tokens that the prompts are padded to; 0: the longest prompt.
 
     Returns:
-        float32 [B, K, 7]; in training -1 to 1, here not clipped.
+        float32 [B, K, D], K and D of the head; in training -1 to 1, here not clipped.
 
     Raises:
         InputError: The model has no action head, or as `pretrain.model.decoding_session.DecodingSession`.
@@ -47,7 +47,7 @@ def predict_actions(model: Transformer, prompts: Sequence[ArrayLike], width: int
     positions = torch.arange(width, device=device).expand(batch, width)
     hidden = model.model(torch.from_numpy(padded.tokens).to(device), positions, mask)
     ends = width * np.arange(batch, dtype=np.int64) + padded.lengths
-    queries = model.action_head.horizon * ACTION_DIM
+    queries = model.action_head.queries
     actions = model.action_head(hidden, ActionPrompts.of(ends, padded.lengths, queries, device, width))
     return actions.cpu().numpy()
 

@@ -8,7 +8,8 @@ continuous action head (RynnVLA-002, arXiv 2511.17502) there is a third term,
 
          + a * mean |predicted - target|
 
-over the normalised actions of all action samples of the step; a is 10.
+over the normalised actions of all action samples of the step, without the numbers that a sample does not
+have; a is 10.
 
 Logits of the whole vocabulary are never materialised: see `pretrain.model.vocabulary`.
 """
@@ -62,7 +63,11 @@ class Total(IntEnum):
 
 
 TOKEN_KINDS = (LabelKind.ACTION, LabelKind.IMAGE, LabelKind.STRUCTURE)
-SUMS_SHAPE = (len(LabelKind), len(Total))
+
+
+def sums_shape(sources: int = 0) -> tuple[int, int]:
+    """Shape of `LossTerms.sums` in a training on so many data sets; 0: it does not tell them apart."""
+    return len(LabelKind) + sources, len(Total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +95,38 @@ class LossTerms:
 
     Attributes:
         loss: Scalar fp32: this micro-batch's part of the step's loss; the parts sum to the loss.
-        sums: fp32 [4, 4], no gradient. Rows: `LabelKind`. Columns: `Total`.
+        sums: fp32 [4 + M, 4], no gradient. Rows: `LabelKind`, then the action labels of each of M data sets
+            where the loss tells them apart (`ActionSources`). Columns: `Total`.
     """
 
     loss: Tensor
     sums: Tensor
 
 
-def means(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:
+@dataclass(frozen=True, slots=True)
+class ActionSources:
+    """The data sets of the action labels of a micro-batch, on the device.
+
+    Attributes:
+        count: M, number of data sets of the training.
+        labels: int64 [A], number of each action label among all labels.
+        sources: int64 [A], number of its data set.
+    """
+
+    count: int
+    labels: Tensor
+    sources: Tensor
+
+
+def means(sums: Sequence[Sequence[float]], sources: Sequence[str] = ()) -> dict[str, float | None]:
     """Means over labels: `loss_<kind>`, `accuracy_<kind>`, `action_l1`; None without labels.
 
-    Those of the action head, `action_head_l1`, are there only where it has had targets.
+    Those of the action head, `action_head_l1`, are there only where it has had targets. Where the sums tell
+    data sets apart, `loss_action/<data set>` is that of the action labels of each.
 
     Args:
         sums: `LossTerms.sums` as numbers, of any number of batches.
+        sources: Names of the data sets.
     """
     result: dict[str, float | None] = {}
     for kind in TOKEN_KINDS:
@@ -117,6 +140,9 @@ def means(sums: Sequence[Sequence[float]]) -> dict[str, float | None]:
     continuous = sums[LabelKind.CONTINUOUS]
     if targets := continuous[Total.LABELS]:
         result["action_head_l1"] = continuous[Total.ACTION_L1] / targets
+    for name, row in zip(sources, sums[len(LabelKind) :], strict=bool(sources)):
+        labels = row[Total.LABELS]
+        result[f"loss_action/{name}"] = row[Total.CROSS_ENTROPY] / labels if labels else None
     return result
 
 
@@ -163,7 +189,7 @@ def with_action_error(
 
     Args:
         terms: (loss, sums) of the tokens.
-        predicted: fp32 [N, K, 7] of the head.
+        predicted: fp32 [N, K, D] of the head.
         actions: With the targets.
         normaliser: fp32 [3]; the last is the number of targets of the whole step.
         settings: Weights of the loss.
@@ -175,7 +201,10 @@ def with_action_error(
         raise ValueError("a loss needs normaliser and settings")
     loss, sums = terms
     # Times 0 where a token stands for the prompts: the head's parameters have gradients on every rank.
-    error = (predicted - actions.targets).abs().sum() * float(actions.values > 0)
+    errors = (predicted - actions.targets).abs()
+    if actions.present is not None:
+        errors = errors * actions.present
+    error = errors.sum() * float(actions.values > 0)
     sums[LabelKind.CONTINUOUS, Total.LABELS] = actions.values
     sums[LabelKind.CONTINUOUS, Total.ACTION_L1] = error.detach()
     return loss + settings.action_l1 * error / normaliser[2], sums
@@ -198,6 +227,7 @@ class VocabularyHead(nn.Module):
         labels: Tensor | None = None,
         normaliser: Tensor | None = None,
         settings: LossSettings | None = None,
+        sources: ActionSources | None = None,
     ) -> Any:
         """Logits of hidden states, or the loss of labelled positions.
 
@@ -206,6 +236,7 @@ class VocabularyHead(nn.Module):
             labels: int64 [N], ids of the tokens to predict.
             normaliser: fp32 [2]: sum of the weights and number of labels of the whole step.
             settings: Weights of the loss.
+            sources: Data sets of the action labels; None: the sums do not tell them apart.
 
         Returns:
             Logits [..., V / ranks], or the pair (loss, sums) as in `LossTerms`: a plain tuple, since ZeRO's
@@ -228,5 +259,8 @@ class VocabularyHead(nn.Module):
         correct = (label_logit >= largest).float()
         distances = action_distances(action, labels)
         columns = torch.stack([entropy, torch.ones_like(entropy), correct, distances], dim=1).detach()
-        sums = torch.zeros(SUMS_SHAPE, device=hidden.device)
-        return loss, sums.index_add_(0, label_kinds(labels), columns)
+        sums = torch.zeros(sums_shape(sources.count if sources else 0), device=hidden.device)
+        sums.index_add_(0, label_kinds(labels), columns)
+        if sources is not None:
+            sums.index_add_(0, sources.sources + len(LabelKind), columns[sources.labels])
+        return loss, sums

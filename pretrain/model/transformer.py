@@ -15,7 +15,7 @@ from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
-from pretrain.model.loss import LossSettings, VocabularyHead, with_action_error
+from pretrain.model.loss import ActionSources, LossSettings, VocabularyHead, with_action_error
 from pretrain.model.mask import effective_blocks
 from pretrain.model.parameters import initial_values, sharded_dimension
 from pretrain.model.recompute import run_layer
@@ -95,6 +95,7 @@ class Transformer(nn.Module):
         normaliser: Tensor | None = None,
         settings: LossSettings | None = None,
         actions: ActionInputs | None = None,
+        sources: ActionSources | None = None,
     ) -> Any:
         """Logits of packed sequences, or their loss.
 
@@ -108,6 +109,7 @@ class Transformer(nn.Module):
                 targets of the whole step; [2] suffices without `actions`.
             settings: Weights of the loss.
             actions: Prompts and targets of the action head; None: its loss is left out.
+            sources: Data sets of the action labels; None: the sums do not tell them apart.
 
         Returns:
             Logits [B, S, V] (this rank's share of V), or with labels the pair (loss, sums) of
@@ -121,7 +123,7 @@ class Transformer(nn.Module):
         hidden = self.model(tokens, positions, mask)
         if labelled is None:
             return self.lm_head(hidden.view(*tokens.shape, -1))
-        terms = self.lm_head(hidden[labelled], labels, normaliser, settings)
+        terms = self.lm_head(hidden[labelled], labels, normaliser, settings, sources)
         if actions is None or self.action_head is None:
             return terms
         predicted = self.action_head(hidden, actions.prompts, actions.dropout_seed)

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_BLOCK_LENGTH, IGNORED_LABEL
+from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, IGNORED_LABEL
+from pretrain.model.action_head import check_head_size
 from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.attention.host import on_device
 from pretrain.model.config import ModelConfig
-from pretrain.model.loss import LossSettings
+from pretrain.model.loss import ActionSources, LossSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class MicroBatch:
         labelled: int64 [N], indices into the flattened B * S positions that have a label.
         labels: int64 [N], those labels.
         actions: Prompts and targets of the action head; None: the model has none.
+        sources: Data sets of the action labels; None: they are not told apart.
     """
 
     tokens: Tensor
@@ -39,6 +41,7 @@ class MicroBatch:
     labelled: Tensor
     labels: Tensor
     actions: ActionInputs | None
+    sources: ActionSources | None = None
 
     @classmethod
     def of(
@@ -48,6 +51,7 @@ class MicroBatch:
         loss: LossSettings,
         device: torch.device,
         dtype: torch.dtype,
+        sources: int = 0,
     ) -> MicroBatch:
         """Copy a micro-batch from the host to the device without synchronising.
 
@@ -59,13 +63,14 @@ class MicroBatch:
             loss: Which labels and targets count.
             device: Of the model.
             dtype: Of its activations.
+            sources: Number of data sets whose action losses are told apart; 0: they are not.
         """
         flat = batch.labels.reshape(-1)
         if not loss.tokens_for_actions:
             flat = _without_action_answers(flat, batch)
         head, actions = model.action_head, None
         if head is not None:
-            actions = ActionInputs.of(batch, head.time_horizon, loss.reference_compatible, device)
+            actions = ActionInputs.of(batch, head, loss.reference_compatible, device)
         labelled = np.flatnonzero(flat != IGNORED_LABEL)
         return cls(
             tokens=on_device(batch.tokens.astype(np.int64), device),
@@ -74,15 +79,27 @@ class MicroBatch:
             labelled=on_device(labelled, device),
             labels=on_device(flat[labelled].astype(np.int64), device),
             actions=actions,
+            sources=_action_sources(batch, flat[labelled], labelled, sources, device) if sources else None,
         )
 
 
 def _without_action_answers(labels: NDArray[np.int32], batch: PackedBatch) -> NDArray[np.int32]:
-    """A copy of the flattened labels without those of the answers of action samples."""
-    labels = labels.copy()
-    answer = batch.action_targets.shape[1] * ACTION_BLOCK_LENGTH + 1
-    labels[batch.action_starts[:, None] - 1 + np.arange(answer)] = IGNORED_LABEL
-    return labels
+    """A copy of the flattened labels without those of action samples, all of which are of their answers."""
+    rows, length = batch.segments.shape
+    numbers = batch.segments + np.arange(rows)[:, None] * (int(batch.segments.max()) + 1)  # of all samples
+    is_action = np.zeros(int(numbers.max()) + 1, bool)
+    is_action[numbers.reshape(-1)[batch.action_starts]] = True
+    return np.where(is_action[numbers].reshape(rows * length), np.int32(IGNORED_LABEL), labels)
+
+
+def _action_sources(
+    batch: PackedBatch, labels: NDArray[np.int32], places: NDArray[np.int64], count: int, device: torch.device
+) -> ActionSources:
+    """The data sets of the action labels among labels [N], at places [N] of the flattened tokens."""
+    of_actions = np.flatnonzero((labels >= ACTION_BIN_START) & (labels < ACTION_BIN_END))
+    at = places[of_actions]
+    numbers = batch.sources[at // batch.segments.shape[1], batch.segments.reshape(-1)[at]]
+    return ActionSources(count, on_device(of_actions, device), on_device(numbers.astype(np.int64), device))
 
 
 def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
@@ -93,7 +110,7 @@ def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
 
     Raises:
         InputError: One is not, or the action head predicts other chunks than the data has; states the largest
-            id, the longest sample or both lengths.
+            id, the longest sample or both sizes.
     """
     largest = max(int(batch.tokens.max()), int(batch.labels.max()))
     if largest >= model.vocabulary_size:
@@ -107,9 +124,6 @@ def check_batch(batch: PackedBatch, model: ModelConfig) -> None:
             f"a sample of {longest} tokens, but model.max_positions is {model.max_positions}; "
             f"raise it to at least {longest}"
         )
-    head, chunk = model.action_head, batch.action_targets.shape[1]
-    if head is not None and len(batch.action_starts) and head.time_horizon != chunk:
-        raise InputError(
-            f"model.action_head.time_horizon={head.time_horizon}, but the data has chunks of {chunk} "
-            "actions; set it to data.chunk"
-        )
+    head, (samples, chunk, numbers) = model.action_head, batch.action_targets.shape
+    if head is not None and samples:
+        check_head_size(head, chunk, numbers)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
-from pretrain.model.loss import SUMS_SHAPE, LossSettings, label_weights
+from pretrain.model.loss import LossSettings, label_weights, sums_shape
 from pretrain.model.seeds import seed_generators, seed_of
 from pretrain.model.transformer import Transformer
 from pretrain.optim import build_optimizer
@@ -23,6 +23,7 @@ from pretrain.parallel.update_skipping import SkipRule, UpdateSkipper
 from pretrain.parallel.zero import build_module, gradient_norm_of, start_engine
 from pretrain.phases import phase
 from pretrain.precision import PRECISIONS
+from pretrain.sources import told_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class StepResult:
 
     Attributes:
         loss: Scalar fp32, loss of the whole global batch.
-        sums: fp32 [4, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
+        sums: fp32 [4 + M, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
         gradient_norm: Scalar fp32, global norm before clipping; infinite where it is not finite.
         skipped: Scalar bool, whether the update was skipped: nothing but the step count has changed.
     """
@@ -48,7 +49,7 @@ class EvaluationMetrics:
 
     Attributes:
         loss: Scalar fp32, loss of the whole global batch as in training.
-        sums: fp32 [4, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
+        sums: fp32 [4 + M, 4] over the global batch, as `pretrain.model.loss.LossTerms`.
     """
 
     loss: Tensor
@@ -87,6 +88,8 @@ class Engine:
         self._settings = LossSettings(**asdict(config.loss))
         self._dtype = PRECISIONS[config.trainer.precision]
         self._sequence_parallel = config.parallel.sequence_parallel
+        self._sources = told_apart(config.data)
+        self._sums_shape = sums_shape(self._sources)
 
     @classmethod
     def build(cls, config: TrainingConfig, groups: ProcessGroups, initialise: bool = True) -> Engine:
@@ -127,7 +130,7 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         normalisers = self._normalisers(batches)
-        totals = torch.zeros(1 + math.prod(SUMS_SHAPE), device=self.groups.device)
+        totals = torch.zeros(1 + math.prod(self._sums_shape), device=self.groups.device)
         self.module.train()
         for number, (batch, normaliser) in enumerate(zip(batches, normalisers, strict=True)):
             self.deepspeed_engine.set_gradient_accumulation_boundary(number + 1 == len(batches))
@@ -142,7 +145,7 @@ class Engine:
             self.deepspeed_engine.step()
             norm, skipped = self._skipper.finish_step()
         self.step_count += 1
-        sums = totals[1:].reshape(SUMS_SHAPE)
+        sums = totals[1:].reshape(self._sums_shape)
         return StepResult(loss=totals[0], sums=sums, gradient_norm=norm, skipped=skipped)
 
     def rewind_step_count(self, step: int) -> None:
@@ -160,7 +163,7 @@ class Engine:
         """
         batches = self._on_device(micro_batches)
         normalisers = self._normalisers(batches)
-        totals = torch.zeros(1 + math.prod(SUMS_SHAPE), device=self.groups.device)
+        totals = torch.zeros(1 + math.prod(self._sums_shape), device=self.groups.device)
         training = self.module.training
         self.module.eval()
         for batch, normaliser in zip(batches, normalisers, strict=True):
@@ -168,13 +171,16 @@ class Engine:
             totals += torch.cat([loss.reshape(1), sums.reshape(-1)])
         self.module.train(training)
         dist.all_reduce(totals, group=self.groups.data)
-        return EvaluationMetrics(loss=totals[0], sums=totals[1:].reshape(SUMS_SHAPE))
+        return EvaluationMetrics(loss=totals[0], sums=totals[1:].reshape(self._sums_shape))
 
     def _on_device(self, micro_batches: Sequence[PackedBatch]) -> list[MicroBatch]:
         for batch in micro_batches:
             check_batch(batch, self.module.config)
         model, device = self.module.config, self.groups.device
-        return [MicroBatch.of(batch, model, self._settings, device, self._dtype) for batch in micro_batches]
+        return [
+            MicroBatch.of(batch, model, self._settings, device, self._dtype, self._sources)
+            for batch in micro_batches
+        ]
 
     def _forward(self, batch: MicroBatch, normaliser: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and sums of a micro-batch, as `pretrain.model.loss.LossTerms`."""
@@ -188,6 +194,7 @@ class Engine:
                 normaliser,
                 self._settings,
                 batch.actions,
+                batch.sources,
             )
 
     def _normalisers(self, batches: Sequence[MicroBatch]) -> list[Tensor]:

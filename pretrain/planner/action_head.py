@@ -1,12 +1,11 @@
 """Parameters, operations and memory of the continuous action head, by formula.
 
-P prompt tokens of N samples, Q = 7 K queries of each, R = P + N Q rows, H hidden, W = H / 4 width of the
+P prompt tokens of N samples, Q = D K queries of each, R = P + N Q rows, H hidden, W = H / 4 width of the
 head. The second encoder layer projects all rows, and computes the rest for the queries alone.
 """
 
 from __future__ import annotations
 
-from data.tokens.vocabulary import ACTION_DIM
 from pretrain.model.action_head import BLOCKS, FFN_FACTOR, LAYERS, head_width
 from pretrain.model.config import ModelConfig
 
@@ -17,12 +16,12 @@ def head_parameters(model: ModelConfig) -> int:
     """Number of parameters of the head, the same on every tensor-parallel rank; 0 without one."""
     if model.action_head is None:
         return 0
-    width = head_width(model)
-    queries = model.action_head.time_horizon * ACTION_DIM * model.hidden_size
+    width, numbers = head_width(model), model.action_head.action_dim
+    queries = model.action_head.time_horizon * numbers * model.hidden_size
     layer = (_PROJECTIONS + 2 * FFN_FACTOR) * width**2 + (_PROJECTIONS + FFN_FACTOR + 1 + 4) * width
-    outputs = ACTION_DIM * width
+    outputs = numbers * width
     mlp = 2 * outputs + (outputs + 1) * width + BLOCKS * (width**2 + 3 * width) + 2 * width
-    mlp += (width + 1) * ACTION_DIM
+    mlp += (width + 1) * numbers
     return queries + (model.hidden_size + 1) * width + LAYERS * layer + 2 * width + mlp
 
 
@@ -37,13 +36,14 @@ def head_flops(model: ModelConfig, prompts: int, samples: int) -> float:
     if model.action_head is None or not samples:
         return 0.0
     width, horizon = head_width(model), model.action_head.time_horizon
-    queries = samples * horizon * ACTION_DIM
+    numbers = model.action_head.action_dim
+    queries = samples * horizon * numbers
     rows = prompts + queries
     keys_and_queries = _PROJECTIONS - 1
     rest = 1 + 2 * FFN_FACTOR  # output projection and feed-forward, in matrices W x W
     layers = width**2 * (LAYERS * keys_and_queries * rows + rest * ((LAYERS - 1) * rows + queries))
     attention = 2 * width * (rows / samples) * ((LAYERS - 1) * rows + queries)
-    mlp = samples * horizon * (width**2 * (ACTION_DIM + BLOCKS) + width * ACTION_DIM)
+    mlp = samples * horizon * (width**2 * (numbers + BLOCKS) + width * numbers)
     return 2.0 * (model.hidden_size * width * rows + layers + attention + mlp)
 
 

@@ -44,13 +44,21 @@ class Recorder(StepHook):
         folder: Folder of the run.
         engine: The engine in training; lines of steps that it has not done are dropped from `metrics.jsonl`.
         tokens: Tokens of the steps that it has done.
+        sources: Names of the data sets, where their action losses are told apart.
     """
 
-    def __init__(self, config: TrainingConfig, folder: RunFolder, engine: Engine, tokens: int) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: RunFolder,
+        engine: Engine,
+        tokens: int,
+        sources: Sequence[str] = (),
+    ) -> None:
         self._config, self._folder, self._engine = config, folder, engine
         self._groups = groups = engine.groups
         self._last_line = engine.step_count  # step of the last line
-        self._tokens = tokens
+        self._tokens, self._sources = tokens, sources
         self._rank_work = Workload()  # of this rank, not yet summed over the ranks
         self._line_work = Workload()  # of all ranks, since the last line
         self._newest_tokens: deque[int] = deque(maxlen=_DISCARDABLE)  # of this rank's newest steps
@@ -122,7 +130,7 @@ class Recorder(StepHook):
         line: dict[str, Any] = {
             "step": step,
             "loss": _finite(loss),
-            **{name: _finite(value) for name, value in means(result.sums.tolist()).items()},
+            **{name: _finite(value) for name, value in means(result.sums.tolist(), self._sources).items()},
             "gradient_norm": _finite(float(result.gradient_norm)),
             **{name: _finite(value) for name, value in self._norms.read().items()},
             "learning_rate": learning_rate,

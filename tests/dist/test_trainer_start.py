@@ -58,8 +58,9 @@ def test_a_checkpoint_names_what_it_was_trained_with(earlier: Path, url: str) ->
     settings = description.settings
     assert settings.image_tokenizer_sha256 == index.image.tokenizer_sha256
     assert settings.text_tokenizer_sha256 == TextTokenizer.load().sha256
-    assert (settings.action_ranges, settings.pixels) == (index.action_ranges, index.image.pixels)
-    assert (settings.cameras, settings.history, settings.chunk) == (("agent",), 1, 3)
+    source = settings.source
+    assert (source.action_ranges, settings.pixels) == (index.action_ranges, index.image.pixels)
+    assert (settings.cameras, settings.history, source.chunk) == (("agent",), 1, 3)
 
 
 def test_a_checkpoint_names_the_decoders_of_its_training(earlier: Path, url: str, tmp_path: Path) -> None:

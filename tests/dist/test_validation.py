@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.config import MixtureSource
 from data.errors import InputError
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex
@@ -92,6 +93,15 @@ def test_equal_to_plain_torch_and_in_every_layout(tmp_path: Path) -> None:
         other.model.dropout = 0.3  # which validation leaves out
         for found in run_ranks(measure, layout[0] * layout[1], other):
             assert found[0] == pytest.approx(alone[0], abs=1e-5), layout
+
+
+def test_the_action_losses_of_several_data_sets_are_told_apart(tmp_path: Path) -> None:
+    config = settings(tmp_path, "")
+    held_out, trained = dataset(tmp_path / "a"), training_case.write_dataset(tmp_path / "b", 1)
+    config.data.sources = [MixtureSource(trained), MixtureSource(held_out)]
+    ((found,),) = run_ranks(measure, 1, config)
+    assert found["val_ind/loss_action/a"] == pytest.approx(found["val_ind/loss_action"])
+    assert found["val_ind/loss_action/b"] is None, "the split has none of it"
 
 
 def bits_of_training(config: TrainingConfig, every: int) -> tuple[list[Any], list[float | None]]:

@@ -24,7 +24,7 @@ from eval.evaluation.evaluate import evaluate
 from eval.policy.interface import Observation
 from eval.policy.source import PolicyReference
 from eval.rollout.episode import run_episode
-from eval.simulator.interface import Simulator
+from eval.simulator.interface import EMBODIMENT, Simulator
 from tests.support.exported_policy import (
     CAMERAS,
     CHUNK,
@@ -99,6 +99,7 @@ class ClientPolicy:
 
     chunk, history, cameras, pixels = CHUNK, HISTORY, CAMERAS, PIXELS
     uses_state = True
+    embodiment = EMBODIMENT
 
     def __init__(self, client: WebsocketClientPolicy) -> None:
         self._client = client

@@ -63,7 +63,8 @@ def batch(step: int, data_rank: int, data_size: int) -> PackedBatch:
     ones, zeros = np.ones_like(tokens), np.zeros_like(tokens)
     starts = np.arange(1, SEQUENCES) * LENGTH + PROMPT
     targets = generator.uniform(-1, 1, (SEQUENCES - 1, CHUNK, 7)).astype(np.float32)
-    whole = PackedBatch(tokens, labels, positions, ones, zeros, starts, targets)
+    present = np.ones(targets.shape, bool)
+    whole = PackedBatch(tokens, labels, positions, ones, zeros, starts, targets, present)
     return whole.rows(rows.start, rows.stop)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -63,16 +63,24 @@ def next_logits(model: Transformer, tokens: list[int]) -> Tensor:
 
 
 def naive_chunk(
-    model: Transformer, prompt: list[int], chunk: int, choose: Callable[[Tensor, int, int], int]
+    model: Transformer,
+    prompt: list[int],
+    chunk: int,
+    choose: Callable[[Tensor, int, int], int],
+    action_dim: int = 7,
+    given: Mapping[int, int] | None = None,
 ) -> list[list[int]]:
-    """Action bins by a forward pass of the whole sequence for every token."""
+    """Action bins by a forward pass of the whole sequence for every token that is not given."""
     tokens, bins = list(prompt), []
     for block in range(chunk):
         tokens.append(ACTION_START)
-        for dimension in range(7):
+        for dimension in range(action_dim):
+            if dimension in (given or {}):
+                tokens.append((given or {})[dimension])
+                continue
             chosen = choose(next_logits(model, tokens)[BINS], block, dimension)
             tokens.append(ACTION_BIN_START + chosen)
-        bins.append(tokens[-7:])
+        bins.append(tokens[-action_dim:])
         tokens.append(ACTION_END)
     return bins
 

@@ -74,7 +74,8 @@ def global_batch(step: int) -> PackedBatch:
     blocks[:, 4:8], blocks[:, 8:12] = 1, 2
     targets = random.uniform(-1, 1, (len(ACTION_PLACES), CHUNK, 7)).astype(np.float32)
     places = np.array([row * LENGTH + column for row, column in ACTION_PLACES])
-    return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks, places, targets)
+    present = np.ones(targets.shape, bool)
+    return PackedBatch(tokens[:, :-1].copy(), labels, positions, segments, blocks, places, targets, present)
 
 
 def train_partitioned(config: TrainingConfig, micro_batches: int = 1) -> Curve:

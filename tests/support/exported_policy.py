@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from data.config import DataConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
-from data.tokens.action import DEFAULT_RANGES
 from eval.config import ExportedConfig, Observations, Reset
 from pretrain.convert.chameleon import hugging_face_config
 from pretrain.convert.exporting import ARCHITECTURE
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
+from pretrain.sources import libero_source
 from tests.support.fake_suite import FakeSuite, FaultySimulator
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
@@ -63,7 +63,7 @@ def write_exported_policy(
     save_file(network.state_dict(), weights / "model.safetensors")
     image, text = shipped_image_tokenizer(), shipped_text_tokenizer()
     data = DataConfig(history=HISTORY, chunk=CHUNK, cameras=list(cameras), state=state)
-    settings = PolicySettings.of(data, PIXELS, DEFAULT_RANGES, image.sha256, text.sha256)
+    settings = PolicySettings.of(data, PIXELS, (libero_source(data),), image.sha256, text.sha256)
     (weights / "policy.json").write_text(json.dumps(settings.to_json()))
     text.save(folder)
     image.save(folder / "image.safetensors")

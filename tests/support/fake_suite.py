@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.contracts import WRIST_CAMERA
+from data.contracts import DEFAULT_EMBODIMENT, WRIST_CAMERA
 from data.errors import InputError
 from eval.config import Observations, Reset
 from eval.policy.expert_policy import ExpertPolicy
@@ -109,6 +109,7 @@ class ReachingPolicy:
 
     chunk, history, cameras, pixels = 2, 2, ("agent", "wrist"), 8
     uses_state = True
+    embodiment = DEFAULT_EMBODIMENT
 
     def reset(self, environment: int, simulator: Simulator) -> None:
         pass

@@ -28,6 +28,7 @@ from eval.world_model import rollout
 from pretrain.model.generate_images import Guidance
 from pretrain.model.sampling import Sampling
 from pretrain.policy_settings import PolicySettings
+from pretrain.sources import libero_source
 from tests.support.libero_layout import demonstration, write_file
 
 PIXELS = 64
@@ -63,7 +64,9 @@ def loaded_model(url: str, image: ImageTokenizer, **changed: Any) -> Any:
     """What a run loads, trained on the data at `url`, without a network."""
     data = changed.get("data", DataConfig(url=url))
     index, text = DatasetIndex.load(url), TextTokenizer.load()
-    settings = PolicySettings.of(data, PIXELS, index.action_ranges, image.sha256, text.sha256)
+    settings = PolicySettings.of(
+        data, PIXELS, (libero_source(data, index.action_ranges),), image.sha256, text.sha256
+    )
     network = SimpleNamespace(config=SimpleNamespace(max_positions=4096))
     parts = {"data": data, "network": network, "text": text, "image": image, "settings": settings}
     return LoadedModel(**{**parts, "dataset": index.fingerprint, **changed})

@@ -11,12 +11,12 @@ from typing import Any, cast
 import numpy as np
 
 from data.config import DataConfig
-from data.contracts import Episode
+from data.contracts import DEFAULT_EMBODIMENT, Embodiment, Episode
 from data.errors import InputError
 from data.prepare.statistics import summarise
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
-from data.storage.index import DatasetIndex, ImageFormat
+from data.storage.index import DatasetIndex, ImageFormat, StateRanges
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import ActionRanges
@@ -43,9 +43,12 @@ from tests.support.ranks import run_ranks
 LENGTHS = (12, 9, 10)
 
 
-def write_dataset(folder: Path, seed: int = 0) -> str:
-    """Three episodes of frames with 2 x 2 codes."""
+def write_dataset(
+    folder: Path, seed: int = 0, robot: Embodiment = DEFAULT_EMBODIMENT, states: bool = False
+) -> str:
+    """Three episodes of frames with 2 x 2 codes; of a robot that is not LIBERO's with ranges of its own."""
     random = np.random.default_rng(seed)
+    own = None if robot == DEFAULT_EMBODIMENT else (-1.0 - seed, 1.0 + seed)
     writer = ShardWriter(open_store(str(folder)), limit=100_000)
     episodes = [
         Episode(
@@ -54,8 +57,10 @@ def write_dataset(folder: Path, seed: int = 0) -> str:
             task="lift",
             instruction="lift the cube",
             codes={"agent": random.integers(0, 512, (length, 2, 2), dtype=np.uint16)},
-            actions=random.uniform(-1, 1, (length, 7)),
-            states=np.zeros((length, 8), np.float32),
+            actions=random.uniform(-1, 1, (length, robot.action_dim)) * robot.present,
+            states=random.uniform(-1, 1, (length, robot.state_dim)).astype(np.float32)
+            if states
+            else np.zeros((length, robot.state_dim), np.float32),
         )
         for number, length in enumerate(LENGTHS)
     ]
@@ -66,9 +71,15 @@ def write_dataset(folder: Path, seed: int = 0) -> str:
     DatasetIndex(
         image=ImageFormat(32, 2, 2, 512, ImageTokenizer.load().sha256),
         cameras=("agent",),
-        action_ranges=ActionRanges(),
+        action_ranges=ActionRanges()
+        if own is None
+        else ActionRanges((own[0],) * robot.action_dim, (own[1],) * robot.action_dim),
         statistics=statistics,
         episodes=EpisodeTable.of(entries),
+        embodiment=robot,
+        state_ranges=None
+        if own is None
+        else StateRanges((own[0],) * robot.state_dim, (own[1],) * robot.state_dim),
     ).save(str(folder))
     return str(folder)
 

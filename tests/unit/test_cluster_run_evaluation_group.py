@@ -85,7 +85,7 @@ def test_the_policy_computes_where_it_was_placed(
     from cluster.run.worker_entry_points import evaluate_checkpoint
 
     devices: list[Any] = []
-    decoders: list[str | None] = []
+    chosen: list[tuple[Any, ...]] = []
 
     class Measured:
         def to_json(self) -> dict[str, Any]:
@@ -94,11 +94,9 @@ def test_the_policy_computes_where_it_was_placed(
         def summary(self) -> dict[str, float]:
             return {}
 
-    def load_policy(
-        path: Path, device: Any, batch: int, exported: Any, precision: str, decoder: str | None
-    ) -> None:
-        devices.append((device, precision))
-        decoders.append(decoder)
+    def load_policy(path: Path, device: Any, batch: int, exported: Any, **options: Any) -> None:
+        devices.append((device, options["precision"]))
+        chosen.append((options["decoder"], options["embodiment"], options["in_simulator"]))
 
     def evaluate(policy: Any, *arguments: Any, **options: Any) -> Measured:
         policy.load()
@@ -114,9 +112,10 @@ def test_the_policy_computes_where_it_was_placed(
     monkeypatch.setattr(policies, "CheckpointPolicy", load_policy)
     monkeypatch.setattr(world_model, "imagine", imagine)
     settings = EvaluationConfig(gpus=gpus, imagine_frames=2, precision="bf16", decoder="discrete")
+    settings.embodiment = "libero"
     evaluate_checkpoint(EvaluationJob(7, "checkpoint", tmp_path / "out", settings), lambda done, total: None)
     assert devices == [(device, "bf16")] * 2
-    assert decoders == ["discrete"]
+    assert chosen == [("discrete", "libero", True)]
 
 
 def test_a_worker_stays_in_its_folder_where_that_of_the_command_is_missing(tmp_path: Path) -> None:

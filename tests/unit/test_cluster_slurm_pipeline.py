@@ -99,10 +99,11 @@ def test_the_final_evaluation_has_the_protocol_of_those_beside_the_training(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["stages=[train,eval]", "eval.reset=soft", "eval.observations=published", "eval.precision=fp32"]
-    words += ["model.action_head.time_horizon=5", "eval.decoder=discrete"]
+    words += ["model.action_head.time_horizon=5", "eval.decoder=discrete", "eval.embodiment=goal"]
     assert main(["submit", *GOAL, *words, "final_eval.precision=bf16", "--dry-run"]) == 0
     evaluate = list(scripts(capsys.readouterr().out).values())[1]
-    for word in ("reset=soft", "observations=published", "precision=bf16", "decoder=discrete"):
+    expected = ("reset=soft", "observations=published", "precision=bf16", "decoder=discrete")
+    for word in (*expected, "embodiment=goal"):
         assert f"\n  {word}\n" in evaluate
     assert "precision=fp32" not in evaluate
 

@@ -98,14 +98,15 @@ def test_simulator_error_counts_as_a_failure(
 
 
 def test_error_explains_why_a_file_cannot_be_replayed(reference: DemonstrationReference) -> None:
-    renamed = reference.path.with_name("other_demo.hdf5")
-    reference.path.rename(renamed)
+    path = Path(reference.path)
+    renamed = path.with_name("other_demo.hdf5")
+    path.rename(renamed)
     other = open_source(SourceConfig(str(renamed))).references()[0]
     with pytest.raises(
         InputError, match="suite fake has no task other; name the file after one of its 1 tasks"
     ):
         replay_demonstration(other, 16)
-    renamed.rename(reference.path)
+    renamed.rename(path)
     change(reference, "states", lambda states: states[:0])
     with pytest.raises(InputError, match=r"expected the simulator's \[T, D\]"):
         replay_demonstration(reference, 16)

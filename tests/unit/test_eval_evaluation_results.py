@@ -119,6 +119,8 @@ def test_results_name_what_the_outcomes_depend_on() -> None:
     assert content["policy_settings"] == SETTINGS
     assert content["notes"] == ["unverified"]
     json.dumps(content)
+    several = replace(PROVENANCE, policy_settings={**SETTINGS, "embodiment": "aloha"})
+    assert str(several).startswith("embodiment aloha, camera wrist, history 1")
     assert str(PROVENANCE) == (
         "camera wrist, history 1, chunk 4, 64 px, action ranges worldvla, image tokenizer aaaaaaaaaaaa, text "
         "tokenizer bbbbbbbbbbbb; osmesa (Mesa), soft resets, observations recomputed, mujoco 3.3.2"

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from data.config import DataConfig
 from data.errors import InputError
 from data.stream.samples import action_prompt
-from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode
+from data.tokens.action import ACTION_MAX, ACTION_MIN, decode
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import action_text
 from eval.config import ExportedConfig
@@ -32,6 +32,7 @@ from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
+from pretrain.sources import libero_source
 from tests.support.fake_simulator import FakeSimulator
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
@@ -66,7 +67,7 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
 
 def policy_settings(data: DataConfig) -> PolicySettings:
     image = shipped_image_tokenizer()
-    return PolicySettings.of(data, 64, DEFAULT_RANGES, image.sha256, shipped_text_tokenizer().sha256)
+    return PolicySettings.of(data, 64, (libero_source(data),), image.sha256, shipped_text_tokenizer().sha256)
 
 
 def write_manifest(folder: Path, policy: Any) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from data.config import DataConfig
 from data.contracts import Decoder
 from data.errors import InputError
-from data.tokens.action import ACTION_MAX, ACTION_MIN, DEFAULT_RANGES, decode, denormalise
+from data.tokens.action import ACTION_MAX, ACTION_MIN, decode, denormalise
 from eval.config import EvalCommandConfig, ExportedConfig
 from eval.policy import loaded_model as model_module
 from eval.policy.batch_invariance import ContinuousDecoder
@@ -32,6 +32,7 @@ from pretrain.model.generate_continuous import predict_actions
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
+from pretrain.sources import libero_source
 from tests.support.fake_evaluations import earlier_journal, fake_progress
 from tests.support.fake_suite import FakePolicySource
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
@@ -83,7 +84,7 @@ class Run:
         config = TrainingConfig(run=RunConfig(name="run"), model=model, data=data, loss=loss)
         (self.folder / "config.yaml").write_text(to_yaml(config))
         image, text = shipped_image_tokenizer().sha256, shipped_text_tokenizer().sha256
-        settings = PolicySettings.of(data, 64, DEFAULT_RANGES, image, text, trained_decoders(config))
+        settings = PolicySettings.of(data, 64, (libero_source(data),), image, text, trained_decoders(config))
         Manifest(7, 7, {"policy": settings.to_json()}, {}, {}).write(self.checkpoint)
 
     def record(self, decoder: Decoder | None) -> str | None:
@@ -262,8 +263,14 @@ def test_exported_weights_act_by_their_head(run: Run, network: Transformer, tmp_
     np.testing.assert_array_equal(loaded.act(seen), CheckpointPolicy(run.checkpoint, "cpu").act(seen))
 
 
+DATA = DataConfig(chunk=2)
 SETTINGS = PolicySettings.of(
-    DataConfig(chunk=2), 64, DEFAULT_RANGES, "a" * 64, "b" * 64, ("discrete", "continuous")
+    DATA,
+    64,
+    (libero_source(DATA),),
+    "a" * 64,
+    "b" * 64,
+    ("discrete", "continuous"),
 ).to_json()
 
 

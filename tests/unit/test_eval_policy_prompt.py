@@ -74,7 +74,7 @@ class PromptRecorder:
     def __post_init__(self) -> None:
         self.chunk, self.history = self.policy.chunk, self.policy.history
         self.cameras, self.pixels = self.policy.cameras, self.policy.pixels
-        self.uses_state = self.policy.uses_state
+        self.uses_state, self.embodiment = self.policy.uses_state, self.policy.embodiment
         self.prompts: list[NDArray[np.int32]] = []
 
     def reset(self, environment: int, simulator: Simulator) -> None:

@@ -83,6 +83,17 @@ def test_held_out_splits_are_drawn_beside_the_training(tmp_path: Path) -> None:
     assert history(run) == ["Resumed at step 60 on TP 1 x DP 2, ZeRO-3."]
 
 
+def test_losses_of_several_data_sets_have_a_chart_of_their_own(tmp_path: Path) -> None:
+    names = [f"robot_{number}" for number in range(7)]
+    lines = [{"step": step, **{f"loss_action/{name}": 2.0 / step for name in names}} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (chart,) = learning_charts(read_run(tmp_path))
+    assert (chart.title, chart.unit) == ("Loss of actions", "nats a token, by data set")
+    assert [series.label for series in chart.series] == names
+    assert {series.tone for series in chart.series} == {1, 2, 3, 4, 5, 6}
+    assert list(chart.series[0].points) == [(1.0, 2.0), (2.0, 1.0)]
+
+
 def test_speed_shows_only_what_was_measured(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "demo"))
     charts = {chart.title: chart for chart in speed_charts(run)}

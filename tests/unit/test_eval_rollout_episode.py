@@ -11,7 +11,7 @@ from eval.expert.scripts import demonstrate
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Observation
 from eval.rollout.episode import VIDEO_PIXELS, run_episode
-from eval.simulator.interface import Simulator
+from eval.simulator.interface import EMBODIMENT, Simulator
 from tests.support.fake_simulator import FakeSimulator
 from tests.support.fake_suite import WRIST_OFFSET, FaultySimulator
 
@@ -30,6 +30,7 @@ class CountingPolicy:
     ) -> None:
         self.chunk, self.history = chunk, history
         self.cameras, self.uses_state = cameras, uses_state
+        self.embodiment = EMBODIMENT
         self.seen: list[Observation] = []
 
     def reset(self, environment: int, simulator: Simulator) -> None:

@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data.contracts import DEFAULT_EMBODIMENT
 from data.errors import InputError
 from eval.policy.interface import Observation
 from eval.pool.messages import PolicySpec, TimeLimits
@@ -51,6 +53,13 @@ def test_a_policy_that_was_killed_is_loaded_again_for_the_next_observation() -> 
         os.kill(child.pid, signal.SIGKILL)
         wait_until(lambda: child.has_ended)
         np.testing.assert_array_equal(served.ask(OBSERVATIONS), expected)  # type: ignore[arg-type]
+
+
+def test_answers_have_the_numbers_of_the_policys_robot() -> None:
+    policy = ReachingPolicy()
+    policy.embodiment = replace(DEFAULT_EMBODIMENT, action=("one", "two"), missing=())
+    with pytest.raises(ValueError, match=r"policy gave \(1, 2, 7\), expected \(1, 2, 2\)"):
+        answers(policy, OBSERVATIONS[:1])
 
 
 @pytest.mark.parametrize(

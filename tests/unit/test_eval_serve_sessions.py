@@ -15,6 +15,7 @@ import pytest
 from openpi_client import msgpack_numpy
 from PIL import Image
 
+from data.contracts import Embodiment
 from eval.policy.interface import Observation
 from eval.pool.messages import PolicySpec
 from eval.serve.harness_session import HarnessSession
@@ -255,6 +256,21 @@ def test_hello_tells_the_harness_what_the_policy_needs() -> None:
     assert payload["observation_spec"]["state"]["dims"] == 8
     assert set(payload["action_spec"]) == {"position", "rotation", "gripper"}
     assert Harness().say("hello", {})[1]["observation_params"] == {}
+
+
+def test_the_numbers_of_another_robot_are_its_own() -> None:
+    robot = Embodiment("arm", ("one", "two"), ("q_1", "q_2", "q_3"))
+    spec = replace(BOTH, embodiment=robot)
+    hello = Harness(spec).say("hello", {})[1]
+    assert hello["action_spec"] == {"action": {"name": "action", "dims": 2, "format": "raw"}}
+    assert hello["observation_spec"]["state"] == {"name": "state", "dims": 3, "format": "raw"}
+    state = np.zeros(3)
+    np.testing.assert_array_equal(
+        check_observation(both(1, **{"observation/state": state}), spec).state,  # type: ignore[arg-type]
+        state,
+    )
+    with pytest.raises(ClientError, match=r"found float64 \[8\], expected float \[3\]: q_1, q_2, q_3$"):
+        check_observation(both(1), spec)
 
 
 @pytest.mark.parametrize(

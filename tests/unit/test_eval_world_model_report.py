@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from cluster.cli.main import main
 from data.config import DataConfig, MixtureSource
-from data.contracts import Episode
+from data.contracts import Embodiment, Episode
 from data.errors import InputError
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
+from data.stream.source_format import SourceFormat
 from data.tokens.action import ActionRanges
 from data.tokens.image import ImageTokenizer
 from eval.config import ImagineConfig, ImagineDataConfig
@@ -134,12 +135,19 @@ def test_data_that_was_moved_is_named_by_data_url(
     assert main(["imagine", f"checkpoint={checkpoint}", "frames=1", f"data.url={moved}"]) == 0
 
 
+OTHER = ActionRanges(maximum=(0.5,) * 7)
+ARM = SourceFormat(
+    "arm", Embodiment("arm", ("one", "two"), ()), action_ranges=ActionRanges((0.0,) * 2, (1.0,) * 2)
+)
+
+
 def test_the_first_of_several_data_sets_is_taken(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image: ImageTokenizer
 ) -> None:
     model = loaded_model(str(tmp_path / "data"), image)
     sources = [MixtureSource(str(tmp_path / "data")), MixtureSource("elsewhere")]
-    model = replace(model, data=DataConfig(sources=sources), dataset="of both")
+    settings = replace(model.settings, sources=(ARM, replace(model.settings.source, name="data")))
+    model = replace(model, data=DataConfig(sources=sources), dataset="of both", settings=settings)
     monkeypatch.setattr(world_model, "load_model", lambda path, **_: model)
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=1))
     assert done.notes == ()
@@ -149,7 +157,9 @@ def test_the_first_of_several_data_sets_is_taken(
     ("changed", "message"),
     [
         ({"image_tokenizer_sha256": "0" * 64}, "encoded with the image tokenizer"),
-        ({"action_ranges": ActionRanges(maximum=(0.5,) * 7)}, "other action ranges"),
+        ({"sources": (SourceFormat(action_ranges=OTHER),)}, "other action ranges"),
+        ({"sources": (SourceFormat("a", action_ranges=OTHER), ARM)}, "other action ranges"),
+        ({"sources": (ARM,)}, r"action of 7: x, .* trained on arm \(action of 2: one, two\)"),
     ],
 )
 def test_data_made_for_another_model_is_refused(

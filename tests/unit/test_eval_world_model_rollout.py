@@ -30,6 +30,7 @@ from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
+from pretrain.sources import libero_source
 from tests.support.imagine_case import (
     BOTH,
     CODEBOOK,
@@ -165,7 +166,7 @@ def test_a_trained_run_of_two_cameras_states_and_time_steps_is_rolled_out(
     monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
     data = DataConfig(url=str(prepared / "data"), cameras=BOTH, predicted_frames=2, state=True)
     text = shipped_text_tokenizer()
-    settings = PolicySettings.of(data, PIXELS, DEFAULT_RANGES, image.sha256, text.sha256)
+    settings = PolicySettings.of(data, PIXELS, (libero_source(data),), image.sha256, text.sha256)
     folder = tmp_path / "checkpoints/step_00000007"
     folder.mkdir(parents=True)
     config = TrainingConfig(run=RunConfig(name="run"), model=sizes, data=data)

@@ -17,6 +17,7 @@ from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import TrainingConfig
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
+from pretrain.sources import libero_source
 from tests.support import hugging_face
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
 
@@ -26,7 +27,7 @@ DATA = DataConfig(url="shards", cameras=["wrist"], history=1, chunk=7)
 @pytest.fixture
 def settings() -> PolicySettings:
     image, text = shipped_image_tokenizer(), shipped_text_tokenizer()
-    return PolicySettings.of(DATA, 64, DEFAULT_RANGES, image.sha256, text.sha256)
+    return PolicySettings.of(DATA, 64, (libero_source(DATA),), image.sha256, text.sha256)
 
 
 @pytest.fixture

@@ -222,7 +222,8 @@ def test_a_head_whose_settings_lack_its_sizes_is_read_off_its_tensors(tmp_path: 
     [
         ({"time_horizon": 5}, rf"time_horizon=5, expected {HORIZON}: .* \[1, 672\] holds time_horizon x 7 x"),
         ({"time_horizon": "x"}, rf"time_horizon='x', expected {HORIZON}: "),
-        ({"action_dim": 6}, "action_dim=6, expected 7"),
+        ({"action_dim": 33}, "action_dim=33, expected 1 to 32"),
+        ({"action_dim": 6}, "its tensors are not those of the network"),
     ],
 )
 def test_settings_of_another_head_are_refused(changed: dict[str, Any], expected: str, tmp_path: Path) -> None:

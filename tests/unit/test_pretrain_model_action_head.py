@@ -79,7 +79,8 @@ def packed(*rows: list[tuple[int, int, int]]) -> PackedBatch:
         segments[number, rest] = len(samples) + 1
         labels[number, at : LENGTH - 1] = 9_000 + at
     of_actions = np.array(targets, np.float32).reshape(len(targets), CHUNK, 7)
-    return PackedBatch(tokens, labels, positions, segments, blocks, np.array(starts, np.int64), of_actions)
+    present, places = np.ones(of_actions.shape, bool), np.array(starts, np.int64)
+    return PackedBatch(tokens, labels, positions, segments, blocks, places, of_actions, present)
 
 
 BATCH = packed([(1, 4, 1), (2, 9, 1)], [(3, 2, 2)], [])
@@ -103,27 +104,32 @@ def terms(
     )
 
 
-def test_outputs_and_gradients_equal_torchs_encoder_sample_by_sample() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_outputs_and_gradients_equal_torchs_encoder_sample_by_sample(share: float) -> None:
+    """Of numbers that are all present, and of those that are: 3 K x 7 targets, or fewer."""
+    present = np.random.default_rng(0).random(BATCH.action_targets.shape) < share
+    batch, count = replace(BATCH, action_present=present), int(present.sum())
+    assert (count == 63) == (share == 1.0)
     model, settings = model_with_head(), LossSettings(z_loss=0.0, image_weight=1.0)
     twin = small_model(scale=1)
     twin.load_state_dict(model.state_dict(), strict=False)
     head = plain_head_of(model)
-    loss, sums = terms(model, BATCH, settings, targets=3 * CHUNK * 7)
+    loss, sums = terms(model, batch, settings, targets=count)
     loss.backward()
 
     predicted = torch.stack(plain_predictions(twin, head, BATCH))
     flat = torch.as_tensor(BATCH.labels).long().flatten()
     logits = twin.lm_head(hidden_states(twin, BATCH).flatten(0, 1)[flat != IGNORED_LABEL])
     tokens_loss = torch.nn.functional.cross_entropy(logits, flat[flat != IGNORED_LABEL])
-    error = (predicted - torch.as_tensor(BATCH.action_targets)).abs()
+    error = (predicted - torch.as_tensor(BATCH.action_targets)).abs()[torch.as_tensor(present)]
     expected = tokens_loss + 10 * error.mean()
     expected.backward()
 
     assert loss.item() == pytest.approx(expected.item(), abs=2e-6)
     assert error.mean().item() > 0.1
     assert float(sums[LabelKind.CONTINUOUS, Total.ACTION_L1]) == pytest.approx(error.sum().item(), rel=1e-5)
-    assert float(sums[LabelKind.CONTINUOUS, Total.LABELS]) == 63
-    micro = ActionInputs.of(BATCH, CHUNK, False, CPU)
+    assert float(sums[LabelKind.CONTINUOUS, Total.LABELS]) == count
+    micro = ActionInputs.of(BATCH, HEAD, False, CPU)
     with torch.no_grad():
         actual = model.action_head(hidden_states(model, BATCH).flatten(0, 1), micro.prompts)  # pyright: ignore[reportOptionalCall]
     torch.testing.assert_close(actual, predicted.detach(), atol=1e-6, rtol=0)
@@ -171,8 +177,8 @@ def small_model_like(model: Transformer) -> Transformer:
 
 
 def test_targets_are_the_actions_or_the_centres_of_their_bins() -> None:
-    raw = ActionInputs.of(BATCH, CHUNK, False, CPU).targets.numpy()
-    centres = ActionInputs.of(BATCH, CHUNK, True, CPU).targets.numpy()
+    raw = ActionInputs.of(BATCH, HEAD, False, CPU).targets.numpy()
+    centres = ActionInputs.of(BATCH, HEAD, True, CPU).targets.numpy()
     np.testing.assert_array_equal(raw, BATCH.action_targets)
     assert 0 < np.abs(raw - centres).max() <= 1 / 255
     start = int(BATCH.action_starts[1])
@@ -224,7 +230,7 @@ def test_a_history_of_actions_in_a_prompt_is_masked_as_in_training() -> None:
 def test_dropout_is_of_the_seed_and_only_in_training() -> None:
     model = model_with_head(dropout=0.5)
     hidden = hidden_states(model, BATCH).detach().flatten(0, 1)
-    prompts, head = ActionInputs.of(BATCH, CHUNK, False, CPU).prompts, model.action_head
+    prompts, head = ActionInputs.of(BATCH, HEAD, False, CPU).prompts, model.action_head
     assert head is not None
     calm = head(hidden, prompts)
     head.train()
@@ -251,7 +257,7 @@ def test_names_decide_decay_and_sharding() -> None:
     ("changes", "message"),
     [
         ({"chunk": CHUNK + 1}, "model.action_head.time_horizon=3, but data.chunk=4"),
-        ({"action_dim": 8}, "action_head.action_dim=8, expected 7"),
+        ({"action_dim": 33}, "action_head.action_dim=33, expected 1 to 32"),
         ({"hidden_size": 40}, "model.hidden_size=40 does not divide by 16"),
         ({"dropout": 1.0}, "action_head.dropout=1.0, expected at least 0 and below 1"),
         ({"time_horizon": 0, "chunk": 0}, "time_horizon=0, expected at least 1"),
@@ -278,7 +284,7 @@ def test_settings_that_cannot_be_trained_are_refused(changes: dict[str, object],
 
 def test_a_model_and_a_batch_that_do_not_fit_are_refused() -> None:
     model = model_with_head(time_horizon=2)
-    with pytest.raises(InputError, match="time_horizon=2, but the data has chunks of 3 actions"):
+    with pytest.raises(InputError, match="time_horizon=2, but the data has 3 actions in the longest"):
         check_batch(BATCH, model.config)
     with pytest.raises(InputError, match=r"no continuous action head \(model.action_head is null\)"):
         predict_actions(small_model(), [[0, 9000, END_OF_TURN]])

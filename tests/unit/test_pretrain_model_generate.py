@@ -47,6 +47,20 @@ def test_every_order_equals_decoding_without_cache(changes: dict[str, Any]) -> N
         assert decode_action_chunk(model, prompts, 3, order=order).tolist() == expected, order
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("action_mask", [True, False])
+def test_actions_of_any_width_with_given_bins_equal_decoding_without_cache(
+    order: Order, action_mask: bool
+) -> None:
+    model, given = small_model(action_mask=action_mask), {0: 10_100, 3: 10_133}
+    prompts = [prompt_of(0, 5), prompt_of(1, 9, images=2)]
+    for numbers, fixed in ((4, given), (1, {}), (9, {8: 10_200})):
+        expected = [naive_chunk(model, prompt, 2, greedy, numbers, fixed) for prompt in prompts]
+        found = decode_action_chunk(model, prompts, 2, order=order, action_dim=numbers, given=fixed)
+        assert found.tolist() == expected
+        assert all((found[:, :, dimension] == bin_id).all() for dimension, bin_id in fixed.items())
+
+
 @pytest.mark.parametrize(("start", "block"), [(ACTION_START, 1), (IMAGE_START, 0)])
 def test_two_actions_after_the_last_image_are_masked_as_in_training(start: int, block: int) -> None:
     # Blocks before an image are plain causal; blocks before more actions count as answers, which hide. What

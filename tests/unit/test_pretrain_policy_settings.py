@@ -10,19 +10,21 @@ import pytest
 from data.config import DataConfig
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.tokens.action import DEFAULT_RANGES
+from data.storage.index import StateRanges
 from pretrain.config import LossConfig, TrainingConfig, trained_decoders
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.policy_settings import PolicySettings
+from pretrain.sources import libero_source
 
-SETTINGS = PolicySettings.of(DataConfig(cameras=["wrist"]), 64, DEFAULT_RANGES, "1" * 64, "2" * 64)
+SOURCE = libero_source(DataConfig())
+SETTINGS = PolicySettings.of(DataConfig(cameras=["wrist"]), 64, (SOURCE,), "1" * 64, "2" * 64)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
         {"cameras": ("agent", "wrist")},
-        {"state_ranges": ((0.0,) * 8, (1.0,) * 8)},
+        {"sources": (replace(SOURCE, state_ranges=StateRanges((0.0,) * 8, (1.0,) * 8)),)},
         {"predicted_frames": 2},
         {"decoders": ("discrete", "continuous")},
         {"decoders": ("continuous",)},

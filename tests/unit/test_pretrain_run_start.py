@@ -15,7 +15,6 @@ import pytest
 
 from data.errors import InputError
 from data.storage.index import DatasetIndex
-from data.tokens.action import ActionRanges
 from data.tokens.text import TextTokenizer, train_text_tokenizer
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import HISTORY, Origin, newest_checkpoint
@@ -24,6 +23,7 @@ from pretrain.policy_settings import PolicySettings
 from pretrain.run_folder import RunFolder
 from pretrain.run_start import open_run
 from pretrain.settings import read_yaml, to_mapping
+from pretrain.sources import libero_source
 from tests.support.training_case import write_dataset
 from tests.unit.test_pretrain_checkpoint_origin import commit_step
 
@@ -231,7 +231,9 @@ def test_a_text_tokenizer_that_was_replaced_at_its_path_is_refused(
     config.data.text_tokenizer = str(path)
     folder = RunFolder.of(config.run)
     open_run(config, folder)
-    policy = PolicySettings.of(config.data, 32, ActionRanges(), "0" * 64, shipped.sha256).to_json()
+    policy = PolicySettings.of(
+        config.data, 32, (libero_source(config.data),), "0" * 64, shipped.sha256
+    ).to_json()
     newest = commit_step(folder.checkpoints, 2, {**METADATA, "policy": policy})
     assert open_run(config, folder).resumed_from == newest
     before = folder.config.read_bytes()

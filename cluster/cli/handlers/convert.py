@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from pretrain.telemetry.progress import ProgressBar, ProgressDisplay
 
 if TYPE_CHECKING:
     from data.prepare.published_samples import ConvertedSamples
+    from data.stream.source_format import SourceFormat
     from pretrain.model.config import ActionHeadConfig
 
 _MEGABYTE = 1_000_000
@@ -96,6 +97,7 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
             _shard_bytes(config.shard_megabytes),
             _in_megabytes(display.bar("export, MB")),
             config.layout,
+            config.embodiment,
         )
     show = invocation.console.print
     show(
@@ -112,11 +114,20 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
     if (policy := exported.policy) is not None:
         show(
             f"  {POLICY_FILE}: camera {', '.join(policy.cameras)}, history {policy.history}, "
-            f"chunk {policy.chunk}, image tokenizer {policy.image_tokenizer_sha256[:12]}, text tokenizer "
-            f"{policy.text_tokenizer_sha256[:12]}"
+            f"{_chunks(policy.sources)}, image tokenizer {policy.image_tokenizer_sha256[:12]}, "
+            f"text tokenizer {policy.text_tokenizer_sha256[:12]}"
         )
     if exported.note:
         show(f"  note: {exported.note}", markup=False)
+
+
+def _chunks(sources: Sequence[SourceFormat]) -> str:
+    """The chunk, of several data sets that of each by name."""
+    from pretrain.sources import name_of
+
+    if len(sources) == 1:
+        return f"chunk {sources[0].chunk}"
+    return f"chunks {', '.join(f'{name_of(source)} {source.chunk}' for source in sources)}"
 
 
 def _import_weights(source: Path, out: Path, megabytes: int, invocation: Invocation) -> None:
