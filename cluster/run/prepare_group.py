@@ -54,9 +54,8 @@ def run_on_ray(
         workers = _start_workers(config, make, count)
         try:
             _finish_parts(workers, parts, report)
-            ray.get(
-                [worker.close.remote() for worker in workers]
-            )  # a process that is killed leaves its files
+            # Now: a process that is killed leaves its files.
+            ray.get([worker.close.remote() for worker in workers])
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from error
