@@ -54,6 +54,8 @@ def run_on_ray(
         workers = _start_workers(config, make, count)
         try:
             _finish_parts(workers, parts, report)
+            # Now: a process that is killed leaves its files.
+            ray.get([worker.close.remote() for worker in workers])
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from error
@@ -169,6 +171,10 @@ class _Worker:
         self._preparer.finish(part, self._set_progress)
         self._episodes_done = 0
         return self._number, len(part.references)
+
+    def close(self) -> None:
+        """Remove what was fetched of the demonstrations."""
+        self._preparer.close()
 
     def progress(self) -> int:
         """Finished episodes of the current part."""

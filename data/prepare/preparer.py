@@ -159,6 +159,11 @@ class Preparer:
             self.finish(part, lambda done, before=before: report(before + done))
             before += len(part.references)
 
+    def close(self) -> None:
+        """Remove what was fetched of a source in an object store; the preparer can still be used."""
+        if "_source" in self.__dict__:
+            self._source.files.close()
+
     @cached_property
     def _source(self) -> DemonstrationSource:
         return open_source(self.config)

@@ -74,6 +74,10 @@ class SourceFiles(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Remove what was fetched; files can still be opened."""
+        ...
+
 
 def open_files(config: SourceConfig) -> SourceFiles:
     """The files of `config.source`. A tar file, and a pattern of some, is a file of its folder.
@@ -155,6 +159,9 @@ class LocalFiles:
         """Name, size and time of a file."""
         return file_state(path)
 
+    def close(self) -> None:
+        """Do nothing: files are where they are."""
+
 
 def file_state(path: PurePath) -> list[object]:
     """Name, size and time of a file of this machine (InputError: there is none)."""
@@ -222,6 +229,10 @@ class StoreFiles:
         if state is None:
             raise InputError(f"{path}: cannot be looked up (no such object); copy the demonstrations again")
         return [path.name, *state]
+
+    def close(self) -> None:
+        """Remove the files that were fetched."""
+        self._spool.close()
 
     def _range(self, name: str, begin: int, size: int) -> bytes:
         return self._store.read_range(name, begin, size)

@@ -18,7 +18,8 @@ _BLOCK = 1 << 24  # bytes of one request, and of memory
 class Spool:
     """A private folder that holds the files used last. For one thread of one process.
 
-    It is made when the first file comes, and removed at the process's end (`data.files.private_folder`). A
+    It is made when the first file comes, and removed by `close`, or at the process's end; where that is
+    killed, by the next process that makes one there (`data.files.private_folder`). A
     file that is removed while it is open can still be read: its space is freed when it is closed.
 
     Args:
@@ -65,6 +66,13 @@ class Spool:
             raise
         self._sizes[name] = size
         return path
+
+    def close(self) -> None:
+        """Remove the folder; another one is made if a file comes again."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+        self._sizes.clear()
 
     def missing(self, name: str) -> Path:
         """Where a file would lie that does not exist."""

@@ -43,8 +43,16 @@ class Deadly:
         return frames[:, ::8, ::8, 0].astype(np.uint16)
 
 
+class Closing(Preparer):
+    """Tells by a file that it was closed."""
+
+    def close(self) -> None:
+        super().close()
+        Path(self.config.source).with_name(f"closed-{os.getpid()}").touch()
+
+
 def deadly_once(config: PrepareCommandConfig) -> Preparer:
-    return Preparer(config, Deadly(Path(config.source).with_name("died"), always=False))
+    return Closing(config, Deadly(Path(config.source).with_name("died"), always=False))
 
 
 def deadly(config: PrepareCommandConfig) -> Preparer:
@@ -76,6 +84,7 @@ def test_two_workers_write_the_bytes_of_one(config: PrepareCommandConfig, tmp_pa
 def test_a_worker_that_is_killed_is_replaced(config: PrepareCommandConfig, tmp_path: Path) -> None:
     prepare(deadly_once(config), run_parts=partial(run_on_ray, config, deadly_once))
     assert (tmp_path / "died").exists()
+    assert len(list(tmp_path.glob("closed-*"))) == 2, "what each process has fetched is removed"
     alone = replace(config, out=str(tmp_path / "one"))
     prepare(deadly_once(alone))
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "one")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data.config import PrepareConfig, SourceConfig
+from data.config import PrepareConfig, SourceConfig, SpoolConfig
 from data.errors import InputError
 from data.prepare.preparer import Preparer, prepare
 from data.sources.registry import open_source
@@ -120,14 +120,20 @@ def test_demonstrations_are_read_from_a_store_that_fails_now_and_then(
             return found
 
         proxy.fault = fault
-        given = replace(local, source=url, out=str(tmp_path / "of_store"))
+        (tmp_path / "spool").mkdir()
+        kept = SpoolConfig(dir=str(tmp_path / "spool"))
+        given = replace(local, source=url, out=str(tmp_path / "of_store"), spool=kept)
         assert prepare(Preparer(given, Tokenizer())).fingerprint == expected.fingerprint
         assert Counter(each.kind for each in given_faults) == dict.fromkeys(
             ("refuse", "end", "reset"), len(left)
         )
-        again = Tokenizer()
-        prepare(Preparer(given, again))
-        assert again.calls == 0, "the objects are those that it was prepared from"
+        tokenizer = Tokenizer()
+        again = Preparer(given, tokenizer)
+        prepare(again)
+        assert tokenizer.calls == 0, "the objects are those that it was prepared from"
+        assert list((tmp_path / "spool").iterdir())
+        again.close()
+        assert len(list((tmp_path / "spool").iterdir())) == 1, "what the first one fetched"
     finally:
         proxy.stop()
 

@@ -118,6 +118,9 @@ def test_files_of_a_store_are_removed_in_time(tmp_path: Path, place: Callable[..
     assert_same(source, local)
     left = [path.stat().st_size for path in (tmp_path / "spool").rglob("*") if path.is_file()]
     assert 0 < sum(left) <= sizes[-1] + sizes[-2]
+    source.files.close()
+    assert not list((tmp_path / "spool").iterdir())
+    assert source.read(source.references()[0]).frames, "fetched again"
     place(tmp_path / "demos", sizes[-1] - 1)
     with pytest.raises(InputError, match=r"the spool holds \d+; set spool\.size to more than the source's"):
         list(registry.read_demonstrations(SourceConfig(URL)))
