@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import lift_runs
-from benchmarks.lift_runs import CHUNK, DEMONSTRATIONS, SUITE, Sizes
+from benchmarks.lift_runs import CHUNK, SUITE, Sizes
 from benchmarks.report import Column, Report, arguments
 
 _COLUMNS = (
@@ -48,18 +48,9 @@ _ACTS = (("discrete", "discrete"), ("continuous", "continuous"), ("both", "conti
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = arguments("lift_decoders", __doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for demonstrations, shards and runs")
-    parser.add_argument("--steps", type=int, help="optimiser steps of each training; default: 800")
-    parser.add_argument("--seeds", type=int, help="trainings of each kind; default: 3")
-    parser.add_argument("--episodes", type=int, help="episodes of each evaluation; default: 50")
+    lift_runs.add_arguments(parser, steps=800)
     options = parser.parse_args(argv)
-    smoke = options.smoke
-    sizes = Sizes(
-        demonstrations=2 if smoke else DEMONSTRATIONS,
-        steps=options.steps or (2 if smoke else 800),
-        seeds=options.seeds or (1 if smoke else 3),
-        episodes=options.episodes or (1 if smoke else 50),
-    )
+    sizes = lift_runs.sizes_of(options, Sizes(demonstrations=2, steps=2, seeds=1, episodes=1))
     work: Path = options.work.resolve()
     lift_runs.prepare(work, sizes)
     for seed in range(sizes.seeds):

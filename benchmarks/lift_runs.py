@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,21 @@ class Sizes:
     steps: int
     seeds: int
     episodes: int
+
+
+def add_arguments(parser: ArgumentParser, steps: int) -> None:
+    """Add `--work`, `--steps`, `--seeds` and `--episodes`; `steps` is the default."""
+    parser.add_argument("--work", type=Path, required=True, help="folder for demonstrations, shards and runs")
+    parser.add_argument("--steps", type=int, default=steps, help="optimiser steps of each training")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each kind")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes on each suite")
+
+
+def sizes_of(options: Namespace, smoke: Sizes) -> Sizes:
+    """The sizes of parsed arguments; `smoke` where `--smoke` is given."""
+    if options.smoke:
+        return smoke
+    return Sizes(DEMONSTRATIONS, options.steps, options.seeds, options.episodes)
 
 
 def prepare(work: Path, sizes: Sizes, shards: str = "shards", *words: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import lift_runs
-from benchmarks.lift_runs import CHUNK, DEMONSTRATIONS, SUITE, Sizes
+from benchmarks.lift_runs import CHUNK, SUITE, Sizes
 from benchmarks.report import Column, Report, arguments
 
 _PERTURBED_TASKS = 10  # of each perturbed suite; `episodes` counts those of one task
@@ -42,23 +42,14 @@ _COLUMNS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = arguments("lift_variants", __doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for demonstrations, shards and runs")
-    parser.add_argument("--variants", type=int, help="views beside the recorded one; default: 8")
-    parser.add_argument("--steps", type=int, help="optimiser steps of each training; default: 1200")
-    parser.add_argument("--seeds", type=int, help="trainings of each kind; default: 3")
-    parser.add_argument("--episodes", type=int, help="episodes on each suite, a multiple of 10; default: 50")
+    lift_runs.add_arguments(parser, steps=1200)
+    parser.add_argument("--variants", type=int, default=8, help="views beside the recorded one")
     options = parser.parse_args(argv)
-    smoke = options.smoke
-    sizes = Sizes(
-        demonstrations=2 if smoke else DEMONSTRATIONS,
-        steps=options.steps or (2 if smoke else 1200),
-        seeds=options.seeds or (1 if smoke else 3),
-        episodes=options.episodes or (10 if smoke else 50),
-    )
+    sizes = lift_runs.sizes_of(options, Sizes(demonstrations=2, steps=2, seeds=1, episodes=_PERTURBED_TASKS))
     if sizes.episodes % _PERTURBED_TASKS:
         parser.error(f"--episodes={sizes.episodes}, expected a multiple of {_PERTURBED_TASKS}")
     work: Path = options.work.resolve()
-    variants: int = options.variants or (1 if smoke else 8)
+    variants: int = 1 if options.smoke else options.variants
     lift_runs.prepare(work, sizes, "variant_shards", f"variants={variants}")
     for seed in range(sizes.seeds):
         for count in (0, variants):

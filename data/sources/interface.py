@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data.contracts import Demonstration, Embodiment
 from data.sources.no_ops import NoOpRule
@@ -41,6 +44,15 @@ class DemonstrationReference:
     turned_states: bool = False
     fault: str = ""
     idle: bool = False
+
+    def demonstration(
+        self,
+        frames: Mapping[str, NDArray[np.uint8]],
+        actions: NDArray[np.float64],
+        states: NDArray[np.float32],
+    ) -> Demonstration:
+        """The demonstration with what was read of it."""
+        return Demonstration(self.key, self.suite, self.task, self.instruction, frames, actions, states)
 
 
 class DemonstrationSource(Protocol):

@@ -133,15 +133,7 @@ class LerobotSource:
                     frames[camera] = read_video(video, begin + times, tolerance)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
-        return Demonstration(
-            key=reference.key,
-            suite=reference.suite,
-            task=reference.task,
-            instruction=reference.instruction,
-            frames=frames,
-            actions=kept.cut(actions),
-            states=kept.cut(states),
-        )
+        return reference.demonstration(frames, kept.cut(actions), kept.cut(states))
 
     @cached_property
     def _metadata(self) -> LerobotMetadata:

@@ -141,15 +141,7 @@ class LiberoSource:
             for camera, name in self._cameras_of(views).items():
                 stored = read_frames(views, name, where, steps)
                 frames[camera] = stored if self._rotate is False else _upright(stored, convention, where)
-        return Demonstration(
-            key=reference.key,
-            suite=reference.suite,
-            task=reference.task,
-            instruction=reference.instruction,
-            frames=frames,
-            actions=actions,
-            states=states,
-        )
+        return reference.demonstration(frames, actions, states)
 
     def _checked(self, reference: DemonstrationReference, data: Node) -> DemonstrationReference:
         """A reference with what its parts in group `data` tell."""

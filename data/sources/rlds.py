@@ -135,15 +135,7 @@ class RldsSource:
             frames[camera] = stack_frames(decoded, name, where)
             if self._config.rotate:
                 frames[camera] = frames[camera][:, ::-1, ::-1]
-        return Demonstration(
-            key=reference.key,
-            suite=reference.suite,
-            task=reference.task,
-            instruction=reference.instruction,
-            frames=frames,
-            actions=kept.cut(actions),
-            states=kept.cut(states),
-        )
+        return reference.demonstration(frames, kept.cut(actions), kept.cut(states))
 
     @cached_property
     def _episodes(self) -> RldsEpisodes:

@@ -24,7 +24,7 @@ from tests.support.fault_proxy import Fault, FaultProxy
 from tests.support.lerobot_layout import recorded, write_lerobot
 from tests.support.libero_layout import demonstration, write_file
 from tests.support.object_server import BUCKET, ObjectServer, object_server
-from tests.support.rlds_layout import write_rlds
+from tests.support.rlds_layout import write_recorded
 from tests.support.webdataset_layout import write_steps
 
 FORBIDDEN = 403
@@ -75,14 +75,7 @@ def test_the_objects_are_those_of_a_folder_also_after_a_refusal(
 
 
 def rlds(folder: Path) -> None:
-    parts = [recorded(6, seed) for seed in range(3)]
-    write_rlds(
-        folder,
-        [
-            {"image": next(iter(e.frames.values())), "action": e.action, "state": e.state, "text": e.task}
-            for e in parts
-        ],
-    )
+    write_recorded(folder, [recorded(6, seed) for seed in range(3)])
 
 
 def lerobot(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data.sources.tfrecord import masked_checksum
+from tests.support.lerobot_layout import Recorded
 
 NAME = "cube_set"
 
@@ -37,6 +38,15 @@ def write_rlds(folder: Path, episodes: list[dict[str, Any]], files: int = 2) -> 
     (folder / "dataset_info.json").write_text(json.dumps(info))
     (folder / "features.json").write_text(json.dumps(FEATURES))
     return folder
+
+
+def write_recorded(folder: Path, episodes: Sequence[Recorded], files: int = 2) -> Path:
+    """Write episodes as `write_rlds` does, with the frames of their first camera."""
+    parts = [
+        {"image": next(iter(e.frames.values())), "action": e.action, "state": e.state, "text": e.task}
+        for e in episodes
+    ]
+    return write_rlds(folder, parts, files)
 
 
 def write_records(

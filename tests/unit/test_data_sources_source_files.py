@@ -27,21 +27,14 @@ from data.storage import object_store
 from data.storage.object_store import ObjectStore
 from tests.support.lerobot_layout import recorded, write_lerobot
 from tests.support.libero_layout import demonstration, write_file
-from tests.support.rlds_layout import write_rlds
+from tests.support.rlds_layout import write_recorded
 from tests.support.webdataset_layout import write_episodes, write_steps
 
 URL = "memory://bucket/demos"
 
 
 def rlds(folder: Path) -> None:
-    episodes = [recorded(4, seed) for seed in range(4)]
-    write_rlds(
-        folder,
-        [
-            {"image": next(iter(e.frames.values())), "action": e.action, "state": e.state, "text": e.task}
-            for e in episodes
-        ],
-    )
+    write_recorded(folder, [recorded(4, seed) for seed in range(4)])
 
 
 def lerobot(folder: Path) -> None:

@@ -102,14 +102,8 @@ class WebdatasetSource:
                     recording.add_frames(reader)
         where = _where(reference.path, reference.key)
         actions, states = recording.actions_and_states(where)
-        return Demonstration(
-            key=reference.key,
-            suite=reference.suite,
-            task=reference.task,
-            instruction=reference.instruction,
-            frames=recording.stacked_frames(bool(self._config.rotate), where),
-            actions=actions,
-            states=states,
+        return reference.demonstration(
+            recording.stacked_frames(bool(self._config.rotate), where), actions, states
         )
 
     @cached_property
