@@ -16,7 +16,7 @@ from cluster.cli.help import describe, settings
 from cluster.config import PrepareCommandConfig, RootConfig
 from cluster.slurm.config import SubmitConfig
 from data.errors import InputError
-from eval.config import CollectConfig, ImagineConfig
+from eval.config import CollectConfig
 from pretrain.checks import check_training
 from pretrain.config import TrainingConfig, VqConfig
 from pretrain.main import TorchrunConfig
@@ -200,19 +200,6 @@ def test_commands_without_a_file_take_overrides_too() -> None:
     assert (config.out, config.tasks, config.episodes) == ("/tmp/x", [0, 1], 12)
     with pytest.raises(InputError, match="collect: unknown setting 'episods'; did you mean 'episodes'"):
         compose("collect", CollectConfig, None, ["episods=2"])
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("data=worldvla", "imagine: data is a section of settings; set its parts: data.url"),
-        ("model=tiny", "imagine: unknown setting 'model'$"),
-        ("cluster=laptop", "imagine: unknown setting 'cluster'"),
-    ],
-)
-def test_groups_of_files_that_a_command_does_not_have_are_unknown(override: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        compose("imagine", ImagineConfig, None, ["checkpoint=x", override])
 
 
 def test_settings_round_trip_through_a_mapping() -> None:
