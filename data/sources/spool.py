@@ -18,9 +18,9 @@ _BLOCK = 1 << 24  # bytes of one request, and of memory
 class Spool:
     """A private folder that holds the files used last. For one thread of one process.
 
-    It is made when the first file comes (or by `check`), and removed by `close`, or at the process's end; where
-    that is killed, by the next process that makes one there (`data.files.private_folder`). A file that is
-    removed while it is open can still be read: its space is freed when it is closed.
+    It is made when the first file comes (or by `check`), and removed by `close`, or at the process's end;
+    where that is killed, by the next process that makes one there (`data.files.private_folder`). A file that
+    is removed while it is open can still be read: its space is freed when it is closed.
 
     Args:
         parent: Where the folder is made; None: the folder of temporary files.
