@@ -58,6 +58,11 @@ class JsonRecord:
         self._fields = fields
         self._where = where
 
+    @property
+    def where(self) -> str:
+        """The file, and the field of it, that the object was read from."""
+        return self._where
+
     @classmethod
     def parse(cls, content: bytes, where: str) -> JsonRecord:
         """Parse a JSON document whose top level is an object."""

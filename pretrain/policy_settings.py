@@ -16,13 +16,13 @@ from data.json_record import JsonRecord
 from data.stream.source_format import SourceFormat
 from data.tokens.action import ActionRanges
 from pretrain.sources import (
+    given_state_ranges,
     is_plain,
     listed,
     name_of,
     of_width,
     read_ranges,
     read_source,
-    read_state_ranges,
     source_json,
 )
 
@@ -215,7 +215,7 @@ def _read_sources(record: JsonRecord) -> tuple[SourceFormat, ...]:
         SourceFormat(
             chunk=record.integer("chunk", 1),
             action_ranges=of_width(read_ranges(record), DEFAULT_EMBODIMENT, POLICY_FILE),
-            state_ranges=read_state_ranges(record),
+            state_ranges=given_state_ranges(record),
         ),
     )
 

@@ -16,7 +16,7 @@ from data.config import DataConfig
 from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.storage.index import StateRanges
+from data.storage.index import StateRanges, read_embodiment, read_state_ranges
 from data.stream.datasets import open_datasets
 from data.stream.source_format import SourceFormat
 from data.tokens.action import DEFAULT_RANGES, ActionRanges
@@ -107,20 +107,13 @@ def read_source(record: JsonRecord, where: str) -> SourceFormat:
     Raises:
         InputError: A value is missing or malformed, or ranges are not of the embodiment's numbers.
     """
-    robot = record.record("embodiment")
-    embodiment = Embodiment(
-        name=robot.text("name"),
-        action=tuple(robot.texts("action")),
-        state=tuple(robot.texts("state")),
-        missing=tuple(robot.texts("missing")),
-        control_hz=None if robot.is_null("control_hz") else robot.number("control_hz"),
-    )
+    embodiment = read_embodiment(record.record("embodiment"))
     return SourceFormat(
         name=record.text("name"),
         embodiment=embodiment,
         chunk=record.integer("chunk", 1),
         action_ranges=of_width(read_ranges(record), embodiment, where),
-        state_ranges=read_state_ranges(record),
+        state_ranges=given_state_ranges(record),
     )
 
 
@@ -134,16 +127,13 @@ def read_ranges(record: JsonRecord) -> ActionRanges:
     return ActionRanges(ranges.numbers("minimum"), ranges.numbers("maximum"))
 
 
-def read_state_ranges(record: JsonRecord) -> StateRanges | None:
+def given_state_ranges(record: JsonRecord) -> StateRanges | None:
     """The field `state_ranges` of a JSON object; None where it has none.
 
     Raises:
         InputError: It is malformed.
     """
-    if "state_ranges" not in record:
-        return None
-    ranges = record.record("state_ranges")
-    return StateRanges(ranges.numbers("minimum"), ranges.numbers("maximum"))
+    return read_state_ranges(record.record("state_ranges")) if "state_ranges" in record else None
 
 
 def ranges_json(sources: Sequence[SourceFormat]) -> dict[str, Any]:

@@ -265,24 +265,35 @@ def _check_widths(index: DatasetIndex, where: str) -> None:
 
 def _read_own(record: JsonRecord) -> dict[str, Any]:
     """The attributes that data sets that are not plain have more."""
-    robot = record.record("embodiment")
-    ranges = record.record("state_ranges") if not record.is_null("state_ranges") else None
     return {
-        "embodiment": Embodiment(
-            name=robot.text("name"),
-            action=tuple(robot.texts("action")),
-            state=tuple(robot.texts("state")),
-            missing=tuple(robot.texts("missing")),
-            control_hz=None if robot.is_null("control_hz") else robot.number("control_hz"),
-        ),
+        "embodiment": read_embodiment(record.record("embodiment")),
         "state_ranges": None
-        if ranges is None
-        else StateRanges(ranges.numbers("minimum"), ranges.numbers("maximum")),
+        if record.is_null("state_ranges")
+        else read_state_ranges(record.record("state_ranges")),
         "variants": record.integer("variants", 0, MAX_VARIANTS),
         "augmentation": None if record.is_null("augmentation") else record.named_numbers("augmentation"),
         "weight": None if record.is_null("weight") else record.number("weight"),
         "recipe": record.text("recipe"),
     }
+
+
+def read_embodiment(record: JsonRecord) -> Embodiment:
+    """An embodiment from a JSON object of its fields.
+
+    Raises:
+        InputError: A field is missing, malformed or not possible; the message names the object.
+    """
+    control_hz = None if record.is_null("control_hz") else record.number("control_hz", above=0)
+    texts = {name: tuple(record.texts(name)) for name in ("action", "state", "missing")}
+    try:
+        return Embodiment(name=record.text("name"), control_hz=control_hz, **texts)
+    except InputError as error:
+        raise InputError(f"{record.where}: {error}") from error
+
+
+def read_state_ranges(record: JsonRecord) -> StateRanges:
+    """Ranges of states from a JSON object of their fields (InputError: one is missing or malformed)."""
+    return StateRanges(record.numbers("minimum"), record.numbers("maximum"))
 
 
 def _read_compression(record: JsonRecord) -> Compression:

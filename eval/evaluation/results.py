@@ -145,6 +145,20 @@ class Results:
         return named | _counts([episode for episode in self.episodes if episode.task in tasks])
 
 
+def task_texts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The tasks of a suite in words: instructions, or names where several have the same instruction.
+
+    Args:
+        rows: `per_task` of its results.
+    """
+    count = Counter(row.get("instruction") for row in rows)
+    orders = [("instruction", "task") if count[row.get("instruction")] == 1 else ("task",) for row in rows]
+    return [
+        next((str(row[name]) for name in order if row.get(name)), "")
+        for row, order in zip(rows, orders, strict=True)
+    ]
+
+
 def category_text(row: Mapping[str, Any]) -> str:
     """A row of `per_category` in words: `all of camera: 1599 tasks (published: WorldVLA 0.1 %)`."""
     rates = ", ".join(f"{model} {100 * rate:.1f} %" for model, rate in row.get("published", {}).items())
@@ -210,8 +224,9 @@ def results_table(results: Results) -> Table:
     for name in ("success", "rate", "95 %", "steps to success", "errors"):
         table.add_column(name, justify="right")
     rows: Sequence[dict[str, Any]] = content["per_task"]
-    for row in rows if len(rows) <= MAX_TASK_ROWS else ():
-        table.add_row(row["instruction"], *_cells(row))
+    if len(rows) <= MAX_TASK_ROWS:
+        for text, row in zip(task_texts(rows), rows, strict=True):
+            table.add_row(text, *_cells(row))
     if categories := content["per_category"]:
         table.add_section()
         for row in categories:

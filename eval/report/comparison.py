@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from eval.evaluation.results import task_texts
 from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluation_tables import evaluation_row, interval, interval_text
 from eval.report.evaluations import differing_conditions, newest
@@ -90,8 +91,9 @@ def task_comparison(runs: Sequence[RunContents]) -> list[TaskComparison]:
     cells: dict[tuple[str, str], list[str]] = {}
     for column, run in enumerate(runs):
         for evaluation in newest(run.evaluations):
-            for row in rows(evaluation.results, "per_task"):
-                key = evaluation.label, str(row.get("instruction") or row.get("task", ""))
+            tasks = rows(evaluation.results, "per_task")
+            for text, row in zip(task_texts(tasks), tasks, strict=True):
+                key = evaluation.label, text
                 counted = int((number(row, "episodes") or 0) - (number(row, "errors") or 0))
                 cell = f"{int(number(row, 'successes') or 0)}/{counted} ({interval_text(row)})"
                 cells.setdefault(key, ["-"] * len(runs))[column] = cell

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.evaluation.results import MAX_TASK_ROWS, category_text
+from eval.evaluation.results import MAX_TASK_ROWS, category_text, task_texts
 from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluations import EvaluationRecord, decoder_of, episode_key, newest
 from eval.report.json_values import Json, integer, mapping, number, rows
@@ -159,38 +159,38 @@ def task_rows(run: RunContents) -> list[TaskRow]:
 
     The tasks of a suite that has more than a hundred are left out, its categories are not.
     """
-    tasks = [(e, row) for e in newest(run.evaluations) for row in _listed_rows(e.results)]
+    tasks = [(e, text, row) for e in newest(run.evaluations) for text, row in _listed_rows(e.results)]
     if len(tasks) < 2:
         return []
     return [
         TaskRow(
             suite=evaluation.label,
             step=step_text(evaluation),
-            task=_task_name(row),
+            task=text,
             successes=_integer(number(row, "successes")),
             interval=interval_text(row),
             steps=_integer(steps) if (steps := number(row, "mean_steps_to_success")) is not None else "-",
             episodes=_integer(number(row, "episodes")),
             errors=int(number(row, "errors") or 0),
         )
-        for evaluation, row in tasks
+        for evaluation, text, row in tasks
     ]
 
 
-def _listed_rows(results: Json) -> list[Json]:
+def _listed_rows(results: Json) -> list[tuple[str, Json]]:
+    """Categories and tasks, in words, and their rows."""
     tasks = rows(results, "per_task")
-    return [*rows(results, "per_category"), *(tasks if len(tasks) <= MAX_TASK_ROWS else [])]
+    listed = [(_category(row), row) for row in rows(results, "per_category")]
+    if len(tasks) <= MAX_TASK_ROWS:
+        listed += zip(task_texts(tasks), tasks, strict=True)
+    return listed
 
 
-def _task_name(row: Json) -> str:
-    """A task in words, or how many tasks a category has."""
-    if "instruction" not in row and "category" in row:
-        published = mapping(row, "published")
-        rates = {model: rate for model in published if (rate := number(published, model)) is not None}
-        return category_text(
-            {"category": row["category"], "tasks": integer(row, "tasks"), "published": rates}
-        )
-    return str(row.get("instruction") or row.get("task", ""))
+def _category(row: Json) -> str:
+    """A category, and how many tasks it has."""
+    published = mapping(row, "published")
+    rates = {model: rate for model in published if (rate := number(published, model)) is not None}
+    return category_text({"category": row["category"], "tasks": integer(row, "tasks"), "published": rates})
 
 
 def first_failures(evaluation: EvaluationRecord) -> list[Json]:
@@ -233,9 +233,10 @@ def _failure_row(evaluation: EvaluationRecord, row: Json, anchors: Mapping[Path,
 def task_text(evaluation: EvaluationRecord, episode: Json) -> str:
     """The task of an episode in words, or its number where the results do not name it."""
     task = integer(episode, "task")
-    for row in rows(evaluation.results, "per_task"):
-        if integer(row, "number") == task and row.get("instruction"):
-            return str(row["instruction"])
+    tasks = rows(evaluation.results, "per_task")
+    for text, row in zip(task_texts(tasks), tasks, strict=True):
+        if integer(row, "number") == task and text:
+            return text
     return f"task {task}"
 
 

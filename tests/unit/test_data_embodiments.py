@@ -61,6 +61,20 @@ def test_episodes_that_are_not_as_the_index_says_are_refused(tmp_path: Path) -> 
             read_episode(replace(changed, url=index.url), index.episodes[0])
 
 
+def test_an_index_with_an_impossible_embodiment_is_refused_with_its_place(tmp_path: Path) -> None:
+    write_dataset(tmp_path, robot=_ALOHA)
+    path = tmp_path / "index.json"
+    content = json.loads(path.read_bytes())
+    for change, message in (
+        ({"missing": ["wings"]}, "index.json: embodiment: .*wings"),
+        ({"control_hz": 0}, "index.json: embodiment: .*control_hz.*above 0"),
+        ({"action": ["x"]}, "action_ranges of 14 numbers, its embodiment aloha has 1"),
+    ):
+        path.write_text(json.dumps(content | {"embodiment": content["embodiment"] | change}))
+        with pytest.raises(InputError, match=message):
+            DatasetIndex.load(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("robot", "message"),
     [

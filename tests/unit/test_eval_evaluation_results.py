@@ -66,6 +66,16 @@ def test_table_shows_counts_without_errors() -> None:
     assert "stand-ins" in text
 
 
+def test_tasks_of_one_instruction_are_told_apart_by_name() -> None:
+    tasks = [replace(TASK, number=0, name="lift_noise_3"), replace(TASK, number=1, name="lift_noise_7")]
+    outcome = replace(results(episode(0, True)), tasks=(*tasks, replace(TASK, number=2, instruction="push")))
+    console = Console(width=100, record=True)
+    console.print(results_table(outcome))
+    text = console.export_text()
+    assert all(name in text for name in ("lift_noise_3", "lift_noise_7", "push"))
+    assert TASK.instruction not in text
+
+
 def test_published_rates_are_listed() -> None:
     outcome = results(episode(0, True), suite="libero_goal")
     assert outcome.to_json()["published"]["WorldVLA 512 px"] == 0.834
