@@ -56,10 +56,13 @@ def explain(schema_name: str, schema: type, error: Exception, folder: Path) -> I
     where = f"{schema_name} (configs/{source.group(1)}.yaml)" if source else schema_name
     named = _FULL_KEY.search(text)
     key = named.group(1) if named else ""
-    if key and re.search(r"Key '.*' (is )?not in ", text):
-        return InputError(
-            f"{where}: unknown setting {key!r}{nearest(key, [*keys(schema), *_groups(folder)])}"
-        )
+    if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", text):
+        key = group.group(1)  # a folder of configs/ that this command has no settings of
+    if key and (group or re.search(r"Key '.*' (is )?not in ", text)):
+        if group and (setting := field_of(schema, key)):
+            return InputError(f"{where}: {key} is a section of settings{_parts_of(key, setting[1])}")
+        candidates = [name for name in (*keys(schema), *_groups(folder)) if name != key]
+        return InputError(f"{where}: unknown setting {key!r}{nearest(key, candidates)}")
     if missing := re.search(r"Could not find '([^']+)'", text):
         return InputError(
             f"{schema_name}: no file configs/{missing.group(1)}.yaml{available(missing.group(1), folder)}"
@@ -68,6 +71,10 @@ def explain(schema_name: str, schema: type, error: Exception, folder: Path) -> I
         return InputError(f"{where}: {key}={invalid.group(1)}, {_expected(invalid.group(1), *setting)}")
     if key and "is not a subclass of" in text and (setting := field_of(schema, key)):
         return InputError(f"{where}: {key} is a section of settings{_parts_of(key, setting[1])}")
+    if key and "is not a ListConfig, list or tuple" in text:
+        return InputError(f"{where}: {key} is a list; write its members in brackets: [...]")
+    if "Cannot merge DictConfig with ListConfig" in text:
+        return InputError(f"{where}: a mapping in place of a list; write its members in brackets: [...]")
     if unreadable := re.match(r"LexerNoViableAltException: (.*)", text):
         return InputError(
             f"{schema_name}: {unreadable.group(1)!r} cannot be read; write text in quotes of its own: "

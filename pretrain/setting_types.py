@@ -108,9 +108,14 @@ def text_or_section(hint: Any) -> type | None:
 
 def listed_section(hint: Any) -> type | None:
     """The dataclass of a setting `list[str | Section]`, also of one that may be null; None for others."""
+    return text_or_section(listed_type(hint))
+
+
+def listed_type(hint: Any) -> Any:
+    """The type of a list's members, also of one that may be null; None for other settings."""
     members = _members(hint)
     kind = members[0] if len(members) == 1 else hint
-    return text_or_section(get_args(kind)[0]) if get_origin(kind) is list else None
+    return get_args(kind)[0] if get_origin(kind) is list else None
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

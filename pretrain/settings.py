@@ -35,9 +35,11 @@ from pretrain.setting_types import (
     field_of,
     field_types,
     listed_section,
+    listed_type,
     plain,
     section,
     structured,
+    text_or_section,
 )
 
 CONFIG_FOLDER = project_file("configs")
@@ -154,10 +156,29 @@ def _with_recipe(
     found = read_yaml(path)
     if "recipe" in found:
         raise InputError(f"{path}: names another recipe, expected settings of `worldvla prepare`; copy them")
-    from_mapping(f"{schema_name} (recipe {name})", PrepareConfig, {"source": "", "out": ""} | found)
+    where = f"{schema_name} (recipe {name})"
+    hints = field_types(PrepareConfig)
+    found = {key: _of_recipe(f"{where}: {key}", value, hints.get(key)) for key, value in found.items()}
+    from_mapping(where, PrepareConfig, {"source": "", "out": ""} | found)
     values = {key: value for key, value in found.items() if key in field_types(schema)}
     values |= {"recipe": name, "recipe_sha256": checksum(path)}
     return cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(values))), others
+
+
+def _of_recipe(where: str, value: Any, hint: Any) -> Any:
+    """A value as the command line takes it: one text for a list of texts is a list of one.
+
+    Raises:
+        InputError: Something else stands in place of a list or of a section; `where` leads the message.
+    """
+    member, inner = listed_type(hint), section(hint)
+    if inner is not None and not isinstance(value, dict | None):
+        raise InputError(f"{where} is {value!r}, expected a mapping of its parts: {_listed(inner)}")
+    if member is None or isinstance(value, list | None):
+        return value
+    if isinstance(value, str) and (member is str or text_or_section(member) is not None):
+        return [value]
+    raise InputError(f"{where} is {value!r}, expected a list; write it in brackets [...]")
 
 
 def _check_null_sections(schema_name: str, schema: type, overrides: Sequence[str]) -> None:

@@ -68,4 +68,7 @@ def check_data(config: RootConfig) -> None:
     if config.eval.every > 0:
         from eval.policy.embodiment import suite_source
 
-        suite_source("the training", sources, config.eval.embodiment, "eval.embodiment")
+        try:
+            suite_source("the training", sources, config.eval.embodiment, "eval.embodiment")
+        except InputError as error:
+            raise InputError(f"{error}, or set eval.every=0 to train without evaluations") from error

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import PurePath
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config import PrepareConfig
-from data.contracts import SplitOrder
+from data.contracts import DEFAULT_EMBODIMENT, SplitOrder
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.prepare.left_out import LEFT_OUT_FILE, NOT_SUCCESSFUL, write_left_out
@@ -122,14 +123,8 @@ def build_index(
     ranges = action_ranges(config, actions, robot)
     warn_of_clipped_actions(values, ranges, robot, config)
     index = DatasetIndex(
-        image=ImageFormat(
-            pixels=tokenizer.pixels,
-            rows=tokenizer.rows,
-            columns=tokenizer.columns,
-            codebook_size=tokenizer.codebook_size,
-            tokenizer_sha256=tokenizer.sha256,
-        ),
-        cameras=next(each.cameras for part in parts for each in part.references if not each.fault),
+        image=_image_format(tokenizer),
+        cameras=_cameras(parts),
         action_ranges=ranges,
         statistics={"actions": actions, "states": states},
         episodes=EpisodeTable.of(_entries(episodes, splits)),
@@ -159,6 +154,41 @@ def check_out(url: str) -> None:
             f"{store.url}: holds a data set of another version (schema {schema}, now {SCHEMA}); choose "
             f"another out= or delete {INDEX_FILE} there"
         )
+
+
+def check_same(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]) -> None:
+    """Refuse a place with a data set of other settings, before anything is encoded.
+
+    `commit_index` compares the whole index; this is what is known of it without the frames and statistics.
+
+    Raises:
+        InputError: The index there has another value; names the first one.
+    """
+    store = open_store(config.out)
+    if not store.exists(INDEX_FILE):
+        return
+    content = store.read(INDEX_FILE)
+    JsonRecord.parse(content, f"{store.url}/{INDEX_FILE}")
+    expected = {
+        "variants": config.variants,
+        "augmentation": dict(config.augmentation.numbers()) if config.variants else None,
+        "compression": config.compression,
+        "image": asdict(_image_format(tokenizer)),
+        "cameras": _cameras(parts),
+        "resize": config.resize,
+        "split_order": choose_split_order(config, parts[0].references[0].path),
+        "embodiment": asdict(parts[0].embodiment),
+        "weight": config.weight,
+        "recipe": _recipe(config),
+    }
+    plain = {**dict.fromkeys(expected), "variants": 0, "embodiment": asdict(DEFAULT_EMBODIMENT), "recipe": ""}
+    found = _flat({**_as_json(plain), **json.loads(content)})
+    for name, value in _flat(_as_json(expected)).items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{store.url}: holds another data set already ({name} {_shown(found.get(name))}, now "
+                f"{_shown(value)}); choose another out= or delete {INDEX_FILE} there"
+            )
 
 
 def commit_index(index: DatasetIndex, left_out: Mapping[str, str] | None = None) -> None:
@@ -203,6 +233,39 @@ def assign_splits(tasks: Sequence[str], keys: Sequence[str] | None = None) -> li
         is_training = seen[task] <= _nine_tenths(counts[task])
         splits[number] = "val_ood" if task not in in_domain else "train" if is_training else "val_ind"
     return splits
+
+
+def _image_format(tokenizer: FrameFormat) -> ImageFormat:
+    return ImageFormat(
+        pixels=tokenizer.pixels,
+        rows=tokenizer.rows,
+        columns=tokenizer.columns,
+        codebook_size=tokenizer.codebook_size,
+        tokenizer_sha256=tokenizer.sha256,
+    )
+
+
+def _cameras(parts: Sequence[Part]) -> tuple[str, ...]:
+    return next(each.cameras for part in parts for each in part.references if not each.fault)
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON gives them back."""
+    return cast("dict[str, Any]", json.loads(json.dumps(values)))
+
+
+def _flat(values: dict[str, Any]) -> dict[str, object]:
+    """The members of objects beside the other values: `image.pixels`."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        members = cast("dict[str, object]", value if isinstance(value, dict) else {})
+        flat |= {f"{name}.{member}": each for member, each in members.items()} or {name: value}
+    return flat
+
+
+def _shown(value: object) -> str:
+    listed = ", ".join(map(str, cast("list[object]", value))) if isinstance(value, list) else value
+    return "none" if listed in (None, "") else str(listed)
 
 
 def _recipe(config: PrepareConfig) -> str:

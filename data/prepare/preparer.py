@@ -20,13 +20,13 @@ from data.config import PrepareConfig
 from data.contracts import MAX_VARIANTS, Demonstration, Episode
 from data.errors import InputError
 from data.prepare.encoding import FrameEncoder, encode_demonstration
-from data.prepare.index_builder import build_index, check_out, commit_index
+from data.prepare.index_builder import build_index, check_out, check_same, commit_index
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
 from data.prepare.ranges import check_range_settings, check_ranges
 from data.prepare.screening import screened
 from data.sources.bad_demonstrations import allowed_bad, check_bad
 from data.sources.interface import DemonstrationReference, DemonstrationSource
-from data.sources.registry import open_source
+from data.sources.registry import check_place, open_source
 from data.storage.index import DatasetIndex
 from data.storage.shards import ShardWriter, check_key
 from data.storage.store import open_store
@@ -72,8 +72,9 @@ def prepare(
         InputError: A demonstration is invalid, the tokenizer has another resolution, or `out` cannot be
             written or holds another data set.
     """
-    parts = preparer.plan()
     check_out(preparer.config.out)
+    parts = preparer.plan()
+    check_same(preparer.config, preparer.tokenizer, parts)
     total = sum(len(part.references) for part in parts)
 
     def report(done: int) -> None:
@@ -110,6 +111,7 @@ class Preparer:
         """
         config = self.config
         _check_settings(config, self.tokenizer, self._replay)
+        check_place(config, config.out)
         references = screened(self._source, config)
         _check_references(config, references)
         cameras = max(len(reference.cameras) for reference in references)  # those of a bad one may be unknown

@@ -59,6 +59,26 @@ def open_source(config: SourceConfig) -> DemonstrationSource:
     return WebdatasetSource(config, files)
 
 
+def check_place(config: SourceConfig, out: str) -> None:
+    """Refuse to write shards among the tar files of a source: they would be taken for demonstrations.
+
+    Raises:
+        InputError: The source is a folder of tar files, and `out` is that folder.
+    """
+    folder, pattern = folder_and_pattern(config.source)
+    if pattern is not None or _place(folder) != _place(out):
+        return
+    if (config.format or detect_format(open_files(config), config.source)) == "webdataset":
+        raise InputError(
+            f"out={out}: is the folder of the source's own tar files, among which shards would be read as "
+            "demonstrations; choose another out="
+        )
+
+
+def _place(url: str) -> str:
+    return url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
+
+
 def _check_settings(config: SourceConfig, found: Format) -> None:
     """Refuse settings that a format has no use for (InputError)."""
     if config.several_instructions == "cut" and found != "lerobot":

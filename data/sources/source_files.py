@@ -83,7 +83,8 @@ def open_files(config: SourceConfig) -> SourceFiles:
     """The files of `config.source`. A tar file, and a pattern of some, is a file of its folder.
 
     Raises:
-        InputError: The store's settings cannot be used, or a folder of the hub's cache has no snapshot.
+        InputError: The settings of the store or of the spool cannot be used, or a folder of the hub's cache
+            has no snapshot.
     """
     folder, _ = folder_and_pattern(config.source)
     if "://" not in folder:
@@ -94,6 +95,8 @@ def open_files(config: SourceConfig) -> SourceFiles:
     if isinstance(store, FileStore):  # file://
         return LocalFiles(Path(store.url))
     assert isinstance(store, ObjectStore)
+    if config.spool.dir:
+        spool.check()
     return StoreFiles(store, spool)
 
 

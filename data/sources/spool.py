@@ -18,9 +18,9 @@ _BLOCK = 1 << 24  # bytes of one request, and of memory
 class Spool:
     """A private folder that holds the files used last. For one thread of one process.
 
-    It is made when the first file comes, and removed by `close`, or at the process's end; where that is
-    killed, by the next process that makes one there (`data.files.private_folder`). A
-    file that is removed while it is open can still be read: its space is freed when it is closed.
+    It is made when the first file comes (or by `check`), and removed by `close`, or at the process's end;
+    where that is killed, by the next process that makes one there (`data.files.private_folder`). A file that
+    is removed while it is open can still be read: its space is freed when it is closed.
 
     Args:
         parent: Where the folder is made; None: the folder of temporary files.
@@ -31,6 +31,14 @@ class Spool:
         self._parent, self._size = parent, size
         self._folder: Path | None = None
         self._sizes: OrderedDict[str, int] = OrderedDict()  # the least recently used first
+
+    def check(self) -> None:
+        """Make the folder now: where it cannot be made, no file is at fault.
+
+        Raises:
+            InputError: It cannot be made.
+        """
+        self._path("")
 
     def place(self, name: str, size: int, fetch: Callable[[int, int], bytes]) -> Path:
         """Where a file lies, after it was fetched if need be; it stays until another one is fetched.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from data.sources.no_ops import NoOpRule
 from data.sources.operations import Step, resolve
 
 Side = Literal["action", "state"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ def resolve_parts(
     states = _resolved("state", config.state, available["state"], usual["state"], where)
     action = _names(actions, "a", DEFAULT_EMBODIMENT.action)
     of_default = action == DEFAULT_EMBODIMENT.action
+    if of_default:
+        _warn_of_other_names(actions, where)
     state = _names(states, "s", DEFAULT_EMBODIMENT.state if of_default else ())
     plain = of_default and not config.missing and config.embodiment is None and config.control_hz is None
     if plain and (not states or state == DEFAULT_EMBODIMENT.state):
@@ -154,6 +159,23 @@ def resolve_parts(
         states,
         tuple(embodiment.action.index(name) for name in embodiment.missing),
     )
+
+
+def _warn_of_other_names(parts: Sequence[_ResolvedPart], where: str) -> None:
+    """Say so where seven numbers that the data set calls otherwise are taken for a movement x y z ..."""
+    own = [name for part in parts for name in part.own_names]
+    if not own or any(part.named for part in parts):
+        return
+    begins_alike = all(name.lower().endswith(axis) for name, axis in zip(own, "xyz", strict=False))
+    if not begins_alike:
+        _LOG.warning(
+            "%s: the numbers of the action, in the data set %s, are taken for %s; if they are joints or "
+            "others, name them: action=[{name: %s, dimensions: [...]}]",
+            where,
+            ", ".join(own),
+            ", ".join(DEFAULT_EMBODIMENT.action),
+            parts[0].feature,
+        )
 
 
 def _resolved(

@@ -163,6 +163,11 @@ def test_the_command_line_wins_over_a_recipe(tmp_path: Path) -> None:
         ("action: [{name: a, do: [{name: clip, lo: 1}]}]", r"action\[0\]\.do\[0\]: unknown setting 'lo'"),
         ("action: [{do: [invert]}]", r"no value for action\[0\]\.name"),
         ("action: [7]", r"action\[0\] is 7, expected a name, or its settings: name, do, dimensions"),
+        ("action: {name: a}", r"recipe .*: action is {'name': 'a'}, expected a list; write it in brackets"),
+        ("action_minimum: x", r"recipe .*: action_minimum is 'x', expected a list"),
+        ("cameras: front", r"recipe .*: cameras is 'front', expected a mapping of its parts: agent, wrist"),
+        ("action: [{name: a, do: invert}]", r"action\[0\]: do is a list; write its members in brackets"),
+        ("action: [{name: a, do: {name: clip}}]", r"action\[0\]: a mapping in place of a list; write its"),
         ("recipe: bridge", "names another recipe"),
         ("- a", "holds a list, expected a mapping"),
         ("a: [", "cannot read settings"),
@@ -174,6 +179,14 @@ def test_wrong_recipes_are_explained_in_one_line(tmp_path: Path, content: str, m
     with pytest.raises(InputError, match=message) as caught:
         settings(f"recipe={file}", "source=x")
     assert "\n" not in str(caught.value)
+
+
+def test_one_name_stands_for_a_list_of_one_as_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("action: a/b\ninstruction: words\nmissing: gripper\nstate: []\n")
+    mine = settings(f"recipe={file}", "source=x")
+    assert (mine.action, mine.instruction) == (["a/b"], ["words"])
+    assert (mine.missing, mine.state) == (["gripper"], [])
 
 
 def test_unknown_recipes_are_refused_with_the_list() -> None:

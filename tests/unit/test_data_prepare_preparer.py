@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.config import PrepareConfig
+from data.config import CameraNames, PrepareConfig
 from data.contracts import Compression, SplitOrder
 from data.errors import InputError
 from data.prepare import preparer as prepare_module
@@ -24,7 +24,9 @@ from data.storage.episode_cache import EpisodeCache
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.tokens.action import encode
+from tests.support.lerobot_layout import recorded
 from tests.support.libero_layout import demonstration, write_file
+from tests.support.webdataset_layout import write_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +195,53 @@ def test_another_data_set_at_the_same_url_is_refused_and_unchanged(tmp_path: Pat
         prepare(settings(tmp_path), MeanTokenizer())
     assert DatasetIndex.load(index.url) == index
     assert all(read_episode(index, entry).length == 6 for entry in index.episodes)
+
+
+def test_shards_are_not_written_among_the_tar_files_that_they_are_made_of(tmp_path: Path) -> None:
+    folder = write_steps(tmp_path / "demos" / "a-000000.tar", [("ep", recorded(6, 1))]).parent
+    first = snapshot(folder)
+    with pytest.raises(InputError, match=r"out=.*: is the folder of the source's own tar files, .*her out="):
+        prepare(settings(tmp_path, out=f"{folder.parent}/x/../demos/"), MeanTokenizer())
+    assert snapshot(folder) == first
+    for _ in range(2):  # a pattern tells demonstrations from shards
+        pattern = f"{folder}/a-{{000000..000000}}.tar"
+        assert (
+            len(prepare(settings(tmp_path, source=pattern, out=str(folder)), MeanTokenizer()).episodes) == 1
+        )
+
+
+def test_a_place_with_another_version_is_refused_before_the_demonstrations_are_looked_at(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.json").write_text('{"schema": 2}')
+    with pytest.raises(InputError, match=r"another version \(schema 2, now 5\)"):
+        prepare(settings(tmp_path), MeanTokenizer())  # there are no demonstrations
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": 1}, r"\(variants 0, now 1\); choose another out= or delete index\.json"),
+        ({"compression": "zstd"}, r"\(compression none, now zstd\)"),
+        ({"cameras": CameraNames(agent="agentview_rgb")}, r"\(cameras agent, wrist, now agent\)"),
+        ({"resize": "lanczos"}, r"\(resize box_bicubic, now lanczos\)"),
+        ({"split_order": "number"}, r"\(split_order letters, now number\)"),
+        ({"weight": 2.0}, r"\(weight none, now 2\.0\)"),
+        ({"recipe": "a/mine.yaml", "recipe_sha256": "12"}, r"\(recipe none, now mine 12\)"),
+    ],
+)
+def test_another_data_set_is_refused_before_anything_is_encoded(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(seed=i) for i in range(3)])
+    prepare(settings(tmp_path), MeanTokenizer())
+    first = snapshot(tmp_path / "out")
+    with pytest.raises(InputError, match=message):
+        prepare(settings(tmp_path, **changes), MeanTokenizer())
+    with pytest.raises(InputError, match=r"\(image\.tokenizer_sha256 a+, now b+\)"):
+        prepare(settings(tmp_path), MeanTokenizer(sha256="b" * 64))
+    assert snapshot(tmp_path / "out") == first, "no shard beside those of the data set"
 
 
 def test_a_broken_demonstration_leaves_no_index(tmp_path: Path) -> None:

@@ -320,3 +320,10 @@ def test_the_record_of_a_prepared_set_in_a_store_is_recognised(
     place(tmp_path / "demos")
     with pytest.raises(InputError, match=r"memory://bucket/demos/index\.json: this is a prepared data set"):
         open_source(SourceConfig(URL))
+
+
+def test_a_spool_that_cannot_be_made_is_no_fault_of_the_demonstrations(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = SourceConfig("s3://bucket/demos", spool=SpoolConfig(dir=str(tmp_path / "file" / "spool")))
+    with pytest.raises(InputError, match=r"file/spool: no folder can be made there .*; set spool\.dir to"):
+        open_files(config)

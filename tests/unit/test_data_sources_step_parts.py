@@ -67,6 +67,30 @@ def test_the_embodiment_follows_from_parts_and_settings(
     assert parts(**settings).embodiment == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "dimensions", "warned"),
+    [
+        (named("joint_", 7), None, True),
+        (("delta_x", "delta_y", "delta_z", "rx", "ry", "rz", "grip"), None, False),
+        ((), None, False),
+        (named("joint_", 7), list(SEVEN), False),
+        (named("joint_", 7), [*named("j", 6), "gripper"], False),
+    ],
+)
+def test_seven_numbers_that_the_data_set_calls_otherwise_are_named_by_a_warning(
+    names: tuple[str, ...],
+    dimensions: list[str] | None,
+    warned: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    available = {"action": {"action": NumbersFeature(7, names)}, "state": {}}
+    config = SourceConfig("set", action=[Part("action", dimensions=dimensions)], state=[])
+    found = resolve_parts(config, available, USUAL, "set", "arm", 30.0)
+    assert found.embodiment.action == tuple(dimensions or SEVEN)
+    assert ("set: the numbers of the action, in the data set joint_0, joint_1, " in caplog.text) is warned
+    assert ("name them: action=[{name: action, dimensions: [...]}]" in caplog.text) is warned
+
+
 def test_parts_are_changed_and_joined() -> None:
     found = parts(
         action=[

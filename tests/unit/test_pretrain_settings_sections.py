@@ -1,4 +1,4 @@
-"""Sections of the settings that may be null."""
+"""Sections of the settings that may be null, and groups that a command does not have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 
 from cluster.config import RootConfig
 from data.errors import InputError
+from eval.config import ImagineConfig
 from pretrain.settings import compose
 
 
@@ -49,3 +50,16 @@ def test_what_is_wrong_in_such_a_section_is_one_line(overrides: list[str], messa
     with pytest.raises(InputError, match=message) as caught:
         compose("train", RootConfig, "train", ["experiment=demo", "data.url=x", *overrides])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=worldvla", "imagine: data is a section of settings; set its parts: data.url"),
+        ("model=tiny", "imagine: unknown setting 'model'$"),
+        ("cluster=laptop", "imagine: unknown setting 'cluster'"),
+    ],
+)
+def test_groups_of_files_that_a_command_does_not_have_are_unknown(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        compose("imagine", ImagineConfig, None, ["checkpoint=x", override])

@@ -189,12 +189,17 @@ def test_data_that_do_not_fit_the_settings_are_refused_before_a_training(tmp_pat
     assert longest_chunk(config.data) == 9
     config.eval.every = 10
     with pytest.raises(
-        InputError, match=r"^the training: several data sets fit .*; choose one by eval\.embod"
+        InputError,
+        match=r"^the training: several data sets fit .*; choose one by eval\.embod.*, or set eval\.every=0",
     ):
         check_data(config)
     config.eval.embodiment = "more"
     check_data(config)
     config.data.sources = [config.data.sources[1]]
+    config.eval.embodiment = None
+    with pytest.raises(InputError, match=r"^the training: .*`worldvla serve`, or set eval\.every=0 to train"):
+        check_data(config)
+    config.eval.embodiment = "more"
     with pytest.raises(InputError, match=r"^eval\.embodiment=more: the training was trained on own \("):
         check_data(config)
     config.eval.every = 0
