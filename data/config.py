@@ -176,6 +176,7 @@ class SourceConfig:
         recipe: Name of a file of `configs/recipe`, or the path of one: settings for one data set, in place of
             the defaults. What stands on the command line wins.
         recipe_sha256: Checksum of that file, filled in by the command.
+        recipe_changed: Its settings that the command line set anew, filled in by the command.
         cameras: Cameras to read.
         format: `libero` (HDF5 files, also what `worldvla collect` writes), `lerobot` (v2.0, v2.1 or v3.0),
             `rlds` (TFRecord files of TensorFlow Datasets) or `webdataset` (tar files); null: detected from
@@ -222,6 +223,7 @@ class SourceConfig:
     format: Format | None = None
     recipe: str | None = None
     recipe_sha256: str | None = None
+    recipe_changed: list[str] = field(default_factory=list[str])
     cameras: CameraNames = field(default_factory=CameraNames)
     action: list[str | Part] | None = None
     state: list[str | Part] | None = None

@@ -161,7 +161,12 @@ def _with_recipe(
     found = {key: _of_recipe(f"{where}: {key}", value, hints.get(key)) for key, value in found.items()}
     from_mapping(where, PrepareConfig, {"source": "", "out": ""} | found)
     values = {key: value for key, value in found.items() if key in field_types(schema)}
-    values |= {"recipe": name, "recipe_sha256": checksum(path)}
+    set_anew = {word.partition("=")[0].partition(".")[0] for word in others}
+    values |= {
+        "recipe": name,
+        "recipe_sha256": checksum(path),
+        "recipe_changed": sorted(set_anew & set(found)),
+    }
     return cast(DictConfig, OmegaConf.merge(defaults, OmegaConf.create(values))), others
 
 

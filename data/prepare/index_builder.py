@@ -269,10 +269,11 @@ def _shown(value: object) -> str:
 
 
 def _recipe(config: PrepareConfig) -> str:
-    """Name and checksum of the recipe; a path is shortened to the name of its file."""
+    """Name and checksum of the recipe, and what was set anew; a path is shortened to the name of its file."""
     if config.recipe is None:
         return ""
-    return " ".join([PurePath(config.recipe).stem, *filter(None, [config.recipe_sha256])])
+    name = " ".join([PurePath(config.recipe).stem, *filter(None, [config.recipe_sha256])])
+    return f"{name} with another {', '.join(config.recipe_changed)}" if config.recipe_changed else name
 
 
 def choose_split_order(config: PrepareConfig, source: PurePath) -> SplitOrder:

@@ -138,6 +138,8 @@ def test_the_command_line_wins_over_a_recipe(tmp_path: Path) -> None:
     assert settings(*words).fit == "pad"
     assert settings(*words, "fit=crop", "weight=3", "action=[a,b]").action == ["a", "b"]
     assert settings("fit=crop", *words).fit == "crop", "in any order"
+    assert settings(*words, "resolution=64").recipe_changed == [], "the recipe does not say it"
+    assert settings(*words, "fit=crop", "cameras.agent=x").recipe_changed == ["cameras", "fit"]
     assert settings(*words, "recipe=null").embodiment is None
     file = tmp_path / "mine.yaml"
     file.write_text("embodiment: mine\n")

@@ -36,6 +36,9 @@ def test_a_data_set_says_what_its_recipe_says(tmp_path: Path) -> None:
     assert (robot.name, robot.action, robot.missing, robot.control_hz) == ("jaco", POSE, POSE[3:6], 10.0)
     assert (index.weight, index.recipe) == (1.0, f"jaco {config.recipe_sha256}")
     assert json.loads((tmp_path / "out" / "index.json").read_bytes())["schema"] == 5
+    other = settings(tmp_path / "other", source, "recipe=jaco", "control_hz=5", "weight=2")
+    index_of_other = prepare(Preparer(other, Tokenizer()))
+    assert index_of_other.recipe == f"jaco {config.recipe_sha256} with another control_hz, weight"
     episode = read_episode(index, index.episodes[0])
     assert not episode.actions[:, 3:6].any()
     assert set(episode.actions[:, 6]) == {-1.0, 1.0}
