@@ -30,11 +30,11 @@ from data.sources.instructions import slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
-from data.storage.index import DatasetIndex, ImageFormat
+from data.storage.index import DatasetIndex, ImageFormat, StateRanges
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
 from data.tokens.action import NAMED_RANGES, restore
-from data.tokens.state import check_state_ranges, restore_states
+from data.tokens.state import STATE_MAX, STATE_MIN, check_state_ranges, restore_states
 from data.tokens.text import TextTokenizer
 from data.tokens.vocabulary import STATE_DIM
 
@@ -152,6 +152,7 @@ def _finish(
         url=config.out,
         compression=config.compression,
         resize="box_bicubic",  # by the published code
+        state_ranges=_own_state_ranges(config),
     )
     commit_index(index)
     return index
@@ -264,6 +265,12 @@ def _actions(
             own = restore(step.actions, NAMED_RANGES[config.ranges])[: len(actions) - t]
             actions[t : t + len(own)] = own
     return actions
+
+
+def _own_state_ranges(config: ConvertSamplesConfig) -> StateRanges | None:
+    """Ranges of states other than RynnVLA-002's, which a training has by default."""
+    ranges = StateRanges(tuple(config.state_ranges.minimum), tuple(config.state_ranges.maximum))
+    return None if ranges == StateRanges(STATE_MIN, STATE_MAX) else ranges
 
 
 def _states(steps: Sequence[KnownStep | None], config: ConvertSamplesConfig) -> NDArray[np.float32]:

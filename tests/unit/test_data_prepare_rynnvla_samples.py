@@ -11,10 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from cluster.cli.main import main
+from data.config import StateRangesConfig
 from data.contracts import Episode
 from data.errors import InputError
 from data.prepare.published_samples import ConvertedSamples, convert_samples
 from data.storage.episode_reader import read_episode
+from data.storage.index import StateRanges
 from data.tokens.action import NAMED_RANGES, NamedRanges, encode
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import WORLD_TEXT, action_text
@@ -115,6 +117,16 @@ def test_views_actions_and_states_are_restored_exactly(
     assert converted.repeated_states == 3 * (CHUNK - 2)
     assert converted.least_chunk == CHUNK - 1
     assert max(converted.index.statistics["states"].maximum) > 0
+
+
+def test_other_ranges_of_states_are_those_of_the_data_set(tmp_path: Path) -> None:
+    write_samples(tmp_path / "tokens", [recorded(8, 0)])
+    assert convert(tmp_path).index.state_ranges is None, "RynnVLA-002's are a training's default"
+    ranges = StateRangesConfig([-9.0] * 8, [9.0] * 8)
+    converted = convert(tmp_path, out=str(tmp_path / "others"), state_ranges=ranges)
+    assert converted.index.state_ranges == StateRanges((-9.0,) * 8, (9.0,) * 8)
+    states = converted.index.statistics["states"]
+    assert (min(states.minimum) < min(STATE_MIN), max(states.maximum) > max(STATE_MAX)) == (True, True)
 
 
 def test_two_views_without_states(tmp_path: Path) -> None:
