@@ -20,7 +20,7 @@ OperationName = Literal[
     "euler_to_axis_angle",
     "pad",
 ]
-"""The operations of `data.sources.operations`."""
+"""The operations of `data.sources.parts.operations`."""
 
 QuaternionOrder = Literal["xyzw", "wxyz"]
 """Order of a quaternion's numbers; `w` is its real part."""
@@ -31,7 +31,7 @@ class Operation:
     """One operation and its parameters; null: the operation's own default, or it has no such parameter.
 
     Attributes:
-        name: Which one; `data.sources.operations` says what each does.
+        name: Which one; `data.sources.parts.operations` says what each does.
         columns: Of `select`: numbers of the columns to keep, from 0, in this order.
         factor, offset: Of `scale`: values become `factor * value + offset`.
         low, high: Of `invert`, `clip` and `binarise`: the range.

@@ -23,7 +23,7 @@ from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, r
 from data.prepare.ranges import action_ranges, state_ranges, warn_of_clipped_actions
 from data.prepare.statistics import summarise
 from data.sources.bad_demonstrations import allowed_bad, check_bad
-from data.sources.libero_hdf5 import HDF5_SUFFIXES
+from data.sources.libero.source import HDF5_SUFFIXES
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import (

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
+from data.sources.files.source_files import file_state
 from data.sources.interface import DemonstrationReference
-from data.sources.source_files import file_state
 from data.storage.shards import Location
 from data.storage.store import Store
 
@@ -127,7 +127,7 @@ def plan_parts(
         allowed_bad: Of each part.
         embodiment: Of each part.
         variants: Of each episode.
-        state: Tells what changes with a file's content (`data.sources.source_files.SourceFiles.state`).
+        state: Tells what changes with a file's content (`data.sources.files.source_files.SourceFiles.state`).
 
     Raises:
         InputError: A file cannot be looked up.

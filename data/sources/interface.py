@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import Demonstration, Embodiment
+from data.sources.files.source_files import SourceFiles
 from data.sources.no_ops import NoOpRule
-from data.sources.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)

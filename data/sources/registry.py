@@ -13,11 +13,11 @@ from data.errors import InputError
 from data.json_record import JsonRecord
 from data.recipe_settings import Part
 from data.sources.bad_demonstrations import allowed_bad, check_bad, faults
+from data.sources.files.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
 from data.sources.interface import DemonstrationSource
-from data.sources.lerobot import LerobotSource
-from data.sources.libero_hdf5 import HDF5_SUFFIXES, LiberoSource, hdf5_files
-from data.sources.rlds import RldsSource
-from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
+from data.sources.lerobot.source import LerobotSource
+from data.sources.libero.source import HDF5_SUFFIXES, LiberoSource, hdf5_files
+from data.sources.rlds.source import RldsSource
 from data.sources.tars.source import WebdatasetSource
 
 _OWN_INDEX = "index.json"

@@ -12,7 +12,7 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.array_checks import MAX_SIDE, check_file, check_steps
+from data.sources.parts.array_checks import MAX_SIDE, check_file, check_steps
 
 
 def read_video(path: Path, times: NDArray[np.float64], tolerance: float) -> NDArray[np.uint8]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.files import write_whole
-from data.sources.libero_hdf5 import COLLECTED_TAG, HAND_ORIENTATION, ORIENTATION_ATTRIBUTE
+from data.sources.libero.source import COLLECTED_TAG, HAND_ORIENTATION, ORIENTATION_ATTRIBUTE
 from eval.demonstrations.recording import Recording
 from eval.simulator.interface import TaskInfo, problem_file_in_package
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.interface import DemonstrationReference
-from data.sources.libero_motion import read_motion
+from data.sources.libero.motion import read_motion
 from data.sources.no_ops import moving_steps
 from eval.demonstrations.worker_pool import cached_simulator
 from eval.simulator.interface import SimulatorError

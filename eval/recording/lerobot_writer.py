@@ -1,4 +1,4 @@
-"""Write recorded episodes as a LeRobot data set, format v3.0 (layout: `data.sources.lerobot`).
+"""Write recorded episodes as a LeRobot data set, format v3.0 (layout: `data.sources.lerobot.source`).
 
 Each episode has video files of its own, which the format allows: they are linked, not copied. Rows of many
 episodes share a table, one row group each. Row t holds the observation before action t, that action, and in

@@ -16,7 +16,7 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.sources.libero_language import libero_language
+from data.sources.libero.language import libero_language
 from data.sources.no_ops import moving_steps
 from data.sources.registry import read_demonstrations
 from data.tokens.action import ActionRanges, decode, encode

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.sources.tfrecord import masked_checksum
+from data.sources.rlds.tfrecord import masked_checksum
 from tests.support.lerobot_layout import Recorded
 
 NAME = "cube_set"

@@ -25,9 +25,9 @@ from data.prepare.left_out import NOT_SUCCESSFUL, read_left_out
 from data.prepare.parts import Part, finished_record, plan_parts
 from data.prepare.preparer import Preparer, prepare
 from data.prepare.statistics import summarise
+from data.sources.files.source_files import LocalFiles
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import DEFAULT_RULE, NoOpRule
-from data.sources.source_files import LocalFiles
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from data.storage.store import open_store

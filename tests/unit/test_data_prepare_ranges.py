@@ -23,9 +23,9 @@ from data.prepare.ranges import (
     warn_of_clipped_actions,
 )
 from data.prepare.statistics import summarise
+from data.sources.files.source_files import LocalFiles
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import NoOpRule
-from data.sources.source_files import LocalFiles
 from data.storage.index import DatasetIndex, StateRanges
 from data.tokens.action import ActionRanges
 from tests.unit.test_data_prepare_parts import Tokenizer

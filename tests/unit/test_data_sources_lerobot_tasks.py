@@ -12,9 +12,9 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.sources.lerobot_tasks import read_tasks
+from data.sources.files.source_files import LocalFiles
+from data.sources.lerobot.tasks import read_tasks
 from data.sources.registry import open_source
-from data.sources.source_files import LocalFiles
 from tests.support.lerobot_layout import CAMERAS, recorded, write_lerobot
 from tests.support.rlds_layout import episode, write_rlds
 

@@ -17,8 +17,8 @@ from data.contracts import Demonstration
 from data.errors import InputError
 from data.recipe_settings import KeepRangesConfig, Part
 from data.sources.interface import DemonstrationReference
-from data.sources.libero_hdf5 import LiberoSource
-from data.sources.libero_motion import read_motion
+from data.sources.libero.motion import read_motion
+from data.sources.libero.source import LiberoSource
 from data.sources.registry import read_demonstrations
 from tests.support.libero_layout import demonstration, write_file
 

@@ -10,8 +10,8 @@ import pytest
 
 from data.errors import InputError
 from data.recipe_settings import Operation
-from data.sources import operations
-from data.sources.operations import resolve
+from data.sources.parts import operations
+from data.sources.parts.operations import resolve
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from data.config import CameraNames, SourceConfig
 from data.contracts import Demonstration
 from data.errors import InputError
 from data.sources.registry import open_source, read_demonstrations
-from data.sources.tfrecord import masked_checksum
+from data.sources.rlds.tfrecord import masked_checksum
 from tests.support.rlds_layout import NAME, episode, tensor, with_features, write_rlds
 
 

@@ -16,8 +16,8 @@ from data.contracts import Demonstration
 from data.errors import InputError
 from data.recipe_settings import KeepRangesConfig, Operation, Part, SuccessConfig
 from data.sources.registry import open_source, read_demonstrations
-from data.sources.rlds_features import Feature
-from data.sources.tfrecord import Example
+from data.sources.rlds.features import Feature
+from data.sources.rlds.tfrecord import Example
 from data.storage.shards import check_key
 from tests.support.rlds_layout import episode, example, png, tensor, with_features, write_rlds
 

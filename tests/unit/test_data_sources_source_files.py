@@ -18,11 +18,12 @@ from obstore.store import MemoryStore
 from data.config import SourceConfig, SpoolConfig
 from data.errors import InputError
 from data.prepare.parts import plan_parts
-from data.sources import registry, source_files
+from data.sources import registry
+from data.sources.files import source_files
+from data.sources.files.source_files import LocalFiles, SourceFiles, StoreFiles, StorePath, open_files
+from data.sources.files.spool import Spool
 from data.sources.interface import DemonstrationSource
 from data.sources.registry import open_source
-from data.sources.source_files import LocalFiles, SourceFiles, StoreFiles, StorePath, open_files
-from data.sources.spool import Spool
 from data.storage import object_store
 from data.storage.object_store import ObjectStore
 from tests.support.lerobot_layout import recorded, write_lerobot

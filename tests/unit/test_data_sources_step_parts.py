@@ -13,7 +13,7 @@ from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.recipe_settings import Operation, Part
 from data.sources.no_ops import NoOpRule, moving_steps
-from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
+from data.sources.parts.step_parts import NumbersFeature, StepParts, resolve_parts
 
 MOTORS = ("shoulder", "elbow", "gripper")
 FEATURES = {

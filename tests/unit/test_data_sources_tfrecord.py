@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from data.errors import InputError
-from data.sources.inflated_file import InflatedFile
-from data.sources.tfrecord import RecordReader, masked_checksum, record_offsets
+from data.sources.rlds.inflated_file import InflatedFile
+from data.sources.rlds.tfrecord import RecordReader, masked_checksum, record_offsets
 from tests.support.rlds_layout import NAME, record, write_rlds
 from tests.unit.test_data_sources_rlds import episode, read
 

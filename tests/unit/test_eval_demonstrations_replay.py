@@ -12,7 +12,7 @@ import pytest
 from data.config import SourceConfig
 from data.errors import InputError
 from data.sources.interface import DemonstrationReference
-from data.sources.libero_motion import read_motion
+from data.sources.libero.motion import read_motion
 from data.sources.no_ops import moving_steps
 from data.sources.registry import open_source
 from eval.config import CollectConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from data.errors import InputError
-from data.sources.source_files import TAR_SUFFIX, naming
+from data.sources.files.source_files import TAR_SUFFIX, naming
 from data.sources.tars.fields import Fields, Recording
 from data.sources.tars.samples import Sample, SampleReader, key_of
 from data.sources.tars.tar_members import DamagedTarError

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from data.config import SourceConfig
 from data.errors import InputError
-from data.sources.array_checks import check_steps, decode_picture, stack_frames
-from data.sources.feature_names import choose_cameras, choose_name, choose_parts
-from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
+from data.sources.parts.array_checks import check_steps, decode_picture, stack_frames
+from data.sources.parts.feature_names import choose_cameras, choose_name, choose_parts
+from data.sources.parts.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.tars.samples import Sample, SampleReader, kind_of_frames
 from data.sources.video import decode_video
 

@@ -20,10 +20,10 @@ from data.config import SourceConfig
 from data.contracts import Demonstration, Embodiment
 from data.errors import InputError
 from data.sources.bad_demonstrations import check_first
+from data.sources.files.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import NoOpRule, moving_steps
-from data.sources.source_files import TAR_SUFFIX, SourceFiles, folder_and_pattern, open_files
 from data.sources.tars.episodes import EpisodeGrouping, ListedEpisode
 from data.sources.tars.fields import Fields, Recording
 from data.sources.tars.samples import Sample, SampleReader, read_samples

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.libero_language import libero_language
+from data.sources.libero.language import libero_language
 from eval.simulator.interface import EVALUATION_STATES, TaskInfo
 from eval.simulator.libero.initial_states import pickled_states
 from eval.simulator.libero.names import LIBERO_SUITES, PERTURBED, PLUS_SUITES, PlusCategory

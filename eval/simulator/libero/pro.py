@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.libero_language import libero_language
+from data.sources.libero.language import libero_language
 from eval.simulator.interface import EVALUATION_STATES, TaskInfo
 from eval.simulator.libero.names import LIBERO_SUITES, PRO_SUITES
 from eval.simulator.libero.packages import pro_folder

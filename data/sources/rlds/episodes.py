@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA
 from data.errors import InputError
-from data.sources.array_checks import check_steps
 from data.sources.drawing import draw
-from data.sources.feature_names import choose_cameras, choose_name
 from data.sources.instructions import choose_text, clean_instruction
 from data.sources.keep_ranges import StepRange, kept_ranges, read_keep_ranges
-from data.sources.rlds_features import STEPS, Feature
-from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
-from data.sources.tfrecord import Example
+from data.sources.parts.array_checks import check_steps
+from data.sources.parts.feature_names import choose_cameras, choose_name
+from data.sources.parts.step_parts import NumbersFeature, StepParts, resolve_parts
+from data.sources.rlds.features import STEPS, Feature
+from data.sources.rlds.tfrecord import Example
 from data.unicode_text import is_blank
 
 _USUAL = {"action": ("action",), "state": ("observation/state",)}

@@ -25,16 +25,16 @@ from data.config import SourceConfig
 from data.contracts import Demonstration, Embodiment
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.sources.array_checks import check_file, check_steps, decode_picture, stack_frames
 from data.sources.bad_demonstrations import check_first
+from data.sources.files.source_files import SourceFiles, naming, open_files
 from data.sources.instructions import slug
 from data.sources.interface import DemonstrationReference
 from data.sources.keep_ranges import StepRange
 from data.sources.no_ops import NoOpRule, moving_steps
-from data.sources.rlds_episodes import RldsEpisodes
-from data.sources.rlds_features import STEPS, read_features
-from data.sources.source_files import SourceFiles, naming, open_files
-from data.sources.tfrecord import Example, RecordReader, record_offsets
+from data.sources.parts.array_checks import check_file, check_steps, decode_picture, stack_frames
+from data.sources.rlds.episodes import RldsEpisodes
+from data.sources.rlds.features import STEPS, read_features
+from data.sources.rlds.tfrecord import Example, RecordReader, record_offsets
 
 _LOG = logging.getLogger(__name__)
 _RANGE_MARK = "_steps_"  # between the key of a record and a range of its steps

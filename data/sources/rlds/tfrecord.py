@@ -25,7 +25,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.inflated_file import InflatedFile
+from data.sources.rlds.inflated_file import InflatedFile
 
 _checksum: Callable[[bytes], int] = cast(Any, google_crc32c).value
 _HEADER = struct.Struct("<QI")

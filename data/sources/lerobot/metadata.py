@@ -14,8 +14,8 @@ from typing import Any
 
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.sources.parquet import Columns, column, read_table
-from data.sources.source_files import SourceFiles
+from data.sources.files.source_files import SourceFiles
+from data.sources.lerobot.parquet import Columns, column, read_table
 
 _OLDER = ("v2.0", "v2.1")
 _NEWEST = "v3.0"

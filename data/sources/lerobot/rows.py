@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.array_checks import decode_picture, stack_frames
 from data.sources.interface import DemonstrationReference
-from data.sources.parquet import Columns, column
+from data.sources.lerobot.parquet import Columns, column
+from data.sources.parts.array_checks import decode_picture, stack_frames
 
 _MAX_ROWS = 100_000  # that are in memory for the checks
 

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA, DEFAULT_EMBODIMENT, WRIST_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.hdf5 import (
+from data.sources.files.source_files import SourceFiles, open_files
+from data.sources.interface import DemonstrationReference
+from data.sources.libero.hdf5 import (
     Node,
     attribute,
     child_dataset,
@@ -38,10 +40,8 @@ from data.sources.hdf5 import (
     read_frames,
     read_numbers,
 )
-from data.sources.interface import DemonstrationReference
-from data.sources.libero_language import LIBERO_SUITE_NAMES, libero_language
+from data.sources.libero.language import LIBERO_SUITE_NAMES, libero_language
 from data.sources.no_ops import NoOpRule, moving_steps
-from data.sources.source_files import SourceFiles, open_files
 from data.tokens.vocabulary import ACTION_DIM
 from data.unicode_text import encodable, is_blank, printable
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.array_checks import check_steps, finite_float64
+from data.sources.parts.array_checks import check_steps, finite_float64
 from data.unicode_text import encodable
 
 Node = Any  # h5py's groups and data sets, whose type stubs leave most members unknown

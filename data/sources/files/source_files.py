@@ -1,7 +1,7 @@
 """The files of a source, in a folder of this machine or in an object store.
 
 Readers name files by paths below `SourceFiles.root` and open them where they are on this machine: those of an
-object store are fetched to a folder of bounded size first (`data.sources.spool`).
+object store are fetched to a folder of bounded size first (`data.sources.files.spool`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Protocol
 from data.config import SourceConfig
 from data.errors import InputError, StorageError
 from data.sizes import parse_bytes
-from data.sources.hub_cache import dataset_name, snapshot
-from data.sources.spool import Spool
+from data.sources.files.hub_cache import dataset_name, snapshot
+from data.sources.files.spool import Spool
 from data.storage.object_store import ObjectStore
 from data.storage.store import FileStore, open_store
 from data.storage.store_errors import NO_CREDENTIALS

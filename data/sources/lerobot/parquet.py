@@ -10,7 +10,7 @@ import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet as pq  # pyright: ignore[reportMissingTypeStubs]
 
 from data.errors import InputError, first_line
-from data.sources.array_checks import check_file
+from data.sources.parts.array_checks import check_file
 
 Columns = dict[str, list[Any]]
 _parquet: Any = pq  # without types

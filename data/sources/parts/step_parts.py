@@ -15,10 +15,10 @@ from data.config import SourceConfig
 from data.contracts import DEFAULT_EMBODIMENT, Embodiment
 from data.errors import InputError
 from data.recipe_settings import Part
-from data.sources.array_checks import finite_float64, join_action, join_state
-from data.sources.feature_names import choose_parts
 from data.sources.no_ops import NoOpRule
-from data.sources.operations import Step, resolve
+from data.sources.parts.array_checks import finite_float64, join_action, join_state
+from data.sources.parts.feature_names import choose_parts
+from data.sources.parts.operations import Step, resolve
 
 Side = Literal["action", "state"]
 

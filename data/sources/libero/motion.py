@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.sources.hdf5 import attribute, child_dataset, child_group, open_hdf5, read_numbers
 from data.sources.interface import DemonstrationReference
+from data.sources.libero.hdf5 import attribute, child_dataset, child_group, open_hdf5, read_numbers
 from data.tokens.vocabulary import ACTION_DIM
 
 

@@ -26,24 +26,24 @@ from numpy.typing import NDArray
 from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA, Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.array_checks import check_steps, missing_file
 from data.sources.drawing import draw
-from data.sources.feature_names import choose_cameras
+from data.sources.files.source_files import SourceFiles, open_files
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
 from data.sources.keep_ranges import StepRange
-from data.sources.lerobot_metadata import LerobotEpisode, LerobotMetadata
-from data.sources.lerobot_rows import (
+from data.sources.lerobot.metadata import LerobotEpisode, LerobotMetadata
+from data.sources.lerobot.parquet import Columns, Filter, column, read_table
+from data.sources.lerobot.rows import (
     groups_of_a_table,
     split_by_episode,
     stored_images,
     table_of_numbers,
 )
-from data.sources.lerobot_tasks import read_tasks, task_ranges
+from data.sources.lerobot.tasks import read_tasks, task_ranges
 from data.sources.no_ops import NoOpRule, moving_steps
-from data.sources.parquet import Columns, Filter, column, read_table
-from data.sources.source_files import SourceFiles, open_files
-from data.sources.step_parts import NumbersFeature, StepParts, resolve_parts
+from data.sources.parts.array_checks import check_steps, missing_file
+from data.sources.parts.feature_names import choose_cameras
+from data.sources.parts.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.video import read_video
 from data.unicode_text import is_blank
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from data.errors import InputError
 from data.json_record import JsonRecord
+from data.sources.files.source_files import SourceFiles
 from data.sources.keep_ranges import StepRange
-from data.sources.parquet import column, read_table
-from data.sources.source_files import SourceFiles
+from data.sources.lerobot.parquet import column, read_table
 
 _TEXT_COLUMNS = ("task", "__index_level_0__")  # the second one is the index of a pandas table
 

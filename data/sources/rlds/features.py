@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.json_record import JsonRecord
-from data.sources.tfrecord import Example
+from data.sources.rlds.tfrecord import Example
 
 STEPS = "steps/"  # the path of the features of a step
 Packing = Literal["none", "bytes", "zlib"]

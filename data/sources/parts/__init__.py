@@ -1,0 +1,1 @@
+"""The numbers of an action and a state out of the features of a data set."""

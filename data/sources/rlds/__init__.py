@@ -1,0 +1,1 @@
+"""RLDS data sets: TFRecord files of TensorFlow Datasets."""
