@@ -20,19 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import lift_runs
-from benchmarks.lift_runs import CHUNK, SUITE, Sizes
+from benchmarks.lift_runs import CHUNK, SUCCESS_COLUMNS, SUITE, Sizes
 from benchmarks.report import Column, Report, arguments
 
 _COLUMNS = (
     Column("trained", "trained"),
     Column("acts", "acts by"),
-    Column("seeds", "seeds"),
-    Column("episodes", "episodes"),
-    Column("successes", "successes"),
-    Column("success", "success", "%", digits=1),
-    Column("low", "95 % from", "%", digits=1),
-    Column("high", "to", "%", digits=1),
-    Column("by_seed", "successes by seed"),
+    *SUCCESS_COLUMNS,
     Column("head_l1", "L1 of the head", "-1 to 1", digits=4),
     Column("token_l1", "L1 of the tokens", "-1 to 1", digits=4),
 )

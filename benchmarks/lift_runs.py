@@ -19,11 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import Column
 from eval.evaluation.results import wilson
 
 SUITE = "robosuite_lift"
 CHUNK = 5
 DEMONSTRATIONS = 24
+SUCCESS_COLUMNS = (
+    Column("seeds", "seeds"),
+    Column("episodes", "episodes"),
+    Column("successes", "successes"),
+    Column("success", "success", "%", digits=1),
+    Column("low", "95 % from", "%", digits=1),
+    Column("high", "to", "%", digits=1),
+    Column("by_seed", "successes by seed"),
+)
+"""What `success` gives."""
 
 
 @dataclass(frozen=True, slots=True)

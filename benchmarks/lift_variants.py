@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import lift_runs
-from benchmarks.lift_runs import CHUNK, SUITE, Sizes
+from benchmarks.lift_runs import CHUNK, SUCCESS_COLUMNS, SUITE, Sizes
 from benchmarks.report import Column, Report, arguments
 
 _PERTURBED_TASKS = 10  # of each perturbed suite; `episodes` counts those of one task
@@ -28,13 +28,7 @@ _SUITES = {SUITE: 1, f"{SUITE}_camera": _PERTURBED_TASKS, f"{SUITE}_noise": _PER
 _COLUMNS = (
     Column("variants", "data.variants"),
     Column("suite", "suite"),
-    Column("seeds", "seeds"),
-    Column("episodes", "episodes"),
-    Column("successes", "successes"),
-    Column("success", "success", "%", digits=1),
-    Column("low", "95 % from", "%", digits=1),
-    Column("high", "to", "%", digits=1),
-    Column("by_seed", "successes by seed"),
+    *SUCCESS_COLUMNS,
     Column("token_l1", "L1 of the tokens", "-1 to 1", digits=4),
 )
 
