@@ -14,6 +14,9 @@ from data.config import DropFirst
 from data.errors import InputError
 from data.json_record import read_json_object
 
+RANGE_MARK = "_steps_"
+"""Between the key of an episode and a range of its steps, in the key of that range."""
+
 _REMEDY = "expected episodes with lists of [first step, end), as DROID's published file"
 
 
@@ -39,6 +42,17 @@ class StepRange:
     def cut(self, values: NDArray[Any]) -> NDArray[Any]:
         """These steps of an array [T, ...]."""
         return values[self.begin : self.end]
+
+
+def range_item(place: int, kept: StepRange) -> str:
+    """The `item` of a reference to some steps of the episode at a place of its file."""
+    return f"{place}:{kept}"
+
+
+def parse_item(item: str) -> tuple[int, StepRange | None]:
+    """The place of an episode in its file, and the steps of it that a reference is of; None: all."""
+    place, _, kept = item.partition(":")
+    return int(place), StepRange.parse(kept) if kept else None
 
 
 def read_keep_ranges(path: Path) -> dict[str, tuple[StepRange, ...]]:

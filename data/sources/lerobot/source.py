@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import AGENT_CAMERA, Demonstration, Embodiment
+from data.contracts import Demonstration, Embodiment
 from data.errors import InputError
-from data.sources.drawing import draw
 from data.sources.files.source_files import SourceFiles, open_files
 from data.sources.instructions import choose_text, clean_instruction, slug
 from data.sources.interface import DemonstrationReference
-from data.sources.keep_ranges import StepRange
+from data.sources.keep_ranges import RANGE_MARK, StepRange, parse_item, range_item
 from data.sources.lerobot.metadata import LerobotEpisode, LerobotMetadata
 from data.sources.lerobot.parquet import Columns, Filter, column, read_table
 from data.sources.lerobot.rows import (
@@ -42,7 +41,7 @@ from data.sources.lerobot.rows import (
 from data.sources.lerobot.tasks import read_tasks, task_ranges
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parts.array_checks import check_steps, missing_file
-from data.sources.parts.feature_names import choose_cameras
+from data.sources.parts.feature_names import EpisodeCameras
 from data.sources.parts.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.video import read_video
 from data.unicode_text import is_blank
@@ -114,7 +113,7 @@ class LerobotSource:
         """
         number, kept = _number(reference), _kept(reference)
         episode, where = self._metadata.episode(number), self._where(number)
-        cameras = self._cameras_of(reference.key)
+        cameras = self._cameras.of(reference.key)
         images = [name for name in cameras.values() if self._metadata.kind(name) == "image"]
         path = self._metadata.table_path(episode)
         table = self._read_rows(path, images, [("episode_index", "=", number)])
@@ -140,19 +139,8 @@ class LerobotSource:
         return LerobotMetadata.load(self.files)
 
     @cached_property
-    def _cameras(self) -> dict[str, str]:
-        """Our camera -> its name; the agent's is the first one where it is drawn."""
-        drawn, where = self._config.draw_camera, str(self._folder)
-        for name in drawn:
-            choose_cameras(self._metadata.cameras, {AGENT_CAMERA: name}, where)
-        requested = self._config.cameras.requested() | ({AGENT_CAMERA: drawn[0]} if drawn else {})
-        return choose_cameras(self._metadata.cameras, requested, where)
-
-    def _cameras_of(self, key: str) -> dict[str, str]:
-        """Our camera -> its name in the episode with this key."""
-        drawn = self._config.draw_camera
-        chosen = {AGENT_CAMERA: draw(drawn, self._config.draw_seed, "camera", key)} if drawn else {}
-        return self._cameras | chosen
+    def _cameras(self) -> EpisodeCameras:
+        return EpisodeCameras.choose(self._metadata.cameras, self._config, str(self._folder))
 
     @cached_property
     def _parts(self) -> StepParts:
@@ -189,8 +177,8 @@ class LerobotSource:
         return [
             replace(
                 self._reference(episode, [text]),
-                item=f"{episode.number}:{each}",
-                key=f"{whole.key}_steps_{each}",
+                item=range_item(episode.number, each),
+                key=f"{whole.key}{RANGE_MARK}{each}",
                 length=each.end - each.begin,
             )
             for text, each in cut
@@ -207,7 +195,7 @@ class LerobotSource:
 
     def _reference(self, episode: LerobotEpisode, tasks: Sequence[str]) -> DemonstrationReference:
         key = f"episode_{episode.number:06d}"
-        videos = [name for name in self._cameras_of(key).values() if self._metadata.kind(name) == "video"]
+        videos = [name for name in self._cameras.of(key).values() if self._metadata.kind(name) == "video"]
         where, task, instruction, fault = self._where(episode.number), "", "", ""
         drawn_by = (self._config.draw_seed, key)
         try:
@@ -223,7 +211,7 @@ class LerobotSource:
             task=slug(task),
             instruction=instruction,
             length=episode.length,
-            cameras=tuple(sorted(self._cameras)),
+            cameras=tuple(sorted(self._cameras.names)),
             videos=tuple(self._metadata.episode_video(episode, name) for name in videos),
             fault=fault,
         )
@@ -271,10 +259,9 @@ class LerobotSource:
 
 def _number(reference: DemonstrationReference) -> int:
     """The number of its episode."""
-    return int(reference.item.partition(":")[0])
+    return parse_item(reference.item)[0]
 
 
 def _kept(reference: DemonstrationReference) -> StepRange:
     """The steps of its episode that it has."""
-    kept = reference.item.partition(":")[2]
-    return StepRange.parse(kept) if kept else StepRange(0, reference.length)
+    return parse_item(reference.item)[1] or StepRange(0, reference.length)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from data.config import SourceConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.errors import InputError
+from data.sources.drawing import draw
 
 # Names in the published LIBERO, Bridge and Open X-Embodiment data sets.
 _USUAL_CAMERAS = {
@@ -21,6 +24,35 @@ _USUAL_CAMERAS = {
     WRIST_CAMERA: ("wrist_image", "image2", "wrist", "eye_in_hand_rgb", "wrist_image_left", "hand_image"),
 }
 _PREFIXES = ("observation.images.", "observation.", "observation/", "")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeCameras:
+    """The cameras of a data set, of which the agent's may be drawn for each episode.
+
+    Attributes:
+        names: Our camera -> its name; the agent's is the first one where it is drawn.
+        drawn: Names of which the agent's is drawn; empty: it is always the same.
+        seed: The setting `draw_seed`.
+    """
+
+    names: Mapping[str, str]
+    drawn: Sequence[str]
+    seed: int
+
+    @classmethod
+    def choose(cls, available: Sequence[str], config: SourceConfig, where: str) -> EpisodeCameras:
+        """Choose among the cameras of a data set (InputError: as `choose_cameras`)."""
+        drawn = config.draw_camera
+        for name in drawn:
+            choose_cameras(available, {AGENT_CAMERA: name}, where)
+        requested = config.cameras.requested() | ({AGENT_CAMERA: drawn[0]} if drawn else {})
+        return cls(choose_cameras(available, requested, where), drawn, config.draw_seed)
+
+    def of(self, key: str) -> dict[str, str]:
+        """Our camera -> its name in the episode with this key."""
+        chosen = {AGENT_CAMERA: draw(self.drawn, self.seed, "camera", key)} if self.drawn else {}
+        return {**self.names, **chosen}
 
 
 def choose_cameras(available: Sequence[str], requested: Mapping[str, str], where: str) -> dict[str, str]:

@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.config import SourceConfig
-from data.contracts import AGENT_CAMERA
 from data.errors import InputError
-from data.sources.drawing import draw
 from data.sources.instructions import choose_text, clean_instruction
 from data.sources.keep_ranges import StepRange, kept_ranges, read_keep_ranges
 from data.sources.parts.array_checks import check_steps
-from data.sources.parts.feature_names import choose_cameras, choose_name
+from data.sources.parts.feature_names import EpisodeCameras, choose_name
 from data.sources.parts.step_parts import NumbersFeature, StepParts, resolve_parts
 from data.sources.rlds.features import STEPS, Feature
 from data.sources.rlds.tfrecord import Example
@@ -61,7 +59,7 @@ class RldsEpisodes:
 
     def check(self) -> None:
         """Refuse settings that name what the data set does not have (InputError)."""
-        names = [*self.parts.features, *self._instructions, *self.camera_names]
+        names = [*self.parts.features, *self._instructions, *self.cameras.names]
         assert names  # each is looked up, and refused where it is not there
         if (feature := self.config.successful.feature) is not None:
             self._known(feature, "successful.feature")
@@ -71,20 +69,10 @@ class RldsEpisodes:
             self._known(name, "keep_ranges.key")
 
     @cached_property
-    def camera_names(self) -> Mapping[str, str]:
-        """Our camera -> its name; the agent's is the first one where it is drawn."""
-        drawn = self.config.draw_camera
-        requested = self.config.cameras.requested() | ({AGENT_CAMERA: drawn[0]} if drawn else {})
-        images = self._of_kind("image")
-        for name in drawn:
-            choose_cameras(images, {AGENT_CAMERA: name}, self.where)
-        return choose_cameras([name for name in images if self.features[name].of_step], requested, self.where)
-
-    def cameras(self, key: str) -> dict[str, str]:
-        """Our camera -> its name in the episode with this key."""
-        drawn = self.config.draw_camera
-        chosen = {AGENT_CAMERA: draw(drawn, self.config.draw_seed, "camera", key)} if drawn else {}
-        return dict(self.camera_names) | chosen
+    def cameras(self) -> EpisodeCameras:
+        """Of the images that each step has."""
+        images = [name for name in self._of_kind("image") if self.features[name].of_step]
+        return EpisodeCameras.choose(images, self.config, self.where)
 
     def numbers(self, example: Example, where: str) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Actions float64 [T, D] and states float32 [T, S] of a whole record (InputError as `StepParts`)."""
@@ -135,7 +123,7 @@ class RldsEpisodes:
 
     def check_frames(self, example: Example, key: str, steps: int, where: str) -> None:
         """Refuse an episode with more or fewer frames than steps (InputError)."""
-        for name in self.cameras(key).values():
+        for name in self.cameras.of(key).values():
             check_steps(name, len(example.texts(STEPS + name)), steps, where)
 
     @cached_property

@@ -29,7 +29,7 @@ from data.sources.bad_demonstrations import check_first
 from data.sources.files.source_files import SourceFiles, naming, open_files
 from data.sources.instructions import slug
 from data.sources.interface import DemonstrationReference
-from data.sources.keep_ranges import StepRange
+from data.sources.keep_ranges import RANGE_MARK, StepRange, parse_item, range_item
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.sources.parts.array_checks import check_file, check_steps, decode_picture, stack_frames
 from data.sources.rlds.episodes import RldsEpisodes
@@ -37,7 +37,7 @@ from data.sources.rlds.features import STEPS, read_features
 from data.sources.rlds.tfrecord import Example, RecordReader, record_offsets
 
 _LOG = logging.getLogger(__name__)
-_RANGE_MARK = "_steps_"  # between the key of a record and a range of its steps
+_INFO_FILE = "dataset_info.json"
 _EXPECTED = "a folder that TensorFlow Datasets wrote"
 _MAX_DIGITS = 8  # of the number of records in a file
 
@@ -76,8 +76,7 @@ class RldsSource:
             InputError: Metadata are damaged, a file has more records than they say, or none of the first
                 records can be used.
         """
-        info_path = self._folder / "dataset_info.json"
-        info = JsonRecord.parse(self.files.read(info_path, _EXPECTED), str(info_path))
+        info = self._info
         self._episodes.check()
         suite = slug(info.text("name"))
         references: list[DemonstrationReference] = []
@@ -105,7 +104,9 @@ class RldsSource:
                 f"({', '.join(sorted(left_out))}); correct them"
             )
         if not references:
-            raise InputError(f"{info_path}: its splits hold no record; export the data set again")
+            raise InputError(
+                f"{self._folder / _INFO_FILE}: its splits hold no record; export the data set again"
+            )
         return references
 
     def checked(self, references: Iterable[DemonstrationReference]) -> Iterator[DemonstrationReference]:
@@ -118,7 +119,7 @@ class RldsSource:
         Raises:
             InputError: The record is damaged or lacks a part.
         """
-        offset, kept = _parse_item(reference.item)
+        offset, kept = parse_item(reference.item)
         where = _where(reference.path, offset)
         with self.files.opened(reference.path) as local:
             example = Example(self._records.read(local, offset), where)
@@ -126,8 +127,8 @@ class RldsSource:
         kept = kept or StepRange(0, len(actions))
         frames: dict[str, NDArray[np.uint8]] = {}
         by_file = self._config.keep_ranges.file is not None
-        record_key = reference.key.rpartition(_RANGE_MARK)[0] if by_file else reference.key
-        for camera, name in self._episodes.cameras(record_key).items():
+        record_key = reference.key.rpartition(RANGE_MARK)[0] if by_file else reference.key
+        for camera, name in self._episodes.cameras.of(record_key).items():
             images = example.texts(STEPS + name)
             check_steps(name, len(images), len(actions), where)
             chosen = images[kept.begin : kept.end]
@@ -139,12 +140,16 @@ class RldsSource:
 
     @cached_property
     def _episodes(self) -> RldsEpisodes:
-        features, info = (
-            JsonRecord.parse(self.files.read(path, _EXPECTED), str(path))
-            for path in (self._folder / "features.json", self._folder / "dataset_info.json")
-        )
-        robot = slug(info.text("name"))
-        return RldsEpisodes(self._config, read_features(features), str(self._folder), robot)
+        features = read_features(self._record("features.json"))
+        return RldsEpisodes(self._config, features, str(self._folder), slug(self._info.text("name")))
+
+    @cached_property
+    def _info(self) -> JsonRecord:
+        return self._record(_INFO_FILE)
+
+    def _record(self, name: str) -> JsonRecord:
+        path = self._folder / name
+        return JsonRecord.parse(self.files.read(path, _EXPECTED), str(path))
 
     def _files(self, info: JsonRecord, split: JsonRecord) -> Iterator[tuple[PurePath, int]]:
         """Each file of a split and the number of records in it."""
@@ -198,7 +203,7 @@ class RldsSource:
             task=slug(text),
             instruction=text,
             length=0,
-            cameras=tuple(sorted(self._episodes.camera_names)),
+            cameras=tuple(sorted(self._episodes.cameras.names)),
         )
         try:
             if isinstance(content, InputError):
@@ -223,19 +228,13 @@ class RldsSource:
         return [
             replace(
                 base,
-                item=base.item if whole else f"{offset}:{each}",
-                key=f"{key}{_RANGE_MARK}{each}" if by_file else key,
+                item=base.item if whole else range_item(offset, each),
+                key=f"{key}{RANGE_MARK}{each}" if by_file else key,
                 length=each.end - each.begin,
                 idle=not moving_steps(each.cut(actions), self.no_ops()).any(),
             )
             for each in kept
         ]
-
-
-def _parse_item(item: str) -> tuple[int, StepRange | None]:
-    """Offset of a record, and the steps of it; None: all."""
-    offset, _, kept = item.partition(":")
-    return int(offset), StepRange.parse(kept) if kept else None
 
 
 def _where(path: PurePath, offset: int) -> str:
