@@ -23,6 +23,7 @@ MeasuredRanges = Literal["extremes", "quantiles"]
 SeveralInstructions = Literal["refuse", "first", "last", "draw", "cut"]
 NoOps = Literal["motion", "change", "keep"]
 DropFirst = Literal["never", "zero", "always"]
+Shuffle = Literal["auto", "full", "local"]
 
 
 @dataclass
@@ -99,6 +100,10 @@ class DataConfig:
             They are copied into the run folder, for the policy.
         variants: Number of views of every episode under drawn changes of the camera (`worldvla prepare
             variants=`) that a window may show instead of the recorded one; 0: recorded frames only.
+        shuffle: Order of the windows: `full`, each drawn from all episodes; `local`, each place of a sequence
+            from a few episodes at a time, so that an episode is read about once an epoch; `auto`: `full` for
+            data sets that are small once tokenised.
+        shuffle_episodes: Episodes that a place draws from at a time, where the order is `local`.
         memory_megabytes: Size of the tokenised episodes in memory of one process; the first read are removed
             first.
         prefetch: Number of steps prepared ahead of the current one.
@@ -122,6 +127,8 @@ class DataConfig:
     text_tokenizer: str | None = None
     image_tokenizer: str | None = None
     variants: int = 0
+    shuffle: Shuffle = "auto"
+    shuffle_episodes: int = 32
     memory_megabytes: int = 512
     prefetch: int = 1
     readers: int = 8
