@@ -23,7 +23,7 @@ from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
 from data.stream.layout import DatasetWindows
-from data.stream.plan import DataPlan
+from data.stream.plan import DataPlan, OrderName
 from data.stream.samples import SampleForm
 from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
@@ -89,13 +89,24 @@ def windows_of(lengths: np.ndarray) -> DatasetWindows:
     )
 
 
+def build_plan(lengths: np.ndarray, global_batch: int, sequence_length: int, shuffle: OrderName) -> DataPlan:
+    """The plan of synthetic episodes, half of whose samples are action samples."""
+    return DataPlan(
+        [windows_of(lengths)],
+        MixtureConfig(1.0, 1.0),
+        global_batch,
+        sequence_length,
+        0,
+        "synthetic",
+        shuffle=shuffle,
+    )
+
+
 def plan_cost(lengths: np.ndarray, global_batch: int, sequence_length: int, data: int) -> PlanCost:
     """Cost of the plan of the middle one of `data` data-parallel ranks."""
 
     def build() -> DataPlan:
-        return DataPlan(
-            [windows_of(lengths)], MixtureConfig(1.0, 1.0), global_batch, sequence_length, 0, "synthetic"
-        )
+        return build_plan(lengths, global_batch, sequence_length, "local")
 
     plan, start = timed(build)
     share = plan.share(data // 2, data)

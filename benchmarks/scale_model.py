@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from benchmarks.scale_measured import CheckpointCost, PlanCost
+from benchmarks.scale_measured import CheckpointCost, PlanCost, episode_bytes
+from benchmarks.scale_reading import NodeMemory, NodeRequests
 from data.stream.episode_memory import MEGABYTE
 from data.stream.samples import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
+from pretrain.planner.memory import ParallelLayout
 from pretrain.planner.speed import StepEstimate
 
-HOUR = 3600.0
+MINUTE, HOUR = 60.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Inputs:
         node_gpus: GPUs, and ranks, of a node.
         node_cpus: Logical CPUs of a node.
         memory_megabytes: `data.memory_megabytes`.
+        node_cache: Bytes of episodes that the ranks of a node share in memory.
         requests: Range requests a second that a store serves from one prefix (S3's documentation: 5,500).
         node_storage: Bytes a second between a node and the store; assumed, half a 100 Gbit/s card.
         total_storage: Bytes a second of the store; assumed.
@@ -44,6 +47,7 @@ class Inputs:
     node_gpus: int = 8
     node_cpus: int = 96
     memory_megabytes: int = 512
+    node_cache: float = 8e9
     requests: float = 5_500.0
     node_storage: float = 6e9
     total_storage: float = 200e9
@@ -58,45 +62,52 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Load of a run on its storage after the first steps.
+    """Load of a run on its storage.
 
     Attributes:
-        hit: Share of the windows whose episode is in the rank's memory.
-        requests: A second, of all ranks.
-        bytes: A second, of all ranks.
+        requests: A second, of all nodes.
+        bytes: A second, of all nodes.
+        requests_per_episode: Of an epoch.
+        copies: Bytes of an epoch over those of the data set.
+        first_minute: Requests a second in the first minute, in which every memory is empty.
     """
 
-    hit: float
     requests: float
     bytes: float
+    requests_per_episode: float
+    copies: float
+    first_minute: float
+
+
+def node_memory(layout: ParallelLayout, form: SampleForm, mean_steps: int, inputs: Inputs) -> NodeMemory:
+    """What the ranks of a node hold of episodes of `mean_steps` steps; several ranks share a cache."""
+    ranks = min(inputs.node_gpus, layout.tensor * layout.data)
+    ring = inputs.memory_megabytes * MEGABYTE // (2 * (form.frame + ACTION_BLOCK_LENGTH))
+    episodes = int(inputs.node_cache // episode_bytes(mean_steps)) if ranks > 1 else 0
+    return NodeMemory(ranks // layout.tensor, layout.tensor, ring, episodes * mean_steps)
 
 
 def reading(
-    plan: PlanCost,
-    step: StepEstimate,
-    ranks: int,
-    total_steps: int,
-    episode_size: int,
-    form: SampleForm,
-    inputs: Inputs,
+    found: NodeRequests, step: StepEstimate, nodes: float, episodes: int, episode_size: int
 ) -> Reading:
-    """A window is cut from an episode in memory, or one range request fetches the episode.
-
-    Windows come in a random order, so the share that is in memory is the memory's share of the data.
+    """Requests of all nodes from those of one.
 
     Args:
-        plan: Windows of a data-parallel rank in a step.
-        step: How long it lasts.
-        ranks: Of the run; tensor-parallel peers read the same for themselves.
-        total_steps: Time steps of the data set.
+        found: Requests of a node.
+        step: How long a step lasts.
+        nodes: Of the run.
+        episodes: Of the data set.
         episode_size: Bytes of a mean episode.
-        form: Of the samples.
-        inputs: The memory.
     """
-    held = inputs.memory_megabytes * MEGABYTE // (2 * (form.frame + ACTION_BLOCK_LENGTH))
-    hit = min(1.0, held / total_steps)
-    requests = ranks * plan.windows * (1 - hit) / step.seconds
-    return Reading(hit, requests, requests * episode_size)
+    epoch = nodes * found.epoch_steps / episodes
+    minute = found.first[: max(1, round(MINUTE / step.seconds))]
+    return Reading(
+        requests=nodes * found.of_step / step.seconds,
+        bytes=nodes * found.episodes * episode_size / step.seconds,
+        requests_per_episode=epoch * found.of_step,
+        copies=epoch * found.episodes,
+        first_minute=nodes * float(minute.sum()) / max(MINUTE, step.seconds),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,151 @@
+"""Requests of one node to the store, by replaying the plan of its ranks: which episodes miss every memory.
+
+Each rank has a ring of tokenised episodes, of which the first read is overwritten first; the ranks of a node
+may share a cache, of which the first stored is removed first. No episode is read: the plan says which are
+needed. All nodes are alike, so one in the middle stands for all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.stream.plan import DataPlan
+
+_MOST_STEPS = 6_000  # replayed; of a longer epoch a part is, after as many steps that fill the memories
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """What the ranks of a node hold.
+
+    Attributes:
+        ranks: Data-parallel ranks of the node.
+        peers: Tensor-parallel peers of each, which read the same for themselves.
+        ring_steps: Time steps that a rank holds.
+        cache_steps: Time steps in the cache that they share; 0: there is none.
+    """
+
+    ranks: int
+    peers: int
+    ring_steps: int
+    cache_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRequests:
+    """Requests of one node.
+
+    Attributes:
+        of_step: Mean of a step, once the memories are filled or over a whole epoch.
+        episodes: Episodes that they fetch, mean of a step.
+        first: Requests of each of the first steps of a training.
+        epoch_steps: Steps of an epoch of action samples.
+    """
+
+    of_step: float
+    episodes: float
+    first: NDArray[np.int64]
+    epoch_steps: float
+
+
+class _Held:
+    """Episodes in a memory of fixed size, the first stored is removed first."""
+
+    def __init__(self, lengths: NDArray[np.integer], steps: int) -> None:
+        self._lengths, self._free = lengths, steps
+        self._order: deque[int] = deque()
+        self._present = np.zeros(len(lengths), bool)
+
+    def missing(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the episodes that it does not hold."""
+        return episodes[~self._present[episodes]]
+
+    def add(self, episodes: NDArray[np.int64]) -> None:
+        """Store episodes that it does not hold."""
+        self._present[episodes] = True
+        self._order.extend(episodes.tolist())
+        self._free -= int(self._lengths[episodes].sum())
+        while self._free < 0:
+            oldest = self._order.popleft()
+            self._present[oldest] = False
+            self._free += int(self._lengths[oldest])
+
+
+def node_requests(
+    plan: DataPlan, data: int, lengths: NDArray[np.integer], node: NodeMemory, first_steps: int
+) -> NodeRequests:
+    """Replay the middle node of a training over one data set.
+
+    Args:
+        plan: The order.
+        data: Data-parallel ranks of the training.
+        lengths: int [E], time steps of each episode.
+        node: Its ranks and memories.
+        first_steps: Steps of `NodeRequests.first`.
+    """
+    epoch = plan.datasets[0].tables[0].count / int(plan.layout.counts[0, 0])
+    rank = min(data // 2, data - node.ranks)
+    first = _Replay(plan, data, rank, lengths, node)
+    begin = first.steps(0, min(first_steps, int(np.ceil(epoch))))
+    if epoch <= _MOST_STEPS:
+        rest = first.steps(len(begin), int(np.ceil(epoch)))
+        counts = np.concatenate([begin, rest])
+    else:
+        middle = int(epoch) // 2
+        later = _Replay(plan, data, rank, lengths, node)
+        later.steps(middle, middle + _MOST_STEPS)
+        counts = later.steps(middle + _MOST_STEPS, middle + 2 * _MOST_STEPS)
+    requests, episodes = counts.mean(axis=0).tolist()
+    return NodeRequests(requests, episodes, begin[:, 0], epoch)
+
+
+class _Replay:
+    def __init__(
+        self, plan: DataPlan, data: int, rank: int, lengths: NDArray[np.integer], node: NodeMemory
+    ) -> None:
+        self._plan, self._node = plan, node
+        self._first, _ = plan.share(rank, data)
+        _, self._last = plan.share(rank + node.ranks - 1, data)
+        self._each = (self._last - self._first) // node.ranks
+        self._rings = [_Held(lengths, node.ring_steps) for _ in range(node.ranks)]
+        self._cache = _Held(lengths, node.cache_steps) if node.cache_steps else None
+
+    def steps(self, begin: int, end: int) -> NDArray[np.int64]:
+        """Requests and fetched episodes of steps `begin` to `end` (exclusive), int64 [steps, 2]."""
+        counts = [self._step(step) for step in range(begin, end)]
+        return np.array(counts, np.int64).reshape(-1, 2)
+
+    def _step(self, step: int) -> tuple[int, int]:
+        windows = self._plan.step(step, self._first, self._last)
+        of_rank = (windows.sequences - self._first) // self._each
+        requests = episodes = 0
+        for number, ring in enumerate(self._rings):
+            needed = np.unique(windows.episodes[of_rank == number])
+            missing = self._with_blocks(ring, ring.missing(needed))
+            if not len(missing):
+                continue
+            ring.add(missing)
+            fetched, times = missing, self._node.peers
+            if self._cache is not None:
+                fetched, times = self._cache.missing(missing), 1
+                self._cache.add(fetched)
+            requests += times * _runs(fetched)
+            episodes += times * len(fetched)
+        return requests, episodes
+
+    def _with_blocks(self, ring: _Held, missing: NDArray[np.int64]) -> NDArray[np.int64]:
+        blocks = self._plan.blocks[0]
+        if blocks is None or not len(missing):
+            return missing
+        together = np.unique([other for episode in missing.tolist() for other in blocks.of(episode)])
+        return ring.missing(together)
+
+
+def _runs(episodes: Sequence[int] | NDArray[np.int64]) -> int:
+    """Ranges that neighbouring episodes make up."""
+    return int((np.diff(episodes) != 1).sum()) + 1 if len(episodes) else 0
