@@ -19,11 +19,12 @@ import numpy as np
 
 from cluster.resources.placement import Node, place_run
 from cluster.resources.run_resources import RunResources
-from data.config import MixtureConfig
+from data.config import DataConfig, MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
+from data.stream.episode_line import EpisodeLine
 from data.stream.layout import DatasetWindows
-from data.stream.plan import DataPlan, OrderName
+from data.stream.plan import DataPlan, Order
 from data.stream.samples import SampleForm
 from data.stream.window_table import WindowTable
 from data.tokens.image_block import image_block_length
@@ -42,6 +43,7 @@ CAMERAS = 2  # that an episode in a shard has
 WORDS = (5, 25)  # tokens of an instruction, fewest and most
 WORLD_WORDS = 20  # tokens of a world sample's prompt
 MOMENTS = ("exp_avg", "exp_avg_sq")
+POOL_EPISODES = DataConfig().shuffle_episodes
 FORM = SampleForm(image_block_length(CODES, CODES))
 _ATTEMPT = "0123abcd"
 T = TypeVar("T")
@@ -76,29 +78,30 @@ def episode_lengths(episodes: int, mean: int) -> np.ndarray:
     return np.random.default_rng(0).integers(mean // 2, 3 * mean // 2 + 1, episodes, dtype=np.int32)
 
 
-def windows_of(lengths: np.ndarray) -> DatasetWindows:
-    """The windows of synthetic episodes, with instructions of different lengths."""
+def windows_of(lengths: np.ndarray, shuffle: Order) -> DatasetWindows:
+    """The windows of synthetic episodes, with instructions of different lengths, as an order numbers them."""
+    numbering = EpisodeLine if shuffle == "local" else WindowTable
     texts = np.random.default_rng(1).integers(*WORDS, len(lengths), dtype=np.int32)
     world_words = np.full(len(lengths), WORLD_WORDS, np.int32)
     return DatasetWindows(
         "synthetic",
         (
-            WindowTable(lengths, FORM.chunk - 1, FORM.history, texts, FORM.action_length),
-            WindowTable(lengths, FORM.predicted, 1, world_words, lambda words, _: FORM.world_length(words)),
+            numbering(lengths, FORM.chunk - 1, FORM.history, texts, FORM.action_length),
+            numbering(lengths, FORM.predicted, 1, world_words, lambda words, _: FORM.world_length(words)),
         ),
     )
 
 
-def build_plan(lengths: np.ndarray, global_batch: int, sequence_length: int, shuffle: OrderName) -> DataPlan:
+def build_plan(lengths: np.ndarray, global_batch: int, sequence_length: int, shuffle: Order) -> DataPlan:
     """The plan of synthetic episodes, half of whose samples are action samples."""
     return DataPlan(
-        [windows_of(lengths)],
+        [windows_of(lengths, shuffle)],
         MixtureConfig(1.0, 1.0),
         global_batch,
         sequence_length,
         0,
         "synthetic",
-        shuffle=shuffle,
+        pool_episodes=POOL_EPISODES if shuffle == "local" else None,
     )
 
 
