@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from data.stream.plan import DataPlan
 
-_MOST_STEPS = 6_000  # replayed; of a longer epoch a part is, after as many steps that fill the memories
+_WHOLE, _PART = 40_000, 6_000  # steps of an epoch that is replayed whole; of the part of a longer one
+_WARM_SHARE, _WARM_MOST = 0.04, 60_000  # of the epoch, steps: replayed before that part to fill the memories
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,16 @@ def node_requests(
     rank = min(data // 2, data - node.ranks)
     first = _Replay(plan, data, rank, lengths, node)
     begin = first.steps(0, min(first_steps, int(np.ceil(epoch))))
-    if epoch <= _MOST_STEPS:
+    if epoch <= _WHOLE:
         rest = first.steps(len(begin), int(np.ceil(epoch)))
         counts = np.concatenate([begin, rest])
     else:
         middle = int(epoch) // 2
+        # The two kinds drift apart by some per cent of an epoch: what one has read, the other still needs.
+        warm = max(_PART, min(int(_WARM_SHARE * epoch), _WARM_MOST))
         later = _Replay(plan, data, rank, lengths, node)
-        later.steps(middle, middle + _MOST_STEPS)
-        counts = later.steps(middle + _MOST_STEPS, middle + 2 * _MOST_STEPS)
+        later.steps(middle - warm, middle)
+        counts = later.steps(middle, middle + _PART)
     requests, episodes = counts.mean(axis=0).tolist()
     return NodeRequests(requests, episodes, begin[:, 0], epoch)
 
