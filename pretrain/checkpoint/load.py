@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -25,7 +26,7 @@ from pretrain.checkpoint.manifest import MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error, read_manifest
 from pretrain.checkpoint.verification import find_damage
 from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
-from pretrain.model.parameters import initial_values, sharded_dimension
+from pretrain.model.parameters import Shard, initial_values
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
@@ -179,7 +180,7 @@ class _CollectiveLoader:
 
 def _draw(fragment: Fragment, engine: Engine) -> None:
     """Write initial values into this rank's part of a parameter of the action head."""
-    dimension = sharded_dimension(fragment.name)
-    config, seed = engine.module.config, engine.seed
-    whole = initial_values(fragment.name, fragment.shape, dimension, config, seed, 0, 1)
-    fragment.states[MASTER].copy_(torch.cat([whole[box.slices].flatten() for box in fragment.boxes]))
+    master = fragment.states[MASTER]
+    start = int(np.ravel_multi_index(fragment.boxes[0].offset, fragment.shape))  # the part is a flat range
+    shard, config = Shard(fragment.shape), engine.module.config
+    master.copy_(initial_values(fragment.name, shard, config, engine.seed, start, start + master.numel()))
