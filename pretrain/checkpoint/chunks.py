@@ -31,7 +31,7 @@ class Chunk:
     box: Box
 
 
-Index = NDArray[np.int32] | NDArray[np.int64]
+Index = NDArray[np.int32 | np.int64]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def initial_values(
     if start >= stop:
         return torch.empty(0)
     distribution = _distribution(name, shard.shape, config)
-    if isinstance(distribution, float):
+    if not callable(distribution):
         return torch.full((stop - start,), distribution)
     return _drawn(f"{seed}/{name}", shard, start, stop, distribution)
 
