@@ -2,9 +2,10 @@
 
 Everything that rank 0 does between the arrival of the ranks' messages and READY, for all ranks of a layout
 (ZeRO stage 3), in a thread; the messages are made by the project's code for every rank in turn. Meanwhile
-another thread, in place of the training, runs Python without a pause: the longest time between two of its
-turns of a loop is the longest for which a training could not run Python. The same is measured beside a
-thread that sleeps: that is the machine's own part.
+another thread, in place of the training, runs Python without a pause. The longest pause is the most time on a
+core that the commit took between two turns of that thread's loop: for so long a training could not run
+Python. Other programs on the machine do not count in it, they only make it longer by chance: the least of
+several rounds is reported.
 """
 
 from __future__ import annotations
@@ -41,14 +42,13 @@ _COLUMNS = (
     Column("cpu_seconds", "on a core", "s"),
     Column("beside", "commit beside Python", "s"),
     Column("pause", "longest pause", "ms", digits=1),
-    Column("own_pause", "of the machine", "ms", digits=1),
     Column("opening", "opening", "s"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """One commit: seconds, seconds on a core, and the longest pause of the thread beside it."""
+    """One commit: seconds, seconds on a core, and its most seconds on a core between two turns beside it."""
 
     seconds: float
     cpu_seconds: float
@@ -69,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         None if options.smoke else row["pause"] < 1e3 * _MAX_PAUSE,
         row["pause"],
     )
-    report.note(
-        f"medians of {options.repeats}, pauses: the shortest, as other programs only add; load of {os.getloadavg()[0]:.1f} at the end"
-    )
+    report.note(f"medians of {options.repeats}, of the pause the least")
+    report.note(f"load of {os.getloadavg()[0]:.1f} at the end")
     report.finish(options.out)
     return 0
 
@@ -104,7 +103,6 @@ def _row(options: Namespace, ranks: int) -> dict[str, float]:
         save()  # creates the folder, imports what is needed
         alone = [_turn(save, beside=False) for _ in range(options.repeats)]
         beside = [_turn(save, beside=True) for _ in range(options.repeats)]
-        asleep = [_turn(lambda: time.sleep(beside[0].seconds), beside=True) for _ in range(options.repeats)]
         opening = [_seconds(lambda: _open(f"{folder}/{step_name(1)}")) for _ in range(options.repeats)]
     return {
         "ranks": ranks,
@@ -113,7 +111,6 @@ def _row(options: Namespace, ranks: int) -> dict[str, float]:
         "cpu_seconds": statistics.median(turn.cpu_seconds for turn in alone),
         "beside": statistics.median(turn.seconds for turn in beside),
         "pause": 1e3 * min(turn.pause for turn in beside),
-        "own_pause": 1e3 * min(turn.pause for turn in asleep),
         "opening": statistics.median(opening),
     }
 
@@ -129,11 +126,12 @@ def _commit(
 def _turn(function: Callable[[], None], beside: bool) -> _Turn:
     """Call a function in this thread, with or without another one that runs Python."""
     stopped, pauses = threading.Event(), [0.0]
+    clock = time.pthread_getcpuclockid(threading.get_ident())  # of this thread, whoever reads it
 
     def run() -> None:
-        last = time.perf_counter()
+        last = time.clock_gettime(clock)
         while not stopped.is_set():
-            now = time.perf_counter()
+            now = time.clock_gettime(clock)
             pauses[0] = max(pauses[0], now - last)
             last = now
 

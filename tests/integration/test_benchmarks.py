@@ -148,7 +148,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     ),
     "checkpoint_commit": (
         [],
-        ("messages", "seconds", "cpu_seconds", "beside", "pause", "own_pause", "opening"),
+        ("messages", "seconds", "cpu_seconds", "beside", "opening"),
         check_checkpoint_commit,
     ),
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
