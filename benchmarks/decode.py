@@ -41,11 +41,12 @@ from data.tokens.vocabulary import (
     IMAGE_CODE_COUNT,
     TEXT_START,
 )
-from pretrain.model.action_head import ActionHead, initial_head_values
+from pretrain.model.action_head import PREFIX, ActionHead
 from pretrain.model.config import ActionHeadConfig
 from pretrain.model.generate import Order, decode_action_chunk
 from pretrain.model.generate_continuous import predict_actions
 from pretrain.model.generate_images import Guidance, decode_images
+from pretrain.model.parameters import Shard, initial_values
 from pretrain.model.transformer import Transformer
 from pretrain.settings import named_models
 
@@ -126,10 +127,10 @@ def with_head(model: Transformer, chunk: int) -> Transformer:
     config = replace(model.config, action_head=ActionHeadConfig(time_horizon=chunk))
     weight = model.lm_head.weight
     head = ActionHead(config).to(weight.device, weight.dtype)
-    generator = torch.Generator().manual_seed(chunk)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
-            parameter.copy_(initial_head_values(name, tuple(parameter.shape), generator))
+            values = initial_values(f"{PREFIX}{name}", Shard(tuple(parameter.shape)), config, chunk)
+            parameter.copy_(values.view(parameter.shape))
     model.action_head = head.eval().requires_grad_(False)
     return model
 

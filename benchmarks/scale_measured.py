@@ -208,7 +208,7 @@ def rank_written(
     boxes = rank_boxes(shapes, tensor, data, rank)
     rows = [(numbers[name], rank, box) for name, parts in boxes.items() for box in parts]
     values = sum(box.size for parts in boxes.values() for box in parts)
-    held = np.array([numbers[name] for name in boxes], np.int64)
+    held = np.packbits(np.isin(np.arange(len(numbers)), [numbers[name] for name in boxes]))
     files = {
         state_file(rank, MASTER, _ATTEMPT): StoredFile(4 * values, "0" * 64),
         state_file(rank, MOMENTS[0], _ATTEMPT): StoredFile(8 * values, "0" * 64),

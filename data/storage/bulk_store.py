@@ -192,7 +192,15 @@ class BulkObjects:
             ) from error
 
     def write_blocks(self, name: str, blocks: Iterable[Block], size: int) -> None:
-        """Upload in parts; the store makes the object visible as a whole, at the end."""
+        """Upload by one request where one part is enough, else in parts and see that they are there.
+
+        The store makes the object visible as a whole, at the end.
+        """
+        if size <= _MIN_PART:
+            content = b"".join(blocks)
+            self._check_length(name, len(content), size)
+            self.put(name, content)
+            return
         part = max(_MIN_PART, -(-size // _MAX_PARTS))
         try:
             obstore.put(
@@ -207,13 +215,12 @@ class BulkObjects:
             mark_answered(self._url)
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "written", error) from error
-        if written != size:
-            raise OSError(f"{self._url}/{name}: {written} bytes were written, {size} expected")
+        self._check_length(name, written, size)
 
     def put(self, name: str, content: bytes) -> None:
         """Put an object; the store makes it visible as a whole."""
         try:
-            obstore.put(self._store, name, content)
+            obstore.put(self._store, name, content, use_multipart=False)  # else from 5 MB on
             mark_answered(self._url)
         except (ObstoreError, OSError) as error:
             raise self._failure(name, "written", error) from error
@@ -248,6 +255,10 @@ class BulkObjects:
         parts = list(obstore.list(self._store, prefix=folder))  # pyright: ignore[reportUnknownMemberType] - Arrow
         mark_answered(self._url)
         return sorted(meta["path"].removeprefix(f"{folder}/") for part in parts for meta in part)
+
+    def _check_length(self, name: str, written: int, size: int) -> None:
+        if written != size:
+            raise OSError(f"{self._url}/{name}: {written} bytes were written, {size} expected")
 
     def _failure(self, name: str, what: str, error: Exception) -> OSError:
         return OSError(f"{self._url}/{name}: cannot be {what} ({describe_error(self._url, error)})")

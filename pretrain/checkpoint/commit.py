@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from data.errors import InputError
 from pretrain.checkpoint.boxed_tensor import BoxedTensor
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import ChunkTable, split_name
-from pretrain.checkpoint.dcp_storage import LocalSavePlanner, SafetensorsWriter
+from pretrain.checkpoint.dcp_storage import SHARD, LocalSavePlanner, SafetensorsWriter
 from pretrain.checkpoint.location import CheckpointLocation
 from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chunk_table_file
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
+
+_ALIGNMENT = 8  # of a message's parts
 
 
 class AttemptFailedError(Exception):
@@ -53,16 +56,43 @@ class WrittenShard:
     Attributes:
         files: Its files.
         table: Its chunks.
-        states: By state, the numbers of the parameters (in ascending order of their names) that it wrote.
-        started: Files that were started, complete or not.
+        states: By state, which parameters (in ascending order of their names) it wrote: a bit for each, as
+            numpy's `packbits`, uint8.
+        started: Files that were started, complete or not; not reported.
         error: What the storage said; empty: all is written.
     """
 
     files: Mapping[str, StoredFile]
     table: ChunkTable
-    states: Mapping[str, NDArray[np.int64]]
+    states: Mapping[str, NDArray[np.uint8]]
     started: list[str] = field(default_factory=list)
     error: str = ""
+
+    def encode(self) -> bytes:
+        """Encode as a message: the length of a JSON header, the header, the rows of the table."""
+        rows = self.table.rows()
+        header = {
+            "files": {name: [file.bytes, file.sha256] for name, file in self.files.items()},
+            "states": {state: held.tobytes().hex() for state, held in self.states.items()},
+            "error": self.error,
+            "rows": [rows.dtype.name, *rows.shape],
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % _ALIGNMENT)
+        return len(text).to_bytes(_ALIGNMENT, "little") + text + rows.tobytes()
+
+    @classmethod
+    def decode(cls, message: NDArray[np.uint8]) -> WrittenShard:
+        """Decode a message; the table is not copied."""
+        end = _ALIGNMENT + int.from_bytes(message[:_ALIGNMENT].tobytes(), "little")
+        header = json.loads(message[_ALIGNMENT:end].tobytes().decode())
+        dtype, *shape = header["rows"]
+        return cls(
+            {name: StoredFile(*file) for name, file in header["files"].items()},
+            ChunkTable.of_rows(message[end:].view(dtype).reshape(shape)),
+            {state: np.frombuffer(bytes.fromhex(held), np.uint8) for state, held in header["states"].items()},
+            error=header["error"],
+        )
 
 
 def write_shard(
@@ -74,24 +104,25 @@ def write_shard(
     message = ""
     try:
         if shard.tensors:
-            dcp_save(dict(shard.tensors), storage_writer=writer, planner=LocalSavePlanner(), no_dist=True)
+            tensors = {SHARD: dict(shard.tensors)}
+            dcp_save(tensors, storage_writer=writer, planner=LocalSavePlanner(), no_dist=True)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         defects = [cause for cause in causes if not isinstance(cause, OSError | InputError)]
         if defects:
             raise defects[0] from error
         message = f"rank {rank}: {'; '.join(map(str, causes))}"
-    states: dict[str, list[int]] = defaultdict(list)
+    states: dict[str, NDArray[np.bool_]] = defaultdict(lambda: np.zeros(len(numbers), bool))
     boxes: dict[int, list[Box]] = {}
     for name, tensor in shard.tensors.items():
         state, parameter = split_name(name)
-        states[state].append(numbers[parameter])
+        states[state][numbers[parameter]] = True
         boxes[numbers[parameter]] = tensor.boxes
     rows = [(number, rank, box) for number, of_parameter in boxes.items() for box in of_parameter]
     return WrittenShard(
         writer.files,
         ChunkTable.of(rows, _max_dimensions(shard.shapes)),
-        {state: np.array(parameters, np.int64) for state, parameters in states.items()},
+        {state: np.packbits(held) for state, held in states.items()},
         writer.started,
         message,
     )
@@ -121,24 +152,25 @@ def commit(
     names = sorted(shapes)
     tensors = {
         f"{state}/{names[number]}": StoredTensor(shapes[names[number]])
-        for state, numbers in _parameters_by_state(shards).items()
-        for number in numbers.tolist()
+        for state, held in _held_by_state(shards, len(names)).items()
+        for number in np.flatnonzero(held).tolist()
     }
-    content = table.encode()
+    blocks = table.blocks()
+    stored = StoredFile.of_blocks(blocks)
     files = {name: file for shard in shards for name, file in shard.files.items()}
-    files[chunk_table_file(attempt)] = StoredFile.of(content)
-    location.write(step, chunk_table_file(attempt), [content], len(content))
+    files[chunk_table_file(attempt)] = stored
+    location.write(step, chunk_table_file(attempt), blocks, stored.bytes)
     manifest = Manifest(step, optimizer_step, metadata, tensors, files, attempt)
     location.commit(step, manifest.encode(), attempt)
 
 
-def _parameters_by_state(shards: Sequence[WrittenShard]) -> dict[str, NDArray[np.int64]]:
-    """By state, the numbers of the parameters of which any rank wrote it."""
-    numbers: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+def _held_by_state(shards: Sequence[WrittenShard], parameters: int) -> dict[str, NDArray[np.bool_]]:
+    """By state, of which of so many parameters any rank wrote it."""
+    bits: dict[str, NDArray[np.uint8]] = {}
     for shard in shards:
-        for state, parameters in shard.states.items():
-            numbers[state].append(parameters)
-    return {state: np.unique(np.concatenate(arrays)) for state, arrays in numbers.items()}
+        for state, held in shard.states.items():
+            bits[state] = bits[state] | held if state in bits else held
+    return {state: np.unpackbits(held, count=parameters).astype(bool) for state, held in bits.items()}
 
 
 def _max_dimensions(shapes: Mapping[str, tuple[int, ...]]) -> int:

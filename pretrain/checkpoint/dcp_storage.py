@@ -19,7 +19,13 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+)
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -35,8 +41,31 @@ from pretrain.checkpoint.tensor_stream import ReadRequest, read_partially, read_
 _VERIFY_FROM = 0.5  # share of a file that a rank requests, from which on it reads all of it and verifies it
 
 
+SHARD = "shard"
+"""The one entry of the state dict that `LocalSavePlanner` saves: DCP logs every entry."""
+
+
 class LocalSavePlanner(DefaultSavePlanner):
-    """Plans what this rank writes, without checking it against other ranks: the chunk table is checked."""
+    """Plans what this rank writes, without checking it against other ranks: the chunk table is checked.
+
+    The state dict is `{SHARD: boxed tensors by name}`.
+    """
+
+    def set_up_planner(
+        self, state_dict: Any, storage_meta: StorageMeta | None = None, is_coordinator: bool = False
+    ) -> None:
+        """Take the tensors as they are: nothing to flatten."""
+        self.state_dict: dict[str, BoxedTensor] = state_dict[SHARD]
+
+    def create_local_plan(self) -> SavePlan:
+        """Plan to write every box."""
+        items = [
+            item
+            for name, tensor in self.state_dict.items()
+            for item in tensor.__create_write_items__(name, tensor)
+        ]
+        self.plan = SavePlan(items)
+        return self.plan
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         """Return this rank's plan unchanged."""

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -22,15 +23,17 @@ from pretrain.checkpoint.dcp_storage import SafetensorsReader
 from pretrain.checkpoint.fragments import Fragment, finish_loading, fragments, state_names
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import MASTER, Manifest
-from pretrain.checkpoint.ready import damage_error, read_manifest
+from pretrain.checkpoint.messages import all_gather_json, broadcast_bytes, broadcast_json
+from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error, read_manifest
 from pretrain.checkpoint.verification import find_damage
 from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
-from pretrain.model.parameters import initial_values, sharded_dimension
+from pretrain.model.parameters import Shard, initial_values
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
 _MAX_LISTED = 5
+_ERRORS = (DamagedCheckpointError, StorageError, InputError)  # of reading, the most special first
 
 
 def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
@@ -90,7 +93,7 @@ def load_metadata(url: str | Path) -> Mapping[str, Any]:
 
 
 class _CollectiveLoader:
-    """A checkpoint that all ranks load: rank 0 reads manifest and chunk table and broadcasts them.
+    """A checkpoint that all ranks load: rank 0 reads and checks manifest and chunk table and broadcasts them.
 
     Raises:
         DamagedCheckpointError: READY, manifest or chunk table are damaged.
@@ -100,19 +103,20 @@ class _CollectiveLoader:
     def __init__(self, url: str | Path) -> None:
         self._store: Store = open_checkpoint(url, RETRY_SECONDS)  # exists: a store that is silent is away
         self._group: Any = dist.new_group(backend="gloo")
-        content: list[Any] = [b"", b"", None]
+        manifest, table, problem = b"", b"", None
         if dist.get_rank() == 0:
             try:
-                content[0] = read_manifest(self._store)
-                content[1] = Manifest.parse(self._store.url, content[0]).read_chunk_table(self._store)
+                manifest = read_manifest(self._store)
+                parsed = Manifest.parse(self._store.url, manifest)
+                table = parsed.read_chunk_table(self._store)
+                parsed.chunk_table(self._store.url, table)
             except InputError as error:
-                content[2] = (type(error), str(error))
-        dist.broadcast_object_list(content, 0, group=self._group)
-        if content[2] is not None:
-            kind, message = content[2]
-            raise kind(message)
-        self.manifest = Manifest.parse(self._store.url, content[0])
-        self._chunk_table: bytes = content[1]
+                kind = next(number for number, kind in enumerate(_ERRORS) if isinstance(error, kind))
+                problem = [kind, str(error)]
+        if found := broadcast_json(problem, self._group):
+            raise _ERRORS[found[0]](found[1])
+        self.manifest = Manifest.parse(self._store.url, broadcast_bytes(manifest, self._group))
+        self._chunk_table = ChunkTable.decode(self._store.url, broadcast_bytes(table, self._group))
 
     def load(self, engine: Engine, states: Collection[str] | None, may_lack_head: bool = False) -> None:
         """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified.
@@ -120,7 +124,6 @@ class _CollectiveLoader:
         With `may_lack_head` an action head that the checkpoint does not have gets initial values.
         """
         check_network(self._store.url, self.manifest, engine.module.config, may_lack_head)
-        table = self.manifest.chunk_table(self._store.url, self._chunk_table)
         buffers: dict[str, Tensor] = {}
         tensors: dict[str, BoxedTensor] = {}
         targets: dict[str, Tensor] = {}
@@ -136,26 +139,26 @@ class _CollectiveLoader:
                     buffers[name] = torch.empty(target.shape, dtype=torch.float32)
                     tensors[name] = BoxedTensor(fragment.shape, fragment.boxes, buffers[name])
                     targets[name] = target
-        self._read(table, tensors)
+        self._read(tensors)
         for name, target in targets.items():
             target.copy_(buffers[name])
         for fragment in new:
             _draw(fragment, engine)
 
-    def _read(self, table: ChunkTable, tensors: Mapping[str, BoxedTensor]) -> None:
+    def _read(self, tensors: Mapping[str, BoxedTensor]) -> None:
         missing = sorted(name for name in tensors if name not in self.manifest.tensors)
         stored = {name: tensor for name, tensor in tensors.items() if name in self.manifest.tensors}
-        reader = SafetensorsReader(self._store, self.manifest, table, stored)
+        reader = SafetensorsReader(self._store, self.manifest, self._chunk_table, stored)
         if stored and not missing:
             dcp_load(dict(stored), storage_reader=reader, planner=DefaultLoadPlanner(), no_dist=True)
-        ranks = self._all_gather((reader.touched, reader.verified, missing))
-        if missing_anywhere := sorted({name for _, _, names in ranks for name in names}):
+        if missing_anywhere := self._of_any_rank(missing):
             raise InputError(
                 f"{self._store.url}: does not hold {', '.join(missing_anywhere[:_MAX_LISTED])}; resume with "
                 "the optimiser that it was saved with, or start a run with checkpointing.start_from"
             )
-        touched = {name for files, _, _ in ranks for name in files}
-        self._verify(touched - {name for _, files, _ in ranks for name in files}, reader)
+        self._verify(
+            self._files_of_any_rank(reader.touched) - self._files_of_any_rank(reader.verified), reader
+        )
 
     def _verify(self, files: Collection[str], reader: SafetensorsReader) -> None:
         """Share the files that no rank has verified among the ranks; every rank raises any rank's errors."""
@@ -165,21 +168,26 @@ class _CollectiveLoader:
             damage += find_damage(self._store, {name: self.manifest.files[name] for name in own})
         except StorageError as error:
             unanswered.append(str(error))
-        ranks = self._all_gather((damage, unanswered))
-        if lines := sorted({line for _, lines in ranks for line in lines}):
+        if lines := self._of_any_rank(unanswered):
             raise StorageError(lines[0])  # nothing is damaged, as far as is known
-        if lines := sorted({line for lines, _ in ranks for line in lines}):
+        if lines := self._of_any_rank(damage):
             raise damage_error(self._store.url, lines)
 
-    def _all_gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+    def _of_any_rank(self, lines: Collection[str]) -> list[str]:
+        """The lines of all ranks, each once, in ascending order; usually there are none."""
+        return sorted({line for of_rank in all_gather_json(list(lines), self._group) for line in of_rank})
+
+    def _files_of_any_rank(self, names: Collection[str]) -> set[str]:
+        """The files of the checkpoint that any rank names."""
+        files = sorted(self.manifest.files)
+        named = torch.tensor([name in names for name in files], dtype=torch.uint8)
+        dist.all_reduce(named, dist.ReduceOp.MAX, group=self._group)
+        return {files[number] for number in named.nonzero().flatten().tolist()}
 
 
 def _draw(fragment: Fragment, engine: Engine) -> None:
     """Write initial values into this rank's part of a parameter of the action head."""
-    dimension = sharded_dimension(fragment.name)
-    config, seed = engine.module.config, engine.seed
-    whole = initial_values(fragment.name, fragment.shape, dimension, config, seed, 0, 1)
-    fragment.states[MASTER].copy_(torch.cat([whole[box.slices].flatten() for box in fragment.boxes]))
+    master = fragment.states[MASTER]
+    start = int(np.ravel_multi_index(fragment.boxes[0].offset, fragment.shape))  # the part is a flat range
+    shard, config = Shard(fragment.shape), engine.module.config
+    master.copy_(initial_values(fragment.name, shard, config, engine.seed, start, start + master.numel()))

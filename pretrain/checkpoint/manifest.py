@@ -17,13 +17,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from data.errors import InputError
 from data.files import write_whole
+from data.storage.bulk_store import Block
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import Chunk, ChunkTable
@@ -57,7 +60,16 @@ class StoredFile:
     @classmethod
     def of(cls, content: bytes) -> StoredFile:
         """Describe a file by its content."""
-        return cls(len(content), hashlib.sha256(content).hexdigest())
+        return cls.of_blocks([content])
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[Block]) -> StoredFile:
+        """Describe a file by its content, block by block."""
+        digest, count = hashlib.sha256(), 0
+        for block in blocks:
+            digest.update(block)
+            count += len(block)
+        return cls(count, digest.hexdigest())
 
     @classmethod
     def of_path(cls, path: Path) -> StoredFile:
@@ -139,8 +151,14 @@ class Manifest:
             "optimizer_step": self.optimizer_step,
             "attempt": self.attempt,
             "metadata": self.metadata,
-            "files": {name: asdict(file) for name, file in sorted(self.files.items())},
-            "tensors": {name: asdict(tensor) for name, tensor in sorted(self.tensors.items())},
+            "files": {
+                name: {"bytes": file.bytes, "sha256": file.sha256}
+                for name, file in sorted(self.files.items())
+            },
+            "tensors": {
+                name: {"shape": tensor.shape, "dtype": tensor.dtype}
+                for name, tensor in sorted(self.tensors.items())
+            },
         }
         return json.dumps(content).encode()
 
@@ -225,9 +243,10 @@ class Manifest:
             raise DamagedCheckpointError(str(error)) from error
         error = table.inconsistency({name: tensor.shape for name, tensor in self.weights.items()})
         states = {name.partition("/")[0] for name in self.tensors}
-        for writer in sorted(set(table.writer.tolist())):
-            for file in sorted({self.file_of(writer, state) for state in states} - self.files.keys()):
-                error = error or f"it names {file}, expected only its own rank files"
+        for writer in np.unique(table.writer).tolist():
+            for file in sorted({self.file_of(writer, state) for state in states}):
+                if error is None and file not in self.files:
+                    error = f"it names {file}, expected only its own rank files"
         if error is not None:
             raise DamagedCheckpointError(
                 f"{where}: its table of chunks is wrong ({error}); take another checkpoint"

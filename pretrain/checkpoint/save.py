@@ -17,9 +17,10 @@ from torch import Tensor
 
 from data.errors import InputError
 from pretrain.checkpoint.boxed_tensor import BoxedTensor
-from pretrain.checkpoint.commit import AttemptFailedError, Shard, commit, write_shard
+from pretrain.checkpoint.commit import AttemptFailedError, Shard, WrittenShard, commit, write_shard
 from pretrain.checkpoint.fragments import fragments, optimizer_step
 from pretrain.checkpoint.location import CheckpointLocation, UncertainCommitError
+from pretrain.checkpoint.messages import broadcast_json, gather_bytes
 from pretrain.checkpoint.retention import steps_to_remove, success_rates
 from pretrain.config import CheckpointingConfig
 
@@ -175,19 +176,18 @@ class CheckpointWriter:
 
     def _attempt(self, shard: Shard, save: _Save) -> str:
         """Write and commit once; return the error, on every rank the same (empty: none)."""
-        attempt = [uuid.uuid4().hex[:8]]
-        dist.broadcast_object_list(attempt, 0, group=self._group)
-        written = write_shard(self._location, save.step, dist.get_rank(), attempt[0], shard)
-        gathered: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        dist.gather_object(written, gathered, 0, group=self._group)
+        attempt: str = broadcast_json(uuid.uuid4().hex[:8], self._group)
+        written = write_shard(self._location, save.step, dist.get_rank(), attempt, shard)
+        messages = gather_bytes(written.encode(), self._group)
 
         def commit_all() -> None:
-            metadata, shards = dict(save.metadata), gathered or []
-            commit(self._location, save.step, save.optimizer_step, metadata, attempt[0], shards, shard.shapes)
+            shapes, metadata = shard.shapes, dict(save.metadata)
+            shards = [WrittenShard.decode(message) for message in messages]
+            commit(self._location, save.step, save.optimizer_step, metadata, attempt, shards, shapes)
 
         error, certain = self._on_first_rank(commit_all)
         if not error:
-            self._remove_old(save.step, attempt[0])
+            self._remove_old(save.step, attempt)
         elif certain:
             self._remove_attempt(save.step, written.started)
         return error
@@ -202,8 +202,8 @@ class CheckpointWriter:
                 outcome[0] = str(error)
             except (OSError, InputError) as error:
                 outcome = [f"rank 0: {error}", not isinstance(error, UncertainCommitError)]
-        dist.broadcast_object_list(outcome, 0, group=self._group)
-        return outcome[0], outcome[1]
+        error, certain = broadcast_json(outcome, self._group)
+        return error, certain
 
     def _clean(self) -> None:
         removed = self._location.remove_incomplete()

@@ -36,6 +36,7 @@ from data.errors import InputError
 from data.stream.source_format import SourceFormat
 from pretrain.model.action_prompts import ActionPrompts
 from pretrain.model.config import ActionHeadConfig, ModelConfig
+from pretrain.model.random_values import Distribution, normal, uniform
 from pretrain.model.seeds import seed_generators
 
 PREFIX = "action_head."
@@ -270,8 +271,8 @@ def check_head_size(head: ActionHeadConfig, chunk: int, numbers: int) -> None:
             )
 
 
-def initial_head_values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Initial values of one parameter of the head, fp32 on the CPU.
+def head_distribution(name: str, shape: tuple[int, ...]) -> Distribution | float:
+    """Distribution of the initial values of one parameter of the head, or the one value that all have.
 
     Queries are normal with deviation 0.02 (as published), weights uniform as torch's Linear and
     MultiheadAttention draw them, norm weights one, biases zero.
@@ -279,13 +280,11 @@ def initial_head_values(name: str, shape: tuple[int, ...], generator: torch.Gene
     Args:
         name: Of the parameter in `pretrain.model.transformer.Transformer`.
         shape: Of the parameter.
-        generator: Of the random numbers.
     """
     if name.endswith("bias"):
-        return torch.zeros(shape)
+        return 0.0
     if len(shape) == 1:
-        return torch.ones(shape)
+        return 1.0
     if "action_token_embeddings" in name:
-        return torch.empty(shape).normal_(0.0, _QUERY_DEVIATION, generator=generator)
-    limit = math.sqrt(6 / sum(shape)) if name.endswith("in_proj_weight") else 1 / math.sqrt(shape[1])
-    return torch.empty(shape).uniform_(-limit, limit, generator=generator)
+        return normal(_QUERY_DEVIATION)
+    return uniform(math.sqrt(6 / sum(shape)) if name.endswith("in_proj_weight") else 1 / math.sqrt(shape[1]))

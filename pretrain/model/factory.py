@@ -70,20 +70,3 @@ class LayerFactory:
     def max_over_ranks(self, values: Tensor) -> Tensor:
         """Maximum over the ranks, any shape, in place; no gradient."""
         return values
-
-
-def shard_of(values: Tensor, dimension: int, rank: int, size: int) -> Tensor:
-    """Shard number `rank` of `size` equal shards of a tensor, a view.
-
-    Args:
-        values: Any shape.
-        dimension: To split along.
-        rank: From 0 to below `size`.
-        size: Number of shards.
-
-    Raises:
-        ValueError: The dimension does not divide by `size`.
-    """
-    if values.shape[dimension] % size:
-        raise ValueError(f"dimension {dimension} of {tuple(values.shape)} does not divide by {size}")
-    return values.chunk(size, dim=dimension)[rank]

@@ -17,7 +17,7 @@ from pretrain.model.factory import LayerFactory
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
 from pretrain.model.loss import ActionSources, LossSettings, VocabularyHead, with_action_error
 from pretrain.model.mask import effective_blocks
-from pretrain.model.parameters import initial_values, sharded_dimension
+from pretrain.model.parameters import Shard, initial_values, sharded_dimension
 from pretrain.model.recompute import run_layer
 
 
@@ -198,5 +198,5 @@ def initialise(model: Transformer, seed: int, rank: int = 0, size: int = 1) -> N
         size: Tensor-parallel size.
     """
     for name, parameter in model.named_parameters():
-        shape, dimension = tuple(parameter.shape), sharded_dimension(name)
-        parameter.copy_(initial_values(name, shape, dimension, model.config, seed, rank, size))
+        shard = Shard(tuple(parameter.shape), sharded_dimension(name), rank, size)
+        parameter.copy_(initial_values(name, shard, model.config, seed).view(shard.shape))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pretrain.config import TrainingConfig
 from pretrain.model.factory import LayerFactory
-from pretrain.model.parameters import initial_values, sharded_dimension
+from pretrain.model.parameters import Shard, initial_values, sharded_dimension
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
 from pretrain.parallel.replicated import ReplicatedOptimizer
@@ -29,8 +29,8 @@ from pretrain.precision import PRECISIONS
 def build_module(config: TrainingConfig, groups: ProcessGroups, initialise: bool = True) -> Transformer:
     """Build the network, each module partitioned over the data-parallel ranks as it is constructed (stage 3).
 
-    No rank ever holds more than its partition and one whole matrix. Stages 0 to 2 hold whole weights on
-    every rank.
+    No rank ever holds more than its partition and one whole matrix, and it draws its partition alone. Stages
+    0 to 2 hold whole weights on every rank.
 
     Args:
         config: Of the training.
@@ -155,17 +155,16 @@ def _model_parallel_unit(groups: ProcessGroups) -> ModelParallelUnit | None:
 
 @torch.no_grad()
 def _initialise(module: Transformer, seed: int, factory: LayerFactory, data_rank: int) -> None:
-    """Write initial values into this rank's partition; one matrix is whole at a time."""
+    """Draw the initial values of this rank's partition (stage 3), else of its tensor-parallel shard."""
     for name, parameter in module.named_parameters():
         partition: Any = getattr(parameter, "ds_tensor", None)
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        dimension = sharded_dimension(name)
-        values = initial_values(name, shape, dimension, module.config, seed, factory.rank, factory.size)
+        shard = Shard(shape, sharded_dimension(name), factory.rank, factory.size)
         if partition is None:
-            parameter.copy_(values)
+            parameter.copy_(initial_values(name, shard, module.config, seed).view(shape))
             continue
         first = data_rank * partition.numel()
-        share = values.flatten()[first : first + partition.numel()]
+        share = initial_values(name, shard, module.config, seed, first, first + partition.numel())
         partition[: len(share)].copy_(share)
         partition[len(share) :].zero_()  # padding of the last ranks
         cast(Any, parameter).ds_secondary_tensor = None  # hpZ's second copy is outdated

@@ -12,7 +12,6 @@ from torch import Tensor
 from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, IGNORED_LABEL, IMAGE_CODE_START
 from pretrain.config import LossConfig
 from pretrain.model import vocabulary
-from pretrain.model.factory import shard_of
 from pretrain.model.loss import LabelKind, LossSettings, Total, VocabularyHead
 from pretrain.parallel.mesh import Mesh
 from tests.support.engine_case import LEARNING_RATE, global_batch, rows, settings
@@ -59,7 +58,7 @@ def shared_loss(mesh: Mesh, tokens: int, block: int, rows: int) -> dict[str, Any
     case = shared_case(tokens, rows)
     head = VocabularyHead(factory, rows, WIDTH)
     with torch.no_grad():
-        head.weight.copy_(shard_of(case.weight, 0, factory.rank, factory.size))
+        head.weight.copy_(case.weight.chunk(factory.size)[factory.rank])
     hidden = case.hidden.requires_grad_()
     loss, sums = head(hidden, case.labels, torch.tensor([5.0, 9.0]), STRONG)
     loss.backward()

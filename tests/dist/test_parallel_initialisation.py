@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -91,6 +92,37 @@ def test_no_weights_are_drawn_before_a_checkpoint_is_loaded() -> None:
     run_ranks(build_without_draw, 1, False)
     with pytest.raises(RankFailedError, match="drawn"):
         run_ranks(build_without_draw, 1, True)
+
+
+def drawn_and_held(config: TrainingConfig) -> tuple[int, int, int]:
+    """Every rank: values that it drew, matrices of which it holds a part, and values of that part."""
+    from pretrain.model import random_values
+    from pretrain.parallel.groups import ProcessGroups
+    from pretrain.parallel.zero import build_module
+
+    drawn: list[int] = []
+    original = random_values.random_bits
+
+    def counting(*arguments: Any) -> random_values.Bits:
+        bits = original(*arguments)
+        drawn.append(bits.size)
+        return bits
+
+    random_values.random_bits = counting
+    module = build_module(config, ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data)))
+    matrices = [p for name, p in module.named_parameters() if "norm" not in name]
+    return sum(drawn), len(matrices), sum(getattr(p, "ds_tensor", p).numel() for p in matrices)
+
+
+def test_each_rank_draws_its_own_share_alone() -> None:
+    partitioned = run_ranks(drawn_and_held, 4, of_layout(2, 2, 3, "fp32"))
+    for drawn, matrices, held in partitioned:
+        assert held <= drawn + matrices, "a share is padded by at most one value"
+        assert drawn <= held + 2 * matrices * 96, "no more than the rows that a share begins and ends in"
+    for (drawn, _, held), (_, _, share) in zip(
+        run_ranks(drawn_and_held, 4, of_layout(2, 2, 2, "fp32")), partitioned, strict=True
+    ):
+        assert drawn == held == 2 * share, "its tensor-parallel shard"
 
 
 def peak_of_building(stage: int) -> tuple[int, int]:

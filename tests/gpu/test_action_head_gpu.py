@@ -12,7 +12,7 @@ from pretrain.model.action_head import ActionHead
 from pretrain.model.action_prompts import ActionPrompts
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.generate_continuous import predict_actions
-from pretrain.model.parameters import initial_values
+from pretrain.model.parameters import Shard, initial_values
 from pretrain.model.transformer import Transformer, initialise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -34,8 +34,8 @@ SMALL = ModelConfig(
 def head() -> ActionHead:
     module = ActionHead(SMALL)
     for name, parameter in module.named_parameters():
-        full = f"action_head.{name}"
-        parameter.copy_(initial_values(full, tuple(parameter.shape), None, SMALL, 0, 0, 1))
+        values = initial_values(f"action_head.{name}", Shard(tuple(parameter.shape)), SMALL, 0)
+        parameter.copy_(values.view(parameter.shape))
     return module.train()
 
 

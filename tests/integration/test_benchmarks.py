@@ -120,6 +120,19 @@ def check_prepare_reading(rows: Rows) -> None:
     assert rows[0]["of_decoding"] == 1
 
 
+def check_checkpoint_files(rows: Rows) -> None:
+    assert column(rows, "files") == [35, 35, 19, 7], "16 ranks of two nodes; chunk table, manifest and READY"
+    assert column(rows, "of_file") == [1, 1, 1, 5], "the file of a node takes two parts"
+    assert column(rows, "save") == [32, 32, 16, 12]
+    assert {row["commit"] for row in rows} == {3}
+    assert {row["removal"] for row in rows} == {3}, "a list, READY, the other objects"
+
+
+def check_checkpoint_commit(rows: Rows) -> None:
+    assert column(rows, "ranks") == [8]
+    assert rows[0]["messages"] < 0.1
+
+
 # Options besides --smoke, the columns whose values must be positive numbers, and what else must hold.
 BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]] = {
     "attention": (["--tokens", "640"], (), check_attention),
@@ -135,6 +148,16 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "beside": ([], ("seconds", "relative"), check_beside),
     "scale": ([], ("step", "plan_start", "plan_step", "commit", "opening", "load"), check_scale),
     "checkpoint": ([], ("shard", "stall", "write", "load", "stored", "copies"), check_checkpoint),
+    "checkpoint_files": (
+        [],
+        ("largest", "start", "retention", "create", "list", "remove"),
+        check_checkpoint_files,
+    ),
+    "checkpoint_commit": (
+        [],
+        ("messages", "seconds", "cpu_seconds", "beside", "opening"),
+        check_checkpoint_commit,
+    ),
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
     "prepare_reading": ([], ("cpu_seconds", "seconds", "rate", "of_decoding"), check_prepare_reading),
     "shuffle": ([], ("windows", "within", "between", "open"), check_shuffle),

@@ -50,6 +50,19 @@ def test_a_wrong_length_is_an_error(place: BulkStore) -> None:
         place.write_blocks("x", [b"abc"], 4)
 
 
+def test_an_object_of_one_part_takes_one_request(server: ObjectServer) -> None:
+    place = open_bulk(f"s3://{BUCKET}/prefix")
+    blocks = [bytes(12 << 20), memoryview(bytes(4 << 20))]  # as much as one part
+    server.requests.clear()
+    place.write_blocks("step_1/one", blocks, 16 << 20)
+    assert server.requests == [("PUT", f"/{BUCKET}/prefix/step_1/one")]
+    server.requests.clear()
+    place.write_blocks("step_1/two", [*blocks, b"x"], (16 << 20) + 1)
+    methods = [method for method, _ in server.requests]
+    assert sorted(methods) == ["HEAD", "POST", "POST", "PUT", "PUT"], "begin, two parts, end, length"
+    assert open_store(place.url).size("step_1/two") == (16 << 20) + 1
+
+
 def test_an_error_of_the_server_names_the_url(server: ObjectServer) -> None:
     place = open_bulk(f"s3://{BUCKET}/prefix")
     server.refuse = lambda method, path: 403 if method in ("PUT", "POST") else None
