@@ -137,6 +137,7 @@ class _CollectiveLoader:
                     tensors[name] = BoxedTensor(fragment.shape, fragment.boxes, buffers[name])
                     targets[name] = target
         self._read(table, tensors)
+        engine.prepare_change()
         for name, target in targets.items():
             target.copy_(buffers[name])
         for fragment in new:
