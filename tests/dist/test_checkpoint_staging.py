@@ -85,7 +85,7 @@ def _save_at_every_step(config: TrainingConfig, root: Path, micro_batches: int) 
         a checkpoint that is loaded again, from the state at its save.
     """
     engine = case.build(config)
-    late = _LateCopies()
+    late = _LateCopies(seconds=0.1)  # time for an update that does not wait
     writer = CheckpointWriter(root, engine)
     expected: list[Held] = []
     for step in range(1, SAVES + 1):
@@ -136,7 +136,7 @@ def _load_while_copying(root: Path) -> list[str]:
     writer.wait()
     _step(engine, 1)
     before = _held(engine)
-    late = _LateCopies()
+    late = _LateCopies(seconds=0.1)
     writer.save(2, {})
     load(root / "step_00000001", engine)
     writer.wait()
