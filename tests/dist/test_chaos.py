@@ -122,7 +122,11 @@ def test_twenty_kills_change_nothing(undisturbed: RunFolder, url: str, tmp_path:
 
 
 def test_kills_and_another_layout_at_each_start(undisturbed: RunFolder, url: str, tmp_path: Path) -> None:
-    chaos = _disturbed(_settings(tmp_path, url), ("save", "step", "save", "copy", "save", "step", "save", "copy", "save"), LAYOUTS)
+    chaos = _disturbed(
+        _settings(tmp_path, url),
+        ("save", "step", "save", "copy", "save", "step", "save", "copy", "save"),
+        LAYOUTS,
+    )
     assert chaos.torn >= 4, "kills in the middle of a save"
     for ours, theirs in zip(_curve(chaos.folder), _curve(undisturbed), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5, rel=0)

@@ -2,106 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pretrain.checkpoint import staging
 from pretrain.checkpoint.fragments import fragments
 from pretrain.checkpoint.load import load
 from pretrain.checkpoint.save import CheckpointError, CheckpointWriter
-from pretrain.config import CheckpointingConfig, Offload, TrainingConfig
-from pretrain.parallel.engine import Engine
+from pretrain.config import CheckpointingConfig
 from pretrain.parallel.mesh import Mesh
-from tests.support import checkpoint_case as case
-from tests.support.engine_case import LEARNING_RATE, global_batch, parts, settings
+from tests.support import checkpoint_case
+from tests.support import staging_case as case
 from tests.support.ranks import run_ranks
 from tests.support.waiting import HANG_SECONDS
 
-Held = dict[str, Tensor]
-SAVES = 3
-
-
-def _config(mesh: Mesh, stage: int, precision: str, micro_batches: int, offload: str) -> TrainingConfig:
-    config = settings(mesh, stage, precision)
-    if micro_batches > 1:
-        config.trainer.micro_batch = case.SEQUENCES // mesh.data // micro_batches
-    config.parallel.offload = cast(Offload, offload)
-    return config
-
-
-def _held(engine: Engine) -> Held:
-    """A copy of all that this rank writes, by state, parameter and place."""
-    return {
-        f"{state}/{part.name}": values.clone()
-        for part in fragments(engine)
-        if part.is_writer
-        for state, values in part.states.items()
-    }
-
-
-def _step(engine: Engine, micro_batches: int) -> None:
-    groups = engine.groups
-    batches = parts(global_batch(engine.step_count), groups.mesh, micro_batches, groups.data_rank)
-    engine.step(batches, LEARNING_RATE)
-
-
-class _LateCopies:
-    """Copies that begin only when the training is about to change the state, as late as they can.
-
-    Args:
-        seconds: For which the training waits at least.
-    """
-
-    def __init__(self, seconds: float = 0.0) -> None:
-        self.changes = threading.Semaphore(0)
-        self.overlapped = 0
-        run, wait = staging.HostCopies.run, staging.HostCopies.wait_before_change
-
-        def late(copies: staging.HostCopies) -> None:
-            assert self.changes.acquire(timeout=HANG_SECONDS)
-            time.sleep(seconds)
-            run(copies)
-
-        def waiting(copies: staging.HostCopies) -> None:
-            self.overlapped += not copies._done.is_set()
-            self.changes.release()
-            wait(copies)
-
-        staging.HostCopies.run = late  # type: ignore[method-assign]
-        staging.HostCopies.wait_before_change = waiting  # type: ignore[method-assign]
-
-
-def _save_at_every_step(config: TrainingConfig, root: Path, micro_batches: int) -> tuple[int, list[str]]:
-    """Save after each step and change the state as soon as that is allowed.
-
-    Returns:
-        Saves whose copies began after the last backward pass of the next step, and tensors that differ, in
-        a checkpoint that is loaded again, from the state at its save.
-    """
-    engine = case.build(config)
-    late = _LateCopies(seconds=0.1)  # time for an update that does not wait
-    writer = CheckpointWriter(root, engine)
-    expected: list[Held] = []
-    for step in range(1, SAVES + 1):
-        _step(engine, micro_batches)
-        expected.append(_held(engine))
-        writer.save(step, {"tokens": step})
-    _step(engine, micro_batches)
-    writer.wait()
-    overlapped, differing = late.overlapped, []
-    for step, before in enumerate(expected, 1):
-        load(root / f"step_{step:08d}", engine)
-        assert engine.step_count == step
-        after = _held(engine)
-        assert before.keys() == after.keys()
-        differing += [f"{step}: {name}" for name in before if not torch.equal(before[name], after[name])]
-    return overlapped, differing
+LATE = partial(case.LateHostCopies, 0.1)  # time for an update that does not wait
 
 
 @pytest.mark.parametrize(
@@ -121,29 +40,28 @@ def _save_at_every_step(config: TrainingConfig, root: Path, micro_batches: int) 
 def test_a_save_at_every_step_holds_the_state_at_the_save_to_the_last_bit(
     mesh: Mesh, stage: int, precision: str, micro_batches: int, offload: str, tmp_path: Path
 ) -> None:
-    config = _config(mesh, stage, precision, micro_batches, offload)
-    for overlapped, differing in run_ranks(_save_at_every_step, mesh.size, config, tmp_path, micro_batches):
-        assert overlapped == SAVES, "every save was still being copied when the next update was due"
+    config = case.configuration(mesh, stage, precision, micro_batches, offload)
+    ranks = run_ranks(case.save_at_every_step, mesh.size, config, tmp_path, micro_batches, LATE)
+    for overlapped, differing in ranks:
+        assert overlapped == case.SAVES, "each was still to be copied when the next update was due"
         assert differing == []
 
 
 def _load_while_copying(root: Path) -> list[str]:
-    """Load an older checkpoint while the copies of a newer one have not begun; tensors that differ."""
-    engine = case.build(settings(Mesh(1, 2), 3))
+    """Load an older checkpoint before a newer one's copies begin; tensors that are wrong in the newer one."""
+    engine = checkpoint_case.build(case.configuration(Mesh(1, 2), 3))
     writer = CheckpointWriter(root, engine)
-    _step(engine, 1)
+    case.step(engine)
     writer.save(1, {})
     writer.wait()
-    _step(engine, 1)
-    before = _held(engine)
-    late = _LateCopies(seconds=0.1)
+    case.step(engine)
+    before, late = case.held(engine), LATE()
     writer.save(2, {})
     load(root / "step_00000001", engine)
     writer.wait()
     assert late.overlapped == 1
     load(root / "step_00000002", engine)
-    after = _held(engine)
-    return [name for name in before if not torch.equal(before[name], after[name])]
+    return case.differing(before, case.held(engine))
 
 
 def test_loading_waits_for_the_copies(tmp_path: Path) -> None:
@@ -152,7 +70,7 @@ def test_loading_waits_for_the_copies(tmp_path: Path) -> None:
 
 def _fail_to_copy(root: Path) -> tuple[str, list[dict[str, Any]]]:
     """Rank 1 cannot copy its part of the second of three checkpoints; the error and the events reported."""
-    engine = case.build(settings(Mesh(1, 2), 2))
+    engine = checkpoint_case.build(case.configuration(Mesh(1, 2), 2))
     events: list[dict[str, Any]] = []
     writer = CheckpointWriter(
         root,
@@ -174,7 +92,7 @@ def _fail_to_copy(root: Path) -> tuple[str, list[dict[str, Any]]]:
     staging.HostCopies.run = fail  # type: ignore[method-assign]
     message = ""
     for step in (1, 2, 3):
-        _step(engine, 1)
+        case.step(engine)
         writer.save(step, {})
         try:
             writer.wait()
@@ -194,13 +112,11 @@ def test_a_rank_that_cannot_copy_fails_the_save_on_all_ranks_at_once(tmp_path: P
     assert names == ["step_00000001", "step_00000003"], "no file of the second was begun"
 
 
-def _states_and_flats(stage: int, offload: str) -> list[str]:
+def _states_elsewhere(stage: int, offload: str) -> list[str]:
     """States that are not the optimiser's own memory, where the accelerator is another device."""
     from deepspeed.accelerator import get_accelerator
 
-    config = settings(Mesh(1, 1), stage)
-    config.parallel.offload = cast(Offload, offload)
-    engine = case.build(config)
+    engine = checkpoint_case.build(case.configuration(Mesh(1, 1), stage, offload=offload))
     get_accelerator().current_device_name = lambda: "meta"  # type: ignore[method-assign]
     addresses = set(staging.state_addresses(engine))
     return [
@@ -213,19 +129,40 @@ def _states_and_flats(stage: int, offload: str) -> list[str]:
 
 @pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "all")])
 def test_states_in_host_memory_are_the_optimizers_own_beside_an_accelerator(stage: int, offload: str) -> None:
-    assert run_ranks(_states_and_flats, 1, stage, offload) == [[]]
+    assert run_ranks(_states_elsewhere, 1, stage, offload) == [[]]
+
+
+def _save_around_new_memory(root: Path) -> list[str]:
+    """Save, give the optimiser other memory, train and save again; tensors that are wrong in the second."""
+    engine = checkpoint_case.build(case.configuration(Mesh(1, 1), 1))
+    writer = CheckpointWriter(root, engine)
+    case.step(engine)
+    writer.save(1, {})
+    case.step(engine)
+    for states in engine.optimizer.state.values():
+        states["exp_avg"] = states["exp_avg"].clone()
+    case.step(engine)
+    before = case.held(engine)
+    writer.save(3, {})
+    writer.wait()
+    load(root / "step_00000003", engine)
+    return case.differing(before, case.held(engine))
+
+
+def test_states_that_have_moved_are_found(tmp_path: Path) -> None:
+    assert run_ranks(_save_around_new_memory, 1, tmp_path) == [[]]
 
 
 def _waits(root: Path, seconds: float) -> tuple[float, float]:
     """Seconds reported by an update that waited for copies, and by one after which there was no save."""
-    engine = case.build(settings(Mesh(1, 1), 1))
+    engine = checkpoint_case.build(case.configuration(Mesh(1, 1), 1))
     writer = CheckpointWriter(root, engine)
-    _LateCopies(seconds)
-    _step(engine, 1)
+    case.LateHostCopies(seconds)
+    case.step(engine)
     writer.save(1, {})
-    _step(engine, 1)
+    case.step(engine)
     waited = writer.take_wait()
-    _step(engine, 1)
+    case.step(engine)
     return waited, writer.take_wait()
 
 
