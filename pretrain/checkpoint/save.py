@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 import uuid
@@ -83,7 +84,8 @@ class CheckpointWriter:
         self._report = report
         # A group of the thread's own: training uses the others at the same time.
         self._group: Any = dist.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
-        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()  # the thread that saves, if any
+        self._ended.set()
         self._failure: CheckpointError | None = None
         self._staging = ShardStaging(engine)
         self.committed: list[int] = []
@@ -113,8 +115,9 @@ class CheckpointWriter:
         self._failure = CheckpointError(
             f"checkpoint of step {step} was not written: its thread died, see the traceback above"
         )
-        self._thread = threading.Thread(target=self._run, args=(shard, save), name="checkpoint", daemon=True)
-        self._thread.start()
+        self._ended.clear()
+        # `threading.Thread` would wait for its thread to run: on busy cores longer than a copy takes.
+        _thread.start_new_thread(self._run, (shard, save))
         self._engine.before_next_change(self._staging.wait_before_change)
 
     def take_wait(self) -> float:
@@ -130,9 +133,7 @@ class CheckpointWriter:
         Raises:
             CheckpointError: It failed; the message names the rank and the cause.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._ended.wait()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -148,6 +149,8 @@ class CheckpointWriter:
         except RuntimeError as lost:  # a rank is gone, and with it the group
             self._failure = CheckpointError(f"checkpoint of step {save.step} was not written: {lost}")
             self._failure.__cause__ = lost
+        finally:
+            self._ended.set()
 
     def _copy(self, save: _Save) -> None:
         """Make the copies on every rank; raise on all if any could not."""
