@@ -30,6 +30,7 @@ ReportEvent = Callable[..., None]
 """Takes the name of an event and its details; called from the thread that writes, on rank 0."""
 
 _GROUP_TIMEOUT = timedelta(hours=2)  # for a rank whose storage is slow
+_MESSAGE_BYTES = 512
 
 
 class CheckpointError(RuntimeError):
@@ -153,19 +154,20 @@ class CheckpointWriter:
             self._ended.set()
 
     def _copy(self, save: _Save) -> None:
-        """Make the copies on every rank; raise on all if any could not."""
+        """Make the copies on every rank; raise on all, with the first one's cause, if any could not."""
         error = ""
         try:
             self._staging.run()
         except (RuntimeError, ValueError, MemoryError) as failure:  # peers must hear of it, or they wait
             error = f"rank {dist.get_rank()}: not copied to host memory ({failure})"
-        failed = torch.tensor(int(bool(error)))
-        dist.all_reduce(failed, group=self._group)
-        if not failed:
+        ranks = dist.get_world_size()
+        first = torch.tensor(dist.get_rank() if error else ranks)
+        dist.all_reduce(first, dist.ReduceOp.MIN, group=self._group)
+        if first == ranks:
             return
-        errors: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(errors, error, group=self._group)
-        error = "; ".join(filter(None, errors))
+        message = torch.tensor(list(error.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)), dtype=torch.uint8)
+        dist.broadcast(message, int(first), group=self._group)
+        error = bytes(message.tolist()).decode(errors="ignore").rstrip()
         self._report_event("checkpoint_failed", save.step, attempt=0, error=error, retry_seconds=None)
         raise CheckpointError(f"checkpoint of step {save.step} was not written: {error}")
 
