@@ -1,10 +1,13 @@
-"""Saving and loading a training's state: ours, DeepSpeed's own `save_checkpoint`, plain torch DCP.
+"""Saving and loading a training's state: ours, DeepSpeed's own `save_checkpoint`, torch DCP in three ways.
 
 Two gloo ranks hold one engine (tensor 1 x data 2); its fp32 weights and moments are saved and loaded in each
-way in turn, round after round. *Stall* is the time for which the training cannot continue, *write* the time
-until the checkpoint is complete (stall included), *load* the time until the state is in the engine again.
-Of the ranks the slower counts, of the rounds the median. Ours writes in the background, calls fsync and
-stores SHA-256 sums, which loading verifies; DeepSpeed does neither, DCP calls fsync.
+way in turn, round after round. *Stall* is the time for which the training stands still: in the save and,
+where copies are made beside the next step, before that step's update. *Next step* is what the save adds to
+the step after it, the stall included: copies beside a step take a part of a core and of the memory's
+bandwidth. *Two steps* is what it adds to two steps and the wait for its end. *Write* is the time until the
+checkpoint is complete, *load* the time until the state is in the engine again, both without a training
+beside them. Of the ranks the slower counts, of the rounds the median. Ours calls fsync and stores SHA-256
+sums, which loading verifies; DeepSpeed does neither, DCP calls fsync.
 """
 
 from __future__ import annotations
@@ -18,22 +21,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.checkpoint_run import OURS, Case, Measured, Turn, measure
+from benchmarks.checkpoint_run import STEPS_AFTER, Case, Measured, Turn, measure
+from benchmarks.checkpoint_ways import OURS
 from benchmarks.processes import run_in_processes
 from benchmarks.report import Column, Report, arguments, free_port
 from pretrain.config import ParallelConfig, TrainerConfig, TrainingConfig, ZeroStage
 from pretrain.settings import named_models
 
 _RANKS = 2
-_TARGET = 0.25  # seconds of stall for each GB of a rank's shard
+_TARGET = 0.05  # seconds of stall for each GB of a rank's shard
 _COLUMNS = (
     Column("way", "way"),
     Column("stage", "ZeRO"),
     Column("shard", "a rank's shard", "GB", digits=3),
     Column("stall", "stall", "s", digits=3),
     Column("stall_per_gb", "stall", "s/GB"),
-    Column("processor_per_gb", "of it on a core", "s/GB"),
-    Column("copies", "stall", "x a plain copy"),
+    Column("copies", "stall", "x a plain copy", digits=2),
+    Column("step", "a step", "s", digits=3),
+    Column("longer", "next step", "+ s", digits=3),
+    Column("two_steps", "two steps", "+ s", digits=3),
     Column("write", "write", "s", digits=3),
     Column("load", "load", "s", digits=3),
     Column("stored", "stored", "GB", digits=3),
@@ -77,22 +83,26 @@ def _run(options: argparse.Namespace, stage: ZeroStage) -> list[Measured]:
 def _add_rows(report: Report, stage: int, ranks: Sequence[Measured]) -> None:
     shard = max(rank.shard for rank in ranks) / 1e9
     copy = statistics.median(map(max, zip(*(rank.copies for rank in ranks), strict=True)))
+    step = statistics.median(map(max, zip(*(rank.plain_steps for rank in ranks), strict=True)))
     for way, size in ranks[0].bytes.items():
 
-        def slower(seconds: Callable[[Turn], float], way: str = way) -> list[float]:
-            return [max(map(seconds, turns)) for turns in zip(*(r.turns[way] for r in ranks), strict=True)]
+        def median(seconds: Callable[[Turn], float], way: str = way) -> float:
+            turns = zip(*(rank.turns[way] for rank in ranks), strict=True)
+            return statistics.median(max(map(seconds, turn)) for turn in turns)
 
-        stall = statistics.median(slower(lambda turn: turn.stall))
+        stall = median(lambda turn: turn.stall)
         report.add(
             way=way,
             stage=stage,
             shard=shard,
             stall=stall,
             stall_per_gb=stall / shard,
-            processor_per_gb=statistics.median(slower(lambda turn: turn.processor)) / shard,
             copies=stall / copy,
-            write=statistics.median(slower(lambda turn: turn.write)),
-            load=statistics.median(slower(lambda turn: turn.load)),
+            step=step,
+            longer=median(lambda turn: turn.next_step) - step,
+            two_steps=median(lambda turn: turn.steps) - STEPS_AFTER * step,
+            write=median(lambda turn: turn.write),
+            load=median(lambda turn: turn.load),
             stored=size / 1e9,
         )
 

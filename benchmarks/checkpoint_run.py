@@ -1,27 +1,25 @@
-"""Saves and loads one engine's state in three ways on every rank (for `benchmarks.checkpoint`)."""
+"""Saves and loads one engine's state in several ways on every rank (for `benchmarks.checkpoint`)."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.checkpoint_ways import Way, make_ways
 from benchmarks.packed import packed_batch
 from benchmarks.ranks import become_rank
+from data.contracts import PackedBatch
 from pretrain.config import TrainingConfig
 
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
-OURS, DEEPSPEED, DCP = "ours", "DeepSpeed", "torch DCP"
-
-Way = tuple[Callable[[], Callable[[], object]], Callable[[], object]]
-"""A function that starts a save and returns one that waits for its end; and one that loads what was saved."""
+STEPS_AFTER = 2  # steps after a save, in which it is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ class Case:
 
     Attributes:
         config: Of the engine.
-        folder: Of the checkpoint; emptied after each way.
+        folder: Of the checkpoint; emptied after each save.
         rounds: Turns of each way.
         port: Of the ranks' rendezvous.
     """
@@ -43,17 +41,19 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One save and load of one rank.
+    """One save of a training that goes on, and one of a training that stands still, of one rank.
 
     Attributes:
-        stall: Seconds for which the training cannot continue.
-        processor: Processor time of this thread in them, in seconds.
-        write: Seconds until the checkpoint is complete, the stall included.
+        stall: Seconds for which the training stands still: in the save, and before the next update.
+        next_step: Seconds of the save and the step after it.
+        steps: Seconds of the save, `STEPS_AFTER` steps after it and the wait for its end.
+        write: Seconds until the checkpoint is complete where no training goes on.
         load: Seconds until the state is in the engine again.
     """
 
     stall: float
-    processor: float
+    next_step: float
+    steps: float
     write: float
     load: float
 
@@ -65,12 +65,14 @@ class Measured:
     Attributes:
         shard: Bytes of weights and moments in fp32 that the rank writes.
         copies: Seconds of copying as many bytes within the host's memory, one a round.
+        plain_steps: Seconds of steps without a save, one before each save.
         turns: By the way of saving.
         bytes: On the disk, of all ranks, by the way of saving.
     """
 
     shard: int
     copies: list[float]
+    plain_steps: list[float]
     turns: dict[str, list[Turn]]
     bytes: dict[str, int]
 
@@ -88,79 +90,77 @@ def measure(case: Case, rank: int) -> Measured:
     from pretrain.parallel.mesh import Mesh
 
     groups = ProcessGroups.create(Mesh(parallel.tensor, parallel.data))
-    engine = Engine.build(case.config, groups)
-    trainer = case.config.trainer
-    engine.step([packed_batch(1, trainer.sequence_length, 64, groups.data_rank)], learning_rate=1e-4)
-    shard = sum(4 * state.numel() for f in fragments(engine) if f.is_writer for state in f.states.values())
-    ways = _ways(engine, case.folder)
-    turns: dict[str, list[Turn]] = {name: [] for name in ways}
-    sizes: dict[str, int] = {}
+    training = _Training(Engine.build(case.config, groups), case)
+    training.step()
+    held = [fragment for fragment in fragments(training.engine) if fragment.is_writer]
+    shard = sum(4 * state.numel() for fragment in held for state in fragment.states.values())
+    ways = make_ways(training.engine, case.folder)
+    result = Measured(shard, [], [], {name: [] for name in ways}, {})
     source, target = torch.ones(shard // 4), torch.zeros(shard // 4)
-    copies: list[float] = []
     for _ in range(case.rounds):
         dist.barrier()
         start = time.perf_counter()
         target.copy_(source)
-        copies.append(time.perf_counter() - start)
-        for name, (save, load) in ways.items():
-            dist.barrier()
-            start, processor = time.perf_counter(), time.thread_time()
-            finish = save()
-            stalled, processor = time.perf_counter(), time.thread_time() - processor
-            finish()
-            dist.barrier()
-            written = time.perf_counter()
-            load()
-            dist.barrier()
-            loaded = time.perf_counter()
-            turns[name].append(Turn(stalled - start, processor, written - start, loaded - written))
-            sizes[name] = sum(path.stat().st_size for path in case.folder.rglob("*") if path.is_file())
-            dist.barrier()
-            if rank == 0:
-                shutil.rmtree(case.folder)
+        result.copies.append(time.perf_counter() - start)
+        for name, way in ways.items():
+            result.plain_steps.append(training.step())
+            turn, result.bytes[name] = training.turn(way)
+            result.turns[name].append(turn)
     dist.destroy_process_group()
-    return Measured(shard, copies, turns, sizes)
+    return result
 
 
-def _ways(engine: Engine, folder: Path) -> dict[str, Way]:
-    """Each saves the same state of the same engine: fp32 weights, their moments and the count of updates."""
-    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+class _Training:
+    """Steps of the engine with saves between them."""
 
-    from pretrain.checkpoint.boxed_tensor import BoxedTensor
-    from pretrain.checkpoint.fragments import fragments, optimizer_step
-    from pretrain.checkpoint.load import load
-    from pretrain.checkpoint.location import step_folder
-    from pretrain.checkpoint.save import CheckpointWriter
+    def __init__(self, engine: Engine, case: Case) -> None:
+        self.engine, self._folder = engine, case.folder
+        length, rank = case.config.trainer.sequence_length, engine.groups.data_rank
+        self._batches: list[PackedBatch] = [packed_batch(1, length, 64, rank)]
 
-    writer = CheckpointWriter(folder, engine)
+    def step(self) -> float:
+        """Train a step; returns its seconds."""
+        self._barrier()
+        return self._step()
 
-    def save_ours() -> Callable[[], object]:
-        writer.save(1, {"tokens": 0})
-        return writer.wait
+    def turn(self, way: Way) -> tuple[Turn, int]:
+        """Save and load where no training goes on, then save beside one; the bytes on the disk, too."""
+        self._barrier()
+        start = time.perf_counter()
+        way.save()()
+        self._barrier()
+        written = time.perf_counter()
+        way.load()
+        self._barrier()
+        loaded = time.perf_counter()
+        size = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        self._remove()
+        # The second, as loading in another way may have moved the engine's memory.
+        way.take_wait()
+        begin = time.perf_counter()
+        finish = way.save()
+        in_save = time.perf_counter() - begin
+        self._step()
+        next_step, waited = time.perf_counter() - begin, way.take_wait()
+        for _ in range(STEPS_AFTER - 1):
+            self._step()
+        finish()
+        steps = time.perf_counter() - begin
+        self._remove()
+        return Turn(in_save + waited, next_step, steps, written - start, loaded - written), size
 
-    def save_deepspeed() -> Callable[[], object]:
-        engine.deepspeed_engine.save_checkpoint(str(folder), tag="1")
-        return _nothing
+    def _step(self) -> float:
+        start = time.perf_counter()
+        self.engine.step(self._batches, learning_rate=1e-4)
+        return time.perf_counter() - start
 
-    def state() -> dict[str, BoxedTensor]:
-        """The engine's own memory, which DCP writes from and reads into."""
-        return {
-            f"{kind}/{part.name}": BoxedTensor(part.shape, part.boxes, values)
-            for part in fragments(engine)
-            for kind, values in part.states.items()
-        }
+    def _remove(self) -> None:
+        self._barrier()
+        if self.engine.groups.rank == 0:
+            shutil.rmtree(self._folder)
+        self._barrier()
 
-    def save_dcp() -> Callable[[], object]:
-        dcp_save({**state(), "step": torch.tensor(optimizer_step(engine))}, checkpoint_id=folder)
-        return _nothing
+    def _barrier(self) -> Any:
+        import torch.distributed as dist
 
-    return {
-        OURS: (save_ours, lambda: load(step_folder(folder, 1), engine)),
-        DEEPSPEED: (save_deepspeed, lambda: engine.deepspeed_engine.load_checkpoint(str(folder), tag="1")),
-        DCP: (save_dcp, lambda: dcp_load({**state(), "step": torch.tensor(0)}, checkpoint_id=folder)),
-    }
-
-
-def _nothing() -> None:
-    """Nothing to wait for."""
+        dist.barrier()

@@ -180,6 +180,7 @@ class _Loop:
         batches = self._next_batches()
         rate = learning_rate(self._config.optim, engine.step_count, trainer.steps)
         result = engine.step(batches, rate, guard.judge)
+        self._recorder.add_checkpoint_stall(self._writer.take_wait())
         step = engine.step_count
         guard.record(step, result, self._preemption.requested())
         epochs = self._stream.epochs(step + guard.offset)
@@ -210,11 +211,12 @@ class _Loop:
             self._save()
 
     def _save(self) -> None:
+        start = time.perf_counter()
         self._saved_step = self._engine.step_count
         with phase("checkpoint"):
             self._writer.save(self._engine.step_count, self._metadata())
-        self._recorder.add_checkpoint_stall(self._writer.stall)
         self._summarise()
+        self._recorder.add_checkpoint_stall(time.perf_counter() - start)
 
     def _metadata(self) -> dict[str, Any]:
         """Content of a checkpoint besides weights and moments; the order of the data needs no more."""

@@ -69,6 +69,17 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
         yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, states, is_writer)
 
 
+def state_addresses(engine: Engine) -> tuple[int, ...]:
+    """Where the optimiser's memory lies; as long as that is the same, so is what the fragments refer to."""
+    zero = engine.deepspeed_engine.optimizer
+    moments = _make_moments(zero)
+    return tuple(
+        values.data_ptr()
+        for master in _flat_masters(zero)
+        for values in (master, *(zero.optimizer.state[master][key] for key in moments))
+    )
+
+
 def _partition_shape(parameter: Any) -> tuple[int, ...]:
     """Shape of the tensor-parallel partition, which ZeRO-3 hides."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -92,7 +103,7 @@ def _local_states(
 ) -> tuple[int, dict[str, Tensor]]:
     """Where the rank's range of the flat (tensor-parallel) parameter begins, and the range's states."""
     if hasattr(parameter, "ds_tensor"):
-        return _local_states_stage_3(parameter, moments, data_rank)
+        return _local_states_stage_3(parameter, zero, moments, data_rank)
     if _is_replicated(zero):
         master = zero.masters[parameter]
         whole = {MASTER: master.data, **{key: zero.optimizer.state[master][key] for key in moments}}
@@ -108,16 +119,16 @@ def _local_states(
 
 
 def _local_states_stage_3(
-    parameter: Any, moments: tuple[str, ...], data_rank: int
+    parameter: Any, zero: Any, moments: tuple[str, ...], data_rank: int
 ) -> tuple[int, dict[str, Tensor]]:
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
     per_rank = parameter.ds_tensor.ds_numel
     start = min(data_rank * per_rank, parameter.ds_numel)
     count = min(per_rank, parameter.ds_numel - start)
-    states = {MASTER: cast(Tensor, safe_get_local_fp32_param(parameter))}
-    states |= {key: cast(Tensor, safe_get_local_optimizer_state(parameter, key)) for key in moments}
-    return start, {key: value.data[:count] for key, value in states.items()}
+    # Not by `safe_get_local_fp32_param`, which returns offloaded states as copies on the GPU.
+    group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+    flat = _flat_masters(zero)[group]
+    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in moments}}
+    return start, {key: value.narrow(0, offset, count) for key, value in flats.items()}
 
 
 def _is_replicated(zero: Any) -> bool:

@@ -140,6 +140,7 @@ class _CollectiveLoader:
                     tensors[name] = BoxedTensor(fragment.shape, fragment.boxes, buffers[name])
                     targets[name] = target
         self._read(tensors)
+        engine.prepare_change()
         for name, target in targets.items():
             target.copy_(buffers[name])
         for fragment in new:

@@ -1,7 +1,8 @@
-"""Saves while training goes on: copy to host memory, then write, check and commit in the background."""
+"""Saves while training goes on: copy to host memory, write, check and commit, all in the background."""
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 import uuid
@@ -13,15 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from data.errors import InputError
-from pretrain.checkpoint.boxed_tensor import BoxedTensor
 from pretrain.checkpoint.commit import AttemptFailedError, Shard, WrittenShard, commit, write_shard
-from pretrain.checkpoint.fragments import fragments, optimizer_step
+from pretrain.checkpoint.fragments import optimizer_step
 from pretrain.checkpoint.location import CheckpointLocation, UncertainCommitError
 from pretrain.checkpoint.messages import broadcast_json, gather_bytes
 from pretrain.checkpoint.retention import steps_to_remove, success_rates
+from pretrain.checkpoint.staging import ShardStaging
 from pretrain.config import CheckpointingConfig
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ ReportEvent = Callable[..., None]
 """Takes the name of an event and its details; called from the thread that writes, on rank 0."""
 
 _GROUP_TIMEOUT = timedelta(hours=2)  # for a rank whose storage is slow
+_MESSAGE_BYTES = 512
 
 
 class CheckpointError(RuntimeError):
@@ -51,7 +52,8 @@ class CheckpointWriter:
 
     A checkpoint is committed when its READY marker is written, with everything durable before. Files of
     interrupted saves are removed when the writer is made. A save that fails is retried in the background;
-    only when all attempts have failed do all ranks get the error, at the next call.
+    only when all attempts have failed do all ranks get the error, at the next call. A shard that cannot be
+    copied to host memory is not: the state has changed since.
 
     Args:
         location: Of the run's checkpoints; a path or URL serves as well.
@@ -61,7 +63,6 @@ class CheckpointWriter:
         report: Called with the events `checkpoint_cleaned`, `checkpoint_failed` and `checkpoint_not_removed`.
 
     Attributes:
-        stall: Seconds for which the last `save` blocked the training.
         committed: Steps of the committed checkpoints, as of the last save (rank 0; empty on others).
 
     Raises:
@@ -85,11 +86,10 @@ class CheckpointWriter:
         self._report = report
         # A group of the thread's own: training uses the others at the same time.
         self._group: Any = dist.new_group(backend="gloo", timeout=_GROUP_TIMEOUT)
-        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()  # the thread that saves, if any
+        self._ended.set()
         self._failure: CheckpointError | None = None
-        self._staging: dict[str, Tensor] = {}
-        self._stage()  # allocates the host memory now, not in the middle of the training
-        self.stall = 0.0
+        self._staging = ShardStaging(engine)
         self.committed: list[int] = []
         if error := self._on_first_rank(self._clean)[0]:
             raise InputError(
@@ -98,7 +98,10 @@ class CheckpointWriter:
             )
 
     def save(self, step: int, metadata: Mapping[str, Any]) -> None:
-        """Start a checkpoint; returns as soon as the state is copied.
+        """Start a checkpoint of the present state; waits only for the save before this one.
+
+        The state is copied to host memory while the training goes on; the next update, or whatever else
+        changes weights or moments, waits for it.
 
         Args:
             step: Optimiser steps done.
@@ -107,17 +110,24 @@ class CheckpointWriter:
         Raises:
             CheckpointError: The save before this one failed.
         """
-        start = time.perf_counter()
         self.wait()
-        shard = self._stage()
+        shard = self._staging.start()
         save = _Save(step, optimizer_step(self._engine), dict(metadata))
         # Set until the thread has succeeded, so that a thread that dies cannot pass for a success.
         self._failure = CheckpointError(
             f"checkpoint of step {step} was not written: its thread died, see the traceback above"
         )
-        self._thread = threading.Thread(target=self._run, args=(shard, save), name="checkpoint", daemon=True)
-        self._thread.start()
-        self.stall = time.perf_counter() - start
+        self._ended.clear()
+        # `threading.Thread` would wait for its thread to run: on busy cores longer than a copy takes.
+        _thread.start_new_thread(self._run, (shard, save))
+        self._engine.before_next_change(self._staging.wait_before_change)
+
+    def take_wait(self) -> float:
+        """Seconds for which updates have waited for a save's copies since the last call.
+
+        The wait of a GPU is known only when the GPU has come so far; until then it is left for a later call.
+        """
+        return self._staging.take_wait()
 
     def wait(self) -> None:
         """Wait until the running save, if any, is committed.
@@ -125,54 +135,60 @@ class CheckpointWriter:
         Raises:
             CheckpointError: It failed; the message names the rank and the cause.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._ended.wait()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _stage(self) -> Shard:
-        """Copy this rank's shard to host memory, which is reused by the next save."""
-        tensors: dict[str, BoxedTensor] = {}
-        for fragment in fragments(self._engine):
-            if not fragment.is_writer:
-                continue
-            for state, values in fragment.states.items():
-                name = f"{state}/{fragment.name}"
-                if name not in self._staging:
-                    self._staging[name] = torch.empty(
-                        values.shape, dtype=torch.float32, pin_memory=torch.cuda.is_available()
-                    )
-                self._staging[name].copy_(values, non_blocking=True)
-                tensors[name] = BoxedTensor(fragment.shape, fragment.boxes, self._staging[name])
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()
-        return Shard(tensors, self._engine.module.config)
-
     def _run(self, shard: Shard, save: _Save) -> None:
-        """The thread: attempts until one succeeds or all have failed, the same on every rank."""
+        """The thread: copies and writes; it succeeds or fails on every rank alike."""
+        try:
+            self._copy(save)
+            self._write(shard, save)
+            self._failure = None
+        except CheckpointError as failure:
+            self._failure = failure
+        except RuntimeError as lost:  # a rank is gone, and with it the group
+            self._failure = CheckpointError(f"checkpoint of step {save.step} was not written: {lost}")
+            self._failure.__cause__ = lost
+        finally:
+            self._ended.set()
+
+    def _copy(self, save: _Save) -> None:
+        """Make the copies on every rank; raise on all, with the first one's cause, if any could not."""
+        error = ""
+        try:
+            self._staging.run()
+        except (RuntimeError, ValueError, MemoryError) as failure:  # peers must hear of it, or they wait
+            error = f"rank {dist.get_rank()}: not copied to host memory ({failure})"
+        ranks = dist.get_world_size()
+        first = torch.tensor(dist.get_rank() if error else ranks)
+        dist.all_reduce(first, dist.ReduceOp.MIN, group=self._group)
+        if first == ranks:
+            return
+        message = torch.tensor(list(error.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)), dtype=torch.uint8)
+        dist.broadcast(message, int(first), group=self._group)
+        error = bytes(message.tolist()).decode(errors="ignore").rstrip()
+        self._report_event("checkpoint_failed", save.step, attempt=0, error=error, retry_seconds=None)
+        raise CheckpointError(f"checkpoint of step {save.step} was not written: {error}")
+
+    def _write(self, shard: Shard, save: _Save) -> None:
+        """Attempt until one succeeds; raise if all have failed."""
         settings, wait = self._settings, self._settings.retry_seconds
         error = ""
         for number in range(1, max(1, settings.attempts) + 1):
             if number > 1:
                 time.sleep(wait)
                 wait *= 2
-            try:
-                error = self._attempt(shard, save)
-            except RuntimeError as lost:  # a rank is gone, and with it the group
-                self._failure = CheckpointError(f"checkpoint of step {save.step} was not written: {lost}")
-                self._failure.__cause__ = lost
-                return
+            error = self._attempt(shard, save)
             if not error:
-                self._failure = None
                 return
             retry = wait if number < settings.attempts else None
             self._report_event(
                 "checkpoint_failed", save.step, attempt=number, error=error, retry_seconds=retry
             )
         tries = f" in {settings.attempts} attempts" if settings.attempts > 1 else ""
-        self._failure = CheckpointError(f"checkpoint of step {save.step} was not written{tries}: {error}")
+        raise CheckpointError(f"checkpoint of step {save.step} was not written{tries}: {error}")
 
     def _attempt(self, shard: Shard, save: _Save) -> str:
         """Write and commit once; return the error, on every rank the same (empty: none)."""

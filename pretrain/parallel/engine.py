@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -90,6 +90,7 @@ class Engine:
         self._sequence_parallel = config.parallel.sequence_parallel
         self._sources = told_apart(config.data)
         self._sums_shape = sums_shape(self._sources)
+        self._before_change: list[Callable[[], None]] = []
 
     @classmethod
     def build(cls, config: TrainingConfig, groups: ProcessGroups, initialise: bool = True) -> Engine:
@@ -141,12 +142,23 @@ class Engine:
             totals += torch.cat([loss.detach().reshape(1), sums.reshape(-1)])
         dist.all_reduce(totals, group=self.groups.data)
         with phase("optimizer"):
+            self.prepare_change()
             self._skipper.start_step(totals[0], skip_rule)
             self.deepspeed_engine.step()
             norm, skipped = self._skipper.finish_step()
         self.step_count += 1
         sums = totals[1:].reshape(self._sums_shape)
         return StepResult(loss=totals[0], sums=sums, gradient_norm=norm, skipped=skipped)
+
+    def before_next_change(self, function: Callable[[], None]) -> None:
+        """Have a function called once, just before weights or moments change the next time."""
+        self._before_change.append(function)
+
+    def prepare_change(self) -> None:
+        """Call the functions of `before_next_change`: whoever changes weights or moments calls this first."""
+        functions, self._before_change = self._before_change, []
+        for function in functions:
+            function()
 
     def rewind_step_count(self, step: int) -> None:
         """Set the step count back to `step`; all updates since were skipped, so nothing else changes."""

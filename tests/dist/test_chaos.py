@@ -23,7 +23,7 @@ from tests.support.ranks import RankFailedError, run_ranks
 
 DIED = r"rank \d+ died|Connection (closed|reset) by peer|Broken pipe"
 STEPS = 14  # the kills leave time for about six
-KILLS = ("start", "save", "step", "save", "save") * 4
+KILLS = ("start", "save", "step", "save", "save", "start", "save", "copy", "save", "save") * 2
 CURVE = ("step", "loss", "loss_action", "loss_image", "gradient_norm")
 LAYOUT = (1, 2, 3)
 LAYOUTS = ((1, 2, 3), (2, 1, 1), (1, 1, 2), (1, 2, 0), (2, 1, 3))
@@ -122,7 +122,11 @@ def test_twenty_kills_change_nothing(undisturbed: RunFolder, url: str, tmp_path:
 
 
 def test_kills_and_another_layout_at_each_start(undisturbed: RunFolder, url: str, tmp_path: Path) -> None:
-    chaos = _disturbed(_settings(tmp_path, url), ("save", "step", "save") * 3, LAYOUTS)
+    chaos = _disturbed(
+        _settings(tmp_path, url),
+        ("save", "step", "save", "copy", "save", "step", "save", "copy", "save"),
+        LAYOUTS,
+    )
     assert chaos.torn >= 4, "kills in the middle of a save"
     for ours, theirs in zip(_curve(chaos.folder), _curve(undisturbed), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5, rel=0)

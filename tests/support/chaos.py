@@ -1,7 +1,8 @@
 """Kills a rank of a training at a moment that a seed decides.
 
-The moment is a number of Python calls after an occasion: the beginning of a start, of some step, or of the
-writing of some checkpoint's files. It can fall between any two lines, and the same seed finds the same
+The moment is a number of Python calls after an occasion: the beginning of a start, of some step, of the
+copying of some checkpoint to host memory, which is between the save and the next update, or of the writing of
+its files. It can fall between any two lines, and the same seed finds the same
 place again. The signal is SIGKILL: nothing is cleaned up, as when the kernel or a node ends a process.
 """
 
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.checkpoint.location import CheckpointLocation
+from pretrain.checkpoint.staging import HostCopies
 from pretrain.config import TrainingConfig
 from pretrain.parallel.engine import Engine
 from tests.support.training_case import try_train
 
 # At most so many calls and returns, C functions included, after each occasion; each lasts far longer.
-CALLS = {"start": 40_000, "step": 6_000, "save": 900}
-WAIT = {"start": 1, "step": 4, "save": 2}  # largest number of an occasion in one start
+CALLS = {"start": 40_000, "step": 6_000, "copy": 50, "save": 900}
+WAIT = {"start": 1, "step": 4, "copy": 2, "save": 2}  # largest number of an occasion in one start
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Kill:
 
     Attributes:
         rank: Number of the rank.
-        occasion: `start`, `step` or `save`.
+        occasion: `start`, `step`, `copy` or `save`.
         number: Which occasion of this kind in its process, from 1.
         calls: Number of calls after it.
     """
@@ -55,6 +57,8 @@ def train_until_killed(config: TrainingConfig, kill: Kill | None) -> str:
             _count_down(kill.calls)
         elif kill.occasion == "step":
             _at_call_of(Engine, "step", kill)
+        elif kill.occasion == "copy":  # in the thread that saves, which the next update waits for
+            _at_call_of(HostCopies, "run", kill)
         else:  # the thread that saves calls it first for the rank's own files
             _at_call_of(CheckpointLocation, "write", kill)
     return try_train(config)
