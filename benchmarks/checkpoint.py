@@ -5,10 +5,10 @@ way in turn, round after round. *Stall* is the time for which the training stand
 where copies are made beside the next step, before that step's update. *Next step* is what the save adds to
 the step after it, the stall included: copies beside a step take a part of a core and of the memory's
 bandwidth. *Processor* is the processor time of all threads that a save takes besides the two steps after it,
-which other programs disturb less. *Write* is the time until the
-checkpoint is complete, *load* the time until the state is in the engine again, both without a training
-beside them. Of the ranks the slower counts, of the rounds the median. Ours calls fsync and stores SHA-256
-sums, which loading verifies; DeepSpeed does neither, DCP calls fsync.
+which other programs disturb less. *Write* is the time until the checkpoint is complete, *load* the time until
+the state is in the engine again, both without a training beside them. Of the ranks the slower counts, of the
+rounds the median. Ours calls fsync and stores SHA-256 sums, which loading verifies; DeepSpeed does neither,
+DCP calls fsync.
 """
 
 from __future__ import annotations
