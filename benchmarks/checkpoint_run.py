@@ -46,14 +46,14 @@ class Turn:
     Attributes:
         stall: Seconds for which the training stands still: in the save, and before the next update.
         next_step: Seconds of the save and the step after it.
-        steps: Seconds of the save, `STEPS_AFTER` steps after it and the wait for its end.
+        processor: Processor time of the save, `STEPS_AFTER` steps after it and the wait for its end.
         write: Seconds until the checkpoint is complete where no training goes on.
         load: Seconds until the state is in the engine again.
     """
 
     stall: float
     next_step: float
-    steps: float
+    processor: float
     write: float
     load: float
 
@@ -65,14 +65,14 @@ class Measured:
     Attributes:
         shard: Bytes of weights and moments in fp32 that the rank writes.
         copies: Seconds of copying as many bytes within the host's memory, one a round.
-        plain_steps: Seconds of steps without a save, one before each save.
+        plain_steps: Seconds, and seconds of processor time, of steps without a save, one before each save.
         turns: By the way of saving.
         bytes: On the disk, of all ranks, by the way of saving.
     """
 
     shard: int
     copies: list[float]
-    plain_steps: list[float]
+    plain_steps: list[tuple[float, float]]
     turns: dict[str, list[Turn]]
     bytes: dict[str, int]
 
@@ -118,10 +118,12 @@ class _Training:
         length, rank = case.config.trainer.sequence_length, engine.groups.data_rank
         self._batches: list[PackedBatch] = [packed_batch(1, length, 64, rank)]
 
-    def step(self) -> float:
-        """Train a step; returns its seconds."""
+    def step(self) -> tuple[float, float]:
+        """Train a step; returns its seconds, and those of processor time."""
         self._barrier()
-        return self._step()
+        start, processor = time.perf_counter(), time.process_time()
+        self._step()
+        return time.perf_counter() - start, time.process_time() - processor
 
     def turn(self, way: Way) -> tuple[Turn, int]:
         """Save and load where no training goes on, then save beside one; the bytes on the disk, too."""
@@ -137,7 +139,7 @@ class _Training:
         self._remove()
         # The second, as loading in another way may have moved the engine's memory.
         way.take_wait()
-        begin = time.perf_counter()
+        begin, processor = time.perf_counter(), time.process_time()
         finish = way.save()
         in_save = time.perf_counter() - begin
         self._step()
@@ -145,14 +147,12 @@ class _Training:
         for _ in range(STEPS_AFTER - 1):
             self._step()
         finish()
-        steps = time.perf_counter() - begin
+        processor = time.process_time() - processor
         self._remove()
-        return Turn(in_save + waited, next_step, steps, written - start, loaded - written), size
+        return Turn(in_save + waited, next_step, processor, written - start, loaded - written), size
 
-    def _step(self) -> float:
-        start = time.perf_counter()
+    def _step(self) -> None:
         self.engine.step(self._batches, learning_rate=1e-4)
-        return time.perf_counter() - start
 
     def _remove(self) -> None:
         self._barrier()

@@ -10,6 +10,7 @@ Terms:
 - **state**: what the optimiser has for every parameter: `master` (fp32 weights) and the moments `exp_avg` and
   `exp_avg_sq`. A tensor is named `<state>/<parameter>`.
 - **shard**: what one rank writes of a checkpoint.
+- **staging**: copying a shard to host memory, beside the training (`staging.py`).
 - **fragment**: what one rank holds of one parameter, in all states (`fragments.py`).
 - **box**: a rectangular region of a global tensor; a fragment is one or several boxes (`boxes.py`).
 - **chunk**: a box that a rank has stored, as the tensor `<state>/<parameter>@<offset>` of its file.
