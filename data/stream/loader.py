@@ -53,6 +53,7 @@ class TokenStream:
         self.urls = ", ".join(dataset.index.url for dataset in datasets)
         self.vocabulary_size = texts.vocabulary_size
         self._memory = EpisodeMemory(datasets, setup.forms, setup.config)
+        self._caches = [dataset.index.cache for dataset in datasets if dataset.index.cache is not None]
         self._assembler = BatchAssembler(setup, self._memory)
         self._placeholder_assembler = lambda: BatchAssembler(
             setup, BlankEpisodes(datasets, setup.forms, config.cameras, self._memory.skipped)
@@ -117,6 +118,8 @@ class TokenStream:
         self._worker.shutdown(wait=False, cancel_futures=True)
         self._memory.close()
         self._worker.shutdown()
+        for cache in self._caches:
+            cache.close()
 
     def __enter__(self) -> Self:
         return self
