@@ -91,9 +91,7 @@ def test_episodes_that_overlap_are_not_joined() -> None:
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_neighbours_are_fetched_by_one_request(
-    tmp_path: Path, ranges: list[Range], compression: str
-) -> None:
+def test_neighbours_are_fetched_by_one_request(tmp_path: Path, ranges: list[Range], compression: str) -> None:
     write_dataset(tmp_path / "shards", count=COUNT, compression=compression)  # pyright: ignore[reportArgumentType]
     index = load(tmp_path)
     ranges.clear()
