@@ -71,9 +71,8 @@ class UnitReader:
 
     def _drop_ahead(self) -> None:
         """Wait for what an earlier reading that was broken off left: it may be requested again now."""
-        for _, _, future in self._ahead:
-            future.cancel()
-        wait([future for _, _, future in self._ahead])
+        running = [future for _, _, future in self._ahead if not future.cancel()]
+        wait(running)  # of one that was cancelled `wait` may never hear
         self._ahead.clear()
 
 

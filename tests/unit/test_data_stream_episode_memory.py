@@ -133,7 +133,7 @@ def test_runs_of_a_shard_are_read_where_all_of_an_object_store_fits(
     assert [{shards[episode] for episode in unit} for unit in units] == [
         {shard} for shard in dict.fromkeys(shards)
     ]
-    assert sorted(sum(units, [])) == list(range(COUNT - 1))
+    assert sorted(episode for unit in units for episode in unit) == list(range(COUNT - 1))
     memory.close()
     monkeypatch.setattr(episode_memory, "MEGABYTE", 1)
     units.clear()
