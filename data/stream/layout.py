@@ -19,7 +19,7 @@ from data.errors import InputError
 from data.stream.mixture import action_share, dataset_shares, step_counts
 from data.stream.packing import assign_sequences
 from data.stream.stratified_sampler import largest_draws
-from data.stream.window_table import WindowTable
+from data.stream.window_numbering import WindowNumbering
 
 KINDS = 2  # action, world: the columns of every table
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
@@ -36,7 +36,7 @@ class DatasetWindows:
     """
 
     name: str
-    tables: tuple[WindowTable, WindowTable]
+    tables: tuple[WindowNumbering, WindowNumbering]
     weight: float = 1.0
 
 
@@ -107,7 +107,7 @@ def plan_layout(
     return best
 
 
-def slot_lengths(table: WindowTable, count: int) -> NDArray[np.int64]:
+def slot_lengths(table: WindowNumbering, count: int) -> NDArray[np.int64]:
     """Largest number of tokens of the sample of each of `count` slots, int64 [count]."""
     if not count:
         return np.empty(0, np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -27,7 +29,55 @@ def assign_sequences(
         return None
     order = np.argsort(-lengths, kind="stable")
     assigned = _even(lengths, order, sequences, sequence_length)
-    return _best_fit(lengths, order, sequences, sequence_length) if assigned is None else assigned
+    room = np.full(sequences, sequence_length, np.int64)
+    return _best_fit(lengths, order, room) if assigned is None else assigned
+
+
+def assign_mixed(
+    lengths: NDArray[np.int64],
+    streams: Sequence[slice],
+    share: Fraction,
+    sequences: int,
+    sequence_length: int,
+) -> NDArray[np.int64] | None:
+    """As `assign_sequences`, with every kind of sample in all parts of the sequences.
+
+    Of each stream (a kind of a data set) the share is dealt out evenly over the sequences; the rest goes
+    where it leaves the least room.
+
+    Args:
+        lengths: int64 [N], largest number of tokens of each sample.
+        streams: Samples of each stream, whose lengths do not decrease.
+        share: Of the samples that are dealt out, from 0 to 1.
+        sequences: G.
+        sequence_length: S, tokens of a sequence.
+    """
+    assigned = np.full(len(lengths), -1, np.int64)
+    for stream in streams:
+        count = stream.stop - stream.start
+        dealt = int(count * share)
+        if dealt:
+            which = stream.start + np.arange(dealt, dtype=np.int64) * count // dealt
+            assigned[which] = _dealt(dealt, sequences)
+    given = assigned >= 0
+    room = sequence_length - np.bincount(assigned[given], lengths[given], sequences).astype(np.int64)
+    if int(room.min()) < 0:
+        return None
+    rest = np.flatnonzero(~given)
+    placed = _best_fit(lengths, rest[np.argsort(-lengths[rest], kind="stable")], room)
+    if placed is None:
+        return None
+    assigned[rest] = placed[rest]
+    return assigned
+
+
+def _dealt(count: int, sequences: int) -> NDArray[np.int64]:
+    """Sequences of samples that are dealt out in rows back and forth; the last row is spread over all."""
+    assigned = _back_and_forth(count, sequences)
+    rest = count % sequences
+    if rest:
+        assigned[count - rest :] = (2 * np.arange(rest, dtype=np.int64) + 1) * sequences // (2 * rest)
+    return assigned
 
 
 def _even(
@@ -49,11 +99,17 @@ def _back_and_forth(count: int, width: int) -> NDArray[np.int64]:
 
 
 def _best_fit(
-    lengths: NDArray[np.int64], order: NDArray[np.int64], sequences: int, sequence_length: int
+    lengths: NDArray[np.int64], order: NDArray[np.int64], tokens_left: NDArray[np.int64]
 ) -> NDArray[np.int64] | None:
-    """Place all samples of one length at once, so that the time depends on the number of lengths."""
-    assigned = np.empty_like(order)
-    room = {sequence_length: np.arange(sequences, dtype=np.int64)}  # tokens left -> sequences
+    """Place all samples of one length at once, so that the time depends on the number of lengths.
+
+    Args:
+        lengths: int64 [N], of all samples.
+        order: Those that are placed, from the longest to the shortest.
+        tokens_left: int64 [G], room of each sequence.
+    """
+    assigned = np.empty_like(lengths)
+    room = {int(left): np.flatnonzero(tokens_left == left) for left in np.unique(tokens_left)}
     edges = [0, *(np.flatnonzero(np.diff(lengths[order])) + 1).tolist(), len(order)]
     for begin, end in pairwise(edges):
         pending = order[begin:end]

@@ -13,15 +13,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.config import MixtureConfig
 from data.errors import InputError
+from data.stream.episode_blocks import EpisodeBlocks
 from data.stream.layout import KINDS, DatasetWindows, plan_layout
+from data.stream.local_layout import mix_layout
+from data.stream.local_order import LocalOrder
+from data.stream.local_sampler import LocalSampler
 from data.stream.permutation import mix, round_keys
 from data.stream.stratified_sampler import StratifiedSampler
+
+Order = Literal["full", "local"]
 
 
 class Kind(IntEnum):
@@ -67,6 +74,14 @@ class DataPlan:
         fingerprint: Checksum of the data; changed data has another order.
         variants: N, further variants of the frames, of which each window draws one in each epoch, or the
             recorded frames.
+        pool_episodes: None: the full order. Else the local one, with so many episodes that a slot draws from
+            at a time; the windows are numbered along lines of episodes (`data.stream.episode_line`).
+
+    Attributes:
+        datasets: The data sets, with the windows as they are drawn.
+        layout: Of every step.
+        shuffle: `full` or `local`.
+        blocks: For each data set the episodes that are read together; None: each one alone.
 
     Raises:
         InputError: A kind has a weight but a data set holds no window of it, or as `layout.plan_layout`.
@@ -81,18 +96,24 @@ class DataPlan:
         seed: int,
         fingerprint: str,
         variants: int = 0,
+        pool_episodes: int | None = None,
     ) -> None:
         _check_windows(datasets, mixture)
         self.datasets, self.mixture = tuple(datasets), mixture
         self.global_batch, self.sequence_length = sequences, sequence_length
         self.layout = plan_layout(datasets, mixture, sequences, sequence_length)
-        tables = [table for dataset in datasets for table in dataset.tables]
-        names = [
-            f"{fingerprint}/{seed}/{number}/{kind.name}" for number in range(len(datasets)) for kind in Kind
-        ]
-        self._sampler = StratifiedSampler(
-            [table.count for table in tables], self.layout.counts.reshape(-1).tolist(), names
-        )
+        orders = [f"{fingerprint}/{seed}/{number}" for number in range(len(datasets))]
+        names = [f"{order}/{kind.name}" for order in orders for kind in Kind]
+        self.shuffle: Order = "full" if pool_episodes is None else "local"
+        self.blocks: tuple[EpisodeBlocks | None, ...] = (None,) * len(datasets)
+        self._sampler: StratifiedSampler | LocalSampler
+        if pool_episodes is None:
+            windows = [table.count for dataset in datasets for table in dataset.tables]
+            self._sampler = StratifiedSampler(windows, self.layout.counts.reshape(-1).tolist(), names)
+        else:
+            self.layout = mix_layout(self.layout, sequences, sequence_length)
+            local = LocalOrder.of(datasets, self.layout, pool_episodes, names, orders)
+            self.datasets, self._sampler, self.blocks = local.datasets, local.sampler, local.blocks
         self._variants = variants
         self._variant_keys = np.array([round_keys(f"{name}/variants")[0] for name in names])
         counts = self.layout.counts.reshape(-1)
@@ -168,7 +189,7 @@ class DataPlan:
         return {
             f"{self.datasets[number // KINDS].name}/{Kind(number % KINDS).name.lower()}": epochs
             for number, epochs in enumerate(self._sampler.epochs(step))
-            if self._sampler.slots[number]
+            if self.layout.counts.flat[number]
         }
 
     @property

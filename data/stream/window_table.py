@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-_PART = 1 << 17  # episodes sorted at a time
+from data.stream.stable_order import stable_order
+from data.stream.window_numbering import WindowNumbering
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class _Classes:
     times: NDArray[np.int64]
 
 
-class WindowTable:
+class WindowTable(WindowNumbering):
     """All windows of one kind. Memory: 4 bytes an episode, and 4 more unless the episodes are sorted.
 
     Args:
@@ -56,7 +56,8 @@ class WindowTable:
         texts: NDArray[np.integer],
         length: Callable[[int, int], int],
     ) -> None:
-        self._steps, self._ahead, self._history = steps, ahead, history
+        super().__init__(steps, ahead)
+        self._history = history
         self._order = _sorted_order(texts, steps if history > 1 else None)
         counts = self._sorted(steps).astype(np.int32)  # in place: there may be millions of episodes
         counts -= ahead + history - 1
@@ -69,21 +70,6 @@ class WindowTable:
     def count(self) -> int:
         """Windows of all episodes."""
         return int(self._classes.ends[-1]) if len(self._classes.ends) else 0
-
-    @property
-    def episodes(self) -> int:
-        """Number of episodes, including those without a window."""
-        return len(self._steps)
-
-    @property
-    def max_steps(self) -> int:
-        """Time steps of the longest episode."""
-        return int(self._steps.max(initial=0))
-
-    @property
-    def min_steps(self) -> int:
-        """Least time steps of an episode that holds a window."""
-        return self._ahead + 1
 
     @property
     def longest(self) -> int:
@@ -113,15 +99,6 @@ class WindowTable:
         before = np.where(episodes > 0, ends[episodes - 1].astype(np.int64), 0)
         times = np.where(full, self._history - 1 + places - before, classes.times[rows])
         return (episodes if self._order is None else self._order[episodes].astype(np.int64)), times
-
-    def ids(self, episodes: NDArray[np.int64], times: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers of windows counted episode by episode, in the order of the index, int64 [N]."""
-        return self._begins[episodes] + times
-
-    @cached_property
-    def _begins(self) -> NDArray[np.int64]:
-        ends = np.cumsum(np.maximum(self._steps.astype(np.int64) - self._ahead, 0))
-        return np.concatenate([np.zeros(1, np.int64), ends[:-1]])
 
     def _sorted(self, values: NDArray[np.integer]) -> NDArray[np.integer]:
         return values if self._order is None else values[self._order]
@@ -153,25 +130,6 @@ def _sorted_order(texts: NDArray[np.integer], steps: NDArray[np.integer] | None)
     if bool((increasing | same).all()):
         return None
     if steps is None:
-        return _stable_order(texts)
-    order = _stable_order(steps)  # the less important key first
-    return order[_stable_order(texts[order])]
-
-
-def _stable_order(keys: NDArray[np.integer]) -> NDArray[np.int32]:
-    """A stable order, int32 [E]. Keys below 65,536 are sorted part by part, with 4 bytes an episode."""
-    if not len(keys) or int(keys.min()) < 0 or int(keys.max()) >= 1 << 16:
-        return np.argsort(keys, kind="stable").astype(np.int32)
-    kinds = int(keys.max()) + 1
-    parts = [slice(begin, begin + _PART) for begin in range(0, len(keys), _PART)]
-    counts = sum((np.bincount(keys[part], minlength=kinds) for part in parts), np.zeros(kinds, np.int64))
-    begins = np.cumsum(counts) - counts  # position of the next episode of each key
-    order = np.empty(len(keys), np.int32)
-    for part in parts:
-        small = keys[part].astype(np.uint16)  # numpy sorts these by radix, in a fraction of the time
-        within = np.argsort(small, kind="stable")
-        small, sizes = small[within], np.bincount(small, minlength=kinds)
-        before = np.cumsum(sizes) - sizes
-        order[begins[small] - before[small] + np.arange(len(small))] = part.start + within
-        begins += sizes
-    return order
+        return stable_order(texts)
+    order = stable_order(steps)  # the less important key first
+    return order[stable_order(texts[order])]

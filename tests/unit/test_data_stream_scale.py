@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import stream_scale
-from data.stream import window_table
+from data.stream import stable_order as order
 
 
 def test_a_thousand_million_windows_are_planned_in_100_megabytes(tmp_path: Path) -> None:
@@ -24,8 +24,8 @@ def test_the_order_is_stable_for_any_part_size(
 ) -> None:
     keys = np.random.default_rng(highest).integers(0, highest + 1, 500)
     keys[-1] = highest
-    monkeypatch.setattr(window_table, "_PART", part)
-    found = window_table._stable_order(keys)
+    monkeypatch.setattr(order, "PART", part)
+    found = order.stable_order(keys)
     assert found.dtype == np.int32
     assert np.array_equal(found, np.argsort(keys, kind="stable"))
-    assert len(window_table._stable_order(keys[:0])) == 0
+    assert len(order.stable_order(keys[:0])) == 0

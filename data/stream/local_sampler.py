@@ -1,0 +1,178 @@
+"""The order of windows that visits few episodes at a time: `data.shuffle=local`.
+
+As in the full order (`data.stream.stratified_sampler`) each of the n slots of a step draws from a stratum of
+the N windows, every window occurs exactly once in an epoch of N places, and any step is computed without the
+others. But the windows are numbered episode by episode, so a stratum is a run of episodes, and a slot visits
+these pool by pool (`data.stream.visit_table`)::
+
+    place = step * n + label      epoch, rest = divmod(place, N)      row within the stratum = rest // n
+
+N rarely divides by n, so the slots of some run of labels have one window more, another run in each epoch.
+The labels are spread evenly over the line (`data.stream.visiting_order.spread`), so the borders of the strata
+move by a few windows only: a slot keeps its episodes from epoch to epoch.
+
+What is computed for a slot and an epoch (a few numbers for each block of its episodes) is kept for the steps
+that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.stream.episode_line import EpisodeLine
+from data.stream.permutation import mix, permute, round_keys
+from data.stream.visit_table import Pieces, VisitTable, make_visits
+from data.stream.visiting_order import spread
+
+_Ints = NDArray[np.int64]
+_EPOCHS_KEPT = 4  # of a stream: a step may end one, and the next steps are prepared ahead
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """One epoch of a stream.
+
+    Attributes:
+        begins, sizes: int64 [n], the stratum of each slot.
+        index: int64 [n], place of each slot in `visits`, or -1.
+        visits: The slots that were requested.
+    """
+
+    begins: _Ints
+    sizes: _Ints
+    index: _Ints
+    visits: VisitTable
+
+
+class LocalStream:
+    """The endless stream of one kind of windows of one data set.
+
+    Args:
+        line: The windows, at least one.
+        pieces: Of the line.
+        positions: int64 [n], position of the stratum of each slot along the line: each of 0 .. n - 1 once.
+        pool_episodes: Episodes that a slot draws from at a time.
+        name: The seed of the order; another name, another order.
+        visits: The seed of the order of the blocks, the same for both kinds of a data set.
+    """
+
+    def __init__(
+        self, line: EpisodeLine, pieces: Pieces, positions: _Ints, pool_episodes: int, name: str, visits: str
+    ) -> None:
+        self.windows, self.slots = line.count, len(positions)
+        self._line, self._pieces, self._positions = line, pieces, positions
+        self._labels = spread(self.slots)[positions]
+        self._pool_episodes, self._visits, self._keys = pool_episodes, visits, round_keys(name)
+        self._epochs: dict[int, _Epoch] = {}
+
+    def draw(self, step: int, slots: _Ints) -> _Ints:
+        """Window numbers, int64 [N], of slots int64 [N] of a step."""
+        epochs, rows = self._rows(step, slots)
+        drawn = np.empty_like(slots)
+        for epoch in np.unique(epochs).tolist():
+            which = np.flatnonzero(epochs == epoch)
+            drawn[which] = self._draw(epoch, slots[which], rows[which])
+        return drawn
+
+    def epochs_of(self, step: int, slots: _Ints) -> _Ints:
+        """The epoch of each window that `draw` returns, int64 [N], from 0."""
+        return self._rows(step, slots)[0]
+
+    def pools(self, epoch: int, slots: _Ints) -> list[_Ints]:
+        """int64 [pools], windows of each pool of each slot in an epoch, in the order of the drawing."""
+        state = self._epoch(epoch, slots)
+        return [state.visits.pool_sizes(int(place)) for place in state.index[slots]]
+
+    def _rows(self, step: int, slots: _Ints) -> tuple[_Ints, _Ints]:
+        """Epoch of each slot in a step, and row within its stratum."""
+        places = step * self.slots + self._labels[slots]
+        epochs = places // self.windows
+        return epochs, (places - epochs * self.windows) // self.slots
+
+    def _draw(self, epoch: int, slots: _Ints, rows: _Ints) -> _Ints:
+        state = self._epoch(epoch, slots)
+        places = state.index[slots]
+        first, sizes = state.visits.pool_of(places, rows)
+        tweaks = mix(_tweaks(epoch, slots) + first.astype(np.uint64))
+        rows = first + permute(rows - first, sizes, self._keys, tweaks)
+        return state.visits.windows_at(places, rows)
+
+    def _epoch(self, epoch: int, slots: _Ints) -> _Epoch:
+        """The epoch, with at least these slots; made anew, never changed: several threads may draw."""
+        kept = self._epochs
+        state = kept.get(epoch) or self._new_epoch(epoch)
+        missing = slots[state.index[slots] < 0]
+        if len(missing):
+            state = self._with_slots(epoch, state, missing)
+        if kept.get(epoch) is not state:
+            others = [(number, other) for number, other in kept.items() if number != epoch]
+            self._epochs = dict([*others, (epoch, state)][-_EPOCHS_KEPT:])
+        return state
+
+    def _new_epoch(self, epoch: int) -> _Epoch:
+        size, extra = divmod(self.windows, self.slots)
+        shift = epoch * self.windows % self.slots  # label at which the epoch begins
+        sizes = size + ((self._labels - shift) % self.slots < extra)
+        along = np.empty_like(sizes)
+        along[self._positions] = sizes
+        begins = (np.cumsum(along) - along)[self._positions]
+        return _Epoch(begins, sizes, np.full(self.slots, -1), VisitTable.empty())
+
+    def _with_slots(self, epoch: int, state: _Epoch, slots: _Ints) -> _Epoch:
+        shares = (_tweaks(epoch, slots) >> np.uint64(11)).astype(np.float64) / 2.0**53
+        visits = make_visits(
+            self._line,
+            self._pieces,
+            state.begins[slots],
+            state.sizes[slots],
+            shares,
+            self._pool_episodes,
+            f"{self._visits}/{epoch}",
+        )
+        index = state.index.copy()
+        index[slots] = np.arange(len(slots)) + len(state.visits.begins) - 1
+        return _Epoch(state.begins, state.sizes, index, state.visits.joined(visits))
+
+
+class LocalSampler:
+    """The endless streams of several kinds of windows; as `StratifiedSampler`.
+
+    Args:
+        streams: Of each data set and kind; None: it has no slots.
+    """
+
+    def __init__(self, streams: Sequence[LocalStream | None]) -> None:
+        self.streams = tuple(streams)
+
+    def draw(self, step: int, streams: _Ints, slots: _Ints) -> _Ints:
+        """Window numbers, int64 [N], of slots int64 [N] of a step, each of its stream int64 [N]."""
+        drawn = np.empty_like(slots)
+        for stream, which in self._parts(streams):
+            drawn[which] = stream.draw(step, slots[which])
+        return drawn
+
+    def epochs_of(self, step: int, streams: _Ints, slots: _Ints) -> _Ints:
+        """The epoch of each window that `draw` returns, int64 [N], from 0."""
+        epochs = np.empty_like(slots)
+        for stream, which in self._parts(streams):
+            epochs[which] = stream.epochs_of(step, slots[which])
+        return epochs
+
+    def epochs(self, step: int) -> list[float]:
+        """Epochs of each stream in the steps before `step`."""
+        return [step * each.slots / each.windows if each else 0.0 for each in self.streams]
+
+    def _parts(self, streams: _Ints) -> Iterator[tuple[LocalStream, _Ints]]:
+        for number, stream in enumerate(self.streams):
+            which = np.flatnonzero(streams == number)
+            if stream is not None and len(which):
+                yield stream, which
+
+
+def _tweaks(epoch: int, slots: _Ints) -> NDArray[np.uint64]:
+    """A seed for each slot in an epoch, uint64 [N]."""
+    return mix(mix(np.full(len(slots), epoch, np.uint64)) + slots.astype(np.uint64))
