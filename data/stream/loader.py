@@ -52,7 +52,7 @@ class TokenStream:
         self.text_tokenizer_sha256 = texts.tokenizer_sha256
         self.urls = ", ".join(dataset.index.url for dataset in datasets)
         self.vocabulary_size = texts.vocabulary_size
-        self._memory = EpisodeMemory(datasets, setup.forms, setup.config)
+        self._memory = EpisodeMemory(datasets, setup.forms, setup.config, setup.plan.blocks)
         self._caches = [dataset.index.cache for dataset in datasets if dataset.index.cache is not None]
         self._assembler = BatchAssembler(setup, self._memory)
         self._placeholder_assembler = lambda: BatchAssembler(
