@@ -42,14 +42,15 @@ class EpisodeLine(WindowNumbering):
         length: Callable[[int, int], int],
     ) -> None:
         super().__init__(steps, ahead)
-        counts = self._counts(steps)
+        counts = _window_counts(steps.astype(np.int32), ahead)
         longest, self._tokens = _sample_lengths(counts, texts, history, length)
         self.order = None if bool((longest[1:] >= longest[:-1]).all()) else stable_order(longest)
+        self._bounds, sizes = _distinct(longest)
+        del longest  # there may be millions of episodes
         if self.order is not None:
-            counts, longest = counts[self.order], longest[self.order]
+            counts = counts[self.order]
         self._ends = window_ends(counts)
-        edges = np.append(np.flatnonzero(np.diff(longest)), len(longest) - 1)
-        self._bounds, self._bound_ends = longest[edges].astype(np.int64), self._ends[edges].astype(np.int64)
+        self._bound_ends = self._ends[np.cumsum(sizes) - 1].astype(np.int64)
 
     def along(self, order: NDArray[np.int32]) -> EpisodeLine:
         """The same windows with the episodes in another order, int32 [E].
@@ -63,7 +64,8 @@ class EpisodeLine(WindowNumbering):
         WindowNumbering.__init__(line, self._steps, self._ahead)
         line.order, line._tokens = order, self._tokens
         line._bounds, line._bound_ends = self._bounds, self._bound_ends
-        line._ends = window_ends(self._counts(self._steps[order]))
+        steps = self._steps[order].astype(np.int32, copy=False)
+        line._ends = window_ends(_window_counts(steps, self._ahead))
         return line
 
     @property
@@ -100,10 +102,20 @@ class EpisodeLine(WindowNumbering):
         """Number of the first window at or after each place on the line (E: its end), int64 [N]."""
         return np.where(places > 0, self._ends[places - 1].astype(np.int64), 0)
 
-    def _counts(self, steps: NDArray[np.integer]) -> NDArray[np.int32]:
-        counts = steps.astype(np.int32)  # in place: there may be millions of episodes
-        counts -= self._ahead
-        return np.maximum(counts, 0, out=counts)
+
+def _window_counts(steps: NDArray[np.int32], ahead: int) -> NDArray[np.int32]:
+    """Windows of each episode, in place of `steps`."""
+    steps -= ahead
+    return np.maximum(steps, 0, out=steps)
+
+
+def _distinct(numbers: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct numbers in order, and how often each occurs, int64."""
+    found = [np.unique(numbers[part], return_counts=True) for part in parts(len(numbers))]
+    values, members = np.unique(np.concatenate([each for each, _ in found]), return_inverse=True)
+    counts = np.zeros(len(values), np.int64)
+    np.add.at(counts, members, np.concatenate([each for _, each in found]))
+    return values.astype(np.int64), counts
 
 
 def _sample_lengths(

@@ -102,16 +102,15 @@ def _lines(
     actions, worlds = dataset.tables
     if not isinstance(actions, EpisodeLine) or not isinstance(worlds, EpisodeLine):
         raise TypeError(f"{dataset.name}: the windows are not numbered along a line of episodes")
-    edges = np.minimum(np.arange(0, actions.episodes + size, size), actions.episodes).astype(np.int32)
+    edges = np.arange(-(-actions.episodes // size) + 1, dtype=np.int32) * np.int32(size)
+    edges[-1] = actions.episodes
     blocks = Pieces(edges, np.arange(len(edges) - 1, dtype=np.int32))
     if not len(of_kinds[0]) or not len(of_kinds[1]):
         return (actions, worlds), (blocks, blocks)
     first, last = _strata(actions, len(of_kinds[0]))
     order = np.argsort(of_kinds[0], kind="stable")
     first, last = first[order], last[order]
-    places = _joined_ranges(first, last)
-    along = places.astype(np.int32) if actions.order is None else actions.order[places]
-    return (actions, worlds.along(along)), (blocks, _cut(first, last, size))
+    return (actions, worlds.along(_episodes(actions, first, last))), (blocks, _cut(first, last, size))
 
 
 def _strata(line: EpisodeLine, count: int) -> tuple[_Ints, _Ints]:
@@ -125,21 +124,27 @@ def _strata(line: EpisodeLine, count: int) -> tuple[_Ints, _Ints]:
     return np.concatenate([[0], inner]), np.concatenate([inner, [line.episodes]])
 
 
+def _episodes(line: EpisodeLine, first: _Ints, last: _Ints) -> NDArray[np.int32]:
+    """The episodes of ranges of a line, one range after the other."""
+    places = _joined_ranges(first, last)
+    return places if line.order is None else line.order[places]
+
+
 def _cut(first: _Ints, last: _Ints, size: int) -> Pieces:
-    """Pieces of ranges, laid one after the other, of a line that is divided into blocks of `size` episodes."""
-    begins = np.cumsum(last - first) - (last - first)
-    used = last > first
-    blocks = _joined_ranges(np.where(used, first // size, 0), np.where(used, -(-last // size), 0))
-    counts = np.where(used, -(-last // size) - first // size, 0)
-    ranges = np.repeat(np.arange(len(first)), counts)
-    edges = begins[ranges] + np.maximum(blocks * size - first[ranges], 0)
-    return Pieces(np.append(edges, (last - first).sum()).astype(np.int32), blocks.astype(np.int32))
+    """Pieces of ranges, laid one after the other, of a line in blocks of `size` episodes."""
+    first, last = first[last > first], last[last > first]
+    blocks, counts = _joined_ranges(first // size, -(-last // size)), -(-last // size) - first // size
+    edges = np.maximum(blocks * np.int32(size), np.repeat(first.astype(np.int32), counts))
+    edges += np.repeat((np.cumsum(last - first) - last).astype(np.int32), counts)  # where each range lies
+    return Pieces(np.append(edges, np.int32((last - first).sum())), blocks)
 
 
-def _joined_ranges(first: _Ints, last: _Ints) -> _Ints:
-    """The numbers of several ranges, one range after the other."""
+def _joined_ranges(first: _Ints, last: _Ints) -> NDArray[np.int32]:
+    """The numbers of several ranges, one range after the other; there may be millions."""
     sizes = last - first
-    return np.arange(int(sizes.sum()), dtype=np.int64) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
+    numbers = np.repeat((first - np.cumsum(sizes) + sizes).astype(np.int32), sizes)
+    numbers += np.arange(len(numbers), dtype=np.int32)
+    return numbers
 
 
 def _ranks(sequences: _Ints) -> _Ints:

@@ -12,8 +12,10 @@ from data.config import DataConfig
 from data.errors import InputError
 from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT
 from data.stream.datasets import StreamDataset, combined_fingerprint, image_format, open_datasets
+from data.stream.episode_line import EpisodeLine
 from data.stream.layout import DatasetWindows
-from data.stream.plan import DataPlan
+from data.stream.order_choice import choose_order
+from data.stream.plan import DataPlan, Order
 from data.stream.prompts import WORLD, PromptTexts
 from data.stream.samples import SampleForm
 from data.stream.window_table import WindowTable
@@ -73,27 +75,17 @@ def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str | 
         config = replace(config, variants=0)
     datasets = open_datasets(config, split)
     texts = PromptTexts.encode(TextTokenizer.load(config.text_tokenizer), datasets)
-    image = image_format(datasets)
-    forms = tuple(
-        SampleForm(
-            image=image_block_length(image.rows, image.columns),
-            views=len(config.cameras),
-            history=config.history,
-            chunk=dataset.source.chunk,
-            predicted=config.predicted_frames,
-            action_dim=dataset.source.embodiment.action_dim,
-            state_dim=dataset.source.state_dim,
-        )
-        for dataset in datasets
-    )
+    forms = sample_forms(datasets, config)
+    order = choose_order(config, datasets, forms)
     plan = DataPlan(
-        dataset_windows(datasets, texts, forms),
+        dataset_windows(datasets, texts, forms, order),
         config.mixture,
         trainer.global_batch,
         trainer.sequence_length,
         seed,
         combined_fingerprint(datasets),
         config.variants,
+        config.shuffle_episodes if order == "local" else None,
     )
     return StreamSetup(plan, datasets, texts, forms, config)
 
@@ -107,20 +99,38 @@ def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str | N
     return open_setup(config, trainer, seed, split).plan
 
 
+def sample_forms(datasets: Sequence[StreamDataset], config: DataConfig) -> tuple[SampleForm, ...]:
+    """Sizes of the samples of each data set."""
+    image = image_format(datasets)
+    return tuple(
+        SampleForm(
+            image=image_block_length(image.rows, image.columns),
+            views=len(config.cameras),
+            history=config.history,
+            chunk=dataset.source.chunk,
+            predicted=config.predicted_frames,
+            action_dim=dataset.source.embodiment.action_dim,
+            state_dim=dataset.source.state_dim,
+        )
+        for dataset in datasets
+    )
+
+
 def dataset_windows(
-    datasets: Sequence[StreamDataset], texts: PromptTexts, forms: Sequence[SampleForm]
+    datasets: Sequence[StreamDataset], texts: PromptTexts, forms: Sequence[SampleForm], order: Order
 ) -> list[DatasetWindows]:
-    """The windows of each data set."""
+    """The windows of each data set, numbered for the order."""
+    numbered = WindowTable if order == "full" else EpisodeLine
     lengths = texts.lengths.astype(np.uint16) if texts.lengths.max() < 1 << 16 else texts.lengths
     return [
         DatasetWindows(
             name=dataset.name,
             weight=dataset.weight,
             tables=(
-                WindowTable(
+                numbered(
                     dataset.steps, form.chunk - 1, form.history, lengths[of_episodes], form.action_length
                 ),
-                WindowTable(
+                numbered(
                     dataset.steps,
                     form.predicted,
                     1,
@@ -138,6 +148,7 @@ def _check_settings(config: DataConfig, trainer: BatchShape) -> None:
         "data.history": config.history,
         "data.chunk": config.chunk,
         "data.predicted_frames": config.predicted_frames,
+        "data.shuffle_episodes": config.shuffle_episodes,
         "data.memory_megabytes": config.memory_megabytes,
         "data.readers": config.readers,
         "trainer.global_batch": trainer.global_batch,

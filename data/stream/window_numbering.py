@@ -74,6 +74,8 @@ class WindowNumbering(ABC):
 
 
 def window_ends(counts: NDArray[np.int32]) -> NDArray[np.unsignedinteger]:
-    """Windows up to and including each episode, [E], in as few bytes as hold them."""
-    small = int(counts.sum(dtype=np.int64)) < 1 << 32
-    return np.cumsum(counts, dtype=np.uint32 if small else np.uint64)
+    """Windows up to and including each episode, [E], in as few bytes as hold them; overwrites the counts."""
+    if int(counts.sum(dtype=np.int64)) >= 1 << 32:
+        return np.cumsum(counts, dtype=np.uint64)
+    ends = counts.view(np.uint32)
+    return np.cumsum(ends, dtype=np.uint32, out=ends)  # in place: there may be millions of episodes

@@ -1,0 +1,119 @@
+"""Which order the windows come in, and what the local order needs of a rank's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.config import DataConfig
+from data.stream.datasets import StreamDataset
+from data.stream.plan import DataPlan, Order
+from data.stream.samples import SampleForm
+from data.stream.time_steps import TimeSteps
+
+MEGABYTE = 2**20
+FULL_ORDER_MEGABYTES = 512
+"""Most megabytes of tokenised time steps of a split that `data.shuffle=auto` gives the full order.
+
+It follows from the data and from settings that define a result, never from those that may differ between two
+starts of a run (`data.memory_megabytes`).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderReport:
+    """The order of a split, for people.
+
+    Attributes:
+        order: `full` or `local`.
+        setting: `data.shuffle`.
+        megabytes: Tokenised time steps of all episodes.
+        episodes: Episodes that a place of a sequence draws from at a time: the most of any data set.
+        of: Episodes of a place's part of the epoch, of that data set.
+        open_megabytes: Tokenised episodes that the places of a rank draw from at a time.
+        memory_megabytes: `data.memory_megabytes`.
+    """
+
+    order: Order
+    setting: str
+    megabytes: float
+    episodes: float
+    of: float
+    open_megabytes: float
+    memory_megabytes: int
+
+    @property
+    def warning(self) -> str | None:
+        """Too little memory for the local order, and what to do; None: there is enough."""
+        if self.order == "full" or self.open_megabytes <= self.memory_megabytes:
+            return None
+        return (
+            f"the places of a rank draw from {self.open_megabytes:,.0f} MB of episodes at a time, but "
+            f"data.memory_megabytes={self.memory_megabytes}, so episodes are read again and again; set "
+            f"data.memory_megabytes={int(np.ceil(self.open_megabytes))}, or begin a run with a smaller "
+            "data.shuffle_episodes"
+        )
+
+    def __str__(self) -> str:
+        """One line."""
+        size = f"{self.megabytes:,.0f} MB of tokenised time steps"
+        text = f"order of the windows: {self.order} (data.shuffle={self.setting}, {size})"
+        if self.order == "full":
+            return f"{text}; any episode may come next"
+        return (
+            f"{text}; a place of a sequence draws from {self.episodes:,.0f} of its {self.of:,.0f} episodes at "
+            f"a time, those of a rank take {self.open_megabytes:,.0f} MB"
+        )
+
+
+def choose_order(config: DataConfig, datasets: Sequence[StreamDataset], forms: Sequence[SampleForm]) -> Order:
+    """The order of `data.shuffle`; for `auto` the full one of data sets that are small once tokenised."""
+    if config.shuffle != "auto":
+        return config.shuffle
+    small = sum(_sizes(config, datasets, forms)) <= FULL_ORDER_MEGABYTES * MEGABYTE
+    return "full" if small else "local"
+
+
+def report_order(
+    config: DataConfig,
+    plan: DataPlan,
+    datasets: Sequence[StreamDataset],
+    forms: Sequence[SampleForm],
+    ranks: int,
+) -> OrderReport:
+    """Describe the order of a split.
+
+    Args:
+        config: The settings.
+        plan: The order.
+        datasets: Data sets of the split.
+        forms: Sizes of the samples of each.
+        ranks: Data-parallel ranks that share a step.
+    """
+    sizes, episodes, of, opened = _sizes(config, datasets, forms), 0.0, 0.0, 0.0
+    for dataset, size, slots in zip(datasets, sizes, plan.layout.counts.tolist(), strict=True):
+        count = len(dataset.entries)
+        for used in filter(None, slots):
+            at_a_time = min(config.shuffle_episodes, count / used)
+            opened += at_a_time * used * size / count
+            if at_a_time > episodes:
+                episodes, of = at_a_time, count / used
+    return OrderReport(
+        plan.shuffle,
+        config.shuffle,
+        sum(sizes) / MEGABYTE,
+        episodes,
+        of,
+        opened / ranks / MEGABYTE,
+        config.memory_megabytes,
+    )
+
+
+def _sizes(config: DataConfig, datasets: Sequence[StreamDataset], forms: Sequence[SampleForm]) -> list[int]:
+    """Bytes of the tokenised time steps of each data set, with the variants of their frames."""
+    return [
+        int(dataset.steps.sum(dtype=np.int64)) * TimeSteps.empty(1, form, config.variants).nbytes
+        for dataset, form in zip(datasets, forms, strict=True)
+    ]
