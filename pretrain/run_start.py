@@ -13,6 +13,8 @@ from typing import Any
 from data.errors import InputError
 from data.storage.episode_entry import TRAINING_SPLIT
 from data.stream.datasets import combined_fingerprint, open_datasets
+from data.stream.plan import Order
+from data.stream.setup import planned_order
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location
 from pretrain.checkpoint.origin import Origin, OriginChoice, choose_origin, set_aside
@@ -22,6 +24,9 @@ from pretrain.policy_settings import PolicySettings
 from pretrain.run_folder import RunFolder, unwritable_folder, wandb_run_of
 from pretrain.setting_changes import Changes, covers
 from pretrain.telemetry.events import EventLog
+
+ORDER = "order"
+"""In the metadata of checkpoints: the order of the windows, `full` or `local`."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +69,7 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
     location = checkpoint_location(config.checkpointing, folder)
     changes, moved = folder.changes(config), folder.data_moved(config)
     choice = choose_origin(config, location)
-    if moved or "data.split" in changes:
+    if moved or "data.split" in changes or _order_may_differ(config, changes, choice):
         _check_same_data(config, choice)
     _check_text_tokenizer(config, choice)
     folder.open(config)
@@ -81,9 +86,9 @@ def open_run(config: TrainingConfig, folder: RunFolder) -> RunStart:
 
 
 def check_dataset(
-    metadata: Mapping[str, Any], checkpoint: str, urls: str, fingerprint: str, split: str
+    metadata: Mapping[str, Any], checkpoint: str, urls: str, fingerprint: str, split: str, order: Order
 ) -> None:
-    """Compare a data set, and its split, with those that a checkpoint was trained on.
+    """Compare a data set, its split and the order of its windows with those that a checkpoint was trained on.
 
     Args:
         metadata: Of the checkpoint.
@@ -91,9 +96,10 @@ def check_dataset(
         urls: Of the data set, for the message.
         fingerprint: Of the data set.
         split: `data.split`.
+        order: Of the windows, that `data.shuffle` gives.
 
     Raises:
-        InputError: It is another one, or another split.
+        InputError: It is another one, another split, or another order.
     """
     dataset = metadata.get("dataset")  # None: weights alone, which are refused when they are loaded
     if dataset not in (None, fingerprint):
@@ -107,15 +113,30 @@ def check_dataset(
             f"{checkpoint}: was trained with data.split={before}, now data.split={split}; give the same "
             "split, or begin a run of another name"
         )
+    ordered = metadata.get(ORDER, "full")  # absent where there was no other
+    if dataset is not None and ordered != order:
+        raise InputError(
+            f"{checkpoint}: was trained with its windows in {ordered} order, now they would be in {order} "
+            f"order; set data.shuffle={ordered}, or begin a run of another name"
+        )
+
+
+def _order_may_differ(config: TrainingConfig, changes: Changes, choice: OriginChoice) -> bool:
+    """Whether another order than the checkpoint's is possible: it follows from data and settings alone."""
+    if choice.metadata.get("dataset") is None:  # weights alone
+        return False
+    before = settings_section(choice.metadata, "data").get("shuffle")
+    return bool(changes) or ORDER not in choice.metadata or before != config.data.shuffle
 
 
 def _check_same_data(config: TrainingConfig, choice: OriginChoice) -> None:
-    """Refuse another data set at a new place before the settings of the run are replaced."""
+    """Refuse another data set at a new place, or another order, before the run's settings are replaced."""
     if choice.origin is not None and choice.origin.resumes:
         datasets = open_datasets(config.data)
         urls = ", ".join(dataset.index.url for dataset in datasets)
         fingerprint = combined_fingerprint(datasets)
-        check_dataset(choice.metadata, choice.origin.checkpoint, urls, fingerprint, config.data.split)
+        order = planned_order(config.data, datasets)
+        check_dataset(choice.metadata, choice.origin.checkpoint, urls, fingerprint, config.data.split, order)
 
 
 def _check_text_tokenizer(config: TrainingConfig, choice: OriginChoice) -> None:

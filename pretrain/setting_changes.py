@@ -33,6 +33,7 @@ _MAY_DIFFER = (
     "model.attention",
     "model.compile",
 )
+_COMPARED_ELSEWHERE = ("data.shuffle",)  # what it means for the data is compared with the checkpoint
 _DIFFERENCES_SHOWN = 3
 
 Changes = Mapping[str, tuple[Any, Any]]
@@ -61,7 +62,7 @@ def setting_changes(
     changes = {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(_MAY_DIFFER) and old.get(key) != new.get(key)
+        if not key.startswith(_MAY_DIFFER) and key not in _COMPARED_ELSEWHERE and old.get(key) != new.get(key)
     }
     refused = [key for key in changes if not covers(allowed, key)]
     if refused:

@@ -12,6 +12,7 @@ from typing import Any
 from data.errors import InputError
 from data.files import write_text_whole
 from data.stream.loader import TokenStream
+from data.stream.order_choice import OrderReport
 from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
 from data.stream.plan import DataPlan
 from data.tokens.image import ImageTokenizer
@@ -130,7 +131,7 @@ def load_weights(origin: Origin | None, engine: Engine, stream: TokenStream) -> 
         load_initial_weights(checkpoint, engine)
         return {"tokens": 0}
     metadata = run_on_rank_zero(lambda: load_metadata(checkpoint))
-    check_dataset(metadata, checkpoint, stream.urls, stream.fingerprint, stream.split)
+    check_dataset(metadata, checkpoint, stream.urls, stream.fingerprint, stream.split, stream.plan.order)
     load(checkpoint, engine)
     if not isinstance(metadata.get("tokens"), int):
         raise damage_error(checkpoint, ["its metadata does not have the number of tokens"])
@@ -162,11 +163,12 @@ def report_start(
 def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> None:
     """Write tokenizers and action ranges to the run folder, so that its checkpoints can be used alone.
 
-    One rank calls this; it also logs advice on packing.
+    One rank calls this; it also tells the order of the windows and logs advice on packing.
 
     Raises:
         InputError: The folder cannot be written, or the image tokenizer is not the data set's.
     """
+    order = tell_order(config, stream)
     advise_on_packing(stream.plan)
     text = TextTokenizer.load(config.data.text_tokenizer)
     image = ImageTokenizer.load(config.data.image_tokenizer)
@@ -177,6 +179,7 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
             f"{image.sha256[:12]}, the data set was prepared with {expected[:12]}; give that tokenizer"
         )
     try:
+        EventLog(folder.events).write({"event": "order", **asdict(order)})
         text.save(folder.tokenizers)
         image.save(folder.image_tokenizer)
         write_text_whole(folder.action_ranges, json.dumps(ranges_json(stream.sources), indent=1) + "\n")
@@ -185,6 +188,15 @@ def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStrea
             f"{folder.tokenizers}: cannot be written ({error.strerror}); set run.dir to a folder you may "
             "write to, or free space"
         ) from error
+
+
+def tell_order(config: TrainingConfig, stream: TokenStream) -> OrderReport:
+    """Log the order of the windows, and a warning where a rank's memory is too small for it."""
+    report = stream.report_order(config.parallel.data)
+    _LOG.info("%s", report)
+    if report.warning is not None:
+        _LOG.warning("%s", report.warning)
+    return report
 
 
 def advise_on_packing(plan: DataPlan) -> None:

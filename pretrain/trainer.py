@@ -32,7 +32,7 @@ from pretrain.phases import phase
 from pretrain.policy_settings import POLICY_METADATA, PolicySettings
 from pretrain.rank_zero import run_on_rank_zero
 from pretrain.run_folder import RunFolder
-from pretrain.run_start import RunStart
+from pretrain.run_start import ORDER, RunStart
 from pretrain.settings import to_mapping
 from pretrain.sources import told_apart
 from pretrain.start import check_model_fits, load_start, opened_run, prepare_folder, report_start
@@ -221,6 +221,7 @@ class _Loop:
         return {
             "config": to_mapping(self._config),
             "dataset": self._stream.fingerprint,
+            ORDER: self._stream.plan.order,
             POLICY_METADATA: self._policy.to_json(),
             "tokens": self._recorder.total_tokens(),
             "guard": self._guard.state().to_json(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
-from data.config import TrainingSplit
+from data.config import Shuffle, TrainingSplit
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
@@ -40,6 +40,8 @@ class InspectPlanConfig:
         history: `data.history`.
         chunk: `data.chunk`.
         split: `data.split`.
+        shuffle: `data.shuffle`.
+        shuffle_episodes: `data.shuffle_episodes`.
     """
 
     url: str = "???"
@@ -51,6 +53,8 @@ class InspectPlanConfig:
     history: int = 2
     chunk: int = 5
     split: TrainingSplit = "train"
+    shuffle: Shuffle = "auto"
+    shuffle_episodes: int = 32
 
 
 @dataclass

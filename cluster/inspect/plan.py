@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from cluster.inspect.config import InspectPlanConfig
 from data.config import DataConfig
+from data.stream.order_choice import OrderReport, report_order
 from data.stream.packing_advice import packing_advice
 from data.stream.plan import DataPlan
-from data.stream.setup import make_plan
+from data.stream.setup import open_setup
 from pretrain.config import TrainerConfig
 
 
@@ -21,11 +22,13 @@ class StepPlan:
         plan: The order of the data.
         step: Optimiser step, from 0.
         window_ids: Ids of the windows of each rank.
+        order: What the order needs of each rank.
     """
 
     plan: DataPlan
     step: int
     window_ids: list[list[int]]
+    order: OrderReport
 
     def lines(self) -> Iterator[str]:
         """The plan as text."""
@@ -33,6 +36,9 @@ class StepPlan:
             yield f"  rank {rank}: {len(ids)} windows: {' '.join(map(str, ids))}"
         epochs = ", ".join(f"{name} {passed:.3f}" for name, passed in self.plan.epochs(self.step).items())
         yield f"  epochs before this step: {epochs}"
+        yield f"  {self.order}"
+        if self.order.warning is not None:
+            yield f"  {self.order.warning}"
         yield f"  {packing_advice(self.plan)}"
 
 
@@ -42,9 +48,17 @@ def plan_step(config: InspectPlanConfig) -> StepPlan:
     Raises:
         InputError: No data set there, or a setting is out of range.
     """
-    plan = make_plan(
-        DataConfig(url=config.url, history=config.history, chunk=config.chunk, split=config.split),
-        TrainerConfig(global_batch=config.global_batch, sequence_length=config.sequence_length),
-        config.seed,
+    data = DataConfig(
+        url=config.url,
+        history=config.history,
+        chunk=config.chunk,
+        split=config.split,
+        shuffle=config.shuffle,
+        shuffle_episodes=config.shuffle_episodes,
     )
-    return StepPlan(plan, config.step, plan.ids_of_ranks(config.step, config.ranks))
+    trainer = TrainerConfig(global_batch=config.global_batch, sequence_length=config.sequence_length)
+    setup = open_setup(data, trainer, config.seed)
+    plan = setup.plan
+    ids = plan.ids_of_ranks(config.step, config.ranks)
+    order = report_order(data, plan, setup.datasets, setup.forms, config.ranks)
+    return StepPlan(plan, config.step, ids, order)

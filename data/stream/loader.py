@@ -11,6 +11,7 @@ from data.contracts import PackedBatch
 from data.stream.batch_assembler import BatchAssembler
 from data.stream.datasets import combined_fingerprint, image_format
 from data.stream.episode_memory import EpisodeMemory
+from data.stream.order_choice import OrderReport, report_order
 from data.stream.placeholder_batches import BlankEpisodes
 from data.stream.setup import BatchShape, open_setup
 
@@ -58,6 +59,7 @@ class TokenStream:
         self._placeholder_assembler = lambda: BatchAssembler(
             setup, BlankEpisodes(datasets, setup.forms, config.cameras, self._memory.skipped)
         )
+        self._setup = setup
         self._micro_batch, self._prefetch = trainer.micro_batch, config.prefetch
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-stream")
         self._ahead: dict[tuple[int, int, int], Future[list[PackedBatch]]] = {}
@@ -74,6 +76,11 @@ class TokenStream:
             `{"<last part of the URL>/action": 1.25, "<last part of the URL>/world": 0.98, ...}`.
         """
         return self.plan.epochs(step)
+
+    def report_order(self, data_size: int) -> OrderReport:
+        """Describe the order of the windows, and the memory that it needs of each of `data_size` ranks."""
+        setup = self._setup
+        return report_order(setup.config, self.plan, setup.datasets, setup.forms, data_size)
 
     def micro_batches(self, step: int, data_rank: int, data_size: int) -> list[PackedBatch]:
         """The batches of data-parallel rank `data_rank` of `data_size` in optimiser step `step` (from 0).

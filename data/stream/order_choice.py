@@ -31,7 +31,7 @@ class OrderReport:
         setting: `data.shuffle`.
         megabytes: Tokenised time steps of all episodes.
         episodes: Episodes that a place of a sequence draws from at a time: the most of any data set.
-        of: Episodes of a place's part of the epoch, of that data set.
+        of: Episodes that it draws from in an epoch.
         open_megabytes: Tokenised episodes that the places of a rank draw from at a time.
         memory_megabytes: `data.memory_megabytes`.
     """
@@ -52,7 +52,7 @@ class OrderReport:
         return (
             f"the places of a rank draw from {self.open_megabytes:,.0f} MB of episodes at a time, but "
             f"data.memory_megabytes={self.memory_megabytes}, so episodes are read again and again; set "
-            f"data.memory_megabytes={int(np.ceil(self.open_megabytes))}, or begin a run with a smaller "
+            f"data.memory_megabytes={int(np.ceil(self.open_megabytes))}, or begin a run with smaller "
             "data.shuffle_episodes"
         )
 
@@ -63,8 +63,8 @@ class OrderReport:
         if self.order == "full":
             return f"{text}; any episode may come next"
         return (
-            f"{text}; a place of a sequence draws from {self.episodes:,.0f} of its {self.of:,.0f} episodes at "
-            f"a time, those of a rank take {self.open_megabytes:,.0f} MB"
+            f"{text}; a place of a sequence draws from {self.episodes:,.0f} of its {self.of:,.0f} episodes "
+            f"at a time, the places of a rank from {self.open_megabytes:,.0f} MB"
         )
 
 
@@ -92,21 +92,25 @@ def report_order(
         forms: Sizes of the samples of each.
         ranks: Data-parallel ranks that share a step.
     """
-    sizes, episodes, of, opened = _sizes(config, datasets, forms), 0.0, 0.0, 0.0
-    for dataset, size, slots in zip(datasets, sizes, plan.layout.counts.tolist(), strict=True):
-        count = len(dataset.entries)
-        for used in filter(None, slots):
-            at_a_time = min(config.shuffle_episodes, count / used)
-            opened += at_a_time * used * size / count
-            if at_a_time > episodes:
-                episodes, of = at_a_time, count / used
+    sizes, counts = _sizes(config, datasets, forms), [len(dataset.entries) for dataset in datasets]
+    total, episodes, of = sum(sizes), float(max(counts)), float(max(counts))
+    opened = float(total)
+    if plan.order == "local":
+        parts = [
+            (min(config.shuffle_episodes, count / used), count / used, used * size / count)
+            for count, size, slots in zip(counts, sizes, plan.layout.counts.tolist(), strict=True)
+            for used in slots
+            if used
+        ]
+        episodes, of, _ = max(parts)
+        opened = sum(at_a_time * each for at_a_time, _, each in parts) / ranks
     return OrderReport(
-        plan.shuffle,
+        plan.order,
         config.shuffle,
-        sum(sizes) / MEGABYTE,
+        total / MEGABYTE,
         episodes,
         of,
-        opened / ranks / MEGABYTE,
+        opened / MEGABYTE,
         config.memory_megabytes,
     )
 

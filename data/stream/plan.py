@@ -80,7 +80,7 @@ class DataPlan:
     Attributes:
         datasets: The data sets, with the windows as they are drawn.
         layout: Of every step.
-        shuffle: `full` or `local`.
+        order: `full` or `local`.
         blocks: For each data set the episodes that are read together; None: each one alone.
 
     Raises:
@@ -102,9 +102,9 @@ class DataPlan:
         self.datasets, self.mixture = tuple(datasets), mixture
         self.global_batch, self.sequence_length = sequences, sequence_length
         self.layout = plan_layout(datasets, mixture, sequences, sequence_length)
-        orders = [f"{fingerprint}/{seed}/{number}" for number in range(len(datasets))]
-        names = [f"{order}/{kind.name}" for order in orders for kind in Kind]
-        self.shuffle: Order = "full" if pool_episodes is None else "local"
+        seeds = [f"{fingerprint}/{seed}/{number}" for number in range(len(datasets))]
+        names = [f"{each}/{kind.name}" for each in seeds for kind in Kind]
+        self.order: Order = "full" if pool_episodes is None else "local"
         self.blocks: tuple[EpisodeBlocks | None, ...] = (None,) * len(datasets)
         self._sampler: StratifiedSampler | LocalSampler
         if pool_episodes is None:
@@ -112,7 +112,7 @@ class DataPlan:
             self._sampler = StratifiedSampler(windows, self.layout.counts.reshape(-1).tolist(), names)
         else:
             self.layout = mix_layout(self.layout, sequences, sequence_length)
-            local = LocalOrder.of(datasets, self.layout, pool_episodes, names, orders)
+            local = LocalOrder.of(datasets, self.layout, pool_episodes, names, seeds)
             self.datasets, self._sampler, self.blocks = local.datasets, local.sampler, local.blocks
         self._variants = variants
         self._variant_keys = np.array([round_keys(f"{name}/variants")[0] for name in names])

@@ -75,8 +75,7 @@ def open_setup(config: DataConfig, trainer: BatchShape, seed: int, split: str | 
         config = replace(config, variants=0)
     datasets = open_datasets(config, split)
     texts = PromptTexts.encode(TextTokenizer.load(config.text_tokenizer), datasets)
-    forms = sample_forms(datasets, config)
-    order = choose_order(config, datasets, forms)
+    forms, order = sample_forms(datasets, config), planned_order(config, datasets)
     plan = DataPlan(
         dataset_windows(datasets, texts, forms, order),
         config.mixture,
@@ -97,6 +96,11 @@ def make_plan(config: DataConfig, trainer: BatchShape, seed: int, split: str | N
         InputError: As `open_setup`.
     """
     return open_setup(config, trainer, seed, split).plan
+
+
+def planned_order(config: DataConfig, datasets: Sequence[StreamDataset]) -> Order:
+    """The order of the windows of data sets that the settings open."""
+    return choose_order(config, datasets, sample_forms(datasets, config))
 
 
 def sample_forms(datasets: Sequence[StreamDataset], config: DataConfig) -> tuple[SampleForm, ...]:

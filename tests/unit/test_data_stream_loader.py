@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.cli.main import main
-from data.config import DataConfig, MixtureConfig, MixtureSource
+from data.config import DataConfig, MixtureConfig, MixtureSource, Shuffle
 from data.contracts import Episode, PackedBatch
 from data.errors import InputError
 from data.prepare.statistics import summarise
@@ -128,7 +128,8 @@ def test_samples_are_those_of_the_plan(url: str, camera: str, history: int) -> N
             assert batch.tokens.max() < stream.vocabulary_size
 
 
-def test_an_epoch_holds_every_window_once(url: str) -> None:
+@pytest.mark.parametrize("shuffle", ["full", "local"])
+def test_an_epoch_holds_every_window_once(url: str, shuffle: Shuffle) -> None:
     windows = {
         kind: sorted(
             expected_tokens(kind, e, t)
@@ -139,7 +140,8 @@ def test_an_epoch_holds_every_window_once(url: str) -> None:
     }
     trainer = TrainerConfig(global_batch=1, sequence_length=256)
     for kind, mixture in ((Kind.ACTION, MixtureConfig(1, 0)), (Kind.WORLD, MixtureConfig(0, 1))):
-        with TokenStream(DataConfig(url, mixture=mixture), trainer, seed=0) as stream:
+        config = DataConfig(url, mixture=mixture, shuffle=shuffle, shuffle_episodes=1)
+        with TokenStream(config, trainer, seed=0) as stream:
             steps = -(-len(windows[kind]) // int(stream.plan.layout.counts[0, kind]))
             seen = [
                 s for step in range(steps) for b in stream.micro_batches(step, 0, 1) for s in samples_of(b)
@@ -170,16 +172,16 @@ def test_any_ranks_and_micro_batches_give_the_same_global_batch(
 
 @given(
     ranks=st.sampled_from([1, 2, 4]), resumed=st.integers(0, 300), prefetch=st.integers(0, 3),
-    readers=st.integers(1, 4), steps=st.integers(1, 3),
+    readers=st.integers(1, 4), steps=st.integers(1, 3), shuffle=st.sampled_from(["full", "local"]),
 )  # fmt: skip
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_resumed_run_with_other_ranks_and_prefetch_gets_the_same_global_batches(
-    url: str, ranks: int, resumed: int, prefetch: int, readers: int, steps: int
+    url: str, ranks: int, resumed: int, prefetch: int, readers: int, steps: int, shuffle: Shuffle
 ) -> None:
-    numbers = range(resumed, resumed + steps)
-    with TokenStream(DataConfig(url), TRAINER, seed=1) as stream:
+    numbers, config = range(resumed, resumed + steps), DataConfig(url, shuffle=shuffle, shuffle_episodes=1)
+    with TokenStream(config, TRAINER, seed=1) as stream:
         expected = [stream.micro_batches(step, 0, 1)[0] for step in numbers]
-    config = DataConfig(url, prefetch=prefetch, readers=readers)
+    config = replace(config, prefetch=prefetch, readers=readers)
     for rank in range(ranks):
         with TokenStream(config, TRAINER, seed=1) as stream:
             found = [stream.micro_batches(step, rank, ranks)[0] for step in numbers]

@@ -37,7 +37,7 @@ def test_settings_of_another_form_are_none_for_everyone_who_reads_them(
     with pytest.raises(InputError, match="holds no settings of the model"):
         stored_model(tmp_path, manifest)
     assert wandb_run_of({**metadata, "wandb_run": "abcd1234"}, "run") is None
-    check_dataset(metadata, "c", "d", "fingerprint", "train")
+    check_dataset(metadata, "c", "d", "fingerprint", "train", "local")
 
 
 def test_a_difference_of_action_heads_is_one_sentence() -> None:

@@ -21,7 +21,7 @@ from pretrain.checkpoint.origin import HISTORY, Origin, newest_checkpoint
 from pretrain.config import TrainingConfig
 from pretrain.policy_settings import PolicySettings
 from pretrain.run_folder import RunFolder
-from pretrain.run_start import open_run
+from pretrain.run_start import ORDER, open_run
 from pretrain.settings import read_yaml, to_mapping
 from pretrain.sources import libero_source
 from tests.support.training_case import write_dataset
@@ -253,3 +253,29 @@ def test_a_text_tokenizer_that_was_replaced_at_its_path_is_refused(
     del config.run.change[:]
     config.checkpointing.start_from, config.run.name = newest, "another"
     assert open_run(config, RunFolder.of(config.run)).resumed_from is None, "only the weights are taken"
+
+
+def test_another_order_of_the_windows_is_refused_before_the_settings_are_replaced(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    """Checkpoints of earlier versions do not name theirs: it was full."""
+    config.data.url = write_dataset(tmp_path / "data")
+    folder = RunFolder.of(config.run)
+    open_run(config, folder)
+    trained = {**METADATA, "dataset": DatasetIndex.load(config.data.url).fingerprint}
+    commit_step(folder.checkpoints, 2, trained)
+    before, local = folder.config.read_bytes(), replace(config, data=replace(config.data, shuffle="local"))
+    with pytest.raises(
+        InputError, match=r"step_00000002: was trained with its windows in full order, now they"
+    ):
+        open_run(local, folder)
+    assert folder.config.read_bytes() == before
+    for same in ("auto", "full"):  # the same for this data set, so no change of the run
+        open_run(replace(config, data=replace(config.data, shuffle=same)), folder)
+    commit_step(folder.checkpoints, 4, {**trained, ORDER: "local", "config": to_mapping(local)})
+    with pytest.raises(
+        InputError,
+        match=r"step_00000004: was trained .* in local order, .*full order; set data\.shuffle=local,",
+    ):
+        open_run(config, folder)
+    assert open_run(local, folder).origin is not None
