@@ -4,12 +4,13 @@ Data sets whose samples have one form share a ring (`data.stream.episode_ring`);
 share of the memory that its data sets have of all time steps, in bytes.
 
 Episodes are read by units. In the local order the unit is the missing episode's block, whose other episodes
-are needed soon as well. Where a ring holds all its episodes and the data set lies in an object store, it is a
-run of neighbours of the shard (`data.stream.shard_runs`): all of it will be needed. Else it is one episode.
+are needed soon as well, unless the memory is too small for that (`EpisodeMemory.expect`). Where a ring holds all
+its episodes and the data set lies in an object store, it is a run of neighbours of the shard
+(`data.stream.shard_runs`): all of it will be needed. Else it is one episode.
 
-Where a ring cannot hold all its episodes, the order is not local and the node has a cache, windows of the
-other episodes are read from the cache without their episodes (`data.stream.cached_windows`); only episodes
-that are not in the cache are read as a whole.
+Where a ring holds neither all its episodes nor those that a local order draws from at a time, and the node has
+a cache, windows of the other episodes are read from the cache without their episodes
+(`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class EpisodeMemory:
         self._group_of = np.array([distinct.index(form) for form in forms])
         sizes = _ring_sizes(datasets, forms, distinct, config)
         self._blocks = blocks or [None] * len(datasets)
+        self._is_local = self._holds_open = any(each is not None for each in self._blocks)
         self._groups = [
             self._make_group(number, form, *sizes[number]) for number, form in enumerate(distinct)
         ]
@@ -89,6 +91,10 @@ class EpisodeMemory:
     def rings(self) -> tuple[EpisodeRing, ...]:
         """The rings, one for each form of samples."""
         return tuple(group.ring for group in self._groups)
+
+    def expect(self, open_megabytes: float) -> None:
+        """Tell how much the episodes take that a local order draws from at a time; without it, they fit."""
+        self._holds_open = self._is_local and open_megabytes <= self._config.memory_megabytes
 
     def fetch(self, windows: PlannedWindows) -> Iterator[LocatedWindows]:
         """Bring the time steps of windows into memory, part by part if they do not fit at once.
@@ -114,7 +120,7 @@ class EpisodeMemory:
         missing: NDArray[np.int64],
     ) -> Iterator[LocatedWindows]:
         """As `fetch`, of the windows `missing`, all of one group; `numbers`: episodes of all windows."""
-        cache_was_read = group.cached_windows is None
+        cache_was_read = group.cached_windows is None or self._holds_open
         while True:
             begins = self._begins[numbers[missing]]
             present = begins >= 0
@@ -176,7 +182,7 @@ class EpisodeMemory:
         """The absent episodes of the unit of an absent episode."""
         dataset = self._dataset_number(number)
         units, base = self._units[dataset], int(self._bases[dataset])
-        if units is None:
+        if units is None or (self._is_local and not self._holds_open):
             return [number]
         members = (base + episode for episode in units.of(number - base))
         return [member for member in members if self._begins[member] == ABSENT]
@@ -213,8 +219,7 @@ class EpisodeMemory:
         """A group of data sets whose ring has `size` of all their `total` time steps."""
         ring = EpisodeRing(form, self._config.variants, size, total, self._begins)
         members = {i: dataset for i, dataset in enumerate(self._datasets) if int(self._group_of[i]) == number}
-        is_local = any(self._blocks[i] is not None for i in members)
-        use_cache = ring.wraps and not is_local and all(map(_has_usable_cache, members.values()))
+        use_cache = ring.wraps and all(map(_has_usable_cache, members.values()))
         return _Group(ring, CachedWindowReader(members, form, self._config) if use_cache else None)
 
     def _dataset_number(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""Requests of a training's stream to an object store, counted by the server: they do not grow with the ranks."""
+"""Requests of a stream to an object store, counted by the server: they do not grow with the ranks."""
 
 from __future__ import annotations
 

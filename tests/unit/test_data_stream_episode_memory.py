@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.config import DataConfig
+from data.config import CacheConfig, DataConfig
 from data.contracts import Episode, PackedBatch
 from data.errors import InputError
 from data.storage.episode_entry import EpisodeEntry
@@ -180,6 +181,26 @@ def test_a_bad_neighbour_is_judged_when_a_window_needs_it(setup: StreamSetup, un
         fetch(memory, 4, 5)
     assert units == [[4, 5, 6, 7], [5]]
     memory.close()
+
+
+def test_a_memory_too_small_for_the_local_order_reads_no_blocks(
+    setup: StreamSetup, units: Units, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be overwritten before they are needed; with a cache of the node windows are read from it."""
+    monkeypatch.setattr(episode_memory, "_ring_sizes", lambda *_: [(40, 126)])
+    cached = open_setup(
+        replace(setup.config, cache=CacheConfig(str(tmp_path / "cache")), memory_megabytes=7), TRAINER, seed=0
+    )
+    for case, stored in ((setup, False), (cached, False), (cached, True)):
+        memory = open_memory(case, 2)
+        units.clear()
+        memory.expect(case.config.memory_megabytes + 0.1)
+        assert fetch(memory, 0, 1) == [0, 1]
+        assert units == ([] if stored else [[0], [1]])
+        memory.expect(case.config.memory_megabytes)
+        assert fetch(memory, 3) == [3]
+        assert units[-1] == [2, 3]
+        memory.close()
 
 
 def test_what_is_on_its_way_is_bounded(setup: StreamSetup, monkeypatch: pytest.MonkeyPatch) -> None:
