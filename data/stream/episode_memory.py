@@ -4,12 +4,12 @@ Data sets whose samples have one form share a ring (`data.stream.episode_ring`);
 share of the memory that its data sets have of all time steps, in bytes.
 
 Episodes are read by units. In the local order the unit is the missing episode's block, whose other episodes
-are needed soon as well, unless the memory is too small for that (`EpisodeMemory.expect`). Where a ring holds all
-its episodes and the data set lies in an object store, it is a run of neighbours of the shard
+are needed soon as well, unless the memory is too small for that (`EpisodeMemory.expect`). Where a ring holds
+all its episodes and the data set lies in an object store, it is a run of neighbours of the shard
 (`data.stream.shard_runs`): all of it will be needed. Else it is one episode.
 
-Where a ring holds neither all its episodes nor those that a local order draws from at a time, and the node has
-a cache, windows of the other episodes are read from the cache without their episodes
+Where a ring holds neither all its episodes nor those that a local order draws from at a time, and the node
+has a cache, windows of the other episodes are read from the cache without their episodes
 (`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
 """
 
