@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,24 @@ class _Epoch:
     visits: VisitTable
 
 
+class EpochRows(NamedTuple):
+    """Slots of one stream and one epoch in a step.
+
+    Attributes:
+        epoch: Number of the epoch.
+        which: int64 [N], their numbers within the request.
+        visits: Their strata.
+        places: int64 [N], place of each slot in `visits`.
+        rows: int64 [N], row within the stratum that each slot has come to.
+    """
+
+    epoch: int
+    which: _Ints
+    visits: VisitTable
+    places: _Ints
+    rows: _Ints
+
+
 class LocalStream:
     """The endless stream of one kind of windows of one data set.
 
@@ -66,40 +85,29 @@ class LocalStream:
         self.windows, self.slots = line.count, len(positions)
         self._line, self._pieces, self._positions = line, pieces, positions
         self._labels = spread(self.slots)[positions]
-        self._pool_episodes, self._visits, self._keys = pool_episodes, visits, round_keys(name)
+        self._pool_episodes, self._visits, self.keys = pool_episodes, visits, round_keys(name)
         self._epochs: dict[int, _Epoch] = {}
 
-    def draw(self, step: int, slots: _Ints) -> _Ints:
-        """Window numbers, int64 [N], of slots int64 [N] of a step."""
-        epochs, rows = self._rows(step, slots)
-        drawn = np.empty_like(slots)
-        for epoch in np.unique(epochs).tolist():
-            which = np.flatnonzero(epochs == epoch)
-            drawn[which] = self._draw(epoch, slots[which], rows[which])
-        return drawn
+    def rows(self, step: int, slots: _Ints) -> Iterator[EpochRows]:
+        """Where slots int64 [N] of a step are in their strata, epoch by epoch."""
+        places = step * self.slots + self._labels[slots]
+        first, last = int(places.min()) // self.windows, int(places.max()) // self.windows
+        epochs = np.full_like(places, first) if first == last else places // self.windows
+        rows = (places - epochs * self.windows) // self.slots
+        for epoch in range(first, last + 1):
+            which = np.flatnonzero(epochs == epoch) if first < last else np.arange(len(slots))
+            if len(which):
+                state = self._epoch(epoch, slots[which])
+                yield EpochRows(epoch, which, state.visits, state.index[slots[which]], rows[which])
 
     def epochs_of(self, step: int, slots: _Ints) -> _Ints:
-        """The epoch of each window that `draw` returns, int64 [N], from 0."""
-        return self._rows(step, slots)[0]
+        """The epoch that slots int64 [N] of a step are in, int64 [N], from 0."""
+        return (step * self.slots + self._labels[slots]) // self.windows
 
     def pools(self, epoch: int, slots: _Ints) -> list[_Ints]:
         """int64 [pools], windows of each pool of each slot in an epoch, in the order of the drawing."""
         state = self._epoch(epoch, slots)
         return [state.visits.pool_sizes(int(place)) for place in state.index[slots]]
-
-    def _rows(self, step: int, slots: _Ints) -> tuple[_Ints, _Ints]:
-        """Epoch of each slot in a step, and row within its stratum."""
-        places = step * self.slots + self._labels[slots]
-        epochs = places // self.windows
-        return epochs, (places - epochs * self.windows) // self.slots
-
-    def _draw(self, epoch: int, slots: _Ints, rows: _Ints) -> _Ints:
-        state = self._epoch(epoch, slots)
-        places = state.index[slots]
-        first, sizes = state.visits.pool_of(places, rows)
-        tweaks = mix(_tweaks(epoch, slots) + first.astype(np.uint64))
-        rows = first + permute(rows - first, sizes, self._keys, tweaks)
-        return state.visits.windows_at(places, rows)
 
     def _epoch(self, epoch: int, slots: _Ints) -> _Epoch:
         """The epoch, with at least these slots; made anew, never changed: several threads may draw."""
@@ -123,7 +131,7 @@ class LocalStream:
         return _Epoch(begins, sizes, np.full(self.slots, -1), VisitTable.empty())
 
     def _with_slots(self, epoch: int, state: _Epoch, slots: _Ints) -> _Epoch:
-        shares = (_tweaks(epoch, slots) >> np.uint64(11)).astype(np.float64) / 2.0**53
+        shares = (_tweaks(np.full_like(slots, epoch), slots) >> np.uint64(11)).astype(np.float64) / 2.0**53
         visits = make_visits(
             self._line,
             self._pieces,
@@ -139,7 +147,7 @@ class LocalStream:
 
 
 class LocalSampler:
-    """The endless streams of several kinds of windows; as `StratifiedSampler`.
+    """The endless streams of several kinds of windows, computed together; as `StratifiedSampler`.
 
     Args:
         streams: Of each data set and kind; None: it has no slots.
@@ -147,19 +155,30 @@ class LocalSampler:
 
     def __init__(self, streams: Sequence[LocalStream | None]) -> None:
         self.streams = tuple(streams)
+        unused = round_keys("")
+        self._keys = np.stack([unused if each is None else each.keys for each in streams], axis=1)
 
     def draw(self, step: int, streams: _Ints, slots: _Ints) -> _Ints:
         """Window numbers, int64 [N], of slots int64 [N] of a step, each of its stream int64 [N]."""
-        drawn = np.empty_like(slots)
-        for stream, which in self._parts(streams):
-            drawn[which] = stream.draw(step, slots[which])
-        return drawn
+        epochs, rows, first, sizes = (np.empty_like(slots) for _ in range(4))
+        found = list[tuple[_Ints, EpochRows]]()
+        for stream, members in self._parts(streams):
+            for part in stream.rows(step, slots[members]):
+                which = members[part.which]
+                found.append((which, part))
+                epochs[which], rows[which] = part.epoch, part.rows
+                first[which], sizes[which] = part.visits.pool_of(part.places, part.rows)
+        tweaks = mix(_tweaks(epochs, slots) + first.astype(np.uint64))
+        rows = first + permute(rows - first, sizes, self._keys[:, streams], tweaks)
+        for which, part in found:
+            first[which] = part.visits.windows_at(part.places, rows[which])
+        return first
 
     def epochs_of(self, step: int, streams: _Ints, slots: _Ints) -> _Ints:
         """The epoch of each window that `draw` returns, int64 [N], from 0."""
         epochs = np.empty_like(slots)
-        for stream, which in self._parts(streams):
-            epochs[which] = stream.epochs_of(step, slots[which])
+        for stream, members in self._parts(streams):
+            epochs[members] = stream.epochs_of(step, slots[members])
         return epochs
 
     def epochs(self, step: int) -> list[float]:
@@ -168,11 +187,10 @@ class LocalSampler:
 
     def _parts(self, streams: _Ints) -> Iterator[tuple[LocalStream, _Ints]]:
         for number, stream in enumerate(self.streams):
-            which = np.flatnonzero(streams == number)
-            if stream is not None and len(which):
-                yield stream, which
+            if stream is not None and len(members := np.flatnonzero(streams == number)):
+                yield stream, members
 
 
-def _tweaks(epoch: int, slots: _Ints) -> NDArray[np.uint64]:
+def _tweaks(epochs: _Ints, slots: _Ints) -> NDArray[np.uint64]:
     """A seed for each slot in an epoch, uint64 [N]."""
-    return mix(mix(np.full(len(slots), epoch, np.uint64)) + slots.astype(np.uint64))
+    return mix(mix(epochs.astype(np.uint64)) + slots.astype(np.uint64))

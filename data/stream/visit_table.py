@@ -79,9 +79,10 @@ class VisitTable:
 
     def pool_of(self, places: _Ints, rows: _Ints) -> tuple[_Ints, _Ints]:
         """First row within the stratum, and number of rows, of the pool of each row of a place, int64 [N]."""
-        pools = np.searchsorted(self.pools, self.begins[places] + rows, side="right")
+        begins = self.begins[places]
+        pools = np.searchsorted(self.pools, begins + rows, side="right")
         first = np.where(pools > 0, self.pools[pools - 1], 0)
-        return first - self.begins[places], self.pools[pools] - first
+        return first - begins, self.pools[pools] - first
 
     def pool_sizes(self, place: int) -> _Ints:
         """Rows of each pool of a place that has some, in order."""
