@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def reader(folder: Path, pipe: Connection) -> None:
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> multiprocessing.process.BaseProcess:
+def held(tmp_path: Path) -> BaseProcess:
     """A process that fetches three of the names and does not come to an end."""
     ours, theirs = FORK.Pipe()
     process = FORK.Process(target=holder, args=(tmp_path, theirs), daemon=True)
@@ -89,10 +90,10 @@ def held(tmp_path: Path) -> multiprocessing.process.BaseProcess:
 
 
 def test_a_process_that_is_killed_while_it_fetches_leaves_its_names_to_the_others(
-    tmp_path: Path, held: multiprocessing.process.BaseProcess
+    tmp_path: Path, held: BaseProcess
 ) -> None:
     pipes: list[Connection] = []
-    others: list[multiprocessing.process.BaseProcess] = []
+    others: list[BaseProcess] = []
     for _ in range(2):
         ours, theirs = FORK.Pipe()
         others.append(FORK.Process(target=reader, args=(tmp_path, theirs)))
@@ -115,9 +116,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_its_names_to_the_other
     assert (tmp_path / ".fetching").stat().st_size == 0
 
 
-def test_nobody_waits_for_ever(
-    tmp_path: Path, held: multiprocessing.process.BaseProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_waits_for_ever(tmp_path: Path, held: BaseProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not for a process that is stopped, and not at all once the cache is closed."""
     monkeypatch.setattr(fetch_locks, "PATIENCE", 0.05)
     fetched: list[str] = []
