@@ -15,7 +15,9 @@ import pytest
 
 from data.config import CacheConfig, DataConfig
 from data.contracts import PackedBatch
+from data.prepare.statistics import summarise
 from data.storage import shared_memory
+from data.storage.index import DatasetIndex
 from data.storage.shared_memory import open_shared_memory
 from data.storage.store import open_store
 from data.stream import datasets, episode_memory, unit_reader
@@ -24,6 +26,7 @@ from data.stream.samples import SampleForm
 from data.stream.time_steps import TimeSteps
 from data.tokens.image_block import image_block_length
 from pretrain.config import TrainerConfig
+from tests.support import shards_case
 from tests.support.object_server import BUCKET, ObjectServer, object_server
 from tests.support.shards_case import episode, write_dataset
 
@@ -43,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of many short episodes in a local folder; the first one is held out."""
     folder = tmp_path_factory.mktemp("shards")
     episodes = [episode(number, length) for number, length in enumerate([3, *LENGTHS])]
-    write_dataset(folder, episodes=episodes, limit=1 << 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards_case, "summarise", lambda arrays: summarise(arrays[:9]))  # of all it takes long
+        write_dataset(folder, episodes=episodes, limit=1 << 20)
     return folder
 
 
@@ -130,12 +135,15 @@ def test_an_epoch_costs_less_than_a_request_an_episode_for_any_number_of_ranks(
     server: ObjectServer, whole: Batches, ranks: int, episodes_read: list[int]
 ) -> None:
     """Each rank on a node of its own, without a cache."""
+    index = DatasetIndex.load(URL)  # in use in this process, as by a training
+    server.requests.clear()
     parts = [read_steps(config(URL, ranks), rank, ranks) for rank in range(ranks)]
     check_equal(parts, whole)
     shards, others = counted(server)
-    assert len(LENGTHS) / 8 <= shards <= 1.1 * len(LENGTHS)
-    assert sum(episodes_read) <= 1.1 * len(LENGTHS), "and bytes"
-    assert others == {"GET index.json": ranks, "HEAD episodes": 1, "GET episodes": 1}, "no more of the index"
+    assert len(LENGTHS) / 8 <= shards <= 1.1 * len(LENGTHS) / 3, "most blocks of four episodes are one range"
+    assert len(LENGTHS) <= sum(episodes_read) <= 1.1 * len(LENGTHS), "and bytes"
+    assert others == {"GET index.json": ranks}, "the columns of the episodes are read once in a process"
+    assert len(index.episodes) == 1 + len(LENGTHS)
 
 
 @pytest.mark.usefixtures("memory_for_open_episodes")
