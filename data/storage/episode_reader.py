@@ -67,6 +67,8 @@ def _check_outcome(
 
 def _fetch(index: DatasetIndex, entries: Sequence[EpisodeEntry]) -> list[Episode | InputError]:
     """Fetch episodes from their shards, each verified and compared with the index, or its error."""
+    if len(entries) == 1:
+        return _fetch_run(index, entries)
     outcomes: dict[int, Episode | InputError] = {}
     for run in join_ranges(entries):
         found = _fetch_run(index, [entries[number] for number in run])

@@ -16,6 +16,7 @@ has a cache, windows of the other episodes are read from the cache without their
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -73,6 +74,7 @@ class EpisodeMemory:
         self._datasets, self._config = datasets, config
         counts = [len(dataset.entries) for dataset in datasets]
         self._bases = np.cumsum([0, *counts])
+        self._begin_list: list[int] = self._bases.tolist()
         self._begins = np.full(sum(counts), ABSENT, np.int32)
         distinct = list(dict.fromkeys(forms))
         self._group_of = np.array([distinct.index(form) for form in forms])
@@ -181,7 +183,7 @@ class EpisodeMemory:
     def _unit(self, number: int) -> list[int]:
         """The absent episodes of the unit of an absent episode."""
         dataset = self._dataset_number(number)
-        units, base = self._units[dataset], int(self._bases[dataset])
+        units, base = self._units[dataset], self._begin_list[dataset]
         if units is None or (self._is_local and not self._holds_open):
             return [number]
         members = (base + episode for episode in units.of(number - base))
@@ -223,7 +225,7 @@ class EpisodeMemory:
         return _Group(ring, CachedWindowReader(members, form, self._config) if use_cache else None)
 
     def _dataset_number(self, number: int) -> int:
-        return int(np.searchsorted(self._bases, number, side="right")) - 1
+        return bisect_right(self._begin_list, number) - 1
 
     def _ring(self, dataset: int) -> EpisodeRing:
         """The ring of a data set."""
@@ -231,7 +233,7 @@ class EpisodeMemory:
 
     def _length(self, number: int) -> int:
         dataset = self._dataset_number(number)
-        return int(self._datasets[dataset].steps[number - int(self._bases[dataset])])
+        return int(self._datasets[dataset].steps[number - self._begin_list[dataset]])
 
 
 def _has_usable_cache(dataset: StreamDataset) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -29,10 +30,11 @@ class UnitReader:
 
     def __init__(self, datasets: Sequence[StreamDataset], readers: int) -> None:
         self._datasets, self._ahead_limit = datasets, 2 * readers
-        self._bases = np.cumsum([0, *(len(dataset.entries) for dataset in datasets)])
+        self._bases: list[int] = np.cumsum([0, *(len(dataset.entries) for dataset in datasets)]).tolist()
         self._step_bytes = [_step_bytes(dataset) for dataset in datasets]
         self._threads = ThreadPoolExecutor(readers, thread_name_prefix="episode-reader")
         self._ahead: deque[tuple[list[int], int, Future[Outcomes]]] = deque()
+        self._bytes_ahead = 0
 
     def read(self, units: Sequence[list[int]]) -> Iterator[tuple[int, Episode | InputError]]:
         """Read units, some of them ahead.
@@ -48,9 +50,10 @@ class UnitReader:
         while pending or self._ahead:
             while pending and self._has_room():
                 self._submit(pending.popleft())
-            numbers, _, future = self._ahead[0]
+            numbers, size, future = self._ahead[0]
             outcomes = future.result()
             self._ahead.popleft()
+            self._bytes_ahead -= size
             yield from zip(numbers, outcomes, strict=True)
 
     def close(self) -> None:
@@ -59,25 +62,30 @@ class UnitReader:
 
     def _has_room(self) -> bool:
         """Whether another unit may be requested."""
-        ahead = sum(size for _, size, _ in self._ahead)
-        return not self._ahead or (len(self._ahead) < self._ahead_limit and ahead < BYTES_AHEAD)
+        few = len(self._ahead) < self._ahead_limit and self._bytes_ahead < BYTES_AHEAD
+        return few or not self._ahead
 
     def _submit(self, numbers: list[int]) -> None:
-        number = int(np.searchsorted(self._bases, numbers[0], side="right")) - 1
-        dataset, base = self._datasets[number], int(self._bases[number])
-        entries = [dataset.entries[episode - base] for episode in numbers]
-        size = sum(entry.size + self._step_bytes[number] * entry.length for entry in entries)
-        self._ahead.append((numbers, size, self._threads.submit(read_episodes, dataset.index, entries)))
+        dataset = bisect_right(self._bases, numbers[0]) - 1
+        episodes = [number - self._bases[dataset] for number in numbers]
+        size = self._step_bytes[dataset] * int(self._datasets[dataset].steps[episodes].sum())
+        self._ahead.append((numbers, size, self._threads.submit(_read, self._datasets[dataset], episodes)))
+        self._bytes_ahead += size
 
     def _drop_ahead(self) -> None:
         """Wait for what an earlier reading that was broken off left: it may be requested again now."""
         running = [future for _, _, future in self._ahead if not future.cancel()]
         wait(running)  # of one that was cancelled `wait` may never hear
         self._ahead.clear()
+        self._bytes_ahead = 0
+
+
+def _read(dataset: StreamDataset, episodes: list[int]) -> Outcomes:
+    return read_episodes(dataset.index, [dataset.entries[episode] for episode in episodes])
 
 
 def _step_bytes(dataset: StreamDataset) -> int:
-    """Bytes of a decoded time step."""
+    """Bytes of a time step, as it is stored (at most) and decoded."""
     index = dataset.index
     codes = 2 * len(index.cameras) * (1 + index.variants) * index.image.rows * index.image.columns
-    return codes + 8 * index.embodiment.action_dim + 4 * index.embodiment.state_dim
+    return 2 * (codes + 8 * index.embodiment.action_dim + 4 * index.embodiment.state_dim)
