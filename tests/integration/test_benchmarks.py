@@ -87,6 +87,13 @@ def check_checkpoint(rows: Rows) -> None:
     assert all(row["stored"] >= 2 * row["shard"] * 0.99 for row in rows), "all ranks' state is on the disk"
 
 
+def check_shuffle(rows: Rows) -> None:
+    assert column(rows, "way") == ["full", "local", "webdataset", "py1e"]
+    assert rows[0]["within"] == pytest.approx(1 / 3, abs=0.01), "windows of an episode at random places"
+    assert rows[1]["open"] < rows[0]["open"]
+    assert len(set(column(rows, "step"))) == 1
+
+
 def check_stream(rows: Rows) -> None:
     windows = dict(zip(column(rows, "way"), column(rows, "windows"), strict=True))
     assert len(windows) == 8
@@ -131,6 +138,7 @@ BENCHMARKS: dict[str, tuple[list[str], tuple[str, ...], Callable[[Rows], None]]]
     "checkpoint": ([], ("shard", "stall", "write", "load", "stored", "copies"), check_checkpoint),
     "stream": (["--repeats", "1"], ("windows", "cpu_seconds", "seconds", "rate", "times"), check_stream),
     "prepare_reading": ([], ("cpu_seconds", "seconds", "rate", "of_decoding"), check_prepare_reading),
+    "shuffle": ([], ("windows", "within", "between", "open"), check_shuffle),
     "telemetry": ([], ("seconds", "relative", "processor"), check_telemetry),
     "variants": ([], ("count", "encode", "psnr"), check_variants),
 }

@@ -303,6 +303,9 @@ def test_places_do_not_change_pools_together() -> None:
     typical = np.median([pools[1] for pools in stream.pools(3, np.arange(stream.slots))])
     assert first.min() < 0.5 * typical < 0.9 * typical < first.max()
     assert len(np.unique(first)) > 4  # a pool has four blocks
+    few = stream_of(make_plan(lines([9] * 2200), sequences=8, length=400, pool=32), Kind.ACTION)
+    sizes = [pools for epoch in range(9) for pools in few.pools(epoch, np.arange(few.slots))]
+    assert min(map(min, sizes)) > 0.15 * np.median(list(map(max, sizes)))  # none is too small to be random
 
 
 def test_another_seed_or_epoch_gives_another_order() -> None:
