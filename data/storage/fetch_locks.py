@@ -57,7 +57,7 @@ class FetchLocks:
         Raises:
             OSError: The file cannot be made.
         """
-        file = None if self._missing else os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = None if self._missing else os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if file is not None:
                 self._lock_all(file, sorted({int(name, 16) >> 256 - _BITS for name in names}))
