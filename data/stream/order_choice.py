@@ -50,7 +50,7 @@ class OrderReport:
         if self.order == "full" or self.open_megabytes <= self.memory_megabytes:
             return None
         return (
-            f"the places of a rank draw from {self.open_megabytes:,.0f} MB of episodes at a time, but "
+            f"the places of a rank draw from {self.open_megabytes:,.1f} MB of episodes at a time, but "
             f"data.memory_megabytes={self.memory_megabytes}, so episodes are read again and again; set "
             f"data.memory_megabytes={int(np.ceil(self.open_megabytes))}, or begin a run with smaller "
             "data.shuffle_episodes"
@@ -58,13 +58,13 @@ class OrderReport:
 
     def __str__(self) -> str:
         """One line."""
-        size = f"{self.megabytes:,.0f} MB of tokenised time steps"
+        size = f"{self.megabytes:,.1f} MB of tokenised time steps"
         text = f"order of the windows: {self.order} (data.shuffle={self.setting}, {size})"
         if self.order == "full":
             return f"{text}; any episode may come next"
         return (
             f"{text}; a place of a sequence draws from {self.episodes:,.0f} of its {self.of:,.0f} episodes "
-            f"at a time, the places of a rank from {self.open_megabytes:,.0f} MB"
+            f"at a time, the places of a rank from {self.open_megabytes:,.1f} MB"
         )
 
 

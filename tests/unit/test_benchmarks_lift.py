@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import lift_decoders, lift_runs, lift_variants
+from benchmarks import lift_decoders, lift_runs, lift_variants, shuffle_training
 
 SUCCESSES = {  # by trained, seed, decoder
     ("discrete", 0, "discrete"): 2,
@@ -97,3 +97,27 @@ def test_variants_are_compared_on_every_suite(tmp_path: Path, monkeypatch: pytes
     ]
     with pytest.raises(SystemExit):
         lift_variants.main([*words, "--episodes", "15"])
+
+
+def test_losses_in_both_orders_are_compared_with_the_scatter_of_the_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_prepared(tmp_path, "shards", monkeypatch)
+    for order, loss in (("full", 1.0), ("local", 1.25)):
+        for seed in range(2):
+            run = tmp_path / "runs" / f"shuffle_{order}_{seed}"
+            (run / "checkpoints" / "step_00000020").mkdir(parents=True)
+            lines = [{"step": step, "loss": loss + seed / 2 if step > 18 else 9.0} for step in range(1, 21)]
+            lines += [{"event": "validation", "step": at, "val_ind/loss": at * loss} for at in (10, 20)]
+            (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    out = tmp_path / "out.json"
+    words = ["--work", str(tmp_path), "--steps", "20", "--seeds", "2", "--device", "cpu", "--out", str(out)]
+    assert shuffle_training.main(words) == 0
+    written = json.loads(out.read_text())
+    assert [(row["way"], row["measure"], row["mean"], row["lowest"]) for row in written["rows"]] == [
+        ("full", "trained on", 1.25, 1.0),
+        ("local", "trained on", 1.5, 1.25),
+        ("full", "held out", 20, 20),
+        ("local", "held out", 25, 25),
+    ]
+    assert [(target["met"], target["value"]) for target in written["targets"]] == [(True, 0.25), (False, 5)]

@@ -112,11 +112,11 @@ def test_the_report_of_an_order_tells_what_a_rank_needs(url: str) -> None:
 def test_too_little_memory_is_warned_of_with_the_numbers_and_what_to_do() -> None:
     report = OrderReport("local", "auto", 90_000.0, 32.0, 500.0, 812.4, 512)
     assert str(report) == (
-        "order of the windows: local (data.shuffle=auto, 90,000 MB of tokenised time steps); a place of a "
-        "sequence draws from 32 of its 500 episodes at a time, the places of a rank from 812 MB"
+        "order of the windows: local (data.shuffle=auto, 90,000.0 MB of tokenised time steps); a place of a "
+        "sequence draws from 32 of its 500 episodes at a time, the places of a rank from 812.4 MB"
     )
     assert report.warning is not None
-    assert "draw from 812 MB of episodes at a time, but data.memory_megabytes=512" in report.warning
+    assert "draw from 812.4 MB of episodes at a time, but data.memory_megabytes=512" in report.warning
     assert (
         "set data.memory_megabytes=813, or begin a run with smaller data.shuffle_episodes" in report.warning
     )

@@ -1,0 +1,101 @@
+"""Losses of the demo's training with the windows in the full and in the local order, several seeds each.
+
+The scripted expert's demonstrations of robosuite's Lift (`benchmarks.lift_runs`), of which a tenth is held
+out; the tiny network from random weights, action and world samples. In the local order a place draws from
+`--pool` episodes at a time, with the default of 1 fewer than any real training has. Losses are means of the
+last tenth of the training's lines; the held-out loss is that of the last validation. A training that is in
+the working folder already is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import lift_runs
+from benchmarks.lift_runs import Sizes
+from benchmarks.report import Column, Report, arguments
+
+_ORDERS = ("full", "local")
+_COLUMNS = (
+    Column("way", "order"),
+    Column("measure", "loss"),
+    Column("seeds", "seeds"),
+    Column("mean", "mean", digits=3),
+    Column("lowest", "lowest", digits=3),
+    Column("highest", "highest", digits=3),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = arguments("shuffle_training", __doc__)
+    lift_runs.add_arguments(parser, steps=400)
+    parser.add_argument("--pool", type=int, default=1, help="data.shuffle_episodes; default: %(default)s")
+    options = parser.parse_args(argv)
+    sizes = lift_runs.sizes_of(options, Sizes(demonstrations=10, steps=2, seeds=2, episodes=0))
+    work: Path = options.work.resolve()
+    lift_runs.prepare(work, sizes)
+    for seed in range(sizes.seeds):
+        for order in _ORDERS:
+            _train(work, order, seed, sizes.steps, options.pool)
+    title = f"Losses of {sizes.steps} steps of 8 sequences on {sizes.demonstrations} demonstrations of Lift"
+    report = Report("shuffle_training", title, _COLUMNS, options.device)
+    for measure in ("trained on", "held out"):
+        of_order = {order: _losses(work, order, sizes, measure) for order in _ORDERS}
+        for order, losses in of_order.items():
+            report.add(
+                way=order,
+                measure=measure,
+                seeds=len(losses),
+                mean=statistics.fmean(losses),
+                lowest=min(losses),
+                highest=max(losses),
+            )
+        apart = abs(statistics.fmean(of_order["local"]) - statistics.fmean(of_order["full"]))
+        scatter = max(max(losses) - min(losses) for losses in of_order.values())
+        met = None if options.smoke else apart <= scatter
+        report.target(f"{measure}: the means differ by less than the seeds of one order", met, apart)
+    report.finish(options.out)
+    return 0
+
+
+def _train(work: Path, order: str, seed: int, steps: int, pool: int) -> None:
+    lift_runs.train(
+        work,
+        _name(order, seed),
+        seed,
+        steps,
+        f"data.shuffle={order}",
+        f"data.shuffle_episodes={pool}",
+        "data.split=train",
+        "data.mixture.world=1",
+        "trainer.sequence_length=384",
+        f"validation.every={steps}",
+        "validation.splits=[val_ind]",
+    )
+
+
+def _losses(work: Path, order: str, sizes: Sizes, measure: str) -> list[float]:
+    """The loss of each seed."""
+    names = [_name(order, seed) for seed in range(sizes.seeds)]
+    if measure == "held out":
+        return [_validation(work / "runs" / name / "metrics.jsonl") for name in names]
+    found = [lift_runs.final_mean(work, [name], "loss") for name in names]
+    return [loss for loss in found if loss is not None]
+
+
+def _validation(path: Path) -> float:
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [record for record in records if record.get("event") == "validation"][-1]["val_ind/loss"]
+
+
+def _name(order: str, seed: int) -> str:
+    return f"shuffle_{order}_{seed}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
