@@ -65,16 +65,19 @@ class StateRangesConfig:
 
 @dataclass
 class CacheConfig:
-    """Episodes on the local disk, shared by all processes of a node.
+    """Episodes on the local disk, or in memory, shared by all processes of a node.
 
     Attributes:
-        dir: Its folder; null: no cache.
+        dir: Its folder; null: none on a disk.
         size: Largest number of bytes in it, such as `200GB`; the least recently used episodes are removed
             first.
+        shared_memory: Whether, without a folder, several ranks of a node that read an object store share
+            episodes in `/dev/shm`: an eighth of its free space, 4 GiB at most.
     """
 
     dir: str | None = None
     size: str = "100GB"
+    shared_memory: bool = True
 
 
 @dataclass

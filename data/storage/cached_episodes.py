@@ -79,14 +79,31 @@ class CachedEpisodes:
             prefix += f"{widths[0]} {widths[1]} {variants} "
         self._name_prefix = hashlib.sha256(prefix.encode())
 
-    def get(self, sha256: bytes, fetch: Callable[[], Episode]) -> Episode:
-        """Read a whole episode from the cache, or fetch and store it.
+    def get(
+        self, digests: Sequence[bytes], fetch: Callable[[list[int]], list[Episode | InputError]]
+    ) -> list[Episode | InputError]:
+        """Read whole episodes from the cache, or fetch and store those that are missing.
 
         Args:
-            sha256: Of the episode in its shard.
-            fetch: Returns the episode, compared with the index; its exceptions are passed on.
+            digests: The sha256 of each episode in its shard.
+            fetch: Returns the episodes with these numbers, compared with the index, or the errors of single
+                ones; its exceptions are passed on.
+
+        Returns:
+            In the order of `digests`.
         """
-        return self._unpack(self._cache.get(self._name(sha256), lambda: self._pack(fetch())))
+        fetched: dict[int, Episode | InputError] = {}
+
+        def fetch_packed(numbers: list[int]) -> list[bytes | InputError]:
+            found = fetch(numbers)
+            fetched.update(zip(numbers, found, strict=True))
+            return [item if isinstance(item, InputError) else self._pack(item) for item in found]
+
+        contents = self._cache.get([self._name(digest) for digest in digests], fetch_packed)
+        return [
+            fetched[number] if number in fetched else self._unpack_or_error(content)
+            for number, content in enumerate(contents)
+        ]
 
     def read(self, sha256: bytes, parts: Sequence[tuple[int, memoryview]]) -> bool:
         """Read some time steps of an episode.
@@ -118,6 +135,14 @@ class CachedEpisodes:
         rows["crc"] = [zlib.crc32(view[at : at + width - _CRC], t) for t, at in enumerate(begins)]
         texts = json.dumps({name: getattr(episode, name) for name in _TEXTS}).encode()
         return b"".join([view, texts, len(texts).to_bytes(_CRC, "little")])
+
+    def _unpack_or_error(self, content: bytes | InputError) -> Episode | InputError:
+        if isinstance(content, InputError):
+            return content
+        try:
+            return self._unpack(content)
+        except InputError as error:
+            return error
 
     def _unpack(self, content: bytes) -> Episode:
         size = int.from_bytes(content[-_CRC:], "little")

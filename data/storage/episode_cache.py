@@ -3,6 +3,8 @@
     <dir>/ab/ab12...   sha256 of the rest (32 bytes), then one episode (`data.storage.cached_episodes`)
     <dir>/.writing     the file that is being written
     <dir>/.size        bytes in the folder, as 20 digits; locked (flock) during every write and removal
+    <dir>/.fetching    empty; a byte of it is locked for each episode that a process fetches
+                       (`data.storage.fetch_locks`)
 
 The name of a file is derived from the checksum that the index has of the episode in its shard and from the
 format of the file, so that data sets, runs and ranks may share a folder. All reads are verified: a whole
@@ -18,12 +20,13 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data.errors import InputError
 from data.sizes import parse_bytes
+from data.storage.fetch_locks import FetchLocks
 
 _LOG = logging.getLogger(__name__)
 _FOLDER = re.compile("[0-9a-f]{2}")
@@ -53,44 +56,61 @@ class EpisodeCache:
     Args:
         folder: Created where it does not exist.
         limit: Largest number of bytes in it; the least recently used files are removed first.
+        name: The cache in messages; None: the setting of the folder.
 
     Raises:
         InputError: The folder cannot be created.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, folder: Path, limit: int, name: str | None = None) -> None:
         self._folder, self._limit = folder, limit
+        self._name = name or f"data.cache.dir={folder}"
         self._broken = False
+        self._fetching = FetchLocks(folder / ".fetching")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"data.cache.dir={folder}: cannot be made ({error.strerror}); choose a folder on a local disk"
+                f"{self._name}: cannot be made ({error.strerror}); choose a folder on a local disk"
             ) from error
 
-    def get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
-        """Read the content of a name, or fetch and store it.
+    def get(
+        self, names: Sequence[str], fetch: Callable[[list[int]], list[bytes | InputError]]
+    ) -> list[bytes | InputError]:
+        """Read the contents of names, or fetch and store those that are missing.
 
-        A disk that fails or is full is reported once on standard error; then everything is fetched.
+        Of several processes and threads that want a name at the same time one fetches it, and the others
+        wait and read it then. A disk that fails or is full is reported once on standard error; then
+        everything is fetched.
 
         Args:
-            name: A sha256 (64 hexadecimal digits) that determines the content.
-            fetch: Returns the content; its exceptions are passed on.
+            names: Each a sha256 (64 hexadecimal digits) that determines the content.
+            fetch: Returns the contents of the names with these numbers, or the errors of single ones, which
+                are passed on; so are its exceptions.
+
+        Returns:
+            In the order of `names`.
         """
-        path = self._folder / name[:2] / name
-        try:
-            content = _read(path)
-        except OSError as error:
-            self._report_failure(error)
-            content = None
-        if content is None:
-            content = fetch()
-            if not self._broken:
-                try:
-                    self._store(path, content)
-                except OSError as error:
-                    self._report_failure(error)
-        return content
+        found: dict[int, bytes | InputError] = {}
+        self._read_present(names, range(len(names)), found)
+        missing = [number for number in range(len(names)) if number not in found]
+        if missing:
+            with self._only_here([names[number] for number in missing]):
+                self._read_present(names, missing, found)  # what another one has fetched meanwhile
+                missing = [number for number in missing if number not in found]
+                for number, content in zip(missing, fetch(missing) if missing else (), strict=True):
+                    found[number] = content
+                    if not isinstance(content, InputError):
+                        self._store(names[number], content)
+        return [found[number] for number in range(len(names))]
+
+    def cancel_waits(self) -> None:
+        """Wait for no other process any longer; the cache can still be used. For any thread."""
+        self._fetching.cancel()
+
+    def close(self) -> None:
+        """Use the cache no longer."""
+        self.cancel_waits()
 
     def read_into(self, name: str, parts: Sequence[tuple[int, memoryview]]) -> bool:
         """Read parts of the content of a name, which counts as a use. They are not verified.
@@ -121,7 +141,42 @@ class EpisodeCache:
             os.close(file)
         return True
 
-    def _store(self, path: Path, content: bytes) -> None:
+    def _read_present(
+        self, names: Sequence[str], numbers: Iterable[int], found: dict[int, bytes | InputError]
+    ) -> None:
+        """Add the contents that are there to `found`."""
+        for number in numbers:
+            try:
+                content = _read(self._path(names[number]))
+            except OSError as error:
+                self._report_failure(error)
+                return
+            if content is not None:
+                found[number] = content
+
+    @contextmanager
+    def _only_here(self, names: Sequence[str]) -> Generator[None]:
+        """Hold the locks of names for the length of a `with` block, unless the disk fails."""
+        with ExitStack() as stack:
+            if not self._broken:
+                try:
+                    stack.enter_context(self._fetching.held(names))
+                except OSError as error:
+                    self._report_failure(error)
+            yield
+
+    def _store(self, name: str, content: bytes) -> None:
+        """Store a content, unless the disk fails."""
+        if not self._broken:
+            try:
+                self._write(self._path(name), content)
+            except OSError as error:
+                self._report_failure(error)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name[:2] / name
+
+    def _write(self, path: Path, content: bytes) -> None:
         size = _DIGEST + len(content)
         if size > self._limit:
             return
@@ -154,10 +209,8 @@ class EpisodeCache:
 
     def _total_size(self, file: int) -> int:
         """Bytes in the folder: the number in `.size`, counted again where there is no valid one."""
-        digits = os.pread(file, _DIGITS, 0)
-        if len(digits) == _DIGITS and digits.isdigit():
-            return int(digits)
-        return sum(size for _, size, _ in self._files())
+        size = _parse_size(os.pread(file, _DIGITS, 0))
+        return sum(size for _, size, _ in self._files()) if size is None else size
 
     def _make_room(self, target: int) -> int:
         """Remove the least recently used files until at most `target` bytes remain; return their number."""
@@ -189,10 +242,23 @@ class EpisodeCache:
         if not self._broken:
             self._broken = True
             _LOG.warning(
-                "data.cache.dir=%s: %s; this process continues without storing episodes there",
-                self._folder,
+                "%s: %s; this process continues without storing episodes there",
+                self._name,
                 error.strerror,
             )
+
+
+def stored_bytes(folder: Path) -> int:
+    """Bytes in the folder of a cache, as far as they have been counted; 0 where there is none."""
+    try:
+        return _parse_size((folder / ".size").read_bytes()) or 0
+    except FileNotFoundError:
+        return 0
+
+
+def _parse_size(digits: bytes) -> int | None:
+    """The number in `.size`; None: it is not valid."""
+    return int(digits) if len(digits) == _DIGITS and digits.isdigit() else None
 
 
 def _read(path: Path) -> bytes | None:

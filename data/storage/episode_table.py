@@ -126,6 +126,16 @@ class EpisodeTable(Sequence[EpisodeEntry]):
         return self._column("split").astype(np.int64)
 
     @property
+    def shard_numbers(self) -> NDArray[np.int32]:
+        """Number of each episode's shard in `shards`, int32 [E]."""
+        return self._column("shard")
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each episode begins within its shard, in bytes, int64 [E]."""
+        return self._column("offset")
+
+    @property
     def sizes(self) -> NDArray[np.int64]:
         """Size of each episode within its shard in bytes, int64 [E]."""
         return self._column("size")

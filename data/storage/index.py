@@ -27,12 +27,11 @@ from data.errors import InputError
 from data.json_record import JsonRecord
 from data.storage.cached_episodes import CachedEpisodes
 from data.storage.episode_cache import EpisodeCache
-from data.storage.episode_entry import Task
 from data.storage.episode_table import EpisodeTable
-from data.storage.mapped_arrays import map_object
 from data.storage.retries import RETRY_SECONDS
 from data.storage.shards import COMPRESSIONS
 from data.storage.store import Store, open_store
+from data.storage.table_reader import read_table
 from data.tokens.action import ActionRanges
 from data.tokens.state import check_state_ranges
 
@@ -182,10 +181,9 @@ class DatasetIndex:
             InputError: It is missing, of another schema, or inconsistent.
         """
         store = open_store(url, retry_seconds)
-        if not store.exists(INDEX_FILE):
-            raise InputError(f"{store.url}: no {INDEX_FILE} there; make the data set with `worldvla prepare`")
+        content = _read_index(store)
         where = f"{store.url}/{INDEX_FILE}"
-        record = JsonRecord.parse(store.read(INDEX_FILE), where)
+        record = JsonRecord.parse(content, where)
         schema = record.integer("schema")
         if schema not in (_PLAIN_SCHEMA, _COMPRESSED_SCHEMA, LIBERO_SCHEMA, SCHEMA):
             raise InputError(
@@ -196,7 +194,7 @@ class DatasetIndex:
             cameras=tuple(record.texts("cameras")),
             action_ranges=_read_ranges(record.record("action_ranges"), where),
             statistics=_read_statistics(record.record("statistics")),
-            episodes=_read_episodes(store, record),
+            episodes=read_table(store, content, record),
             compression="none" if schema == _PLAIN_SCHEMA else _read_compression(record),
             split_order=_read_split_order(record) if schema >= LIBERO_SCHEMA else "number",
             resize=_read_resize(record) if schema >= LIBERO_SCHEMA else "lanczos",
@@ -243,6 +241,18 @@ class DatasetIndex:
             "weight": self.weight,
             "recipe": self.recipe,
         }
+
+
+def _read_index(store: Store) -> bytes:
+    """The bytes of `index.json`."""
+    try:
+        return store.read(INDEX_FILE)
+    except InputError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise InputError(
+                f"{store.url}: no {INDEX_FILE} there; make the data set with `worldvla prepare`"
+            ) from error
+        raise
 
 
 def _check_widths(index: DatasetIndex, where: str) -> None:
@@ -333,23 +343,3 @@ def _read_statistics(record: JsonRecord) -> dict[str, Statistics]:
         name: Statistics(count=part.integer("count", 1), **{key: part.numbers(key) for key in names})
         for name, part in parts.items()
     }
-
-
-def _read_episodes(store: Store, record: JsonRecord) -> EpisodeTable:
-    part = record.record("episodes")
-    name = part.text("file")
-    content = map_object(store, name)
-    where = f"{store.url}/{name}"
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != part.text("sha256"):
-        raise InputError(
-            f"{where}: sha256 {sha256[:12]}, expected {part.text('sha256')[:12]}; copy the file or prepare "
-            "the data set again"
-        )
-    tasks = [
-        Task(suite=task.text("suite"), task=task.text("task"), instruction=task.text("instruction"))
-        for task in record.records("tasks")
-    ]
-    table = EpisodeTable.parse(content, where, record.texts("shards"), tasks)
-    table.sha256 = sha256
-    return table

@@ -163,7 +163,7 @@ def encode_episode(episode: Episode, compression: Compression = "none") -> bytes
     return b"".join(parts)
 
 
-def expand_episode(content: bytes, max_bytes: int) -> bytes:
+def expand_episode(content: bytes | memoryview, max_bytes: int) -> bytes:
     """Decompress the members of one episode.
 
     Args:
@@ -182,7 +182,7 @@ def expand_episode(content: bytes, max_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def decode_episode(content: bytes) -> Episode:
+def decode_episode(content: bytes | memoryview) -> Episode:
     """Parse the output of `encode_episode`; nothing in it is trusted and nothing is unpickled.
 
     Raises:

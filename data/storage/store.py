@@ -90,6 +90,11 @@ def open_store(url: str, retry_seconds: float | None = None, anonymous: bool = F
     return FileStore(Path(unquote(parts.path)))
 
 
+def is_object_store(url: str) -> bool:
+    """Whether a URL is of an object store, and not of a folder."""
+    return "://" in url and urlsplit(url).scheme != "file"
+
+
 class FileStore:
     """A local folder; created by the first write."""
 

@@ -31,7 +31,7 @@ def write_member(name: str, payload: bytes | memoryview) -> list[bytes | memoryv
     return [info.tobuf(tarfile.USTAR_FORMAT), payload, bytes(-len(payload) % _BLOCK)]
 
 
-def read_members(content: bytes) -> Iterator[tuple[str, memoryview]]:
+def read_members(content: bytes | memoryview) -> Iterator[tuple[str, memoryview]]:
     """Yield name and payload (a view, not a copy) of every member.
 
     Raises:
@@ -40,7 +40,7 @@ def read_members(content: bytes) -> Iterator[tuple[str, memoryview]]:
     """
     view, offset = memoryview(content), 0
     while offset < len(content):
-        name, size, kind = _read_header(content[offset : offset + _BLOCK], offset)
+        name, size, kind = _read_header(bytes(view[offset : offset + _BLOCK]), offset)
         offset += _BLOCK
         if kind != _REGULAR_FILE or size > len(content) - offset:
             raise InputError(f"member {name[:200]!r} is no plain file that fits into its episode")

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from data.config import DataConfig, MixtureSource
 from data.errors import InputError
-from data.storage.episode_cache import open_cache
+from data.storage.episode_cache import EpisodeCache, open_cache
 from data.storage.episode_entry import ALL_SPLITS, SPLITS, TRAINING_SPLIT
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
+from data.storage.shared_memory import open_shared_memory, ranks_of_this_node
+from data.storage.store import is_object_store
 from data.stream.source_format import SourceFormat
 
 
@@ -62,8 +64,11 @@ def open_datasets(config: DataConfig, split: str | None = None) -> tuple[StreamD
     """
     split = split or config.split
     configured = _configured(config)
-    cache = open_cache(config.cache.dir, config.cache.size)
-    indexes = [DatasetIndex.load(item.url, config.retry_seconds, cache) for item in configured]
+    caches = _open_caches(config, configured)
+    indexes = [
+        DatasetIndex.load(item.url, config.retry_seconds, cache)
+        for item, cache in zip(configured, caches, strict=True)
+    ]
     names = _names(configured)
     for index in indexes:
         _check_cameras(index, config.cameras)
@@ -115,6 +120,19 @@ def _configured(config: DataConfig) -> list[MixtureSource]:
             "data.sources=[{url: ..., weight: ...}, ...]"
         )
     return [MixtureSource(config.url)] if has_url else list(config.sources)
+
+
+def _open_caches(config: DataConfig, configured: Sequence[MixtureSource]) -> list[EpisodeCache | None]:
+    """The cache of each data set: on a disk where the settings have a folder, else in memory if that helps.
+
+    In memory it serves ranks of one node that would each ask the same object store for the same episodes.
+    """
+    on_disk = open_cache(config.cache.dir, config.cache.size)
+    remote = [is_object_store(item.url) for item in configured]
+    if on_disk is not None or not config.cache.shared_memory or not any(remote) or ranks_of_this_node() < 2:
+        return [on_disk] * len(configured)
+    in_memory = open_shared_memory()
+    return [in_memory if each else None for each in remote]
 
 
 def _weight(item: MixtureSource, index: DatasetIndex) -> float:

@@ -1,19 +1,24 @@
 """Tokenised episodes in the memory of one process, in rings of time steps of fixed size.
 
 Data sets whose samples have one form share a ring (`data.stream.episode_ring`); of several rings each has the
-share of the memory that its data sets have of all time steps, in bytes. Where a ring cannot hold all its
-episodes and the node has a cache, windows of the other episodes are read from the cache without their
-episodes (`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
+share of the memory that its data sets have of all time steps, in bytes.
+
+Episodes are read by units. In the local order the unit is the missing episode's block, whose other episodes
+are needed soon as well, unless the memory is too small for that (`EpisodeMemory.expect`). Where a ring holds
+all its episodes and the data set lies in an object store, it is a run of neighbours of the shard
+(`data.stream.shard_runs`): all of it will be needed. Else it is one episode.
+
+Where a ring holds neither all its episodes nor those that a local order draws from at a time, and the node
+has a cache, windows of the other episodes are read from the cache without their episodes
+(`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +26,16 @@ from numpy.typing import NDArray
 from data.config import DataConfig
 from data.contracts import Episode
 from data.errors import InputError
-from data.storage.episode_reader import read_episode
+from data.storage.store import is_object_store
 from data.stream.cached_windows import CachedWindowReader
 from data.stream.datasets import StreamDataset
+from data.stream.episode_blocks import EpisodeBlocks
 from data.stream.episode_ring import ABSENT, EpisodeRing
 from data.stream.plan import PlannedWindows
 from data.stream.samples import SampleForm
+from data.stream.shard_runs import ShardRuns
 from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
+from data.stream.unit_reader import UnitReader
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
 
 _LOG = logging.getLogger(__name__)
@@ -50,25 +58,34 @@ class EpisodeMemory:
         datasets: The data sets.
         forms: Sizes of the samples of each.
         config: Cameras, variants and limits.
+        blocks: Blocks of episodes of each data set where the order is local; None, or none at all: it is not.
 
     Attributes:
         skipped: Numbers of the bad episodes that were skipped.
     """
 
     def __init__(
-        self, datasets: Sequence[StreamDataset], forms: Sequence[SampleForm], config: DataConfig
+        self,
+        datasets: Sequence[StreamDataset],
+        forms: Sequence[SampleForm],
+        config: DataConfig,
+        blocks: Sequence[EpisodeBlocks | None] = (),
     ) -> None:
         self._datasets, self._config = datasets, config
         counts = [len(dataset.entries) for dataset in datasets]
         self._bases = np.cumsum([0, *counts])
+        self._begin_list: list[int] = self._bases.tolist()
         self._begins = np.full(sum(counts), ABSENT, np.int32)
         distinct = list(dict.fromkeys(forms))
         self._group_of = np.array([distinct.index(form) for form in forms])
         sizes = _ring_sizes(datasets, forms, distinct, config)
+        self._blocks = blocks or [None] * len(datasets)
+        self._is_local = self._holds_open = any(each is not None for each in self._blocks)
         self._groups = [
             self._make_group(number, form, *sizes[number]) for number, form in enumerate(distinct)
         ]
-        self._readers = ThreadPoolExecutor(config.readers, thread_name_prefix="episode-reader")
+        self._units = [self._units_of(number) for number in range(len(datasets))]
+        self._reader = UnitReader(datasets, config.readers)
         self._closed = False
         self.skipped: list[int] = []
 
@@ -76,6 +93,10 @@ class EpisodeMemory:
     def rings(self) -> tuple[EpisodeRing, ...]:
         """The rings, one for each form of samples."""
         return tuple(group.ring for group in self._groups)
+
+    def expect(self, open_megabytes: float) -> None:
+        """Tell how much the episodes take that a local order draws from at a time; without it, they fit."""
+        self._holds_open = self._is_local and open_megabytes <= self._config.memory_megabytes
 
     def fetch(self, windows: PlannedWindows) -> Iterator[LocatedWindows]:
         """Bring the time steps of windows into memory, part by part if they do not fit at once.
@@ -101,7 +122,7 @@ class EpisodeMemory:
         missing: NDArray[np.int64],
     ) -> Iterator[LocatedWindows]:
         """As `fetch`, of the windows `missing`, all of one group; `numbers`: episodes of all windows."""
-        cache_was_read = group.cached_windows is None
+        cache_was_read = group.cached_windows is None or self._holds_open
         while True:
             begins = self._begins[numbers[missing]]
             present = begins >= 0
@@ -125,28 +146,57 @@ class EpisodeMemory:
         self._closed = True
         for dataset in self._datasets:
             dataset.index.store.cancel_retries()
-        self._readers.shutdown(cancel_futures=True)
+            if dataset.index.cache is not None:
+                dataset.index.cache.cancel_waits()
+        self._reader.close()
 
     def _read(self, numbers: list[int]) -> None:
-        """Read the first of some episodes of one group, as many as fit into its ring together."""
-        lengths = np.cumsum([self._length(number) for number in numbers])
-        room = self._ring(self._dataset_number(numbers[0])).room
-        count = max(1, int(np.searchsorted(lengths, room, side="right")))
-        pending = iter(numbers[:count])
-        ahead = deque(
-            (number, self._readers.submit(self._read_episode, number))
-            for number in islice(pending, 2 * self._config.readers)
-        )
-        while ahead:
-            number, future = ahead.popleft()
+        """Read the first of some episodes of one group with their units, as many as its ring has room for."""
+        for number, outcome in self._reader.read(self._choose_units(numbers)):
             try:
-                self._store(number, future.result())
+                if isinstance(outcome, InputError):
+                    raise outcome
+                self._store(number, outcome)
             except InputError as error:
-                self._skip(number, error)
-            ahead.extend(
-                (following, self._readers.submit(self._read_episode, following))
-                for following in islice(pending, 1)
-            )
+                if number in numbers:  # else it is judged when a window needs it
+                    self._skip(number, error)
+
+    def _choose_units(self, numbers: list[int]) -> list[list[int]]:
+        """Units of the first of some absent episodes of one group; together they fit into its ring."""
+        room = self._ring(self._dataset_number(numbers[0])).room
+        units: list[list[int]] = []
+        chosen: set[int] = set()
+        for number in numbers:
+            if number in chosen:
+                continue
+            unit = self._unit(number)
+            steps = sum(map(self._length, unit))
+            if steps > room and not units:
+                unit, steps = [number], self._length(number)
+            if steps > room and units:
+                break
+            units.append(unit)
+            chosen.update(unit)
+            room -= steps
+        return units
+
+    def _unit(self, number: int) -> list[int]:
+        """The absent episodes of the unit of an absent episode."""
+        dataset = self._dataset_number(number)
+        units, base = self._units[dataset], self._begin_list[dataset]
+        if units is None or (self._is_local and not self._holds_open):
+            return [number]
+        members = (base + episode for episode in units.of(number - base))
+        return [member for member in members if self._begins[member] == ABSENT]
+
+    def _units_of(self, number: int) -> EpisodeBlocks | ShardRuns | None:
+        """How the episodes of a data set are read; None: one by one."""
+        dataset, blocks = self._datasets[number], self._blocks[number]
+        if blocks is not None:
+            return blocks
+        if self._ring(number).wraps or not is_object_store(dataset.index.url):
+            return None
+        return ShardRuns(dataset.entries)
 
     def _store(self, number: int, episode: Episode) -> None:
         dataset = self._dataset_number(number)
@@ -174,25 +224,16 @@ class EpisodeMemory:
         use_cache = ring.wraps and all(map(_has_usable_cache, members.values()))
         return _Group(ring, CachedWindowReader(members, form, self._config) if use_cache else None)
 
-    def _locate(self, number: int) -> tuple[StreamDataset, int]:
-        """The data set of an episode, and its number within it."""
-        dataset = self._dataset_number(number)
-        return self._datasets[dataset], number - int(self._bases[dataset])
-
     def _dataset_number(self, number: int) -> int:
-        return int(np.searchsorted(self._bases, number, side="right")) - 1
+        return bisect_right(self._begin_list, number) - 1
 
     def _ring(self, dataset: int) -> EpisodeRing:
         """The ring of a data set."""
         return self._groups[int(self._group_of[dataset])].ring
 
     def _length(self, number: int) -> int:
-        dataset, episode = self._locate(number)
-        return int(dataset.steps[episode])
-
-    def _read_episode(self, number: int) -> Episode:
-        dataset, episode = self._locate(number)
-        return read_episode(dataset.index, dataset.entries[episode])
+        dataset = self._dataset_number(number)
+        return int(self._datasets[dataset].steps[number - self._begin_list[dataset]])
 
 
 def _has_usable_cache(dataset: StreamDataset) -> bool:

@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from data.config import DataConfig
 from data.contracts import PackedBatch
 from data.stream.batch_assembler import BatchAssembler
@@ -53,12 +55,14 @@ class TokenStream:
         self.text_tokenizer_sha256 = texts.tokenizer_sha256
         self.urls = ", ".join(dataset.index.url for dataset in datasets)
         self.vocabulary_size = texts.vocabulary_size
-        self._memory = EpisodeMemory(datasets, setup.forms, setup.config)
+        self._memory = EpisodeMemory(datasets, setup.forms, setup.config, setup.plan.blocks)
+        self._caches = [dataset.index.cache for dataset in datasets if dataset.index.cache is not None]
         self._assembler = BatchAssembler(setup, self._memory)
         self._placeholder_assembler = lambda: BatchAssembler(
             setup, BlankEpisodes(datasets, setup.forms, config.cameras, self._memory.skipped)
         )
         self._setup = setup
+        self._expected_ranks = 0  # of which the memory has been told
         self._micro_batch, self._prefetch = trainer.micro_batch, config.prefetch
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-stream")
         self._ahead: dict[tuple[int, int, int], Future[list[PackedBatch]]] = {}
@@ -124,6 +128,8 @@ class TokenStream:
         self._worker.shutdown(wait=False, cancel_futures=True)
         self._memory.close()
         self._worker.shutdown()
+        for cache in self._caches:
+            cache.close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +143,11 @@ class TokenStream:
         self, step: int, data_rank: int, data_size: int, assembler: BatchAssembler | None = None
     ) -> list[PackedBatch]:
         first, last = self.plan.share(data_rank, data_size)
+        if assembler is None and data_size != self._expected_ranks:
+            self._expected_ranks = data_size
+            # Action and world samples of a sequence draw from the same episodes.
+            kinds = np.count_nonzero(self.plan.layout.counts.sum(axis=0))
+            self._memory.expect(self.report_order(data_size).open_megabytes / kinds)
         whole = (assembler or self._assembler).assemble(self.plan.step(step, first, last), first, last)
         size = self._micro_batch or last - first
         return [whole.rows(i, i + size) for i in range(0, last - first, size)]

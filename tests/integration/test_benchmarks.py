@@ -97,7 +97,8 @@ def check_shuffle(rows: Rows) -> None:
 
 def check_stream(rows: Rows) -> None:
     windows = dict(zip(column(rows, "way"), column(rows, "windows"), strict=True))
-    assert len(windows) == 7
+    assert len(windows) == 8
+    assert {"little memory, full", "little, full, cache", "little memory, local"} < windows.keys()
     whole = windows["webdataset, samples"]
     assert windows["webdataset, episodes"] == windows["webdataset, tokens"] == whole
     assert windows["stream, first epoch"] >= whole, "an epoch of whole steps"

@@ -37,6 +37,11 @@ def must_not_fetch() -> bytes:
     raise AssertionError("was not in the cache")
 
 
+def get(cache: EpisodeCache, name: str, fetch: Callable[[], bytes]) -> bytes | InputError:
+    (content,) = cache.get([name], lambda numbers: [fetch()])
+    return content
+
+
 def cached_files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in folder.glob("??/*")}
 
@@ -102,14 +107,14 @@ def test_the_least_recently_used_files_are_removed_first(tmp_path: Path) -> None
         path.parent.mkdir()
         path.write_bytes(bytes(10_000))
     for number in range(20):
-        cache.get(name_of(number), lambda: bytes(100))
+        get(cache, name_of(number), lambda: bytes(100))
         os.utime(tmp_path / name_of(number)[:2] / name_of(number), ns=(number, number))
-    assert cache.get(name_of(0), must_not_fetch) == bytes(100)  # used just now
-    cache.get(name_of(20), lambda: bytes(100))
+    assert get(cache, name_of(0), must_not_fetch) == bytes(100)  # used just now
+    get(cache, name_of(20), lambda: bytes(100))
     expected = {name_of(number) for number in (0, *range(3, 21))}  # space is freed for more than one
     assert set(cached_files(tmp_path)) - {"notes.txt"} == expected
     assert all(path.exists() for path in foreign)
-    assert cache.get(name_of(21), lambda: bytes(3000)) == bytes(3000)  # larger than the limit
+    assert get(cache, name_of(21), lambda: bytes(3000)) == bytes(3000)  # larger than the limit
     assert set(cached_files(tmp_path)) - {"notes.txt"} == expected
 
 
@@ -117,10 +122,10 @@ def test_the_least_recently_used_files_are_removed_first(tmp_path: Path) -> None
 def test_a_wrong_size_is_counted_again(tmp_path: Path, recorded: bytes) -> None:
     cache = EpisodeCache(tmp_path, limit=10 * 132)
     for number in range(8):
-        cache.get(name_of(number), lambda: bytes(100))
+        get(cache, name_of(number), lambda: bytes(100))
     (tmp_path / ".size").write_bytes(recorded)
     for number in range(8, 30):
-        cache.get(name_of(number), lambda: bytes(100))
+        get(cache, name_of(number), lambda: bytes(100))
         assert sum(cached_files(tmp_path).values()) <= 10 * 132
     assert len(cached_files(tmp_path)) >= 8
     assert int((tmp_path / ".size").read_text()) == sum(cached_files(tmp_path).values())

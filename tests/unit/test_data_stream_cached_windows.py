@@ -15,7 +15,7 @@ from data.contracts import PackedBatch
 from data.errors import InputError
 from data.storage.episode_cache import EpisodeCache
 from data.storage.index import DatasetIndex
-from data.stream import cached_windows, episode_memory
+from data.stream import cached_windows, episode_memory, unit_reader
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
 from tests.support.shards_case import write_dataset
@@ -95,7 +95,7 @@ def test_no_whole_episode_is_read_once_all_are_cached(
 
     reads: list[str] = []
     original = EpisodeCache.read_into
-    monkeypatch.setattr(episode_memory, "read_episode", never)
+    monkeypatch.setattr(unit_reader, "read_episodes", never)
     monkeypatch.setattr(cached_windows, "_ROWS", 4096)
     monkeypatch.setattr(
         EpisodeCache,

@@ -12,7 +12,7 @@ import torch
 from data.config import DataConfig, MixtureSource
 from data.contracts import PackedBatch
 from data.storage.index import DatasetIndex
-from data.stream import episode_memory
+from data.stream import unit_reader
 from data.stream.loader import TokenStream
 from pretrain.model.loss import label_kinds
 from tests.unit.test_data_stream_loader import TRAINER, write_dataset
@@ -38,7 +38,7 @@ def test_a_placeholder_is_the_planned_batch_except_for_frames_actions_and_states
     trainer = replace(TRAINER, micro_batch=1)
     with TokenStream(config, trainer, seed=0) as stream, TokenStream(config, trainer, seed=0) as other:
         expected = [stream.micro_batches(step, 1, 2) for step in range(3)]
-        monkeypatch.delattr(episode_memory, "read_episode")  # nothing can be read
+        monkeypatch.delattr(unit_reader, "read_episodes")  # nothing can be read
         for step, planned in enumerate(expected):
             for one, blank in zip(planned, other.placeholder_batches(step, 1, 2), strict=True):
                 check_alike(one, blank)
