@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import PackedBatch
-from data.stream.packing import assign_sequences
+from data.stream.order.packing import assign_sequences
 from data.stream.samples import SampleForm
 from data.tokens.action import bin_centers
 from data.tokens.image_block import image_block

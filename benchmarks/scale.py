@@ -36,7 +36,7 @@ from benchmarks.scale_measured import (
 )
 from benchmarks.scale_model import MINUTE, Inputs, Reading, loads, node_memory, reading, recovery
 from benchmarks.scale_reading import node_requests
-from data.stream.plan import Order
+from data.stream.order.plan import Order
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
 from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts

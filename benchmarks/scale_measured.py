@@ -22,11 +22,11 @@ from cluster.resources.run_resources import RunResources
 from data.config import DataConfig, MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
-from data.stream.episode_line import EpisodeLine
-from data.stream.layout import DatasetWindows
-from data.stream.plan import DataPlan, Order
+from data.stream.order.layout import DatasetWindows
+from data.stream.order.plan import DataPlan, Order
 from data.stream.samples import SampleForm
-from data.stream.window_table import WindowTable
+from data.stream.windows.episode_line import EpisodeLine
+from data.stream.windows.window_table import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import ACTION_DIM, STATE_DIM
 from pretrain.checkpoint.boxes import Box, global_boxes

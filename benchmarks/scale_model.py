@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.scale_measured import CheckpointCost, PlanCost, episode_bytes
 from benchmarks.scale_reading import NodeMemory, NodeRequests
-from data.stream.episode_memory import MEGABYTE
+from data.stream.episodes.episode_memory import MEGABYTE
 from data.stream.samples import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
 from pretrain.planner.memory import ParallelLayout

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.plan import DataPlan
+from data.stream.order.plan import DataPlan
 
 _WHOLE, _PART = 40_000, 6_000  # steps of an epoch that is replayed whole; of the part of a longer one
 _WARM_SHARE, _WARM_MOST = 0.04, 60_000  # of the epoch, steps: replayed before that part to fill the memories

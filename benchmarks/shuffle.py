@@ -32,11 +32,11 @@ from webdataset import filters
 
 from benchmarks.report import Column, Report, arguments
 from data.config import MixtureConfig
-from data.stream.episode_line import EpisodeLine
-from data.stream.layout import DatasetWindows
-from data.stream.plan import DataPlan
+from data.stream.order.layout import DatasetWindows
+from data.stream.order.plan import DataPlan
 from data.stream.samples import SampleForm
-from data.stream.window_table import WindowTable
+from data.stream.windows.episode_line import EpisodeLine
+from data.stream.windows.window_table import WindowTable
 from data.tokens.image_block import image_block_length
 
 FULL, LOCAL, WEBDATASET, PY1E = "full", "local", "webdataset", "py1e"

@@ -22,7 +22,7 @@ from data.prepare.statistics import summarise
 from data.storage.episode_entry import Task
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
-from data.stream.plan import DataPlan
+from data.stream.order.plan import DataPlan
 from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.config import TrainerConfig

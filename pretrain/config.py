@@ -10,7 +10,7 @@ from typing import Literal
 
 from data.config import DataConfig, SourceConfig
 from data.contracts import Decoder
-from data.stream.mixture import action_share
+from data.stream.order.mixture import action_share
 from pretrain.model.config import ModelConfig
 
 Precision = Literal["bf16", "fp32"]

@@ -13,7 +13,7 @@ from typing import Any
 from data.errors import InputError
 from data.storage.episode_entry import TRAINING_SPLIT
 from data.stream.datasets import combined_fingerprint, open_datasets
-from data.stream.plan import Order
+from data.stream.order.plan import Order
 from data.stream.setup import planned_order
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import CheckpointLocation, checkpoint_location

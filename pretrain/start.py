@@ -12,9 +12,9 @@ from typing import Any
 from data.errors import InputError
 from data.files import write_text_whole
 from data.stream.loader import TokenStream
+from data.stream.order.plan import DataPlan
 from data.stream.order_choice import OrderReport
 from data.stream.packing_advice import NOTABLE_PADDING, packing_advice
-from data.stream.plan import DataPlan
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.load import load, load_initial_weights, load_metadata

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from cluster.inspect.config import InspectPlanConfig
 from data.config import DataConfig
+from data.stream.order.plan import DataPlan
 from data.stream.order_choice import OrderReport, report_order
 from data.stream.packing_advice import packing_advice
-from data.stream.plan import DataPlan
 from data.stream.setup import open_setup
 from pretrain.config import TrainerConfig
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from data.contracts import PackedBatch
 from data.stream.array_runs import copy_runs, row_runs, runs
 from data.stream.buffer_pool import BufferPool
-from data.stream.plan import PlannedWindows
+from data.stream.episodes.time_steps import LocatedWindows
+from data.stream.order.plan import PlannedWindows
 from data.stream.sample_layout import FormSizes, SampleLayout, gaps, write_segments
 from data.stream.samples import SampleForm, answer_block_ids
 from data.stream.setup import StreamSetup
 from data.stream.source_format import SourceFormat
-from data.stream.time_steps import LocatedWindows
 from data.tokens.vocabulary import BOS, END_OF_TURN, IGNORED_LABEL, PADDING
 
 _Ints = NDArray[np.int64]

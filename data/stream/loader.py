@@ -12,7 +12,7 @@ from data.config import DataConfig
 from data.contracts import PackedBatch
 from data.stream.batch_assembler import BatchAssembler
 from data.stream.datasets import combined_fingerprint, image_format
-from data.stream.episode_memory import EpisodeMemory
+from data.stream.episodes.episode_memory import EpisodeMemory
 from data.stream.order_choice import OrderReport, report_order
 from data.stream.placeholder_batches import BlankEpisodes
 from data.stream.setup import BatchShape, open_setup

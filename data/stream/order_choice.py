@@ -9,9 +9,9 @@ import numpy as np
 
 from data.config import DataConfig
 from data.stream.datasets import StreamDataset
-from data.stream.plan import DataPlan, Order
+from data.stream.episodes.time_steps import TimeSteps
+from data.stream.order.plan import DataPlan, Order
 from data.stream.samples import SampleForm
-from data.stream.time_steps import TimeSteps
 
 MEGABYTE = 2**20
 FULL_ORDER_MEGABYTES = 512

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data.errors import InputError
-from data.stream.layout import plan_layout
-from data.stream.plan import DataPlan
+from data.stream.order.layout import plan_layout
+from data.stream.order.plan import DataPlan
 
 NOTABLE_PADDING = 0.03
 """Share of padding above which another sequence length is suggested."""

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from data.stream.datasets import StreamDataset
-from data.stream.plan import PlannedWindows
+from data.stream.episodes.time_steps import LocatedWindows, TimeSteps, tokenise
+from data.stream.order.plan import PlannedWindows
 from data.stream.samples import SampleForm
-from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
 
 
 class BlankEpisodes:

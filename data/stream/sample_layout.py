@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.stream.array_runs import runs
-from data.stream.layout import KINDS
-from data.stream.plan import Kind, PlannedWindows
+from data.stream.order.layout import KINDS
+from data.stream.order.plan import Kind, PlannedWindows
 from data.stream.prompts import WORLD, PromptTexts
 from data.stream.samples import SampleForm
 

@@ -12,13 +12,13 @@ from data.config import DataConfig
 from data.errors import InputError
 from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT
 from data.stream.datasets import StreamDataset, combined_fingerprint, image_format, open_datasets
-from data.stream.episode_line import EpisodeLine
-from data.stream.layout import DatasetWindows
+from data.stream.order.layout import DatasetWindows
+from data.stream.order.plan import DataPlan, Order
 from data.stream.order_choice import choose_order
-from data.stream.plan import DataPlan, Order
 from data.stream.prompts import WORLD, PromptTexts
 from data.stream.samples import SampleForm
-from data.stream.window_table import WindowTable
+from data.stream.windows.episode_line import EpisodeLine
+from data.stream.windows.window_table import WindowTable
 from data.tokens.image_block import image_block_length
 from data.tokens.state import check_state_ranges
 from data.tokens.text import TextTokenizer

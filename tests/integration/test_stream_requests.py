@@ -20,10 +20,11 @@ from data.storage import shared_memory
 from data.storage.index import DatasetIndex
 from data.storage.shared_memory import open_shared_memory
 from data.storage.store import open_store
-from data.stream import datasets, episode_memory, unit_reader
+from data.stream import datasets
+from data.stream.episodes import episode_memory, unit_reader
+from data.stream.episodes.time_steps import TimeSteps
 from data.stream.loader import TokenStream
 from data.stream.samples import SampleForm
-from data.stream.time_steps import TimeSteps
 from data.tokens.image_block import image_block_length
 from pretrain.config import TrainerConfig
 from tests.support import shards_case

@@ -11,7 +11,7 @@ from data.config import DataConfig
 from data.contracts import Episode
 from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
-from data.stream.plan import Kind, PlannedWindows
+from data.stream.order.plan import Kind, PlannedWindows
 from data.tokens.action import encode, normalise
 from data.tokens.image_block import image_block
 from data.tokens.prompt_text import WORLD_TEXT, action_text

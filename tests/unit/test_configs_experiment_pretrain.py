@@ -15,7 +15,7 @@ from data.contracts import AGENT_CAMERA, Statistics
 from data.storage import index as indexes
 from data.storage.episode_entry import Task
 from data.storage.index import DatasetIndex, ImageFormat
-from data.stream.plan import Kind
+from data.stream.order.plan import Kind
 from data.stream.setup import make_plan
 from data.tokens.action import ActionRanges
 from pretrain.checks import check_training

@@ -12,7 +12,7 @@ from cluster.slurm.layout_choice import choose_layout
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Statistics
 from data.storage.episode_entry import Task
 from data.storage.index import DatasetIndex, ImageFormat
-from data.stream.plan import Kind
+from data.stream.order.plan import Kind
 from data.stream.setup import make_plan
 from data.tokens.action import NAMED_RANGES
 from pretrain.checks import check_training

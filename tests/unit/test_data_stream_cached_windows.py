@@ -15,7 +15,7 @@ from data.contracts import PackedBatch
 from data.errors import InputError
 from data.storage.episode_cache import EpisodeCache
 from data.storage.index import DatasetIndex
-from data.stream import cached_windows, episode_memory, unit_reader
+from data.stream.episodes import cached_windows, episode_memory, unit_reader
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
 from tests.support.shards_case import write_dataset

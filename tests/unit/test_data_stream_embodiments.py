@@ -12,9 +12,9 @@ import pytest
 from data.config import CacheConfig, DataConfig, MixtureConfig
 from data.contracts import PackedBatch
 from data.errors import InputError
-from data.stream import cached_windows, episode_memory
+from data.stream.episodes import cached_windows, episode_memory
 from data.stream.loader import TokenStream
-from data.stream.plan import Kind
+from data.stream.order.plan import Kind
 from data.tokens.vocabulary import IGNORED_LABEL
 from pretrain.config import TrainerConfig
 from tests.support.reference_batches import Source, reference_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.stream.episode_blocks import EpisodeBlocks
+from data.stream.order.episode_blocks import EpisodeBlocks
 
 
 def test_blocks_by_number_cover_all_episodes_and_the_last_one_is_the_rest() -> None:

@@ -16,13 +16,13 @@ from data.errors import InputError
 from data.storage.episode_entry import EpisodeEntry
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex
-from data.stream import episode_memory, shard_runs, unit_reader
 from data.stream.batch_assembler import BatchAssembler
-from data.stream.episode_blocks import EpisodeBlocks
-from data.stream.episode_memory import EpisodeMemory
-from data.stream.plan import PlannedWindows
+from data.stream.episodes import episode_memory, shard_runs, unit_reader
+from data.stream.episodes.episode_memory import EpisodeMemory
+from data.stream.episodes.shard_runs import ShardRuns
+from data.stream.order.episode_blocks import EpisodeBlocks
+from data.stream.order.plan import PlannedWindows
 from data.stream.setup import StreamSetup, open_setup
-from data.stream.shard_runs import ShardRuns
 from pretrain.config import TrainerConfig
 from tests.support.shards_case import write_dataset
 

@@ -22,9 +22,9 @@ from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, ImageFormat
 from data.storage.shards import ShardWriter
 from data.storage.store import open_store
-from data.stream import episode_memory
+from data.stream.episodes import episode_memory
 from data.stream.loader import TokenStream
-from data.stream.plan import Kind
+from data.stream.order.plan import Kind
 from data.stream.setup import make_plan
 from data.tokens.action import DEFAULT_RANGES, ActionRanges, encode
 from data.tokens.image_block import image_block, image_block_length

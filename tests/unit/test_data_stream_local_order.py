@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import MixtureConfig
-from data.stream.episode_line import EpisodeLine
-from data.stream.layout import DatasetWindows
-from data.stream.local_sampler import LocalSampler, LocalStream
-from data.stream.plan import DataPlan, Kind, PlannedWindows
+from data.stream.order.layout import DatasetWindows
+from data.stream.order.local_sampler import LocalSampler, LocalStream
+from data.stream.order.plan import DataPlan, Kind, PlannedWindows
+from data.stream.order.visiting_order import spread, visiting_times
 from data.stream.samples import SampleForm
-from data.stream.visiting_order import spread, visiting_times
-from data.stream.window_table import WindowTable
+from data.stream.windows.episode_line import EpisodeLine
+from data.stream.windows.window_table import WindowTable
 
 CHUNK, HISTORY = 3, 2
 MANY = st.lists(st.integers(0, 12), min_size=1, max_size=40)

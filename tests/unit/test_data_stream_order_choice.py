@@ -15,10 +15,10 @@ from data.config import DataConfig
 from data.contracts import PackedBatch
 from data.errors import InputError
 from data.stream import order_choice
+from data.stream.episodes.time_steps import TimeSteps
 from data.stream.loader import TokenStream
 from data.stream.order_choice import OrderReport, report_order
 from data.stream.setup import make_plan, open_setup
-from data.stream.time_steps import TimeSteps
 from pretrain.config import TrainerConfig
 from tests.support.shards_case import write_dataset
 

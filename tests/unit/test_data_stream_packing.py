@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.layout import DatasetWindows
-from data.stream.mixture import action_share, dataset_shares, step_counts
-from data.stream.packing import assign_sequences
-from data.stream.plan import DataPlan, Kind
+from data.stream.order.layout import DatasetWindows
+from data.stream.order.mixture import action_share, dataset_shares, step_counts
+from data.stream.order.packing import assign_sequences
+from data.stream.order.plan import DataPlan, Kind
 from data.stream.samples import SampleForm
-from data.stream.window_table import WindowTable
+from data.stream.windows.window_table import WindowTable
 from tests.support.reference_samples import Sample, pack
 
 EVEN = MixtureConfig()

@@ -11,8 +11,8 @@ from data.config import DataConfig
 from data.errors import InputError
 from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
+from data.stream.order.plan import DataPlan
 from data.stream.packing_advice import packing_advice
-from data.stream.plan import DataPlan
 from data.stream.setup import make_plan
 from pretrain.config import TrainerConfig
 from pretrain.start import advise_on_packing

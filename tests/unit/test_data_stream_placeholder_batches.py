@@ -12,7 +12,7 @@ import torch
 from data.config import DataConfig, MixtureSource
 from data.contracts import PackedBatch
 from data.storage.index import DatasetIndex
-from data.stream import unit_reader
+from data.stream.episodes import unit_reader
 from data.stream.loader import TokenStream
 from pretrain.model.loss import label_kinds
 from tests.unit.test_data_stream_loader import TRAINER, write_dataset

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.layout import DatasetWindows
-from data.stream.mixture import apportion
-from data.stream.permutation import _grid, permute, round_keys
-from data.stream.plan import DataPlan, Kind, PlannedWindows
+from data.stream.order.layout import DatasetWindows
+from data.stream.order.mixture import apportion
+from data.stream.order.permutation import _grid, permute, round_keys
+from data.stream.order.plan import DataPlan, Kind, PlannedWindows
+from data.stream.order.stratified_sampler import StratifiedSampler, largest_draws
 from data.stream.samples import SampleForm
-from data.stream.stratified_sampler import StratifiedSampler, largest_draws
-from data.stream.window_table import WindowTable
+from data.stream.windows.window_table import WindowTable
 
 STEPS = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(lambda x: max(x) >= 4)
 CHUNK = 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import stream_scale
-from data.stream import stable_order as order
+from data.stream.windows import stable_order as order
 
 
 def test_a_thousand_million_windows_are_planned_in_100_megabytes(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 
 from data.config import MixtureConfig
-from data.stream.plan import DataPlan, Kind, PlannedWindows
+from data.stream.order.plan import DataPlan, Kind, PlannedWindows
 from tests.unit.test_data_stream_plan import dataset_windows
 
 

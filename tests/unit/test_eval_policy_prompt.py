@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from data.config import DataConfig
 from data.contracts import Episode
 from data.stream.batch_assembler import BatchAssembler
-from data.stream.episode_memory import EpisodeMemory
-from data.stream.plan import Kind, PlannedWindows
+from data.stream.episodes.episode_memory import EpisodeMemory
+from data.stream.order.plan import Kind, PlannedWindows
 from data.stream.setup import open_setup
 from data.tokens.action import quantise
 from data.tokens.state import STATE_MAX, STATE_MIN

@@ -1,8 +1,8 @@
 """Number of samples of every step and the sequence of each one: planned once, from the index alone.
 
-The samples of a step are slots (`data.stream.stratified_sampler`), and the longest sample that a slot can
-draw is known. The layout takes as many samples as fit with the exact mixture, so any draw fits and no step
-needs packing.
+The samples of a step are slots (`data.stream.order.stratified_sampler`), and the longest sample that a slot
+can draw is known. The layout takes as many samples as fit with the exact mixture, so any draw fits and no
+step needs packing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.mixture import action_share, dataset_shares, step_counts
-from data.stream.packing import assign_sequences
-from data.stream.stratified_sampler import largest_draws
-from data.stream.window_numbering import WindowNumbering
+from data.stream.order.mixture import action_share, dataset_shares, step_counts
+from data.stream.order.packing import assign_sequences
+from data.stream.order.stratified_sampler import largest_draws
+from data.stream.windows.window_numbering import WindowNumbering
 
 KINDS = 2  # action, world: the columns of every table
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio

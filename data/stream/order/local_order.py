@@ -8,7 +8,7 @@ world samples come from the same episodes as its action samples, up to the borde
     line of actions        | slot 0 | slot 1 | slot 2 | slot 3 |     sequences of the slots 1, 0, 1, 0
     line of world samples  | slot 1 | slot 3 | slot 0 | slot 2 |     of sequences           0, 0, 1, 1
 
-Both kinds visit the blocks of episodes at the same times (`data.stream.visiting_order`).
+Both kinds visit the blocks of episodes at the same times (`data.stream.order.visiting_order`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.episode_blocks import EpisodeBlocks
-from data.stream.episode_line import EpisodeLine
-from data.stream.layout import KINDS, DatasetWindows, StepLayout
-from data.stream.local_sampler import LocalSampler, LocalStream
-from data.stream.visit_table import Pieces
+from data.stream.order.episode_blocks import EpisodeBlocks
+from data.stream.order.layout import KINDS, DatasetWindows, StepLayout
+from data.stream.order.local_sampler import LocalSampler, LocalStream
+from data.stream.order.visit_table import Pieces
+from data.stream.windows.episode_line import EpisodeLine
 
 _Ints = NDArray[np.int64]
 _LARGEST_BLOCK, _BLOCKS = 8, 16  # episodes of a block at most; blocks of a stratum at least

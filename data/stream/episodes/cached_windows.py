@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from data.config import DataConfig
 from data.storage.cached_episodes import CachedEpisodes, Rows, codes_field
 from data.stream.datasets import StreamDataset
-from data.stream.plan import Kind, PlannedWindows
+from data.stream.episodes.time_steps import LocatedWindows, TimeSteps, tokenise
+from data.stream.order.plan import Kind, PlannedWindows
 from data.stream.samples import SampleForm
-from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
 
 _ROWS = 4096  # time steps read and tokenised together
 

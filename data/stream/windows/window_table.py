@@ -3,7 +3,8 @@
 A window is the span of time steps of a sample: an episode and a time step t with all the steps that the
 sample needs after t. The length of the sample follows from the index alone: the words of the instruction, and
 the number of frames of history before t. Windows of equal length form a class, and the numbers run class by
-class, so that neighbouring numbers have nearly equal lengths, as `data.stream.stratified_sampler` requires.
+class, so that neighbouring numbers have nearly equal lengths, as `data.stream.order.stratified_sampler`
+requires.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.stable_order import stable_order
-from data.stream.window_numbering import WindowNumbering
+from data.stream.windows.stable_order import stable_order
+from data.stream.windows.window_numbering import WindowNumbering
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """Tokenised episodes in the memory of one process, in rings of time steps of fixed size.
 
-Data sets whose samples have one form share a ring (`data.stream.episode_ring`); of several rings each has the
-share of the memory that its data sets have of all time steps, in bytes.
+Data sets whose samples have one form share a ring (`data.stream.episodes.episode_ring`); of several rings
+each has the share of the memory that its data sets have of all time steps, in bytes.
 
 Episodes are read by units. In the local order the unit is the missing episode's block, whose other episodes
 are needed soon as well, unless the memory is too small for that (`EpisodeMemory.expect`). Where a ring holds
 all its episodes and the data set lies in an object store, it is a run of neighbours of the shard
-(`data.stream.shard_runs`): all of it will be needed. Else it is one episode.
+(`data.stream.episodes.shard_runs`): all of it will be needed. Else it is one episode.
 
 Where a ring holds neither all its episodes nor those that a local order draws from at a time, and the node
 has a cache, windows of the other episodes are read from the cache without their episodes
-(`data.stream.cached_windows`); only episodes that are not in the cache are read as a whole.
+(`data.stream.episodes.cached_windows`); only episodes that are not in the cache are read as a whole.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from data.config import DataConfig
 from data.contracts import Episode
 from data.errors import InputError
 from data.storage.store import is_object_store
-from data.stream.cached_windows import CachedWindowReader
 from data.stream.datasets import StreamDataset
-from data.stream.episode_blocks import EpisodeBlocks
-from data.stream.episode_ring import ABSENT, EpisodeRing
-from data.stream.plan import PlannedWindows
+from data.stream.episodes.cached_windows import CachedWindowReader
+from data.stream.episodes.episode_ring import ABSENT, EpisodeRing
+from data.stream.episodes.shard_runs import ShardRuns
+from data.stream.episodes.time_steps import LocatedWindows, TimeSteps, tokenise
+from data.stream.episodes.unit_reader import UnitReader
+from data.stream.order.episode_blocks import EpisodeBlocks
+from data.stream.order.plan import PlannedWindows
 from data.stream.samples import SampleForm
-from data.stream.shard_runs import ShardRuns
-from data.stream.time_steps import LocatedWindows, TimeSteps, tokenise
-from data.stream.unit_reader import UnitReader
 from data.tokens.vocabulary import IMAGE_CODE_COUNT
 
 _LOG = logging.getLogger(__name__)

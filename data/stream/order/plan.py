@@ -1,10 +1,10 @@
 """The windows of every sequence of every step: a pure function without state.
 
-Each kind of sample of each data set is an endless stream of its own (`data.stream.stratified_sampler`), of
-which every step takes the same number; their places in the sequences are the same for all steps
-(`data.stream.layout`). So any step is computed without the steps before it, and the number of ranks does
-not matter: sequences are numbered over the whole step, and a rank takes its share of them. The cost is that
-of the requested windows.
+Each kind of sample of each data set is an endless stream of its own (`data.stream.order.stratified_sampler`),
+of which every step takes the same number; their places in the sequences are the same for all steps
+(`data.stream.order.layout`). So any step is computed without the steps before it, and the number of ranks
+does not matter: sequences are numbered over the whole step, and a rank takes its share of them. The cost is
+that of the requested windows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from data.config import MixtureConfig
 from data.errors import InputError
-from data.stream.episode_blocks import EpisodeBlocks
-from data.stream.layout import KINDS, DatasetWindows, plan_layout
-from data.stream.local_layout import mix_layout
-from data.stream.local_order import LocalOrder
-from data.stream.local_sampler import LocalSampler
-from data.stream.permutation import mix, round_keys
-from data.stream.stratified_sampler import StratifiedSampler
+from data.stream.order.episode_blocks import EpisodeBlocks
+from data.stream.order.layout import KINDS, DatasetWindows, plan_layout
+from data.stream.order.local_layout import mix_layout
+from data.stream.order.local_order import LocalOrder
+from data.stream.order.local_sampler import LocalSampler
+from data.stream.order.permutation import mix, round_keys
+from data.stream.order.stratified_sampler import StratifiedSampler
 
 Order = Literal["full", "local"]
 
@@ -75,7 +75,7 @@ class DataPlan:
         variants: N, further variants of the frames, of which each window draws one in each epoch, or the
             recorded frames.
         pool_episodes: None: the full order. Else the local one, with so many episodes that a slot draws from
-            at a time; the windows are numbered along lines of episodes (`data.stream.episode_line`).
+            at a time; the windows are numbered along lines of episodes (`data.stream.windows.episode_line`).
 
     Attributes:
         datasets: The data sets, with the windows as they are drawn.

@@ -1,9 +1,9 @@
 """The order in which sequence places visit the episodes of their strata, in one epoch.
 
-A stratum is a run of windows along a line of episodes (`data.stream.episode_line`). Where it has more than P
-episodes, its pieces (blocks of neighbouring episodes, cut at the stratum's borders) are visited in the order
-of `data.stream.visiting_order`, and pieces that follow each other form a pool of about P episodes. The place
-draws from one pool after the other, and from each in a random order::
+A stratum is a run of windows along a line of episodes (`data.stream.windows.episode_line`). Where it has more
+than P episodes, its pieces (blocks of neighbouring episodes, cut at the stratum's borders) are visited in the
+order of `data.stream.order.visiting_order`, and pieces that follow each other form a pool of about P
+episodes. The place draws from one pool after the other, and from each in a random order::
 
     visited pieces       5 5 5 | 1 1 1 | 7 7 | 2 2 2 | 6 6 6 | 4 4 4 ...     windows of blocks 5, 1, 7, ...
     pools                ------|---------------------|-------------------
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.episode_line import EpisodeLine
-from data.stream.visiting_order import visiting_times
+from data.stream.order.visiting_order import visiting_times
+from data.stream.windows.episode_line import EpisodeLine
 
 _Ints = NDArray[np.int64]
 _LEAST = 0.25  # of a pool at either end of an epoch; a smaller rest belongs to the pool beside it

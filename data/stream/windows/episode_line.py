@@ -15,8 +15,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.stable_order import parts, stable_order
-from data.stream.window_numbering import WindowNumbering, window_ends
+from data.stream.windows.stable_order import parts, stable_order
+from data.stream.windows.window_numbering import WindowNumbering, window_ends
 
 
 class EpisodeLine(WindowNumbering):

@@ -1,9 +1,9 @@
 """The layout of a step for the local order: both kinds of a data set side by side in any run of sequences.
 
-A data set's world samples come from the same episodes as its action samples (`data.stream.local_order`), and
-ranks take runs of sequences. So each rank should have, in proportion, as many of the one as of the other. But
-sequences that are packed tightly often hold one kind only. Nothing but the sequence of each sample is changed
-here: as many samples as the fullest layout has.
+A data set's world samples come from the same episodes as its action samples
+(`data.stream.order.local_order`), and ranks take runs of sequences. So each rank should have, in proportion,
+as many of the one as of the other. But sequences that are packed tightly often hold one kind only. Nothing
+but the sequence of each sample is changed here: as many samples as the fullest layout has.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.layout import KINDS, StepLayout
-from data.stream.packing import assign_mixed
+from data.stream.order.layout import KINDS, StepLayout
+from data.stream.order.packing import assign_mixed
 
 _ONE = 1 << 16  # a whole sequence; integers, so that the order is the same on every machine
 _SHARES = [Fraction(part, 16) for part in range(16, 0, -1)]

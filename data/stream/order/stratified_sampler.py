@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.permutation import mix, permute, round_keys
+from data.stream.order.permutation import mix, permute, round_keys
 
 
 class StratifiedSampler:

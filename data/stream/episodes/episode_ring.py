@@ -12,8 +12,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from data.stream.episodes.time_steps import TimeSteps
 from data.stream.samples import SampleForm
-from data.stream.time_steps import TimeSteps
 
 ABSENT = -1
 """In place of the position of an episode that is not in the ring."""

@@ -1,15 +1,15 @@
 """The order of windows that visits few episodes at a time: `data.shuffle=local`.
 
-As in the full order (`data.stream.stratified_sampler`) each of the n slots of a step draws from a stratum of
-the N windows, every window occurs exactly once in an epoch of N places, and any step is computed without the
-others. But the windows are numbered episode by episode, so a stratum is a run of episodes, and a slot visits
-these pool by pool (`data.stream.visit_table`)::
+As in the full order (`data.stream.order.stratified_sampler`) each of the n slots of a step draws from a
+stratum of the N windows, every window occurs exactly once in an epoch of N places, and any step is computed
+without the others. But the windows are numbered episode by episode, so a stratum is a run of episodes, and a
+slot visits these pool by pool (`data.stream.order.visit_table`)::
 
     place = step * n + label      epoch, rest = divmod(place, N)      row within the stratum = rest // n
 
-N rarely divides by n, so the slots of some run of labels have one window more, another run in each epoch.
-The labels are spread evenly over the line (`data.stream.visiting_order.spread`), so the borders of the strata
-move by a few windows only: a slot keeps its episodes from epoch to epoch.
+N rarely divides by n, so the slots of some run of labels have one window more, another run in each epoch. The
+labels are spread evenly over the line (`data.stream.order.visiting_order.spread`), so the borders of the
+strata move by a few windows only: a slot keeps its episodes from epoch to epoch.
 
 What is computed for a slot and an epoch (a few numbers for each block of its episodes) is kept for the steps
 that follow.
@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.stream.episode_line import EpisodeLine
-from data.stream.permutation import mix, permute, round_keys
-from data.stream.visit_table import Pieces, VisitTable, make_visits
-from data.stream.visiting_order import spread
+from data.stream.order.permutation import mix, permute, round_keys
+from data.stream.order.visit_table import Pieces, VisitTable, make_visits
+from data.stream.order.visiting_order import spread
+from data.stream.windows.episode_line import EpisodeLine
 
 _Ints = NDArray[np.int64]
 _EPOCHS_KEPT = 4  # of a stream: a step may end one, and the next steps are prepared ahead

@@ -1,0 +1,1 @@
+"""Episodes in memory: read together, tokenised, and cut into the time steps of windows."""

@@ -1,0 +1,1 @@
+"""The windows of a data set, numbered."""
