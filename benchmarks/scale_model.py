@@ -38,7 +38,7 @@ class Inputs:
         start_seconds: Until every process has been started, has imported what it needs and has its network;
             measured 45 s for imports and Ray on two CPU cores, the rest assumed.
         warm_seconds: Compilation and first steps; assumed.
-        stall_seconds_per_byte: A save's hold-up of the training; measured at most 1 s a GB of a rank's part.
+        stall_seconds_per_byte: A save's hold-up of the training; measured below 2 ms a GB of a rank's part.
         most_tokens: Tokens of a batch beyond which larger ones are not known to help; the largest of
             published runs of this kind of network.
         most_lost: Share of the time that restarts and saves may take before they count as a bottleneck.
@@ -55,7 +55,7 @@ class Inputs:
     detect_seconds: float = 30.0
     start_seconds: float = 90.0
     warm_seconds: float = 60.0
-    stall_seconds_per_byte: float = 1e-9
+    stall_seconds_per_byte: float = 2e-12
     most_tokens: float = 16e6
     most_lost: float = 0.05
 

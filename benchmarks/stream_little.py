@@ -4,6 +4,8 @@ little memory, full     the full order: nearly every window is of an episode tha
 a read of all of it
 little, full, cache     the same where all episodes are in the cache of the node: only windows are read
 little memory, local    the local order, whose places draw from so few episodes that these are in memory
+little, local, later    the same some epochs later, when the places of action and of world samples draw from
+different episodes
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from data.storage.index import DatasetIndex
 from data.stream.loader import TokenStream
 from pretrain.config import TrainerConfig
 
-FULL, CACHED, LOCAL = "little memory, full", "little, full, cache", "little memory, local"
+FULL, CACHED = "little memory, full", "little, full, cache"
+LOCAL, LATER = "little memory, local", "little, local, later"
 LEAST = 51_500
-"""Windows a CPU second of `LOCAL`: five times those of the full order before there were others."""
-POOL = 2
+"""Windows a CPU second of `LOCAL` and `LATER`: five times those of the full order before."""
+POOL = 1
 """Episodes that a place draws from at a time in `LOCAL`: those of a step have to fit into the memory."""
+_LATER_STEP = 40_000  # some six epochs of the data set, in which the kinds drift apart by several per cent
 _EPISODES_OF_A_MEGABYTE = 9  # tokenised
 
 
@@ -41,10 +45,11 @@ def measure(
     """
     _fill(url, cache)
     steps = 4 if options.smoke else 50
-    for way, count, config in (
-        (FULL, steps, DataConfig(url, shuffle="full")),
-        (CACHED, steps, DataConfig(url, shuffle="full", cache=CacheConfig(str(cache)))),
-        (LOCAL, 8 * steps, DataConfig(url, shuffle="local", shuffle_episodes=POOL)),
+    for way, begin, count, config in (
+        (FULL, 0, steps, DataConfig(url, shuffle="full")),
+        (CACHED, 0, steps, DataConfig(url, shuffle="full", cache=CacheConfig(str(cache)))),
+        (LOCAL, 0, 8 * steps, DataConfig(url, shuffle="local", shuffle_episodes=POOL)),
+        (LATER, _LATER_STEP, 8 * steps, DataConfig(url, shuffle="local", shuffle_episodes=POOL)),
     ):
         config.history, config.chunk = HISTORY, CHUNK
         config.memory_megabytes = max(options.little_episodes // (10 * _EPISODES_OF_A_MEGABYTE), 1)
@@ -52,8 +57,9 @@ def measure(
             global_batch=options.little_sequences, sequence_length=options.sequence_length
         )
         with TokenStream(config, trainer, seed=0) as stream:
-            _read(stream, 0, steps)  # the memory is full then
-            timed(way, lambda stream=stream, count=count: _read(stream, steps, count))
+            first = begin + steps
+            _read(stream, begin, steps)  # the memory is full then
+            timed(way, lambda stream=stream, first=first, count=count: _read(stream, first, count))
 
 
 def _fill(url: str, cache: Path) -> None:

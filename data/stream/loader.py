@@ -6,8 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-
 from data.config import DataConfig
 from data.contracts import PackedBatch
 from data.stream.batch_assembler import BatchAssembler
@@ -145,9 +143,7 @@ class TokenStream:
         first, last = self.plan.share(data_rank, data_size)
         if assembler is None and data_size != self._expected_ranks:
             self._expected_ranks = data_size
-            # Action and world samples of a sequence draw from the same episodes.
-            kinds = np.count_nonzero(self.plan.layout.counts.sum(axis=0))
-            self._memory.expect(self.report_order(data_size).open_megabytes / kinds)
+            self._memory.expect(self.report_order(data_size).open_megabytes)
         whole = (assembler or self._assembler).assemble(self.plan.step(step, first, last), first, last)
         size = self._micro_batch or last - first
         return [whole.rows(i, i + size) for i in range(0, last - first, size)]

@@ -32,7 +32,8 @@ class OrderReport:
         megabytes: Tokenised time steps of all episodes.
         episodes: Episodes that a place of a sequence draws from at a time: the most of any data set.
         of: Episodes that it draws from in an epoch.
-        open_megabytes: Tokenised episodes that the places of a rank draw from at a time.
+        open_megabytes: Tokenised episodes that the places of a rank draw from at a time; of action and world
+            samples apart, which draw from the same ones in the first epoch only.
         memory_megabytes: `data.memory_megabytes`.
     """
 

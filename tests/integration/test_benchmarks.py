@@ -74,7 +74,9 @@ def check_beside(rows: Rows) -> None:
 
 
 def check_scale(rows: Rows) -> None:
-    assert column(rows, "ranks") == [4, 8] * 2
+    assert column(rows, "ranks") == [4, 8, 4, 8, 8]
+    assert all(row["requests"] < row["requests_full"] for row in rows)
+    assert all(row["per_episode"] <= 1.1 and row["copies"] <= 1.5 for row in rows)
     assert column(rows, "files") == [2 * ranks + 3 for ranks in column(rows, "ranks")]
     for row in rows:
         assert row["load"] == pytest.approx(max(row["loads"].values()), abs=1e-4)
@@ -97,8 +99,9 @@ def check_shuffle(rows: Rows) -> None:
 
 def check_stream(rows: Rows) -> None:
     windows = dict(zip(column(rows, "way"), column(rows, "windows"), strict=True))
-    assert len(windows) == 8
-    assert {"little memory, full", "little, full, cache", "little memory, local"} < windows.keys()
+    assert len(windows) == 9
+    little = {"little memory, full", "little, full, cache", "little memory, local", "little, local, later"}
+    assert little < windows.keys()
     whole = windows["webdataset, samples"]
     assert windows["webdataset, episodes"] == windows["webdataset, tokens"] == whole
     assert windows["stream, first epoch"] >= whole, "an epoch of whole steps"
