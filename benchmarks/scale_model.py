@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.scale_measured import CheckpointCost, PlanCost, episode_bytes
 from benchmarks.scale_reading import NodeMemory, NodeRequests
+from data.storage.shared_memory import LIMIT
 from data.stream.episodes.episode_memory import MEGABYTE
 from data.stream.samples import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
@@ -28,7 +29,7 @@ class Inputs:
         node_gpus: GPUs, and ranks, of a node.
         node_cpus: Logical CPUs of a node.
         memory_megabytes: `data.memory_megabytes`.
-        node_cache: Bytes of episodes that the ranks of a node share in memory.
+        node_cache: Bytes of episodes that the ranks of a node share in memory, by default.
         requests: Range requests a second that a store serves from one prefix (S3's documentation: 5,500).
         node_storage: Bytes a second between a node and the store; assumed, half a 100 Gbit/s card.
         total_storage: Bytes a second of the store; assumed.
@@ -47,7 +48,7 @@ class Inputs:
     node_gpus: int = 8
     node_cpus: int = 96
     memory_megabytes: int = 512
-    node_cache: float = 8e9
+    node_cache: float = LIMIT
     requests: float = 5_500.0
     node_storage: float = 6e9
     total_storage: float = 200e9

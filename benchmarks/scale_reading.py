@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.stream.order.plan import DataPlan
 
 _WHOLE, _PART = 40_000, 6_000  # steps of an epoch that is replayed whole; of the part of a longer one
-_WARM_SHARE, _WARM_MOST = 0.04, 60_000  # of the epoch, steps: replayed before that part to fill the memories
+_WARM_SHARE, _WARM_MOST = 0.04, 60_000  # of the epoch, steps: replayed before it, until memories are filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,17 @@ class NodeRequests:
 
 
 class _Held:
-    """Episodes in a memory of fixed size, the first stored is removed first."""
+    """Episodes in a memory of fixed size, the first stored is removed first.
+
+    Attributes:
+        is_filled: Whether something has been removed.
+    """
 
     def __init__(self, lengths: NDArray[np.integer], steps: int) -> None:
         self._lengths, self._free = lengths, steps
         self._order: deque[int] = deque()
         self._present = np.zeros(len(lengths), bool)
+        self.is_filled = False
 
     def missing(self, episodes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the episodes that it does not hold."""
@@ -72,6 +77,7 @@ class _Held:
         self._order.extend(episodes.tolist())
         self._free -= int(self._lengths[episodes].sum())
         while self._free < 0:
+            self.is_filled = True
             oldest = self._order.popleft()
             self._present[oldest] = False
             self._free += int(self._lengths[oldest])
@@ -101,8 +107,11 @@ def node_requests(
         # The two kinds drift apart by some per cent of an epoch: what one has read, the other still needs.
         warm = max(_PART, min(int(_WARM_SHARE * epoch), _WARM_MOST))
         later = _Replay(plan, data, rank, lengths, node)
-        later.steps(middle - warm, middle)
-        counts = later.steps(middle, middle + _PART)
+        step = middle - warm
+        while step < middle and not later.is_filled:
+            later.steps(step, step + _PART)
+            step += _PART
+        counts = later.steps(step, step + _PART)
     requests, episodes = counts.mean(axis=0).tolist()
     return NodeRequests(requests, episodes, begin[:, 0], epoch)
 
@@ -117,6 +126,12 @@ class _Replay:
         self._each = (self._last - self._first) // node.ranks
         self._rings = [_Held(lengths, node.ring_steps) for _ in range(node.ranks)]
         self._cache = _Held(lengths, node.cache_steps) if node.cache_steps else None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether every memory has removed something."""
+        memories = [*self._rings, *([] if self._cache is None else [self._cache])]
+        return all(memory.is_filled for memory in memories)
 
     def steps(self, begin: int, end: int) -> NDArray[np.int64]:
         """Requests and fetched episodes of steps `begin` to `end` (exclusive), int64 [steps, 2]."""
