@@ -202,8 +202,8 @@ class Manifest:
             values = json.loads(content)
             if values["schema"] != _SCHEMA:
                 raise InputError(
-                    f"{where}: schema {values['schema']!r}, this program reads {_SCHEMA}; take the program "
-                    "that wrote it"
+                    f"{where}: schema {values['schema']!r:.40}, this program reads {_SCHEMA}; take the "
+                    "program that wrote it"
                 )
             files = {
                 name: StoredFile(_count("bytes", f["bytes"]), str(f["sha256"]))
