@@ -15,7 +15,7 @@ from data.errors import InputError
 from pretrain.checkpoint.location import CheckpointLocation, open_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.retention import success_rates
-from pretrain.checkpoint.verification import find_damage
+from pretrain.checkpoint.verification import find_damage, find_table_damage
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.policy_settings import POLICY_METADATA
 from pretrain.run_layout import READY, RunLayout
@@ -91,7 +91,9 @@ def list_checkpoints(path: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def verify_checkpoint(row: dict[str, Any], on_bytes: Callable[[int], None]) -> None:
-    """Compare every file with its checksum; set `damaged` (what is wrong, in lines) and `verified`.
+    """Compare every file with its checksum, and the chunk table with the manifest.
+
+    Sets `damaged` (what is wrong, in lines) and `verified`.
 
     Args:
         row: Of `read_checkpoint`.
@@ -99,7 +101,9 @@ def verify_checkpoint(row: dict[str, Any], on_bytes: Callable[[int], None]) -> N
     """
     store = open_checkpoint(row["path"])
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    row["damaged"] = find_damage(store, Manifest.read(store).files, threads, on_bytes)
+    manifest = Manifest.read(store)
+    row["damaged"] = find_damage(store, manifest.files, threads, on_bytes)
+    row["damaged"] += find_table_damage(store, manifest, row["damaged"])
     row["verified"] = not row["damaged"]
 
 

@@ -24,6 +24,20 @@ SHEET_VARIANTS = 4  # of each episode in it, at most
 _QUANTILES = {"minimum": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "maximum": 1.0}
 
 
+def open_dataset(url: str) -> DatasetIndex:
+    """Open a data set that holds episodes.
+
+    Raises:
+        InputError: No data set there, or one without episodes.
+    """
+    from data.storage.index import DatasetIndex
+
+    index = DatasetIndex.load(url)
+    if not len(index.episodes):
+        raise InputError(f"{url}: its index names 0 episodes, expected at least 1; prepare it again")
+    return index
+
+
 def dataset_content(
     index: DatasetIndex, url: str, scan: DatasetScan | None, left_out: LeftOut | None = None
 ) -> dict[str, Any]:

@@ -15,6 +15,7 @@ counted again before anything is removed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
@@ -22,11 +23,12 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from data.errors import InputError
 from data.sizes import parse_bytes
-from data.storage.fetch_locks import FetchLocks
+from data.storage.fetch_locks import FetchLocks, deadline, keep_trying, try_flock
 
 _LOG = logging.getLogger(__name__)
 _FOLDER = re.compile("[0-9a-f]{2}")
@@ -182,7 +184,7 @@ class EpisodeCache:
             return
         writing = self._folder / ".writing"
         with self._locked() as file:
-            if path.exists():  # another process was faster
+            if file is None or path.exists():  # another process was faster
                 return
             total = self._total_size(file)
             if total + size > self._limit:
@@ -198,12 +200,23 @@ class EpisodeCache:
                 raise
 
     @contextmanager
-    def _locked(self) -> Generator[int]:
-        """The file with the size, while no other process writes or removes; a killed process releases it."""
+    def _locked(self) -> Generator[int | None]:
+        """The file with the size, while no other process writes or removes; a killed process releases it.
+
+        None: it is held, and nobody is waited for any longer (`cancel_waits`).
+
+        Raises:
+            TimeoutError: It is held all of `fetch_locks.PATIENCE`: a process was stopped during a write.
+        """
         file = os.open(self._folder / ".size", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
+            cancelled = self._fetching.cancelled
+            if keep_trying(partial(try_flock, file, fcntl.LOCK_EX), deadline(), cancelled):
+                yield file
+            elif cancelled.is_set():
+                yield None
+            else:
+                raise TimeoutError(errno.ETIMEDOUT, "another process holds the lock of .size and is stopped")
         finally:
             os.close(file)
 
@@ -242,7 +255,8 @@ class EpisodeCache:
         if not self._broken:
             self._broken = True
             _LOG.warning(
-                "%s: %s; this process continues without storing episodes there",
+                "%s: %s; this process continues without storing episodes there: end what is in the way, "
+                "or set data.cache.dir to a folder on a local disk with room that this user may write to",
                 self._name,
                 error.strerror,
             )

@@ -14,8 +14,9 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
@@ -26,6 +27,48 @@ _BITS = 62  # a signed offset, and room for the length
 
 PATIENCE = 60.0
 """Seconds to wait for others: one that is stopped, or waits for a storage that is away, holds nobody up."""
+
+
+def deadline() -> float:
+    """When `PATIENCE` is over, from now on (seconds of `time.monotonic`)."""
+    return time.monotonic() + PATIENCE
+
+
+def keep_trying(attempt: Callable[[], bool], end: float, cancelled: threading.Event | None = None) -> bool:
+    """Repeat an attempt with pauses.
+
+    Args:
+        attempt: Returns whether it succeeded; made at least once.
+        end: Last time of an attempt, from `deadline`.
+        cancelled: Set by others to end the pauses.
+
+    Returns:
+        Whether it succeeded; False: the time is over, or cancelled.
+    """
+    cancelled = threading.Event() if cancelled is None else cancelled
+    pause = _FIRST_PAUSE
+    while not attempt():
+        if time.monotonic() >= end or cancelled.wait(pause):
+            return False
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return True
+
+
+def try_flock(file: int, kind: int) -> bool:
+    """Lock an open file (`flock(2)`) without waiting; False: another opening of it holds it.
+
+    Args:
+        file: Descriptor.
+        kind: `fcntl.LOCK_EX` or `LOCK_SH`.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class FetchLocks:
@@ -43,6 +86,11 @@ class FetchLocks:
     def cancel(self) -> None:
         """Wait no longer for any lock. For any thread."""
         self._cancelled.set()
+
+    @property
+    def cancelled(self) -> threading.Event:
+        """Set by `cancel`."""
+        return self._cancelled
 
     @contextmanager
     def held(self, names: Sequence[str]) -> Generator[None]:
@@ -67,13 +115,10 @@ class FetchLocks:
                 os.close(file)
 
     def _lock_all(self, file: int, positions: Sequence[int]) -> None:
-        end = time.monotonic() + PATIENCE
+        end = deadline()
         for position in positions:
-            pause = _FIRST_PAUSE
-            while not self._try_lock(file, position):
-                if time.monotonic() >= end or self._cancelled.wait(pause):
-                    return
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            if not keep_trying(partial(self._try_lock, file, position), end, self._cancelled):
+                return
 
     def _try_lock(self, file: int, position: int) -> bool:
         """Lock one byte of an open file; False: another opening holds it."""

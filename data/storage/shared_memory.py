@@ -15,10 +15,13 @@ import logging
 import os
 import shutil
 import stat
+import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 from data.storage.episode_cache import EpisodeCache, stored_bytes
+from data.storage.fetch_locks import deadline, keep_trying, try_flock
 
 _LOG = logging.getLogger(__name__)
 _PARENT = Path("/dev/shm")
@@ -52,8 +55,13 @@ def open_shared_memory(parent: Path = _PARENT) -> EpisodeCache | None:
     except OSError as error:
         _report(f"{folder} cannot be used ({error.strerror})")
         return None
-    space = os.statvfs(folder)
-    free = space.f_bavail * space.f_frsize + stored_bytes(folder)
+    try:
+        space = os.statvfs(folder)
+        free = space.f_bavail * space.f_frsize + stored_bytes(folder)
+    except OSError as error:
+        _leave(folder, users, os.getpid())
+        _report(f"{folder} cannot be used ({error.strerror})")
+        return None
     limit = min(int(SHARE * free), LIMIT)
     if limit < LEAST:
         _leave(folder, users, os.getpid())
@@ -82,26 +90,37 @@ def _join(folder: Path) -> int:
         Descriptor of the locked file of the users.
 
     Raises:
-        OSError: It cannot be made, is a link, or is not this user's alone.
+        OSError: It cannot be made, is a link, is not this user's alone, or a process that is stopped while it
+            removes the folder holds the lock all of `fetch_locks.PATIENCE`.
     """
+    end = deadline()
     while True:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
         with contextlib.suppress(FileNotFoundError):  # its last user removes it just now
             users = _open_users(folder)
             try:
-                fcntl.flock(users, fcntl.LOCK_SH)
-                if os.path.samestat(os.stat(folder / _USERS, follow_symlinks=False), os.fstat(users)):
+                joined = keep_trying(partial(try_flock, users, fcntl.LOCK_SH), end)
+                if joined and os.path.samestat(
+                    os.stat(folder / _USERS, follow_symlinks=False), os.fstat(users)
+                ):
                     return users
             except BaseException:
                 os.close(users)
                 raise
             os.close(users)
+        if time.monotonic() >= end:
+            found = f"another process holds the lock of {_USERS} and is stopped; end it"
+            raise TimeoutError(errno.ETIMEDOUT, found)
 
 
 def _open_users(folder: Path) -> int:
     """Open the file of the users in a folder of this user alone."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError as error:  # what the system says of a link, too
+        found = "a link" if folder.is_symlink() else "no folder"
+        raise NotADirectoryError(error.errno, f"it is {found}; remove it") from error
     try:
         status = os.fstat(opened)
         if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:

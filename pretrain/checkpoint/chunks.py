@@ -22,6 +22,9 @@ from pretrain.checkpoint.boxes import Box
 
 _COLUMNS = ("parameter", "writer", "offset", "shape")
 
+MAX_DIMENSIONS = 8
+"""Of a parameter: a table without chunks may claim any number, and each costs memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -121,6 +124,11 @@ class ChunkTable:
             and table.offset.shape == table.shape.shape == (rows, table.offset.shape[1])
         ):
             raise InputError(f"{where}: not a table of chunks (wrong shapes); take another checkpoint")
+        if (dimensions := table.offset.shape[1]) > MAX_DIMENSIONS:
+            raise InputError(
+                f"{where}: not a table of chunks ({dimensions} dimensions, expected at most "
+                f"{MAX_DIMENSIONS}); take another checkpoint"
+            )
         return table
 
     def inconsistency(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:

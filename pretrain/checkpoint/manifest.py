@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from data.files import write_whole
 from data.storage.bulk_store import Block
 from data.storage.store import Store
 from pretrain.checkpoint.boxes import Box
-from pretrain.checkpoint.chunks import Chunk, ChunkTable
+from pretrain.checkpoint.chunks import MAX_DIMENSIONS, Chunk, ChunkTable
 from pretrain.checkpoint.ready import (
     ATTEMPT,
     DamagedCheckpointError,
@@ -48,6 +49,17 @@ _CHUNK_TABLE = "pieces"
 _SCHEMA = 2
 _FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer)?|{_CHUNK_TABLE})(-{ATTEMPT})?\.safetensors")
 _HASH_BLOCK = 1 << 22
+_MAX_COUNT = 1 << 53  # beyond it not every JSON reader keeps whole numbers
+_NOT_A_MANIFEST = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+_MAX_VALUES = (1 << 63) - 1  # of a tensor: positions in it are int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,20 +202,21 @@ class Manifest:
             values = json.loads(content)
             if values["schema"] != _SCHEMA:
                 raise InputError(
-                    f"{where}: schema {values['schema']}, this program reads {_SCHEMA}; take the program "
+                    f"{where}: schema {values['schema']!r}, this program reads {_SCHEMA}; take the program "
                     "that wrote it"
                 )
             files = {
-                name: StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in values["files"].items()
+                name: StoredFile(_count("bytes", f["bytes"]), str(f["sha256"]))
+                for name, f in values["files"].items()
             }
             tensors = {
                 name: _tensor(tensor["shape"], tensor.get("dtype", FLOAT32))
                 for name, tensor in values["tensors"].items()
             }
             metadata, attempt = dict(values["metadata"]), str(values.get("attempt", ""))
-            step, count = int(values["step"]), int(values["optimizer_step"])
+            step, count = (_count(name, values[name]) for name in ("step", "optimizer_step"))
             manifest = cls(step, count, metadata, tensors, files, attempt)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except _NOT_A_MANIFEST as error:
             raise DamagedCheckpointError(f"{where}: not a checkpoint's manifest ({error!r})") from error
         if not re.fullmatch(f"({ATTEMPT})?", attempt):
             raise DamagedCheckpointError(f"{where}: not a checkpoint's manifest (attempt {attempt!r})")
@@ -241,17 +254,23 @@ class Manifest:
             table = ChunkTable.decode(where, content)
         except InputError as error:
             raise DamagedCheckpointError(str(error)) from error
-        error = table.inconsistency({name: tensor.shape for name, tensor in self.weights.items()})
-        states = {name.partition("/")[0] for name in self.tensors}
-        for writer in np.unique(table.writer).tolist():
-            for file in sorted({self.file_of(writer, state) for state in states}):
-                if error is None and file not in self.files:
-                    error = f"it names {file}, expected only its own rank files"
-        if error is not None:
+        if (error := self.table_inconsistency(table)) is not None:
             raise DamagedCheckpointError(
                 f"{where}: its table of chunks is wrong ({error}); take another checkpoint"
             )
         return table
+
+    def table_inconsistency(self, table: ChunkTable) -> str | None:
+        """Describe why a chunk table does not fit this manifest; None: it does."""
+        error = table.inconsistency({name: tensor.shape for name, tensor in self.weights.items()})
+        if error is not None:
+            return error
+        states = {name.partition("/")[0] for name in self.tensors}
+        for writer in np.unique(table.writer).tolist():
+            for file in sorted({self.file_of(writer, state) for state in states}):
+                if file not in self.files:
+                    return f"it names {file}, expected only its own rank files"
+        return None
 
     def chunks(self, table: ChunkTable, parameter: str, boxes: list[Box] | None = None) -> list[Chunk]:
         """List the chunks of a parameter that overlap any of the boxes (None: all)."""
@@ -262,7 +281,20 @@ class Manifest:
 def _tensor(shape: list[int], dtype: str) -> StoredTensor:
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r}, expected one of {', '.join(DTYPES)}")
-    return StoredTensor(tuple(map(int, shape)), dtype)
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}")
+    sides = tuple(_count("a side of a shape", side) for side in shape)
+    if math.prod(max(side, 1) for side in sides) > _MAX_VALUES:
+        raise ValueError(f"shape {list(sides)}, expected at most {_MAX_VALUES} values")
+    return StoredTensor(sides, dtype)
+
+
+def _count(name: str, value: Any) -> int:
+    """A whole number of a manifest; `ValueError` and `OverflowError`: it cannot be one."""
+    count = int(value)
+    if not 0 <= count <= _MAX_COUNT:
+        raise ValueError(f"{name} is {count!s:.40}, expected 0 to {_MAX_COUNT}")
+    return count
 
 
 def chunk_table_file(attempt: str = "") -> str:

@@ -15,6 +15,7 @@ from cluster.cli.main import main
 from cluster.inspect.dataset import draw_contact_sheet
 from data.contracts import Embodiment
 from data.prepare.index_builder import commit_index
+from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, StateRanges
 from data.storage.store import open_store
 from tests.support.object_server import BUCKET, object_server
@@ -190,6 +191,7 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
     ("words", "message"),
     [
         (["url=nothing"], "nothing: no index.json there"),
+        (["url=empty"], "empty: its index names 0 episodes, expected at least 1; prepare it again"),
         (["url=shards", "sheet=a.png", "episodes=0"], "episodes is 0, expected at least 1"),
         (["url=shards", "sheet=shards"], "sheet=shards: cannot be written"),
     ],
@@ -197,6 +199,7 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
 def test_invalid_input_is_exit_code_2(
     index: DatasetIndex, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    dataclasses.replace(index, episodes=EpisodeTable.of([])).save("empty")
     assert main(["inspect", "data", *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -134,6 +134,27 @@ def test_nobody_waits_for_ever(tmp_path: Path, held: BaseProcess, monkeypatch: p
     held.kill()
 
 
+def test_a_write_waits_for_a_stopped_one_only_so_long_and_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped, cache, fetched = EpisodeCache(tmp_path, 10**9), EpisodeCache(tmp_path, 10**9), list[str]()
+    with stopped._locked():
+        cancelled = EpisodeCache(tmp_path, 10**9)
+        cancelled.cancel_waits()
+        read(cancelled, NAMES, fetched)
+        assert caplog.messages == []
+        monkeypatch.setattr(fetch_locks, "PATIENCE", 0.05)
+        read(cache, NAMES, fetched)
+        (line,) = caplog.messages
+        assert "holds the lock of .size and is stopped; this process continues without storing" in line
+        assert "set data.cache.dir to a folder on a local disk" in line
+    assert fetched == 2 * NAMES
+    assert list(tmp_path.glob("??/*")) == []
+    read(cancelled, NAMES, fetched)
+    read(cache, NAMES, fetched)
+    assert fetched == 3 * NAMES, "a lock that is free is taken without waiting"
+
+
 def test_without_locks_everything_is_fetched_and_one_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

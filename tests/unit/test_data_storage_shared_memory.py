@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from data.config import CacheConfig, DataConfig
-from data.storage import shared_memory
+from data.storage import fetch_locks, shared_memory
 from data.storage.episode_cache import EpisodeCache
 from data.storage.shared_memory import open_shared_memory
 from data.stream import datasets
@@ -117,9 +118,16 @@ def test_processes_that_come_and_go_at_the_same_time(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["link", "file", "open to others"])
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        ("link", "it is a link; remove it"),
+        ("file", "it is no folder; remove it"),
+        ("open to others", "it is not of this user alone; remove it"),
+    ],
+)
 def test_a_folder_that_is_not_ours_is_not_used(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, kind: str, found: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, elsewhere = folder_of(tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
@@ -132,9 +140,39 @@ def test_a_folder_that_is_not_ours_is_not_used(
         folder.chmod(0o755)
     assert open_shared_memory(tmp_path) is None
     (line,) = caplog.messages
-    assert f"{folder} cannot be used" in line
+    assert f"{folder} cannot be used ({found})" in line
     assert "each rank of this node reads for itself" in line
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [".size", ".users"])
+def test_a_folder_in_place_of_a_file_is_one_line(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path)
+    folder.mkdir(mode=0o700)
+    (folder / name).mkdir()
+    assert open_shared_memory(tmp_path) is None
+    (line,) = caplog.messages
+    assert f"{folder} cannot be used (Is a directory)" in line
+    if name == ".size":
+        opened(tmp_path).close()  # who left removed it
+        assert not folder.exists()
+
+
+def test_a_process_that_is_stopped_while_it_removes_the_folder_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fetch_locks, "PATIENCE", 0.05)
+    folder = folder_of(tmp_path)
+    folder.mkdir(mode=0o700)
+    with (folder / ".users").open("wb") as users:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        assert open_shared_memory(tmp_path) is None
+    (line,) = caplog.messages
+    assert f"{folder} cannot be used (another process holds the lock of .users and is stopped" in line
+    opened(tmp_path).close()
+    assert not folder.exists()
 
 
 def test_a_folder_of_another_user_is_not_used(

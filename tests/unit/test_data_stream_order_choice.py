@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from data.errors import InputError
 from data.stream import order_choice
 from data.stream.episodes.time_steps import TimeSteps
 from data.stream.loader import TokenStream
+from data.stream.order.plan import MAX_STEP
 from data.stream.order_choice import OrderReport, report_order
 from data.stream.setup import make_plan, open_setup
 from pretrain.config import TrainerConfig
@@ -45,6 +47,16 @@ def test_auto_is_full_up_to_a_size_that_does_not_depend_on_the_memory(
     assert make_plan(config, TRAINER, 0, "val_ind").order == "full"
     assert make_plan(replace(config, split="all", shuffle="full"), TRAINER, 0).order == "full"
     assert make_plan(replace(config, shuffle="local"), TRAINER, 0).order == "local"
+
+
+@pytest.mark.parametrize("order", ["full", "local"])
+def test_a_step_beyond_the_last_one_is_refused(url: str, order: Literal["full", "local"]) -> None:
+    plan = make_plan(DataConfig(url, chunk=2, shuffle=order), TRAINER, 0)
+    assert int(plan.layout.counts.max()) * MAX_STEP < 2**62
+    assert len(plan.step(MAX_STEP)) == len(plan.step(0))
+    for step in (-1, MAX_STEP + 1, 4 * 10**18, 10**20):
+        with pytest.raises(InputError, match=f"step is {step}, expected 0 to {MAX_STEP}"):
+            plan.step(step)
 
 
 def test_variants_of_frames_count(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.inspect.checkpoint import verify_checkpoint
 from data.errors import InputError, StorageError
+from data.safetensors_header import encode_header
 from data.storage.store import open_store
 from pretrain.checkpoint.boxed_tensor import BoxedTensor
 from pretrain.checkpoint.boxes import Box, boxes_of_range
@@ -21,7 +24,7 @@ from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chu
 from pretrain.checkpoint.ready import DamagedCheckpointError
 from pretrain.checkpoint.tensor_blocks import SafetensorsBlocks
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_partially, read_verified
-from pretrain.checkpoint.verification import find_damage
+from pretrain.checkpoint.verification import find_damage, find_table_damage
 from pretrain.checkpoint.weights import load_weights
 
 SHAPES = st.lists(st.integers(1, 5), min_size=1, max_size=4)
@@ -80,6 +83,15 @@ def test_table_that_does_not_make_up_the_network_is_described(rows: list, incons
     assert ChunkTable.of(rows, 1).inconsistency({"a": (4,)}) == inconsistency
 
 
+@pytest.mark.parametrize("dimensions", [9, 10**12])
+def test_table_of_too_many_dimensions_is_refused(dimensions: int) -> None:
+    columns = {"parameter": (0,), "writer": (0,), "offset": (0, dimensions), "shape": (0, dimensions)}
+    content = encode_header((name, "int32", shape) for name, shape in columns.items())
+    manifest = Manifest(1, 1, {}, {"master/x": StoredTensor((1,))}, {})
+    with pytest.raises(DamagedCheckpointError, match=f"{dimensions} dimensions, expected at most 8"):
+        manifest.chunk_table("here", content)
+
+
 def empty_checkpoint(root: Path, step: int) -> Path:
     folder = root / f"step_{step:08d}"
     folder.mkdir(parents=True)
@@ -119,11 +131,43 @@ def commit(folder: Path, text: str) -> None:
     (folder / "READY").write_text(hashlib.sha256(text.encode()).hexdigest())
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"schema": 2}', '{"schema": 1}', '{"schema": 9}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", '{"schema": 2}', '{"schema": 1}', '{"schema": 9}', '{"schema": "2"}']
+)
 def test_content_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     commit(tmp_path, text)
-    with pytest.raises(InputError, match=r"not a checkpoint's manifest|schema [19], this program reads 2"):
+    with pytest.raises(
+        InputError, match=r"not a checkpoint's manifest|schema ([19]|'2'), this program reads 2"
+    ):
         Manifest.read(open_store(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((place, value) for place in ("step", "optimizer_step") for value in ("Infinity", "NaN", "-1")),
+        *((place, str(2**53 + 1)) for place in ("step", "optimizer_step", "bytes", "shape")),
+        *((place, value) for place in ("bytes", "shape") for value in ("-Infinity", "NaN", "-4")),
+        ("shape", str(10**40)),
+        ("shape", f"{2**32}, {2**31}"),
+        ("shape", f"0, {2**53}, {2**53}"),
+        ("shape", ", ".join("1" * 9)),
+    ],
+)
+def test_numbers_that_cannot_be_are_damage(tmp_path: Path, place: str, value: str) -> None:
+    stored = {"step": "3", "optimizer_step": "3", "bytes": "4", "shape": f"{2**32}, {2**30}"}
+
+    def manifest(numbers: dict[str, str]) -> str:
+        tensors = f'{{"master/x": {{"shape": [{numbers["shape"]}]}}}}'
+        files = f'{{"{FILE}": {{"bytes": {numbers["bytes"]}, "sha256": "0"}}}}'
+        steps = f'"step": {numbers["step"]}, "optimizer_step": {numbers["optimizer_step"]}'
+        return f'{{"schema": 2, {steps}, "metadata": {{}}, "files": {files}, "tensors": {tensors}}}'
+
+    commit(tmp_path, manifest(stored))
+    assert Manifest.read(open_store(str(tmp_path))).weights["x"].shape == (2**32, 2**30)
+    commit(tmp_path, manifest(stored | {place: value}))
+    with pytest.raises(DamagedCheckpointError, match=r"not a checkpoint's manifest \((Value|Overflow)Error"):
+        load_weights(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../rank_00000.safetensors", "/etc/passwd", "READY"])
@@ -153,6 +197,13 @@ def test_table_cannot_name_writers_without_a_file(
     Manifest(1, 1, {}, {name: StoredTensor((1,)) for name in tensors}, stored).write(tmp_path)
     with pytest.raises(InputError, match=rf"it names {missing}\.safetensors, expected only its own"):
         load_weights(tmp_path)
+    manifest, store = Manifest.read(open_store(str(tmp_path))), open_store(str(tmp_path))
+    found = f"its table of chunks is wrong (it names {missing}.safetensors, expected only its own rank files)"
+    row: dict[str, Any] = {"path": str(tmp_path)}
+    verify_checkpoint(row, lambda _: None)
+    assert row["damaged"][-1] == f"{chunk_table_file()}: {found}"
+    assert row["verified"] is False
+    assert find_table_damage(store, manifest, [f"{chunk_table_file()} is missing"]) == []
 
 
 def test_each_kind_of_damage_is_described(tmp_path: Path) -> None:

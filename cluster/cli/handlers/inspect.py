@@ -39,15 +39,14 @@ def run_inspect_data(config: InspectDataConfig, invocation: Invocation) -> None:
     """Show what a data set holds and verify every episode.
 
     Raises:
-        InputError: No data set there, or the contact sheet cannot be made as requested.
+        InputError: No data set there, one without episodes, or the contact sheet cannot be made as requested.
         CommandFailedError: Episodes are damaged or missing; each is named.
     """
-    from cluster.inspect.dataset import dataset_content, draw_contact_sheet, sheet_tokenizer
+    from cluster.inspect.dataset import dataset_content, draw_contact_sheet, open_dataset, sheet_tokenizer
     from cluster.inspect.dataset_text import dataset_lines, groups_table
     from data.prepare.left_out import read_left_out
-    from data.storage.index import DatasetIndex
 
-    index = DatasetIndex.load(config.url)
+    index = open_dataset(config.url)
     tokenizer = sheet_tokenizer(index, config)
     scan = _scan(index, invocation) if config.verify else None
     damaged = [] if scan is None else scan.damaged

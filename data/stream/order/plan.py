@@ -30,6 +30,9 @@ from data.stream.order.stratified_sampler import StratifiedSampler
 
 Order = Literal["full", "local"]
 
+MAX_STEP = 10**10
+"""Last step of a plan: `step * places` stays within int64 for up to 9e8 places of a stream in a step."""
+
 
 class Kind(IntEnum):
     """The two kinds of sample; the value is the column in layouts and the order within a sequence."""
@@ -142,9 +145,13 @@ class DataPlan:
         return rank * each, (rank + 1) * each
 
     def step(self, step: int, first: int = 0, last: int | None = None) -> PlannedWindows:
-        """Windows of sequences `first` to `last` (exclusive; default all) of one optimiser step."""
-        if step < 0:
-            raise InputError(f"step is {step}, expected 0 or more")
+        """Windows of sequences `first` to `last` (exclusive; default all) of one optimiser step.
+
+        Raises:
+            InputError: The step is not one of 0 to `MAX_STEP`.
+        """
+        if not 0 <= step <= MAX_STEP:
+            raise InputError(f"step is {step}, expected 0 to {MAX_STEP}")
         last = self.global_batch if last is None else last
         part = slice(int(self._begins[first]), int(self._begins[last]))
         streams, slots = self._streams_of[part], self._slots[part]
