@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
-from data.config import Shuffle, TrainingSplit
+from data.config import MixtureConfig, Shuffle, TrainingSplit
+from data.contracts import AGENT_CAMERA
 from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
@@ -39,7 +40,13 @@ class InspectPlanConfig:
         sequence_length: `trainer.sequence_length`.
         history: `data.history`.
         chunk: `data.chunk`.
+        predicted_frames: `data.predicted_frames`.
+        cameras: `data.cameras`.
+        state: `data.state`.
+        mixture: `data.mixture`.
+        variants: `data.variants`.
         split: `data.split`.
+        memory_megabytes: `data.memory_megabytes`.
         shuffle: `data.shuffle`.
         shuffle_episodes: `data.shuffle_episodes`.
     """
@@ -52,7 +59,13 @@ class InspectPlanConfig:
     sequence_length: int = 4096
     history: int = 2
     chunk: int = 5
+    predicted_frames: int = 1
+    cameras: list[str] = field(default_factory=lambda: [AGENT_CAMERA])
+    state: bool = False
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    variants: int = 0
     split: TrainingSplit = "train"
+    memory_megabytes: int = 512
     shuffle: Shuffle = "auto"
     shuffle_episodes: int = 32
 

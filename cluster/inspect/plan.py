@@ -52,7 +52,13 @@ def plan_step(config: InspectPlanConfig) -> StepPlan:
         url=config.url,
         history=config.history,
         chunk=config.chunk,
+        predicted_frames=config.predicted_frames,
+        cameras=config.cameras,
+        state=config.state,
+        mixture=config.mixture,
+        variants=config.variants,
         split=config.split,
+        memory_megabytes=config.memory_megabytes,
         shuffle=config.shuffle,
         shuffle_episodes=config.shuffle_episodes,
     )

@@ -64,8 +64,9 @@ class OrderReport:
         if self.order == "full":
             return f"{text}; any episode may come next"
         return (
-            f"{text}; a place of a sequence draws from {self.episodes:,.0f} of its {self.of:,.0f} episodes "
-            f"at a time, the places of a rank from {self.open_megabytes:,.1f} MB"
+            f"{text}; a place of a sequence draws from {np.ceil(self.episodes):,.0f} of its "
+            f"{np.ceil(self.of):,.0f} episodes at a time, the places of a rank from "
+            f"{self.open_megabytes:,.1f} MB"
         )
 
 
@@ -94,21 +95,20 @@ def report_order(
         ranks: Data-parallel ranks that share a step.
     """
     sizes, counts = _sizes(config, datasets, forms), [len(dataset.entries) for dataset in datasets]
-    total, episodes, of = sum(sizes), float(max(counts)), float(max(counts))
-    opened = float(total)
+    episodes = of = float(max(counts))
+    opened = float(sum(sizes))
     if plan.order == "local":
-        parts = [
-            (min(config.shuffle_episodes, count / used), count / used, used * size / count)
-            for count, size, slots in zip(counts, sizes, plan.layout.counts.tolist(), strict=True)
-            for used in slots
-            if used
-        ]
-        episodes, of, _ = max(parts)
-        opened = sum(at_a_time * each for at_a_time, _, each in parts) / ranks
+        places = plan.layout.counts / ranks  # of a rank, on average
+        strata = np.array(counts)[:, None] / np.maximum(plan.layout.counts, 1)
+        pools = np.minimum(strata, config.shuffle_episodes) * (plan.layout.counts > 0)
+        episodes, of = float(pools.max()), float(strata.flat[int(pools.argmax())])
+        held = (places * pools).sum(axis=1)
+        # Action and world places of a rank draw from at most all episodes.
+        opened = float((np.minimum(held / np.array(counts), 1) * np.array(sizes)).sum())
     return OrderReport(
         plan.order,
         config.shuffle,
-        total / MEGABYTE,
+        sum(sizes) / MEGABYTE,
         episodes,
         of,
         opened / MEGABYTE,

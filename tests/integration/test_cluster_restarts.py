@@ -82,8 +82,8 @@ def events(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def names(folder: RunFolder) -> list[str]:
-    """All events but those of slow ranks, which a busy machine may have or not."""
-    return [event["event"] for event in events(folder) if event["event"] != "straggler"]
+    """All events but those of every start, and of slow ranks, which a busy machine may have or not."""
+    return [event["event"] for event in events(folder) if event["event"] not in ("order", "straggler")]
 
 
 def killed_three_times(config: TrainingConfig, start: RunStart) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.inspect.config import InspectPlanConfig
 from cluster.inspect.plan import plan_step
-from data.config import DataConfig
+from data.config import DataConfig, MixtureConfig
 from data.contracts import PackedBatch
 from data.errors import InputError
 from data.stream import order_choice
@@ -112,13 +112,28 @@ def test_the_report_of_an_order_tells_what_a_rank_needs(url: str) -> None:
     slots, episodes = setup.plan.layout.counts[0], len(setup.datasets[0].entries)
     each = [min(2, episodes / slot) for slot in slots]
     mean = report.megabytes / episodes
-    assert report.open_megabytes == pytest.approx(float(slots @ np.array(each)) * mean / 2)
+    assert report.open_megabytes == pytest.approx(
+        min(float(slots @ np.array(each)) * mean / 2, report.megabytes)
+    )
     assert (report.order, report.episodes) == ("local", max(each))
     assert report.warning is None
     assert "local (data.shuffle=local" in str(report)
     full = replace(config, shuffle="full")
     setup = open_setup(full, TRAINER, 0)
     assert "full (data.shuffle=full" in str(report_order(full, setup.plan, setup.datasets, setup.forms, 1))
+
+
+def test_a_rank_never_needs_more_than_all_episodes(url: str) -> None:
+    config = DataConfig(url, chunk=2, shuffle="local")
+    setup = open_setup(config, replace(TRAINER, sequence_length=400), 0)
+    report = report_order(config, setup.plan, setup.datasets, setup.forms, 1)
+    assert report.open_megabytes == pytest.approx(report.megabytes), "not twice: both kinds draw from these"
+    assert replace(report, memory_megabytes=int(report.megabytes) + 1).warning is None
+
+
+def test_a_place_that_draws_from_a_part_of_an_episode_is_not_said_to_draw_from_none() -> None:
+    report = OrderReport("local", "local", 1.0, 0.3, 0.4, 1.0, 512)
+    assert "draws from 1 of its 1 episodes at a time" in str(report)
 
 
 def test_too_little_memory_is_warned_of_with_the_numbers_and_what_to_do() -> None:
@@ -142,6 +157,17 @@ def test_the_inspected_plan_tells_the_order(url: str) -> None:
     local = replace(config, shuffle="local", shuffle_episodes=1)
     assert any("draws from 1 of its" in line for line in plan_step(local).lines())
     assert plan_step(local).window_ids != plan_step(config).window_ids
+
+
+def test_the_inspected_plan_is_that_of_the_settings(url: str) -> None:
+    config = InspectPlanConfig(url, chunk=2, sequence_length=512, mixture=MixtureConfig(1.0, 0.0))
+    assert not plan_step(config).plan.layout.counts[:, 1].any(), "no world samples"
+    small = replace(config, shuffle="local", shuffle_episodes=1, memory_megabytes=1)
+    assert plan_step(small).order.memory_megabytes == 1
+    with pytest.raises(InputError, match=r"data\.variants=3"):
+        plan_step(replace(config, variants=3))
+    with pytest.raises(InputError, match="camera 'ceiling'"):
+        plan_step(replace(config, cameras=["ceiling"]))
 
 
 def test_a_place_draws_from_at_least_one_episode(url: str) -> None:
