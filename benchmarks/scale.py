@@ -223,11 +223,13 @@ def _targets(report: Report, options: Namespace) -> None:
     )
     placing = max(row["placement"] for row in rows) / 1e3
     report.target(f"{most} ranks find their nodes within 0.1 s", placing < _PLACEMENT_SECONDS, placing)
-    largest = [row for row in rows if row["ranks"] == most]
-    for name, text, limit in _READING_LIMITS:
-        worst = max(row[name] for row in largest)
-        met = None if options.smoke else worst <= limit
-        report.target(f"{text}, {most} ranks, every tensor-parallel size", met, worst)
+    for batch in dict.fromkeys(row["batch"] for row in rows):
+        largest = [row for row in rows if row["ranks"] == most and row["batch"] == batch]
+        layouts = ", ".join(dict.fromkeys(row["layout"] for row in largest))
+        for name, text, limit in _READING_LIMITS:
+            worst = max((row[name] for row in largest), default=0.0)
+            met = None if options.smoke or not largest else worst <= limit
+            report.target(f"{text} (batch {batch}, {most} ranks, {layouts})", met, worst)
 
 
 def _notes(report: Report, options: Namespace, inputs: Inputs) -> None:

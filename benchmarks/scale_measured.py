@@ -17,9 +17,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from benchmarks.scale_reading import POOL_EPISODES
 from cluster.resources.placement import Node, place_run
 from cluster.resources.run_resources import RunResources
-from data.config import DataConfig, MixtureConfig
+from data.config import MixtureConfig
 from data.contracts import Episode
 from data.storage.shards import encode_episode
 from data.stream.order.layout import DatasetWindows
@@ -43,7 +44,6 @@ CAMERAS = 2  # that an episode in a shard has
 WORDS = (5, 25)  # tokens of an instruction, fewest and most
 WORLD_WORDS = 20  # tokens of a world sample's prompt
 MOMENTS = ("exp_avg", "exp_avg_sq")
-POOL_EPISODES = DataConfig().shuffle_episodes
 FORM = SampleForm(image_block_length(CODES, CODES))
 _ATTEMPT = "0123abcd"
 T = TypeVar("T")

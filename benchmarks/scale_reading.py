@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data.config import DataConfig
 from data.stream.order.plan import DataPlan
 
-_WHOLE, _PART = 40_000, 6_000  # steps of an epoch that is replayed whole; of the part of a longer one
-_WARM_SHARE, _WARM_MOST = 0.04, 60_000  # of the epoch, steps: replayed before it, until memories are filled
+POOL_EPISODES = DataConfig().shuffle_episodes
+_WHOLE_WINDOWS = 6_000_000  # of the node, of an epoch that is replayed whole
+_PART, _PART_WINDOWS = 6_000, 600_000  # steps, windows of the node: of the part of a longer one, at most
+_WARM_SHARE, _WARM_MOST = 0.04, 20_000  # of the epoch, steps: replayed before it, until memories are filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +102,21 @@ def node_requests(
     rank = min(data // 2, data - node.ranks)
     first = _Replay(plan, data, rank, lengths, node)
     begin = first.steps(0, min(first_steps, int(np.ceil(epoch))))
-    if epoch <= _WHOLE:
+    windows = int(plan.layout.counts.sum()) * node.ranks // data
+    if epoch * windows <= _WHOLE_WINDOWS:
         rest = first.steps(len(begin), int(np.ceil(epoch)))
         counts = np.concatenate([begin, rest])
     else:
         middle = int(epoch) // 2
+        part = max(min(_PART, _PART_WINDOWS // windows), 1)
         # The two kinds drift apart by some per cent of an epoch: what one has read, the other still needs.
-        warm = max(_PART, min(int(_WARM_SHARE * epoch), _WARM_MOST))
+        warm = max(part, min(int(_WARM_SHARE * epoch), _WARM_MOST))
         later = _Replay(plan, data, rank, lengths, node)
         step = middle - warm
         while step < middle and not later.is_filled:
-            later.steps(step, step + _PART)
-            step += _PART
-        counts = later.steps(step, step + _PART)
+            later.steps(step, step + part)
+            step += part
+        counts = later.steps(step, step + part)
     requests, episodes = counts.mean(axis=0).tolist()
     return NodeRequests(requests, episodes, begin[:, 0], epoch)
 
@@ -126,6 +131,8 @@ class _Replay:
         self._each = (self._last - self._first) // node.ranks
         self._rings = [_Held(lengths, node.ring_steps) for _ in range(node.ranks)]
         self._cache = _Held(lengths, node.cache_steps) if node.cache_steps else None
+        # As the episode memory does: blocks are read where it holds all that the places draw from at a time.
+        self._blocks = plan.blocks[0] if _open_steps(plan, data, lengths) <= node.ring_steps else None
 
     @property
     def is_filled(self) -> bool:
@@ -157,11 +164,17 @@ class _Replay:
         return requests, episodes
 
     def _with_blocks(self, ring: _Held, missing: NDArray[np.int64]) -> NDArray[np.int64]:
-        blocks = self._plan.blocks[0]
-        if blocks is None or not len(missing):
+        if self._blocks is None or not len(missing):
             return missing
-        together = np.unique([other for episode in missing.tolist() for other in blocks.of(episode)])
+        together = np.unique([other for episode in missing.tolist() for other in self._blocks.of(episode)])
         return ring.missing(together)
+
+
+def _open_steps(plan: DataPlan, data: int, lengths: NDArray[np.integer]) -> float:
+    """Time steps of the episodes that the places of a rank draw from at a time (local order)."""
+    counts = plan.layout.counts[0]
+    pools = np.minimum(POOL_EPISODES, len(lengths) / np.maximum(counts, 1))
+    return min(float(counts @ pools) / data / len(lengths), 1.0) * int(lengths.sum())
 
 
 def _runs(episodes: Sequence[int] | NDArray[np.int64]) -> int:

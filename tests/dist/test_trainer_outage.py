@@ -123,7 +123,8 @@ def test_the_checkpoint_is_of_the_step_before_the_missing_batch(
     proxy.fault = lambda method, path: Fault("refuse") if ".tar" in path and gone.exists() else None
     config = case.settings(tmp_path, URL, layout)
     config.checkpointing.every, config.telemetry.wandb = every, "disabled"
-    overrides = case.overrides(config)
+    # Without a cache in the memory of the node, whose episodes would do during the outage.
+    overrides = [*case.overrides(config), "data.cache.shared_memory=false"]
     assert run_ranks(_stop_in_an_outage, 2, config, overrides, waiting, 3, gone, by_file) == [85, 85]
     output = capfd.readouterr().err
     warning = "batch 3 has not come within 0.5 s and the training is to end"

@@ -54,7 +54,7 @@ MODEL = ModelConfig(
 def network() -> Transformer:
     """A network with a head, whose actions differ from prompt to prompt."""
     made = Transformer(MODEL)
-    initialise(made, seed=0)
+    initialise(made, seed=2)
     for parameter in made.parameters():
         if parameter.dim() > 1:
             parameter.data *= 8
