@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.stream.windows.stable_order import parts, stable_order
-from data.stream.windows.window_numbering import WindowNumbering, window_ends
+from data.stream.windows.window_numbering import WindowNumbering, window_counts, window_ends
 
 
 class EpisodeLine(WindowNumbering):
@@ -42,7 +42,7 @@ class EpisodeLine(WindowNumbering):
         length: Callable[[int, int], int],
     ) -> None:
         super().__init__(steps, ahead)
-        counts = _window_counts(steps.astype(np.int32), ahead)
+        counts = window_counts(steps.astype(np.int32), ahead)
         longest, self._tokens = _sample_lengths(counts, texts, history, length)
         self.order = None if bool((longest[1:] >= longest[:-1]).all()) else stable_order(longest)
         self._bounds, sizes = _distinct(longest)
@@ -65,7 +65,7 @@ class EpisodeLine(WindowNumbering):
         line.order, line._tokens = order, self._tokens
         line._bounds, line._bound_ends = self._bounds, self._bound_ends
         steps = self._steps[order].astype(np.int32, copy=False)
-        line._ends = window_ends(_window_counts(steps, self._ahead))
+        line._ends = window_ends(window_counts(steps, self._ahead))
         return line
 
     @property
@@ -101,12 +101,6 @@ class EpisodeLine(WindowNumbering):
     def begins(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the first window at or after each place on the line (E: its end), int64 [N]."""
         return np.where(places > 0, self._ends[places - 1].astype(np.int64), 0)
-
-
-def _window_counts(steps: NDArray[np.int32], ahead: int) -> NDArray[np.int32]:
-    """Windows of each episode, in place of `steps`."""
-    steps -= ahead
-    return np.maximum(steps, 0, out=steps)
 
 
 def _distinct(numbers: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

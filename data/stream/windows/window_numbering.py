@@ -73,6 +73,12 @@ class WindowNumbering(ABC):
         return np.concatenate([np.zeros(1, np.int64), ends[:-1]])
 
 
+def window_counts(steps: NDArray[np.int32], ahead: int) -> NDArray[np.int32]:
+    """Windows of each episode, int32 [E], of `steps` of which `ahead` must follow; overwrites the steps."""
+    steps -= ahead
+    return np.maximum(steps, 0, out=steps)
+
+
 def window_ends(counts: NDArray[np.int32]) -> NDArray[np.unsignedinteger]:
     """Windows up to and including each episode, [E], in as few bytes as hold them; overwrites the counts."""
     if int(counts.sum(dtype=np.int64)) >= 1 << 32:

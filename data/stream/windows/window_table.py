@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.stream.windows.stable_order import stable_order
-from data.stream.windows.window_numbering import WindowNumbering
+from data.stream.windows.window_numbering import WindowNumbering, window_counts, window_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,8 @@ class WindowTable(WindowNumbering):
         super().__init__(steps, ahead)
         self._history = history
         self._order = _sorted_order(texts, steps if history > 1 else None)
-        counts = self._sorted(steps).astype(np.int32)  # in place: there may be millions of episodes
-        counts -= ahead + history - 1
-        np.maximum(counts, 0, out=counts)
-        small = int(counts.sum(dtype=np.int64)) < 1 << 32
-        self._full_ends = np.cumsum(counts, dtype=np.uint32 if small else np.int64)
+        counts = window_counts(self._sorted(steps).astype(np.int32), ahead + history - 1)
+        self._full_ends = window_ends(counts)
         self._classes = self._find_classes(self._sorted(texts), length)
 
     @property
