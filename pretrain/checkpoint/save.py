@@ -19,7 +19,7 @@ from data.errors import InputError
 from pretrain.checkpoint.commit import AttemptFailedError, Shard, WrittenShard, commit, write_shard
 from pretrain.checkpoint.fragments import optimizer_step
 from pretrain.checkpoint.location import CheckpointLocation, UncertainCommitError
-from pretrain.checkpoint.messages import broadcast_json, gather_bytes
+from pretrain.checkpoint.messages import all_gather_json, broadcast_json, gather_bytes
 from pretrain.checkpoint.retention import steps_to_remove, success_rates
 from pretrain.checkpoint.staging import ShardStaging
 from pretrain.config import CheckpointingConfig
@@ -31,7 +31,6 @@ ReportEvent = Callable[..., None]
 """Takes the name of an event and its details; called from the thread that writes, on rank 0."""
 
 _GROUP_TIMEOUT = timedelta(hours=2)  # for a rank whose storage is slow
-_MESSAGE_BYTES = 512
 
 
 class CheckpointError(RuntimeError):
@@ -166,9 +165,7 @@ class CheckpointWriter:
         dist.all_reduce(first, dist.ReduceOp.MIN, group=self._group)
         if first == ranks:
             return
-        message = torch.tensor(list(error.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES)), dtype=torch.uint8)
-        dist.broadcast(message, int(first), group=self._group)
-        error = bytes(message.tolist()).decode(errors="ignore").rstrip()
+        error = all_gather_json(error, self._group)[int(first)]
         self._report_event("checkpoint_failed", save.step, attempt=0, error=error, retry_seconds=None)
         raise CheckpointError(f"checkpoint of step {save.step} was not written: {error}")
 
