@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import lift_runs
-from benchmarks.lift_runs import CHUNK, SUCCESS_COLUMNS, SUITE, Sizes
+from benchmarks import demo_runs
+from benchmarks.demo_runs import CHUNK, SUCCESS_COLUMNS, SUITE, Sizes
 from benchmarks.report import Column, Report, arguments
 
 _COLUMNS = (
@@ -42,14 +42,14 @@ _ACTS = (("discrete", "discrete"), ("continuous", "continuous"), ("both", "conti
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = arguments("lift_decoders", __doc__)
-    lift_runs.add_arguments(parser, steps=800)
+    demo_runs.add_arguments(parser, steps=800)
     options = parser.parse_args(argv)
-    sizes = lift_runs.sizes_of(options, Sizes(demonstrations=2, steps=2, seeds=1, episodes=1))
+    sizes = demo_runs.sizes_of(options, Sizes(demonstrations=2, steps=2, seeds=1, episodes=1))
     work: Path = options.work.resolve()
-    lift_runs.prepare(work, sizes)
+    demo_runs.prepare(work, sizes)
     for seed in range(sizes.seeds):
         for trained, words in _TRAINED.items():
-            lift_runs.train(work, f"{trained}_{seed}", seed, sizes.steps, *words)
+            demo_runs.train(work, f"{trained}_{seed}", seed, sizes.steps, *words)
     title = f"Lift: {sizes.demonstrations} demonstrations, {sizes.steps} steps of 8 sequences"
     report = Report("lift_decoders", title, _COLUMNS, options.device)
     for trained, acts in _ACTS:
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add(report: Report, work: Path, trained: str, acts: str, sizes: Sizes) -> None:
     names = [f"{trained}_{seed}" for seed in range(sizes.seeds)]
     words = (f"suite={SUITE}", f"episodes={sizes.episodes}", f"decoder={acts}")
-    results = [lift_runs.evaluate(work, f"{name}_{acts}", name, sizes, *words) for name in names]
+    results = [demo_runs.evaluate(work, f"{name}_{acts}", name, sizes, *words) for name in names]
     report.add(
         trained=trained,
         acts="tokens" if acts == "discrete" else "action head",
-        **lift_runs.success(results),
-        head_l1=lift_runs.final_mean(work, names, "action_head_l1"),
-        token_l1=lift_runs.final_mean(work, names, "action_l1"),
+        **demo_runs.success(results),
+        head_l1=demo_runs.final_mean(work, names, "action_head_l1"),
+        token_l1=demo_runs.final_mean(work, names, "action_l1"),
     )
 
 

@@ -1,6 +1,6 @@
 """Losses of the demo's training with the windows in the full and in the local order, several seeds each.
 
-The scripted expert's demonstrations of robosuite's Lift (`benchmarks.lift_runs`), of which a tenth is held
+The scripted expert's demonstrations of robosuite's Lift (`benchmarks.demo_runs`), of which a tenth is held
 out; the tiny network from random weights, action and world samples. In the local order a place draws from
 `--pool` episodes at a time, with the default of 1 fewer than any real training has. Losses are means of the
 last tenth of the training's lines; the held-out loss is that of the last validation. A training that is in
@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import lift_runs
-from benchmarks.lift_runs import Sizes
+from benchmarks import demo_runs
+from benchmarks.demo_runs import Sizes
 from benchmarks.report import Column, Report, arguments
 
 _ORDERS = ("full", "local")
@@ -33,12 +33,12 @@ _COLUMNS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = arguments("shuffle_training", __doc__)
-    lift_runs.add_arguments(parser, steps=400)
+    demo_runs.add_arguments(parser, steps=400)
     parser.add_argument("--pool", type=int, default=1, help="data.shuffle_episodes; default: %(default)s")
     options = parser.parse_args(argv)
-    sizes = lift_runs.sizes_of(options, Sizes(demonstrations=10, steps=2, seeds=2, episodes=0))
+    sizes = demo_runs.sizes_of(options, Sizes(demonstrations=10, steps=2, seeds=2, episodes=0))
     work: Path = options.work.resolve()
-    lift_runs.prepare(work, sizes)
+    demo_runs.prepare(work, sizes)
     for seed in range(sizes.seeds):
         for order in _ORDERS:
             _train(work, order, seed, sizes.steps, options.pool)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(work: Path, order: str, seed: int, steps: int, pool: int) -> None:
-    lift_runs.train(
+    demo_runs.train(
         work,
         _name(order, seed),
         seed,
@@ -84,7 +84,7 @@ def _losses(work: Path, order: str, sizes: Sizes, measure: str) -> list[float]:
     names = [_name(order, seed) for seed in range(sizes.seeds)]
     if measure == "held out":
         return [_validation(work / "runs" / name / "metrics.jsonl") for name in names]
-    found = [lift_runs.final_mean(work, [name], "loss") for name in names]
+    found = [demo_runs.final_mean(work, [name], "loss") for name in names]
     return [loss for loss in found if loss is not None]
 
 

@@ -196,19 +196,27 @@ def measure_scale(report: Report, options: Namespace, folder: Path) -> None:
 
 
 def measure_memory(report: Report, options: Namespace, folder: Path) -> None:
-    """Peak memory of a few steps, of a data set and of one four times as large."""
+    """Peak memory of a few steps, of a data set and of one four times as large: the highest of all rounds.
+
+    What is on its way when a step is taken differs from round to round, by as much as what is kept.
+    """
     peaks: list[int] = []
     for episodes in (options.episodes // 4, options.episodes):
         url = write_episodes(folder / f"memory_{episodes}", episodes)
-        tracemalloc.start()
-        with open_stream(options, url, memory_megabytes=1) as stream:
-            for step in range(2):
-                stream.micro_batches(step, 0, 1)
-            peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+        peaks.append(max(_peak(options, url) for _ in range(options.repeats)))
     growth = peaks[1] / peaks[0] - 1
     text = "memory grows by less than 10 % when the data set is four times as large"
     report.target(text, None if options.smoke else growth < 0.1, f"{growth:+.1%}, {peaks[1] / 1e6:.0f} MB")
+
+
+def _peak(options: Namespace, url: str) -> int:
+    tracemalloc.start()
+    with open_stream(options, url, memory_megabytes=1) as stream:
+        for step in range(2):
+            stream.micro_batches(step, 0, 1)
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
 
 
 def _steps_of_an_epoch(stream: TokenStream, windows: int) -> int:

@@ -1,4 +1,4 @@
-"""The tables of the benchmarks on Lift, of trainings and evaluations that are in the working folder."""
+"""The tables of the benchmarks at the demo's scale, of results that are in the working folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import lift_decoders, lift_runs, lift_variants, shuffle_training
+from benchmarks import demo_runs, lift_decoders, shuffle_training, variant_success
 
 SUCCESSES = {  # by trained, seed, decoder
     ("discrete", 0, "discrete"): 2,
@@ -38,7 +38,7 @@ def write_prepared(folder: Path, shards: str, monkeypatch: pytest.MonkeyPatch) -
     def refuse(*words: str) -> None:
         raise AssertionError(f"a stage that is done was repeated: {words}")
 
-    monkeypatch.setattr(lift_runs, "run", refuse)
+    monkeypatch.setattr(demo_runs, "run", refuse)
     (folder / "demonstrations").mkdir()
     (folder / shards).mkdir()
     (folder / shards / "index.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_variants_are_compared_on_every_suite(tmp_path: Path, monkeypatch: pytes
                 write_results(tmp_path, name, number + variants + seed, 10)
     out = tmp_path / "out.json"
     words = ["--work", str(tmp_path), "--steps", "20", "--seeds", "2", "--episodes", "10", "--variants", "4"]
-    assert lift_variants.main([*words, "--device", "cpu", "--out", str(out)]) == 0
+    assert variant_success.main([*words, "--device", "cpu", "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [(row["suite"], row["variants"], row["by_seed"]) for row in rows] == [
         ("robosuite_lift", 0, "0 1"),
@@ -96,7 +96,7 @@ def test_variants_are_compared_on_every_suite(tmp_path: Path, monkeypatch: pytes
         ("robosuite_lift_noise", 4, "6 7"),
     ]
     with pytest.raises(SystemExit):
-        lift_variants.main([*words, "--episodes", "15"])
+        variant_success.main([*words, "--episodes", "15"])
 
 
 def test_losses_in_both_orders_are_compared_with_the_scatter_of_the_seeds(

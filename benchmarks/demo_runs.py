@@ -1,4 +1,6 @@
-"""Trainings and evaluations on robosuite's Lift, for the benchmarks that compare success.
+"""Trainings and evaluations at the demo's scale, for the benchmarks that compare success.
+
+On robosuite's Lift, or on a task of another suite:
 
     <work>/demonstrations       of the scripted expert
     <work>/<shards>             prepared from them
@@ -69,12 +71,22 @@ def sizes_of(options: Namespace, smoke: Sizes) -> Sizes:
     return Sizes(DEMONSTRATIONS, options.steps, options.seeds, options.episodes)
 
 
-def prepare(work: Path, sizes: Sizes, shards: str = "shards", *words: str) -> None:
-    """Record the expert and prepare its demonstrations in `work/<shards>`; `words` are more settings."""
+def prepare(
+    work: Path, sizes: Sizes, shards: str = "shards", *words: str, suite: Sequence[str] = (f"suite={SUITE}",)
+) -> None:
+    """Record the expert and prepare its demonstrations in `work/<shards>`.
+
+    Args:
+        work: The working folder.
+        sizes: Number of demonstrations.
+        shards: Folder in it.
+        words: More settings of `worldvla prepare`.
+        suite: Settings of `worldvla collect` that say what is recorded.
+    """
     demonstrations = work / "demonstrations"
     if not demonstrations.exists():
         count = f"episodes={sizes.demonstrations}"
-        _worldvla("collect", f"suite={SUITE}", count, f"out={demonstrations}", "workers=1")
+        _worldvla("collect", *suite, count, f"out={demonstrations}", "workers=1")
     if not (work / shards / "index.json").exists():
         _worldvla("prepare", f"source={demonstrations}", f"out={work / shards}", "workers=1", *words)
 
