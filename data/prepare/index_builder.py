@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data.config import PrepareConfig
 from data.contracts import DEFAULT_EMBODIMENT, SplitOrder
 from data.errors import InputError
+from data.files import writable_folder
 from data.json_record import JsonRecord
 from data.prepare.left_out import LEFT_OUT_FILE, NOT_SUCCESSFUL, write_left_out
 from data.prepare.parts import Part, PartEpisode, PartRecord, finished_record, read_values
@@ -33,7 +34,7 @@ from data.storage.index import (
     DatasetIndex,
     ImageFormat,
 )
-from data.storage.store import open_store
+from data.storage.store import is_object_store, open_store
 
 _LOG = logging.getLogger(__name__)
 _MAX_NAMED = 20  # demonstrations that were left out
@@ -154,6 +155,16 @@ def check_out(url: str) -> None:
             f"{store.url}: holds a data set of another version (schema {schema}, now {SCHEMA}); choose "
             f"another out= or delete {INDEX_FILE} there"
         )
+
+
+def check_writable(url: str) -> None:
+    """Make the folder of a data set that is not there yet; refuse one that cannot be written (InputError).
+
+    Before anything is encoded. Whether an object store takes what is written, its first shard shows.
+    """
+    store = open_store(url)
+    if not is_object_store(url) and not store.exists(INDEX_FILE):
+        writable_folder(Path(store.url))
 
 
 def check_same(config: PrepareConfig, tokenizer: FrameFormat, parts: Sequence[Part]) -> None:

@@ -20,7 +20,7 @@ from data.config import PrepareConfig
 from data.contracts import MAX_VARIANTS, Demonstration, Episode
 from data.errors import InputError
 from data.prepare.encoding import FrameEncoder, encode_demonstration
-from data.prepare.index_builder import build_index, check_out, check_same, commit_index
+from data.prepare.index_builder import build_index, check_out, check_same, check_writable, commit_index
 from data.prepare.parts import Part, PartRecord, finished_record, plan_parts, write_record
 from data.prepare.ranges import check_range_settings, check_ranges
 from data.prepare.screening import screened
@@ -75,6 +75,7 @@ def prepare(
     check_out(preparer.config.out)
     parts = preparer.plan()
     check_same(preparer.config, preparer.tokenizer, parts)
+    check_writable(preparer.config.out)
     total = sum(len(part.references) for part in parts)
 
     def report(done: int) -> None:

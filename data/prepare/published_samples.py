@@ -24,7 +24,7 @@ from data.config import ConvertSamplesConfig
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA, Episode
 from data.errors import InputError
 from data.prepare.action_samples import MAX_VIEWS, ActionSamples, KnownStep, other_ranges
-from data.prepare.index_builder import FrameFormat, assign_splits, check_out, commit_index
+from data.prepare.index_builder import FrameFormat, assign_splits, check_out, check_writable, commit_index
 from data.prepare.statistics import summarise
 from data.sources.instructions import slug
 from data.sources.token_pickles import TokenSample, list_samples, read_sample
@@ -82,6 +82,7 @@ def convert_samples(
     check_state_ranges(config.state_ranges.minimum, config.state_ranges.maximum)
     check_out(config.out)
     paths = list_samples(Path(config.source))
+    check_writable(config.out)
 
     def read(before: int) -> Iterator[tuple[Path, TokenSample]]:
         for done, path in enumerate(paths, start=1):

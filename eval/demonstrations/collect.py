@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import writable_folder
 from eval.config import CollectConfig
 from eval.demonstrations.hdf5_writer import demonstration_path, write_demonstrations
 from eval.demonstrations.recording import Recording, record
 from eval.demonstrations.worker_pool import WorkerPool, cached_simulator
-from eval.output_folder import writable_folder
 from eval.simulator.interface import COLLECTION_STATES, SimulatorError, TaskInfo
 from eval.simulator.registry import open_suite, select_tasks
 

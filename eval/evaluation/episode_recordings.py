@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import InputError
-from data.files import folder_written_whole, sync_folder, write_text_whole
+from data.files import folder_written_whole, sync_folder, writable_folder, write_text_whole
 from data.json_record import JsonRecord, read_json_object
 from eval.evaluation.folder_lock import only_evaluation
-from eval.output_folder import writable_folder
 from eval.recording.lerobot_writer import PARTS, write_data_set
 from eval.recording.recorded_episode import RecordedEpisode, episode_folder, recorded_actions
 from eval.recording.recorder import RecordingPlace

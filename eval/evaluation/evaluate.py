@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
+from data.files import writable_folder
 from eval.config import EvalCommandConfig, EvaluationSettings
 from eval.evaluation.episode_recordings import EpisodeRecordings, check_pixels, recordings_in
 from eval.evaluation.episode_videos import key_of, recorded_again, with_videos
@@ -17,7 +18,6 @@ from eval.evaluation.journal import Journal, Key, identity_digest
 from eval.evaluation.provenance import Provenance
 from eval.evaluation.results import Results, write_results
 from eval.evaluation.setting_checks import check_initial_states, check_settings
-from eval.output_folder import writable_folder
 from eval.policy.source import evaluation_beside_training, named_policy
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, TimeLimits
 from eval.pool.pool import Pool

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.files import writable_folder
 from data.prepare.preparer import Replay
 from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT, EpisodeEntry
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
 from eval.config import ImagineConfig
-from eval.output_folder import writable_folder
 from eval.policy.loaded_model import LoadedModel, load_model
 from eval.world_model.backbones import not_requested, open_backbones
 from eval.world_model.camera_frames import CameraFrames

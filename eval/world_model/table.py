@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.contracts import AGENT_CAMERA
-from eval.world_model.horizons import HorizonScore
+from eval.world_model.horizons import HORIZONS, HorizonScore
 from eval.world_model.published_scores import RYNNVLA_002, WORLDVLA, Scores, comparison
 from eval.world_model.results import ImagineResult
 from eval.world_model.score_text import MEAN_OF_VIEWS
@@ -25,7 +25,8 @@ _COLUMNS = {
 def scores_table(result: ImagineResult) -> Table:
     """Scores over the first 10 and 50 frames; the caption says what the rows are and what is missing.
 
-    Of several views, each has a section, and so has their mean.
+    Of several views, each has a section, and so has their mean. Shorter rollouts have no row, which the
+    caption says.
     """
     views = {view: scores.horizons for view, scores in result.views.items()}
     title = f"protocol {result.protocol}, view{'s' if len(views) > 1 else ''} {' and '.join(views)}"
@@ -49,7 +50,11 @@ def scores_table(result: ImagineResult) -> Table:
         for horizon in horizons
         for name, reason in horizon.not_computed.items()
     }
-    lines = ["no change: the given first frame in place of every prediction"]
+    lines = (
+        ["no change: the given first frame in place of every prediction"]
+        if any(views.values())
+        else [f"rollouts shorter than {HORIZONS[0]} frames have no row: set frames={HORIZONS[0]} or more"]
+    )
     if suites or AGENT_CAMERA in views:
         lines.append(f"* {comparison(result.protocol)}")
     if reasons:

@@ -352,3 +352,15 @@ def test_frames_become_square_as_configured() -> None:
         square_frames(frames, "refuse")
     with pytest.raises(InputError, match="fit=zoom: expected one of refuse, crop, pad, stretch"):
         square_frames(frames, "zoom")  # type: ignore[arg-type]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_first_frame(tmp_path: Path) -> None:
+    write_file(tmp_path / "demos" / "lift_demo.hdf5", [demonstration(20)])
+    (tmp_path / "file").write_text("precious")
+
+    class NeverEncodes(MeanTokenizer):
+        def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.uint16]:
+            raise AssertionError("a frame was encoded")
+
+    with pytest.raises(InputError, match=r"out=.*/file/x: cannot write into this folder \(Not a directory\)"):
+        prepare(settings(tmp_path, out=str(tmp_path / "file" / "x")), NeverEncodes())

@@ -260,6 +260,18 @@ def test_table_has_the_baseline_and_marks_what_is_not_comparable() -> None:
     assert "not computed: LPIPS: lpips_weights is not set; FVD: fvd_network is not set" in text
 
 
+def test_rollouts_too_short_for_a_row_are_named_below_the_table() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from eval.world_model.table import scores_table
+
+    result: Any = SimpleNamespace(protocol="tokens", suites=(), views={"wrist": ViewScores((), ())}, notes=())
+    table = scores_table(result)
+    assert table.row_count == 0
+    assert table.caption == "rollouts shorter than 10 frames have no row: set frames=10 or more"
+
+
 class FailsOnLongVideos(nn.Module):
     def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
         assert x.shape[2] < 50, "out of memory"

@@ -34,7 +34,8 @@ def run_imagine(config: ImagineConfig, invocation: Invocation) -> None:
     show(f"  {result.picture}: {scores_text(result.to_json())}, the first {first.episode} ({first.split})")
     if result.gif is not None:
         show(f"  {result.gif}: true beside predicted frames")
-    show(scores_table(result))
+    table = scores_table(result)
+    show(table if table.row_count else f"  {table.caption}")
     _raise_failure(result)
 
 
