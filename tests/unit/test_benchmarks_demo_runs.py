@@ -103,7 +103,7 @@ def test_losses_in_both_orders_are_compared_with_the_scatter_of_the_seeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_prepared(tmp_path, "shards", monkeypatch)
-    for order, loss in (("full", 1.0), ("local", 1.25)):
+    for order, loss in (("full", 1.0), ("local", 1.25), ("local_one_episode", 3.0)):
         for seed in range(2):
             run = tmp_path / "runs" / f"shuffle_{order}_{seed}"
             (run / "checkpoints" / "step_00000020").mkdir(parents=True)
@@ -117,7 +117,9 @@ def test_losses_in_both_orders_are_compared_with_the_scatter_of_the_seeds(
     assert [(row["way"], row["measure"], row["mean"], row["lowest"]) for row in written["rows"]] == [
         ("full", "trained on", 1.25, 1.0),
         ("local", "trained on", 1.5, 1.25),
+        ("local, one episode", "trained on", 3.25, 3.0),
         ("full", "held out", 20, 20),
         ("local", "held out", 25, 25),
+        ("local, one episode", "held out", 60, 60),
     ]
     assert [(target["met"], target["value"]) for target in written["targets"]] == [(True, 0.25), (False, 5)]
