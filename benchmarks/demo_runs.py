@@ -4,7 +4,8 @@ On robosuite's Lift, or on a task of another suite:
 
     <work>/demonstrations       of the scripted expert
     <work>/<shards>             prepared from them
-    <work>/runs/<name>          trainings from random weights (configs/model/tiny.yaml), action samples alone
+    <work>/runs/<name>          trainings from random weights (configs/model/tiny.yaml), of action samples
+                                alone unless a benchmark sets data.mixture
     <work>/evaluations/<name>   their last checkpoints
 
 A stage whose result is there already is not repeated.

@@ -2,9 +2,10 @@
 
 The scripted expert's demonstrations of robosuite's Lift (`benchmarks.demo_runs`), of which a tenth is held
 out; the tiny network from random weights, action and world samples. In the local order a place draws from
-`--pool` episodes at a time, with the default of 1 fewer than any real training has. Losses are means of the
-last tenth of the training's lines; the held-out loss is that of the last validation. A training that is in
-the working folder already is not repeated.
+as many episodes at a time as by default (of so few demonstrations: from all of its stratum), and once more
+from one, fewer than any real training has. Losses are means of the last tenth of the training's lines; the
+held-out loss is that of the last validation. A training that is in the working folder already is not
+repeated.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def scores_table(result: ImagineResult) -> Table:
         table.add_column(column, justify="right")
     sections = {**views, MEAN_OF_VIEWS: result.overall.horizons} if len(views) > 1 else views
     for view, horizons in sections.items():
-        if len(sections) > 1:
+        if len(sections) > 1 and (horizons or view == AGENT_CAMERA):  # else there is no row below the name
             table.add_section()
             table.add_row(f"[bold]{view}")
         _add_horizons(table, horizons)

@@ -266,10 +266,12 @@ def test_rollouts_too_short_for_a_row_are_named_below_the_table() -> None:
 
     from eval.world_model.table import scores_table
 
-    result: Any = SimpleNamespace(protocol="tokens", suites=(), views={"wrist": ViewScores((), ())}, notes=())
-    table = scores_table(result)
-    assert table.row_count == 0
-    assert table.caption == "rollouts shorter than 10 frames have no row: set frames=10 or more"
+    none = ViewScores((), ())
+    for views in ({"wrist": none}, {"wrist": none, "side": none}):
+        result: Any = SimpleNamespace(protocol="tokens", suites=(), views=views, overall=none, notes=())
+        table = scores_table(result)
+        assert table.row_count == 0
+        assert table.caption == "rollouts shorter than 10 frames have no row: set frames=10 or more"
 
 
 class FailsOnLongVideos(nn.Module):
