@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -26,6 +27,8 @@ from eval.world_model import imagine as world_model
 from eval.world_model.horizons import HorizonScore, mean_of_horizons
 from eval.world_model.imagine import imagine
 from eval.world_model.score_text import scores_text
+from eval.world_model.table import scores_table
+from eval.world_model.view_scores import ViewScores
 from tests.support.imagine_case import (
     BOTH,
     EPISODE,
@@ -129,7 +132,9 @@ def test_console_and_report_name_the_views(checkpoint: Path, capsys: pytest.Capt
         said,
     )
     assert "protocol tokens, views agent and wrist" in said
-    assert re.search(r"agent .*published: WorldVLA 10 \*.* wrist .* mean of views", said)
+    table = said[said.index("protocol tokens, views agent and wrist") :]
+    assert re.search(r"agent .*published: WorldVLA 10 \*", table)
+    assert "mean of views" not in table  # three frames give no row, so no name of one
     page = write_report(checkpoint.parents[1] / "eval/step_00000100").read_text()
     assert "Protocol tokens, views agent, wrist. In each pair of rows, above: the true frames" in page
     titles = re.findall(r'<span class="title">(PSNR by predicted frame.*?)</span>', page)
@@ -152,6 +157,18 @@ def test_the_mean_of_views_is_of_scores_that_all_of_them_have() -> None:
     assert (mean.fvd, mean.no_change_fvd) == (None, 1.0)
     assert mean.not_computed == {"fvd": "failed: no memory"}
     assert mean.published == {}  # WorldVLA has no such scores
+
+
+def test_table_names_each_view_above_its_rows() -> None:
+    scores = ViewScores((), (horizon(),))
+    result: Any = SimpleNamespace(
+        protocol="tokens", suites=(), views=dict.fromkeys(BOTH, scores), overall=scores, notes=()
+    )
+    ours = ["10", "no change 10"]
+    assert list(scores_table(result).columns[0].cells) == [
+        "[bold]agent", *ours, "[dim]published: WorldVLA 10 *", "[dim]published: WorldVLA 50 *",
+        "[bold]wrist", *ours, "[bold]mean of views", *ours,
+    ]  # fmt: skip
 
 
 def test_published_scores_stand_beside_the_view_that_they_are_of(checkpoint: Path) -> None:
