@@ -117,7 +117,7 @@ def test_wrong_override_is_explained_in_one_line(override: str, message: str) ->
         ("optim.schedule=linear", "optim.schedule=linear, expected one of constant, cosine, wsd"),
         ("optim.name=1.5", "optim.name=1.5, expected one of adamw, lion; correct the setting"),
         ("optim.name=muon", "optim.name=muon, expected one of adamw, lion: Muon needs whole matrices"),
-        ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32: no layout trains in fp8"),
+        ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32: no layout"),
         ("parallel.offload=disk", "parallel.offload=disk, expected one of none, optimizer, all"),
         ("parallel.zero_stage=4", "parallel.zero_stage=4, expected one of 0, 1, 2, 3; correct the setting"),
         ("parallel.zero_stage=true", "parallel.zero_stage=True, expected one of 0, 1, 2, 3"),
