@@ -118,10 +118,11 @@ class Compiler:
 
         def inner(graph: Any, inputs: Sequence[Any], **settings: Any) -> Any:
             compiled: Any = compile_fx_inner(graph, inputs, **settings)
-            mode = detect_fake_mode(inputs)
-            assert mode is not None
-            with mode:  # flash-attn-4 compiles its kernels when they are called
-                compiled(list(inputs))
+            if settings.get("is_backward") and not _symbolic(inputs):
+                mode = detect_fake_mode(inputs)
+                assert mode is not None
+                with mode:  # flash-attn-4 compiles its kernels when they are called, and this pass is not
+                    compiled(list(inputs))
             return compiled
 
         before, self.part = self.part, function or self.part
@@ -134,6 +135,12 @@ class Compiler:
         """In place of loading a kernel: compile its variants."""
         kernel._precompile_worker()
         self.kernels.append((self.part, kernel))
+
+
+def _symbolic(inputs: Sequence[Any]) -> bool:
+    """Whether a graph is for any sizes, as after a second shape; flash-attn-4 takes none."""
+    sizes = [size for each in inputs for size in (each.shape if isinstance(each, Tensor) else [each])]
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def compile_attention(compiler: Compiler, size: Size, backend: str, by_ids: bool) -> None:
@@ -262,7 +269,7 @@ def _usage(binary: bytes) -> tuple[int, int]:
         file.write(binary)
         file.flush()
         command = [str(program), "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     numbers = re.findall(r"REG:(\d+) STACK:(\d+)", text)
     return max(int(registers) for registers, _ in numbers), max(int(stack) for _, stack in numbers)
 
