@@ -26,7 +26,7 @@ def foreign_files(package: str, folder: str) -> tuple[str, ...]:
 
     Another package with files of the same names overwrites them when it is installed later, and removes them
     when it is uninstalled. They are compared with the checksums in the package's own record; those of
-    flash-attn-4 are read within 10 ms.
+    flash-attn-4 take some 10 ms.
 
     Args:
         package: Name of the package.
