@@ -14,21 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.kernel_compiler import Compiler, Resources
 from benchmarks.stub_device import TARGETS, Target, build, environment, missing, pretend
 from pretrain.model.attention.call import AttentionMask, attention
 
@@ -57,92 +54,6 @@ class Size:
 SIZES = {"7b": Size(8192, 4096, 11_008, 32, 32), "34b": Size(8192, 8192, 22_016, 64, 8)}
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """One kernel, the largest of its variants.
-
-    Attributes:
-        target: `sm_80` or `sm_90`.
-        part: What it belongs to.
-        kernel: Its name.
-        variants: Number of configurations that were compiled.
-        registers: Of a thread.
-        spilled: Bytes of a thread's registers that are in local memory.
-        shared: Bytes of shared memory of a block; None: decided when it is started.
-    """
-
-    target: str
-    part: str
-    kernel: str
-    variants: int
-    registers: int
-    spilled: int
-    shared: int | None
-
-
-class Compiler:
-    """Compiles what is called on fake tensors, and keeps the kernels.
-
-    Attributes:
-        kernels: Those of Triton: part of the network, and autotuner with its variants.
-        functions: Names of the functions that were given to torch.compile.
-    """
-
-    def __init__(self) -> None:
-        """Take the place of torch.compile's own backend; for one process, after `pretend`."""
-        import torch._functorch.config as functorch
-        import torch._inductor.config as inductor
-        from torch._inductor.runtime.triton_heuristics import CachingAutotuner
-
-        self.kernels: list[tuple[str, Any]] = []
-        self.functions: list[str] = []
-        self.part = ""
-        inductor.compile_threads, inductor.fx_graph_cache = 1, False
-        inductor.use_static_cuda_launcher = False
-        functorch.enable_autograd_cache = False
-        functorch.force_non_lazy_backward_lowering = True  # with the forward pass
-        autotuner: Any = CachingAutotuner
-        autotuner.precompile = lambda kernel, *_, **__: self._keep(kernel)
-        autotuner.run = lambda kernel, *_, **__: None
-        self._compile: Callable[..., Any] = torch.compile
-        torch.compile = self._compiled  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _compiled(self, function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-        self.functions.append(function.__name__)
-        name = "" if function.__name__ == "flex_attention" else function.__name__
-        return self._compile(function, backend=partial(self._backend, name), **settings)
-
-    def _backend(self, function: str, graph: Any, inputs: Sequence[Any]) -> Any:
-        from torch._guards import detect_fake_mode
-        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-        def inner(graph: Any, inputs: Sequence[Any], **settings: Any) -> Any:
-            compiled: Any = compile_fx_inner(graph, inputs, **settings)
-            if settings.get("is_backward") and not _symbolic(inputs):
-                mode = detect_fake_mode(inputs)
-                assert mode is not None
-                with mode:  # flash-attn-4 compiles its kernels when they are called, and this pass is not
-                    compiled(list(inputs))
-            return compiled
-
-        before, self.part = self.part, function or self.part
-        try:
-            return compile_fx(graph, inputs, inner_compile=inner)  # pyright: ignore[reportArgumentType]
-        finally:
-            self.part = before
-
-    def _keep(self, kernel: Any) -> None:
-        """In place of loading a kernel: compile its variants."""
-        kernel._precompile_worker()
-        self.kernels.append((self.part, kernel))
-
-
-def _symbolic(inputs: Sequence[Any]) -> bool:
-    """Whether a graph is for any sizes, as after a second shape; flash-attn-4 takes none."""
-    sizes = [size for each in inputs for size in (each.shape if isinstance(each, Tensor) else [each])]
-    return any(isinstance(size, torch.SymInt) for size in sizes)
-
-
 def compile_attention(compiler: Compiler, size: Size, backend: str, by_ids: bool) -> None:
     """Compile attention forward and backward, in bf16, under one form of the mask."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -158,6 +69,7 @@ def compile_attention(compiler: Compiler, size: Size, backend: str, by_ids: bool
         mask = from_ids(first, second, block) if by_ids else from_intervals(first, second, third, block)
         query, key, value = (_heads(size, number) for number in (size.heads, size.shared, size.shared))
         attention(query, key, value, FlexMask(mask, FLASH if backend == "flash" else TRITON))
+    compiler.take_dumped()
 
 
 def _heads(size: Size, number: int) -> Tensor:
@@ -221,8 +133,7 @@ def compile_everything(target: Target, smoke: bool) -> tuple[list[Resources], li
     compile_layer(compiler, SIZES["7b"], swin_norm=False)
     if not smoke:
         compile_layer(compiler, SIZES["34b"], swin_norm=True)
-    rows = [_resources(target, part, kernel) for part, kernel in compiler.kernels]
-    rows += [_resources_of_flash_4(target, path) for path in sorted(_dumped().glob("*.cubin"))]
+    rows = compiler.resources(target)
     # The same kernel at another place of the network is one.
     return list(dict.fromkeys(rows)), sorted(set(compiler.functions))
 
@@ -232,46 +143,6 @@ def _has_flash_4() -> bool:
         return bool(version("flash-attn-4"))
     except PackageNotFoundError:
         return False
-
-
-def _dumped() -> Path:
-    return Path(os.environ["CUTE_DSL_DUMP_DIR"])
-
-
-def _resources(target: Target, part: str, kernel: Any) -> Resources:
-    """The resources of one of Triton's kernels.
-
-    Raises:
-        RuntimeError: No variant fits the GPU's shared memory.
-    """
-    compiled = [result.kernel for result in kernel.compile_results]
-    shared = [each.metadata.shared for each in compiled]
-    name = compiled[0].metadata.name
-    if min(shared) > target.shared:
-        raise RuntimeError(f"{name}: {min(shared)} bytes of shared memory, {target.name} has {target.shared}")
-    used = [_usage(each.asm["cubin"]) for each in compiled]
-    registers, spilled = (max(numbers) for numbers in zip(*used, strict=True))
-    return Resources(target.architecture, part, name, len(compiled), registers, spilled, max(shared))
-
-
-def _resources_of_flash_4(target: Target, path: Path) -> Resources:
-    """The resources of one of flash-attn-4's kernels, named after its module."""
-    found = re.search(r"flash_attncute(flash_[a-z0-9_]+?)Flash", path.name)
-    name = found.group(1) if found else path.name
-    return Resources(target.architecture, "flash-attn-4", name, 1, *_usage(path.read_bytes()), None)
-
-
-def _usage(binary: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of a thread, as NVIDIA's `cuobjdump` reads them."""
-    backend: Any = import_module("triton.backends.nvidia")
-    program = Path(backend.__file__).parent / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        command = [str(program), "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
-    numbers = re.findall(r"REG:(\d+) STACK:(\d+)", text)
-    return max(int(registers) for registers, _ in numbers), max(int(stack) for _, stack in numbers)
 
 
 def compile_for(target: Target, smoke: bool = False) -> tuple[list[Resources], list[str]]:
