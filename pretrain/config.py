@@ -53,6 +53,8 @@ class TrainerConfig:
         sequence_length: Tokens in a packed sequence.
         precision: `bf16` (fp32 master weights) or `fp32`.
         log_every: Steps between two lines of metrics.
+        deterministic: Only algorithms whose results repeat bit for bit on the same layout and hardware;
+            slower on a GPU (docs/model.md, "What repeats bit for bit").
     """
 
     steps: int = 1000
@@ -70,6 +72,7 @@ class TrainerConfig:
         },
     )
     log_every: int = 1
+    deterministic: bool = False
 
 
 @dataclass

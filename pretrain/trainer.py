@@ -16,6 +16,7 @@ from pretrain.checkpoint.origin import HISTORY
 from pretrain.checkpoint.save import CheckpointWriter
 from pretrain.checks import check_hardware
 from pretrain.config import TrainingConfig, trained_decoders
+from pretrain.determinism import make_deterministic
 from pretrain.faults.exit_codes import PreemptedError
 from pretrain.faults.guard import GuardState, StepGuard, StepVerdict
 from pretrain.faults.out_of_memory import explained_out_of_memory
@@ -23,6 +24,7 @@ from pretrain.faults.preemption import Preemption
 from pretrain.faults.rollback import exceeds_limit, report_skipped_steps, roll_back
 from pretrain.faults.watchdog import Watchdog
 from pretrain.hooks import StepHook
+from pretrain.model.attention.first_call import explained_backward
 from pretrain.optim import learning_rate
 from pretrain.parallel.affinity import bind_to_gpu_cpus
 from pretrain.parallel.engine import Engine
@@ -59,6 +61,8 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
         DivergedError: Too many bad steps, and rolling back did not help.
         PreemptedError: The training was asked to end, and its checkpoint is written.
     """
+    if config.trainer.deterministic:
+        make_deterministic()
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
     check_hardware(config, groups.device)
     if config.parallel.bind_cpus and (binding := bind_to_gpu_cpus(groups.device)):
@@ -66,6 +70,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
     folder = RunFolder.of(config.run)
     with (
         explained_out_of_memory(config, groups.device),
+        explained_backward(),
         TokenStream(config.data, config.trainer, config.trainer.seed) as stream,
         Validation(config, groups) as validation,
         Preemption(folder.stop_request, polls=groups.rank == 0) as preemption,

@@ -38,7 +38,10 @@ def make_preparer(config: PrepareCommandConfig) -> Preparer:
     if not config.replay:
         return Preparer(config, tokenizer)
     from eval.demonstrations.replay import replay_demonstration
+    from eval.simulator.rendering import render_in_software
 
+    if device == "cuda":
+        render_in_software("it tokenises with CUDA, and EGL beside CUDA in one process is known to abort")
     return Preparer(config, tokenizer, replay_demonstration)
 
 

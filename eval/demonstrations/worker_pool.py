@@ -15,6 +15,7 @@ from data.errors import InputError
 from eval.pool.child import end_with_parent
 from eval.simulator.interface import Simulator
 from eval.simulator.registry import open_suite
+from eval.simulator.rendering import uses_egl
 
 R = TypeVar("R")
 
@@ -39,8 +40,9 @@ def close_cached_simulator() -> None:
 class WorkerPool:
     """Maps a function over arguments in `count` processes, with results in order.
 
-    With one worker everything runs in this process. A context manager: leaving it ends the processes and
-    closes this process's simulator. The processes also end when this one is killed.
+    With one worker everything runs in this process, except where the simulator renders through EGL: the
+    command may compute on its GPU later. A context manager: leaving it ends the processes and closes this
+    process's simulator. The processes also end when this one is killed.
     """
 
     def __init__(self, count: int) -> None:
@@ -49,7 +51,7 @@ class WorkerPool:
         self._other_children: set[BaseProcess] = set()
 
     def __enter__(self) -> WorkerPool:
-        if self._count > 1:
+        if self._count > 1 or uses_egl():
             self._other_children = set(multiprocessing.active_children())
             # spawn: a rendering context does not survive a fork
             self._executor = ProcessPoolExecutor(

@@ -23,7 +23,7 @@ from eval.simulator.libero.plus_camera import CameraView, moved_camera
 from eval.simulator.libero.plus_noise import NOISE_PIXELS, SensorNoise
 from eval.simulator.panda import PandaSimulator, installed_versions, panda_arguments, seeded_numpy
 from eval.simulator.provenance import renderer
-from eval.simulator.rendering import choose_backend, quiet_robosuite
+from eval.simulator.rendering import check_apart_from_cuda, choose_backend, quiet_robosuite
 
 SUITE, CAMERA_SUITE, NOISE_SUITE = "robosuite_lift", "robosuite_lift_camera", "robosuite_lift_noise"
 CUBE = "cube"
@@ -158,6 +158,7 @@ class LiftSuite:
         """Build the simulator of a task. A hard reset builds the model anew, with a cube of another size."""
         if not 0 <= task < len(self.tasks):
             raise ValueError(f"{self.name} has tasks 0 to {len(self.tasks) - 1}, not {task}")
+        check_apart_from_cuda()
         variation = _VARIATIONS[self.name][task]
         return LiftSimulator(observations, reset or self.default_reset, self.tasks[task], variation)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from data.errors import InputError
 
@@ -17,6 +19,9 @@ _PACKAGE_OF_BACKEND = {"osmesa": "libosmesa6", "egl": "libegl1"}
 
 _GPUS = Path("/proc/driver/nvidia/gpus")  # a folder of each GPU, in the order of the PCI bus
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+_BACKEND = "MUJOCO_GL"
+
+_LOG = logging.getLogger(__name__)
 
 _defaults: dict[str, str] = {}
 
@@ -40,8 +45,7 @@ def choose_backend() -> str:
             PYOPENGL_PLATFORM names another.
     """
     visible = os.environ.get(_VISIBLE)
-    has_gpu = Path("/dev/nvidia0").exists() and (visible is None or _names_gpu(visible))
-    backend = _set_default("MUJOCO_GL", "egl" if has_gpu else "osmesa").lower()
+    backend = _set_default(_BACKEND, "egl" if _sees_gpu() else "osmesa").lower()
     if backend not in _LIBRARY_OF_BACKEND:
         raise InputError(f"MUJOCO_GL={backend}: expected one of {', '.join(_LIBRARY_OF_BACKEND)}")
     if _LIBRARY_OF_BACKEND[backend] is None:
@@ -57,6 +61,40 @@ def choose_backend() -> str:
     return backend
 
 
+def uses_egl() -> bool:
+    """Whether simulators of this process and of those that it starts render through EGL, on a GPU."""
+    return os.environ.get(_BACKEND, "").lower() == "egl"
+
+
+def render_in_software(reason: str) -> None:
+    """Take OSMesa in this process unless the user has chosen, and say why where a GPU could render.
+
+    Args:
+        reason: Completes "simulators of this process render in software: ...".
+    """
+    if _BACKEND not in os.environ and _sees_gpu():
+        _LOG.warning("simulators of this process render in software (%s=osmesa): %s", _BACKEND, reason)
+    _set_default(_BACKEND, "osmesa")
+
+
+def check_apart_from_cuda() -> None:
+    """Refuse an EGL context in a process that computes with CUDA: both on one device are known to abort.
+
+    By construction there is none: simulators that render on a GPU have processes of their own
+    (`eval.pool`, `eval.demonstrations.worker_pool`), and a process that computes on one and replays
+    demonstrations takes `render_in_software`.
+
+    Raises:
+        InputError: This process would hold both.
+    """
+    torch: Any = sys.modules.get("torch")  # which is not imported for this
+    if uses_egl() and torch is not None and torch.cuda.is_initialized():
+        raise InputError(
+            f"{_BACKEND}=egl: a simulator cannot render through EGL in a process that computes with CUDA; "
+            f"unset {_BACKEND} or set it to osmesa"
+        )
+
+
 def check_library(backend: str) -> None:
     """Look for the system library of a backend.
 
@@ -70,6 +108,12 @@ def check_library(backend: str) -> None:
             f"apt-get install -y --no-install-recommends {_PACKAGE_OF_BACKEND[backend]} (or choose another "
             "by MUJOCO_GL)"
         )
+
+
+def _sees_gpu() -> bool:
+    """Whether there is an NVIDIA device that this process may use."""
+    visible = os.environ.get(_VISIBLE)
+    return Path("/dev/nvidia0").exists() and (visible is None or _names_gpu(visible))
 
 
 def egl_device(visible: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -185,14 +186,27 @@ def test_compiled_attention_equals_the_reference_and_compiles_once_for_all_masks
         stance = "fail_on_recompile"
 
 
-def test_more_lengths_than_the_default_recompile_limit_are_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+def compile_of_torch_2_11(model: Any, *, fullgraph: bool = False, dynamic: bool | None = None) -> Any:
+    """The arguments that it takes of those that are used here."""
+    return original_compile(model, fullgraph=fullgraph, dynamic=dynamic, backend="eager")
+
+
+original_compile = torch.compile
+
+
+@pytest.mark.parametrize("compiler", [partial(torch.compile, backend="eager"), compile_of_torch_2_11])
+def test_more_lengths_than_the_default_recompile_limit_are_supported(
+    compiler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(flex, "compiled_attention", cache(flex.compiled_attention.__wrapped__))
-    for length in range(40, 40 + torch._dynamo.config.recompile_limit + 2):  # type: ignore[attr-defined]
+    limit = torch._dynamo.config.recompile_limit  # type: ignore[attr-defined]
+    for length in range(40, 40 + limit + 2):
         packed = worldvla(length, image=10)
         query, key, value = heads(packed, query_heads=2, shared=2, size=8)
         actual = attention(query, key, value, FlexMask.packed(*packed, CPU, options={}))
         torch.testing.assert_close(actual, attention(query, key, value, DenseMask.packed(*packed)))
+    assert torch._dynamo.config.recompile_limit == limit  # type: ignore[attr-defined]
 
 
 def test_mask_is_much_smaller_than_a_dense_one() -> None:

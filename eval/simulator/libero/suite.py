@@ -18,7 +18,7 @@ from eval.simulator.libero.packages import package_folder
 from eval.simulator.libero.simulator import LiberoSimulator, Variation, silent
 from eval.simulator.panda import installed_versions
 from eval.simulator.provenance import renderer
-from eval.simulator.rendering import choose_backend, quiet_robosuite
+from eval.simulator.rendering import check_apart_from_cuda, choose_backend, quiet_robosuite
 
 _SHOWN = 12  # digits of a checksum
 
@@ -73,6 +73,7 @@ class LiberoBase(abc.ABC):
         self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
     ) -> LiberoSimulator:
         """Build the simulator of a task (5 s, about 2 GB)."""
+        check_apart_from_cuda()
         return LiberoSimulator(
             self.tasks[task],
             self._initial_states(task),

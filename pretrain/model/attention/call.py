@@ -10,9 +10,17 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from pretrain.model.attention.first_call import attend_at_first, is_proven
+from pretrain.model.config import AttentionBackend
+
 
 class AttentionMask(ABC):
     """Which keys each query sees, in the form that one backend takes; shared by all layers."""
+
+    @property
+    def backend(self) -> AttentionBackend:
+        """Name of the backend."""
+        return "sdpa"
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -23,5 +31,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) ->
     """Softmax attention [B, N, Q, D] of queries [B, N, Q, D] over keys and values [B, G, K, D].
 
     Scores are scaled by 1 / sqrt(D). Query head n reads key/value head n // (N / G).
+
+    Raises:
+        InputError: The first pass of the mask's backend fails; see `attention.first_call`.
     """
+    if not is_proven(mask.backend):
+        return attend_at_first(mask.attend, mask.backend, query, key, value)
     return mask.attend(query, key, value)

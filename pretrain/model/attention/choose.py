@@ -8,9 +8,9 @@
 | `flash2` | flash-attn 2 varlen, mask split into passes  | 8.0 and up         | bf16, fp16       |
 
 `auto` takes in bf16 and fp16 the first of `flash`, `flex` and `sdpa` that the hardware supports, in other
-types `sdpa`. On an A100 `flex` is preferred to `flash2`: one kernel that skips hidden blocks needs neither
-copies of keys and values nor three outputs to merge, and it is part of torch. `flash2` runs only on request;
-`benchmarks/attention.py` compares them.
+types `sdpa`, and with `trainer.deterministic` never `flash`. On an A100 `flex` is preferred to `flash2`: one
+kernel that skips hidden blocks needs neither copies of keys and values nor three outputs to merge, and it is
+part of torch. `flash2` runs only on request; `benchmarks/attention.py` compares them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.dense import DenseMask
 from pretrain.model.attention.flex import FLASH, FlexMask, flash_block
 from pretrain.model.attention.hardware import (
+    FLASH_4_GENERATIONS,
     FLASH_ATTENTION_2,
     FLASH_ATTENTION_4,
     TRITON,
@@ -34,6 +35,13 @@ from pretrain.model.attention.host import on_device
 from pretrain.model.attention.varlen import VarlenMask, flash_attention_2
 from pretrain.model.config import AttentionBackend, ModelConfig
 from pretrain.model.mask import effective_blocks
+
+# On 9 its kernel adds the queries' gradient of several blocks of keys with atomics, in any order. On 10 and
+# 11 it can add them in a fixed order, which torch then wants in the mask; ours do not hold it.
+_NOT_REPEATED = (
+    "its gradients do not repeat bit for bit, which trainer.deterministic=true asks for; use "
+    "model.attention=flex or flash2"
+)
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 
@@ -81,27 +89,41 @@ def check_backend(config: ModelConfig, device: torch.device, dtype: torch.dtype)
     Raises:
         InputError: It is not available here; states what was found and what to do.
     """
-    return resolve_backend(config.attention, detect(device), dtype, config.head_size)
+    return resolve_backend(
+        config.attention,
+        detect(device),
+        dtype,
+        config.head_size,
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 def resolve_backend(
-    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int
+    name: AttentionBackend,
+    hardware: Hardware,
+    dtype: torch.dtype,
+    head_size: int,
+    deterministic: bool = False,
 ) -> AttentionBackend:
     """The selection as a pure function; see `check_backend`."""
     if name == "auto":
         fast: tuple[AttentionBackend, ...] = ("flash", "flex") if dtype in HALF_TYPES else ()
         for candidate in fast:
-            if unsupported_reason(candidate, hardware, dtype, head_size) is None:
+            if unsupported_reason(candidate, hardware, dtype, head_size, deterministic) is None:
                 return candidate
         return "sdpa"
-    reason = unsupported_reason(name, hardware, dtype, head_size)
+    reason = unsupported_reason(name, hardware, dtype, head_size, deterministic)
     if reason is not None:
         raise InputError(f"model.attention={name}: {reason}; or set model.attention=auto")
     return name
 
 
 def unsupported_reason(
-    name: AttentionBackend, hardware: Hardware, dtype: torch.dtype, head_size: int
+    name: AttentionBackend,
+    hardware: Hardware,
+    dtype: torch.dtype,
+    head_size: int,
+    deterministic: bool = False,
 ) -> str | None:
     """Why a backend cannot run here and what to do about it; None if it can.
 
@@ -110,12 +132,16 @@ def unsupported_reason(
         hardware: On which it would run.
         dtype: Of queries, keys and values.
         head_size: D.
+        deterministic: Whether its gradients have to repeat bit for bit (`trainer.deterministic`).
     """
     if name == "sdpa":
         return None
     if hardware.device != "cuda":
         return f"needs a CUDA device, found {hardware.name}; use model.attention=sdpa here"
-    return {"flex": _flex, "flash": _flash, "flash2": _flash2}[name](hardware, dtype, head_size)
+    reason = {"flex": _flex, "flash": _flash, "flash2": _flash2}[name](hardware, dtype, head_size)
+    if reason is None and deterministic and name == "flash":
+        return _NOT_REPEATED
+    return reason
 
 
 def _flex(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
@@ -131,11 +157,12 @@ def _flex(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
 
 
 def _flash(hardware: Hardware, dtype: torch.dtype, head_size: int) -> str | None:
-    # flash-attn-4 also compiles for 8.x and 12.x, but without block sparsity.
-    if hardware.capability[0] not in (9, 10, 11):
+    if hardware.capability[0] not in FLASH_4_GENERATIONS:
         return f"needs compute capability 9, 10 or 11 (H100, H200, B200), found {hardware.name}; use one"
     if FLASH_ATTENTION_4 not in hardware.packages:
         return "needs the package flash-attn-4, which is not installed; `pip install -e '.[cuda]'`"
+    if fault := hardware.faults.get(FLASH_ATTENTION_4):
+        return fault
     # Wider heads use tiles of other sizes, which blocks of 128 keys do not fit.
     return _half_types(dtype) or _head_size(head_size, largest=128)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pretrain.model.attention.block_sparse import from_ids, from_intervals
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.host import on_device
 from pretrain.model.attention.intervals import intervals
+from pretrain.model.config import AttentionBackend
 
 TRITON_BLOCK = (128, 128)
 TRITON: FlexKernelOptions = {"BACKEND": "TRITON"}
@@ -37,18 +39,25 @@ def flash_block(capability: tuple[int, int]) -> tuple[int, int]:
 def compiled_attention() -> Callable[..., Tensor]:
     """FlexAttention as one fused kernel; uncompiled it would materialise the whole score matrix.
 
+    For torch 2.11 and later.
+
     Compiled once for each shape, kind of mask and mode (with gradients or without): a training needs a few,
     and flash-attn-4 takes no symbolic sizes. Torch's default limit of 8 versions, beyond which the call
     fails, is too low for processes that also validate, benchmark or test.
     """
     compiler: Any = torch.compile  # its overloads lack some of the settings
-    return compiler(
-        flex_attention,
-        dynamic=False,
-        fullgraph=True,
-        recompile_limit=_MAX_VERSIONS,
-        isolate_recompiles=True,
-    )
+    known = signature(torch.compile).parameters
+    own = {"recompile_limit": _MAX_VERSIONS, "isolate_recompiles": True}
+    settings = {name: value for name, value in own.items() if name in known}
+    attend = compiler(flex_attention, dynamic=False, fullgraph=True, **settings)
+    return attend if "recompile_limit" in settings else partial(_with_limit, attend)
+
+
+def _with_limit(attend: Callable[..., Tensor], *inputs: Tensor, **settings: Any) -> Tensor:
+    """A call under the limit that torch.compile does not take as an argument (torch 2.11)."""
+    dynamo: Any = torch._dynamo  # type: ignore[attr-defined]
+    with dynamo.config.patch(recompile_limit=_MAX_VERSIONS):
+        return attend(*inputs, **settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,11 @@ class FlexMask(AttentionMask):
         segments = on_device(ids.flatten().to(torch.int32), device)
         blocks = on_device(blocks.flatten().to(torch.int32), device)
         return cls(from_ids(segments, blocks, block_size), options)
+
+    @property
+    def backend(self) -> AttentionBackend:
+        """See `AttentionMask.backend`."""
+        return "flash" if self.options == FLASH else "flex"
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See `AttentionMask.attend`."""

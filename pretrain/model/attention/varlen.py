@@ -27,6 +27,7 @@ from torch.autograd.function import Function, once_differentiable
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.host import on_device
 from pretrain.model.attention.split_plan import AttentionPass, split
+from pretrain.model.config import AttentionBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,11 @@ class VarlenMask(AttentionMask):
             VarlenPass.of(plan.within, device),
             kernels,
         )
+
+    @property
+    def backend(self) -> AttentionBackend:
+        """See `AttentionMask.backend`."""
+        return "flash2"
 
     @property
     def passes(self) -> list[VarlenPass]:
