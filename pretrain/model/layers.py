@@ -28,7 +28,7 @@ from pretrain.model.pointwise import (
     swiglu,
     turn_heads,
 )
-from pretrain.model.recompute import element_wise, gathered, recomputed
+from pretrain.model.recompute import element_wise, recomputed
 
 Stream = tuple[Tensor, ...]
 """The residual stream [R, H]: the sum so far and, where there is a second tensor, the output of a branch that
@@ -151,27 +151,25 @@ class SelfAttention(nn.Module):
         self.o_proj = factory.row(hidden, hidden)
         self.q_norm = HeadNorm(config, factory, config.heads)
         self.k_norm = HeadNorm(config, factory, config.shared_heads)
-        self._enter_branch = factory.enter_branch
+        self._columns = factory.columns
         self._turn_heads = partial(compiled(turn_heads, config.compile), eps=config.norm_eps)
 
     def forward(
         self, x: Tensor, rotary: RotaryPositions, mask: AttentionMask, cache: LayerCache | None
     ) -> Tensor:
         """[R, H] -> [R, H]; with a cache, also over keys and values of earlier calls."""
-        x = gathered(self._enter_branch, x)
-        query, key, value = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = map(self._heads, self._columns(x, self.q_proj, self.k_proj, self.v_proj))
         query, key = self._turned(query, key, rotary)
         query, key, value = (rotary.by_sequence(each) for each in (query, key, value))
         if cache is not None:
             key, value = cache.append(key, value)
         mixed = attention(query, key, value, mask)
-        return self.o_proj(mixed.transpose(1, 2).reshape(len(x), -1))
+        return self.o_proj(mixed.transpose(1, 2).reshape(rotary.batch * rotary.length, -1))
 
     def prefill(self, x: Tensor, rotary: RotaryPositions, cache: LayerCache) -> None:
         """Append keys and values of [R, H] to the cache; no attention is computed."""
-        x = self._enter_branch(x)
-        key = self.k_norm(self._heads(self.k_proj(x)), rotary)
-        cache.append(rotary.by_sequence(key), rotary.by_sequence(self._heads(self.v_proj(x))))
+        key, value = map(self._heads, self._columns(x, self.k_proj, self.v_proj))
+        cache.append(rotary.by_sequence(self.k_norm(key, rotary)), rotary.by_sequence(value))
 
     def _turned(self, query: Tensor, key: Tensor, rotary: RotaryPositions) -> tuple[Tensor, Tensor]:
         """Normalised and rotated queries and keys [T, N, D], in one pass.
@@ -194,13 +192,13 @@ class FeedForward(nn.Module):
         self.gate_proj = factory.column(config.hidden_size, config.ffn_size)
         self.up_proj = factory.column(config.hidden_size, config.ffn_size)
         self.down_proj = factory.row(config.ffn_size, config.hidden_size)
-        self._enter_branch = factory.enter_branch
+        self._columns = factory.columns
         self._swiglu = compiled(swiglu, config.compile)
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, H] -> [R, H]."""
-        x = gathered(self._enter_branch, x)
-        return self.down_proj(element_wise(self._swiglu, self.gate_proj(x), self.up_proj(x)))
+        gate, up = self._columns(x, self.gate_proj, self.up_proj)
+        return self.down_proj(element_wise(self._swiglu, gate, up))
 
 
 class DecoderLayer(nn.Module):

@@ -3,8 +3,8 @@
 - `none`: autograd saves what it needs.
 - `full`: a layer saves its input and runs again in the backward pass.
 - `selective`: a layer saves the results of matrix products and of attention. Results of element-wise
-  functions are recomputed when the backward pass needs them, and so are gathered sequences. Reductions over
-  ranks are not repeated.
+  functions are recomputed when the backward pass needs them. Sequences that tensor-parallel ranks gather are
+  gathered again (`pretrain.parallel.column_layers`); reductions over ranks are not repeated.
 
 `selective` does not use `torch.utils.checkpoint`'s selective contexts: those dispatch every operation of the
 layer through Python, in both passes, also save the operands of a reduction over ranks and repeat it.
@@ -60,10 +60,9 @@ def element_wise(function: Callable[..., R], *inputs: Tensor) -> R:
     return result
 
 
-def gathered(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function that saves nothing itself; under `selective` its result is not saved either."""
-    result = function(x)
-    return result if _storage(result) == _storage(x) else recomputed(result, function, x)
+def is_selective() -> bool:
+    """Whether a layer is running under `selective`."""
+    return _recorder.get() is not None
 
 
 def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

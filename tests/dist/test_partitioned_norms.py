@@ -1,4 +1,4 @@
-"""Norms that ZeRO-3 partitions as it does matrices: still gathered where they are used, also by other modules.
+"""Norms that ZeRO-3 partitions as it does matrices are gathered where they are used.
 
 The heads' norms are used by the attention around them. As shipped ZeRO-3 leaves norms whole.
 """

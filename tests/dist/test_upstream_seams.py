@@ -36,7 +36,7 @@ def test_megatron_layers_accept_our_arguments() -> None:
     column = inspect.signature(ColumnParallelLinear).parameters
     row = inspect.signature(RowParallelLinear).parameters
     embedding = inspect.signature(VocabParallelEmbedding).parameters
-    assert {"config", "init_method", "bias", "gather_output", "disable_grad_reduce"} <= set(column)
+    assert {"config", "init_method", "bias", "gather_output"} <= set(column)
     assert {"config", "init_method", "bias", "input_is_parallel", "skip_bias_add"} <= set(row)
     assert {"config", "init_method"} <= set(embedding)
 
