@@ -147,12 +147,20 @@ def test_collectives_run_while_products_are_computed(
 
 
 def saved_by_policy(policies: list[RecomputePolicy]) -> list[float]:
-    """Bytes that one layer of a network with sequence parallel saves on this rank."""
+    """Bytes that one layer of a network with sequence parallel saves on one of two ranks.
+
+    The other is not there: threads of real collectives release memory at any time.
+    """
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
     from pretrain.model.attention.causal import CausalMask
     from pretrain.model.transformer import Transformer
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.tensor_parallel import TensorParallelFactory
 
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    parallel_state.initialize_model_parallel(2, create_gloo_process_groups=False)
     factory = TensorParallelFactory(ProcessGroups.create(Mesh(2, 1)), sequence_parallel=True)
     places = torch.arange(256)[None]
 
@@ -169,8 +177,36 @@ def test_layers_save_what_the_planner_says() -> None:
     from pretrain.planner.memory import layer_activation_bytes
 
     policies: list[RecomputePolicy] = ["none", "selective", "full"]
-    for measured in run_ranks(saved_by_policy, 2, policies):
-        for policy, actual in zip(policies, measured, strict=True):
-            assert layer_activation_bytes(SMALL, policy, 256, 2, CPU) == pytest.approx(actual, rel=0.05), (
-                policy
-            )
+    (measured,) = run_ranks(saved_by_policy, 1, policies)
+    for policy, actual in zip(policies, measured, strict=True):
+        actual -= 5056 if policy == "full" else 0  # a checkpoint also saves the random generator's state
+        assert layer_activation_bytes(SMALL, policy, 256, 2, CPU) == pytest.approx(actual, rel=0.02), policy
+
+
+def settings_of_groups(cuda: bool) -> dict[str, Any]:
+    """What megatron is told of the groups, on a machine that has a GPU or pretends to."""
+    from megatron.core import parallel_state
+
+    from pretrain.parallel.groups import ProcessGroups
+
+    dist.init_process_group("gloo")
+    told: dict[str, Any] = {}
+    create = parallel_state.initialize_model_parallel
+
+    def recorded(**settings: Any) -> None:
+        told.update(settings)
+        create(tensor_model_parallel_size=settings["tensor_model_parallel_size"])
+
+    parallel_state.initialize_model_parallel = recorded
+    torch.cuda.is_available = lambda: cuda
+    torch.cuda.set_device = lambda device: None
+    ProcessGroups.create(Mesh(2, 1))
+    return told
+
+
+@pytest.mark.parametrize(("cuda", "groups"), [(True, ["tp"]), (False, None)])
+def test_collectives_of_tensor_parallel_ranks_have_priority_on_a_gpu(
+    cuda: bool, groups: list[str] | None
+) -> None:
+    for told in run_ranks(settings_of_groups, 2, cuda):
+        assert told == {"tensor_model_parallel_size": 2, "high_priority_stream_groups": groups}
