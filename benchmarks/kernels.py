@@ -3,9 +3,8 @@
 Counted while a network of a few layers runs in fp32 on the CPU, as the difference between networks of four
 and of two layers: matrix products, attention, the regions that torch.compile makes of the element-wise
 functions (`pretrain.model.pointwise`), and every other operation that reads or writes a tensor ("eager"),
-such as sums of gradients. Dropout outside of a region counts as one, as on a GPU. A region stands for one
-kernel forward; backward for one, and one or two more where it has the gradient of a weight (a sum over all
-tokens). One with dropout also launches the draw of its seed.
+such as sums of gradients. Dropout outside of a region counts as one, as on a GPU. A region may be several
+kernels (docs/measurements.md); one with dropout also launches the draw of its seed.
 """
 
 from __future__ import annotations
