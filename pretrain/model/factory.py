@@ -5,8 +5,8 @@ The plain factory builds ordinary torch layers with whole matrices. The tensor-p
 feed-forward and of the vocabulary, with the same names and the same results.
 
 The residual stream is a flat list of tokens. Each rank holds all T of them or, in sequence parallel, its
-T / size; below, R is the number that this rank holds. A branch gathers all T with `enter_branch`, computes
-with its shard of the matrices between `column` and `row`, and returns this rank's R tokens.
+T / size; below, R is the number that this rank holds. A branch computes all T with this rank's shard of the
+matrices, from its `column` layers, which `columns` applies, to its `row` layer, which returns R tokens.
 
 Shapes: T tokens, R tokens of this rank's residual stream, H hidden.
 """
@@ -32,7 +32,7 @@ class LayerFactory:
         return nn.Embedding(rows, width)
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
-        """Linear without bias whose outputs are sharded: [T, inputs] -> [T, outputs / size]."""
+        """Linear without bias whose outputs are sharded; see `columns`."""
         return nn.Linear(inputs, outputs, bias=False)
 
     def row(self, inputs: int, outputs: int) -> nn.Module:
@@ -51,9 +51,9 @@ class LayerFactory:
         """A parameter that every rank holds, any shape, in the form to apply to this rank's R tokens."""
         return parameter
 
-    def enter_branch(self, x: Tensor) -> Tensor:
-        """This rank's tokens [R, H] -> all tokens [T, H], once before the column layers of a branch."""
-        return x
+    def columns(self, x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+        """Apply the column layers of a branch to its input: [R, inputs] -> [T, outputs / size] each."""
+        return tuple(layer(x) for layer in layers)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """This rank's tokens [R, H] -> all tokens [T, H], before replicated computation."""

@@ -3,8 +3,8 @@
 - `none`: autograd saves what it needs.
 - `full`: a layer saves its input and runs again in the backward pass.
 - `selective`: a layer saves the results of matrix products and of attention. Results of element-wise
-  functions are recomputed when the backward pass needs them, and so are gathered sequences. Reductions over
-  ranks are not repeated.
+  functions are recomputed when the backward pass needs them. Sequences that tensor-parallel ranks gather are
+  gathered again (`pretrain.parallel.column_layers`); reductions over ranks are not repeated.
 
 `selective` does not use `torch.utils.checkpoint`'s selective contexts: those dispatch every operation of the
 layer through Python, in both passes, also save the operands of a reduction over ranks and repeat it.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.model.config import RecomputePolicy
 
+R = TypeVar("R")
 
-def run_layer(policy: RecomputePolicy, layer: Callable[..., Tensor], *inputs: Any) -> Tensor:
+
+def run_layer(policy: RecomputePolicy, layer: Callable[..., R], *inputs: Any) -> R:
     """Run a layer under a recompute policy.
 
     Args:
@@ -35,17 +37,20 @@ def run_layer(policy: RecomputePolicy, layer: Callable[..., Tensor], *inputs: An
         inputs: Of any type; tensors among them may need gradients.
     """
     if policy == "full":
-        result = checkpoint(layer, *inputs, use_reentrant=False)
-        assert isinstance(result, Tensor)
-        return result
+        return cast(R, checkpoint(layer, *inputs, use_reentrant=False))
     if policy == "selective":
         with _Recorder():
             return layer(*inputs)
     return layer(*inputs)
 
 
-def element_wise(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply a pure function; under `selective` only its inputs are saved for the backward pass."""
+def element_wise(function: Callable[..., R], *inputs: Tensor) -> R:
+    """Apply a pure function to tensors; under `selective` only these are saved for the backward pass.
+
+    Args:
+        function: Returns a tensor or a tuple of tensors.
+        inputs: Its arguments.
+    """
     recorder = _recorder.get()
     if recorder is None or not torch.is_grad_enabled():
         return function(*inputs)
@@ -55,12 +60,22 @@ def element_wise(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return result
 
 
-def gathered(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function that saves nothing itself; under `selective` its result is not saved either."""
-    result = function(x)
+def is_selective() -> bool:
+    """Whether a layer is running under `selective`."""
+    return _recorder.get() is not None
+
+
+def recomputed(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return a result that has been computed; under `selective` save how to compute it again instead.
+
+    Args:
+        result: With its gradient, which stays as it is.
+        function: Pure; computes the same values as `result` from `inputs`.
+        inputs: Its arguments.
+    """
     recorder = _recorder.get()
-    if recorder is not None and _storage(result) != _storage(x):
-        recorder.register(result, recorder.recomputation(function, (x.detach(),)))
+    if recorder is not None and torch.is_grad_enabled():
+        recorder.register(result, recorder.recomputation(function, inputs, differentiated=False))
     return result
 
 
@@ -69,24 +84,24 @@ class _Recomputation:
 
     def __init__(
         self,
-        function: Callable[..., Tensor],
+        function: Callable[..., Any],
         inputs: list[_SavedTensor | _RecomputedView],
         needs_grad: list[bool],
     ) -> None:
         self.function = function
         self._inputs = inputs
         self._needs_grad = needs_grad
-        self._computed: tuple[list[Tensor], Tensor] | None = None
+        self._computed: tuple[list[Tensor], tuple[Tensor, ...]] | None = None
 
-    def inputs_and_result(self) -> tuple[list[Tensor], Tensor]:
-        """The inputs as leaves, and the result with its graph; computed on the first call."""
+    def inputs_and_results(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The inputs as leaves, and the results with their graph; computed on the first call."""
         if self._computed is None:
             if not self._inputs:
                 raise RuntimeError("a second backward pass through a layer under selective recompute")
             pairs = zip(self._inputs, self._needs_grad, strict=True)
             inputs = [each.read().detach().requires_grad_(needed) for each, needed in pairs]
             with torch.enable_grad():
-                self._computed = inputs, self.function(*inputs)
+                self._computed = inputs, _results(self.function(*inputs))
         return self._computed
 
     def release(self) -> None:
@@ -119,17 +134,18 @@ class _RecomputedView:
 
     Args:
         recomputation: Of the result.
+        number: Of the result among those of the function.
         like: The view, for its size, strides and offset.
     """
 
-    def __init__(self, recomputation: _Recomputation, like: Tensor) -> None:
-        self._recomputation = recomputation
+    def __init__(self, recomputation: _Recomputation, number: int, like: Tensor) -> None:
+        self._recomputation, self._number = recomputation, number
         self._geometry = like.size(), like.stride(), like.storage_offset()
 
     def read(self) -> Tensor:
         """The same values in the same layout."""
-        _, result = self._recomputation.inputs_and_result()
-        return result.detach().as_strided(*self._geometry)
+        _, results = self._recomputation.inputs_and_results()
+        return results[self._number].detach().as_strided(*self._geometry)
 
 
 class _Recorder:
@@ -137,7 +153,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         # Holds the results themselves until the layer is done: their storage is the key.
-        self._results: dict[int, tuple[Tensor, _Recomputation]] = {}
+        self._results: dict[int, tuple[Tensor, _Recomputation, int]] = {}
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
     def __enter__(self) -> None:
@@ -151,14 +167,17 @@ class _Recorder:
         _recorder.reset(self._token)
         self._results.clear()
 
-    def recomputation(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> _Recomputation:
-        """A call of the function with these inputs that can be repeated."""
+    def recomputation(
+        self, function: Callable[..., Any], inputs: tuple[Tensor, ...], differentiated: bool = True
+    ) -> _Recomputation:
+        """A call of the function with these inputs that can be repeated, for its gradient, too."""
         saved = [self._save(each) for each in inputs]
-        return _Recomputation(function, saved, [each.requires_grad for each in inputs])
+        return _Recomputation(function, saved, [differentiated and each.requires_grad for each in inputs])
 
-    def register(self, result: Tensor, recomputation: _Recomputation) -> None:
-        """Recompute this result instead of saving it."""
-        self._results[_storage(result)] = (result, recomputation)
+    def register(self, result: Tensor | tuple[Tensor, ...], recomputation: _Recomputation) -> None:
+        """Recompute this result, or all of a tuple, instead of saving it."""
+        for number, each in enumerate(_results(result)):
+            self._results[_storage(each)] = (each, recomputation, number)
 
     def _save(self, tensor: Tensor) -> _SavedTensor | _RecomputedView:
         # ZeRO may have released a parameter's values by then; those used here are a few vectors.
@@ -167,7 +186,7 @@ class _Recorder:
 
     def _pack(self, tensor: Tensor) -> _SavedTensor | _RecomputedView:
         registered = self._results.get(_storage(tensor))
-        return _SavedTensor(tensor) if registered is None else _RecomputedView(registered[1], tensor)
+        return _SavedTensor(tensor) if registered is None else _RecomputedView(*registered[1:], tensor)
 
 
 _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
@@ -175,6 +194,10 @@ _recorder: ContextVar[_Recorder | None] = ContextVar("recorder", default=None)
 
 def _unpack(packed: _SavedTensor | _RecomputedView) -> Tensor:
     return packed.read()
+
+
+def _results(returned: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (returned,) if isinstance(returned, Tensor) else returned
 
 
 def _storage(tensor: Tensor) -> int:
@@ -186,7 +209,7 @@ class _RecomputedFunction(Function):
     """A function call that saves nothing; the backward pass repeats it."""
 
     @staticmethod
-    def forward(ctx: Any, recomputation: _Recomputation, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, recomputation: _Recomputation, *inputs: Tensor) -> Any:
         ctx.recomputation = recomputation
         return recomputation.function(*(each.detach() for each in inputs))
 
@@ -194,8 +217,8 @@ class _RecomputedFunction(Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise RuntimeError("no gradients of gradients under selective recompute")
-        inputs, result = ctx.recomputation.inputs_and_result()
+        inputs, results = ctx.recomputation.inputs_and_results()
         ctx.recomputation.release()  # nodes that saved the result have run before
         leaves = [each for each in inputs if each.requires_grad]
-        input_gradients = iter(torch.autograd.grad(result, leaves, gradients))
+        input_gradients = iter(torch.autograd.grad(results, leaves, gradients))
         return None, *(next(input_gradients) if each.requires_grad else None for each in inputs)

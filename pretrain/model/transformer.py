@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pretrain.model.attention.call import AttentionMask
 from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
-from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
+from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable, Stream
 from pretrain.model.loss import ActionSources, LossSettings, VocabularyHead, with_action_error
 from pretrain.model.mask import effective_blocks
 from pretrain.model.parameters import Shard, initial_values, sharded_dimension
@@ -41,24 +42,27 @@ class Decoder(nn.Module):
 
         The residual stream is a flat list of tokens, of which each rank may hold a share (see `factory`).
         """
-        x = self.embed_tokens(tokens.flatten())
-        rotary = self._rotary.at(positions, x.dtype)
+        embedded = self.embed_tokens(tokens.flatten())
+        rotary = self._rotary.at(positions, embedded.dtype)
+        stream: Stream = (embedded,)
         for number, layer in enumerate(self.layers):
             if cache is not None:
-                x = layer(x, rotary, mask, cache.layers[number])
+                stream = layer(stream, rotary, mask, cache.layers[number])
             else:
-                x = run_layer(self._policy(number), layer, x, rotary, mask)
-        return self._gather_tokens(self.norm(x))
+                policy = self._policy(number)
+                stream = run_layer(policy, partial(layer, whole=policy == "full"), stream, rotary, mask)
+        return self._gather_tokens(self.norm(*stream)[1])
 
     def prefill(self, tokens: Tensor, positions: Tensor, mask: AttentionMask, cache: DecodingCache) -> None:
         """Append keys and values of prompts [B, S] to the cache; the last layer's output is not computed."""
-        x = self.embed_tokens(tokens.flatten())
-        rotary = self._rotary.at(positions, x.dtype)
+        embedded = self.embed_tokens(tokens.flatten())
+        rotary = self._rotary.at(positions, embedded.dtype)
+        stream: Stream = (embedded,)
         for number, layer in enumerate(self.layers[:-1]):
-            x = layer(x, rotary, mask, cache.layers[number])
+            stream = layer(stream, rotary, mask, cache.layers[number])
         last = self.layers[-1]
         assert isinstance(last, DecoderLayer)
-        last.prefill(x, rotary, cache.layers[-1])
+        last.prefill(stream, rotary, cache.layers[-1])
 
     def _policy(self, number: int) -> RecomputePolicy:
         """Recompute policy of a layer; `none` outside training."""

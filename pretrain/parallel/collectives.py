@@ -8,6 +8,7 @@ Dtypes are unchanged.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,20 +37,59 @@ def reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _Communication.apply(x, group, _reduce_scatter, _all_gather)
 
 
-def gather_for_sharded_work(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Gather [T / size, ...] to [T, ...], for computation that is sharded over the ranks.
-
-    Each rank computes a part of every token's gradient: the parts are summed and scattered.
-    """
-    return _Communication.apply(x, group, _all_gather, _reduce_scatter)
-
-
 def gather_for_replicated_work(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Gather [T / size, ...] to [T, ...], for computation that every rank does for all tokens.
 
     Each rank has the whole gradient of every token: it takes that of its own tokens.
     """
     return _Communication.apply(x, group, _all_gather, _own_shard)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A collective that runs while the caller computes.
+
+    Attributes:
+        result: Not to be used before `wait`.
+        source: Not to be released or changed before `wait`.
+        work: The collective.
+    """
+
+    result: Tensor
+    source: Tensor
+    work: dist.Work
+
+    def wait(self) -> Tensor:
+        """The result; on a GPU the stream waits, not the host."""
+        self.work.wait()
+        return self.result
+
+
+def start_all_reduce(x: Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start summing a contiguous tensor over the ranks, in place."""
+    return Pending(x, x, _started(dist.all_reduce(x, group=group, async_op=True)))
+
+
+def start_reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start summing a contiguous [T, ...] over the ranks and scattering it: [T / size, ...]."""
+    share = x.new_empty(len(x) // group.size(), *x.shape[1:])
+    return Pending(share, x, _started(dist.reduce_scatter_tensor(share, x, group=group, async_op=True)))
+
+
+def start_all_gather(x: Tensor, group: dist.ProcessGroup) -> Pending:
+    """Start gathering a contiguous [T / size, ...] to [T, ...]."""
+    whole = x.new_empty(len(x) * group.size(), *x.shape[1:])
+    return Pending(whole, x, _started(dist.all_gather_into_tensor(whole, x, group=group, async_op=True)))
+
+
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather [T / size, ...] to [T, ...], without a gradient."""
+    return _all_gather(x, group)
+
+
+def _started(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "this process is not in the group"
+    return work
 
 
 class _Communication(Function):

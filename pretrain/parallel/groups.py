@@ -53,7 +53,11 @@ class ProcessGroups:
         from megatron.core import parallel_state
 
         if not parallel_state.model_parallel_is_initialized():
-            parallel_state.initialize_model_parallel(tensor_model_parallel_size=mesh.tensor)
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=mesh.tensor,
+                # Its collectives run beside products, which would otherwise occupy the whole GPU first.
+                high_priority_stream_groups=None if device is None else ["tp"],
+            )
         tensor = parallel_state.get_tensor_model_parallel_group()
         data = parallel_state.get_data_parallel_group()
         assert isinstance(tensor, dist.ProcessGroup)

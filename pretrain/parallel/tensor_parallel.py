@@ -1,11 +1,11 @@
 """The network's layers sharded over tensor-parallel ranks, on megatron-core.
 
 Each branch of a layer communicates twice: at its input, once for all of its column layers
-(`enter_branch`), and at its row layer, which sums the ranks' partial results. Without sequence parallelism
-every rank holds all T tokens of the residual stream: the input is used as it is and its gradient summed; the
-row layer sums. With sequence parallelism (Korthikanti et al., arXiv 2205.05198) every rank holds T / size
-tokens: the input is gathered and its gradient summed and scattered; the row layer sums and scatters. The
-bytes are the same, while norms, residuals and dropout are sharded.
+(`pretrain.parallel.column_layers`), and at its row layer, which sums the ranks' partial results. Without
+sequence parallelism every rank holds all T tokens of the residual stream: the input is used as it is and its
+gradient summed; the row layer sums. With sequence parallelism (Korthikanti et al., arXiv 2205.05198) every
+rank holds T / size tokens: the input is gathered and its gradient summed and scattered; the row layer sums
+and scatters. The bytes are the same, while norms, residuals and dropout are sharded.
 
 With sequence parallelism the replicated parameters of norms see only a shard of the tokens, so their
 gradient is summed over the ranks (`replicated_parameter`). The final hidden states are gathered once, before
@@ -16,7 +16,7 @@ so that every rank has all of it and the gradient of the gather is a plain slice
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -35,10 +35,10 @@ from pretrain.model.factory import LayerFactory
 from pretrain.parallel.collectives import (
     copy_to_ranks,
     gather_for_replicated_work,
-    gather_for_sharded_work,
     reduce_scatter,
     sum_over_ranks,
 )
+from pretrain.parallel.column_layers import apply_columns
 from pretrain.parallel.groups import ProcessGroups
 
 Communication = Callable[[Tensor], Tensor]
@@ -83,14 +83,13 @@ class TensorParallelFactory(LayerFactory):
 
     def column(self, inputs: int, outputs: int) -> nn.Module:
         """See `LayerFactory.column`."""
-        layer = _Column(
+        layer = ColumnParallelLinear(
             inputs,
             outputs,
             config=self._config,
             init_method=_no_initialisation,
             bias=False,
             gather_output=False,
-            disable_grad_reduce=True,  # `enter_branch` does it once for all column layers of a branch
         )
         return _mark(layer, 0)
 
@@ -118,9 +117,14 @@ class TensorParallelFactory(LayerFactory):
         """See `LayerFactory.replicated_parameter`."""
         return copy_to_ranks(parameter, self._group) if self._sequence_parallel else parameter
 
-    def enter_branch(self, x: Tensor) -> Tensor:
-        """See `LayerFactory.enter_branch`."""
-        return (gather_for_sharded_work if self._sequence_parallel else copy_to_ranks)(x, self._group)
+    def columns(self, x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+        """See `LayerFactory.columns`.
+
+        The layers' weights are used outside of their modules. ZeRO-3 gathers such parameters with the module
+        that is running, the branch, from their first use on.
+        """
+        weights = [cast(Tensor, layer.weight) for layer in layers]
+        return apply_columns(x, weights, self._group, self._sequence_parallel)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """See `LayerFactory.gather_tokens`."""
@@ -160,11 +164,6 @@ class _Embedding(VocabParallelEmbedding):
         local = (input_ >= self.vocab_start_index) & (input_ < self.vocab_end_index)
         rows = F.embedding(torch.where(local, input_ - self.vocab_start_index, 0), self.weight)
         return self.reduce_output(rows.masked_fill(~local.unsqueeze(-1), 0.0))
-
-
-class _Column(ColumnParallelLinear):
-    def forward(self, input_: Tensor) -> Any:
-        return super().forward(input_)[0]
 
 
 class _Row(RowParallelLinear):

@@ -31,14 +31,18 @@ def test_installed_versions_are_the_tested_ones(package: str, expected: str) -> 
 
 
 def test_megatron_layers_accept_our_arguments() -> None:
+    from megatron.core import parallel_state
     from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 
     column = inspect.signature(ColumnParallelLinear).parameters
     row = inspect.signature(RowParallelLinear).parameters
     embedding = inspect.signature(VocabParallelEmbedding).parameters
-    assert {"config", "init_method", "bias", "gather_output", "disable_grad_reduce"} <= set(column)
+    assert {"config", "init_method", "bias", "gather_output"} <= set(column)
     assert {"config", "init_method", "bias", "input_is_parallel", "skip_bias_add"} <= set(row)
     assert {"config", "init_method"} <= set(embedding)
+    groups = inspect.signature(parallel_state.initialize_model_parallel).parameters
+    assert {"tensor_model_parallel_size", "high_priority_stream_groups"} <= set(groups)
+    assert 'get_nccl_options("tp"' in inspect.getsource(parallel_state.initialize_model_parallel)
 
 
 def test_deepspeed_still_builds_its_shared_memory_collectives_by_that_name() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.model.attention.causal import CausalMask
 from pretrain.model.attention.choose import packed_mask
 from pretrain.model.config import ModelConfig, RecomputePolicy
-from pretrain.model.factory import LayerFactory
 from pretrain.model.loss import LossSettings
 from pretrain.model.recompute import element_wise, run_layer
 from pretrain.model.transformer import Transformer, initialise
@@ -48,9 +47,9 @@ def gradients(**changes: Any) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def saved_bytes(factory: LayerFactory | None = None, **changes: Any) -> int:
+def saved_bytes(**changes: Any) -> int:
     """Memory of the network between its forward and its backward pass."""
-    model = Transformer(replace(CONFIG, **changes), factory)
+    model = Transformer(replace(CONFIG, **changes))
     initialise(model, 0)
     model.train()
     tokens, positions, *_ = inputs(model)
@@ -134,40 +133,6 @@ def test_each_policy_saves_less_memory() -> None:
     assert selective == 6 * hidden + feature * CONFIG.heads + 2 * feature * CONFIG.ffn_size + vectors
     assert hidden <= full < 1.2 * hidden  # its input and the state of the random generator
     assert none > 2 * selective
-
-
-class _Half(nn.Module):
-    """The first half of a layer's tokens."""
-
-    def __init__(self, whole: nn.Module) -> None:
-        super().__init__()
-        self.weight = whole.weight
-        self._whole = [whole]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._whole[0](x)[: LENGTH // 2].clone()
-
-
-class HalfTheTokens(LayerFactory):
-    """Every branch sees twice the tokens of the residual stream, as in sequence parallel on two ranks."""
-
-    def embedding(self, rows: int, width: int) -> nn.Module:
-        return _Half(super().embedding(rows, width))
-
-    def row(self, inputs: int, outputs: int) -> nn.Module:
-        return _Half(super().row(inputs, outputs))
-
-    def enter_branch(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x])
-
-
-def test_selective_saves_no_gathered_sequence() -> None:
-    def per_layer(factory: LayerFactory) -> float:
-        sizes = [saved_bytes(factory, recompute="selective", layers=layers) for layers in (3, 1)]
-        return (sizes[0] - sizes[1]) / 2
-
-    saved = per_layer(LayerFactory()) - per_layer(HalfTheTokens())
-    assert saved == 4 * LENGTH * CONFIG.hidden_size, "half of the inputs of both branches"
 
 
 def test_the_policy_applies_to_the_first_layers() -> None:
