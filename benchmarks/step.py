@@ -148,7 +148,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     )
     for name in options.models:
         whole = named_models()[name]
-        depths = options.layers or [_layers_that_fit(whole, options.device, ranks)]
+        depths = options.layers or [layers_that_fit(whole, options.device, ranks)]
         for attention, compiled, recompute, layers in itertools.product(
             options.attention, options.compile, options.recompute, depths
         ):
@@ -172,11 +172,18 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
-def _layers_that_fit(model: ModelConfig, device: str, ranks: int) -> int:
-    """As many layers as leave room for activations on each GPU."""
+def layers_that_fit(model: ModelConfig, device: str, ranks: int, share: float = _STATE_SHARE) -> int:
+    """As many layers as leave room for activations on each GPU; on a CPU all.
+
+    Args:
+        model: The whole network.
+        device: `cpu` or `cuda`.
+        ranks: Over which its state is partitioned.
+        share: Of a GPU's memory that the state may take.
+    """
     if device == "cpu":
         return model.layers
-    room = _STATE_SHARE * torch.cuda.get_device_properties(0).total_memory * ranks / _STATE_BYTES
+    room = share * torch.cuda.get_device_properties(0).total_memory * ranks / _STATE_BYTES
     room -= 2 * model.vocabulary_size * model.hidden_size
     return max(1, int(room / (4 * model.hidden_size**2 + 3 * model.hidden_size * model.ffn_size)))
 
