@@ -50,7 +50,7 @@ class Recorder:
         self.write()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Keep a file that could not be imported as failed, one that asks for a missing package as skipped."""
+        """Keep a file that could not be imported as failed, one that lacks a package as skipped."""
         if not report.passed:
             self.outcomes[report.nodeid] = ("failed" if report.failed else "skipped", _first_line(report))
             self.write()

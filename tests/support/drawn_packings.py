@@ -1,4 +1,4 @@
-"""Hypothesis strategies of packed sequences; apart, since a machine for `tests/gpu` may have no hypothesis."""
+"""Hypothesis strategies of packed sequences; apart, since `tests/gpu` does without hypothesis."""
 
 from __future__ import annotations
 
