@@ -48,12 +48,13 @@ def compile_caches(caller: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def use_compile_caches() -> None:
-    """Set the variables in this process, before it imports torch's compiler or flash-attn-4.
+    """Set the variables in this process, before it compiles; not where torch.compile is switched off.
 
     Raises:
         InputError: As `compile_caches`.
     """
-    os.environ.update(compile_caches())
+    if os.environ.get("TORCHDYNAMO_DISABLE") != "1":
+        os.environ.update(compile_caches())
 
 
 def own_folder(path: Path) -> Path:
