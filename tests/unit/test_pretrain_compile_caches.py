@@ -21,8 +21,9 @@ VARIABLES = {*FOLDERS, "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"}
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary folder of the test's own, and none of the variables."""
-    for name in (*VARIABLES, "TORCHDYNAMO_DISABLE"):
-        monkeypatch.delenv(name, raising=False)
+    for name in (*VARIABLES, "TORCHDYNAMO_DISABLE", "TORCH_NCCL_ENABLE_TIMING"):
+        monkeypatch.setenv(name, "")  # restored afterwards, whatever the test sets
+        monkeypatch.delenv(name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -97,13 +98,10 @@ def test_a_folder_that_cannot_be_made_is_told(temporary: Path) -> None:
         own_folder(temporary / "missing" / "folder")
 
 
-def test_torch_looks_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_looks_there() -> None:
     """A canary: both compilers read the variables when they first compile."""
     from torch._inductor.runtime import cache_dir_utils
 
-    for name in FOLDERS:
-        monkeypatch.setenv(name, "before")
-        monkeypatch.delenv(name)  # restored afterwards
     use_compile_caches()
     assert cache_dir_utils.cache_dir() == os.environ["TORCHINDUCTOR_CACHE_DIR"]
     assert {cache_dir_utils.triton_cache_dir(device) for device in range(8)} == {
