@@ -15,10 +15,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.report import Column, Report, arguments
 from benchmarks.start_up_run import MARK
 from benchmarks.step import layers_that_fit
+from pretrain.model.config import CompileChoice
 from pretrain.settings import named_models
 
 READY = "imports to weights"
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments("start_up", __doc__)
     parser.add_argument("--model", choices=list(named_models()), help="default: tiny, on a GPU 7b")
     parser.add_argument("--layers", type=int, help="default: all that fit")
+    parser.add_argument("--compile", choices=get_args(CompileChoice), default="auto", help="default: auto")
     options = parser.parse_args(argv)
     gpu = options.device == "cuda" and not options.smoke
     name = options.model or ("7b" if gpu else "tiny")
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report("start_up", "Start of a training, one rank", _COLUMNS, options.device, out=options.out)
     about = {"model": name, "layers": layers, "all_layers": whole.layers}
     ready = 0.0
-    for part, seconds in _parts(name, layers, options.device, 8192 if gpu else 512):
+    for part, seconds in _parts(name, layers, options.device, 8192 if gpu else 512, options.compile):
         report.add(**about, part=part, seconds=seconds)
         ready += seconds
         if part == "weights":
@@ -61,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parts(name: str, layers: int, device: str, length: int) -> Iterator[tuple[str, float]]:
+def _parts(name: str, layers: int, device: str, length: int, compiled: str) -> Iterator[tuple[str, float]]:
     """Each part and its seconds, as soon as it has ended."""
-    words = [sys.executable, "-m", "benchmarks.start_up_run", name, str(layers), device, str(length)]
+    words = [sys.executable, "-m", "benchmarks.start_up_run", name, str(layers), device]
+    words += [str(length), compiled]
     before = time.time()
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, cwd=_ROOT, encoding="utf-8", errors="replace"

@@ -1,6 +1,6 @@
 """A fresh process that starts a training of one rank and says after each part when it ended.
 
-    python -m benchmarks.start_up_run MODEL LAYERS DEVICE LENGTH
+    python -m benchmarks.start_up_run MODEL LAYERS DEVICE LENGTH COMPILE
 
 Nothing heavy is imported at the top: imports are the first part. A line of JSON a part is printed:
 its name and the seconds since the epoch at its end (for `benchmarks.start_up`).
@@ -21,26 +21,27 @@ MARK = "start-up "  # before each line: libraries print, too
 
 def main(argv: Sequence[str]) -> int:
     """Start the training; returns the exit status."""
-    name, layers, device, length = argv[0], int(argv[1]), argv[2], int(argv[3])
+    name, layers, device, length, compiled = argv[0], int(argv[1]), argv[2], int(argv[3]), argv[4]
     if device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     import pretrain.main  # noqa: F401 - what a rank imports
     from benchmarks.packed import packed_batch
     from benchmarks.step_run import ALONE
+    from pretrain.compile_caches import use_compile_caches
     from pretrain.config import TrainerConfig, TrainingConfig
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.mesh import Mesh
     from pretrain.settings import named_models
 
+    use_compile_caches()
     _say("imports")
     os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
     groups = ProcessGroups.create(Mesh(1, 1))
     _say("process groups")
     whole = named_models()[name]
-    model = replace(
-        whole, layers=layers, recompute="full", max_positions=max(whole.max_positions, 1024)
-    )  # a longer rotary table
+    positions = max(whole.max_positions, 1024)  # a longer rotary table
+    model = replace(whole, layers=layers, recompute="full", compile=compiled, max_positions=positions)
     precision = "bf16" if device == "cuda" else "fp32"
     trainer = TrainerConfig(global_batch=1, micro_batch=1, sequence_length=length, precision=precision)
     engine = Engine.build(TrainingConfig(trainer=trainer, model=model), groups)
