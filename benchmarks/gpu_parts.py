@@ -56,6 +56,7 @@ ON_GPU = (
     Part("start_up", ("benchmarks.start_up",), most=100, least=30),
     Part("loss", ("benchmarks.loss",), most=30),
     Part("frames", ("benchmarks.frames",), most=40),
+    Part("staging", ("benchmarks.staging",), most=60, least=30),
     Part(
         "step_7b_recompute", _step("7b", "--layers", "4", "12", "--recompute", "selective", "full"), most=120
     ),
@@ -74,5 +75,6 @@ ON_CPU = tuple(
         ("start_up", "start_up", ()),
         ("loss", "loss", ("--tokens", "256")),
         ("frames", "frames", ()),
+        ("staging", "staging", ()),
     )
 )

@@ -77,15 +77,24 @@ class Measured:
 
 def measure(case: Case) -> Measured | None:
     """Train some steps in this process (a fresh one); None if the GPU is out of memory."""
-    if case.device == "cpu":
-        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
-    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
+    become_alone(case.device)
     try:
         return _train(case)
     except torch.cuda.OutOfMemoryError:
         return None
+
+
+def become_alone(device: str) -> None:
+    """Set the environment of a world of one rank, unless torchrun has set that of another.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    if device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
+    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
 
 
 def _train(case: Case) -> Measured:
