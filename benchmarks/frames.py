@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report("frames", f"Frames of {options.suite}", _COLUMNS, options.device, out=options.out)
     try:
         _measure(report, open_suite(options.suite), (64,) if options.smoke else (64, 256), steps)
-    except InputError as missing:
+    except (InputError, ImportError) as missing:  # a package, a library, or a display of EGL
         report.note(f"not measured: {missing}")
     report.note("one process; frames: cameras x pictures of an unchanged scene a second")
     report.finish(options.out)

@@ -58,7 +58,8 @@ def test_each_part_leaves_what_it_wrote_and_says_how_it_ended(tmp_path: Path) ->
     states = {"one": "done", "two": "failed", "three": "failed", "four": "done"}
     assert {name: each["state"] for name, each in found.items()} == states == dict(shown)
     assert found["two"]["reason"] == "exit status 3: ValueError: no such thing"
-    assert found["two"]["log"] == ["about to fail", "ValueError: no such thing"]
+    assert found["two"]["log"] == ["measured", "about to fail", "ValueError: no such thing"]
+    assert found["one"]["log"] == [], "only what went wrong is read"
     assert found["three"]["reason"] == "exit status 4: no output"
     assert found["three"]["result"] is None
     assert run.results.keys() == {"one", "two", "four"}
