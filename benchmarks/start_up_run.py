@@ -24,17 +24,18 @@ def main(argv: Sequence[str]) -> int:
     name, layers, device, length, compiled = argv[0], int(argv[1]), argv[2], int(argv[3]), argv[4]
     if device == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    from pretrain.compile_caches import use_compile_caches
+
+    use_compile_caches()
     import pretrain.main  # noqa: F401 - what a rank imports
     from benchmarks.packed import packed_batch
     from benchmarks.step_run import ALONE
-    from pretrain.compile_caches import use_compile_caches
     from pretrain.config import TrainerConfig, TrainingConfig
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
     from pretrain.parallel.mesh import Mesh
     from pretrain.settings import named_models
 
-    use_compile_caches()
     _say("imports")
     os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
     groups = ProcessGroups.create(Mesh(1, 1))

@@ -48,7 +48,9 @@ def compile_caches(caller: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def use_compile_caches() -> None:
-    """Set the variables in this process, before it compiles; not where torch.compile is switched off.
+    """Set the variables in this process; not where torch.compile is switched off.
+
+    Before torch's compiler is imported (by DeepSpeed, for one): it sets its own variable to its default then.
 
     Raises:
         InputError: As `compile_caches`.

@@ -122,3 +122,18 @@ def test_ranks_of_ray_and_of_torchrun_use_them(monkeypatch: pytest.MonkeyPatch) 
     worker_entry_points.train_rank(TrainingConfig(), None)  # type: ignore[arg-type]
     main._run(TrainingConfig(), rank=1)
     assert used == ["ray", "train", "torchrun", "train"]
+
+
+@pytest.mark.parametrize(
+    "module_of_rank", ["pretrain.main", "cluster.run.train_group, cluster.run.worker_entry_points"]
+)
+def test_ranks_set_them_before_torchs_compiler_sets_its_own(module_of_rank: str, temporary: Path) -> None:
+    program = (
+        f"import os, {module_of_rank}; from pretrain.compile_caches import use_compile_caches;"
+        "use_compile_caches(); import pretrain.trainer, torch._inductor.codecache;"
+        "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    words = [sys.executable, "-c", program]
+    ended = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", check=True)
+    assert ended.stdout.splitlines()[-1] == f"{temporary}/worldvla-compiled-{os.getuid()}/inductor"
