@@ -42,8 +42,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-simulators.txt r
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "error: $(PYTHON) not found; install it (apt-get install python3.11-venv) or name another with PYTHON="; \
 	  exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
-	  echo "error: $(PYTHON) is not Python 3.11 or 3.12; name one of these with PYTHON="; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13; name one of these with PYTHON="; exit 2; }
 	@echo "[setup] virtual environment in $(VENV)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "[setup] torch (first: whatever else asks for it then finds it)"

@@ -127,13 +127,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the JSON file."""
     options = _options(argv)
     device = torch.device(options.device)
-    report = Report("attention", "Attention under WorldVLA's mask", _columns(), options.device)
+    report = Report(
+        "attention", "Attention under WorldVLA's mask", _columns(), options.device, out=options.out
+    )
     best = _Best()
     for tokens in options.tokens:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         shape = Shape(tokens, options.heads, options.key_value_heads, options.head_size, device, dtype)
         for layout in LAYOUTS:
-            _add_rows(report, shape, layout, best)
+            _add_rows(report, shape, layout, best, options.attention)
     _targets(report, best)
     report.note(
         f"{options.heads} heads of {options.head_size} over {options.key_value_heads} of keys and values, "
@@ -170,7 +172,9 @@ class _Measured:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measured:
+def _measure(
+    shape: Shape, segments: np.ndarray, blocks: np.ndarray, backends: Sequence[AttentionBackend]
+) -> _Measured:
     torch.compiler.reset()  # each length is compiled; the number of compiled versions is limited
     measured = _Measured()
     for name, attend in causal_attentions(shape):
@@ -178,7 +182,7 @@ def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measure
             measured.reasons[name] = attend
         else:
             measured.seconds[name] = times(attend, shape)
-    for name in MASKED:
+    for name in backends:
         reason = unsupported_reason(name, detect(shape.device), shape.dtype, shape.size)
         if reason is not None:
             measured.reasons[name] = reason
@@ -193,9 +197,11 @@ def _measure(shape: Shape, segments: np.ndarray, blocks: np.ndarray) -> _Measure
     return measured
 
 
-def _add_rows(report: Report, shape: Shape, layout: str, best: _Best) -> None:
+def _add_rows(
+    report: Report, shape: Shape, layout: str, best: _Best, backends: Sequence[AttentionBackend]
+) -> None:
     segments, blocks = packed_row(layout, shape.tokens)
-    measured = _measure(shape, segments, blocks)
+    measured = _measure(shape, segments, blocks, backends)
     causal = min(both for name, (_, both) in measured.seconds.items() if name.startswith("causal"))
     dense = measured.seconds["sdpa"][1]
     visible = {True: shape.tokens * (shape.tokens + 1) // 2, False: visible_pairs(segments, blocks)}
@@ -252,6 +258,9 @@ def _columns() -> list[Column]:
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = arguments("attention", __doc__)
     parser.add_argument("--tokens", type=int, nargs="+", help="default 1 k to 16 k, on the CPU 1 k and 2 k")
+    parser.add_argument(
+        "--attention", nargs="+", choices=MASKED, default=MASKED, help="backends besides sdpa; default: all"
+    )
     parser.add_argument("--heads", type=int, help="default 32, on the CPU 4")
     parser.add_argument("--key-value-heads", type=int, help="default: as many as heads")
     parser.add_argument("--head-size", type=int, help="default 128, on the CPU 32")
@@ -259,6 +268,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     gpu = options.device == "cuda" and not options.smoke
     sizes = (1024, 2048, 4096, 8192, 16_384) if gpu else (2048,) if options.smoke else (1024, 2048)
     options.tokens = options.tokens or sizes
+    options.attention = dict.fromkeys((*options.attention, "sdpa"))  # the reference of "x dense"
     options.heads = options.heads or (32 if gpu else 2 if options.smoke else 4)
     options.key_value_heads = options.key_value_heads or options.heads
     options.head_size = options.head_size or (128 if gpu else 32)

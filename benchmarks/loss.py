@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Column("beside", "beside the weight's gradient", "MB", digits=0),
         Column("seconds", "forward + backward", "ms", digits=1),
     ]
-    report = Report("loss", "Loss: blocks of the vocabulary or whole logits", columns, options.device)
+    report = Report(
+        "loss", "Loss: blocks of the vocabulary or whole logits", columns, options.device, out=options.out
+    )
     peaks: dict[tuple[str, str], int] = {}
     for name in options.dtype:
         for method in METHODS:

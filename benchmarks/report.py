@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from data.files import write_text_whole
 
 NOT_MEASURED = "not measured"
 _WIDE = 200
@@ -183,13 +186,22 @@ class Report:
         columns: Of the table, in order.
         device: `cpu` or `cuda`.
         hidden: Keys of columns that are in the JSON file only.
+        out: JSON file to rewrite whole after each row, so that a benchmark which is cut off leaves what it
+            has measured, with `finished` false.
     """
 
     def __init__(
-        self, name: str, title: str, columns: Sequence[Column], device: str, hidden: Sequence[str] = ()
+        self,
+        name: str,
+        title: str,
+        columns: Sequence[Column],
+        device: str,
+        hidden: Sequence[str] = (),
+        out: Path | None = None,
     ) -> None:
         self._name, self._title, self._columns, self._device = name, title, columns, device
         self._shown = [column for column in columns if column.key not in hidden]
+        self._out = out
         self.rows: list[dict[str, Any]] = []
         self.targets: list[dict[str, Any]] = []
         self.notes: list[str] = []
@@ -204,6 +216,8 @@ class Report:
         if set(values) != keys:
             raise ValueError(f"row {sorted(values)}, expected {sorted(keys)}")
         self.rows.append(values)
+        if self._out is not None:
+            self._write(self._out, finished=False)
 
     def note(self, text: str) -> None:
         """A remark below the table."""
@@ -218,17 +232,25 @@ class Report:
         # A file or a pipe has no width: columns there are as wide as their content.
         self._print(console or Console(width=None if sys.stdout.isatty() else _WIDE))
         if out is not None:
-            content = {
-                "name": self._name,
-                "title": self._title,
-                "units": {column.key: column.unit for column in self._columns},
-                "environment": environment(self._device),
-                "rows": self.rows,
-                "targets": self.targets,
-                "notes": self.notes,
-            }
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+            self._write(out, finished=True)
+
+    def _write(self, out: Path, finished: bool) -> None:
+        content = {
+            "name": self._name,
+            "title": self._title,
+            "finished": finished,
+            "units": {column.key: column.unit for column in self._columns},
+            "environment": self._environment,
+            "rows": self.rows,
+            "targets": self.targets,
+            "notes": self.notes,
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(out, json.dumps(content, indent=1) + "\n")
+
+    @cached_property
+    def _environment(self) -> dict[str, Any]:
+        return environment(self._device)
 
     def _print(self, console: Console) -> None:
         table = Table(title=self._title, title_justify="left")

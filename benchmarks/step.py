@@ -4,16 +4,21 @@
     MFU             = FLOPs of the step / (seconds of the step * peak FLOP/s of all ranks)
 
 N parameters of the layers, t tokens without padding, V vocabulary, h hidden size, l labelled positions, L
-layers, p pairs (query, key) of causal attention within the samples; recomputation is not counted. Batches are
-packed WorldVLA sequences of random 256-pixel frames (M = 2, K = 5, as many action as world samples), the
+layers, p pairs (query, key) of causal attention within the samples; recomputation is not counted. The full
+count ("full MFU") takes for p all pairs within the samples, later keys included, as figures of other systems
+do (those take the square of the whole sequence, which packed samples do not attend to). Batches are packed
+WorldVLA sequences of random 256-pixel frames (M = 2, K = 5, as many action as world samples), the
 same in every step. Peak FLOP/s: the vendor's dense bf16 figure; on a CPU a measured matrix product.
 
 One process trains alone; `torchrun --nproc-per-node 8 -m benchmarks.step --tensor 2 ...` measures several
 GPUs, one variant a run (the ranks that are not tensor parallel are data parallel). AdamW in mixed precision
 takes 16 bytes a parameter: 112 GB for 7B, more than a GPU of 80 GB has. On one, fewer layers of the same
-shape are trained, as many as leave room for activations (or `--layers`), and the table says how many.
-Their MFU stands for that of all layers, since each layer costs the same; only embedding and head weigh
-more. Several GPUs measure the whole.
+shape are trained, as many as leave room for activations (or `--layers`), and the table says how many. With
+two depths, l < m, a row of all L layers is extrapolated, since each layer costs the same:
+
+    seconds(L) = seconds(m) + (L - m) * (seconds(m) - seconds(l)) / (m - l)
+
+so that embedding, head and loss are counted once. Several GPUs measure the whole.
 """
 
 from __future__ import annotations
@@ -21,62 +26,76 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
 from benchmarks.processes import run_in_processes
-from benchmarks.report import Column, Report, arguments
+from benchmarks.report import Report, arguments
 from benchmarks.step_run import Case, Measured, measure
+from benchmarks.step_table import (
+    COLUMNS,
+    IN_FILE,
+    Timed,
+    add_targets,
+    extrapolated_row,
+    row_of,
+    unmeasured_row,
+)
 from pretrain.config import ParallelConfig, Precision, TrainerConfig, TrainingConfig
 from pretrain.model.config import RECOMPUTE_POLICIES, AttentionBackend, CompileChoice, ModelConfig
 from pretrain.settings import named_models
 
 _STATE_BYTES = 16  # a parameter: weight and gradient in bf16, master and two moments in fp32
 _STATE_SHARE = 0.6  # of a GPU's memory, when layers are left out
-_TARGET = 0.5
-_HELD = Column("held", "held", "GB", digits=1)
-_COLUMNS = (
-    Column("variant", "variant"),
-    Column("seconds", "median", "s", digits=3),
-    Column("spread", "spread", "%", digits=0),
-    Column("tokens_per_second", "tokens", "1/s", digits=0),
-    Column("teraflops", "a rank", "TFLOP/s", digits=2),
-    Column("mfu", "MFU", "%", digits=1),
-    Column("added", "added", "GB", digits=3),
-    Column("relative", "speed", "x first", digits=2),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     options = _options(argv)
     cases = list(_cases(options))
-    columns = _COLUMNS if options.device == "cpu" else (*_COLUMNS[:-2], _HELD, *_COLUMNS[-2:])
-    report = Report("step", _title(cases[0]), columns, options.device)
-    first: dict[str, Measured] = {}
+    hidden = IN_FILE if options.device == "cuda" else (*IN_FILE, "held")
+    out = options.out if _is_first_rank() else None
+    report = Report("step", _title(cases[0]), COLUMNS, options.device, hidden, out)
     results = _measure_all(cases, options.rounds)
-    peak = max((measured.peak_flops for measured in results if measured is not None), default=0.0)
-    for case, measured in zip(cases, results, strict=True):
-        if measured is None:
-            report.note(f"{_variant(case, None)}: out of memory")
-        elif case.model not in first:
-            first[case.model] = measured
-        row = _row(case, measured, first.get(case.model), peak)
-        report.add(**{column.key: row.get(column.key) for column in columns})
-    _add_target(report, options.device)
+    if options.device == "cpu":  # its peak is measured, too: the fastest of all is nearest
+        results = list(results)
+    _add_rows(report, cases, results)
+    add_targets(report, options.device)
     report.note("variant: model, layers, attention, recompute; speed: against the model's first variant")
     report.note("tokens: without padding, over all ranks; spread: of the steps, as a share of the median")
     report.note("added: most that a step holds above what is held between steps")
     if options.device == "cpu":
         report.note("MFU: of a matrix product's speed on this machine, the fastest measured")
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first_rank():
         report.finish(options.out)
     return 0
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _add_rows(report: Report, cases: Sequence[Case], results: Iterable[Measured | None]) -> None:
+    """A row of each variant as soon as it is measured, and of all layers where that was the second depth."""
+    first: dict[str, Timed] = {}
+    timed: list[Timed] = []
+    known = [each for each in results if each is not None] if isinstance(results, list) else []
+    peak = max((each.peak_flops for each in known), default=0.0)
+    for case, measured in zip(cases, results, strict=True):
+        if measured is None:
+            row = unmeasured_row(case)
+            report.note(f"{row['variant']}: out of memory")
+            report.add(**row)
+            continue
+        newest = Timed(case, measured, max(peak, measured.peak_flops))
+        report.add(**row_of(newest, first.setdefault(case.model, newest)))
+        if (row := extrapolated_row(timed, newest)) is not None:
+            report.add(**row)
+        timed.append(newest)
 
 
 def _title(case: Case) -> str:
@@ -89,15 +108,19 @@ def _title(case: Case) -> str:
     )
 
 
-def _measure_all(cases: Sequence[Case], rounds: int) -> list[Measured | None]:
+def _measure_all(cases: Sequence[Case], rounds: int) -> Iterator[Measured | None]:
     """Measure in this process under torchrun, otherwise each variant in a process of its own.
 
-    The variants take turns, round after round, so that a busy machine slows all of them.
+    The variants take turns, round after round, so that a busy machine slows all of them. With one round each
+    is given back at once.
     """
     if "RANK" in os.environ:
-        return [measure(case) for case in cases]
-    turns = [[run_in_processes(measure, [(case,)])[0] for case in cases] for _ in range(rounds)]
-    return [_joined([turn[number] for turn in turns]) for number in range(len(cases))]
+        yield from map(measure, cases)
+    elif rounds == 1:
+        yield from (run_in_processes(measure, [(case,)])[0] for case in cases)
+    else:
+        turns = [[run_in_processes(measure, [(case,)])[0] for case in cases] for _ in range(rounds)]
+        yield from (_joined([turn[number] for turn in turns]) for number in range(len(cases)))
 
 
 def _joined(turns: Sequence[Measured | None]) -> Measured | None:
@@ -125,9 +148,9 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
     )
     for name in options.models:
         whole = named_models()[name]
-        layers = options.layers or _layers_that_fit(whole, options.device, ranks)
-        for attention, compiled, recompute in itertools.product(
-            options.attention, options.compile, options.recompute
+        depths = options.layers or [layers_that_fit(whole, options.device, ranks)]
+        for attention, compiled, recompute, layers in itertools.product(
+            options.attention, options.compile, options.recompute, depths
         ):
             model = replace(
                 whole,
@@ -149,53 +172,20 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
             )
 
 
-def _layers_that_fit(model: ModelConfig, device: str, ranks: int) -> int:
-    """As many layers as leave room for activations on each GPU."""
+def layers_that_fit(model: ModelConfig, device: str, ranks: int, share: float = _STATE_SHARE) -> int:
+    """As many layers as leave room for activations on each GPU; on a CPU all.
+
+    Args:
+        model: The whole network.
+        device: `cpu` or `cuda`.
+        ranks: Over which its state is partitioned.
+        share: Of a GPU's memory that the state may take.
+    """
     if device == "cpu":
         return model.layers
-    room = _STATE_SHARE * torch.cuda.get_device_properties(0).total_memory * ranks / _STATE_BYTES
+    room = share * torch.cuda.get_device_properties(0).total_memory * ranks / _STATE_BYTES
     room -= 2 * model.vocabulary_size * model.hidden_size
     return max(1, int(room / (4 * model.hidden_size**2 + 3 * model.hidden_size * model.ffn_size)))
-
-
-def _variant(case: Case, measured: Measured | None) -> str:
-    model = case.config.model
-    attention = model.attention if measured is None else measured.attention
-    compiled = "" if model.compile == "auto" else f", compile {model.compile}"
-    return f"{case.model} {model.layers}/{case.all_layers} layers, {attention}, {model.recompute}{compiled}"
-
-
-def _ranks(case: Case) -> int:
-    return case.config.parallel.tensor * case.config.parallel.data
-
-
-def _row(case: Case, measured: Measured | None, first: Measured | None, peak: float) -> dict[str, Any]:
-    if measured is None or first is None:
-        return {"variant": _variant(case, None)}
-    seconds = statistics.median(measured.seconds)
-    flops = measured.work.flops(case.config.model)
-    return {
-        "variant": _variant(case, measured),
-        "seconds": seconds,
-        "spread": 100 * (max(measured.seconds) - min(measured.seconds)) / seconds,
-        "tokens_per_second": measured.work.tokens / seconds,
-        "teraflops": flops / seconds / _ranks(case) / 1e12,
-        "mfu": 100 * flops / (seconds * peak),
-        "held": None if measured.held is None else measured.held / 1e9,
-        "added": measured.added / 1e9,
-        "relative": statistics.median(first.seconds) / seconds,
-    }
-
-
-def _add_target(report: Report, device: str) -> None:
-    """Half of the peak with 7B on one H100 or H200."""
-    hopper = device == "cuda" and any(name in torch.cuda.get_device_name() for name in ("H100", "H200"))
-    measured = [
-        row["mfu"] for row in report.rows if row["variant"].startswith("7b ") and row["mfu"] is not None
-    ]
-    best = max(measured) if hopper and measured else None
-    met = None if best is None else best >= 100 * _TARGET
-    report.target("7B (layers as in the table) on an H100 or H200, bf16: MFU of 50 % or better", met, best)
 
 
 def _precision(device: str) -> Precision:
@@ -211,7 +201,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=list(named_models()),
         help="default: tiny, on a GPU 1b and 7b",
     )
-    parser.add_argument("--layers", type=int, help="train so many of the model's layers")
+    parser.add_argument("--layers", type=int, nargs="+", help="train so many layers; two numbers extrapolate")
     parser.add_argument("--tensor", type=int, default=1, help="tensor-parallel ranks; needs torchrun")
     parser.add_argument("--data", type=int, help="data-parallel ranks; default: torchrun's others")
     parser.add_argument("--zero-stage", type=int, choices=(1, 2, 3), default=3)
@@ -240,10 +230,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--tensor {options.tensor} x --data {options.data} needs {options.tensor * options.data} "
             f"processes, found {world}; start as many with torchrun"
         )
-    variants = [options.models, options.recompute, options.attention, options.compile]
+    variants = [options.layers or [], options.models, options.recompute, options.attention, options.compile]
     if world > 1 and any(len(values) > 1 for values in variants):
         parser.error(
-            "one variant a run under torchrun; give one --models, --recompute, --attention, --compile"
+            "one variant a run under torchrun: one --models, --layers, --recompute, --attention, --compile"
         )
     return options
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from benchmarks.packed import packed_batch
@@ -58,6 +59,7 @@ class Measured:
     Attributes:
         seconds: Of each timed step.
         work: Of one step, over all ranks.
+        square_pairs: Pairs (query, key) within the samples of that work, those of later keys included.
         peak_flops: Of all ranks together, FLOP/s.
         held: Bytes on this rank's GPU between steps; None on a CPU.
         added: Peak of bytes allocated by a step besides those.
@@ -66,6 +68,7 @@ class Measured:
 
     seconds: list[float]
     work: Workload
+    square_pairs: int
     peak_flops: float
     held: int | None
     added: int
@@ -74,15 +77,24 @@ class Measured:
 
 def measure(case: Case) -> Measured | None:
     """Train some steps in this process (a fresh one); None if the GPU is out of memory."""
-    if case.device == "cpu":
-        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
-    os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
-    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
+    become_alone(case.device)
     try:
         return _train(case)
     except torch.cuda.OutOfMemoryError:
         return None
+
+
+def become_alone(device: str) -> None:
+    """Set the environment of a world of one rank, unless torchrun has set that of another.
+
+    Args:
+        device: `cpu` or `cuda`.
+    """
+    if device == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+    os.environ.update({key: os.environ.get(key, value) for key, value in ALONE.items()})
+    # DeepSpeed still calls collectives by names that torch renamed: one warning a call site and rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
 
 
 def _train(case: Case) -> Measured:
@@ -117,6 +129,7 @@ def _train(case: Case) -> Measured:
     result = Measured(
         seconds=seconds,
         work=sum([mine] * parallel.data, Workload()),
+        square_pairs=parallel.data * sum(map(square_pairs, batches)),
         peak_flops=peak,
         held=held,
         added=peak_memory(step, case.device),
@@ -124,6 +137,14 @@ def _train(case: Case) -> Measured:
     )
     dist.destroy_process_group()
     return result
+
+
+def square_pairs(batch: PackedBatch) -> int:
+    """Pairs (query, key) within the samples of a micro-batch, as attention without a mask would have them."""
+    return sum(
+        int((np.unique(row[row > 0], return_counts=True)[1].astype(np.int64) ** 2).sum())
+        for row in batch.segments
+    )
 
 
 def _peak_of_all(device: torch.device, precision: str) -> float:

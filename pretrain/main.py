@@ -18,6 +18,7 @@ from typing import Any, Self
 from data.errors import InputError
 from data.files import user_mistake
 from pretrain.checks import check_training
+from pretrain.compile_caches import use_compile_caches
 from pretrain.config import TrainingConfig
 from pretrain.faults.exit_codes import (
     EXIT_FAILED,
@@ -95,6 +96,7 @@ def _run(config: TrainingConfig, rank: int) -> None:
     import torch.distributed as dist
 
     silence_known_warnings()
+    use_compile_caches()
     os.environ.setdefault("TORCH_NCCL_ENABLE_TIMING", "1")  # for pretrain.telemetry.waits, before any group
     from pretrain.trainer import train  # takes seconds to import: only once the settings are accepted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -9,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 
 # Before anything imports numpy or torch: one thread a process, software rendering, no telemetry.
@@ -23,11 +23,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
-# No example is too slow: a busy machine is no failure.
-hypothesis.settings.register_profile(
-    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
-hypothesis.settings.load_profile("any machine")
+# A machine that was lent for tests/gpu need not have it.
+if importlib.util.find_spec("hypothesis") is not None:
+    import hypothesis
+
+    # No example is too slow: a busy machine is no failure.
+    hypothesis.settings.register_profile(
+        "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("any machine")
 
 TIERS = ("unit", "dist", "integration", "gpu")
 

@@ -35,9 +35,9 @@ with mujoco.Renderer(model, 64, 64) as renderer:
 def python() -> CheckResult:
     """Check the interpreter's version."""
     version = platform.python_version()
-    if (3, 11) <= sys.version_info < (3, 13):
+    if (3, 11) <= sys.version_info < (3, 14):
         return CheckResult("Python", OK, version)
-    return CheckResult("Python", FAIL, version, "use Python 3.11 or 3.12")
+    return CheckResult("Python", FAIL, version, "use Python 3.11, 3.12 or 3.13")
 
 
 def packages(constraints: Path = _CONSTRAINTS) -> CheckResult:

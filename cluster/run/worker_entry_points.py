@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook] = ()) -> None:
     """Train as one rank, in the environment that torchrun would give it."""
+    from pretrain.compile_caches import use_compile_caches
     from pretrain.library_warnings import silence_known_warnings
 
     silence_known_warnings()
+    use_compile_caches()
     from pretrain.trainer import train
 
     train(config, start, hooks)
@@ -57,9 +59,12 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     from eval.evaluation.evaluate import evaluate
     from eval.policy.source import PolicyReference
     from pretrain.checkpoint.fetch import local_checkpoint
+    from pretrain.compile_caches import use_compile_caches
     from pretrain.run_layout import RunLayout
 
     device = "cuda" if job.settings.gpus > 0 else "cpu"  # as it was placed: others have the other GPUs
+    if device == "cuda":
+        use_compile_caches()
     checkpoint = str(local_checkpoint(job.checkpoint, run=RunLayout.of_evaluation(job.out).path))
     results = evaluate(
         PolicyReference(

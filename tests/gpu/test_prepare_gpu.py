@@ -10,6 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
+pytest.importorskip("ray", reason="prepares on workers of Ray, which is not installed")
+pytest.importorskip("h5py", reason="writes demonstrations as HDF5, needs h5py")
+
 from cluster.cli.handlers.prepare import run_prepare
 from cluster.cli.invocation import Invocation
 from cluster.config import PrepareCommandConfig

@@ -1,11 +1,10 @@
-"""Packed sequences for tests of attention: segment and block ids [B, S], random or given explicitly."""
+"""Packed sequences for tests of attention: segment and block ids [B, S]."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 Packing = tuple[Tensor, Tensor]
@@ -32,31 +31,6 @@ def action_sample(prompt: int, chunk: int, width: int, end: int = 1, history: in
 def world_sample(image: int, width: int) -> list[int]:
     """Block ids of a world sample: an action between two images."""
     return [0] * image + [-1] * width + [0] * image
-
-
-def samples() -> st.SearchStrategy[list[int]]:
-    """Samples of all kinds, and lists of block ids that no real sample has."""
-    small = st.integers(0, 9)
-    return st.one_of(
-        st.builds(
-            action_sample, st.integers(0, 40), st.integers(1, 5), st.integers(1, 9), small, st.integers(0, 2)
-        ),
-        st.builds(world_sample, st.integers(1, 20), st.integers(1, 9)),
-        st.builds(lambda n: [0] * n, st.integers(1, 30)),
-        st.lists(st.integers(-2, 3), min_size=1, max_size=20),
-        st.lists(st.integers(1, 2), min_size=1, max_size=5).map(
-            lambda ids: [i for i in ids for _ in range(12)]
-        ),
-    )
-
-
-def packings() -> st.SearchStrategy[Packing]:
-    """One to three rows of samples, with padding or the last sample cut."""
-    return st.builds(
-        packing,
-        st.lists(st.lists(samples(), max_size=5), min_size=1, max_size=3),
-        st.integers(1, 100),
-    )
 
 
 def worldvla(length: int, rows: int = 1, image: int = 276) -> Packing:

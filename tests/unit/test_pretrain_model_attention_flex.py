@@ -22,7 +22,8 @@ from pretrain.model.attention.flex import FlexMask, flash_block
 from pretrain.model.attention.intervals import intervals
 from pretrain.model.mask import effective_blocks
 from tests.support.compiling import needs_compiler
-from tests.support.packings import Packing, action_sample, packing, packings, worldvla
+from tests.support.drawn_packings import packings
+from tests.support.packings import Packing, action_sample, packing, worldvla
 
 CPU = torch.device("cpu")
 # Blocks of tokens that hold parts of two answer blocks, or of one and ordinary tokens.

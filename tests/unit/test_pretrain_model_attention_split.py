@@ -19,7 +19,8 @@ from pretrain.model.attention.varlen import FlashAttention2, VarlenMask, VarlenP
 from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.mask import effective_blocks
 from pretrain.model.transformer import Transformer, initialise
-from tests.support.packings import Packing, action_sample, packing, packings, worldvla
+from tests.support.drawn_packings import packings
+from tests.support.packings import Packing, action_sample, packing, worldvla
 from tests.support.reference_samples import action_sample as real_action_sample
 from tests.support.reference_samples import pack
 from tests.support.reference_samples import world_sample as real_world_sample

@@ -50,7 +50,7 @@ def test_a_virtual_environment_without_pip_is_made_again(programs: Path, tmp_pat
 def test_another_python_is_refused_before_anything_is_made(programs: Path, tmp_path: Path) -> None:
     python = script(programs / "python3.9", "exit 1")
     done = make(programs, f"{tmp_path}/venv/.installed", f"VENV={tmp_path}/venv", f"PYTHON={python}")
-    assert "is not Python 3.11 or 3.12" in done.stdout
+    assert "is not Python 3.11, 3.12 or 3.13" in done.stdout
     assert not (tmp_path / "venv").exists()
 
 
