@@ -1,10 +1,11 @@
 """Key/value cache of decoding: each token passes the network once.
 
-The buffers have a fixed capacity and stay at their addresses, and every decoding step reads all of them
-under a mask that hides the slots without a token. So the shapes of a step do not depend on how many tokens
-the cache holds: it can be captured as a CUDA graph.
+The buffers have a fixed capacity and stay at their addresses. A decoding step that reads all of them, under a
+mask that hides the slots without a token, has shapes that do not depend on how many tokens the cache holds:
+it can be captured as a CUDA graph. A step that is not captured reads the slots in use alone.
 
-Shapes: L layers, B batch, G key/value heads, C capacity, S prompt tokens, Q new tokens, D head size.
+Shapes: B batch, G key/value heads, C capacity, K slots that a step reads, S prompt tokens, Q new tokens,
+D head size.
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ class LayerCache:
     Args:
         keys: Buffer [B, G, C, D].
         values: Likewise.
-
-    Attributes:
-        slots: int64 [Q] on the device, where the next tokens go; None: they are prompts, from slot 0 on.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self._keys, self._values = keys, values
-        self.slots: Tensor | None = None
+        self._slots: Tensor | None = None
+        self._end = 0
+
+    def write_at(self, slots: Tensor | None, end: int = 0) -> None:
+        """Where the next tokens go: slots int64 [Q] on the device, of which `end` are read.
+
+        Args:
+            slots: None: the tokens are prompts, from slot 0 on.
+            end: K.
+        """
+        self._slots, self._end = slots, end
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store new tokens and return what they attend to.
@@ -40,16 +48,16 @@ class LayerCache:
             value: Likewise.
 
         Returns:
-            Of prompts their own keys and values; else the whole buffers [B, G, C, D].
+            Of prompts their own keys and values; else those of the first K slots [B, G, K, D], views.
         """
-        if self.slots is None:
+        if self._slots is None:
             length = key.shape[2]
             self._keys[:, :, :length] = key
             self._values[:, :, :length] = value
             return key, value
-        self._keys.index_copy_(2, self.slots, key)
-        self._values.index_copy_(2, self.slots, value)
-        return self._keys, self._values
+        self._keys.index_copy_(2, self._slots, key)
+        self._values.index_copy_(2, self._slots, value)
+        return self._keys[:, :, : self._end], self._values[:, :, : self._end]
 
 
 class DecodingCache:
@@ -98,23 +106,22 @@ class DecodingCache:
         for vector, ids in ((self._segments, segments), (self._blocks, blocks)):
             vector[:, :length] = ids
             vector[:, length:].zero_()
-        self._write_at(None)
+        for layer in self.layers:
+            layer.write_at(None)
 
-    def extend(self, slots: Tensor, blocks: Tensor) -> CachedMask:
-        """Make room for Q new tokens and return their mask over all C slots.
+    def extend(self, slots: Tensor, blocks: Tensor, end: int | None = None) -> CachedMask:
+        """Make room for Q new tokens and return their mask over the first K slots.
 
         Args:
-            slots: int64 [Q] on the device, the same in all sequences, all below the capacity. A token sees
-                those in earlier slots, however late they were appended.
+            slots: int64 [Q] on the device, the same in all sequences. A token sees those in earlier slots.
             blocks: Block ids int64 [B, Q].
+            end: K, above all slots in use; None: the capacity.
         """
+        end = self.capacity if end is None else end
         self._segments.index_fill_(1, slots, 1)
         self._blocks.index_copy_(1, slots, blocks)
-        self._write_at(slots)
-        queries = (torch.ones_like(blocks), blocks, slots)
-        seen = visible(*queries, self._segments, self._blocks, self._order)
-        return CachedMask.of(seen, self._entries.dtype)
-
-    def _write_at(self, slots: Tensor | None) -> None:
         for layer in self.layers:
-            layer.slots = slots
+            layer.write_at(slots, end)
+        keys = (self._segments[:, :end], self._blocks[:, :end], self._order[:end])
+        seen = visible(torch.ones_like(blocks), blocks, slots, *keys)
+        return CachedMask.of(seen, self._entries.dtype)

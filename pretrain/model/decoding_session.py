@@ -1,9 +1,9 @@
 """A batch of prompts in the key/value cache, and the answers that are decoded after them.
 
-Answer tokens have fixed places: token `o` of the answer is column `o` of a buffer of ids, and its keys and
-values are in slot `o` after the prompts'. A decoding step is then a function of offsets alone: it reads its
-tokens, runs them through the network, chooses the tokens that follow them, and writes those. Running a step
-twice leaves the same behind as running it once.
+The answers' ids are in a buffer, the forced ones from the start. A decoding step is a function of two short
+vectors: the offsets of its tokens in the answer, and the slots of the cache where their keys and values go.
+It reads its tokens, runs them through the network, chooses the tokens that follow them, and writes those.
+Running a step twice leaves the same behind as running it once.
 """
 
 from __future__ import annotations
@@ -120,9 +120,8 @@ class DecodingSession:
         blocks = np.where(answer.blocks > 0, answer.blocks + last_block, 0)
         self._model, self._pool = model, pool_of(model)
         self.batch, self.device = len(padded.tokens), weight.device
-        # Few capacities occur; the answer is at the end of the cache, after unused slots.
-        capacity = rounded_up(padded.tokens.shape[1] + size)
-        self._first_slot = capacity - size
+        self._used = padded.tokens.shape[1]  # slots of the cache
+        capacity = rounded_up(self._used + size)
         noise_shape = None if noise is None else tuple(noise.shape)
         shape = BufferShape(self.batch, size, capacity, noise_shape, self.device, weight.dtype)
         self._buffers = self._pool.take(model, shape)
@@ -164,18 +163,20 @@ class DecodingSession:
     @torch.no_grad()
     def run(self, steps: Sequence[Step]) -> None:
         """Run steps one after the other; what they choose is in `tokens`."""
-        offsets = on_device(np.concatenate([step.offsets for step in steps]), self.device)
-        for step, own in zip(steps, offsets.split([len(step.offsets) for step in steps]), strict=True):
-            function = partial(self._step, choice=step.choice)
+        inputs = self._inputs([step.offsets for step in steps])
+        for step, own in zip(steps, inputs.split([len(step.offsets) for step in steps], dim=1), strict=True):
+            self._used += len(step.offsets)
             if isinstance(self._graphs, Graphs):
-                self._captured(self._graphs, step)(function, own)
+                self._captured(self._graphs, step)(partial(self._step, choice=step.choice), own)
             else:
-                function(own)
+                self._step(own, step.choice, self._used)
 
     @torch.no_grad()
     def forward(self, offsets: ArrayLike) -> Tensor:
         """Hidden states [B, Q, H] of the answer tokens at offsets [Q], whose keys and values are stored."""
-        return self._hidden(on_device(np.asarray(offsets, np.int64), self.device))
+        inputs = self._inputs([np.asarray(offsets, np.int64)])
+        self._used += inputs.shape[1]
+        return self._hidden(inputs[0], inputs[1], self._used)
 
     def logits(self, hidden: Tensor, first: int, end: int) -> Tensor:
         """Logits of the ids in [first, end): hidden states [B, Q, H] -> fp32 [B, Q, end - first].
@@ -184,23 +185,34 @@ class DecodingSession:
         """
         return F.linear(hidden.float(), self._model.lm_head.weight[first:end].float())
 
+    def _inputs(self, offsets: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Offsets of all tokens of the next steps, and their slots: int64 [2, Q] on the device."""
+        flat = np.concatenate(offsets)
+        return on_device(np.stack([flat, self._used + np.arange(len(flat))]), self.device)
+
     def _captured(self, graphs: Graphs, step: Step) -> GraphedStep:
         """The captured step of this shape and choice on these buffers; a new one is captured when called."""
         key = (graphs, len(step.offsets), step.choice)
         if key not in self._buffers.steps:
-            self._buffers.steps[key] = GraphedStep(len(step.offsets), self.device, graphs)
+            self._buffers.steps[key] = GraphedStep((2, len(step.offsets)), self.device, graphs)
         return self._buffers.steps[key]
 
-    def _hidden(self, offsets: Tensor) -> Tensor:
+    def _hidden(self, offsets: Tensor, slots: Tensor, end: int | None) -> Tensor:
         buffers = self._buffers
         tokens = buffers.tokens.index_select(1, offsets)
         blocks = buffers.blocks.index_select(0, offsets).expand_as(tokens)
-        slots = offsets + self._first_slot
-        return self._model.decode(tokens, buffers.ends + offsets, blocks, slots, buffers.cache)
+        return self._model.decode(tokens, buffers.ends + offsets, blocks, slots, buffers.cache, end)
 
-    def _step(self, offsets: Tensor, choice: Choice | None) -> None:
-        """Run the tokens at offsets int64 [Q] and write the tokens that are chosen after them."""
-        hidden = self._hidden(offsets)
+    def _step(self, inputs: Tensor, choice: Choice | None, end: int | None = None) -> None:
+        """Run the tokens at offsets and slots int64 [2, Q] and write the tokens that are chosen after them.
+
+        Args:
+            inputs: Offsets and slots.
+            choice: How they are chosen.
+            end: Slots in use; None, for a step that is captured: all are read.
+        """
+        offsets = inputs[0]
+        hidden = self._hidden(offsets, inputs[1], end)
         if choice is None:
             return
         last, buffers = offsets[-choice.count :], self._buffers

@@ -148,7 +148,13 @@ class Transformer(nn.Module):
         self.model.prefill(on_device(tokens, weight.device), positions, mask, cache)
 
     def decode(
-        self, tokens: Tensor, positions: Tensor, blocks: Tensor, slots: Tensor, cache: DecodingCache
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        blocks: Tensor,
+        slots: Tensor,
+        cache: DecodingCache,
+        end: int | None = None,
     ) -> Tensor:
         """Hidden states [B, Q, H] of new tokens after those in earlier slots of the cache.
 
@@ -158,11 +164,12 @@ class Transformer(nn.Module):
             tokens: int64 [B, Q].
             positions: int64 [B, Q].
             blocks: Block ids int64 [B, Q].
-            slots: int64 [Q], see `DecodingCache.extend`.
+            slots: int64 [Q], as in `DecodingCache.extend`.
             cache: Of the same batch.
+            end: As in `DecodingCache.extend`.
         """
         blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
-        hidden = self.model(tokens, positions, cache.extend(slots, blocks), cache)
+        hidden = self.model(tokens, positions, cache.extend(slots, blocks, end), cache)
         return hidden.view(*tokens.shape, -1)
 
 

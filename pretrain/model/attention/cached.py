@@ -13,21 +13,21 @@ from pretrain.model.attention.call import AttentionMask
 
 @dataclass(frozen=True, slots=True)
 class CachedMask(AttentionMask):
-    """A mask over all C slots of a cache, those without a token included, as a term added to the scores.
+    """A mask over the slots of a cache, those without a token included, as a term added to the scores.
 
     torch turns a boolean mask into such a term in every layer; here it is made once for all of them. On a
     GPU torch attends under it with its memory-efficient, cuDNN or math kernels, all of which a CUDA graph can
     capture; its flash kernels take no mask.
 
     Attributes:
-        bias: [B, 1, Q, C] in the queries' dtype: 0 where the query may attend, else minus infinity.
+        bias: [B, 1, Q, K] in the queries' dtype: 0 where the query may attend, else minus infinity.
     """
 
     bias: Tensor
 
     @classmethod
     def of(cls, seen: Tensor, dtype: torch.dtype) -> CachedMask:
-        """From bool [B, Q, C], True where the query may attend.
+        """From bool [B, Q, K], True where the query may attend.
 
         Args:
             seen: Every query has to see a key: the softmax over none is not a number.

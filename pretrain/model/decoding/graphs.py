@@ -108,19 +108,20 @@ class Graphs:
 
 
 class GraphedStep:
-    """A step as a function of int64 [Q], captured when it runs first and replayed from then on.
+    """A step as a function of small integers, captured when it runs first and replayed from then on.
 
     Args:
-        width: Q.
+        shape: Of the integers.
         device: Of the step.
         graphs: Captures it.
 
     Attributes:
-        inputs: int64 [Q] on the device: the step's own copy, which stays at its address.
+        inputs: int64 on the device: the step's own copy, which stays at its address.
     """
 
-    def __init__(self, width: int, device: torch.device, graphs: Graphs) -> None:
-        self.inputs = torch.zeros(width, dtype=torch.int64, device=device)
+    def __init__(self, shape: tuple[int, ...], device: torch.device, graphs: Graphs) -> None:
+        with torch.inference_mode(False):
+            self.inputs = torch.zeros(shape, dtype=torch.int64, device=device)
         self._graphs = graphs
         self._replay: Run | None = None
 
@@ -129,7 +130,7 @@ class GraphedStep:
 
         Args:
             step: The same in every call, called with `inputs`: only the first call captures it.
-            inputs: int64 [Q] on the device.
+            inputs: int64 of the shape, on the device.
         """
 
         def run() -> None:
