@@ -124,7 +124,9 @@ class DecodingSession:
         capacity = rounded_up(self._used + size)
         noise_shape = None if noise is None else tuple(noise.shape)
         shape = BufferShape(self.batch, size, capacity, noise_shape, self.device, weight.dtype)
-        self._buffers = self._pool.take(model, shape)
+        chosen = self._pool.graphs(self.device) if graphs == "auto" else graphs
+        self._graphs = chosen if isinstance(chosen, Graphs) else None
+        self._buffers = self._pool.take(model, shape, captured=self._graphs is not None)
         for buffer, values in (
             (self._buffers.tokens, answer.tokens),
             (self._buffers.blocks, blocks),
@@ -134,7 +136,6 @@ class DecodingSession:
             buffer.copy_(on_device(values, self.device))
         if noise is not None and self._buffers.noise is not None:
             self._buffers.noise.copy_(noise)
-        self._graphs = self._pool.graphs(self.device) if graphs == "auto" else graphs
         model.prefill(
             torch.from_numpy(padded.tokens),
             torch.from_numpy(padded.segments),
@@ -166,7 +167,7 @@ class DecodingSession:
         inputs = self._inputs([step.offsets for step in steps])
         for step, own in zip(steps, inputs.split([len(step.offsets) for step in steps], dim=1), strict=True):
             self._used += len(step.offsets)
-            if isinstance(self._graphs, Graphs):
+            if self._graphs is not None:
                 self._captured(self._graphs, step)(partial(self._step, choice=step.choice), own)
             else:
                 self._step(own, step.choice, self._used)

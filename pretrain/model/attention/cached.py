@@ -44,6 +44,8 @@ class CachedMask(AttentionMask):
         """
         heads, length = key.shape[1], query.shape[2]
         group = query.shape[1] // heads
-        bias = self.bias if group == 1 else self.bias.repeat(1, 1, group, 1)
+        if group == 1:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias)
         folded = query.reshape(len(query), heads, group * length, -1)
+        bias = self.bias.repeat(1, 1, group, 1)
         return F.scaled_dot_product_attention(folded, key, value, attn_mask=bias).reshape(query.shape)

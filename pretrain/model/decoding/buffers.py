@@ -82,20 +82,23 @@ class BufferPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: OrderedDict[BufferShape, AnswerBuffers] = OrderedDict()
-        self._weights: tuple[int, ...] = ()
-        self._graphs: Graphs | None = None
+        self._weights: tuple[int, ...] | None = None
+        self._graphs: dict[torch.device, Graphs] = {}
 
-    def take(self, model: Transformer, shape: BufferShape) -> AnswerBuffers:
+    def take(self, model: Transformer, shape: BufferShape, captured: bool = False) -> AnswerBuffers:
         """Idle buffers of this shape, or new ones; contents are those of an earlier answer.
 
-        All are forgotten when the model's weights have moved: captured steps read the old addresses.
+        Args:
+            model: Whose pool it is.
+            shape: Of the buffers.
+            captured: Their captured steps are to be run. All buffers are forgotten where the model's weights
+                have moved since: those steps read the old addresses.
         """
-        weights = tuple(parameter.data_ptr() for parameter in model.parameters())
+        weights = tuple(parameter.data_ptr() for parameter in model.parameters()) if captured else None
         with self._lock:
-            if weights != self._weights:
+            if captured and weights != self._weights:
                 self._weights = weights
                 self._idle.clear()
-                self._graphs = None
             kept = self._idle.pop(shape, None)
         return AnswerBuffers(model.config, shape) if kept is None else kept
 
@@ -108,11 +111,13 @@ class BufferPool:
                 self._idle.popitem(last=False)
 
     def graphs(self, device: torch.device) -> Graphs | None:
-        """CUDA graphs of the model's steps; None on other devices."""
+        """CUDA graphs of the model's steps on this device; None where it is no GPU."""
+        if device.type != "cuda":
+            return None
         with self._lock:
-            if self._graphs is None and device.type == "cuda":
-                self._graphs = Graphs(CudaGraphs(device))
-            return self._graphs
+            if device not in self._graphs:
+                self._graphs[device] = Graphs(CudaGraphs(device))
+            return self._graphs[device]
 
 
 _POOLS: WeakKeyDictionary[Transformer, BufferPool] = WeakKeyDictionary()
