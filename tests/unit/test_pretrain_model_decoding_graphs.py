@@ -302,3 +302,14 @@ def test_models_on_a_gpu_are_captured_without_asking(monkeypatch: pytest.MonkeyP
     graphs = pool.graphs(torch.device("cuda"))
     assert isinstance(graphs, Graphs)
     assert pool.graphs(torch.device("cuda")) is graphs
+
+
+def test_ids_are_chosen_by_logits_that_are_not_rounded_to_bf16() -> None:
+    model = small_model(scale=1).bfloat16()
+    with DecodingSession(model, [prompt_of(0, 5)], chunk_answer(2, 7, {})) as session:
+        hidden = session.forward([0, 9])
+        found = session.logits(hidden, 10_006, 10_262)
+    assert hidden.dtype == torch.bfloat16
+    expected = hidden.double() @ model.lm_head.weight[10_006:10_262].double().T
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
+    assert len(found[0, 0].unique()) > len(found[0, 0].bfloat16().unique()), "rounding would tie ids"
