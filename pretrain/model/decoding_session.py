@@ -174,10 +174,13 @@ class DecodingSession:
 
     @torch.no_grad()
     def forward(self, offsets: ArrayLike) -> Tensor:
-        """Hidden states [B, Q, H] of the answer tokens at offsets [Q], whose keys and values are stored."""
+        """Hidden states [B, Q, H] of the answer tokens at offsets [Q], whose keys and values are stored.
+
+        Not captured; of the shapes of `run`, whose kernels may sum in another order for others.
+        """
         inputs = self._inputs([np.asarray(offsets, np.int64)])
         self._used += inputs.shape[1]
-        return self._hidden(inputs[0], inputs[1], self._used)
+        return self._hidden(inputs[0], inputs[1], self._used if self._graphs is None else None)
 
     def logits(self, hidden: Tensor, first: int, end: int) -> Tensor:
         """Logits of the ids in [first, end): hidden states [B, Q, H] -> fp32 [B, Q, end - first].

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.model.attention.cached import CachedMask
 from pretrain.model.decoding.buffers import AnswerBuffers, BufferPool, pool_of
 from pretrain.model.decoding.graphs import CudaGraphs, GraphedStep, Graphs
 from pretrain.model.decoding.prompts import padded_width
@@ -152,6 +153,7 @@ def test_inputs_are_copied_to_where_the_step_reads_them() -> None:
 
 def test_two_sessions_at_a_time_share_no_buffers() -> None:
     model, answer = small_model(), chunk_answer(2, 7, {})
+    decode_action_chunk(model, [prompt_of(2, 5)], 2)  # leaves buffers for one of them
     with (
         DecodingSession(model, [prompt_of(0, 5)], answer) as first,
         DecodingSession(model, [prompt_of(1, 5)], answer) as second,
@@ -313,3 +315,25 @@ def test_ids_are_chosen_by_logits_that_are_not_rounded_to_bf16() -> None:
     expected = hidden.double() @ model.lm_head.weight[10_006:10_262].double().T
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
     assert len(found[0, 0].unique()) > len(found[0, 0].bfloat16().unique()), "rounding would tie ids"
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_hidden_states_come_from_passes_of_the_shapes_of_decoding(
+    monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    """The comparison of batch sizes before an evaluation would else try other kernels than are used."""
+    lengths: list[int] = []
+    attend = CachedMask.attend
+
+    def noting(self: CachedMask, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        lengths.append(key.shape[2])
+        return attend(self, query, key, value)
+
+    monkeypatch.setattr(CachedMask, "attend", noting)
+    graphs = Graphs(TapedGraphs()) if captured else "off"
+    model, prompt = small_model(), prompt_of(0, 5)
+    with DecodingSession(model, [prompt], chunk_answer(2, 7, {}), graphs=graphs) as session:
+        session.forward([0, 9])
+    assert set(lengths) == {64 if captured else len(prompt) + 2}
+    decode_action_chunk(model, [prompt], 2, graphs=graphs)
+    assert (set(lengths) == {64}) == captured
