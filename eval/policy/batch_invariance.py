@@ -24,12 +24,10 @@ from data.tokens.vocabulary import (
     ACTION_BIN_END,
     ACTION_BIN_START,
     ACTION_DIM,
-    ACTION_END,
-    ACTION_START,
     block_length,
 )
 from pretrain.model.decoding_session import DecodingSession
-from pretrain.model.generate import Order, decode_action_chunk
+from pretrain.model.generate import Order, chunk_answer, decode_action_chunk
 from pretrain.model.generate_continuous import predict_actions
 from pretrain.model.transformer import Transformer
 
@@ -165,13 +163,11 @@ class DiscreteDecoder(BatchInvariantDecoder):
 
     @torch.inference_mode()
     def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
-        """Logits [B, K, N] of the first bin of each action block, as float32; exact, also of bf16."""
-        length = block_length(self._action_dim)
-        blocks = np.arange(1, self._chunk + 1).repeat(length)
-        session = DecodingSession(self._network, prompts, blocks, largest=ACTION_END, width=width)
-        start = torch.full((1, self._chunk), ACTION_START, device=session.device)
-        hidden = session.forward(start, slice(0, len(blocks), length))
-        return session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END).float().cpu().numpy()
+        """Logits [B, K, N] of the first bin of each action block, by which it is chosen."""
+        answer = chunk_answer(self._chunk, self._action_dim, self._given or {})
+        with DecodingSession(self._network, prompts, answer, width) as session:
+            hidden = session.forward(range(0, len(answer.tokens), block_length(self._action_dim)))
+            return session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END).cpu().numpy()
 
 
 class ContinuousDecoder(BatchInvariantDecoder):

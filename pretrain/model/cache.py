@@ -1,6 +1,11 @@
 """Key/value cache of decoding: each token passes the network once.
 
-Shapes: B batch, G key/value heads, K keys so far, Q new tokens, D head size.
+The buffers have a fixed capacity and stay at their addresses. A decoding step that reads all of them, under a
+mask that hides the slots without a token, has shapes that do not depend on how many tokens the cache holds:
+it can be captured as a CUDA graph. A step that is not captured reads the slots in use alone.
+
+Shapes: B batch, G key/value heads, C capacity, K slots that a step reads, S prompt tokens, Q new tokens,
+D head size.
 """
 
 from __future__ import annotations
@@ -8,89 +13,115 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.model.attention.call import AttentionMask
-from pretrain.model.attention.causal import CausalMask
-from pretrain.model.attention.dense import DenseMask
+from pretrain.model.attention.cached import CachedMask
+from pretrain.model.config import ModelConfig
 from pretrain.model.mask import visible
 
 
 class LayerCache:
-    """Keys and values of one layer, [B, G, K, D] each, in buffers of fixed capacity.
+    """Keys and values of one layer.
 
     Args:
-        capacity: Maximum number of tokens K.
+        keys: Buffer [B, G, C, D].
+        values: Likewise.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._length = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._keys, self._values = keys, values
+        self._slots: Tensor | None = None
+        self._end = 0
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new tokens and return all keys and values so far.
+    def write_at(self, slots: Tensor | None, end: int = 0) -> None:
+        """Where the next tokens go: slots int64 [Q] on the device, of which `end` are read.
 
         Args:
-            key: [B, G, Q, D]; the first call fixes B, G, D, dtype and device of the buffers.
+            slots: None: the tokens are prompts, from slot 0 on.
+            end: K.
+        """
+        self._slots, self._end = slots, end
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new tokens and return what they attend to.
+
+        Args:
+            key: [B, G, Q, D], in the buffers' dtype.
             value: Likewise.
 
         Returns:
-            Keys and values [B, G, K, D] of all tokens, views of the buffers.
-
-        Raises:
-            ValueError: More tokens than the capacity.
+            Of prompts their own keys and values; else those of the first K slots [B, G, K, D], views.
         """
-        if self._keys is None or self._values is None:
-            batch, heads, _, size = key.shape
-            self._keys = key.new_empty(batch, heads, self._capacity, size)
-            self._values = torch.empty_like(self._keys)
-        end = self._length + key.shape[2]
-        if end > self._capacity:
-            raise ValueError(f"{end} tokens do not fit a cache of {self._capacity}")
-        self._keys[:, :, self._length : end] = key
-        self._values[:, :, self._length : end] = value
-        self._length = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        if self._slots is None:
+            length = key.shape[2]
+            self._keys[:, :, :length] = key
+            self._values[:, :, :length] = value
+            return key, value
+        self._keys.index_copy_(2, self._slots, key)
+        self._values.index_copy_(2, self._slots, value)
+        return self._keys[:, :, : self._end], self._values[:, :, : self._end]
 
 
 class DecodingCache:
     """Keys, values, segments and blocks of the tokens that a decoding call attends to.
 
     Args:
-        layers: Layers of the model.
+        config: Of the model.
         batch: B, sequences.
-        capacity: Maximum number of tokens of each sequence.
+        capacity: C, maximum number of tokens of each sequence.
         device: Of the model.
+        dtype: Of keys and values.
 
     Attributes:
         layers: One cache for each layer.
+        capacity: C.
     """
 
-    def __init__(self, layers: int, batch: int, capacity: int, device: torch.device) -> None:
-        self.layers = [LayerCache(capacity) for _ in range(layers)]
-        self._length = 0
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        heads, size = config.shared_heads, config.head_size
+        # Zeros: what a mask hides counts 0 times its value, which must be a finite number.
+        self._entries = torch.zeros(
+            config.layers, 2, batch, heads, capacity, size, device=device, dtype=dtype
+        )
+        self.layers = [LayerCache(keys, values) for keys, values in self._entries]
+        self.capacity = capacity
         self._order = torch.arange(capacity, device=device)
         self._segments = torch.zeros(batch, capacity, dtype=torch.int64, device=device)
         self._blocks = torch.zeros_like(self._segments)
 
-    def extend(self, segments: Tensor, blocks: Tensor, causal: bool = False) -> AttentionMask:
-        """Append Q new tokens and return the mask of these queries over all K tokens so far.
+    def begin(self, segments: Tensor, blocks: Tensor) -> None:
+        """Forget all tokens and make room for prompts, which the layers append next.
 
         Args:
-            segments: Segment ids [B, Q]; 0 is padding, which only padding attends to.
-            blocks: Block ids [B, Q].
-            causal: These are the first tokens and none is in an answer block, so no mask tensor is needed.
-                (Padding then attends to tokens, but no token attends to padding.)
+            segments: Segment ids int64 [B, S]; 0 is padding, which no later token attends to.
+            blocks: Block ids int64 [B, S].
 
-        Returns:
-            A `CausalMask`, or a `DenseMask` [B, 1, Q, K].
+        Raises:
+            ValueError: More tokens than the capacity.
         """
-        new = slice(self._length, self._length + segments.shape[1])
-        self._length = new.stop
-        self._segments[:, new] = segments
-        self._blocks[:, new] = blocks
-        if causal:
-            return CausalMask()
-        keys = slice(self._length)
-        key_vectors = (self._segments[:, keys], self._blocks[:, keys], self._order[keys])
-        return DenseMask(visible(segments, blocks, self._order[new], *key_vectors).unsqueeze(1))
+        length = segments.shape[1]
+        if length > self.capacity:
+            raise ValueError(f"{length} tokens do not fit a cache of {self.capacity}")
+        self._entries[..., length:, :].zero_()  # an overflow of an earlier answer would outlast the mask
+        for vector, ids in ((self._segments, segments), (self._blocks, blocks)):
+            vector[:, :length] = ids
+            vector[:, length:].zero_()
+        for layer in self.layers:
+            layer.write_at(None)
+
+    def extend(self, slots: Tensor, blocks: Tensor, end: int | None = None) -> CachedMask:
+        """Make room for Q new tokens and return their mask over the first K slots.
+
+        Args:
+            slots: int64 [Q] on the device, the same in all sequences. A token sees those in earlier slots.
+            blocks: Block ids int64 [B, Q].
+            end: K, above all slots in use; None: the capacity.
+        """
+        end = self.capacity if end is None else end
+        self._segments.index_fill_(1, slots, 1)
+        self._blocks.index_copy_(1, slots, blocks)
+        for layer in self.layers:
+            layer.write_at(slots, end)
+        keys = (self._segments[:, :end], self._blocks[:, :end], self._order[:end])
+        seen = visible(torch.ones_like(blocks), blocks, slots, *keys)
+        return CachedMask.of(seen, self._entries.dtype)

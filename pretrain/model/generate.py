@@ -7,8 +7,8 @@ equals decoding the blocks one after the other.
 
 Structure tokens (starts and ends) are forced; bins are chosen among their own ids.
 
-The steps only queue kernels on the device; the host waits once, for the result. They are not captured as
-CUDA graphs, so on a GPU small models are bound by kernel launches.
+The steps only queue kernels on the device; the host waits once, for the result. On a GPU each step is a CUDA
+graph (`pretrain.model.decoding.graphs`): one launch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from data.errors import InputError
 from data.tokens.vocabulary import (
@@ -31,7 +30,7 @@ from data.tokens.vocabulary import (
     ACTION_START,
     block_length,
 )
-from pretrain.model.decoding_session import DecodingSession
+from pretrain.model.decoding_session import Answer, Choice, DecodingSession, GraphChoice, Step
 from pretrain.model.sampling import GREEDY, Sampling
 from pretrain.model.transformer import Transformer
 
@@ -48,6 +47,7 @@ def decode_action_chunk(
     width: int = 0,
     action_dim: int = ACTION_DIM,
     given: Mapping[int, int] | None = None,
+    graphs: GraphChoice = "auto",
 ) -> NDArray[np.int64]:
     """Action bins of the next `chunk` actions.
 
@@ -65,6 +65,7 @@ def decode_action_chunk(
         action_dim: D, numbers of an action.
         given: Ids of the bins of dimensions that are not decoded but written as in training: those that the
             robot does not have.
+        graphs: As in `DecodingSession`.
 
     Returns:
         Bin ids int64 [B, K, D].
@@ -76,33 +77,56 @@ def decode_action_chunk(
         raise InputError(f"chunk={chunk}: expected at least one action")
     if order not in get_args(Order):
         raise InputError(f"order={order}: expected one of {', '.join(get_args(Order))}")
-    given, length = given or {}, block_length(action_dim)
-    blocks = np.arange(1, chunk + 1).repeat(length)
-    session = DecodingSession(model, prompts, blocks, largest=ACTION_END, width=width)
-    noise = sampling.noise(session.batch, (chunk, action_dim), ACTION_BIN_COUNT, session.device)
-    independent = model.config.action_mask
-    group_size = chunk if order == "parallel" and independent else 1
-    start = torch.full((1, group_size), ACTION_START, device=session.device)
-    end = torch.full((session.batch, 1), ACTION_END, device=session.device)
+    given = dict(given or {})
+    device = model.lm_head.weight.device
+    noise = sampling.noise(len(prompts), (chunk, action_dim), ACTION_BIN_COUNT, device)
+    steps = _steps(chunk, action_dim, order, model.config.action_mask, given, sampling)
+    answer = chunk_answer(chunk, action_dim, given)
+    noise = None if noise is None else noise.flatten(1, 2)
+    with DecodingSession(model, prompts, answer, width, noise, graphs) as session:
+        session.run(steps)
+        blocks = session.tokens.unflatten(1, (chunk, -1))
+        return blocks[..., 1 : action_dim + 1].to("cpu", copy=True).numpy()  # the next session's buffer, too
 
-    bins: list[Tensor] = []
+
+def chunk_answer(chunk: int, action_dim: int, given: Mapping[int, int]) -> Answer:
+    """The written chunk, all bins missing but the given ones.
+
+    Args:
+        chunk: K, actions.
+        action_dim: D, numbers of an action.
+        given: As in `decode_action_chunk`.
+
+    Returns:
+        Start, D bins and end of each action: K (D + 2) tokens.
+    """
+    block = np.full(block_length(action_dim), ACTION_BIN_START, np.int64)
+    block[0], block[-1] = ACTION_START, ACTION_END
+    for dimension, bin_id in given.items():
+        block[dimension + 1] = bin_id
+    number, within = np.divmod(np.arange(chunk * len(block), dtype=np.int64), len(block))
+    places = number * action_dim + np.minimum(within, action_dim - 1)
+    return Answer(np.tile(block, chunk), number + 1, places)
+
+
+def _steps(
+    chunk: int,
+    action_dim: int,
+    order: Order,
+    independent: bool,
+    given: Mapping[int, int],
+    sampling: Sampling,
+) -> list[Step]:
+    """The forward passes of a chunk; `independent`: no block sees another."""
+    length, group_size = block_length(action_dim), chunk if order == "parallel" and independent else 1
+    kind = Sampling(sampling.temperature, sampling.top_k)
+    choice = Choice(ACTION_BIN_START, ACTION_BIN_END, group_size, kind)
+    steps: list[Step] = []
     for first in range(0, chunk, group_size):
-        group = slice(first, first + group_size)
-        offset, end_offset = first * length, (first + group_size) * length
-        if bins and order == "token":
-            session.forward(bins[-1], slice(offset - 2, offset - 1))
-            session.forward(end, slice(offset - 1, offset))
-        elif bins and not independent:  # this block attends to the last bin and the end of the previous one
-            session.forward(torch.cat([bins[-1], end], dim=1), slice(offset - 2, offset))
-        token = start
-        for dimension in range(action_dim):
-            hidden = session.forward(token, slice(offset + dimension, end_offset, length))
-            if dimension in given:
-                token = torch.full((session.batch, group_size), given[dimension], device=session.device)
-            else:
-                logits = session.logits(hidden, ACTION_BIN_START, ACTION_BIN_END)
-                draw = None if noise is None else noise[:, group, dimension]
-                token = sampling.choose(logits, draw) + ACTION_BIN_START
-            bins.append(token)
-    decoded = torch.stack(bins).unflatten(0, (-1, action_dim))  # [groups, D, B, group_size]
-    return decoded.permute(2, 0, 3, 1).reshape(session.batch, chunk, action_dim).cpu().numpy()
+        starts = np.arange(first, first + group_size, dtype=np.int64) * length
+        if first and order == "token":
+            steps += [Step(starts - 2), Step(starts - 1)]
+        elif first and not independent:  # this block attends to the last bin and the end of the previous one
+            steps.append(Step(starts + np.array([-2, -1])))
+        steps += [Step(starts + d, None if d in given else choice) for d in range(action_dim)]
+    return steps

@@ -11,11 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from data.errors import InputError
 from data.tokens.vocabulary import ACTION_START
 from pretrain.model.action_prompts import ActionPrompts
-from pretrain.model.attention.call import AttentionMask
-from pretrain.model.attention.causal import CausalMask
-from pretrain.model.attention.dense import DenseMask
-from pretrain.model.decoding_session import padded_prompts
-from pretrain.model.mask import effective_blocks
+from pretrain.model.attention.host import on_device
+from pretrain.model.attention.prompts import prompt_mask
+from pretrain.model.decoding.prompts import padded_prompts
 from pretrain.model.transformer import Transformer
 
 
@@ -33,7 +31,7 @@ def predict_actions(model: Transformer, prompts: Sequence[ArrayLike], width: int
         float32 [B, K, D], K and D of the head; in training -1 to 1, here not clipped.
 
     Raises:
-        InputError: The model has no action head, or as `pretrain.model.decoding_session.DecodingSession`.
+        InputError: The model has no action head, or as `pretrain.model.decoding.prompts.padded_prompts`.
     """
     if model.action_head is None:
         raise InputError(
@@ -43,19 +41,11 @@ def predict_actions(model: Transformer, prompts: Sequence[ArrayLike], width: int
     padded = padded_prompts(model, prompts, 0, ACTION_START, width)
     batch, width = padded.tokens.shape
     device = model.lm_head.weight.device
-    mask = _mask(model, padded.segments, padded.blocks)
+    segments, blocks = torch.from_numpy(padded.segments), torch.from_numpy(padded.blocks)
+    mask = prompt_mask(segments, blocks, model.config, device, model.lm_head.weight.dtype)
     positions = torch.arange(width, device=device).expand(batch, width)
-    hidden = model.model(torch.from_numpy(padded.tokens).to(device), positions, mask)
+    hidden = model.model(on_device(padded.tokens, device), positions, mask)
     ends = width * np.arange(batch, dtype=np.int64) + padded.lengths
     queries = model.action_head.queries
     actions = model.action_head(hidden, ActionPrompts.of(ends, padded.lengths, queries, device, width))
     return actions.cpu().numpy()
-
-
-def _mask(model: Transformer, segments: NDArray[np.int64], blocks: NDArray[np.int64]) -> AttentionMask:
-    """Causal where no action block hides others; padding is at the end, where no prompt sees it."""
-    config, device = model.config, model.lm_head.weight.device
-    hidden = effective_blocks(torch.from_numpy(blocks), config.action_mask, config.history_actions_visible)
-    if not bool((hidden > 0).any()):
-        return CausalMask()
-    return DenseMask.packed(torch.from_numpy(segments).to(device), hidden.to(device))

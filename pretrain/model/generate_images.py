@@ -1,7 +1,8 @@
 """Decoding of the images that a world model predicts, batched, with a cache of keys and values.
 
 Structure tokens (starts, ends, grid size, line breaks) are forced; codes are chosen among their own ids. The
-steps only queue kernels on the device; the host waits once, for the result.
+steps only queue kernels on the device; the host waits once, for the result. On a GPU each step is a CUDA
+graph (`pretrain.model.decoding.graphs`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from data.errors import InputError
-from data.tokens.image_block import image_block_length
 from data.tokens.vocabulary import (
     IMAGE_CODE_COUNT,
     IMAGE_CODE_START,
@@ -25,7 +24,7 @@ from data.tokens.vocabulary import (
     IMAGE_START,
     grid_size_token,
 )
-from pretrain.model.decoding_session import DecodingSession
+from pretrain.model.decoding_session import Answer, Choice, DecodingSession, GraphChoice, Step
 from pretrain.model.sampling import GREEDY, Sampling
 from pretrain.model.transformer import Transformer
 
@@ -54,11 +53,6 @@ class Guidance:
                 f"guidance scale {self.scale}: expected a finite number of at least 0; 1 is none"
             )
 
-    def mix(self, logits: Tensor) -> Tensor:
-        """Guided logits: [2 B, ...], the conditional ones first -> fp32 [B, ...]."""
-        conditional, unconditional = logits.float().chunk(2)
-        return torch.lerp(unconditional, conditional, self.scale)
-
 
 @torch.inference_mode()
 def decode_images(
@@ -71,6 +65,7 @@ def decode_images(
     sampling: Sampling = GREEDY,
     guidance: Guidance | None = None,
     images: int = 1,
+    graphs: GraphChoice = "auto",
 ) -> NDArray[np.uint16]:
     """Image codes of the answers to world prompts.
 
@@ -85,6 +80,7 @@ def decode_images(
         guidance: Classifier-free guidance; None or scale 1: without.
         images: N, images of an answer, each of which sees those before it: P * V for P time steps of V
             cameras, in the order of `data.stream.samples`.
+        graphs: As in `DecodingSession`.
 
     Returns:
         Codes uint16 [B, N, R, C].
@@ -101,30 +97,37 @@ def decode_images(
         )
     if guidance is not None and guidance.scale == 1:
         guidance = None
-    batch, side = len(prompts), grid_size_token(pixels)
-    all_prompts = prompts if guidance is None else [*prompts, *guidance.prompts]
-    # the end of the last image is not decoded: nothing depends on it
-    blocks = np.zeros(images * image_block_length(rows, columns) - 1, np.int64)
-    session = DecodingSession(model, all_prompts, blocks, largest=side)
-    noise = sampling.noise(batch, (images, rows * columns), codebook_size, session.device)
-    head, new_line, end = (
-        torch.tensor([ids], device=session.device).expand(session.batch, -1)
-        for ids in ([IMAGE_START, side, side], [IMAGE_NEW_LINE], [IMAGE_END])
+    scale = None if guidance is None else guidance.scale
+    choice = Choice(
+        IMAGE_CODE_START,
+        IMAGE_CODE_START + codebook_size,
+        1,
+        Sampling(sampling.temperature, sampling.top_k),
+        scale,
     )
+    device = model.lm_head.weight.device
+    noise = sampling.noise(len(prompts), (images, rows * columns), codebook_size, device)
+    noise = None if noise is None else noise.flatten(1, 2)
+    all_prompts = prompts if guidance is None else [*prompts, *guidance.prompts]
+    answer, codes = _answer(rows, columns, pixels, images)
+    firsts = np.concatenate([[0], codes[:-1]])  # a step's tokens: from one code to the last before the next
+    steps = [Step(np.arange(*bounds), choice) for bounds in zip(firsts, codes, strict=True)]
+    with DecodingSession(model, all_prompts, answer, noise=noise, graphs=graphs) as session:
+        session.run(steps)
+        chosen = session.tokens[: len(prompts)].cpu().numpy()[:, codes] - IMAGE_CODE_START
+    return chosen.reshape(len(prompts), images, rows, columns).astype(np.uint16)
 
-    codes: list[Tensor] = []
-    tokens, offset = head, 0
-    for image in range(images):
-        for place in range(rows * columns):
-            hidden = session.forward(tokens, slice(offset, offset + tokens.shape[1]))[:, -1]
-            offset += tokens.shape[1]
-            logits = session.logits(hidden, IMAGE_CODE_START, IMAGE_CODE_START + codebook_size)
-            if guidance is not None:
-                logits = guidance.mix(logits)
-            code = sampling.choose(logits, None if noise is None else noise[:, image, place])
-            codes.append(code)
-            tokens = (code + IMAGE_CODE_START).repeat(session.batch // batch)[:, None]
-            if (place + 1) % columns == 0:
-                tokens = torch.cat([tokens, new_line], dim=1)
-        tokens = torch.cat([tokens, end, head], dim=1)
-    return torch.stack(codes, dim=1).reshape(batch, images, rows, columns).cpu().numpy().astype(np.uint16)
+
+def _answer(rows: int, columns: int, pixels: int, images: int) -> tuple[Answer, NDArray[np.int64]]:
+    """The written images, all codes missing, and the offsets int64 [images * R * C] of the codes."""
+    side = grid_size_token(pixels)
+    head, grid = [IMAGE_START, side, side], np.full((rows, columns + 1), IMAGE_CODE_START, np.int64)
+    grid[:, -1] = IMAGE_NEW_LINE
+    block = np.concatenate([head, grid.ravel(), [IMAGE_END]])
+    within = len(head) + np.arange(grid.size).reshape(grid.shape)[:, :-1].ravel()
+    codes = (np.arange(images)[:, None] * len(block) + within).ravel()
+    # the end of the last image is not decoded: nothing depends on it
+    tokens = np.tile(block, images)[:-1]
+    places = np.zeros_like(tokens)
+    places[codes - 1] = np.arange(len(codes))
+    return Answer(tokens, np.zeros_like(tokens), places), codes

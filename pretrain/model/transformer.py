@@ -12,6 +12,8 @@ from data.errors import InputError
 from pretrain.model.action_head import ActionHead, check_head
 from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.attention.call import AttentionMask
+from pretrain.model.attention.host import on_device
+from pretrain.model.attention.prompts import prompt_mask
 from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.factory import LayerFactory
@@ -134,27 +136,44 @@ class Transformer(nn.Module):
         return with_action_error(terms, predicted, actions, normaliser, settings)
 
     def prefill(self, tokens: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache) -> None:
-        """Prefill an empty cache with prompts.
+        """Fill a cache with prompts; what it held before is forgotten.
 
         Args:
-            tokens: int64 [B, S], one prompt a row, padded on the right.
+            tokens: int64 [B, S], on the host, one prompt a row, padded on the right.
             segments: Segment ids int64 [B, S], on the host: 1, and 0 for padding.
             blocks: Block ids int64 [B, S], on the host.
-            cache: Empty, of the same batch.
+            cache: Of the same batch.
         """
+        weight = self.lm_head.weight
+        mask = prompt_mask(segments, blocks, self.config, weight.device, weight.dtype)
         blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
-        causal = not bool((blocks > 0).any())
-        device = self.lm_head.weight.device
-        mask = cache.extend(segments.to(device), blocks.to(device), causal)
-        positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
-        self.model.prefill(tokens.to(device), positions, mask, cache)
+        cache.begin(on_device(segments, weight.device), on_device(blocks, weight.device))
+        positions = torch.arange(tokens.shape[1], device=weight.device).expand(tokens.shape)
+        self.model.prefill(on_device(tokens, weight.device), positions, mask, cache)
 
     def decode(
-        self, tokens: Tensor, positions: Tensor, segments: Tensor, blocks: Tensor, cache: DecodingCache
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        blocks: Tensor,
+        slots: Tensor,
+        cache: DecodingCache,
+        end: int | None = None,
     ) -> Tensor:
-        """Hidden states [B, Q, H] of new tokens that follow those in the cache; all inputs int64 [B, Q]."""
+        """Hidden states [B, Q, H] of new tokens after those in earlier slots of the cache.
+
+        The host decides nothing here that depends on the tokens: the call can be captured as a CUDA graph.
+
+        Args:
+            tokens: int64 [B, Q].
+            positions: int64 [B, Q].
+            blocks: Block ids int64 [B, Q].
+            slots: int64 [Q], as in `DecodingCache.extend`.
+            cache: Of the same batch.
+            end: As in `DecodingCache.extend`.
+        """
         blocks = effective_blocks(blocks, self.config.action_mask, self.config.history_actions_visible)
-        hidden = self.model(tokens, positions, cache.extend(segments, blocks), cache)
+        hidden = self.model(tokens, positions, cache.extend(slots, blocks, end), cache)
         return hidden.view(*tokens.shape, -1)
 
 

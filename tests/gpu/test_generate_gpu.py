@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.model.generate import Order, decode_action_chunk
+from pretrain.model.decoding.buffers import pool_of
+from pretrain.model.decoding_session import DecodingSession
+from pretrain.model.generate import Order, chunk_answer, decode_action_chunk
 from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.sampling import Sampling
 from tests.support.decoding import dream_prompt, prompt_of, small_model
@@ -43,12 +45,43 @@ def test_half_precision_with_shared_heads_is_decoded() -> None:
         assert bins.shape == (2, 4, 7)
 
 
+def test_replayed_steps_choose_what_uncaptured_ones_choose(caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model().cuda()
+    for seed in (0, 1):  # the second time all steps are replayed
+        prompts = [prompt_of(seed, 5), prompt_of(seed + 7, 9)]
+        for order in get_args(Order):
+            found, expected = (
+                decode_action_chunk(model, prompts, 4, HOT, order, graphs=each) for each in ("auto", "off")
+            )
+            assert (found == expected).mean() > 0.9, order  # masked slots change the order of summation
+    graphs = pool_of(model).graphs(model.lm_head.weight.device)
+    assert graphs is not None
+    assert graphs.failure is None
+    assert not caplog.records
+
+
+def test_prompts_with_hidden_actions_are_prefilled_under_a_block_sparse_mask() -> None:
+    host = small_model(hidden_size=64, heads=2).bfloat16()
+    device = copy.deepcopy(host).cuda()
+    hiding = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]  # two actions after the last image
+    answer = chunk_answer(2, 7, {})
+    found, expected = (
+        DecodingSession(model, [hiding, prompt_of(1, 9)], answer).forward([0, 9]).float().cpu()
+        for model in (device, host)
+    )
+    assert torch.isfinite(found).all()
+    assert (found - expected).norm() < 0.02 * expected.norm()
+
+
 def test_host_synchronises_only_for_the_result() -> None:
     model = small_model().cuda()
     dreams = [dream_prompt(3, 6), dream_prompt(4, 4)]
     without = [np.array(prompt_of(3, 6)), np.array(prompt_of(4, 4))]
     counts = []
-    decode_action_chunk(model, dreams, 2, HOT)  # builds rotary tables and kernels
+    guidance = Guidance(2.0, without)
+    for chunk, rows in ((2, 2), (6, 5)):  # captures the steps, for which the host waits
+        decode_action_chunk(model, dreams, chunk, HOT, "token")
+        decode_images(model, dreams, rows, 3, 64, sampling=HOT, guidance=guidance)
     before = torch.cuda.get_sync_debug_mode()
     try:
         torch.cuda.set_sync_debug_mode("warn")
@@ -56,7 +89,7 @@ def test_host_synchronises_only_for_the_result() -> None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 decode_action_chunk(model, dreams, chunk, HOT, "token")
-                decode_images(model, dreams, rows, 3, 64, sampling=HOT, guidance=Guidance(2.0, without))
+                decode_images(model, dreams, rows, 3, 64, sampling=HOT, guidance=guidance)
             counts.append(sum("synchronizing CUDA operation" in str(each.message) for each in caught))
     finally:
         torch.cuda.set_sync_debug_mode(before)

@@ -47,13 +47,13 @@ def test_compiled_gradients_equal_eager_ones(policy: str, most: int) -> None:
 
 def decoded(model: Transformer, prompt: int, steps: int) -> list[Tensor]:
     """Hidden states of a few tokens after a prompt."""
-    cache = DecodingCache(SMALL.layers, 2, prompt + steps, torch.device("cpu"))
+    cache = DecodingCache(SMALL, 2, prompt + steps, torch.device("cpu"), torch.float32)
     found = []
     with torch.inference_mode():
         for start, end in ((0, prompt), *((prompt + i, prompt + i + 1) for i in range(steps))):
-            positions = torch.arange(start, end).expand(2, -1)
-            ones = torch.ones_like(positions)
-            found.append(model.decode(positions + 7, positions, ones, ones * 0, cache))
+            slots = torch.arange(start, end)
+            positions = slots.expand(2, -1)
+            found.append(model.decode(positions + 7, positions, positions * 0, slots, cache))
     return found
 
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data.errors import InputError
 from data.tokens.vocabulary import ACTION_START, IMAGE_START
 from pretrain.model.cache import LayerCache
-from pretrain.model.decoding_session import DecodingSession
+from pretrain.model.decoding_session import Answer, DecodingSession
 from pretrain.model.generate import Order, decode_action_chunk
 from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.layers import DecoderLayer
@@ -69,8 +69,9 @@ def test_two_actions_after_the_last_image_are_masked_as_in_training(start: int, 
     prompt = [*dream_prompt(5, 3)[:-1], *dream_prompt(6, 0)[-10:]]
     assert prompt.count(ACTION_START) == 2
     prompts = [prompt, prompt_of(1, 9)]
-    session = DecodingSession(model, prompts, np.array([block]), largest=start)
-    hidden = session.forward(torch.tensor([[start]]), slice(0, 1))
+    answer = Answer(np.array([start]), np.array([block]), np.array([0]))
+    session = DecodingSession(model, prompts, answer)
+    hidden = session.forward([0])
     for row, tokens in enumerate([*each, start] for each in prompts):
         actual = session.logits(hidden[row, 0], 0, TINY.vocabulary_size)
         torch.testing.assert_close(actual, next_logits(model, tokens), atol=1e-4, rtol=0)
@@ -211,13 +212,16 @@ def test_half_precision_is_decoded_with_caches_of_its_dtype(monkeypatch: pytest.
 
     monkeypatch.setattr(LayerCache, "append", noting)
     model = small_model(key_value_heads=2).bfloat16()
-    bins = decode_action_chunk(model, [prompt_of(0, 5)], 3)
-    assert bins.shape == (1, 3, 7)
-    assert {(keys.dtype, keys.shape[:2]) for keys in buffers} == {(torch.bfloat16, (1, 2))}
-    storages = {keys.untyped_storage().data_ptr() for keys in buffers}
-    assert len(storages) == TINY.layers, "a buffer is made once a layer"
-    capacity = len(prompt_of(0, 5)) + 27
-    assert buffers[0].untyped_storage().nbytes() == 2 * capacity * TINY.head_size * 2
+    for text in (5, 20):  # prompts of two lengths, one shape
+        bins = decode_action_chunk(model, [prompt_of(0, text)], 3)
+        assert bins.shape == (1, 3, 7)
+    layers = TINY.layers
+    steps = [*buffers[layers : 8 * layers], *buffers[9 * layers :]]
+    assert len(steps) == 2 * 7 * layers
+    assert {(keys.dtype, keys.shape[:2]) for keys in steps} == {(torch.bfloat16, (1, 2))}
+    capacity = 64
+    assert steps[0].untyped_storage().nbytes() == layers * 2 * 2 * capacity * TINY.head_size * 2
+    assert len({keys.data_ptr() for keys in steps}) == layers, "a buffer stays at its address"
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,14 @@ def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() 
     load_share(model, dict(chameleon(config).state_dict()))
     tokens = random_tokens(config)
     positions = torch.arange(LENGTH).expand(tokens.shape)
-    ones, zeros = torch.ones_like(tokens), torch.zeros_like(tokens)
-    cache = DecodingCache(config.layers, len(tokens), LENGTH, tokens.device)
+    zeros = torch.zeros_like(tokens)
+    cache = DecodingCache(config, len(tokens), LENGTH + 3, tokens.device, torch.float32)
     parts = []
     with torch.no_grad():
-        for start, end in ((0, 30), (30, 31), (31, LENGTH)):
-            new = slice(start, end)
-            parts.append(model.decode(tokens[:, new], positions[:, new], ones[:, new], zeros[:, new], cache))
+        for slots in torch.arange(LENGTH).split([30, 1, LENGTH - 31]):
+            of_part = (each[:, slots] for each in (tokens, positions, zeros))
+            parts.append(model.decode(*of_part, slots, cache))
         actual = model.lm_head(torch.cat(parts, dim=1))
-    assert cache.layers[0].append(*torch.empty(2, 2, 2, 0, 4))[0].shape == (2, 2, LENGTH, 4)
     torch.testing.assert_close(actual, our_logits(model, tokens), atol=1e-5, rtol=0)
 
 
