@@ -10,8 +10,10 @@ from cluster.slurm.sbatch import gpus_per_node
 from data.errors import InputError
 from data.sizes import parse_bytes
 from pretrain.checks import check_training
+from pretrain.model.config import RECOMPUTE_POLICIES
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
 from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+from pretrain.planner.parallel_layout import STAGES
 
 _LAYOUT_KEYS = {"parallel", "parallel.tensor", "parallel.data"}
 _MICRO_BATCHES = (1, 2, 4, 8)
@@ -32,11 +34,13 @@ def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
     gpus = config.nodes * gpus_per_node(config)
     given = {key_of(word) for word in overrides}
     if gpus and not given & _LAYOUT_KEYS:
-        layout = _quickest(config, gpus).layout
+        layout = _quickest(config, gpus, given).layout
         chosen = {
             "parallel.tensor": layout.tensor,
             "parallel.data": layout.data,
             "parallel.sequence_parallel": layout.tensor > 1,
+            "parallel.zero_stage": layout.zero_stage,
+            "parallel.hpz_partition_size": layout.hpz,
             "trainer.micro_batch": layout.micro_batch,
             "model.recompute": layout.recompute,
         }
@@ -51,8 +55,9 @@ def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
     return []
 
 
-def _quickest(config: SubmitConfig, gpus: int) -> LayoutEstimate:
-    cluster = config.cluster
+def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimate:
+    """The quickest layout that fits, with the stage, policy and micro-batch that are given, if any."""
+    cluster, stage, policy = config.cluster, config.parallel.zero_stage, config.model.recompute
     if cluster.gpu is None or cluster.gpu_memory is None:
         raise InputError(
             "cluster.gpu and cluster.gpu_memory are not set, so that no layout can be chosen; take a profile "
@@ -64,10 +69,18 @@ def _quickest(config: SubmitConfig, gpus: int) -> LayoutEstimate:
         gpu_memory=parse_bytes("cluster.gpu_memory", cluster.gpu_memory),
         reserve=DEFAULT_MEMORY_RESERVE,
         sequence_length=config.trainer.sequence_length,
-        micro_batches=_MICRO_BATCHES,
+        micro_batches=_micro_batches(config, given),
         global_batch=config.trainer.global_batch,
         machine=Machine.of_gpu(cluster.gpu, DEFAULT_EFFICIENCY, cluster.gpus_per_node),
         offloads=("none",),
         optimizer=config.optim.name,
+        stages=STAGES if "parallel.zero_stage" not in given or stage == "auto" else (stage,),
+        policies=RECOMPUTE_POLICIES if "model.recompute" not in given or policy == "auto" else (policy,),
+        hpz="parallel.hpz_partition_size" not in given,
     )
     return feasible_layouts(request)[0]
+
+
+def _micro_batches(config: SubmitConfig, given: set[str]) -> Sequence[int]:
+    size = config.trainer.micro_batch
+    return (size,) if size is not None and "trainer.micro_batch" in given else _MICRO_BATCHES

@@ -12,7 +12,7 @@ from pretrain.model.action_head import ActionHead, check_head
 from pretrain.model.action_prompts import ActionInputs
 from pretrain.model.attention.call import AttentionMask
 from pretrain.model.cache import DecodingCache
-from pretrain.model.config import ModelConfig, RecomputePolicy
+from pretrain.model.config import ModelConfig, RecomputeChoice, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable
 from pretrain.model.loss import ActionSources, LossSettings, VocabularyHead, with_action_error
@@ -31,7 +31,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config, factory)
         self._gather_tokens = factory.gather_tokens
         self._rotary = RotaryTable(config)
-        self._recompute: RecomputePolicy = config.recompute
+        self._recompute: RecomputeChoice = config.recompute
         self._recompute_layers = config.layers if config.recompute_layers is None else config.recompute_layers
 
     def forward(
@@ -61,8 +61,12 @@ class Decoder(nn.Module):
         last.prefill(x, rotary, cache.layers[-1])
 
     def _policy(self, number: int) -> RecomputePolicy:
-        """Recompute policy of a layer; `none` outside training."""
-        return self._recompute if self.training and number < self._recompute_layers else "none"
+        """Recompute policy of a layer; `none` outside training, where `auto` may stand."""
+        if not self.training or number >= self._recompute_layers:
+            return "none"
+        if self._recompute == "auto":
+            raise RuntimeError("model.recompute=auto reached the network; pretrain.auto_settings resolves it")
+        return self._recompute
 
 
 class Transformer(nn.Module):

@@ -24,7 +24,7 @@ from pretrain.planner.layouts import (
     feasible_layouts,
     fewest_gpus,
 )
-from pretrain.planner.memory import OFFLOADS
+from pretrain.planner.parallel_layout import OFFLOADS
 
 H100 = Machine.of_gpu("H100", efficiency=0.45, node_gpus=8)
 
