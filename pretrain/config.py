@@ -78,7 +78,7 @@ class ParallelConfig:
         tensor: Tensor-parallel size (megatron).
         data: Data-parallel size.
         zero_stage: DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 also gradients, 3 also
-            parameters; `auto`: of 0, 1 and 3 the quickest that fits the GPU's memory, by estimate.
+            parameters; `auto`: of these the quickest that fits the GPU's memory, by estimate.
         offload: State in host memory: `none`, `optimizer` (fp32 weights and moments, stages 1 to 3) or
             `all` (parameters too, stage 3).
         hpz_partition_size: Ranks of one node that hold a second copy of the parameters, so that the backward

@@ -139,6 +139,6 @@ class InspectMemoryConfig:
     offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None
     optimizer: OptimizerName = "adamw"
-    stages: list[ZeroStage] = field(default_factory=lambda: [0, 1, 3])
+    stages: list[ZeroStage] = field(default_factory=lambda: [0, 1, 2, 3])
     hpz: bool = True
     show: int = 12

@@ -10,6 +10,7 @@ from cluster.slurm.sbatch import gpus_per_node
 from data.errors import InputError
 from data.sizes import parse_bytes
 from pretrain.checks import check_training
+from pretrain.config import ZeroStage
 from pretrain.model.config import RECOMPUTE_POLICIES
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
 from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
@@ -57,7 +58,7 @@ def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
 
 def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimate:
     """The quickest layout that fits, with the stage, policy and micro-batch that are given, if any."""
-    cluster, stage, policy = config.cluster, config.parallel.zero_stage, config.model.recompute
+    cluster, policy = config.cluster, config.model.recompute
     if cluster.gpu is None or cluster.gpu_memory is None:
         raise InputError(
             "cluster.gpu and cluster.gpu_memory are not set, so that no layout can be chosen; take a profile "
@@ -74,11 +75,18 @@ def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimat
         machine=Machine.of_gpu(cluster.gpu, DEFAULT_EFFICIENCY, cluster.gpus_per_node),
         offloads=("none",),
         optimizer=config.optim.name,
-        stages=STAGES if "parallel.zero_stage" not in given or stage == "auto" else (stage,),
+        stages=_stages(config, given),
         policies=RECOMPUTE_POLICIES if "model.recompute" not in given or policy == "auto" else (policy,),
         hpz="parallel.hpz_partition_size" not in given,
     )
     return feasible_layouts(request)[0]
+
+
+def _stages(config: SubmitConfig, given: set[str]) -> Sequence[ZeroStage]:
+    stage, offload = config.parallel.zero_stage, config.parallel.offload
+    if "parallel.zero_stage" in given and stage != "auto":
+        return (stage,)
+    return STAGES if offload == "none" else (3,)
 
 
 def _micro_batches(config: SubmitConfig, given: set[str]) -> Sequence[int]:

@@ -9,8 +9,7 @@ from pretrain.config import Offload, OptimizerName, ZeroStage
 from pretrain.model.config import RecomputePolicy
 
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
-STAGES: tuple[ZeroStage, ...] = (0, 1, 3)
-"""Stages that the planner tries; 2 reduces gradients in every micro-batch and still holds all weights."""
+STAGES: tuple[ZeroStage, ...] = get_args(ZeroStage)
 
 
 @dataclass(frozen=True, slots=True)

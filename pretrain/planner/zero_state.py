@@ -5,9 +5,12 @@ P parameters of a tensor-parallel rank, S = P / data its share; accumulated: of 
 
     stage  weights        gradients                 fp32 weights, moments (Lion)
     0      2 P            4 P                       12 P (8 P)
-    1      2 P            2 P, accumulated 4 P      12 S (8 S)
+    1      2 P            2 P, accumulated 6 P      12 S (8 S)
     2      2 P            2 S, accumulated 4 S      12 S (8 S)
     3      2 S, norms 2 P 2 S, accumulated 4 S      12 S (8 S)      hpZ: + 2 P / hpz
+
+At stage 1 DeepSpeed accumulates with another optimiser than its own of ZeRO: it keeps the bf16 gradients of a
+micro-batch beside their fp32 sum, and averages that after the last backward pass, as at stage 0.
 
 Offloaded to host memory:
 
@@ -27,7 +30,7 @@ from pretrain.planner.parallel_layout import ParallelLayout
 from pretrain.planner.parameters import count_parameters
 
 STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters of stage 3 updated at a time
-REPLICATED_BUCKET = 500_000_000  # gradients of stage 0 that DeepSpeed reduces at a time; no setting
+REPLICATED_BUCKET = 500_000_000  # fp32 gradients that DeepSpeed averages at a time at stage 0; no setting
 # Bytes for each parameter: fp32 master weight and moments, and working memory of the update (fp32 gradient;
 # Lion: also its direction and that scaled).
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 12, "lion": 8}
@@ -65,9 +68,13 @@ def zero_state(model: ModelConfig, layout: ParallelLayout, node_gpus: int) -> Ze
     weights, second = 2 * matrices / layout.data, 0.0
     if layout.hpz > 1:
         second = 2 * matrices / layout.hpz
-    gradients = gradient_bytes * (parameters if whole_gradients else share)
+    gradients = gradient_bytes * share
+    if whole_gradients:
+        gradients = (6 if layout.accumulates else 2) * parameters
     on_gpu = 2 * parameters if whole_weights else 2 * vectors + (0 if weights_on_host else weights) + second
     step = STEP_BYTES[layout.optimizer] * min(share, STEP_GROUP if layout.zero_stage == 3 else share)
+    if whole_gradients and layout.accumulates:
+        step = max(step, 4 * min(parameters, REPLICATED_BUCKET))
     return ZeroState(
         weights=on_gpu,
         gradients=gradients if whole_gradients or not state_on_host else 0,
@@ -98,10 +105,10 @@ def _buffers(model: ModelConfig, layout: ParallelLayout, node_gpus: int) -> floa
     matrices, largest = count_parameters(model, layout.tensor)[0], _largest(model, layout)
     buckets = zero_buckets(model, layout.tensor, layout.ranks <= node_gpus)
     flattened = max(largest, buckets.reduce)
+    if layout.zero_stage == 1 and layout.accumulates:
+        return 0.0
     if layout.zero_stage < 3:
-        # One bucket fills while the other is reduced; stage 1 reduces the sum of the micro-batches, in fp32.
-        value = 4 if layout.zero_stage == 1 and layout.accumulates else 2
-        return value * (2 * buckets.reduce + flattened)
+        return 2 * (2 * buckets.reduce + flattened)  # one bucket fills while the other is reduced
     copied = 0 if buckets.sequential else min(matrices, buckets.prefetch + largest)
     return 2 * (min(matrices, buckets.live + largest) + copied + buckets.reduce + flattened)
 

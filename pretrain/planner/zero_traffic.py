@@ -4,7 +4,7 @@ Sent by one GPU, in bf16 unless said, P parameters of its tensor-parallel rank, 
 
     stage 0   once      8 P (d - 1) / d   fp32 gradients averaged, after the backward pass
     stage 1   once      4 P (d - 1) / d   gradients averaged beside the last backward pass; accumulated ones
-                                          in fp32, 8 P
+                                          in fp32 after it, 8 P
               once      2 P (d - 1) / d   new weights, after the update
     stage 2   m times   4 P (d - 1) / d   gradients averaged beside each backward pass; new weights as above
     stage 3   m times   (4 P + 2 A) (d - 1) / d   weights gathered for both passes (A of them anew for the
@@ -71,9 +71,10 @@ def zero_traffic(
     if layout.zero_stage == 0:
         return ZeroTraffic(exposed_bytes=2 * _FP32 * sent, crosses_nodes=crosses)
     if layout.zero_stage == 1:
-        value = _FP32 if layout.accumulates else _BF16
-        hidden = 2 * value * sent
-        return ZeroTraffic(hidden_once=hidden, exposed_bytes=_BF16 * sent, crosses_nodes=crosses)
+        hidden, exposed = 2 * _BF16 * sent, _BF16 * sent
+        if layout.accumulates:
+            hidden, exposed = 0.0, exposed + 2 * _FP32 * sent
+        return ZeroTraffic(hidden_once=hidden, exposed_bytes=exposed, crosses_nodes=crosses)
     if layout.zero_stage == 2:
         beside = 2 * _BF16 * sent * micro_batches
         node, network = (0.0, beside) if crosses else (beside, 0.0)
