@@ -1,8 +1,8 @@
 """`model.recompute=auto` and `parallel.zero_stage=auto`: chosen once, before any rank builds the network.
 
 The choice is by the planner's estimate for the layout and the smallest GPU of the run; rank 0 makes it for
-all. It changes the speed, not the result: recompute policies give the same gradients, and ZeRO stages the
-same losses up to rounding. So a run that resumes on other GPUs may go on with another choice.
+all. It changes the speed, and the result by rounding alone: in fp32 gradients differ by up to 1e-8 between
+recompute policies, losses by 1e-6 between ZeRO stages. So a run may go on with another choice on other GPUs.
 
 The policy is for all layers. Recomputing just as many as have to be would put every run at the edge of an
 estimate that has not been measured.
@@ -22,6 +22,7 @@ from pretrain.config import TrainingConfig, ZeroStage
 from pretrain.model.config import RECOMPUTE_POLICIES, RecomputePolicy
 from pretrain.parallel.groups import ProcessGroups
 from pretrain.planner.gpus import DEFAULT_MEMORY_RESERVE, Machine
+from pretrain.planner.layouts import recommended
 from pretrain.planner.memory import GPU, activation_bytes, estimate_memory
 from pretrain.planner.parallel_layout import STAGES, ParallelLayout
 from pretrain.planner.speed import estimate_step
@@ -103,7 +104,7 @@ def resolve_on_ranks(
 def choose(config: TrainingConfig, gpu: GpuFacts | None) -> AutoChoice:
     """The quickest of the settings that are open that fits the GPUs; where none fits, what needs least.
 
-    Equally quick ones: the least recomputation, the lowest stage.
+    Between equally quick ones: the least recomputation, the lowest stage.
 
     Args:
         config: Of the training.
@@ -119,7 +120,10 @@ def choose(config: TrainingConfig, gpu: GpuFacts | None) -> AutoChoice:
     fitting = [number for number, need in enumerate(needs) if need <= usable]
     if fitting:
         machine = Machine.of_device(gpu.name, gpu.node_gpus)
-        at = min(fitting, key=lambda number: _seconds(config, layouts[number], machine))
+        seconds = [_seconds(config, layouts[number], machine) for number in fitting]
+        at = fitting[
+            recommended([(s, needs[number]) for s, number in zip(seconds, fitting, strict=True)], usable)
+        ]
     return AutoChoice(layouts[at].recompute, layouts[at].zero_stage, needs[at], usable)
 
 
@@ -200,6 +204,12 @@ def _gpu_facts(groups: ProcessGroups) -> GpuFacts | None:
     if groups.device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(groups.device)
-    smallest = torch.tensor(properties.total_memory, dtype=torch.int64, device=groups.device)
+    memory = least_of_ranks(properties.total_memory, groups.device)
+    return GpuFacts(properties.name, memory, groups.node_ranks)
+
+
+def least_of_ranks(value: int, device: torch.device) -> int:
+    """The smallest value of all ranks; every rank calls this."""
+    smallest = torch.tensor(value, dtype=torch.int64, device=device)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
-    return GpuFacts(properties.name, float(smallest), groups.node_ranks)
+    return int(smallest)

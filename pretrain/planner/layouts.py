@@ -15,6 +15,8 @@ from pretrain.planner.memory import MemoryEstimate, estimate_memory
 from pretrain.planner.parallel_layout import OFFLOADS, STAGES, ParallelLayout
 from pretrain.planner.speed import StepEstimate, estimate_step
 
+NEARLY_AS_QUICK = 0.02
+COMFORTABLE = 0.9  # share of the usable memory
 _MAX_GPUS = 65_536
 
 
@@ -79,7 +81,9 @@ class LayoutEstimate:
 
 
 def feasible_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
-    """The layouts that fit, the fastest step first; of equally fast ones the one that needs less memory.
+    """The layouts that fit: first the one to take (`recommended`), then the fastest step first.
+
+    Of equally fast ones the one that needs less memory is before the other.
 
     Raises:
         InputError: A size is out of its range, or nothing fits: states the least memory that is needed and
@@ -96,7 +100,24 @@ def feasible_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
     fitting = [estimate for estimate in estimates if request.fits(estimate.memory)]
     if not fitting:
         raise InputError(_nothing_fits(request, estimates))
-    return sorted(fitting, key=lambda estimate: (estimate.step.seconds, estimate.memory.total))
+    fitting.sort(key=lambda estimate: (estimate.step.seconds, estimate.memory.total))
+    needs = [(estimate.step.seconds, estimate.memory.total) for estimate in fitting]
+    fitting.insert(0, fitting.pop(recommended(needs, request.usable)))
+    return fitting
+
+
+def recommended(needs: Sequence[tuple[float, float]], usable: float) -> int:
+    """Number of the layout to take, of those that fit: the quickest, unless it is at the edge of the memory.
+
+    Estimates err by more than `NEARLY_AS_QUICK`: for as little it is not worth to come near the limit.
+
+    Args:
+        needs: Seconds of a step and bytes of a GPU of each.
+        usable: Bytes of a GPU that a training may use.
+    """
+    longest = min(seconds for seconds, _ in needs) * (1 + NEARLY_AS_QUICK)
+    near = [number for number, (seconds, _) in enumerate(needs) if seconds <= longest]
+    return min(near, key=lambda number: (needs[number][1] > COMFORTABLE * usable, needs[number][0]))
 
 
 def estimate_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
