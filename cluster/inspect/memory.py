@@ -10,8 +10,11 @@ from rich.table import Table
 
 from cluster.inspect.config import InspectMemoryConfig
 from cluster.overrides import override
+from cluster.resources.evaluation_needs import describe_memory
 from data.errors import InputError
 from data.sizes import parse_bytes
+from eval.config import EvaluationSettings
+from pretrain.planner.evaluation import evaluation_memory
 from pretrain.planner.gpus import Machine
 from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
 from pretrain.planner.parallel_layout import ParallelLayout
@@ -150,6 +153,7 @@ def layouts_content(
         "global_batch": request.step_sequences,
         "gpu": config.gpu,
         "machine": asdict(request.machine),
+        "evaluation_bytes": round(evaluation_memory(request.model, EvaluationSettings().batch).total),
         "basis": ESTIMATE,
         "layouts": rows,
     }
@@ -176,6 +180,11 @@ def explanation_lines(
     yield (
         f"  assumed: {100 * gpu.contention:.4g} % of what overlaps delays the step, Python starts a layer in "
         f"{1e3 * gpu.launch:.4g} ms, stage 3's hooks add {1e3 * gpu.hooks:.4g} ms"
+    )
+    need = evaluation_memory(request.model, EvaluationSettings().batch)
+    yield (
+        f"  an evaluation's policy, on a GPU apart from these: {describe_memory(need)}, for "
+        f"{EvaluationSettings().batch} observations at a time"
     )
     yield f"  take the first: {' '.join(_layout_overrides(request, best))}"
 

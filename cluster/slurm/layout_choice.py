@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cluster.overrides import key_of, override
@@ -32,10 +33,11 @@ def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
     """
     if config.nodes < 1:
         raise InputError(f"nodes={config.nodes}, expected 1 or more")
-    gpus = config.nodes * gpus_per_node(config)
+    gpus, evaluation = config.nodes * gpus_per_node(config), _evaluation_gpus(config)
+    training = _training_gpus(config, evaluation)
     given = {key_of(word) for word in overrides}
     if gpus and not given & _LAYOUT_KEYS:
-        layout = _quickest(config, gpus, given).layout
+        layout = _quickest(config, training, given).layout
         chosen = {
             "parallel.tensor": layout.tensor,
             "parallel.data": layout.data,
@@ -48,12 +50,30 @@ def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
         return [override(key, value) for key, value in chosen.items() if key not in given]
     check_training(config)
     ranks = config.parallel.tensor * config.parallel.data
-    if gpus and ranks != gpus:
+    if gpus and not training <= ranks <= gpus - evaluation:
+        apart = f", {evaluation} of them for evaluations (eval.gpus)" if evaluation else ""
         raise InputError(
-            f"parallel.tensor x parallel.data = {ranks} ranks, but nodes={config.nodes} have {gpus} GPUs; "
-            "change one of them, or leave parallel.* out to have it chosen"
+            f"parallel.tensor x parallel.data = {ranks} ranks, but nodes={config.nodes} have {gpus} GPUs"
+            f"{apart}; change one of them, or leave parallel.* out to have it chosen"
         )
     return []
+
+
+def _evaluation_gpus(config: SubmitConfig) -> int:
+    return math.ceil(config.eval.gpus) if config.eval.every > 0 and gpus_per_node(config) else 0
+
+
+def _training_gpus(config: SubmitConfig, evaluation: int) -> int:
+    """GPUs of the ranks: of several nodes evaluations have one for themselves, for ranks are whole nodes'."""
+    each = gpus_per_node(config)
+    if evaluation == 0:
+        return config.nodes * each
+    if evaluation >= each * config.nodes:
+        raise InputError(
+            f"eval.gpus={config.eval.gpus:g} leaves no GPU of nodes={config.nodes} to the training; lower it, "
+            "set eval.every=0, or take more nodes"
+        )
+    return each - evaluation if config.nodes == 1 else (config.nodes - 1) * each
 
 
 def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimate:
@@ -79,7 +99,15 @@ def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimat
         policies=RECOMPUTE_POLICIES if "model.recompute" not in given or policy == "auto" else (policy,),
         hpz="parallel.hpz_partition_size" not in given,
     )
-    return feasible_layouts(request)[0]
+    try:
+        return feasible_layouts(request)[0]
+    except InputError as error:
+        if gpus == config.nodes * gpus_per_node(config):
+            raise
+        raise InputError(
+            f"{error}; evaluations have GPUs of their own (eval.gpus={config.eval.gpus:g}): eval.every=0 leaves "
+            "them to the training, or take one node more"
+        ) from error
 
 
 def _stages(config: SubmitConfig, given: set[str]) -> Sequence[ZeroStage]:

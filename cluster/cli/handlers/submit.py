@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from cluster.cli.invocation import Invocation
+from cluster.resources.evaluation_needs import evaluation_line
 from cluster.slurm.config import SubmitConfig
 from cluster.slurm.submit import plan_submission
 
@@ -12,6 +14,8 @@ from cluster.slurm.submit import plan_submission
 def run_submit(config: SubmitConfig, invocation: Invocation) -> None:
     """Write the batch scripts, show them (`--dry-run`) or hand them to sbatch, and print the jobs' ids."""
     submission = plan_submission(config, invocation.overrides)
+    if "train" in config.stages:
+        print(f"  {evaluation_line(config)}", file=sys.stderr)
     if invocation.dry_run:
         print(submission.show(), end="")
         return
