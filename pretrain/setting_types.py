@@ -142,10 +142,16 @@ def _structured_type(hint: Any) -> Any:
 
 @functools.cache
 def _enum(values: tuple[Any, ...]) -> type[Enum]:
-    """Members of texts alone, or of numbers alone, can stand in an interpolation."""
     kinds = {type(value) for value in values}
-    base = StrEnum if kinds == {str} else IntEnum if kinds == {int} else Enum
+    base = StrEnum if kinds == {str} else IntEnum if kinds == {int} else _MixedEnum
     return cast(type[Enum], base("Choice", {str(value): value for value in values}))
+
+
+class _MixedEnum(Enum):
+    """Texts and numbers; its members can stand in an interpolation, as those of the other bases."""
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def _default(original: Field[Any]) -> Any:

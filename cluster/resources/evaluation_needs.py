@@ -67,5 +67,5 @@ def _usable_share(config: RootConfig, need: EvaluationMemory) -> str:
 
 def _cpu_time(config: RootConfig) -> str:
     return (
-        f"about {cpu_chunk_seconds(config.model):.2g} s for each chunk of actions of each robot by estimate"
+        f"about {cpu_chunk_seconds(config.model):.0f} s for each chunk of actions of each robot by estimate"
     )

@@ -70,8 +70,8 @@ def _training_gpus(config: SubmitConfig, evaluation: int) -> int:
         return config.nodes * each
     if evaluation >= each * config.nodes:
         raise InputError(
-            f"eval.gpus={config.eval.gpus:g} leaves no GPU of nodes={config.nodes} to the training; lower it, "
-            "set eval.every=0, or take more nodes"
+            f"eval.gpus={config.eval.gpus:g} leaves no GPU of nodes={config.nodes} to the training; lower "
+            "it, set eval.every=0, or take more nodes"
         )
     return each - evaluation if config.nodes == 1 else (config.nodes - 1) * each
 
@@ -105,8 +105,8 @@ def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimat
         if gpus == config.nodes * gpus_per_node(config):
             raise
         raise InputError(
-            f"{error}; evaluations have GPUs of their own (eval.gpus={config.eval.gpus:g}): eval.every=0 leaves "
-            "them to the training, or take one node more"
+            f"{error}; evaluations have GPUs of their own (eval.gpus={config.eval.gpus:g}): set eval.every=0 "
+            "or take one node more"
         ) from error
 
 
