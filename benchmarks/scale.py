@@ -40,6 +40,7 @@ from data.stream.order.plan import Order
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
 from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+from pretrain.planner.parallel_layout import ParallelLayout
 from pretrain.settings import named_models
 
 _GPU, _GPU_MEMORY = "H100", 80e9
@@ -159,7 +160,7 @@ def measure(
     return {
         "batch": f"{request.step_sequences // ranks} a GPU" if global_batch is None else str(global_batch),
         "ranks": ranks,
-        "layout": f"{layout.tensor} x {layout.data}" + (f", {layout.offload}" * (layout.offload != "none")),
+        "layout": _layout_name(layout),
         "step": step.seconds,
         "plan_start": plan.start_seconds,
         "plan_megabytes": plan.bytes / 1e6,
@@ -183,6 +184,13 @@ def measure(
         "load": load_of[worst],
         "loads": {name: round(value, 4) for name, value in load_of.items()},
     }
+
+
+def _layout_name(layout: ParallelLayout) -> str:
+    name = f"{layout.tensor} x {layout.data}"
+    name += f", hpZ {layout.hpz}" if layout.hpz > 1 else ""
+    name += f", ZeRO-{layout.zero_stage}" if layout.zero_stage != 3 else ""
+    return name + (f", {layout.offload}" if layout.offload != "none" else "")
 
 
 def _reading(

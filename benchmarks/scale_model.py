@@ -15,7 +15,7 @@ from data.storage.shared_memory import LIMIT
 from data.stream.episodes.episode_memory import MEGABYTE
 from data.stream.samples import SampleForm
 from data.tokens.vocabulary import ACTION_BLOCK_LENGTH
-from pretrain.planner.memory import ParallelLayout
+from pretrain.planner.parallel_layout import ParallelLayout
 from pretrain.planner.speed import StepEstimate
 
 MINUTE, HOUR = 60.0, 3600.0

@@ -146,14 +146,14 @@ def _chunk_name(config: TrainingConfig, chunk: int) -> str:
 def _check_zero(config: TrainingConfig) -> None:
     parallel = config.parallel
     stages, stage, size = OFFLOAD_STAGES[parallel.offload], parallel.zero_stage, parallel.hpz_partition_size
-    if stage not in stages:
+    if stage != "auto" and stage not in stages:
         raise InputError(
             f"parallel.offload={parallel.offload}, but parallel.zero_stage={stage}: expected one of "
             f"{', '.join(map(str, stages))}; change one of them"
         )
     if size == 1:
         return
-    if stage != 3 or parallel.tensor > 1:
+    if stage not in (3, "auto") or parallel.tensor > 1:
         raise InputError(
             f"parallel.hpz_partition_size={size}, but parallel.zero_stage={stage} and parallel.tensor="
             f"{parallel.tensor}: it needs stage 3 and tensor 1 (its groups of neighbouring ranks would mix "

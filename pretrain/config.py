@@ -15,6 +15,8 @@ from pretrain.model.config import ModelConfig
 
 Precision = Literal["bf16", "fp32"]
 ZeroStage = Literal[0, 1, 2, 3]
+ZeroStageChoice = Literal[0, 1, 2, 3, "auto"]
+Allocator = Literal["expandable_segments", "default"]
 Offload = Literal["none", "optimizer", "all"]
 OptimizerName = Literal["adamw", "lion"]
 Schedule = Literal["constant", "cosine", "wsd"]
@@ -55,6 +57,8 @@ class TrainerConfig:
         log_every: Steps between two lines of metrics.
         deterministic: Only algorithms whose results repeat bit for bit on the same layout and hardware;
             slower on a GPU (docs/model.md, "What repeats bit for bit").
+        allocator: Of GPU memory: `expandable_segments` (torch's blocks can grow, so that less is lost to
+            fragments) or torch's `default`; variables of torch's own that are set take precedence.
     """
 
     steps: int = 1000
@@ -73,6 +77,7 @@ class TrainerConfig:
     )
     log_every: int = 1
     deterministic: bool = False
+    allocator: Allocator = "expandable_segments"
 
 
 @dataclass
@@ -83,7 +88,7 @@ class ParallelConfig:
         tensor: Tensor-parallel size (megatron).
         data: Data-parallel size.
         zero_stage: DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 also gradients, 3 also
-            parameters.
+            parameters; `auto`: of these the quickest that fits the GPU's memory, by estimate.
         offload: State in host memory: `none`, `optimizer` (fp32 weights and moments, stages 1 to 3) or
             `all` (parameters too, stage 3).
         hpz_partition_size: Ranks of one node that hold a second copy of the parameters, so that the backward
@@ -95,7 +100,7 @@ class ParallelConfig:
 
     tensor: int = 1
     data: int = 1
-    zero_stage: ZeroStage = 3
+    zero_stage: ZeroStageChoice = 3
     offload: Offload = "none"
     hpz_partition_size: int = 1
     sequence_parallel: bool = False

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from data.errors import InputError
 from data.files import user_mistake
+from pretrain.allocator import configure_allocator
 from pretrain.checks import check_training
 from pretrain.compile_caches import use_compile_caches
 from pretrain.config import TrainingConfig
@@ -98,6 +99,7 @@ def _run(config: TrainingConfig, rank: int) -> None:
     silence_known_warnings()
     use_compile_caches()
     os.environ.setdefault("TORCH_NCCL_ENABLE_TIMING", "1")  # for pretrain.telemetry.waits, before any group
+    configure_allocator(config.trainer.allocator, os.environ)
     from pretrain.trainer import train  # takes seconds to import: only once the settings are accepted
 
     if rank == 0:

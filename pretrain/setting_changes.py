@@ -27,6 +27,7 @@ _MAY_DIFFER = (
     "demo.",
     "trainer.stop_after",
     "trainer.log_every",
+    "trainer.allocator",
     "trainer.micro_batch",
     "model.recompute",
     "model.recompute_layers",

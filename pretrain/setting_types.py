@@ -142,8 +142,16 @@ def _structured_type(hint: Any) -> Any:
 
 @functools.cache
 def _enum(values: tuple[Any, ...]) -> type[Enum]:
-    base = StrEnum if isinstance(values[0], str) else IntEnum  # their members can stand in an interpolation
+    kinds = {type(value) for value in values}
+    base = StrEnum if kinds == {str} else IntEnum if kinds == {int} else _MixedEnum
     return cast(type[Enum], base("Choice", {str(value): value for value in values}))
+
+
+class _MixedEnum(Enum):
+    """Texts and numbers; its members can stand in an interpolation, as those of the other bases."""
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def _default(original: Field[Any]) -> Any:
@@ -178,4 +186,4 @@ def _value(hint: Any, value: Any, key: str) -> Any:
         if len(value) != len(arguments):
             raise InputError(f"{key}={list(value)} has {len(value)} values, expected {len(arguments)}")
         return tuple(_value(each, item, key) for each, item in zip(arguments, value, strict=True))
-    return value.value if isinstance(value, StrEnum | IntEnum) else value
+    return value.value if isinstance(value, Enum) else value

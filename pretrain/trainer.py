@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 from data.contracts import PackedBatch
 from data.stream.loader import TokenStream
+from pretrain.auto_settings import resolve_on_ranks
 from pretrain.batch_feed import BatchFeed
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.checkpoint.origin import HISTORY
@@ -65,6 +67,8 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
         make_deterministic()
     groups = ProcessGroups.create(Mesh(config.parallel.tensor, config.parallel.data))
     check_hardware(config, groups.device)
+    requested = config
+    config, choice = resolve_on_ranks(requested, groups)
     if config.parallel.bind_cpus and (binding := bind_to_gpu_cpus(groups.device)):
         _LOG.info(binding)
     folder = RunFolder.of(config.run)
@@ -76,16 +80,18 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
         Preemption(folder.stop_request, polls=groups.rank == 0) as preemption,
     ):
         check_model_fits(config, stream)
-        with opened_run(config, folder, groups.rank, start) as opened:
+        with opened_run(requested, folder, groups.rank, start) as opened:
             run_on_rank_zero(lambda: prepare_folder(config, folder, stream))
             engine = Engine.build(config, groups, initialise=opened.origin is None)
-            loaded, metadata = load_start(config, folder, opened, start is None, engine, stream)
+            loaded, metadata = load_start(requested, folder, opened, start is None, engine, stream)
             names = [source.name for source in stream.sources] if told_apart(config.data) else []
             with (
                 closing(Recorder(config, folder, engine, metadata["tokens"], names)) as recorder,
                 closing(StepProfiler.of(config.telemetry, groups.rank, folder, recorder.event)) as profiler,
             ):
                 report_start(recorder, loaded, metadata, config, engine.step_count)
+                if choice is not None:
+                    recorder.event("auto_settings", step=engine.step_count, **asdict(choice))
                 loop = _Loop(
                     config, folder, loaded, engine, stream, validation, preemption, recorder, metadata
                 )

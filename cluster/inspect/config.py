@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from cluster.config import RootConfig
 from data.config import MixtureConfig, Shuffle, TrainingSplit
 from data.contracts import AGENT_CAMERA
-from pretrain.config import Offload, OptimizerName
+from pretrain.config import Offload, OptimizerName, ZeroStage
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE
 
@@ -105,7 +105,7 @@ class InspectCheckpointConfig:
 
 @dataclass
 class InspectMemoryConfig:
-    """`worldvla inspect memory`: layouts that fit, at ZeRO stage 3 in bf16.
+    """`worldvla inspect memory`: layouts that fit, in bf16.
 
     Attributes:
         model: The network, `model=7b` or single sizes; its recompute policy is ignored, all are tried.
@@ -121,6 +121,8 @@ class InspectMemoryConfig:
         offloads: Values of `parallel.offload` to try.
         host_memory: Host memory of a node, as `gpu_memory`; null: unlimited.
         optimizer: `optim.name`: `adamw` or `lion`.
+        stages: Values of `parallel.zero_stage` to try; something is offloaded at stage 3 alone.
+        hpz: Try `parallel.hpz_partition_size=<node_gpus>` as well, where it is possible.
         show: Layouts to print; `--json` has all.
     """
 
@@ -137,4 +139,6 @@ class InspectMemoryConfig:
     offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None
     optimizer: OptimizerName = "adamw"
+    stages: list[ZeroStage] = field(default_factory=lambda: [0, 1, 2, 3])
+    hpz: bool = True
     show: int = 12

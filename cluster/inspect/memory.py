@@ -10,14 +10,18 @@ from rich.table import Table
 
 from cluster.inspect.config import InspectMemoryConfig
 from cluster.overrides import override
+from cluster.resources.evaluation_needs import describe_memory
 from data.errors import InputError
 from data.sizes import parse_bytes
+from eval.config import EvaluationSettings
+from pretrain.planner.evaluation import evaluation_memory
 from pretrain.planner.gpus import Machine
 from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
-from pretrain.planner.memory import count_parameters
+from pretrain.planner.parallel_layout import ParallelLayout
+from pretrain.planner.parameters import count_parameters
 
 ESTIMATE = "estimate, not measured"
-TABLE_WIDTH = 130  # columns that the table needs; it is not folded to a narrow terminal
+TABLE_WIDTH = 150  # columns that the table needs; it is not folded to a narrow terminal
 
 
 def plan_layouts(config: InspectMemoryConfig) -> tuple[LayoutRequest, list[LayoutEstimate]]:
@@ -40,6 +44,8 @@ def plan_layouts(config: InspectMemoryConfig) -> tuple[LayoutRequest, list[Layou
         offloads=config.offloads,
         host_memory=_host_memory(config),
         optimizer=config.optimizer,
+        stages=config.stages,
+        hpz=config.hpz,
     )
     return request, feasible_layouts(request)
 
@@ -68,8 +74,8 @@ def layouts_table(request: LayoutRequest, estimates: Sequence[LayoutEstimate], n
     )
     for name in ("tensor", "data", "micro-\nbatch"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("recompute", no_wrap=True)
-    table.add_column("offload", no_wrap=True)
+    for name in ("recompute", "ZeRO", "offload"):
+        table.add_column(name, no_wrap=True)
     for name in ("total", "weights", "gradi-\nents", "opti-\nmiser", "activa-\ntions", "loss or\nlayer"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in (
@@ -80,6 +86,7 @@ def layouts_table(request: LayoutRequest, estimates: Sequence[LayoutEstimate], n
         "MFU %\n(estimate)",
     ):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("bound by", no_wrap=True)
     for estimate in estimates:
         layout, need, step = estimate.layout, estimate.memory, estimate.step
         sizes = (need.total, need.weights, need.gradients, need.optimiser, need.activations)
@@ -90,12 +97,19 @@ def layouts_table(request: LayoutRequest, estimates: Sequence[LayoutEstimate], n
             str(layout.data),
             str(layout.micro_batch),
             layout.recompute,
+            _stage_name(layout),
             layout.offload,
             *(f"{size / 1e9:.1f}" for size in sizes),
             f"{step.seconds:.3g}",
             f"{100 * step.utilisation:.0f}",
+            step.bound,
         )
     return table
+
+
+def _stage_name(layout: ParallelLayout) -> str:
+    """`3`, or `3,hpZ=8`."""
+    return f"{layout.zero_stage}" + (f",hpZ={layout.hpz}" if layout.hpz > 1 else "")
 
 
 def layouts_content(
@@ -105,7 +119,6 @@ def layouts_content(
     rows = [
         {
             **asdict(estimate.layout),
-            "zero_stage": 3,
             "sequence_parallel": estimate.layout.tensor > 1,
             "memory_bytes": {
                 **{name: round(value) for name, value in asdict(estimate.memory).items()},
@@ -117,6 +130,15 @@ def layouts_content(
                 "host": round(estimate.step.host_bytes),
             },
             "step_seconds": estimate.step.seconds,
+            "seconds_of": {
+                "compute": estimate.step.compute,
+                "launches": estimate.step.launches,
+                "zero_overlapped": estimate.step.partition,
+                "zero_exposed": estimate.step.exposed,
+                "tensor": estimate.step.tensor,
+                "offload": estimate.step.offload,
+            },
+            "bound_by": estimate.step.bound,
             "mfu": estimate.step.utilisation,
         }
         for estimate in estimates
@@ -131,6 +153,7 @@ def layouts_content(
         "global_batch": request.step_sequences,
         "gpu": config.gpu,
         "machine": asdict(request.machine),
+        "evaluation_bytes": round(evaluation_memory(request.model, EvaluationSettings().batch).total),
         "basis": ESTIMATE,
         "layouts": rows,
     }
@@ -142,7 +165,7 @@ def explanation_lines(
     """Assumptions behind the table, and the best layout as settings."""
     gpu = request.machine
     yield (
-        "  ZeRO stage 3, bf16 with fp32 master weights, sequence parallel where tensor > 1; "
+        "  bf16 with fp32 master weights, sequence parallel where tensor > 1, offload at ZeRO stage 3 alone; "
         f"{request.step_sequences} sequences of {request.sequence_length} tokens a step"
     )
     yield (
@@ -154,6 +177,15 @@ def explanation_lines(
         f"{gpu.network_bandwidth / 1e9:.4g} GB/s between nodes, {gpu.host_bandwidth / 1e9:.4g} GB/s to the "
         f"host, whose memory moves {gpu.host_memory_bandwidth / 1e9:.4g} GB/s for each GPU"
     )
+    yield (
+        f"  assumed: {100 * gpu.contention:.4g} % of what overlaps delays the step, Python starts a layer in "
+        f"{1e3 * gpu.launch:.4g} ms, stage 3's hooks add {1e3 * gpu.hooks:.4g} ms"
+    )
+    need = evaluation_memory(request.model, EvaluationSettings().batch)
+    yield (
+        f"  an evaluation's policy, on a GPU apart from these: {describe_memory(need)}, for "
+        f"{EvaluationSettings().batch} observations at a time"
+    )
     yield f"  take the first: {' '.join(_layout_overrides(request, best))}"
 
 
@@ -163,8 +195,10 @@ def _layout_overrides(request: LayoutRequest, estimate: LayoutEstimate) -> list[
     values: dict[str, object] = {
         "parallel.tensor": layout.tensor,
         "parallel.data": layout.data,
-        "parallel.zero_stage": 3,
+        "parallel.zero_stage": layout.zero_stage,
     }
+    if layout.hpz > 1:
+        values["parallel.hpz_partition_size"] = layout.hpz
     if layout.tensor > 1:
         values["parallel.sequence_parallel"] = True
     values |= {

@@ -15,6 +15,7 @@ an existing cluster have an environment of their own: there each process is chan
 | OMP_NUM_THREADS | 1, unless set | several ranks share the cores |
 | TORCH_NCCL_ENABLE_TIMING | 1, unless set | measures a rank's own time of a step (pretrain.telemetry.waits) |
 | caches of compilers | by pretrain.compile_caches, unless set | in ranks, by themselves: shared by a node |
+| PYTORCH_ALLOC_CONF | by trainer.allocator, unless set (also by its older name) | in ranks, by themselves |
 | DS_ACCELERATOR, CUDA_VISIBLE_DEVICES | cpu, "" (runs on CPUs) | DeepSpeed does not look for CUDA |
 | TORCHDYNAMO_DISABLE | 1 (runs on CPUs) | saves a second of imports per rank |
 """

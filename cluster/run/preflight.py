@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from cluster.config import RootConfig
+from cluster.resources.evaluation_needs import slow_evaluation_warning
 from cluster.resources.run_resources import RunResources, plan_resources
 from data.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_run(config: RootConfig) -> RunResources:
@@ -48,6 +52,8 @@ def check_run(config: RootConfig) -> RunResources:
             open_backbones(
                 config.eval.lpips_weights, config.eval.fvd_network, config.eval.imagine_frames, "eval."
             )
+    if warning := slow_evaluation_warning(config):
+        _LOG.warning("%s", warning)
     return resources
 
 

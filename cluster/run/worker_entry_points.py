@@ -5,6 +5,7 @@ Heavy libraries are imported in these processes and not in the command itself.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook
 
     silence_known_warnings()
     use_compile_caches()
+    from pretrain.allocator import configure_allocator
+
+    configure_allocator(config.trainer.allocator, os.environ)
     from pretrain.trainer import train
 
     train(config, start, hooks)

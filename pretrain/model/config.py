@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 AttentionBackend = Literal["auto", "sdpa", "flex", "flash", "flash2"]
 RecomputePolicy = Literal["none", "selective", "full"]
+RecomputeChoice = Literal["none", "selective", "full", "auto"]
 CompileChoice = Literal["auto", "on", "off"]
 RECOMPUTE_POLICIES: tuple[RecomputePolicy, ...] = get_args(RecomputePolicy)
 
@@ -49,7 +50,8 @@ class ModelConfig:
         attention: Backend of attention in training: `auto` (by hardware), `sdpa`, `flex`, `flash` or
             `flash2`; see `pretrain.model.attention`. Changes the speed, not the result.
         recompute: What the backward pass recomputes instead of saving it: `none`, `selective` (all but the
-            results of matrix products and attention) or `full` (whole layers).
+            results of matrix products and attention), `full` (whole layers) or `auto`: the first of these
+            that fits the GPU's memory, by estimate (`pretrain.auto_settings`). The same result.
         recompute_layers: Number of layers, from the first, that the policy applies to; null: all.
         compile: Compile the element-wise functions with torch.compile: `auto` (on a GPU), `on` or `off`.
         action_head: The continuous action head; null: none, actions are tokens only.
@@ -69,7 +71,7 @@ class ModelConfig:
     action_mask: bool = True
     history_actions_visible: bool = False
     attention: AttentionBackend = "auto"
-    recompute: RecomputePolicy = "none"
+    recompute: RecomputeChoice = "none"
     recompute_layers: int | None = None
     compile: CompileChoice = "auto"
     action_head: ActionHeadConfig | None = None

@@ -15,7 +15,7 @@ from pretrain.model.attention.call import AttentionMask
 from pretrain.model.attention.host import on_device
 from pretrain.model.attention.prompts import prompt_mask
 from pretrain.model.cache import DecodingCache
-from pretrain.model.config import ModelConfig, RecomputePolicy
+from pretrain.model.config import ModelConfig, RecomputeChoice, RecomputePolicy
 from pretrain.model.factory import LayerFactory
 from pretrain.model.layers import DecoderLayer, RMSNorm, RotaryTable, Stream
 from pretrain.model.loss import ActionSources, LossSettings, VocabularyHead, with_action_error
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config, factory)
         self._gather_tokens = factory.gather_tokens
         self._rotary = RotaryTable(config)
-        self._recompute: RecomputePolicy = config.recompute
+        self._recompute: RecomputeChoice = config.recompute
         self._recompute_layers = config.layers if config.recompute_layers is None else config.recompute_layers
 
     def forward(
@@ -67,8 +67,12 @@ class Decoder(nn.Module):
         last.prefill(stream, rotary, cache.layers[-1])
 
     def _policy(self, number: int) -> RecomputePolicy:
-        """Recompute policy of a layer; `none` outside training."""
-        return self._recompute if self.training and number < self._recompute_layers else "none"
+        """Recompute policy of a layer; `none` outside training, where `auto` may stand."""
+        if not self.training or number >= self._recompute_layers:
+            return "none"
+        if self._recompute == "auto":
+            raise RuntimeError("model.recompute=auto reached the network; pretrain.auto_settings resolves it")
+        return self._recompute
 
 
 class Transformer(nn.Module):

@@ -80,6 +80,11 @@ class ProcessGroups:
         return self.mesh.data_rank(self.rank)
 
     @property
+    def node_ranks(self) -> int:
+        """Ranks on this rank's node, by torchrun's variable; without it all ranks."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.mesh.size))
+
+    @property
     def device(self) -> torch.device:
         """Device of this rank."""
         if torch.cuda.is_available():

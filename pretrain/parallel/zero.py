@@ -23,6 +23,7 @@ from pretrain.model.parameters import Shard, initial_values, sharded_dimension
 from pretrain.model.transformer import Transformer
 from pretrain.parallel.groups import ModelParallelUnit, ProcessGroups
 from pretrain.parallel.replicated import ReplicatedOptimizer
+from pretrain.planner.buckets import zero_buckets
 from pretrain.precision import PRECISIONS
 
 
@@ -78,6 +79,7 @@ def gradient_norm_of(engine: Any) -> Callable[[], Tensor | float]:
 def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[str, Any]:
     """DeepSpeed's JSON settings."""
     share = config.trainer.global_batch // groups.mesh.data
+    buckets = zero_buckets(config.model, groups.mesh.tensor, groups.mesh.size <= groups.node_ranks)
     return {
         # Accumulation is set step by step (set_gradient_accumulation_boundary); DeepSpeed only checks its
         # own count for consistency.
@@ -86,7 +88,7 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
         "gradient_accumulation_steps": 1,
         # At stage 0 `ReplicatedOptimizer` clips.
         "gradient_clipping": config.optim.gradient_clipping if config.parallel.zero_stage else 0.0,
-        "bf16": {"enabled": config.trainer.precision == "bf16" and config.parallel.zero_stage > 0},
+        "bf16": {"enabled": config.trainer.precision == "bf16" and config.parallel.zero_stage != 0},
         "data_types": {"grad_accum_dtype": _accumulation_dtype(config, share)},
         "steps_per_print": 10**9,
         # Its timer waits for the device before every forward pass; `pretrain.telemetry` measures the speed.
@@ -97,8 +99,11 @@ def deepspeed_settings(config: TrainingConfig, groups: ProcessGroups) -> dict[st
             "stage": config.parallel.zero_stage,
             "overlap_comm": groups.device.type == "cuda",
             "contiguous_gradients": True,
-            "reduce_bucket_size": 200_000_000,
-            "stage3_prefetch_bucket_size": 100_000_000,
+            "reduce_bucket_size": buckets.reduce,
+            "stage3_prefetch_bucket_size": buckets.prefetch,
+            "stage3_max_live_parameters": buckets.live,
+            "stage3_max_reuse_distance": buckets.live,
+            "stage3_allgather_sequential": buckets.sequential,
             # Every matrix is partitioned; norms, the only parameters this small, are not.
             "stage3_param_persistence_threshold": config.model.hidden_size,
             "stage3_gather_16bit_weights_on_model_save": False,
@@ -124,7 +129,7 @@ def _accumulation_dtype(config: TrainingConfig, share: int) -> str | None:
     always accumulates in fp32.
     """
     several = config.trainer.micro_batch is not None and config.trainer.micro_batch < share
-    bf16, partitioned = config.trainer.precision == "bf16", config.parallel.zero_stage > 0
+    bf16, partitioned = config.trainer.precision == "bf16", config.parallel.zero_stage != 0
     return "fp32" if several and bf16 and partitioned else None
 
 

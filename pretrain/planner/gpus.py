@@ -11,6 +11,7 @@ from data.errors import InputError
 
 DEFAULT_EFFICIENCY = 0.45  # share of a GPU's peak that the network's matrix products reach; assumed
 DEFAULT_MEMORY_RESERVE = 0.1  # share of a GPU's memory left to driver, communication and fragmentation
+FALLBACK_GPU = "H100"  # its speed orders the layouts of a GPU without a data sheet
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,11 @@ class Machine:
         host_bandwidth: Bytes a second between a GPU and its host.
         host_memory_bandwidth: Bytes a second of the host's memory, for each of its GPUs.
         hop: Latency in seconds of one step of a ring over nodes; not a measurement.
+        contention: Share of what runs beside something longer that delays the step all the same: collectives
+            take multiprocessors and memory bandwidth, and nothing overlaps from end to end; assumed.
+        launch: Seconds in which Python starts the kernels of a layer, both passes of a micro-batch; assumed.
+        hooks: Seconds of stage 3's hooks around the modules of a layer, both passes; assumed (on two busy CPU
+            cores stage 3 took 3 to 11 ms a layer more than stage 0, collectives of one rank included).
     """
 
     peak: float
@@ -69,6 +75,9 @@ class Machine:
     host_bandwidth: float = 63e9
     host_memory_bandwidth: float = 40e9
     hop: float = 3e-6
+    contention: float = 0.1
+    launch: float = 1e-3
+    hooks: float = 3e-3
 
     @classmethod
     def of_gpu(cls, gpu: str, efficiency: float, node_gpus: int) -> Machine:
@@ -89,6 +98,12 @@ class Machine:
             sheet.network_bandwidth,
             sheet.host_bandwidth,
         )
+
+    @classmethod
+    def of_device(cls, device: str, node_gpus: int) -> Machine:
+        """Nodes of a device by its name; one without a data sheet counts as `FALLBACK_GPU`."""
+        gpu = device if data_sheet(device) is not None else FALLBACK_GPU
+        return cls.of_gpu(gpu, DEFAULT_EFFICIENCY, node_gpus)
 
 
 def data_sheet(gpu: str) -> DataSheet | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
 from data.errors import InputError
-from pretrain.config import Offload, OptimizerName
-from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig
+from pretrain.config import Offload, OptimizerName, ZeroStage
+from pretrain.model.config import RECOMPUTE_POLICIES, ModelConfig, RecomputePolicy
 from pretrain.model.transformer import check_divides
 from pretrain.planner.gpus import Machine
-from pretrain.planner.memory import OFFLOADS, MemoryEstimate, ParallelLayout, estimate_memory
+from pretrain.planner.memory import MemoryEstimate, estimate_memory
+from pretrain.planner.parallel_layout import OFFLOADS, STAGES, ParallelLayout
 from pretrain.planner.speed import StepEstimate, estimate_step
 
+NEARLY_AS_QUICK = 0.02
+COMFORTABLE = 0.9  # share of the usable memory
 _MAX_GPUS = 65_536
 
 
@@ -30,9 +33,12 @@ class LayoutRequest:
         micro_batches: Micro-batch sizes to try, in sequences.
         global_batch: Sequences in an optimiser step; None: four for each GPU.
         machine: How fast the GPUs are.
-        offloads: What may be in host memory, values of `OFFLOADS`.
+        offloads: What may be in host memory, values of `OFFLOADS`; something only at stage 3.
         host_memory: Bytes of host memory for each GPU; None: unlimited.
         optimizer: As `optim.name`.
+        stages: ZeRO stages to try.
+        policies: Recompute policies to try.
+        hpz: Whether to try hpZ over the GPUs of a node, where stage 3 crosses nodes without tensor parallel.
     """
 
     model: ModelConfig
@@ -46,6 +52,9 @@ class LayoutRequest:
     offloads: Sequence[Offload] = OFFLOADS
     host_memory: float | None = None
     optimizer: OptimizerName = "adamw"
+    stages: Sequence[ZeroStage] = STAGES
+    policies: Sequence[RecomputePolicy] = RECOMPUTE_POLICIES
+    hpz: bool = True
 
     def fits(self, memory: MemoryEstimate) -> bool:
         """Whether GPU and host have the memory."""
@@ -72,7 +81,9 @@ class LayoutEstimate:
 
 
 def feasible_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
-    """The layouts that fit, the fastest step first; of equally fast ones the one that needs less memory.
+    """The layouts that fit: first the one to take (`recommended`), then the fastest step first.
+
+    Of equally fast ones the one that needs less memory is before the other.
 
     Raises:
         InputError: A size is out of its range, or nothing fits: states the least memory that is needed and
@@ -89,7 +100,24 @@ def feasible_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
     fitting = [estimate for estimate in estimates if request.fits(estimate.memory)]
     if not fitting:
         raise InputError(_nothing_fits(request, estimates))
-    return sorted(fitting, key=lambda estimate: (estimate.step.seconds, estimate.memory.total))
+    fitting.sort(key=lambda estimate: (estimate.step.seconds, estimate.memory.total))
+    needs = [(estimate.step.seconds, estimate.memory.total) for estimate in fitting]
+    fitting.insert(0, fitting.pop(recommended(needs, request.usable)))
+    return fitting
+
+
+def recommended(needs: Sequence[tuple[float, float]], usable: float) -> int:
+    """Number of the layout to take, of those that fit: the quickest, unless it is at the edge of the memory.
+
+    Estimates err by more than `NEARLY_AS_QUICK`: for as little it is not worth to come near the limit.
+
+    Args:
+        needs: Seconds of a step and bytes of a GPU of each.
+        usable: Bytes of a GPU that a training may use.
+    """
+    longest = min(seconds for seconds, _ in needs) * (1 + NEARLY_AS_QUICK)
+    near = [number for number, (seconds, _) in enumerate(needs) if seconds <= longest]
+    return min(near, key=lambda number: (needs[number][1] > COMFORTABLE * usable, needs[number][0]))
 
 
 def estimate_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
@@ -103,13 +131,10 @@ def estimate_layouts(request: LayoutRequest) -> list[LayoutEstimate]:
         for micro_batch in sorted(set(request.micro_batches)):
             if share == 0 or share % micro_batch:
                 continue
-            for policy, offload in product(RECOMPUTE_POLICIES, request.offloads):
-                layout = ParallelLayout(
-                    tensor, data, micro_batch, policy, share > micro_batch, offload, request.optimizer
-                )
-                memory = estimate_memory(request.model, layout, request.sequence_length)
-                step = estimate_step(request.model, layout, request.sequence_length, share, request.machine)
-                estimates.append(LayoutEstimate(layout, memory, step))
+            estimates += [
+                _estimate(request, layout, share)
+                for layout in _layouts(request, tensor, data, micro_batch, share)
+            ]
     return estimates
 
 
@@ -122,6 +147,30 @@ def fewest_gpus(request: LayoutRequest) -> int | None:
         if any(request.fits(estimate.memory) for estimate in estimate_layouts(larger)):
             return gpus
     return None
+
+
+def _layouts(
+    request: LayoutRequest, tensor: int, data: int, micro_batch: int, share: int
+) -> Iterator[ParallelLayout]:
+    """The layouts of these sizes: recompute policies with the partitionings that training accepts."""
+    for policy, offload, stage in product(request.policies, request.offloads, request.stages):
+        if offload != "none" and stage != 3:
+            continue  # to save memory is what it is for
+        for hpz in _hpz_sizes(request, tensor, data) if stage == 3 and offload == "none" else (1,):
+            yield ParallelLayout(
+                tensor, data, micro_batch, policy, share > micro_batch, offload, request.optimizer, stage, hpz
+            )
+
+
+def _hpz_sizes(request: LayoutRequest, tensor: int, data: int) -> tuple[int, ...]:
+    node = request.machine.node_gpus
+    return (1, node) if request.hpz and tensor == 1 and 1 < node < data and data % node == 0 else (1,)
+
+
+def _estimate(request: LayoutRequest, layout: ParallelLayout, share: int) -> LayoutEstimate:
+    memory = estimate_memory(request.model, layout, request.sequence_length, request.machine.node_gpus)
+    step = estimate_step(request.model, layout, request.sequence_length, share, request.machine)
+    return LayoutEstimate(layout, memory, step)
 
 
 def _tensor_sizes(request: LayoutRequest) -> list[int]:
@@ -162,6 +211,8 @@ def _check(request: LayoutRequest) -> None:
             raise InputError(f"{name}={value}, expected 1 or more; correct the setting")
     if not request.offloads:
         raise InputError(f"offloads=[], expected some of {', '.join(OFFLOADS)}; correct the setting")
+    if not request.stages:
+        raise InputError(f"stages=[], expected some of {', '.join(map(str, STAGES))}; correct the setting")
     if not 0 <= request.reserve < 1:
         raise InputError(f"reserve={request.reserve}, expected at least 0 and below 1; correct the setting")
     if not 0 < request.machine.efficiency <= 1:
@@ -190,7 +241,8 @@ def _no_gpu_fits(request: LayoutRequest, estimates: list[LayoutEstimate]) -> str
         f"nothing fits gpus={request.gpus} of {request.gpu_memory / 1e9:.4g} GB "
         f"({request.usable / 1e9:.4g} GB without the reserve): the least need is "
         f"{memory.total / 1e9:.1f} GB a GPU (tensor {layout.tensor}, data {layout.data}, "
-        f"micro-batch {layout.micro_batch}, recompute {layout.recompute}, offload {layout.offload}), "
+        f"micro-batch {layout.micro_batch}, recompute {layout.recompute}, ZeRO-{layout.zero_stage}, "
+        f"offload {layout.offload}), "
         f"{memory.state / 1e9:.1f} GB of it weights, gradients and optimiser; {advice}, or GPUs of "
         f"{larger / 1e9:.0f} GB"
     )

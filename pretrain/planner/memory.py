@@ -14,54 +14,18 @@ feed-forward, V vocabulary; all but R, T and H are divided by `tensor` as well. 
 
 An action head adds what `pretrain.planner.action_head` says, whole on every tensor-parallel rank.
 
-Offloaded to host memory, where P is a rank's share of the parameters:
-
-    optimizer  master weights and moments 12 P (Lion 8 P), gradients 2 P (accumulated: 4 P), once more in
-               fp32 4 P
-    all        also the weights 2 P; a layer's weights are still gathered on the GPU
+What ZeRO holds and buffers at each stage: `pretrain.planner.zero_state`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
-from pretrain.config import Offload, OptimizerName
 from pretrain.model.config import ModelConfig, RecomputePolicy
 from pretrain.model.vocabulary import ACCELERATOR_LOGIT_BYTES
-from pretrain.planner.action_head import head_activation_bytes, head_parameters
-
-REDUCE_BUCKET = 200_000_000  # gradients; allocated by DeepSpeed at the start
-LIVE_PARAMETERS = 1_000_000_000  # DeepSpeed's stage3_max_live_parameters: gathered at a time
-STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters updated at a time
-# Bytes for each parameter: fp32 master weight and moments, and working memory of the update (fp32 gradient;
-# Lion: also its direction and that scaled).
-STATE_BYTES: dict[OptimizerName, int] = {"adamw": 12, "lion": 8}
-STEP_BYTES: dict[OptimizerName, int] = {"adamw": 4, "lion": 12}
-OFFLOADS: tuple[Offload, ...] = get_args(Offload)
-
-
-@dataclass(frozen=True, slots=True)
-class ParallelLayout:
-    """One layout of a training: ZeRO stage 3, sequence parallel where `tensor` > 1.
-
-    Attributes:
-        tensor: Tensor-parallel size.
-        data: Data-parallel size.
-        micro_batch: Sequences that one rank processes at a time.
-        recompute: Policy as `ModelConfig.recompute`, for all layers.
-        accumulates: Whether gradients of several micro-batches are summed, which takes fp32.
-        offload: What is in host memory, one of `OFFLOADS`, as `parallel.offload`.
-        optimizer: As `optim.name`.
-    """
-
-    tensor: int
-    data: int
-    micro_batch: int
-    recompute: RecomputePolicy
-    accumulates: bool = False
-    offload: Offload = "none"
-    optimizer: OptimizerName = "adamw"
+from pretrain.planner.action_head import head_activation_bytes
+from pretrain.planner.parallel_layout import ParallelLayout
+from pretrain.planner.zero_state import zero_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +53,7 @@ class MemoryEstimate:
     """Bytes on one GPU, and in host memory for it.
 
     Attributes:
-        weights: This rank's share, and the norms that stay whole.
+        weights: In bf16; of stage 3 this rank's share (hpZ: and its second copy), and the norms whole.
         gradients: This rank's share.
         optimiser: Master weights and moments, fp32.
         activations: Saved between the forward and the backward pass.
@@ -122,41 +86,35 @@ class MemoryEstimate:
         return self.state + self.buffers + max(passes, self.update)
 
 
-def estimate_memory(model: ModelConfig, layout: ParallelLayout, sequence_length: int) -> MemoryEstimate:
-    """Memory of one GPU and its share of the host, in bf16 with fp32 master weights."""
-    tokens = layout.micro_batch * sequence_length
-    matrices, vectors = count_parameters(model, layout.tensor)
-    share = (matrices + vectors) / layout.data
-    largest = model.vocabulary_size * model.hidden_size / layout.tensor
-    live = min(matrices, LIVE_PARAMETERS + largest)
-    flattened = max(largest, min(matrices, REDUCE_BUCKET))
-    gradients = (4 if layout.accumulates else 2) * share
-    weights_on_host, state_on_host = layout.offload == "all", layout.offload != "none"
-    state = STATE_BYTES[layout.optimizer]
-    weights = 2 * matrices / layout.data
-    return MemoryEstimate(
-        weights=2 * vectors + (0 if weights_on_host else weights),
-        gradients=0 if state_on_host else gradients,
-        optimiser=0 if state_on_host else state * share,
-        activations=activation_bytes(model, layout.recompute, tokens, layout.tensor),
-        loss=loss_bytes(model, tokens, layout.tensor),
-        layer=layer_bytes(model, layout.recompute, tokens, layout.tensor),
-        update=0 if state_on_host else STEP_BYTES[layout.optimizer] * min(share, STEP_GROUP),
-        buffers=2 * (live + REDUCE_BUCKET + flattened),
-        host=(weights if weights_on_host else 0) + ((state + 4) * share + gradients if state_on_host else 0),
-    )
+def estimate_memory(
+    model: ModelConfig,
+    layout: ParallelLayout,
+    sequence_length: int,
+    node_gpus: int = 8,
+    kernels: Kernels = GPU,
+) -> MemoryEstimate:
+    """Memory of one GPU and its share of the host, in bf16 with fp32 master weights.
 
-
-def count_parameters(model: ModelConfig, tensor: int = 1) -> tuple[int, int]:
-    """Parameters of one tensor-parallel rank: in matrices, and in norms (which ZeRO does not partition).
-
-    Those of an action head, which tensor-parallel ranks do not share out, all count as matrices.
+    Args:
+        model: The network.
+        layout: Of the ranks.
+        sequence_length: Tokens of a sequence.
+        node_gpus: GPUs of one node: the buffers of stage 3 are smaller inside one.
+        kernels: How activations are held.
     """
-    hidden, keys = model.hidden_size, model.shared_heads * model.head_size
-    matrices = (model.layers * model.layer_matrices + 2 * model.vocabulary_size * hidden) // tensor
-    matrices += head_parameters(model)
-    per_head = 2 * (hidden + keys) // tensor
-    return matrices, model.layers * (2 * hidden + per_head) + hidden
+    tokens = layout.micro_batch * sequence_length
+    state = zero_state(model, layout, node_gpus)
+    return MemoryEstimate(
+        weights=state.weights,
+        gradients=state.gradients,
+        optimiser=state.optimiser,
+        activations=activation_bytes(model, layout.recompute, tokens, layout.tensor, kernels),
+        loss=loss_bytes(model, tokens, layout.tensor, kernels),
+        layer=layer_bytes(model, layout.recompute, tokens, layout.tensor, kernels),
+        update=state.update,
+        buffers=state.buffers,
+        host=state.host,
+    )
 
 
 def activation_bytes(

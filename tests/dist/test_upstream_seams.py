@@ -188,6 +188,51 @@ def test_stage_1_maps_as_checkpoints_expect() -> None:
         assert "lm_head.weight" in actual["mapped"]
 
 
+def taken_settings(node_ranks: int) -> tuple[dict[str, Any], dict[str, Any], list[float]]:
+    """Our settings of ZeRO-3 by DeepSpeed's engine and modules, as given and as taken, and some losses."""
+    from pretrain.parallel.engine import Engine
+    from pretrain.parallel.groups import ProcessGroups
+    from pretrain.parallel.zero import deepspeed_settings
+    from tests.support.engine_case import global_batch, parts, settings
+
+    os.environ["LOCAL_WORLD_SIZE"] = str(node_ranks)
+    config = settings(Mesh(1, 2))
+    groups = ProcessGroups.create(Mesh(1, 2))
+    engine = Engine.build(config, groups)
+    zero = engine.deepspeed_engine
+    given = deepspeed_settings(config, groups)["zero_optimization"]
+    taken = {
+        "reduce_bucket_size": zero.optimizer.reduce_bucket_size,
+        "stage3_prefetch_bucket_size": zero.zero_prefetch_bucket_size(),
+        "stage3_max_live_parameters": zero.zero_max_live_parameters(),
+        "stage3_max_reuse_distance": zero.zero_max_reuse_distance(),
+        "stage3_allgather_sequential": zero.zero_allgather_sequential(),
+        "bucket": [bucket.buffer.numel() for bucket in zero.optimizer.ipg_buckets.values()],
+    }
+    losses = []
+    for step in range(3):
+        batches = parts(global_batch(step), groups.mesh, 1, groups.data_rank)
+        losses.append(float(engine.step(batches, 1e-3).loss))
+    return given, taken, losses
+
+
+def test_deepspeed_takes_the_sizes_of_its_buffers() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+    curves = []
+    for node_ranks in (2, 1):
+        given, taken, losses = run_ranks(taken_settings, 2, node_ranks)[0]
+        assert set(given) <= known, "a key that DeepSpeed does not know is ignored"
+        assert {name: given[name] for name in taken if name in given} == {
+            name: value for name, value in taken.items() if name in given
+        }
+        assert taken["bucket"] == [given["reduce_bucket_size"]]
+        assert given["stage3_allgather_sequential"] == (node_ranks == 2)
+        curves.append(losses)
+    assert curves[0] == curves[1], "weights are copied one way or the other"
+
+
 def describe_step(stage: int, precision: str) -> dict[str, Any]:
     """Internals that the engine and its checkpoints use, in a step over two micro-batches."""
     from pretrain.parallel.engine import Engine

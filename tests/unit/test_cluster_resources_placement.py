@@ -120,7 +120,7 @@ def test_inspect_cluster_shows_the_placement(capsys: pytest.CaptureFixture[str])
     for wrong in ("nodes=0", "cpus_per_node=0", "cpu_nodes=-1"):
         assert main([*words, wrong]) == 2
         assert capsys.readouterr().err.startswith(f"error: {wrong}, expected ")
-    assert main([*words, "parallel.data=4", "eval.gpus=57"]) == 2
+    assert main([*words, "parallel.data=4", "eval.every=5000", "eval.gpus=57"]) == 2
     assert "evaluations take 8 CPUs (eval.workers) and 57 GPUs" in capsys.readouterr().err
     assert main([*words, "parallel.data=64"]) == 2
     assert "only 64 fit 8 nodes" in capsys.readouterr().err

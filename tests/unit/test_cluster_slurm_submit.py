@@ -149,6 +149,42 @@ def test_every_experiment_fits_one_node_of_every_profile(profile: str, suite: st
     assert choose_layout(accepted, [*words, *(f"{k}={v}" for k, v in chosen.items())]) == []
 
 
+def chosen_layout(*words: str) -> dict[str, str]:
+    from cluster.slurm.layout_choice import choose_layout
+
+    config = compose("worldvla submit", SubmitConfig, "train", [GOAL, *words])
+    return dict(word.split("=") for word in choose_layout(config, [GOAL, *words]))
+
+
+def test_the_layout_has_stage_and_second_copy() -> None:
+    words = ["nodes=8", "trainer.global_batch=512"]
+    chosen = chosen_layout(*words)
+    assert (chosen["parallel.zero_stage"], chosen["parallel.hpz_partition_size"]) == ("3", "8")
+    assert chosen["model.recompute"] == "none"
+    given = chosen_layout(*words, "parallel.zero_stage=2", "model.recompute=full", "trainer.micro_batch=4")
+    assert not {"parallel.zero_stage", "model.recompute", "trainer.micro_batch"} & set(given)
+    assert given["parallel.hpz_partition_size"] == "1", "of stage 3 alone"
+    assert chosen_layout(*words, "parallel.offload=all")["parallel.zero_stage"] == "3"
+    assert "parallel.hpz_partition_size" not in chosen_layout(*words, "parallel.hpz_partition_size=1")
+
+
+def test_evaluations_have_a_node_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert chosen_layout("nodes=2", "eval.every=5000")["parallel.tensor"] == "1"
+    assert chosen_layout("nodes=2", "eval.every=5000", "parallel.data=8") == {}
+    assert chosen_layout("nodes=2")["parallel.tensor"] == "2", "all 16 share out 8 sequences"
+    for words, message in (
+        (["nodes=1", "eval.every=5000"], "out over gpus=7 .*; evaluations have GPUs of their own"),
+        (["nodes=1", "eval.every=5000", "parallel.data=8"], "nodes=1 have 8 GPUs, 1 of them for evaluations"),
+        (
+            ["nodes=3", "eval.every=5000", "parallel.data=8"],
+            "nodes=3 have 24 GPUs, 1 of them for evaluations",
+        ),
+        (["nodes=1", "eval.every=5000", "eval.gpus=8"], "eval.gpus=8 leaves no GPU of nodes=1"),
+    ):
+        assert main(["submit", GOAL, *words, "--dry-run"]) == 2
+        assert re.search(message, capsys.readouterr().err), message
+
+
 def test_the_papers_hyper_parameters() -> None:
     config = compose("t", SubmitConfig, "train", ["experiment=worldvla_libero_10_512"])
     assert (config.data.history, config.data.chunk) == (2, 10)

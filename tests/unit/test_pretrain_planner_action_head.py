@@ -17,7 +17,9 @@ from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.model.transformer import expected_shapes
 from pretrain.planner.action_head import head_activation_bytes, head_flops, head_parameters
 from pretrain.planner.flops import Workload
-from pretrain.planner.memory import ParallelLayout, count_parameters, estimate_memory
+from pretrain.planner.memory import estimate_memory
+from pretrain.planner.parallel_layout import ParallelLayout
+from pretrain.planner.parameters import count_parameters
 
 SMALL = ModelConfig(vocabulary_size=64, hidden_size=128, ffn_size=64, layers=1, heads=4)
 WITH_HEAD = replace(SMALL, action_head=ActionHeadConfig(time_horizon=5))

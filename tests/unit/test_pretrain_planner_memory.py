@@ -22,14 +22,14 @@ from pretrain.model.vocabulary import CPU_LOGIT_BYTES
 from pretrain.planner.memory import (
     Kernels,
     MemoryEstimate,
-    ParallelLayout,
     activation_bytes,
-    count_parameters,
     estimate_memory,
     layer_activation_bytes,
     layer_bytes,
     loss_bytes,
 )
+from pretrain.planner.parallel_layout import ParallelLayout
+from pretrain.planner.parameters import count_parameters
 from tests.support.compiling import needs_compiler
 
 CPU = Kernels(value_bytes=4, compiled=False, dropout_bytes=4, logit_bytes=CPU_LOGIT_BYTES)

@@ -119,7 +119,10 @@ def test_wrong_override_is_explained_in_one_line(override: str, message: str) ->
         ("optim.name=muon", "optim.name=muon, expected one of adamw, lion: Muon needs whole matrices"),
         ("trainer.precision=fp8", "trainer.precision=fp8, expected one of bf16, fp32: no layout"),
         ("parallel.offload=disk", "parallel.offload=disk, expected one of none, optimizer, all"),
-        ("parallel.zero_stage=4", "parallel.zero_stage=4, expected one of 0, 1, 2, 3; correct the setting"),
+        (
+            "parallel.zero_stage=4",
+            "parallel.zero_stage=4, expected one of 0, 1, 2, 3, auto; correct the setting",
+        ),
         ("parallel.zero_stage=true", "parallel.zero_stage=True, expected one of 0, 1, 2, 3"),
         ("telemetry.wandb=maybe", "telemetry.wandb=maybe, expected one of auto, online, offline, disabled"),
         ("eval.stale=drop", "eval.stale=drop, expected one of queue, cancel"),
@@ -175,7 +178,7 @@ def test_choices_become_plain_values() -> None:
 def test_help_lists_the_choices() -> None:
     listed = {setting.key: setting.choices for setting in settings(RootConfig)}
     assert listed["optim.name"] == ("adamw", "lion")
-    assert listed["parallel.zero_stage"] == ("0", "1", "2", "3")
+    assert listed["parallel.zero_stage"] == ("0", "1", "2", "3", "auto")
     assert listed["optim.lr"] == ()
     assert {each.key: each.choices for each in settings(SubmitConfig)}["slurm.network"][-1] == "null"
     text = describe(next(command for command in COMMANDS if command.name == "train"))

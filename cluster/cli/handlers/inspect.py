@@ -130,6 +130,7 @@ def run_inspect_cluster(config: InspectClusterConfig, invocation: Invocation) ->
         InputError: The run does not fit the nodes, or a setting is out of range.
     """
     from cluster.inspect.nodes import place_on_nodes, placement_content, placement_table
+    from cluster.resources.evaluation_needs import evaluation_line
 
     resources, placements = place_on_nodes(config)
     if invocation.json:
@@ -137,6 +138,7 @@ def run_inspect_cluster(config: InspectClusterConfig, invocation: Invocation) ->
         print(json.dumps({"placement": asdict(resources), "nodes": nodes}, indent=2))
     else:
         invocation.console.print(placement_table(config, resources, placements))
+        invocation.console.print(f"  {evaluation_line(config)}", markup=False)
 
 
 def run_inspect_memory(config: InspectMemoryConfig, invocation: Invocation) -> None:
