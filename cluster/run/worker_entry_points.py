@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 def train_rank(config: TrainingConfig, start: RunStart, hooks: Sequence[StepHook] = ()) -> None:
     """Train as one rank, in the environment that torchrun would give it."""
+    from pretrain.allocator import configure_allocator
     from pretrain.compile_caches import use_compile_caches
     from pretrain.library_warnings import silence_known_warnings
 
     silence_known_warnings()
     use_compile_caches()
-    from pretrain.allocator import configure_allocator
-
     configure_allocator(config.trainer.allocator, os.environ)
     from pretrain.trainer import train
 
