@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = options.rounds or (1 if smoke else 7)
 
     kind = "bf16" if device == "cuda" else "fp32"
-    report = Report("decode", f"Decoding with a cache, {kind}", _COLUMNS, device)
+    report = Report("decode", f"Decoding with a cache, {kind}", _COLUMNS, device, out=options.out)
     for name in models:
         model = random_model(name, device)
         for pixels in (64,) if smoke else (64, 256):
