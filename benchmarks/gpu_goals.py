@@ -6,11 +6,11 @@
 | and 5 x dense-mask attention | the same: best `dense`, packed samples |
 | step of 7B and 1B at 53 % MFU counting causal attention | `step_*`: best `mfu` of the most layers |
 | and at 60 % counting full attention | the same: best `mfu_full` |
-| chunk of K = 5 in parallel at 20 x token by token | `decode`: `milliseconds` of `token, eager` by those of `parallel` |
+| chunk of K = 5 in parallel at 20 x token by token | `decode`: `token, eager` by `parallel` |
 | imports and weights ready in 60 s | `start_up`: part `imports to weights` |
 
-Token by token is plain generation with a cache, each kernel launched by the host; beside it stands the ratio to
-token by token as CUDA graphs, which 7 passes in place of 43 bound at about 6.
+Token by token is plain generation with a cache, each kernel launched by the host; beside it stands the ratio
+to token by token as CUDA graphs, which 7 passes in place of 43 bound at about 6.
 
 Each is met, missed by how much, or not measured; nothing that a CPU measured counts.
 """
