@@ -161,7 +161,7 @@ def loads(
     return {
         "data requests": read.requests / inputs.requests,
         "data bytes": read.bytes / storage,
-        "ZeRO-3 network": step.partition / step.compute,
+        "ZeRO-3 network": (step.partition + step.exposed) / step.compute,
         "tensor parallel": step.tensor / step.compute,
         "batch size": tokens / inputs.most_tokens,
         "checkpoint bytes": recovered.write_seconds / recovered.interval_seconds,

@@ -28,7 +28,7 @@ SMALL = (
     *("data.text_tokenizer=null", "data.image_tokenizer=null", "checkpointing.start_from=null"),
     *("model=tiny", "model.hidden_size=32", "model.ffn_size=48", "model.layers=1", "model.max_positions=512"),
     *("trainer.steps=2", "trainer.global_batch=1", "trainer.sequence_length=768", "trainer.precision=fp32"),
-    *("validation.every=0", "telemetry.wandb=disabled"),
+    *("validation.every=0", "telemetry.wandb=disabled", "parallel=single"),
 )
 
 
