@@ -69,8 +69,8 @@ def test_decoding_with_a_cache_gives_the_same_hidden_states_with_shared_heads() 
     parts = []
     with torch.no_grad():
         for slots in torch.arange(LENGTH).split([30, 1, LENGTH - 31]):
-            of_part = (each[:, slots] for each in (tokens, positions, zeros))
-            parts.append(model.decode(*of_part, slots, cache))
+            ids, places, blocks = (each[:, slots] for each in (tokens, positions, zeros))
+            parts.append(model.decode(ids, places, blocks, slots, cache))
         actual = model.lm_head(torch.cat(parts, dim=1))
     torch.testing.assert_close(actual, our_logits(model, tokens), atol=1e-5, rtol=0)
 

@@ -40,13 +40,12 @@ def test_memory_of_a_7b() -> None:
 
 def test_the_cache_is_the_one_of_decoding() -> None:
     model = replace(MODELS["tiny"], key_value_heads=2)
-    cache = DecodingCache(model.layers, 3, model.max_positions, torch.device("cpu"))
-    size = 0
-    for layer in cache.layers:
-        key = torch.zeros(3, model.shared_heads, 1, model.head_size, dtype=torch.bfloat16)
-        for stored in layer.append(key, key):
-            size += stored.untyped_storage().nbytes()
-    assert evaluation_memory(model, batch=3).cache == size
+    cache = DecodingCache(model, 3, model.max_positions, torch.device("cpu"), torch.bfloat16)
+    cache.extend(torch.zeros(1, dtype=torch.int64), torch.zeros(3, 1, dtype=torch.int64))
+    key = torch.zeros(3, model.shared_heads, 1, model.head_size, dtype=torch.bfloat16)
+    stored = [each.untyped_storage() for layer in cache.layers for each in layer.append(key, key)]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in stored}
+    assert evaluation_memory(model, batch=3).cache == sum(sizes.values())
 
 
 def test_seconds_on_cpus_grow_with_the_network() -> None:
