@@ -237,7 +237,7 @@ def test_without_credentials_anonymous_requests_are_proposed(monkeypatch: pytest
 
     monkeypatch.setattr(object_store.obstore, "head", refused)
     with pytest.raises(InputError, match=r"no credentials: set AWS_.*; or set anonymous=true, if the data"):
-        open_source(SourceConfig("s3://bucket/demos"))
+        open_source(SourceConfig("s3://another/demos"))
 
 
 def test_names_that_stores_disagree_on_are_refused(place: Callable[..., MemoryStore], tmp_path: Path) -> None:
