@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu out=DIR [minutes=9] [parts=step_7b,attention_flex] [device=cpu]
 
-    out      folder of `gpu.json`
+    out      folder of `gpu.json`; what earlier runs have left in it stays, but for parts that are run again
     minutes  that all parts may take together; default 9
     parts    names of some parts (benchmarks/gpu_parts.py); default all
     device   cuda or cpu; default cuda where there is an NVIDIA device. On a CPU the parts run at their
@@ -12,13 +12,14 @@ Each part is a program of its own with a limit of its own: the others go on wher
 `gpu.json` is rewritten whole as the parts write: whenever this is cut off, what was measured is in it, and
 the last lines of parts that failed. It ends with a table of the goals (`benchmarks.gpu_goals`).
 
-Exit status: 0 if every part that was begun is done, 1 if one failed or was ended at its limit, 2 for a
-mistake of the command line, 128 + N after signal N.
+Exit status: 0 if every part that was begun is done, 1 if none was, if one failed or was ended at its limit,
+or if `gpu.json` could not be written, 2 for a mistake of the command line, 128 + N after signal N.
 """
 
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,8 +31,9 @@ from rich.table import Table
 
 from benchmarks.gpu_goals import NOT_MEASURED, Goal, goals
 from benchmarks.gpu_parts import ON_CPU, ON_GPU, Part
-from benchmarks.gpu_run import ENDED, FAILED, CutOffError, Outcome, Run
+from benchmarks.gpu_run import DONE, ENDED, FAILED, CutOffError, Outcome, Run
 from data.errors import InputError
+from data.files import user_mistake
 from pretrain.compile_caches import compile_caches
 
 _WORDS = ("out", "minutes", "parts", "device")
@@ -45,6 +47,7 @@ class Options:
     out: Path
     seconds: float
     parts: tuple[Part, ...]
+    device: str
 
 
 def parse(words: Sequence[str]) -> Options:
@@ -71,7 +74,7 @@ def parse(words: Sequence[str]) -> Options:
     if unknown := [name for name in chosen if name not in parts]:
         raise InputError(f"parts={','.join(unknown)}: expected some of {', '.join(parts)}")
     seconds = 60 * _number(given.get("minutes", "9"))
-    return Options(Path(given["out"]).absolute(), seconds, tuple(parts[name] for name in chosen))
+    return Options(Path(given["out"]).absolute(), seconds, tuple(parts[name] for name in chosen), device)
 
 
 def _number(minutes: str) -> float:
@@ -92,21 +95,54 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
     try:
         options = parse(words)
-        environment = compile_caches()
-    except InputError as mistake:
+        if options.device == "cuda":
+            check_cuda()
+        run = Run(options.out / "gpu.json", options.seconds, compile_caches())
+        with run.alone():
+            return _measure(run, options.parts)
+    except (InputError, OSError) as error:
+        if (mistake := user_mistake(error)) is None:
+            raise
         print(f"error: {mistake}", file=sys.stderr)
         return 2
-    run = Run(options.out / "gpu.json", options.seconds, environment)
+
+
+def check_cuda() -> None:
+    """Ask torch, in a process of its own, for a GPU: parts would otherwise run on the CPU at full size.
+
+    Raises:
+        InputError: It finds none.
+    """
+    asked = subprocess.run(
+        [sys.executable, "-c", "import torch; assert torch.cuda.is_available(), torch.__version__"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if asked.returncode:
+        said = [line for line in asked.stderr.splitlines() if line.strip()]
+        raise InputError(
+            f"device=cuda: torch finds no GPU ({said[-1] if said else 'no message'}); install a CUDA build "
+            "of torch that fits the driver, or give device=cpu"
+        )
+
+
+def _measure(run: Run, parts: Sequence[Part]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _cut_off)
-    cut_by = run.measure(options.parts, _print_outcome)
+    cut_by = run.measure(parts, _print_outcome)
     reached = goals(run.results)
     run.goals = [asdict(goal) | {"met": goal.met, "verdict": goal.verdict} for goal in reached]
     run.write(finished=cut_by is None)
     _print_goals(reached)
+    if run.not_written is not None:
+        print(f"error: {run.not_written}", file=sys.stderr)
     if cut_by is not None:
         return 128 + cut_by
-    return int(any(outcome.state in (FAILED, ENDED) for outcome in run.outcomes.values()))
+    states = [run.outcomes[part.name].state for part in parts]
+    bad = DONE not in states or any(state in (FAILED, ENDED) for state in states)
+    return int(bad or run.not_written is not None)
 
 
 def _cut_off(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def _attention(*backends: str) -> tuple[str, ...]:
 _DECODE = ("benchmarks.decode", "--models", "7b", "--chunks", "5", "--batches", "1", "--rounds", "2")
 
 # Backends and depths apart, so that one which fails, or hangs in its compiler, takes no other with it.
-ON_GPU = (
+_ON_GPU = (
     Part("ceilings", ("benchmarks.gpu_ceilings",), most=40),
     Part("step_7b", _step("7b", "--layers", "4", "12", "--recompute", "none"), most=100, least=40),
     Part("tests", ("benchmarks.gpu_tests",), most=170, least=40),
@@ -63,6 +63,7 @@ ON_GPU = (
     Part("step_7b_whole", _step("7b", "--layers", "32", "--recompute", "full"), most=100, least=40),
     Part("attention_flash2", _attention("flash2"), most=40),
 )
+ON_GPU = tuple(replace(part, words=(*part.words, "--device", "cuda")) for part in _ON_GPU)
 _SMOKE = ("--smoke", "--device", "cpu")
 ON_CPU = tuple(
     Part(name, (f"benchmarks.{module}", *options, *_SMOKE), most=math.inf)

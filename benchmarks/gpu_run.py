@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_parts import Part, allowance
+from data.errors import InputError
 from data.files import write_text_whole
 
 RUNNING, DONE, FAILED, ENDED = "running", "done", "failed", "ended at its limit"
@@ -25,6 +27,8 @@ _GRACE_SECONDS = 4.0  # between asking a part to end and killing it
 _POLL_SECONDS = 0.5
 _LOG_LINES, _LINE_LENGTH = 60, 300
 _ROOT = Path(__file__).resolve().parents[1]
+# A part's standard input is a pipe that this process alone holds open: what ends it ends the part's session.
+_GUARDED = 'exec 3<&0 </dev/null; (cat <&3 >/dev/null 2>&1; kill -KILL 0) & exec "$@" 3<&-'
 _VARIABLES = {
     "PYTHONUNBUFFERED": "1",
     "OMP_NUM_THREADS": "4",
@@ -84,7 +88,35 @@ class Run:
     def __post_init__(self) -> None:
         self.outcomes: dict[str, Outcome] = {}
         self.goals: list[dict[str, Any]] = []
+        self.not_written: str | None = None
         self._start = self.clock()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Take the folder for the length of a `with` block, with the outcomes that are in it.
+
+        Raises:
+            InputError: It cannot be made or written, another run uses it, or its file is of something else.
+        """
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.out.parent, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise InputError(
+                f"{self.out.parent}: no folder for {self.out.name} ({error.strerror})"
+            ) from error
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.out.parent}: another run is measuring into it") from None
+            self.outcomes = earlier_outcomes(self.out)
+            self.write()
+            if self.not_written is not None:
+                raise InputError(self.not_written)
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
@@ -95,19 +127,22 @@ class Run:
         """Run the parts; returns the number of the signal that cut it off, if one did.
 
         Args:
-            parts: In their order.
-            show: Called with name and outcome when a part has ended.
+            parts: In their order. One that an earlier run has measured is measured again.
+            show: Called with name and outcome when a part has ended, or was not begun for want of time.
         """
-        self.outcomes = {part.name: Outcome(SKIPPED, reason="not begun") for part in parts}
+        for part in parts:
+            self.outcomes.setdefault(part.name, Outcome(SKIPPED, reason="not begun"))
         self.write()
         with tempfile.TemporaryDirectory(prefix="benchmarks-gpu-") as folder:
             for part in parts:
                 left = self.seconds - RESERVE_SECONDS - (self.clock() - self._start)
                 limit = allowance(part, left)
                 if limit is None:
-                    self.outcomes[
-                        part.name
-                    ].reason = f"{max(left, 0):.0f} s were left, it takes {part.least:.0f}"
+                    reason = f"{max(left, 0):.0f} s were left, it takes {min(part.least, part.most):.0f}"
+                    skipped = Outcome(SKIPPED, reason=reason)
+                    if self.outcomes[part.name].state == SKIPPED:  # else an earlier run has measured it
+                        self.outcomes[part.name] = skipped
+                    show(part.name, skipped)
                     continue
                 outcome = self.outcomes[part.name] = Outcome(RUNNING, limit=round(limit, 1))
                 try:
@@ -121,7 +156,7 @@ class Run:
         return None
 
     def write(self, finished: bool = False) -> None:
-        """Rewrite the file."""
+        """Rewrite the file; where it cannot be written `not_written` says why, and measuring goes on."""
         content = {
             "name": "gpu",
             "finished": finished,
@@ -129,18 +164,22 @@ class Run:
             "parts": {name: asdict(outcome) for name, outcome in self.outcomes.items()},
             "goals": self.goals,
         }
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(self.out, json.dumps(content, indent=1) + "\n")
+        try:
+            write_text_whole(self.out, json.dumps(content, indent=1) + "\n")
+            self.not_written = None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self.not_written = f"{self.out}: cannot be written ({reason}); what is printed is all there is"
 
     def _run(self, part: Part, limit: float, outcome: Outcome, folder: Path) -> None:
         written, log = folder / f"{part.name}.json", folder / f"{part.name}.log"
-        words = [sys.executable, "-m", *part.words, "--out", str(written)]
+        words = ["/bin/sh", "-c", _GUARDED, "sh", sys.executable, "-m", *part.words, "--out", str(written)]
         environment = _VARIABLES | dict(os.environ) | dict(self.environment)
         start, seen = self.clock(), 0
         with log.open("wb") as output:
             process = subprocess.Popen(
                 words,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=_ROOT,
@@ -185,6 +224,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_SECONDS)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -194,3 +235,22 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _last_lines(path: Path) -> list[str]:
     lines = path.read_text("utf-8", "replace").splitlines()
     return [line[:_LINE_LENGTH] for line in lines[-_LOG_LINES:] if line.strip()]
+
+
+def earlier_outcomes(path: Path) -> dict[str, Outcome]:
+    """What an earlier run has left in its file, by part; none if there is no file.
+
+    Raises:
+        InputError: It is not a file of `benchmarks.gpu`.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        parts = json.loads(path.read_text("utf-8"))["parts"]
+        outcomes = {name: Outcome(**fields) for name, fields in parts.items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a result of this command; remove it, or give another out=") from error
+    for outcome in outcomes.values():
+        if outcome.state == RUNNING:
+            outcome.state, outcome.reason = CUT_OFF, "its run was killed"
+    return outcomes

@@ -63,6 +63,11 @@ class AutoChoice:
     needed: float = 0.0
     usable: float = 0.0
 
+    def as_event(self) -> dict[str, str | int | float]:
+        """Fields of the event `auto_settings`; on CPUs, whose memory is not estimated, without bytes."""
+        chosen: dict[str, str | int | float] = {"recompute": self.recompute, "zero_stage": self.zero_stage}
+        return chosen | ({"needed": self.needed, "usable": self.usable} if self.usable else {})
+
     @property
     def fits(self) -> bool:
         """Whether the estimate leaves the reserve."""

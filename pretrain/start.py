@@ -153,11 +153,12 @@ def report_start(
     if start.origin is None:
         return
     path, parallel = str(start.origin.checkpoint), asdict(config.parallel)
+    settings = {"parallel": parallel, "recompute": config.model.recompute}
     if start.origin.resumes:
         previous = settings_section(metadata, "parallel") or None
-        recorder.event("resumed", step=step, checkpoint=path, parallel_before=previous, parallel=parallel)
+        recorder.event("resumed", step=step, checkpoint=path, parallel_before=previous, **settings)
     else:
-        recorder.event("started", step=step, checkpoint=path, parallel=parallel)
+        recorder.event("started", step=step, checkpoint=path, **settings)
 
 
 def prepare_folder(config: TrainingConfig, folder: RunFolder, stream: TokenStream) -> None:

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from typing import Any
 
 from data.contracts import PackedBatch
@@ -91,7 +90,7 @@ def train(config: TrainingConfig, start: RunStart | None = None, hooks: Sequence
             ):
                 report_start(recorder, loaded, metadata, config, engine.step_count)
                 if choice is not None:
-                    recorder.event("auto_settings", step=engine.step_count, **asdict(choice))
+                    recorder.event("auto_settings", step=engine.step_count, **choice.as_event())
                 loop = _Loop(
                     config, folder, loaded, engine, stream, validation, preemption, recorder, metadata
                 )

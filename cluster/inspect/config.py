@@ -131,7 +131,7 @@ class InspectMemoryConfig:
     gpu_memory: str = "80GB"
     reserve: float = DEFAULT_MEMORY_RESERVE
     sequence_length: int = 4096
-    micro_batches: list[int] = field(default_factory=lambda: [1, 2, 4])
+    micro_batches: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     global_batch: int | None = None
     gpu: str = "H100"
     efficiency: float = DEFAULT_EFFICIENCY

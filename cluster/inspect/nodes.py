@@ -33,6 +33,9 @@ def place_on_nodes(config: InspectClusterConfig) -> tuple[RunResources, list[Nod
     return resources, place_run(resources, config.parallel.tensor, nodes)
 
 
+TABLE_WIDTH = 100  # columns that the table needs; it is not folded to a narrow terminal
+
+
 def placement_content(placement: NodePlacement) -> dict[str, object]:
     """One node as `--json` prints it."""
     return {

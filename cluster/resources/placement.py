@@ -113,8 +113,8 @@ def _with_evaluations(resources: RunResources, placements: Sequence[NodePlacemen
         settings = "eval.workers, eval.gpus" if gpus else "eval.workers"
         raise InputError(
             f"evaluations take {needed} of one node, the ranks leave {left} on {roomiest.node.name} and no "
-            f"more elsewhere; lower {settings} or cluster.cpus_per_rank, or add a node"
-            + ("" if gpus else " without GPUs")
+            f"more elsewhere; add a node{'' if gpus else ' without GPUs'}, lower {settings} or "
+            "cluster.cpus_per_rank, or set eval.every=0"
         )
     best = max(fitting, key=lambda each: (not each.ranks, each.cpus_left))
     return replace(best, evaluation_cpus=cpus, evaluation_gpus=gpus)

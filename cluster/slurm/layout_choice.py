@@ -14,11 +14,10 @@ from pretrain.checks import check_training
 from pretrain.config import ZeroStage
 from pretrain.model.config import RECOMPUTE_POLICIES
 from pretrain.planner.gpus import DEFAULT_EFFICIENCY, DEFAULT_MEMORY_RESERVE, Machine
-from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+from pretrain.planner.layouts import MICRO_BATCHES, LayoutEstimate, LayoutRequest, feasible_layouts
 from pretrain.planner.parallel_layout import STAGES
 
 _LAYOUT_KEYS = {"parallel", "parallel.tensor", "parallel.data"}
-_MICRO_BATCHES = (1, 2, 4, 8)
 
 
 def choose_layout(config: SubmitConfig, overrides: Sequence[str]) -> list[str]:
@@ -119,4 +118,4 @@ def _stages(config: SubmitConfig, given: set[str]) -> Sequence[ZeroStage]:
 
 def _micro_batches(config: SubmitConfig, given: set[str]) -> Sequence[int]:
     size = config.trainer.micro_batch
-    return (size,) if size is not None and "trainer.micro_batch" in given else _MICRO_BATCHES
+    return (size,) if size is not None and "trainer.micro_batch" in given else MICRO_BATCHES

@@ -34,10 +34,12 @@ class Submission:
     Attributes:
         jobs: The jobs.
         folder: For scripts and logs: `<run folder>/slurm`.
+        layout: The layout that was chosen, as `key=value` words; empty: it was given.
     """
 
     jobs: Sequence[Job]
     folder: Path
+    layout: Sequence[str] = ()
 
     @property
     def main_job(self) -> Job:
@@ -86,10 +88,11 @@ def plan_submission(config: SubmitConfig, overrides: Sequence[str]) -> Submissio
         InputError: Settings that are out of range, or a layout that does not fit.
     """
     arguments = [word for word in overrides if not word.startswith(_JOB_SETTINGS)]
-    arguments += choose_layout(config, overrides)
+    layout = choose_layout(config, overrides)
+    arguments += layout
     folder = RunFolder.of(config.run).slurm.resolve()
     runs = sweep_runs(config, overrides)
-    return Submission(plan_jobs(config, overrides, arguments, folder, Path.cwd(), runs), folder)
+    return Submission(plan_jobs(config, overrides, arguments, folder, Path.cwd(), runs), folder, layout)
 
 
 def _dependency(jobs: Sequence[Job], position: int, ids: Sequence[object]) -> list[str]:

@@ -17,6 +17,7 @@ from pretrain.planner.speed import StepEstimate, estimate_step
 
 NEARLY_AS_QUICK = 0.02
 COMFORTABLE = 0.9  # share of the usable memory
+MICRO_BATCHES = (1, 2, 4, 8)  # tried where none is given
 _MAX_GPUS = 65_536
 
 

@@ -70,6 +70,7 @@ def write_summary(
         {**dict.fromkeys(_SPEEDS), "evaluations": []},
         experiment=config.run.name,
         parallel={"tensor": parallel.tensor, "data": parallel.data, "zero_stage": parallel.zero_stage},
+        recompute=config.model.recompute,
         world_size=parallel.tensor * parallel.data,
         **progress,
         loss=_first_and_last(records),

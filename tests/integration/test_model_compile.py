@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
 
 from pretrain.model.cache import DecodingCache
 from pretrain.model.config import ModelConfig
@@ -34,14 +35,16 @@ def graphs() -> int:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("policy", "most"), [("none", 3), ("selective", 7)])
+@pytest.mark.parametrize(("policy", "most"), [("none", 4), ("selective", 8)])
 def test_compiled_gradients_equal_eager_ones(policy: str, most: int) -> None:
     expected = gradients(dropout=0.1, recompute=policy)
     assert graphs() == 0
-    found = gradients(dropout=0.1, recompute=policy, compile="on")
+    with inductor_config.patch(fallback_random=True):  # else compiled dropout draws other values
+        found = gradients(dropout=0.1, recompute=policy, compile="on")
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-7, msg=name)
-    # One for each of three functions; for going and for coming back, and for the last norm, in `selective`.
+    # One for each of four functions; in `selective` for going and for coming back, but for that with dropout,
+    # and one for the norm that is recomputed from a saved sum.
     assert 0 < graphs() <= most
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -34,12 +35,20 @@ class Installed:
     wheel: Path
     environment: Path
 
-    def run(self, program: str, *words: str, cwd: Path) -> str:
-        """Output of a program of the environment, without this process's PYTHONPATH."""
+    def run(self, program: str, *words: str, cwd: Path, told: str = "") -> str:
+        """Output of a program of the environment, without this process's PYTHONPATH.
+
+        Args:
+            program: Its name.
+            words: Of its command line.
+            cwd: Its folder.
+            told: Pattern of all that it may write to standard error.
+        """
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         command = [self.environment / "bin" / program, *words]
         done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0
+        assert re.fullmatch(told, done.stderr), done.stderr
         return done.stdout
 
 
@@ -98,7 +107,10 @@ def test_commands_run_from_any_folder(installed: Installed, tmp_path: Path) -> N
     assert "experiment=demo|" in text
     assert "optim.name=adamw  (adamw | lion)" in text
     words = ["experiment=worldvla_libero_goal_256", "cluster=h100", "nodes=1", "--dry-run"]
-    script = installed.run("worldvla", "submit", *words, cwd=tmp_path)
+    told = (
+        r"  layout: the quickest that fits, by estimate: parallel\.tensor=.*\n  evaluations: none beside .*\n"
+    )
+    script = installed.run("worldvla", "submit", *words, cwd=tmp_path, told=told)
     assert "#SBATCH --nodes=1\n" in script
     assert f"cd {tmp_path} " in script
     assert f"source {installed.environment}/bin/activate\n" in script

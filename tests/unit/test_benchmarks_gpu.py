@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu, gpu_tests
 from benchmarks.gpu_parts import ON_CPU, ON_GPU, Part
@@ -42,8 +43,34 @@ def test_words_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert options.out == tmp_path / "results"
     assert options.seconds == 270
     assert [part.name for part in options.parts] == ["decode", "step_7b"], "in the order that was asked for"
-    assert gpu.parse(["out=a", "device=cuda"]) == gpu.Options(tmp_path / "a", 540.0, ON_GPU)
+    assert gpu.parse(["out=a", "device=cuda"]) == gpu.Options(tmp_path / "a", 540.0, ON_GPU, "cuda")
     assert gpu.parse(["out=a", "device=cpu"]).parts == ON_CPU
+
+
+def test_parts_measure_the_device_that_was_asked_for() -> None:
+    for parts, device in ((ON_GPU, "cuda"), (ON_CPU, "cpu")):
+        for part in parts:
+            assert part.words[part.words.index("--device") + 1] == device
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_nothing_is_run_at_full_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([f"out={tmp_path}", "device=cuda"]) == 2
+    said = capsys.readouterr().err
+    assert "device=cuda: torch finds no GPU (AssertionError: 2." in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_without_time_are_told_and_nothing_measured_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main([f"out={tmp_path}", "device=cpu", "minutes=0.1"]) == 1
+    said = capsys.readouterr().out
+    for part in ON_CPU:
+        assert f"{part.name}: skipped after 0 s: 0 s were left" in said
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 from benchmarks import gpu_run
 from benchmarks.gpu_parts import Part, allowance
 from benchmarks.gpu_run import Outcome, Run
+from data.errors import InputError
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +56,8 @@ def test_each_part_leaves_what_it_wrote_and_says_how_it_ended(tmp_path: Path) ->
     shown: list[tuple[str, str]] = []
     run = Run(tmp_path / "deep/gpu.json", 1e6, {})
     parts = [part("one", "done"), part("two", "fails"), part("three", "mute"), part("four", "done")]
-    assert run.measure(parts, lambda name, outcome: shown.append((name, outcome.state))) is None
+    with run.alone():
+        assert run.measure(parts, lambda name, outcome: shown.append((name, outcome.state))) is None
     found = written(tmp_path / "deep/gpu.json")["parts"]
     states = {"one": "done", "two": "failed", "three": "failed", "four": "done"}
     assert {name: each["state"] for name, each in found.items()} == states == dict(shown)
@@ -145,3 +149,92 @@ def test_a_run_that_is_cut_off_leaves_all_that_was_measured(number: signal.Signa
     assert "Goals" in printed
     row = found["parts"]["two"]["result"]["rows"][0]
     wait_until(lambda: not runs(row["process"]) and not runs(row["child"]))
+
+
+def test_a_part_ends_with_the_run_however_that_ends(tmp_path: Path) -> None:
+    program = (
+        "import sys; from benchmarks import gpu; from benchmarks.gpu_parts import Part;"
+        "gpu.ON_CPU = (Part('one', ('tests.support.measuring_part', 'waits'), 1e6),);"
+        f"sys.exit(gpu.main(['out={tmp_path}', 'device=cpu', 'minutes=1000']))"
+    )
+    out = tmp_path / "gpu.json"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    whole = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment)
+    try:
+        wait_until(lambda: out.is_file() and bool((written(out)["parts"].get("one") or {}).get("result")))
+    finally:
+        whole.kill()
+        whole.wait()
+    row = written(out)["parts"]["one"]["result"]["rows"][0]
+    wait_until(lambda: not runs(row["process"]) and not runs(row["child"]))
+    outcome = gpu_run.earlier_outcomes(out)["one"]
+    assert (outcome.state, outcome.reason) == ("cut off", "its run was killed")
+
+
+def test_a_later_run_keeps_the_parts_that_it_does_not_measure(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    for names in (["one", "two"], ["two", "three"]):
+        run = Run(out, 1e6, {})
+        with run.alone():
+            run.measure([part(name, "done") for name in names], lambda *_: None)
+    found = written(out)["parts"]
+    assert {name: each["state"] for name, each in found.items()} == dict.fromkeys(
+        ["one", "two", "three"], "done"
+    )
+    short = Run(out, gpu_run.RESERVE_SECONDS, {}, lambda: 0.0)
+    shown: list[str | None] = []
+    with short.alone():
+        short.measure([part("two", "done")], lambda _, outcome: shown.append(outcome.reason))
+    assert written(out)["parts"] == found, "what an earlier run has measured is not lost for want of time"
+    assert shown == ["0 s were left, it takes 15"]
+
+
+def test_a_folder_is_of_one_run_at_a_time(tmp_path: Path) -> None:
+    first, second = (Run(tmp_path / "gpu.json", 1e6, {}) for _ in range(2))
+    with (
+        first.alone(),
+        pytest.raises(InputError, match="another run is measuring into it"),
+        second.alone(),
+    ):
+        pass
+    with second.alone():
+        pass
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", '{"parts": {"one": {"unknown": 1}}}'])
+def test_files_of_something_else_are_not_replaced(content: str, tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    out.write_text(content)
+    with pytest.raises(InputError, match="not a result of this command"), Run(out, 1e6, {}).alone():
+        pass
+    assert out.read_text() == content
+
+
+def test_a_disk_that_is_full_costs_the_file_and_not_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = Run(tmp_path / "gpu.json", 1e6, {})
+    with run.alone():
+        monkeypatch.setattr(gpu_run, "write_text_whole", full)
+        run.measure([part("one", "done"), part("two", "done")], lambda *_: None)
+        assert run.not_written is not None
+        assert "cannot be written (No space left on device)" in run.not_written
+        assert run.results.keys() == {"one", "two"}
+        monkeypatch.undo()
+        run.write()
+    assert run.not_written is None
+    monkeypatch.setattr(gpu_run, "write_text_whole", full)
+    with (
+        pytest.raises(InputError, match="No space left on device"),
+        Run(tmp_path / "gpu.json", 1e6, {}).alone(),
+    ):
+        pass
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(InputError, match=r"no folder for gpu\.json"),
+        Run(tmp_path / "file/gpu.json", 1, {}).alone(),
+    ):
+        pass

@@ -18,6 +18,7 @@ from pretrain.config import ParallelConfig, RunConfig, TrainerConfig, TrainingCo
 from pretrain.model.config import ModelConfig
 from pretrain.planner.gpus import Machine
 from pretrain.planner.layouts import (
+    MICRO_BATCHES,
     LayoutEstimate,
     LayoutRequest,
     estimate_layouts,
@@ -244,7 +245,8 @@ def test_json_has_every_layout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "memory", "model=7b", "gpus=64", "gpu_memory=80GB", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["basis"] == "estimate, not measured"
-    expected = feasible_layouts(request(64, offloads=OFFLOADS, stages=(0, 1, 2, 3), hpz=True))
+    every = {"offloads": OFFLOADS, "stages": (0, 1, 2, 3), "micro_batches": MICRO_BATCHES, "hpz": True}
+    expected = feasible_layouts(request(64, **every))
     assert len(content["layouts"]) == len(expected)
     assert [row["bound_by"] for row in content["layouts"]] == [plan.step.bound for plan in expected]
     for row in content["layouts"]:

@@ -129,7 +129,7 @@ def run_inspect_cluster(config: InspectClusterConfig, invocation: Invocation) ->
     Raises:
         InputError: The run does not fit the nodes, or a setting is out of range.
     """
-    from cluster.inspect.nodes import place_on_nodes, placement_content, placement_table
+    from cluster.inspect.nodes import TABLE_WIDTH, place_on_nodes, placement_content, placement_table
     from cluster.resources.evaluation_needs import evaluation_line
 
     resources, placements = place_on_nodes(config)
@@ -137,6 +137,7 @@ def run_inspect_cluster(config: InspectClusterConfig, invocation: Invocation) ->
         nodes = [placement_content(placement) for placement in placements]
         print(json.dumps({"placement": asdict(resources), "nodes": nodes}, indent=2))
     else:
+        invocation.console.width = max(invocation.console.width, TABLE_WIDTH)
         invocation.console.print(placement_table(config, resources, placements))
         invocation.console.print(f"  {evaluation_line(config)}", markup=False)
 

@@ -15,6 +15,8 @@ def run_submit(config: SubmitConfig, invocation: Invocation) -> None:
     """Write the batch scripts, show them (`--dry-run`) or hand them to sbatch, and print the jobs' ids."""
     submission = plan_submission(config, invocation.overrides)
     notes = [evaluation_line(config)] if "train" in config.stages else []
+    if submission.layout:
+        notes.insert(0, f"layout: the quickest that fits, by estimate: {' '.join(submission.layout)}")
     if invocation.dry_run:
         print(submission.show(), end="")
         for note in notes:
