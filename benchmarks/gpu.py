@@ -129,9 +129,17 @@ def check_cuda() -> None:
 
 
 def _measure(run: Run, parts: Sequence[Part]) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _cut_off)
-    cut_by = run.measure(parts, _print_outcome)
+    before = {number: signal.signal(number, _cut_off) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        cut_by = run.measure(parts, _print_outcome)
+        return _conclude(run, parts, cut_by)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _conclude(run: Run, parts: Sequence[Part], cut_by: int | None) -> int:
+    """Write and print the goals; returns the exit status."""
     reached = goals(run.results)
     run.goals = [asdict(goal) | {"met": goal.met, "verdict": goal.verdict} for goal in reached]
     run.write(finished=cut_by is None)

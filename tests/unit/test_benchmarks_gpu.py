@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def test_without_a_gpu_nothing_is_run_at_full_size(
 def test_parts_without_time_are_told_and_nothing_measured_is_no_success(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert gpu.main([f"out={tmp_path}", "device=cpu", "minutes=0.1"]) == 1
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     said = capsys.readouterr().out
     for part in ON_CPU:
         assert f"{part.name}: skipped after 0 s: 0 s were left" in said

@@ -24,7 +24,7 @@ from data.sources.files.source_files import LocalFiles, SourceFiles, StoreFiles,
 from data.sources.files.spool import Spool
 from data.sources.interface import DemonstrationSource
 from data.sources.registry import open_source
-from data.storage import object_store
+from data.storage import contact, object_store
 from data.storage.object_store import ObjectStore
 from tests.support.lerobot_layout import recorded, write_lerobot
 from tests.support.libero_layout import demonstration, write_file
@@ -235,9 +235,10 @@ def test_without_credentials_anonymous_requests_are_proposed(monkeypatch: pytest
     def refused(*ignored: Any) -> Any:
         raise GenericError("Error performing PUT http://169.254.169.254/latest/api/token")
 
+    monkeypatch.setattr(contact, "_answered", set[str]())  # a store that has answered is waited for
     monkeypatch.setattr(object_store.obstore, "head", refused)
     with pytest.raises(InputError, match=r"no credentials: set AWS_.*; or set anonymous=true, if the data"):
-        open_source(SourceConfig("s3://another/demos"))
+        open_source(SourceConfig("s3://bucket/demos"))
 
 
 def test_names_that_stores_disagree_on_are_refused(place: Callable[..., MemoryStore], tmp_path: Path) -> None:

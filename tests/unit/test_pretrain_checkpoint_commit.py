@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from types import FrameType
@@ -132,11 +133,14 @@ def work_of_committing(shards: list[WrittenShard], shapes: dict[str, tuple[int, 
         return count
 
     before = sys.gettrace()
+    gc.collect()
+    gc.disable()  # finalisers of what earlier tests have left are Python, too
     sys.settrace(count)
     try:
         _commit(CheckpointLocation(folder), messages, shapes)
     finally:
         sys.settrace(before)
+        gc.enable()
     return instructions
 
 
