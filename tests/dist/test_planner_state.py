@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support.engine_case import BATCH, LEARNING_RATE, LENGTH, global_batch
 from tests.support.ranks import run_ranks
 
 RANKS = 2
+_SAME, _PAUSE = 10, 0.05  # times that bytes are counted in a row, and seconds between them
 SIZES: dict[str, Any] = {"hidden_size": 128, "ffn_size": 352, "vocabulary_size": 2048, "layers": 3}
 # Stage, optimiser, micro-batches.
 CASES: list[tuple[ZeroStage, OptimizerName, int]] = [
@@ -53,9 +55,15 @@ def _measure(stage: ZeroStage, optimizer: OptimizerName, micro_batches: int) -> 
     engine.step(batches, LEARNING_RATE)  # makes the moments
 
     def add_up() -> None:
-        gc.collect()
-        now = _storages()
-        held.append(sum(storage.nbytes() for place, storage in now.items() if place not in before))
+        """Add up once nothing is released any more: gloo lets go of tensors in threads of its own."""
+        sizes: list[int] = []
+        while len(sizes) < _SAME or len(set(sizes[-_SAME:])) > 1:
+            gc.collect()
+            now = _storages()
+            sizes.append(sum(storage.nbytes() for place, storage in now.items() if place not in before))
+            del now
+            time.sleep(_PAUSE)
+        held.append(sizes[-1])
 
     engine.before_next_change(add_up)
     engine.step(batches, LEARNING_RATE)
