@@ -10,7 +10,7 @@ import torch
 from data.errors import InputError
 from pretrain.config import TrainingConfig, ZeroStageChoice
 from pretrain.planner.gpus import DEFAULT_MEMORY_RESERVE, Machine
-from pretrain.planner.layouts import LayoutEstimate, LayoutRequest, feasible_layouts
+from pretrain.planner.layouts import MICRO_BATCHES, LayoutEstimate, LayoutRequest, feasible_layouts
 from pretrain.planner.parallel_layout import ParallelLayout
 
 _MAX_NODE_GPUS = 8
@@ -53,7 +53,7 @@ def layout_advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
                 gpu_memory=gpu_memory,
                 reserve=DEFAULT_MEMORY_RESERVE,
                 sequence_length=config.trainer.sequence_length,
-                micro_batches=[size for size in (1, 2, 4, 8) if size <= max(1, share)],
+                micro_batches=[size for size in MICRO_BATCHES if size <= max(1, share)],
                 global_batch=config.trainer.global_batch,
                 machine=Machine.of_device(gpu, _MAX_NODE_GPUS),
                 optimizer=config.optim.name,
