@@ -200,6 +200,8 @@ class CollectConfig:
         resolution: Side of the rendered frames in pixels.
         workers: Simulator processes.
         seed: First seed of the initial states; disjoint from evaluation's.
+        displaced: Share of the demonstrations that begin where a policy gets when it errs: the gripper was
+            moved to a drawn place near the object before, its fingers opened or closed.
     """
 
     suite: str = "robosuite_lift"
@@ -209,6 +211,7 @@ class CollectConfig:
     resolution: int = 64
     workers: int = 2
     seed: int = 1000
+    displaced: float = 0.0
 
 
 @dataclass

@@ -79,7 +79,7 @@ def _record_task(
     recordings: list[Recording] = []
     states = range(config.seed, config.seed + 2 * config.episodes + 4)
     attempts = workers.map(
-        _attempt, ((task.suite, task.number, state, config.resolution) for state in states)
+        _attempt, ((task.suite, task.number, state, config.resolution, config.displaced) for state in states)
     )
     for tried, recording in enumerate(attempts, start=1):
         if recording is None:
@@ -94,14 +94,16 @@ def _record_task(
     )
 
 
-def _attempt(suite: str, task: int, initial_state: int, pixels: int) -> Recording | None:
+def _attempt(suite: str, task: int, initial_state: int, pixels: int, displaced: float) -> Recording | None:
     try:
-        return record(cached_simulator(suite, task), initial_state, pixels)
+        return record(cached_simulator(suite, task), initial_state, pixels, displaced)
     except SimulatorError:
         return None  # a failed attempt; the next initial state is tried
 
 
 def _check(config: CollectConfig) -> None:
+    if not 0.0 <= config.displaced <= 1.0:
+        raise InputError(f"displaced={config.displaced}: expected a share of the demonstrations, from 0 to 1")
     for name, value, minimum in (
         ("episodes", config.episodes, 1),
         ("workers", config.workers, 1),

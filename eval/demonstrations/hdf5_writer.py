@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.files import write_whole
+from data.sources.libero.motion import DISPLACED_ATTRIBUTE
 from data.sources.libero.source import COLLECTED_TAG, HAND_ORIENTATION, ORIENTATION_ATTRIBUTE
 from eval.demonstrations.recording import Recording
 from eval.simulator.interface import TaskInfo, problem_file_in_package
@@ -127,6 +128,7 @@ def _write_demonstration(group: h5py.Group, recording: Recording) -> None:
             "num_samples": steps,
             "init_state": recording.sim_states[0],
             "initial_state_number": recording.initial_state,
+            DISPLACED_ATTRIBUTE: recording.displaced,
             "model_file": recording.model_xml,
         }
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA, WRIST_CAMERA
 from data.sources.no_ops import moving_steps
+from eval.demonstrations.displacement import displace
 from eval.expert.scripts import demonstrate
 from eval.simulator.interface import Simulator
 
@@ -23,6 +24,7 @@ class Recording:
 
     Attributes:
         initial_state: Number of the initial state (`Simulator.reset`).
+        displaced: Whether the gripper was moved before the first step.
         actions: float64 [T, 7].
         sim_states: float64 [T, D], physical state before each action (`Simulator.sim_state`).
         states: float64 [T, 8], proprioception before each action.
@@ -33,6 +35,7 @@ class Recording:
     """
 
     initial_state: int
+    displaced: bool
     actions: NDArray[np.float64]
     sim_states: NDArray[np.float64]
     states: NDArray[np.float64]
@@ -42,20 +45,31 @@ class Recording:
     environment_arguments: dict[str, Any]
 
 
-def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording | None:
+def record(simulator: Simulator, initial_state: int, pixels: int, displaced: float = 0.0) -> Recording | None:
     """Record the expert from one initial state.
 
     The demonstration counts only if it also succeeds when its actions without the no-ops (which training
-    never sees) are replayed from its first stored state, as in published replays.
+    never sees) are replayed from its first stored state, as in published replays. One that begins displaced
+    is not replayed: the steps in which a replay's simulator settles would move the hand.
+
+    Args:
+        simulator: The task.
+        initial_state: Number of the initial state.
+        pixels: Side of the frames.
+        displaced: Probability that the gripper is moved elsewhere before (`displace`).
 
     Returns:
         The recording, or None if the expert or the replay fails.
     """
-    solved = _solve(simulator, initial_state)
+    simulator.reset(initial_state)
+    was_displaced = displace(simulator, initial_state, displaced)
+    solved = _solve(simulator)
     if solved is None:
         return None
     actions, sim_states = solved
-    if not replay(simulator, actions[moving_steps(actions)], sim_states[0], initial_state):
+    if not was_displaced and not replay(
+        simulator, actions[moving_steps(actions)], sim_states[0], initial_state
+    ):
         return None
     frames: dict[str, list[NDArray[np.uint8]]] = {camera: [] for camera in CAMERAS}
     states, joints = [], []
@@ -67,6 +81,7 @@ def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording |
             frames[camera].append(simulator.render(camera, pixels))
     return Recording(
         initial_state=initial_state,
+        displaced=was_displaced,
         actions=actions,
         sim_states=sim_states,
         states=np.array(states),
@@ -77,11 +92,8 @@ def record(simulator: Simulator, initial_state: int, pixels: int) -> Recording |
     )
 
 
-def _solve(
-    simulator: Simulator, initial_state: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _solve(simulator: Simulator) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Actions [T, 7] and the physical state before each [T, D]; None unless the task stays solved."""
-    simulator.reset(initial_state)
     actions, sim_states = [], []
     solved_at: int | None = None
     for action in demonstrate(simulator):

@@ -28,6 +28,8 @@ _HOVER = 0.08  # height above the object in m while the gripper is beside it
 _FUNNEL = 5.0  # m of height per m of horizontal error: the gripper descends inside a steep cone
 _REACHED = 0.015  # m; closing tolerates more, so a slightly inaccurate imitator still grasps
 _BELOW_CENTRE = 0.006  # m below the middle of the object
+_LOST = 0.04  # m; an object farther from the grip point is not in the hand
+_ATTEMPTS = 4
 _APPROACH_LIMIT = 70
 _CLOSE_STEPS = 6
 _RAISE_STEPS = 14
@@ -54,17 +56,31 @@ def demonstrate(simulator: Simulator) -> Iterator[NDArray[np.float64]]:
 
 
 def _lift(simulator: Simulator, goal: Goal) -> Iterator[NDArray[np.float64]]:
-    """Descend onto the object in a funnel, close, raise."""
+    """Descend onto the object in a funnel, close, raise; once more where the object is not in the hand."""
     arm = Arm(simulator, speed=_SPEED)
+    for _ in range(_ATTEMPTS):
+        yield from _approach(simulator, goal, arm)
+        for z in [_PRESS] * _CLOSE_STEPS + [_SPEED] * _RAISE_STEPS:
+            if np.linalg.norm(_error(simulator, goal)) > _LOST:
+                break
+            yield np.array([0.0, 0.0, z, 0.0, 0.0, 0.0, CLOSE])
+        else:
+            return
+
+
+def _approach(simulator: Simulator, goal: Goal, arm: Arm) -> Iterator[NDArray[np.float64]]:
+    """Move the open gripper to the object, above it while it is beside it."""
     for _ in range(_APPROACH_LIMIT):
-        target = simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])
-        error = target - simulator.gripper().position
+        error = _error(simulator, goal)
         if np.linalg.norm(error) < _REACHED:
-            break
+            return
+        target = simulator.gripper().position + error
         aside = float(np.linalg.norm(error[:2]))
         height = min(_HOVER, _FUNNEL * max(0.0, aside - _REACHED / 3))
         yield arm.toward(target + np.array([0.0, 0.0, height]), OPEN)
-    for _ in range(_CLOSE_STEPS):
-        yield np.array([0.0, 0.0, _PRESS, 0.0, 0.0, 0.0, CLOSE])
-    for _ in range(_RAISE_STEPS):
-        yield np.array([0.0, 0.0, _SPEED, 0.0, 0.0, 0.0, CLOSE])
+
+
+def _error(simulator: Simulator, goal: Goal) -> NDArray[np.float64]:
+    """From the grip point to where it should close [3], m."""
+    target = simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])
+    return target - simulator.gripper().position

@@ -14,11 +14,15 @@ import pytest
 
 from data.config import SourceConfig
 from data.errors import InputError
+from data.sources.libero.motion import read_motion
 from data.sources.registry import open_source, read_demonstrations
 from eval.config import CollectConfig
 from eval.demonstrations import collect as collect_module
 from eval.demonstrations.collect import collect
+from eval.demonstrations.displacement import displace
+from eval.demonstrations.hdf5_writer import write_demonstrations
 from eval.demonstrations.recording import record, replay
+from eval.expert.arm import OPEN
 from eval.simulator import rendering
 from eval.simulator.registry import open_suite
 from tests.support.fake_simulator import TASK, FakeSimulator
@@ -130,6 +134,8 @@ def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator)
         ({"episodes": 0}, "episodes=0"),
         ({"seed": 7}, "evaluation's initial states"),
         ({"workers": 0}, "workers=0"),
+        ({"displaced": 1.5}, "displaced=1.5"),
+        ({"displaced": -0.1}, "displaced=-0.1"),
         ({"out": "/proc/nowhere"}, "cannot write into this folder"),
         ({"out": "/proc"}, "cannot write into this folder"),
     ],
@@ -161,6 +167,31 @@ def test_recording_replays_and_a_changed_one_does_not() -> None:
     assert replay(FakeSimulator(), actions, start, 1)
     never_closed = actions * [1, 1, 1, 1, 1, 1, 0] - [0, 0, 0, 0, 0, 0, 1]
     assert not replay(FakeSimulator(), never_closed, start, 1)
+
+
+def test_a_displaced_demonstration_begins_elsewhere_and_cannot_be_replayed(tmp_path: Path) -> None:
+    simulator = FakeSimulator()
+    plain, moved, again = (record(simulator, 1, 16, displaced) for displaced in (0.0, 1.0, 1.0))
+    assert plain is not None
+    assert moved is not None
+    assert again is not None
+    assert (plain.displaced, moved.displaced) == (False, True)
+    start = moved.sim_states[0][:3]
+    assert np.linalg.norm(start - plain.sim_states[0][:3]) > 0.02
+    cube = plain.sim_states[0][3:]
+    assert (abs(start - cube) <= [0.08 + 0.025, 0.08 + 0.025, 0.2]).all()
+    assert moved.actions[0, 6] == OPEN  # whatever the fingers were moved to before, it opens them
+    np.testing.assert_array_equal(moved.sim_states, again.sim_states)  # drawn from the initial state's number
+    write_demonstrations(tmp_path / "fake_lift_demo.hdf5", TASK, [plain, moved], {}, False)
+    first, second = open_source(SourceConfig(str(tmp_path))).references()
+    assert read_motion(first).initial_state == 1
+    with pytest.raises(InputError, match=r"demo_1: was collected with displaced, .* replay=false"):
+        read_motion(second)
+
+
+def test_the_share_of_displaced_demonstrations_is_the_asked_one() -> None:
+    moved = sum(displace(FakeSimulator(), state, 0.7) for state in range(1000, 1200))
+    assert 120 <= moved <= 160
 
 
 def test_unknown_suite_names_the_nearest() -> None:

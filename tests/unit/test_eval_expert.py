@@ -57,6 +57,20 @@ def test_lifting_succeeds_and_its_phases_are_in_order() -> None:
     assert np.linalg.norm(np.array(simulator.actions)[:, :6], axis=1).min() > 1e-4  # nothing is a no-op
 
 
+def test_an_object_lost_on_the_way_up_is_grasped_again() -> None:
+    simulator = FakeSimulator()
+    simulator.reset(2)
+    lost = False
+    for action in demonstrate(simulator):
+        simulator.step(action)
+        if not lost and simulator.cube[2] > 0.04:
+            lost, simulator.cube, simulator.held = True, np.array([-0.03, 0.02, 0.02]), False
+    assert lost
+    assert simulator.success
+    grips = np.array(simulator.actions)[:, 6]
+    assert (np.diff(grips) < 0).sum() == 1  # it opened once more
+
+
 def test_unknown_goal_is_named() -> None:
     simulator = FakeSimulator()
     simulator.goals = lambda: (Goal("turnon", "stove"),)  # type: ignore[method-assign]

@@ -13,6 +13,9 @@ from data.sources.interface import DemonstrationReference
 from data.sources.libero.hdf5 import attribute, child_dataset, child_group, open_hdf5, read_numbers
 from data.tokens.vocabulary import ACTION_DIM
 
+DISPLACED_ATTRIBUTE = "displaced"
+"""Of a demonstration: the hand was moved before its first step, so that a replay would begin elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Motion:
@@ -34,11 +37,16 @@ def read_motion(reference: DemonstrationReference) -> Motion:
     """Read a demonstration without its frames.
 
     Raises:
-        InputError: Its file does not hold the physical states, or they are damaged.
+        InputError: Its file does not hold the physical states, they are damaged, or it cannot be replayed.
     """
     where = f"{reference.path}: {reference.item}"
     with open_hdf5(Path(reference.path)) as file:
         demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
+        if attribute(demo, DISPLACED_ATTRIBUTE) == "True":
+            raise InputError(
+                f"{where}: was collected with displaced, from where the hand had been moved to, which the "
+                "settling steps of a replay would change; prepare with replay=false"
+            )
         read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
         states = child_dataset(demo, "states", where)
         if len(states.shape) != 2 or not states.shape[0] or states.dtype.kind != "f":
