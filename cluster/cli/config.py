@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
-from pretrain.config import WeightsDtype, WeightsLayout
+from pretrain.config import WeightsDtype, WeightsLayout, ZeroStage
 
 
 @dataclass
@@ -14,15 +14,22 @@ class DemoStageConfig:
 
     Attributes:
         episodes: Demonstrations to collect per task.
+        displaced: Share of them that begin displaced (`CollectConfig`).
         workers: Simulator processes that collect.
-        resume_tensor: Tensor-parallel size of the second half of the training.
-        resume_data: Data-parallel size of the second half of the training.
+        first_steps: Steps of the training before it stops and resumes at another layout; at most half of all.
+        resume_tensor: Tensor-parallel size from there on.
+        resume_data: Data-parallel size from there on.
+        resume_zero_stage: ZeRO stage from there on: 1 needs no gathering of parameters, and a small model's
+            fit on every rank.
     """
 
-    episodes: int = 30
+    episodes: int = 100
+    displaced: float = 0.7
     workers: int = 2
+    first_steps: int = 60
     resume_tensor: int = 1
     resume_data: int = 2
+    resume_zero_stage: ZeroStage = 1
 
 
 @dataclass

@@ -8,6 +8,7 @@ an existing cluster have an environment of their own: there each process is chan
 |---|---|---|
 | RAY_USAGE_STATS_ENABLED | 0 | nothing is sent anywhere |
 | RAY_AUTH_TOKEN | a fresh secret (private) | Ray would keep one in the home folder, which may be read-only |
+| RAY_worker_niceness | 0 (private), unless set | a training has its command's priority, evaluations less |
 | SPT_NOENV | 1 (private) | titles of Ray's agents leave their environment as it is, for the guard |
 | PYTHONPATH | this project's folder first | the caller's own `data` or `eval` does not hide ours |
 | PYTHONSAFEPATH | 1 | `python -m` and `-c` do not import from the working folder |
@@ -45,6 +46,7 @@ _SET = {
     "PYTHONSAFEPATH": "1",
     "PYTHONUTF8": "1",
 }
+_DEFAULT_PRIVATE = {"RAY_worker_niceness": "0"}
 _SET_PRIVATE = {
     "RAY_AUTH_TOKEN": _PRIVATE_TOKEN,
     "SPT_NOENV": "1",
@@ -96,7 +98,7 @@ def environment_for_ray(cluster: ClusterConfig, caller: Mapping[str, str]) -> di
     """
     private = cluster.address is None
     environment = _cleaned(caller, _RAY_KEPT if private else None) | _SET
-    return environment | _SET_PRIVATE if private else environment
+    return _DEFAULT_PRIVATE | environment | _SET_PRIVATE if private else environment
 
 
 def check_ray_settings(environment: Mapping[str, str]) -> None:

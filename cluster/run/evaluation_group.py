@@ -19,6 +19,7 @@ from cluster.run.worker_process import enter_worker, log_process, read_failures,
 if TYPE_CHECKING:
     from eval.config import EvaluationConfig
 
+_NICENESS = 10
 _MAX_RESTARTS = 2  # of a worker that dies, in each evaluation
 
 Progress = Callable[[int, int], None]
@@ -192,6 +193,8 @@ class EvaluationWorker:
         self, evaluate: Evaluate, logs: Path, name: str, working_folder: str, gpus: float = 0.0
     ) -> None:
         enter_worker(working_folder, gpus)
+        if not gpus:
+            os.nice(_NICENESS)  # on shared CPUs the training goes first; its children inherit it
         self._evaluate, self._logs, self._name = evaluate, logs, name
         self._progress = (0, 0)
 

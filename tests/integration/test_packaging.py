@@ -95,7 +95,7 @@ def test_settings_are_composed_from_the_wheel(installed: Installed, tmp_path: Pa
     lines = installed.run("python", "-c", COMPOSE, cwd=tmp_path).splitlines()
     assert all(line.startswith(f"{installed.environment}/") for line in lines[:2])
     assert str(ROOT) not in lines
-    assert "1b 300m 34b 7b tiny" in lines
+    assert "1b 300m 34b 7b micro tiny" in lines
     assert "  warmup_steps: 20" in lines, "from configs/optim/scratch.yaml, chosen by the experiment"
 
 

@@ -55,9 +55,12 @@ class FakeStages:
             on_trained()
         return folder
 
-    def layouts(self) -> list[tuple[int, int, int | None, int]]:
+    def layouts(self) -> list[tuple[int, int, int | str, int | None, int]]:
         runs = [config for config in self.calls if isinstance(config, RootConfig)]
-        return [(c.parallel.tensor, c.parallel.data, c.trainer.stop_after, c.trainer.steps) for c in runs]
+        return [
+            (c.parallel.tensor, c.parallel.data, c.parallel.zero_stage, c.trainer.stop_after, c.trainer.steps)
+            for c in runs
+        ]
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> FakeStages:
 def settings(folder: Path) -> DemoConfig:
     config = DemoConfig()
     config.run.name, config.run.dir, config.data.url = "demo", str(folder), ""
-    config.trainer.steps = 100
+    config.trainer.steps, config.demo.first_steps = 100, 30
     config.parallel.tensor = config.parallel.data = 2
     return config
 
@@ -93,9 +96,10 @@ def test_six_stages_with_a_resume_at_another_layout(stages: FakeStages, tmp_path
         for i, name in enumerate(["collect", "prepare", "train", "resume", "evaluate", "report"], start=1)
     ]
     assert shown.count("done in") == 6
-    assert stages.layouts() == [(2, 2, 50, 100), (1, 2, None, 100)]
+    assert stages.layouts() == [(2, 2, 3, 30, 100), (1, 2, 1, None, 100)]
     data = tmp_path / "demo-data"
     collected, prepared, first = stages.calls[:3]
+    assert (collected.episodes, collected.displaced) == (100, 0.7)
     assert (collected.out, prepared.source) == (str(data / "demonstrations"), str(data / "demonstrations"))
     assert (prepared.out, first.data.url) == (str(data / "shards"), str(data / "shards"))
     assert str(tmp_path / "demo" / "report.html") in shown
@@ -120,7 +124,7 @@ def test_an_interrupted_demo_is_resumed(stages: FakeStages, tmp_path: Path) -> N
     shown = run(tmp_path)
     assert "is not finished; resuming it" in shown
     assert shown.count("complete already") == 3
-    assert stages.layouts() == [(1, 2, None, 100)]
+    assert stages.layouts() == [(1, 2, 1, None, 100)]
     assert [type(call) for call in stages.calls] == [DemoConfig]
 
 
@@ -131,6 +135,31 @@ def test_too_few_cpus_are_refused_before_anything_is_collected(
     config = settings(tmp_path)
     config.cluster.cpus, config.cluster.gpus_per_rank = 2, 0
     with pytest.raises(InputError, match=r"cluster\.cpus offers 2 CPUs to Ray, the run needs 4"):
+        demo.run_demo(config, Invocation(Console(file=io.StringIO())))
+    assert stages.calls == []
+
+
+def test_a_short_demo_stops_half_way(stages: FakeStages, tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    config.trainer.steps, config.demo.first_steps = 21, 30
+    demo.run_demo(config, Invocation(Console(file=io.StringIO())))
+    assert [stop for _, _, _, stop, _ in stages.layouts()] == [10, None]
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        ("demo", "first_steps", 0, r"demo\.first_steps=0: expected 1 or more"),
+        ("trainer", "steps", 1, r"trainer\.steps=1: expected 2 or more"),
+        ("trainer", "stop_after", 5, r"trainer\.stop_after: .*; set demo\.first_steps"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(
+    section: str, name: str, value: int, message: str, stages: FakeStages, tmp_path: Path
+) -> None:
+    config = settings(tmp_path)
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(InputError, match=message):
         demo.run_demo(config, Invocation(Console(file=io.StringIO())))
     assert stages.calls == []
 

@@ -89,6 +89,12 @@ def test_our_own_values_replace_the_callers(cluster: ClusterConfig, name: str) -
     assert value == environment._SET[name]
 
 
+def test_a_private_rays_workers_have_the_priority_of_the_command_unless_the_caller_chose() -> None:
+    chosen = [environment_for_ray(PRIVATE, caller) for caller in ({}, {"RAY_worker_niceness": "7"})]
+    assert [each["RAY_worker_niceness"] for each in chosen] == ["0", "7"]
+    assert "RAY_worker_niceness" not in environment_for_ray(EXISTING, {})
+
+
 def test_a_private_ray_has_a_secret_of_its_own() -> None:
     token = environment_for_ray(PRIVATE, {"RAY_AUTH_TOKEN": "known"})["RAY_AUTH_TOKEN"]
     assert len(token) == 64
@@ -167,7 +173,8 @@ def test_a_renderer_that_nobody_chose_is_not_handed_on(monkeypatch: pytest.Monke
 def test_the_table_for_users_is_complete() -> None:
     text = (PROJECT / "docs" / "cluster.md").read_text(encoding="utf-8")
     table = text.partition("## Environment")[2].partition("\n## ")[0]
-    names = {*SET, *environment._SET_PRIVATE, *environment._PYTHON_KEPT, *environment._RAY_KEPT}
+    names = {*SET, *environment._SET_PRIVATE, *environment._DEFAULT_PRIVATE}
+    names |= {*environment._PYTHON_KEPT, *environment._RAY_KEPT}
     names |= {*environment._INHERITED, "PYTHONPATH", "RAY_ADDRESS", "OMPI_", "PMI_", "TORCHELASTIC_"}
     assert sorted(name for name in names if name not in table) == []
 

@@ -55,20 +55,23 @@ def test_a_worker_evaluates_in_the_folder_of_the_command(tmp_path: Path) -> None
 
 
 def report_gpus(job: EvaluationJob, progress: Progress) -> dict[str, Any]:
-    return {"visible": os.environ["CUDA_VISIBLE_DEVICES"]}
+    return {"visible": os.environ["CUDA_VISIBLE_DEVICES"], "niceness": os.nice(0)}
 
 
-def gpus_seen(folder: Path, gpus: float) -> str:
-    """In another process: the GPUs that the worker sees."""
+def gpus_seen(folder: Path, gpus: float) -> tuple[str, int]:
+    """In another process: the GPUs that the worker sees, and how much nicer than before it is."""
+    before = os.nice(0)
     os.environ["CUDA_VISIBLE_DEVICES"] = "3"  # Ray hides none from an actor that asks for none
     worker = EvaluationWorker(report_gpus, folder, NAME, str(folder), gpus)
-    return worker.evaluate(job(folder))["visible"]
+    results = worker.evaluate(job(folder))
+    return results["visible"], results["niceness"] - before
 
 
 def test_an_evaluation_sees_a_gpu_only_if_it_was_given_one(tmp_path: Path) -> None:
+    """Without one it computes on the CPUs, where a training beside it goes first."""
     with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
         seen = [pool.submit(gpus_seen, tmp_path, gpus).result() for gpus in (0.0, 0.5)]
-    assert seen == ["", "3"]
+    assert seen == [("", min(10, 19 - os.nice(0))), ("3", 0)]
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0.0, "cpu"), (0.5, "cuda"), (1.0, "cuda")])

@@ -70,9 +70,10 @@ def test_every_file_composes_for_ray_demo_and_torchrun(choice: Path) -> None:
 
 @pytest.mark.parametrize("model", [path.name for path in CHOICES if path.parent.name == "model"])
 def test_every_model_has_its_documented_size_and_can_be_split(model: str) -> None:
-    millions = {"tiny": 6.68, "300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3}[model]
+    small = {"micro": 4.89, "tiny": 6.68}
+    millions = (small | {"300m": 374.7, "1b": 1_230.0, "7b": 7_013.7, "34b": 34_294.3})[model]
     config = train(f"model={model}")
-    for size in (1, 2, 4) if model == "tiny" else (1, 2, 4, 8):
+    for size in (1, 2, 4) if model in small else (1, 2, 4, 8):
         layout = replace(config.parallel, tensor=size, data=8, sequence_parallel=size > 1)
         check_training(replace(config, parallel=layout))
     with torch.device("meta"):

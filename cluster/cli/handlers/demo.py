@@ -34,7 +34,7 @@ _STAGES = 6
 
 
 def run_demo(config: DemoConfig, invocation: Invocation) -> None:
-    """Collect, prepare, train half, resume at another layout, evaluate, report."""
+    """Collect, prepare, train some steps, resume at another layout, evaluate, report."""
     _check(config)
     check_run(config)  # too few CPUs, no renderer: refused before minutes of collecting
     config = _with_free_name(config, invocation)
@@ -53,11 +53,13 @@ def run_demo(config: DemoConfig, invocation: Invocation) -> None:
 
 def _check(config: DemoConfig) -> None:
     if config.trainer.stop_after is not None:
-        raise InputError("trainer.stop_after: the demo sets it itself, to half of trainer.steps")
+        raise InputError("trainer.stop_after: the demo sets it itself; set demo.first_steps")
     if config.data.url:
         raise InputError("data.url: the demo makes its own data; use `worldvla train` for other shards")
     if config.trainer.steps < 2:
-        raise InputError(f"trainer.steps={config.trainer.steps}: the demo stops half way, expected 2 or more")
+        raise InputError(f"trainer.steps={config.trainer.steps}: expected 2 or more, the demo stops between")
+    if config.demo.first_steps < 1:
+        raise InputError(f"demo.first_steps={config.demo.first_steps}: expected 1 or more")
 
 
 def _with_free_name(config: DemoConfig, invocation: Invocation) -> DemoConfig:
@@ -79,6 +81,7 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, invocation: Invo
         suite=config.eval.suite,
         tasks=config.eval.tasks,
         episodes=config.demo.episodes,
+        displaced=config.demo.displaced,
         out=str(folder),
         workers=config.demo.workers,
     )
@@ -104,17 +107,22 @@ def _prepare(data: Path, collected: bool, stages: _Stages, invocation: Invocatio
 
 
 def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, invocation: Invocation) -> None:
-    """Train both halves, and wait for the evaluations that have not ended by then."""
-    half = config.trainer.steps // 2
-    stages.begin("train", f"steps 1 to {half} at {_layout(config.parallel)}")
-    if (checkpoint_location(config.checkpointing, folder).latest() or 0) >= half:
+    """Train at both layouts, and wait for the evaluations that have not ended by then."""
+    first = min(config.demo.first_steps, config.trainer.steps // 2)
+    stages.begin("train", f"steps 1 to {first} at {_layout(config.parallel)}")
+    if (checkpoint_location(config.checkpointing, folder).latest() or 0) >= first:
         invocation.console.print("  complete already")
     else:
-        stopped = replace(config, trainer=replace(config.trainer, stop_after=half))
+        stopped = replace(config, trainer=replace(config.trainer, stop_after=first))
         supervise(stopped, invocation.console, train_rank, evaluate_checkpoint)
-    resumed = replace(config.parallel, tensor=config.demo.resume_tensor, data=config.demo.resume_data)
+    resumed = replace(
+        config.parallel,
+        tensor=config.demo.resume_tensor,
+        data=config.demo.resume_data,
+        zero_stage=config.demo.resume_zero_stage,
+    )
     stages.begin(
-        "resume", f"steps {half + 1} to {config.trainer.steps} from that checkpoint at {_layout(resumed)}"
+        "resume", f"steps {first + 1} to {config.trainer.steps} from that checkpoint at {_layout(resumed)}"
     )
 
     def on_trained() -> None:
