@@ -14,6 +14,7 @@ from eval.evaluation.episode_recordings import EpisodeRecordings
 from eval.evaluation.journal import Key
 from eval.pool.messages import EpisodeSpec
 from eval.rollout.episode import EpisodeResult
+from eval.rollout.trace import trace_of
 
 
 def with_videos(
@@ -109,6 +110,7 @@ def recorded_again(
         return replace(kept, recording_error=reason)
     if again.video is not None:
         (folder / again.video).unlink(missing_ok=True)
+        trace_of(folder / again.video).unlink(missing_ok=True)
     return replace(kept, video=None, video_error=reason)
 
 
