@@ -20,7 +20,7 @@ from eval.rollout.trace import trace_of
 def with_videos(
     specs: Sequence[EpisodeSpec],
     finished: Mapping[Key, EpisodeResult],
-    count: int,
+    count: int | None,
     folder: Path,
     recordings: EpisodeRecordings | None = None,
 ) -> list[EpisodeSpec]:
@@ -33,7 +33,7 @@ def with_videos(
     Args:
         specs: All episodes, grouped by task, initial states ascending.
         finished: Results that are not run again for their own sake.
-        count: Number of episodes of each task with a video.
+        count: Number of episodes of each task with a video; None: all.
         folder: Of the videos.
         recordings: Of the episodes; None: none are made.
 
@@ -44,7 +44,7 @@ def with_videos(
     repeated: list[EpisodeSpec] = []
     for _, group in groupby(specs, key=lambda spec: spec.task):
         task = list(group)
-        chosen = _chosen(task, finished, count, folder)
+        chosen = _chosen(task, finished, len(task) if count is None else count, folder)
         for spec in task:
             key = key_of(spec)
             videos = folder if key in chosen else None

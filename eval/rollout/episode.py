@@ -18,8 +18,9 @@ from eval.policy.interface import Observation, Policy, decide
 from eval.rollout.trace import ActionTrace, TraceRecorder
 from eval.simulator.interface import ACTION_SIZE, Simulator, SimulatorError
 
-VIDEO_STRIDE = 2  # steps between two frames of the video
-VIDEO_PIXELS = 192
+# Of the video. A frame costs as much as four steps of the simulator, whatever its size.
+VIDEO_STRIDE = 4  # steps between two frames
+VIDEO_PIXELS = 160
 _ENVIRONMENT = 0
 _NO_FRAMES = np.empty((0, 0, 0, 0, 3), np.uint8)
 
@@ -36,7 +37,7 @@ class EpisodeResult:
         error: Error of the simulator; None for a regular episode. An episode with an error is neither a
             success nor a failure of the policy.
         seconds: Wall time.
-        frames: Frames of the video, uint8 [192, 192, 3] each; empty without a video.
+        frames: Frames of the video, uint8 [160, 160, 3] each; empty without a video.
         video: Name of the video's file; None where it was not written.
         video_error: Why a requested video was not written; it does not change the outcome.
         repeated_otherwise: Whether it was run again for its video or recording and ended otherwise, for the
@@ -92,7 +93,7 @@ def run_episode(
         policy: Chooses chunks of actions.
         initial_state: Number of the initial state.
         horizon: Maximum length in steps; None takes the suite's.
-        video: Record every second frame of the agent camera, and the actions (`ActionTrace`).
+        video: Record every fourth frame of the agent camera, and the actions (`ActionTrace`).
         heartbeat: Called before every step and every rendered frame, so that a hung simulator is detected.
         observer: Sees every step; it may render, and changes nothing.
 
