@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eval.report.action_charts import action_charts, parts_most_at
 from eval.report.action_data import OpenLoop, RolloutActions, read_open_loop, read_rollout
-from eval.report.charts import Chart, format_number
+from eval.report.charts import Chart
 from eval.report.evaluation_tables import step_text
 from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest
 from eval.report.json_values import number, rows
@@ -126,7 +126,7 @@ def _shown(evaluation: EvaluationRecord, rollouts: dict[Key, RolloutActions]) ->
 def _rollout_figure(evaluation: EvaluationRecord, key: Key, actions: RolloutActions) -> ActionFigure:
     row = next(r for r in rows(evaluation.results, "per_episode") if episode_key(r) == key)
     curves = actions.curves
-    explanation = f"Executed actions, decided on {_count(actions.chunk, 'action')} at a time."
+    explanation = f"Executed actions, {actions.chunk} decided at a time."
     if curves.expert is None:
         explanation += " The expert of this task cannot be asked in another's states."
     else:
@@ -171,7 +171,7 @@ def _partings_text(open_loop: OpenLoop) -> str:
         worst = int(abs(policy - expert).argmax())
         texts.append(
             f"step {parting.frame} ({100 * parting.error:.0f} %): {open_loop.curves.names[worst]} "
-            f"{format_number(policy[worst])}, expert {format_number(expert[worst])}"
+            f"{policy[worst]:.2f}, expert {expert[worst]:.2f}"
         )
     return f"They part most at {'; '.join(texts)}." if texts else ""
 

@@ -45,9 +45,9 @@ def verdict(
     """
     row, rate = evaluation_row(evaluation), success_rate_of(evaluation.results)
     episodes = "1 episode" if row.episodes == "1" else f"{row.episodes} episodes"
-    facts = [("error against the expert, open loop", _error_text(open_loop))] if open_loop else []
+    facts = [_error_fact(open_loop)] if open_loop else []
     if rollouts:
-        facts.append(("entropy of an action token, first to last decision", _entropy_text(evaluation, rollouts)))
+        facts.append(("entropy, first to last decision", _entropy_text(evaluation, rollouts)))
     return Verdict(
         success=row.success,
         tone=_tone(rate),
@@ -62,11 +62,11 @@ def _tone(rate: float | None) -> str:
     return "good" if rate >= GOOD_FROM else "bad" if rate < BAD_BELOW else "fair"
 
 
-def _error_text(open_loop: OpenLoop) -> str:
-    text = f"{100 * open_loop.error:.1f} % of the ranges"
-    if open_loop.constant_error is None:
-        return text
-    return f"{text} (best constant action: {100 * open_loop.constant_error:.1f} %)"
+def _error_fact(open_loop: OpenLoop) -> tuple[str, str]:
+    name = "error against the expert, open loop"
+    if open_loop.constant_error is not None:
+        name += f"; best constant action {100 * open_loop.constant_error:.1f} %"
+    return name, f"{100 * open_loop.error:.1f} % of the ranges"
 
 
 def _entropy_text(evaluation: EvaluationRecord, rollouts: Sequence[RolloutActions]) -> str:
@@ -77,4 +77,4 @@ def _entropy_text(evaluation: EvaluationRecord, rollouts: Sequence[RolloutAction
         continuous = decoder_of(evaluation.results) == "continuous"
         return "none: an action head has no distribution" if continuous else "not recorded"
     first, last = ends.mean(axis=0)
-    return f"{first:.2f} to {last:.2f} nats (of {_MOST:.2f})"
+    return f"{first:.2f} to {last:.2f} of {_MOST:.2f} nats"
