@@ -78,9 +78,9 @@ class InspectDataConfig:
         url: Folder or object-store prefix with `index.json`.
         verify: Read every episode: its checksum is compared, its actions and states are counted.
         sheet: Draw a contact sheet, decoded frames of some episodes and of their variants.
-        out: Its PNG file, or a folder that exists, for `contact_sheet.png` in it; it is drawn then. null: beside
-            the data set's index, or in the folder of temporary files where that is in an object store or
-            cannot be written.
+        out: Its PNG file, or a folder that exists, for `contact_sheet.png` in it; it is drawn then. null:
+            beside the data set's index, or in the folder of temporary files where that is in an object store
+            or cannot be written.
         image_tokenizer: The VQ-GAN weights that the frames were encoded with; null: the small one that is
             included.
         episodes: Episodes in the picture, evenly spread over the data set.

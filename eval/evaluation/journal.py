@@ -83,7 +83,7 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
 
 
 def _taken_over(earlier: Path, folder: Path) -> dict[Key, EpisodeResult]:
-    """Results in the file of another folder, whose evaluation may still run; videos and actions are copied."""
+    """Results in the file of another folder, whose evaluation may still run; their files are copied."""
     if not earlier.is_file():
         return {}
     results = _read(earlier)

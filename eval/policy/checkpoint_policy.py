@@ -183,7 +183,9 @@ class CheckpointPolicy:
     def stored_prompts(self, episode: Episode) -> list[NDArray[np.int32]]:
         """The prompt [S] at each time step of a stored episode: that of its sample in training."""
         text = self._model.text.encode(action_text(episode.instruction))
-        blocks = np.stack([image_block(episode.codes[camera], self.pixels) for camera in self.cameras], axis=1)
+        blocks = np.stack(
+            [image_block(episode.codes[camera], self.pixels) for camera in self.cameras], axis=1
+        )
         return [
             action_prompt(
                 text,

@@ -1,4 +1,4 @@
-"""Small charts of actions: each number of the policy's over an episode beside the expert's, and the entropy."""
+"""Small charts of actions: each number of the policy's beside the expert's over an episode, the entropy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def action_charts(curves: Curves, where: str, errors: Sequence[float] | None = N
     if curves.entropy is not None:
         entropy = Series("entropy", _points(curves.entropy), ENTROPY_TONE)
         y_range = (0.0, max(1.0, 1.05 * float(np.nanmax(curves.entropy, initial=0.0))))
-        charts.append(line_chart("entropy", "nats a token", [entropy], y_range=y_range, small=True, where=where))
+        charts.append(
+            line_chart("entropy", "nats a token", [entropy], y_range=y_range, small=True, where=where)
+        )
     return [chart for chart in charts if chart is not None]
 
 

@@ -87,7 +87,8 @@ def line_chart(
         x_unit: Unit of x.
         marks: Vertical lines; those outside the data are dropped.
         y_range: Fixed range of y; None: derived from the data.
-        small, where: As of `Chart`.
+        small: Draw it small, one of many beside one another.
+        where: What it belongs to, of charts with equal titles.
     """
     finite = tuple(s for s in map(_finite, series) if s.points)
     if not finite:

@@ -96,7 +96,9 @@ def _panel(evaluation: EvaluationRecord, videos: Sequence[Video], is_newest: boo
 
 
 def _title(evaluation: EvaluationRecord) -> str:
-    return evaluation.label if evaluation.step is None else f"{evaluation.label}, step {step_text(evaluation)}"
+    return (
+        evaluation.label if evaluation.step is None else f"{evaluation.label}, step {step_text(evaluation)}"
+    )
 
 
 def _shown_text(evaluation: EvaluationRecord, videos: Sequence[Video]) -> str:
@@ -154,7 +156,9 @@ def _open_loop_figure(evaluation: EvaluationRecord, open_loop: OpenLoop) -> Acti
     return ActionFigure(
         title=f"On held-out demonstrations: error {100 * open_loop.error:.1f} % of the ranges",
         explanation=explanation,
-        charts=action_charts(curves, f"{_title(evaluation)} open loop", open_loop.mean_absolute_error.tolist()),
+        charts=action_charts(
+            curves, f"{_title(evaluation)} open loop", open_loop.mean_absolute_error.tolist()
+        ),
         has_expert=True,
         picture=None if open_loop.picture is None else data_url(open_loop.picture, "image/png"),
         caption=_partings_text(open_loop),
@@ -163,11 +167,11 @@ def _open_loop_figure(evaluation: EvaluationRecord, open_loop: OpenLoop) -> Acti
 
 def _partings_text(open_loop: OpenLoop) -> str:
     """The frames where they part, each with the number that differs most there."""
-    texts = []
+    texts, recorded = [], open_loop.curves.expert
+    if recorded is None:
+        return ""
     for parting in open_loop.partings:
-        policy, expert = (
-            values[parting.frame] for values in (open_loop.curves.policy, open_loop.curves.expert)
-        )
+        policy, expert = open_loop.curves.policy[parting.frame], recorded[parting.frame]
         worst = int(abs(policy - expert).argmax())
         texts.append(
             f"step {parting.frame} ({100 * parting.error:.0f} %): {open_loop.curves.names[worst]} "

@@ -78,7 +78,9 @@ class FailureRow:
 
 def success_chart(run: RunContents) -> Chart | None:
     """Success rate by step with 95 % Wilson intervals, one line per suite."""
-    evaluations = [e for e in run.evaluations if e.step is not None and success_rate_of(e.results) is not None]
+    evaluations = [
+        e for e in run.evaluations if e.step is not None and success_rate_of(e.results) is not None
+    ]
     series: list[Series] = []
     for tone, label in enumerate(sorted({e.label for e in evaluations})):
         chosen = [e for e in evaluations if e.label == label]

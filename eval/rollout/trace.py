@@ -1,4 +1,4 @@
-"""The actions of one episode, for the report: what the policy chose, how sure it was, what the expert would do.
+"""The actions of one episode: what the policy chose, how sure it was, what the expert would do.
 
 A file beside the episode's video, of the same name with the ending `.actions.json`.
 """

@@ -35,7 +35,9 @@ def shown_frames(length: int) -> list[int]:
     Args:
         length: T.
     """
-    return sorted({0, length} | {step for step in (1, *(4 * 2**i for i in range(_DOUBLINGS))) if step <= length})
+    return sorted(
+        {0, length} | {step for step in (1, *(4 * 2**i for i in range(_DOUBLINGS))) if step <= length}
+    )
 
 
 def contact_sheet(

@@ -233,7 +233,9 @@ class DecodingSession:
             conditional, unconditional = logits.chunk(2)
             logits = torch.lerp(unconditional, conditional, choice.guidance)
         if choice.entropy:
-            buffers.entropy.index_copy_(1, last + 1, Categorical(logits=logits, validate_args=False).entropy())
+            buffers.entropy.index_copy_(
+                1, last + 1, Categorical(logits=logits, validate_args=False).entropy()
+            )
         noise = buffers.noise
         if noise is not None:
             noise = noise.index_select(1, buffers.places.index_select(0, last))

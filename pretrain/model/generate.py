@@ -107,7 +107,15 @@ def decode_with_entropy(
     """As `decode_action_chunk`, to the bit, with the entropy of each bin's distribution.
 
     Args:
-        model, prompts, chunk, sampling, order, width, action_dim, given, graphs: As there.
+        model: As there.
+        prompts: As there.
+        chunk: As there.
+        sampling: As there.
+        order: As there.
+        width: As there.
+        action_dim: As there.
+        given: As there.
+        graphs: As there.
         entropy: Whether the entropy is computed, from the logits that the bins are chosen by.
 
     Raises:

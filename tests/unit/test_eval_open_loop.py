@@ -57,7 +57,9 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
     run = tmp_path / "run"
     folder = run / "checkpoints" / "step_00000007"
     folder.mkdir(parents=True)
-    (run / "config.yaml").write_text(to_yaml(TrainingConfig(run=RunConfig(name="run"), model=MODEL, data=data)))
+    (run / "config.yaml").write_text(
+        to_yaml(TrainingConfig(run=RunConfig(name="run"), model=MODEL, data=data))
+    )
     shipped_text_tokenizer().save(run / "tokenizers")
     shipped_image_tokenizer().save(run / "tokenizers" / "image_tokenizer.safetensors")
     ranges = {"minimum": list(index.action_ranges.minimum), "maximum": list(index.action_ranges.maximum)}
@@ -105,7 +107,9 @@ def test_files_hold_the_curves_and_the_frames_where_they_part(checkpoint: Path, 
     done = compare_open_loop(checkpoint, tmp_path, device="cpu")
     content = json.loads((tmp_path / "open_loop.json").read_text())
     assert content["names"] == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
-    np.testing.assert_allclose(content["episodes"][0]["expert"], done.episodes[0].expert, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        content["episodes"][0]["expert"], done.episodes[0].expert, rtol=1e-4, atol=1e-9
+    )
     assert [row["frame"] for row in content["partings"]] == done.partings
     assert done.partings, "an untrained policy parts from the demonstration"
     with Image.open(tmp_path / "open_loop.png") as picture:

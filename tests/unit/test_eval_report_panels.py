@@ -80,7 +80,11 @@ def test_the_verdict_says_good_or_bad_and_why(
 ) -> None:
     evaluate(run / "eval/step_00000040", outcomes)
     (panel,) = panels(read_run(run), [])
-    assert (panel.title, panel.verdict.success, panel.verdict.tone) == ("robosuite_lift, step 40", success, tone)
+    assert (panel.title, panel.verdict.success, panel.verdict.tone) == (
+        "robosuite_lift, step 40",
+        success,
+        tone,
+    )
     assert panel.verdict.facts == [
         ("error against the expert, open loop; best constant action 9.0 %", "4.3 % of the ranges"),
         ("entropy, first to last decision", "0.50 to 2.50 of 5.55 nats"),
@@ -173,7 +177,9 @@ def test_what_is_no_trace_is_not_shown(tmp_path: Path, content: dict[str, Any]) 
 
 def test_values_that_are_no_finite_numbers_are_gaps(tmp_path: Path) -> None:
     path = tmp_path / "a.actions.json"
-    path.write_text('{"names": [7], "chunks": [[[1], [true], ["x"], [NaN], [1e999], [1%s]]], "steps": 6}' % ("0" * 400))
+    path.write_text(
+        '{"names": [7], "chunks": [[[1], [true], ["x"], [NaN], [1e999], [1%s]]], "steps": 6}' % ("0" * 400)
+    )
     read = read_rollout(path)
     assert read is not None
     assert read.curves.names == ("7",)

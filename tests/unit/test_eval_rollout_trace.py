@@ -40,7 +40,7 @@ class SurePolicy:
 
     def decide(self, observations: Sequence[Observation]) -> Decision:
         self.asked += [each.with_entropy for each in observations]
-        entropy = len(self.asked) + np.arange(3, dtype=np.float32)[None] / 10
+        entropy = np.array([[0.0, 0.1, 0.2]], np.float32) + np.float32(len(self.asked))
         return Decision(self.act(observations), entropy)
 
 
@@ -62,6 +62,8 @@ def test_a_recorded_episode_has_chunks_entropy_and_the_experts_actions(tmp_path:
     trace.write(tmp_path / "a.actions.json")
     read = read_rollout(tmp_path / "a.actions.json")
     assert read is not None
+    assert read.curves.expert is not None
+    assert read.decisions is not None
     assert read.chunk == 3
     np.testing.assert_allclose(read.curves.policy, trace.chunks.reshape(-1, 7)[:7])
     np.testing.assert_allclose(read.curves.expert, trace.expert, rtol=1e-4, atol=1e-9)
@@ -107,7 +109,11 @@ def test_an_evaluation_keeps_the_actions_of_all_its_episodes_beside_their_videos
     settings = EvaluationSettings(suite="fake", tasks=[0], episodes=3, videos=None)
     for out, earlier in (("a", None), ("b", tmp_path / "a")):
         evaluate(
-            FakePolicySource("reaching"), settings, tmp_path / out, earlier=earlier, open_suite=open_fake_suite
+            FakePolicySource("reaching"),
+            settings,
+            tmp_path / out,
+            earlier=earlier,
+            open_suite=open_fake_suite,
         )
         rows = json.loads((tmp_path / out / "results.json").read_text())["per_episode"]
         assert len(rows) == 3
