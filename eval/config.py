@@ -34,8 +34,9 @@ class EvaluationSettings:
         start_seconds: A simulator that takes longer to open or reset, or a policy server that takes longer to
             load the policy, is killed and replaced.
         answer_seconds: A policy server that takes longer for one answer is killed and replaced.
-        videos: Episodes of each task recorded as video, the first ones. Where finished episodes have too few,
-            some of them are run again for it, failures first.
+        videos: Episodes of each task that are recorded, the first ones: a video, and the actions for the
+            report. Where finished episodes have too few, some of them are run again for it, failures first.
+            null: all.
         observations: What frames and proprioception show: the present state (`recomputed`), or what
             LIBERO's and robosuite's scripts observe, 2 to 4 ms older (`published`, for published weights).
         precision: Arithmetic of the checkpoint's network: `bf16` (its weights are rounded, as in training),
@@ -63,7 +64,7 @@ class EvaluationSettings:
     step_seconds: float = 60.0
     start_seconds: float = 900.0
     answer_seconds: float = 600.0
-    videos: int = 4
+    videos: int | None = 4
     observations: Observations = "recomputed"
     precision: Precision = "auto"
     decoder: Decoder | None = None
@@ -84,7 +85,8 @@ class EvaluationConfig(EvaluationSettings):
         imagine_frames: Frames of the world-model rollouts of every evaluated checkpoint; 0: none, as in a
             training without world samples (`data.mixture.world=0`). Always by the protocol `tokens` (see
             `ImagineConfig`): a training reads no demonstrations.
-        imagine_episodes: Number of held-out episodes that are rolled out.
+        imagine_episodes: Number of held-out episodes that are rolled out, and on which the policy's actions
+            are compared with the expert's (open loop); 0: none.
         lpips_weights, fvd_network: As in `ImagineConfig`.
     """
 

@@ -31,6 +31,7 @@ CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 IMAGINE_STEM = "imagine"  # of the world model's picture, video and scores in an evaluation's folder
 IMAGINE_PUBLISHED_STEM = "imagine_published"  # of the same, scored by the published protocol
+OPEN_LOOP_STEM = "open_loop"  # of the policy's comparison with held-out demonstrations, data and picture
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 READY = "READY"  # commits a checkpoint: holds the checksum of its manifest
 STEP_PATTERN = "step_*"  # glob

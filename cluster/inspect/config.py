@@ -77,7 +77,10 @@ class InspectDataConfig:
     Attributes:
         url: Folder or object-store prefix with `index.json`.
         verify: Read every episode: its checksum is compared, its actions and states are counted.
-        sheet: PNG file to write with decoded frames of some episodes and of their variants; null: none.
+        sheet: Draw a contact sheet, decoded frames of some episodes and of their variants.
+        out: Its PNG file, or a folder that exists, for `contact_sheet.png` in it; it is drawn then. null:
+            beside the data set's index, or in the folder of temporary files where that is in an object store
+            or cannot be written.
         image_tokenizer: The VQ-GAN weights that the frames were encoded with; null: the small one that is
             included.
         episodes: Episodes in the picture, evenly spread over the data set.
@@ -85,7 +88,8 @@ class InspectDataConfig:
 
     url: str = "???"
     verify: bool = True
-    sheet: str | None = None
+    sheet: bool = False
+    out: str | None = None
     image_tokenizer: str | None = None
     episodes: int = 6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -11,14 +12,17 @@ import numpy as np
 
 from cluster.inspect.config import InspectDataConfig
 from data.errors import InputError
+from data.files import writable_folder
 from data.prepare.left_out import LeftOut
 from data.storage.episode_entry import SPLITS
+from data.storage.store import is_object_store
 
 if TYPE_CHECKING:
     from data.storage.dataset_scan import DatasetScan, RangeCounts
     from data.storage.index import DatasetIndex
     from data.tokens.image import ImageTokenizer
 
+SHEET_FILE = "contact_sheet.png"
 SHEET_COLUMNS = 8  # frames of each episode in the contact sheet
 SHEET_VARIANTS = 4  # of each episode in it, at most
 _QUANTILES = {"minimum": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "maximum": 1.0}
@@ -129,14 +133,12 @@ def _groups(index: DatasetIndex) -> list[dict[str, Any]]:
 
 
 def sheet_tokenizer(index: DatasetIndex, config: InspectDataConfig) -> ImageTokenizer | None:
-    """The image tokenizer that decodes the frames of the contact sheet; None: there is no sheet.
+    """The image tokenizer that decodes the frames of the contact sheet; None: it cannot be drawn.
 
     Raises:
         InputError: The given tokenizer is not the one that the frames were encoded with, or `episodes` is not
             positive.
     """
-    if config.sheet is None:
-        return None
     if config.episodes < 1:
         raise InputError(f"episodes is {config.episodes}, expected at least 1")
     from data.tokens.image import ImageTokenizer
@@ -149,21 +151,40 @@ def sheet_tokenizer(index: DatasetIndex, config: InspectDataConfig) -> ImageToke
         return None
     raise InputError(
         f"image_tokenizer={config.image_tokenizer}: sha256 {tokenizer.sha256[:12]}, but the frames of "
-        f"{config.url} were encoded by {expected[:12]}; give that one, or sheet=null"
+        f"{config.url} were encoded by {expected[:12]}; give that one, or sheet=false"
     )
 
 
-def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: str, episodes: int) -> str:
+def sheet_file(index: DatasetIndex, config: InspectDataConfig) -> Path | None:
+    """Where the contact sheet is written; None: none is asked for.
+
+    Raises:
+        InputError: `out` cannot be written.
+    """
+    if config.out is not None:
+        out = Path(config.out)
+        return writable_folder(out) / SHEET_FILE if out.is_dir() else writable_folder(out.parent) / out.name
+    if not config.sheet:
+        return None
+    if not is_object_store(config.url):
+        try:
+            return writable_folder(Path(config.url), "url") / SHEET_FILE
+        except InputError:
+            pass  # a data set may well be read-only: the output names the place that was taken instead
+    return Path(tempfile.gettempdir()) / f"{index.fingerprint[:12]}_{SHEET_FILE}"
+
+
+def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: Path, episodes: int) -> str:
     """Write frames of evenly spread episodes as a PNG: for each camera a row, then rows of its variants.
 
     Args:
         index: Of the data set.
         tokenizer: Decodes the frames.
-        path: Of the PNG.
+        path: Of the PNG; its folder exists.
         episodes: Number of episodes.
 
     Returns:
-        `path`.
+        `path` as text.
 
     Raises:
         InputError: The file cannot be written.
@@ -181,10 +202,9 @@ def draw_contact_sheet(index: DatasetIndex, tokenizer: ImageTokenizer, path: str
             for codes in (episode.codes, *episode.variants[:SHEET_VARIANTS]):
                 pictures.append(enlarge(tokenizer.decode(codes[camera][times])))
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile(np.stack(pictures))).save(path, format="PNG")
     except OSError as error:
         raise InputError(
-            f"sheet={path}: cannot be written ({error.strerror}); choose another file"
+            f"{path}: the contact sheet cannot be written ({error.strerror}); choose another file with out="
         ) from error
-    return path
+    return str(path)

@@ -70,7 +70,7 @@ def dataset_lines(
             f"camera{below}"
         )
     elif not sheet_requested:
-        yield "  sheet=FILE.png draws frames of some episodes"
+        yield "  sheet=true (or out=FILE.png) draws frames of some episodes"
     elif complete:
         yield (
             f"  no contact sheet: the frames were encoded by image tokenizer {image.tokenizer_sha256[:12]}; "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.run.evaluation_group import EvaluationJob, Progress
@@ -60,6 +61,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
         InputError: The checkpoint or the simulator cannot be used.
     """
     from eval.evaluation.evaluate import evaluate
+    from eval.open_loop.compare import compare_open_loop
     from eval.policy.source import PolicyReference
     from pretrain.checkpoint.fetch import local_checkpoint
     from pretrain.compile_caches import use_compile_caches
@@ -84,6 +86,17 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
         progress=lambda state: progress(state.done, state.total),
     )
     content = results.to_json()
+    if job.settings.imagine_episodes > 0:
+        content["open_loop"] = compare_open_loop(
+            Path(checkpoint),
+            job.out,
+            job.settings.imagine_episodes,
+            device,
+            job.settings.batch,
+            job.settings.precision,
+            job.settings.decoder,
+            job.settings.embodiment,
+        ).summary()
     if job.settings.imagine_frames > 0:
         from eval.config import ImagineConfig
         from eval.world_model.imagine import imagine

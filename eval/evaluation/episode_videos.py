@@ -14,12 +14,13 @@ from eval.evaluation.episode_recordings import EpisodeRecordings
 from eval.evaluation.journal import Key
 from eval.pool.messages import EpisodeSpec
 from eval.rollout.episode import EpisodeResult
+from eval.rollout.trace import trace_of
 
 
 def with_videos(
     specs: Sequence[EpisodeSpec],
     finished: Mapping[Key, EpisodeResult],
-    count: int,
+    count: int | None,
     folder: Path,
     recordings: EpisodeRecordings | None = None,
 ) -> list[EpisodeSpec]:
@@ -32,7 +33,7 @@ def with_videos(
     Args:
         specs: All episodes, grouped by task, initial states ascending.
         finished: Results that are not run again for their own sake.
-        count: Number of episodes of each task with a video.
+        count: Number of episodes of each task with a video; None: all.
         folder: Of the videos.
         recordings: Of the episodes; None: none are made.
 
@@ -43,7 +44,7 @@ def with_videos(
     repeated: list[EpisodeSpec] = []
     for _, group in groupby(specs, key=lambda spec: spec.task):
         task = list(group)
-        chosen = _chosen(task, finished, count, folder)
+        chosen = _chosen(task, finished, len(task) if count is None else count, folder)
         for spec in task:
             key = key_of(spec)
             videos = folder if key in chosen else None
@@ -109,6 +110,7 @@ def recorded_again(
         return replace(kept, recording_error=reason)
     if again.video is not None:
         (folder / again.video).unlink(missing_ok=True)
+        trace_of(folder / again.video).unlink(missing_ok=True)
     return replace(kept, video=None, video_error=reason)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from data.errors import InputError
 from data.files import write_whole
 from eval.rollout.episode import EpisodeResult
+from eval.rollout.trace import trace_of
 
-_STORED = tuple(field.name for field in fields(EpisodeResult) if field.name != "frames")
+_STORED = tuple(field.name for field in fields(EpisodeResult) if field.name not in ("frames", "trace"))
 
 Key = tuple[int, int]
 """Task and initial state."""
@@ -82,13 +83,14 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
 
 
 def _taken_over(earlier: Path, folder: Path) -> dict[Key, EpisodeResult]:
-    """Results in the file of another folder, whose evaluation may still run; their videos are copied."""
+    """Results in the file of another folder, whose evaluation may still run; their files are copied."""
     if not earlier.is_file():
         return {}
     results = _read(earlier)
     for result in results.values():
         if result.video is not None and not (folder / result.video).exists():
-            _copy(earlier.parent / result.video, folder / result.video)
+            for file in (Path(result.video), trace_of(Path(result.video))):
+                _copy(earlier.parent / file, folder / file)
     return results
 
 
@@ -96,10 +98,10 @@ def _copy(video: Path, copy: Path) -> None:
     try:
         write_whole(copy, video.read_bytes())
     except FileNotFoundError:
-        return  # removed since: the episode has no video
+        return  # removed since, or written by a version without it
     except OSError as error:
         raise InputError(
-            f"{copy}: a video cannot be copied here ({error.strerror}); free space there"
+            f"{copy}: an episode's file cannot be copied here ({error.strerror}); free space there"
         ) from error
 
 

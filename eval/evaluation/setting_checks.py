@@ -19,9 +19,10 @@ def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"{prefix}{name}={value}: expected at least 1")
-    for name in ("retries", "videos"):
-        if getattr(settings, name) < 0:
-            raise InputError(f"{prefix}{name}={getattr(settings, name)}: expected at least 0")
+    if settings.retries < 0:
+        raise InputError(f"{prefix}retries={settings.retries}: expected at least 0")
+    if settings.videos is not None and settings.videos < 0:
+        raise InputError(f"{prefix}videos={settings.videos}: expected at least 0, or null for all")
     for name in ("step_seconds", "start_seconds", "answer_seconds"):
         if not getattr(settings, name) > 0:  # nor NaN
             raise InputError(f"{prefix}{name}={getattr(settings, name)}: expected more than 0")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from data.tokens.vocabulary import (
     block_length,
 )
 from pretrain.model.decoding_session import DecodingSession
-from pretrain.model.generate import Order, chunk_answer, decode_action_chunk
+from pretrain.model.generate import Order, chunk_answer, decode_with_entropy
 from pretrain.model.generate_continuous import predict_actions
 from pretrain.model.transformer import Transformer
 
@@ -71,6 +71,19 @@ def split_into_batches(count: int, sizes: Sequence[int]) -> list[tuple[int, int]
 Prompts = Sequence[NDArray[np.integer]]
 
 
+class Decoded(NamedTuple):
+    """Decoded chunks of B prompts.
+
+    Attributes:
+        chunks: [B, K, D].
+        entropy: Entropy in nats of the distribution of each number, fp32 [B, K, D]; None: not asked for, or
+            the decoder has no distributions.
+    """
+
+    chunks: NDArray[Any]
+    entropy: NDArray[np.float32] | None
+
+
 class BatchInvariantDecoder(abc.ABC):
     """Decodes action chunks for many prompts, each as it would be decoded alone.
 
@@ -86,8 +99,8 @@ class BatchInvariantDecoder(abc.ABC):
         self._sizes: dict[int, tuple[int, ...]] = {}  # by width of the prompts
 
     @abc.abstractmethod
-    def decode_batch(self, prompts: Prompts, width: int) -> NDArray[Any]:
-        """Chunks [B, K, D] of B prompts [S], padded to `width` tokens, in one batch."""
+    def decode_batch(self, prompts: Prompts, width: int, entropy: bool = False) -> Decoded:
+        """Chunks of B prompts [S], padded to `width` tokens, in one batch."""
 
     @abc.abstractmethod
     def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
@@ -99,18 +112,31 @@ class BatchInvariantDecoder(abc.ABC):
         Raises:
             InputError: As `decode_batch`.
         """
+        return self.decode_with_entropy(prompts, entropy=False).chunks
+
+    def decode_with_entropy(self, prompts: Prompts, entropy: bool = True) -> Decoded:
+        """The same chunks, to the bit, and the entropy of their numbers where a decoder has it.
+
+        Raises:
+            InputError: As `decode_batch`.
+        """
         by_width: dict[int, list[int]] = defaultdict(list)
         for number, prompt in enumerate(prompts):
             by_width[self._width(len(prompt))].append(number)
         chunks: dict[int, NDArray[Any]] = {}
+        entropies: dict[int, NDArray[np.float32]] = {}
         for width, numbers in by_width.items():
             sizes = self._batch_sizes(width, prompts[numbers[0]])
             for rows, size in split_into_batches(len(numbers), sizes):
                 chosen, numbers = numbers[:rows], numbers[rows:]
                 filled = [prompts[number] for number in chosen] + [prompts[chosen[0]]] * (size - rows)
-                decoded = self.decode_batch(filled, width)
-                chunks |= dict(zip(chosen, decoded[:rows], strict=True))
-        return np.stack([chunks[number] for number in range(len(prompts))])
+                decoded = self.decode_batch(filled, width, entropy)
+                chunks |= dict(zip(chosen, decoded.chunks[:rows], strict=True))
+                if decoded.entropy is not None:
+                    entropies |= dict(zip(chosen, decoded.entropy[:rows], strict=True))
+        order = range(len(prompts))
+        spread = np.stack([entropies[number] for number in order]) if entropies else None
+        return Decoded(np.stack([chunks[number] for number in order]), spread)
 
     def _width(self, length: int) -> int:
         """Number of tokens that a prompt is padded to."""
@@ -149,9 +175,9 @@ class DiscreteDecoder(BatchInvariantDecoder):
         self._chunk, self._action_dim, self._given = chunk, action_dim, given
         self._order: Order = order
 
-    def decode_batch(self, prompts: Prompts, width: int) -> NDArray[np.int64]:
-        """As `decode_action_chunk`."""
-        return decode_action_chunk(
+    def decode_batch(self, prompts: Prompts, width: int, entropy: bool = False) -> Decoded:
+        """Bins and their entropy, as `decode_with_entropy`."""
+        bins, spread = decode_with_entropy(
             self._network,
             prompts,
             self._chunk,
@@ -159,7 +185,9 @@ class DiscreteDecoder(BatchInvariantDecoder):
             width=width,
             action_dim=self._action_dim,
             given=self._given,
+            entropy=entropy,
         )
+        return Decoded(bins, spread)
 
     @torch.inference_mode()
     def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
@@ -181,13 +209,13 @@ class ContinuousDecoder(BatchInvariantDecoder):
     def __init__(self, network: Transformer, max_batch: int) -> None:
         super().__init__(network, 0, max_batch)
 
-    def decode_batch(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
-        """As `predict_actions`."""
-        return predict_actions(self._network, prompts, width=width)
+    def decode_batch(self, prompts: Prompts, width: int, entropy: bool = False) -> Decoded:
+        """As `predict_actions`; a head predicts numbers, of which there is no distribution."""
+        return Decoded(predict_actions(self._network, prompts, width=width), None)
 
     def probe(self, prompts: Prompts, width: int) -> NDArray[np.float32]:
         """The actions themselves: nothing is rounded to bins."""
-        return self.decode_batch(prompts, width)
+        return self.decode_batch(prompts, width).chunks
 
 
 class BatchInvariantEncoder:

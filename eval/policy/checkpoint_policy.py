@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.contracts import Decoder, Embodiment
+from data.contracts import Decoder, Embodiment, Episode
 from data.errors import InputError
 from data.stream.samples import action_prompt
 from data.stream.source_format import SourceFormat
@@ -27,7 +27,7 @@ from eval.policy.batch_invariance import (
 )
 from eval.policy.description import chosen_decoder
 from eval.policy.embodiment import acting_source
-from eval.policy.interface import Observation
+from eval.policy.interface import Decision, Observation
 from eval.policy.loaded_model import LoadedModel, load_model
 from eval.simulator.interface import ACTION_LIMIT, EMBODIMENT, Simulator
 from pretrain.model.generate import Order
@@ -89,6 +89,16 @@ class CheckpointPolicy:
         return self._source.embodiment
 
     @property
+    def source(self) -> SourceFormat:
+        """The data set as whose robot it acts."""
+        return self._source
+
+    @property
+    def model(self) -> LoadedModel:
+        """Its network, tokenizers and settings."""
+        return self._model
+
+    @property
     def chunk(self) -> int:
         """K, actions in a chunk."""
         return self._source.chunk
@@ -116,7 +126,6 @@ class CheckpointPolicy:
     def reset(self, environment: int, simulator: Simulator) -> None:
         """Nothing to do: it remembers nothing, and sees what it is given."""
 
-    @torch.inference_mode()
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         """Actions [B, K, D]: the middle of each decoded bin, or what the action head predicts.
 
@@ -125,7 +134,25 @@ class CheckpointPolicy:
         Raises:
             InputError: The action head predicts numbers that are not finite.
         """
-        decoded = self._decoder.decode(self.prompts(observations))
+        return self.decide_on_prompts(self.prompts(observations), entropy=False).actions
+
+    def decide(self, observations: Sequence[Observation]) -> Decision:
+        """The actions of `act` and the entropy of their tokens; of an action head there is none.
+
+        Raises:
+            InputError: As `act`.
+        """
+        asked = any(each.with_entropy for each in observations)
+        return self.decide_on_prompts(self.prompts(observations), asked)
+
+    @torch.inference_mode()
+    def decide_on_prompts(self, prompts: Sequence[NDArray[np.integer]], entropy: bool) -> Decision:
+        """As `decide`, of the prompts [S] of observations.
+
+        Raises:
+            InputError: As `act`.
+        """
+        decoded, spread = self._decoder.decode_with_entropy(prompts, entropy)
         if not np.isfinite(decoded).all():
             raise InputError(
                 f"checkpoint={self._checkpoint}: its action head predicts numbers that are not finite; take "
@@ -134,9 +161,13 @@ class CheckpointPolicy:
         to_units = denormalise if self.decoder == "continuous" else decode
         chunks = decoded[:, : self.chunk, : self.embodiment.action_dim]  # a head predicts the largest
         actions = to_units(chunks.reshape(-1, chunks.shape[-1]), self._source.action_ranges)
-        actions[:, ~self.embodiment.present] = 0.0
-        return actions.reshape(chunks.shape)
+        present = self.embodiment.present
+        actions[:, ~present] = 0.0
+        if spread is not None:
+            spread = spread[..., present].mean(axis=-1)
+        return Decision(actions.reshape(chunks.shape), spread)
 
+    @torch.inference_mode()
     def prompts(self, observations: Sequence[Observation]) -> list[NDArray[np.int32]]:
         """The prompt [S] of each observation, the same as in the samples of its training."""
         frames = np.concatenate([each.frames.reshape(-1, *each.frames.shape[2:]) for each in observations])
@@ -146,18 +177,33 @@ class CheckpointPolicy:
             text = self._model.text.encode(action_text(each.instruction))
             steps, views = each.frames.shape[:2]
             images = [next(blocks) for _ in range(steps * views)]
-            prompts.append(action_prompt(text, images, self._state_block(each)))
+            prompts.append(action_prompt(text, images, self._state_block(each.state)))
         return prompts
 
-    def _state_block(self, observation: Observation) -> NDArray[np.int32] | None:
-        """Tokens [S + 2] of the state; None for a policy without it."""
+    def stored_prompts(self, episode: Episode) -> list[NDArray[np.int32]]:
+        """The prompt [S] at each time step of a stored episode: that of its sample in training."""
+        text = self._model.text.encode(action_text(episode.instruction))
+        blocks = np.stack(
+            [image_block(episode.codes[camera], self.pixels) for camera in self.cameras], axis=1
+        )
+        return [
+            action_prompt(
+                text,
+                list(blocks[max(0, step + 1 - self.history) : step + 1]),
+                self._state_block(episode.states[step] if self.uses_state else None),
+            )
+            for step in range(episode.length)
+        ]
+
+    def _state_block(self, state: NDArray[np.floating] | None) -> NDArray[np.int32] | None:
+        """Tokens [S + 2] of a state [S]; None for a policy without it."""
         ranges = self._source.state_ranges
         if ranges is None:
             return None
-        if observation.state is None:
+        if state is None:
             raise ValueError("an observation without a state, of a policy that uses it")
         # Training reads states of float32: of float64 some lie in the next bin.
-        states = np.asarray(observation.state, np.float32)[None]
+        states = np.asarray(state, np.float32)[None]
         return state_blocks(states, ranges.minimum, ranges.maximum)[0]
 
 

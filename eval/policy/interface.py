@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,27 @@ class Observation:
             an episode's start, 0 for a policy that sees no frames.
         state: Proprioception float64 [S] at the moment of the newest frames, the numbers of the policy's
             embodiment; None for a policy that does not use it.
+        with_entropy: Whether the entropy of the policy's distributions is asked for, too.
     """
 
     environment: int
     instruction: str
     frames: NDArray[np.uint8]
     state: NDArray[np.float64] | None = None
+    with_entropy: bool = False
+
+
+class Decision(NamedTuple):
+    """What a policy decides for B observations.
+
+    Attributes:
+        actions: [B, K, D], as `Policy.act` returns them.
+        entropy: Entropy in nats of the action tokens, of each action the mean over its numbers: fp32 [B, K].
+            None: not asked for, or the policy has no distributions (an action head, a script).
+    """
+
+    actions: NDArray[np.float64]
+    entropy: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +106,19 @@ class Policy(Protocol):
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         """Actions [B, K, D] for B observations, in the robot's or simulator's units."""
         ...
+
+
+@runtime_checkable
+class ScoringPolicy(Policy, Protocol):
+    """A policy that can say how sure it is."""
+
+    def decide(self, observations: Sequence[Observation]) -> Decision:
+        """The same actions as `act`, to the bit, and their entropy where an observation asks for it."""
+        ...
+
+
+def decide(policy: Policy, observations: Sequence[Observation]) -> Decision:
+    """A policy's decision: without entropy where none is asked for, or it has none."""
+    if isinstance(policy, ScoringPolicy) and any(each.with_entropy for each in observations):
+        return policy.decide(observations)
+    return Decision(policy.act(observations), None)

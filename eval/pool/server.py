@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from multiprocessing.connection import Connection
 
+from eval.policy.interface import decide
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import PolicySource, PolicySpec, TimeLimits, remote_error
 
@@ -14,7 +15,8 @@ def run_policy_server(
 ) -> None:
     """Body of the process: send the policy's spec, then answer lists of observations.
 
-    An answer is the array of actions [B, K, 7], or a `RemoteError`, after which the process ends.
+    An answer has for each observation its actions [K, 7] and their entropy [K], or None; or it is a
+    `RemoteError`, after which the process ends.
 
     Args:
         connection: To the pool.
@@ -33,7 +35,9 @@ def run_policy_server(
             heartbeat.pause()
             observations = connection.recv()
             heartbeat.beat()
-            connection.send(policy.act(observations))
+            actions, entropy = decide(policy, observations)
+            rows = [None] * len(actions) if entropy is None else entropy
+            connection.send(list(zip(actions, rows, strict=True)))
     except EOFError:
         return
     except Exception as error:  # any exception is sent to the pool; the process ends here

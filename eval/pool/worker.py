@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.config import Observations, Reset
-from eval.policy.interface import Observation, Policy
+from eval.policy.interface import Decision, Observation, Policy
 from eval.pool.child import Deadline, Heartbeat, end_with_parent
 from eval.pool.messages import EpisodeSpec, OpenSuite, PolicySource, PolicySpec, TimeLimits, remote_error
 from eval.recording.recorder import EpisodeRecorder
 from eval.rollout.episode import VIDEO_STRIDE, EpisodeResult, run_episode
+from eval.rollout.trace import trace_of
 from eval.simulator.interface import CONTROL_FREQUENCY, Simulator, Suite, TaskInfo
 from eval.video import write_video
 
@@ -84,13 +85,21 @@ class RemotePolicy:
 
     def act(self, observations: Sequence[Observation]) -> NDArray[np.float64]:
         """Actions [B, K, 7], one observation after the other."""
-        chunks = []
+        return self.decide(observations).actions
+
+    def decide(self, observations: Sequence[Observation]) -> Decision:
+        """The same, with what the server's policy says of its distributions."""
+        chunks: list[NDArray[np.float64]] = []
+        entropies: list[NDArray[np.float32] | None] = []
         for observation in observations:
             self._heartbeat.pause()
             self._connection.send(observation)
-            chunks.append(self._connection.recv())
+            chunk, entropy = self._connection.recv()
+            chunks.append(chunk)
+            entropies.append(entropy)
             self._heartbeat.beat()
-        return np.stack(chunks)
+        known = [entropy for entropy in entropies if entropy is not None]
+        return Decision(np.stack(chunks), np.stack(known) if len(known) == len(chunks) else None)
 
 
 class _SimulatorCache:
@@ -116,17 +125,20 @@ class _SimulatorCache:
 
 
 def _write_episode_video(result: EpisodeResult, spec: EpisodeSpec, task: TaskInfo) -> EpisodeResult:
-    """Write the episode's video if it was recorded; the result names the file in place of the frames.
+    """Write the episode's video and actions if it was recorded; the result names the video's file.
 
     A video that cannot be written leaves the outcome as it is: episodes with longer videos, which are the
     failures, would be lost more often.
     """
+    trace, result = result.trace, replace(result, trace=None)
     if spec.videos is None or not result.frames:
         return result
     outcome = "error" if result.error is not None else "success" if result.success else "failure"
     name = f"{task.name}_state_{result.initial_state:02d}_{outcome}.mp4"
     try:
         write_video(spec.videos / name, result.frames, CONTROL_FREQUENCY // VIDEO_STRIDE)
+        if trace is not None:
+            trace.write(trace_of(spec.videos / name))
     except OSError as error:
         return replace(result, frames=[], video_error=f"{spec.videos / name}: {error.strerror or error}")
     return replace(result, frames=[], video=name)

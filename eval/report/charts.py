@@ -53,6 +53,8 @@ class Chart:
         marks: Vertical lines within the range of x.
         x_range: Range of x.
         y_range: Range of y; None: the data's, from zero where it is near, extended to whole ticks.
+        small: Draw it small, one of many beside one another.
+        where: What it belongs to, of charts with equal titles.
     """
 
     title: str
@@ -62,6 +64,8 @@ class Chart:
     marks: tuple[Mark, ...]
     x_range: Point
     y_range: Point | None
+    small: bool = False
+    where: str = ""
 
 
 def line_chart(
@@ -71,6 +75,8 @@ def line_chart(
     x_unit: str = "step",
     marks: Sequence[Mark] = (),
     y_range: Point | None = None,
+    small: bool = False,
+    where: str = "",
 ) -> Chart | None:
     """Make a chart of `series` over a common x axis; None if no series has a finite point.
 
@@ -81,6 +87,8 @@ def line_chart(
         x_unit: Unit of x.
         marks: Vertical lines; those outside the data are dropped.
         y_range: Fixed range of y; None: derived from the data.
+        small: Draw it small, one of many beside one another.
+        where: What it belongs to, of charts with equal titles.
     """
     finite = tuple(s for s in map(_finite, series) if s.points)
     if not finite:
@@ -88,7 +96,7 @@ def line_chart(
     xs = [x for s in finite for x, _ in s.points]
     low, high = range_from_zero(min(xs), max(xs), near=0.1)
     within = tuple(mark for mark in marks if low <= mark.x <= high)
-    return Chart(title, unit, finite, x_unit, within, (low, high), y_range)
+    return Chart(title, unit, finite, x_unit, within, (low, high), y_range, small, where)
 
 
 def thin(points: Sequence[Point], max_points: int) -> list[Point]:

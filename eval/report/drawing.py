@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -31,8 +31,22 @@ _VARIABLES = {colour: f"tone{tone}" for tone, colour in _TONES.items()} | {
 }
 _MARK_COLOUR = _TONES[4]
 _DPI = 72  # a pixel of the SVG is a point
-_WIDTH, _PLOT_HEIGHT = 480, 202
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 14, 34  # margins
+
+
+class _Size(NamedTuple):
+    """Width of a chart, height of its plot, margins, and the number of ticks on an axis."""
+
+    width: int
+    plot_height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    ticks: int
+
+
+_LARGE = _Size(480, 202, 52, 16, 14, 34, 5)
+_SMALL = _Size(260, 84, 40, 10, 8, 30, 3)
 _LABEL_ROWS, _LABEL_HEIGHT, _LABEL_GAP = 3, 13, 5  # labels of marks, in rows above the plot
 _MAX_POINTS = 240  # of a line: more cannot be distinguished at this width
 _STYLE: dict[Any, Any] = {
@@ -51,15 +65,16 @@ def draw(chart: Chart) -> Figure:
         axes = figure.add_axes((0, 0, 1, 1))
         for series in chart.series:
             _draw_series(axes, series)
-        _style_axes(axes, chart)
-        _place_axes(figure, axes, num_rows=0)
-        _place_axes(figure, axes, _draw_marks(axes, chart.marks))
+        size = _SMALL if chart.small else _LARGE
+        _style_axes(axes, chart, size)
+        _place_axes(figure, axes, size, num_rows=0)
+        _place_axes(figure, axes, size, _draw_marks(axes, chart.marks, size))
     return figure
 
 
 def to_svg(chart: Chart) -> Markup:
     """The chart as an inline `<svg>` element; equal charts give equal bytes."""
-    salt = f"{chart.title} {chart.unit}"  # ids are unique within the page
+    salt = f"{chart.title} {chart.unit} {chart.where}"  # ids are unique within the page
     with context(("default", {**_STYLE, "svg.hashsalt": salt})):
         buffer = io.StringIO()
         draw(chart).savefig(buffer, format="svg", metadata={"Date": None})
@@ -120,8 +135,8 @@ def _draw_series(axes: Axes, series: Series) -> None:
     axes.plot(x, y, linewidth=1.75, label=series.label, **style, **(dots if series.dots else {}))
 
 
-def _style_axes(axes: Axes, chart: Chart) -> None:
-    locators = [MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2) for _ in range(2)]
+def _style_axes(axes: Axes, chart: Chart, size: _Size) -> None:
+    locators = [MaxNLocator(size.ticks, steps=[1, 2, 5, 10], min_n_ticks=2) for _ in range(2)]
     for axis, locator in zip((axes.xaxis, axes.yaxis), locators, strict=True):
         axis.set_major_locator(locator)
         axis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
@@ -136,15 +151,16 @@ def _style_axes(axes: Axes, chart: Chart) -> None:
     axes.set_xlabel(chart.x_unit, loc="right", color=_SOFT, labelpad=1)
 
 
-def _place_axes(figure: Figure, axes: Axes, num_rows: int) -> None:
+def _place_axes(figure: Figure, axes: Axes, size: _Size, num_rows: int) -> None:
     """Set the size of the figure and the place of the plot below so many rows of labels."""
-    height = _TOP + num_rows * _LABEL_HEIGHT + _PLOT_HEIGHT + _BOTTOM
-    figure.set_size_inches(_WIDTH / _DPI, height / _DPI)
-    plot_width = _WIDTH - _LEFT - _RIGHT
-    axes.set_position((_LEFT / _WIDTH, _BOTTOM / height, plot_width / _WIDTH, _PLOT_HEIGHT / height))
+    width, plot_height = size.width, size.plot_height
+    height = size.top + num_rows * _LABEL_HEIGHT + plot_height + size.bottom
+    figure.set_size_inches(width / _DPI, height / _DPI)
+    plot_width = width - size.left - size.right
+    axes.set_position((size.left / width, size.bottom / height, plot_width / width, plot_height / height))
 
 
-def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> int:
+def _draw_marks(axes: Axes, marks: Sequence[Mark], size: _Size) -> int:
     """Draw the marks, each up to its label above the plot; return the number of rows of labels.
 
     A label without room is left out: the report lists every event in words.
@@ -153,11 +169,11 @@ def _draw_marks(axes: Axes, marks: Sequence[Mark]) -> int:
     extents = [text.get_window_extent() for text in texts]
     positions = [float(axes.transData.transform((mark.x, 0))[0]) for mark in marks]
     labels = [(x, extent.x0, extent.x1) for x, extent in zip(positions, extents, strict=True)]
-    rows = label_rows(labels, _LABEL_ROWS, (0, _WIDTH))
+    rows = label_rows(labels, _LABEL_ROWS, (0, size.width))
     num_rows = 1 + max((row for row in rows if row is not None), default=-1)
     for mark, text, row in zip(marks, texts, rows, strict=True):
         lines_up = 0 if row is None else num_rows - row
-        top = 1 + lines_up * _LABEL_HEIGHT / _PLOT_HEIGHT
+        top = 1 + lines_up * _LABEL_HEIGHT / size.plot_height
         axes.plot(
             [mark.x, mark.x],
             [0, top],

@@ -78,11 +78,13 @@ class FailureRow:
 
 def success_chart(run: RunContents) -> Chart | None:
     """Success rate by step with 95 % Wilson intervals, one line per suite."""
-    evaluations = [e for e in run.evaluations if e.step is not None and _rate(e.results) is not None]
+    evaluations = [
+        e for e in run.evaluations if e.step is not None and success_rate_of(e.results) is not None
+    ]
     series: list[Series] = []
     for tone, label in enumerate(sorted({e.label for e in evaluations})):
         chosen = [e for e in evaluations if e.label == label]
-        points = [(float(e.step or 0), 100 * (_rate(e.results) or 0.0)) for e in chosen]
+        points = [(float(e.step or 0), 100 * (success_rate_of(e.results) or 0.0)) for e in chosen]
         intervals = [(100 * low, 100 * high) for low, high in map(interval, chosen)]
         series.append(Series(label, points, tone % 4 + 1, dots=True, intervals=intervals))
     return line_chart("Success by step", "%, with 95 % intervals", series, y_range=(0.0, 100.0))
@@ -90,7 +92,7 @@ def success_chart(run: RunContents) -> Chart | None:
 
 def evaluation_row(evaluation: EvaluationRecord) -> EvaluationRow:
     """The table row of one evaluated checkpoint."""
-    rate, (low, high) = _rate(evaluation.results), interval(evaluation)
+    rate, (low, high) = success_rate_of(evaluation.results), interval(evaluation)
     return EvaluationRow(
         step=step_text(evaluation),
         suite=evaluation.label,
@@ -253,7 +255,7 @@ def interval_text(results: Json) -> str:
 
 def interval(evaluation: EvaluationRecord) -> tuple[float, float]:
     """The 95 % interval of the success rate; the rate itself where the results have none."""
-    rate = _rate(evaluation.results) or 0.0
+    rate = success_rate_of(evaluation.results) or 0.0
     return _ends(evaluation.results) or (rate, rate)
 
 
@@ -265,7 +267,7 @@ def _ends(results: Json) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def _rate(results: Json) -> float | None:
+def success_rate_of(results: Json) -> float | None:
     """Solved share of the episodes; None if all of them ended in an error."""
     return number(results, "success_rate")
 

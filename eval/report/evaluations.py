@@ -83,12 +83,14 @@ class EvaluationRecord:
         step: Optimiser step of the evaluated checkpoint; None for a policy without one.
         results: Content of `results.json`; of joined evaluations the same keys over all their episodes.
         videos: Video of each recorded episode.
+        folders: The folders that it was read from, the one of most episodes first.
     """
 
     label: str
     step: int | None
     results: Json
     videos: Mapping[Key, Path]
+    folders: Sequence[Path] = ()
 
 
 def decoder_of(results: Json) -> str | None:
@@ -158,7 +160,8 @@ def _join(label: str, group: Sequence[StoredEvaluation]) -> EvaluationRecord:
     videos: dict[Key, Path] = {}
     for evaluation in reversed(ordered):
         videos |= _videos(evaluation)
-    return EvaluationRecord(label, ordered[0].step, results, videos)
+    folders = [evaluation.folder for evaluation in ordered]
+    return EvaluationRecord(label, ordered[0].step, results, videos, folders)
 
 
 def _lists_its_episodes(results: Json) -> bool:

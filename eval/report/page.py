@@ -12,7 +12,14 @@ import jinja2
 
 from data.errors import InputError
 from data.files import write_text_whole
-from eval.report import evaluation_tables, headline, rollout_media, training_charts, world_model_rollouts
+from eval.report import (
+    evaluation_panels,
+    evaluation_tables,
+    headline,
+    rollout_media,
+    training_charts,
+    world_model_rollouts,
+)
 from eval.report.json_values import mapping
 from eval.report.reproduction_table import reproduction_rows
 from eval.report.run_contents import RunContents, read_run
@@ -73,7 +80,8 @@ def template(name: str) -> jinja2.Template:
 
 def render(run: RunContents) -> str:
     """The page as text."""
-    videos, num_omitted = rollout_media.videos(run)
+    videos, _ = rollout_media.videos(run)
+    panels = evaluation_panels.panels(run, videos)
     failures, num_failures_omitted = evaluation_tables.failure_rows(
         run, {video.file: video.anchor for video in videos}
     )
@@ -97,9 +105,8 @@ def render(run: RunContents) -> str:
         tasks=evaluation_tables.task_rows(run),
         failures=failures,
         num_failures_omitted=num_failures_omitted,
-        videos=videos,
-        num_videos_omitted=num_omitted,
-        video_speed=rollout_media.speed_text(videos),
+        newest=[panel for panel in panels if panel.is_newest],
+        earlier=[panel for panel in panels if not panel.is_newest],
         world_model=world_model_rollouts.world_model_rollouts(run),
         checkpoints=sorted(path.name for path in RunLayout(run.path).checkpoints.glob(STEP_PATTERN)),
         versions=sorted((str(k), str(v)) for k, v in mapping(run.summary, "versions").items()),

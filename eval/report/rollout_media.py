@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from PIL import Image
 
 from eval.report.evaluation_tables import first_failures, step_text, task_text
 from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest
-from eval.report.json_values import rows
+from eval.report.json_values import Json, rows
 from eval.report.run_contents import RunContents
-from eval.rollout.episode import VIDEO_STRIDE
 from eval.simulator.interface import CONTROL_FREQUENCY
 from eval.video import VideoPreview, read_preview
 
 _MAX_VIDEO_BYTES = 24_000_000  # of all videos together; base64 adds a third
-_MAX_VIDEOS = 12
+MAX_VIDEOS = 48  # of one evaluation
+_POSTER_QUALITY = 80
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ class Video:
         poster: Its last frame as a data URL; None where it cannot be decoded.
         frames_per_second: At which it is played; None where it cannot be decoded.
         caption: Suite, task, initial state, step and outcome.
+        short_caption: What tells it apart from the others of its evaluation.
+        outcome: `success`, `failure` or `error`.
         anchor: Id of the tile on the page.
+        evaluation: Whose episode it shows.
     """
 
     file: Path
@@ -40,26 +44,32 @@ class Video:
     poster: str | None
     frames_per_second: float | None
     caption: str
+    short_caption: str
+    outcome: str
     anchor: str
+    evaluation: EvaluationRecord
 
 
 def videos(run: RunContents) -> tuple[list[Video], int]:
     """Rollout videos within the page's size limit, and the number of omitted ones.
 
-    First come the first failing episodes of each task in each suite's last evaluation, then the others of
-    these evaluations, then those of earlier steps.
+    First come the first failing episodes of each task in each suite's last evaluation, then the other failing
+    and the solved ones of these evaluations, then those of earlier steps. Of one evaluation there are at most
+    `MAX_VIDEOS`.
     """
     last = newest(run.evaluations)
     earlier = [each for each in reversed(run.evaluations) if all(each is not other for other in last)]
     episodes = [(e, key) for e in last for key in _failing(e)]
-    episodes += [(e, key) for e in last for key in sorted(e.videos) if key not in _failing(e)]
-    episodes += [(e, key) for e in earlier for key in [*_failing(e), *sorted(e.videos.keys() - _failing(e))]]
+    episodes += [(e, key) for e in last for key in _others(e)]
+    episodes += [(e, key) for e in earlier for key in [*_failing(e), *_others(e)]]
     shown: list[Video] = []
     bytes_left = _MAX_VIDEO_BYTES
+    counts: Counter[int] = Counter()
     for evaluation, key in episodes:
         size = evaluation.videos[key].stat().st_size
-        if len(shown) < _MAX_VIDEOS and size <= bytes_left:
+        if counts[id(evaluation)] < MAX_VIDEOS and size <= bytes_left:
             bytes_left -= size
+            counts[id(evaluation)] += 1
             shown.append(_tile(evaluation, key, f"video-{len(shown) + 1}"))
     return shown, len(episodes) - len(shown)
 
@@ -72,9 +82,10 @@ def speed_text(videos: Sequence[Video]) -> str:
     (first, *others) = sorted(speeds)
     if others:
         return f"At {', '.join(f'{speed:g}' for speed in (first, *others))} frames a second."
-    factor = first * VIDEO_STRIDE / CONTROL_FREQUENCY
-    speed = "real time" if factor == 1 else f"{factor:g} times the real speed"
-    return f"In {speed}: {first:g} frames a second, one for every {VIDEO_STRIDE} steps of the simulator."
+    return (
+        f"In real time: {first:g} frames a second, one for every {CONTROL_FREQUENCY / first:g} steps of the "
+        "simulator."
+    )
 
 
 def _failing(evaluation: EvaluationRecord) -> list[Key]:
@@ -83,16 +94,27 @@ def _failing(evaluation: EvaluationRecord) -> list[Key]:
     return [key for key in keys if key is not None and key in evaluation.videos]
 
 
+def _others(evaluation: EvaluationRecord) -> list[Key]:
+    """The other episodes with a video, failures first."""
+    solved = {episode_key(row): bool(row.get("success")) for row in rows(evaluation.results, "per_episode")}
+    others = evaluation.videos.keys() - _failing(evaluation)
+    return sorted(others, key=lambda key: (solved.get(key, False), key))
+
+
 def _tile(evaluation: EvaluationRecord, key: Key, anchor: str) -> Video:
     file = evaluation.videos[key]
+    row = next(r for r in rows(evaluation.results, "per_episode") if episode_key(r) == key)
     preview = read_preview(file)
     return Video(
         file=file,
         source=data_url(file, "video/mp4"),
         poster=poster(preview),
         frames_per_second=None if preview is None else preview.frames_per_second,
-        caption=_video_caption(evaluation, key),
+        caption=_video_caption(evaluation, row),
+        short_caption=_short_caption(evaluation, row),
+        outcome="error" if row.get("error") else "success" if row.get("success") else "failure",
         anchor=anchor,
+        evaluation=evaluation,
     )
 
 
@@ -101,19 +123,27 @@ def poster(preview: VideoPreview | None) -> str | None:
     if preview is None:
         return None
     content = io.BytesIO()
-    Image.fromarray(preview.last_frame).save(content, "JPEG", quality=85)
+    Image.fromarray(preview.last_frame).save(content, "JPEG", quality=_POSTER_QUALITY)
     return _url_of(content.getvalue(), "image/jpeg")
 
 
-def _video_caption(evaluation: EvaluationRecord, key: Key) -> str:
-    row = next(r for r in rows(evaluation.results, "per_episode") if episode_key(r) == key)
+def outcome_text(row: Json) -> str:
+    """How an episode ended, in words."""
     if row.get("error"):
-        outcome = "simulator error"
-    else:
-        outcome = ("solved in" if row.get("success") else "not solved in") + f" {row.get('steps')} steps"
+        return "simulator error"
+    return ("solved in" if row.get("success") else "not solved in") + f" {row.get('steps')} steps"
+
+
+def _short_caption(evaluation: EvaluationRecord, row: Json) -> str:
+    state = f"state {row.get('initial_state')}: {outcome_text(row)}"
+    tasks = rows(evaluation.results, "per_task")
+    return state if len(tasks) < 2 else f"{task_text(evaluation, row)}, {state}"
+
+
+def _video_caption(evaluation: EvaluationRecord, row: Json) -> str:
     task = task_text(evaluation, row)
     step = "" if evaluation.step is None else f"step {step_text(evaluation)}, "
-    return f"{evaluation.label}, {task}, {step}initial state {row.get('initial_state')}: {outcome}"
+    return f"{evaluation.label}, {task}, {step}initial state {row.get('initial_state')}: {outcome_text(row)}"
 
 
 def data_url(file: Path, kind: str) -> str:

@@ -89,7 +89,7 @@ def _rollout(picture: Path) -> WorldModelRollout:
     scores = _score_rows(results)
     return WorldModelRollout(
         protocol=protocol,
-        explanation=_explanation(protocol, list(views)),
+        explanation=_explanation(protocol, list(views), "picture_frames" in results),
         picture=data_url(picture, "image/png"),
         caption=_caption(picture, results),
         video=data_url(video, "video/mp4") if video.is_file() else None,
@@ -101,16 +101,19 @@ def _rollout(picture: Path) -> WorldModelRollout:
     )
 
 
-def _explanation(protocol: WorldModelProtocol, views: Sequence[str]) -> str:
+def _explanation(protocol: WorldModelProtocol, views: Sequence[str], has_error: bool) -> str:
+    """What the rows of the picture are; pictures of earlier versions have no row of the error."""
+    error = " Below it the error (black: half of the range or more) with its PSNR." if has_error else ""
     if len(views) > 1:
+        rows_of = "In each three rows" if has_error else "In each pair of rows"
         return (
-            f"Protocol {protocol}, views {', '.join(views)}. In each pair of rows, above: "
-            f"{_TRUE_FRAMES[protocol]}; below: the prediction, whose first frame is given."
+            f"Protocol {protocol}, views {', '.join(views)}. {rows_of}, above: "
+            f"{_TRUE_FRAMES[protocol]}; below: the prediction, whose first frame is given.{error}"
         )
     view = f", view {views[0]}" if views[0] else ""
     return (
-        f"Protocol {protocol}{view}. Top: {_TRUE_FRAMES[protocol]}. Bottom: the prediction; its first frame "
-        "is given."
+        f"Protocol {protocol}{view}. Top: {_TRUE_FRAMES[protocol]}. {'Then' if has_error else 'Bottom'}: the "
+        f"prediction; its first frame is given.{error}"
     )
 
 

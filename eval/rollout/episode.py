@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA
 from data.errors import InputError
-from eval.policy.interface import Observation, Policy
+from eval.policy.interface import Observation, Policy, decide
+from eval.rollout.trace import ActionTrace, TraceRecorder
 from eval.simulator.interface import ACTION_SIZE, Simulator, SimulatorError
 
-VIDEO_STRIDE = 2  # steps between two frames of the video
-VIDEO_PIXELS = 192
+# Of the video. A frame costs as much as four steps of the simulator, whatever its size.
+VIDEO_STRIDE = 4  # steps between two frames
+VIDEO_PIXELS = 160
 _ENVIRONMENT = 0
 _NO_FRAMES = np.empty((0, 0, 0, 0, 3), np.uint8)
 
@@ -35,7 +37,7 @@ class EpisodeResult:
         error: Error of the simulator; None for a regular episode. An episode with an error is neither a
             success nor a failure of the policy.
         seconds: Wall time.
-        frames: Frames of the video, uint8 [192, 192, 3] each; empty without a video.
+        frames: Frames of the video, uint8 [160, 160, 3] each; empty without a video.
         video: Name of the video's file; None where it was not written.
         video_error: Why a requested video was not written; it does not change the outcome.
         repeated_otherwise: Whether it was run again for its video or recording and ended otherwise, for the
@@ -44,6 +46,7 @@ class EpisodeResult:
         actions_sha256: SHA-256 of all executed actions as little-endian float64: equal for two episodes that
             were the same to the last bit.
         recording_error: Why a requested recording was not written; it does not change the outcome.
+        trace: Its actions, where a video was asked for; None in a stored result.
     """
 
     task: int
@@ -59,6 +62,7 @@ class EpisodeResult:
     attempts: int = 1
     actions_sha256: str = ""
     recording_error: str | None = None
+    trace: ActionTrace | None = field(default=None, repr=False)
 
 
 class StepObserver(Protocol):
@@ -89,7 +93,7 @@ def run_episode(
         policy: Chooses chunks of actions.
         initial_state: Number of the initial state.
         horizon: Maximum length in steps; None takes the suite's.
-        video: Record every second frame of the agent camera.
+        video: Record every fourth frame of the agent camera, and the actions (`ActionTrace`).
         heartbeat: Called before every step and every rendered frame, so that a hung simulator is detected.
         observer: Sees every step; it may render, and changes nothing.
 
@@ -116,6 +120,7 @@ def run_episode(
         seconds=time.monotonic() - started,
         frames=episode.video_frames,
         actions_sha256=episode.actions.hexdigest(),
+        trace=None if episode.trace is None else episode.trace.result(policy.embodiment.action),
     )
 
 
@@ -149,6 +154,7 @@ class _Episode:
     ) -> None:
         self._simulator, self._policy, self._horizon, self._video = simulator, policy, horizon, video
         self._heartbeat, self._observer = heartbeat, observer
+        self.trace = TraceRecorder() if video else None
         # Of each time step a frame of every camera, [V, pixels, pixels, 3].
         self._history: deque[NDArray[np.uint8]] = deque(maxlen=max(1, policy.history))
         self.video_frames: list[NDArray[np.uint8]] = []
@@ -160,14 +166,19 @@ class _Episode:
         """Act until success or the horizon."""
         while self.steps < self._horizon and not self.success:
             self._render_for_policy()
-            chunk = self._policy.act([self._observation()])[0]
+            actions, entropy = decide(self._policy, [self._observation()])
+            chunk = actions[0]
             if chunk.shape != (self._policy.chunk, ACTION_SIZE):
                 raise ValueError(f"policy gave {chunk.shape}, expected {(self._policy.chunk, ACTION_SIZE)}")
+            if self.trace is not None:
+                self.trace.decided(chunk, None if entropy is None else entropy[0])
             for position, action in enumerate(chunk[: self._horizon - self.steps]):
                 # The frames before a chunk's first action were rendered above.
                 if position > 0 and position > self._policy.chunk - self._policy.history:
                     self._render_for_policy()
                 self._render_for_video()
+                if self.trace is not None:
+                    self.trace.observe(self._simulator)
                 if self._observer is not None:
                     self._observer.observe(self._simulator, action)
                 self._heartbeat()
@@ -199,4 +210,5 @@ class _Episode:
             instruction=self._simulator.task.instruction,
             frames=np.stack(self._history) if self._history else _NO_FRAMES,
             state=self._simulator.state() if self._policy.uses_state else None,
+            with_entropy=self.trace is not None,
         )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
-from eval.contact_sheet import enlarge, evenly_spaced, label, tile
+from eval.contact_sheet import enlarge, label, tile
+
+_DOUBLINGS = 8  # from frame 4 on: up to frame 512
+_TEXT_PIXELS = 16
 
 
 class ViewFrames(NamedTuple):
@@ -23,19 +27,64 @@ class ViewFrames(NamedTuple):
     predicted: NDArray[np.uint8]
 
 
-def contact_sheet(views: Mapping[str, ViewFrames]) -> NDArray[np.uint8]:
-    """Evenly spaced frames with their numbers, uint8 [H', W', 3]; frame 0 is given.
+def shown_frames(length: int) -> list[int]:
+    """Numbers of the frames that are shown of a rollout of T predicted ones: 0, 1, 4, 8, 16, ... and T.
 
-    Each view has a row of true frames and below it one of predicted frames.
+    The first steps tell how well one prediction does, the later ones how errors add up.
+
+    Args:
+        length: T.
     """
-    shown = evenly_spaced(len(next(iter(views.values())).truth))
-    rows = {
-        f"{kind} {view}" if len(views) > 1 else kind: enlarge(frames[shown])
-        for view, of_view in views.items()
-        for kind, frames in zip(("true", "predicted"), of_view, strict=True)
-    }
-    numbers = [f"frame {number}" if number else "given" for number in shown.tolist()]
+    return sorted(
+        {0, length} | {step for step in (1, *(4 * 2**i for i in range(_DOUBLINGS))) if step <= length}
+    )
+
+
+def contact_sheet(
+    views: Mapping[str, ViewFrames], psnr: Mapping[str, Mapping[int, float]] | None = None
+) -> NDArray[np.uint8]:
+    """The frames of `shown_frames` with their numbers, uint8 [H', W', 3]; frame 0 is given.
+
+    Each view has a row of true frames, below it one of predicted frames and one of their difference: white
+    where they agree, black where they differ by half of the range or more.
+
+    Args:
+        views: Frames of each view.
+        psnr: View -> number of a frame -> its PSNR in dB, written on the difference; None: not written.
+    """
+    shown = shown_frames(len(next(iter(views.values())).truth) - 1)
+    rows: dict[str, NDArray[np.uint8]] = {}
+    for view, (truth, predicted) in views.items():
+        suffix = f" {view}" if len(views) > 1 else ""
+        rows[f"true{suffix}"] = enlarge(truth[shown])
+        rows[f"predicted{suffix}"] = enlarge(predicted[shown])
+        known = {} if psnr is None else psnr.get(view, {})
+        rows[f"error{suffix}"] = _labelled(
+            enlarge(difference(truth[shown], predicted[shown])),
+            [f"{known[number]:.1f} dB" if number and number in known else "" for number in shown],
+        )
+    numbers = [f"frame {number}" if number else "given" for number in shown]
     return label(tile(np.stack(list(rows.values()))), numbers, list(rows))
+
+
+def difference(truth: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures of the mean absolute difference of the colours of frames uint8 [T, H, W, 3]."""
+    errors = np.abs(truth.astype(np.int16) - predicted).mean(axis=-1, keepdims=True)
+    return np.repeat(255 - np.minimum(2 * errors, 255).astype(np.uint8), 3, axis=-1)
+
+
+def _labelled(frames: NDArray[np.uint8], texts: Sequence[str]) -> NDArray[np.uint8]:
+    """Frames [T, H, W, 3] with a text in the lower left corner of each."""
+    font, labelled = ImageFont.load_default(_TEXT_PIXELS), []
+    for frame, text in zip(frames, texts, strict=True):
+        picture = Image.fromarray(frame)
+        if text:
+            place = (4, frame.shape[0] - 4)
+            draw = ImageDraw.Draw(picture)
+            draw.rectangle(draw.textbbox(place, text, font=font, anchor="lb"), fill="white")
+            draw.text(place, text, fill="black", font=font, anchor="lb")
+        labelled.append(np.asarray(picture))
+    return np.stack(labelled)
 
 
 def video_frames(views: Mapping[str, ViewFrames]) -> list[NDArray[np.uint8]]:

@@ -14,7 +14,7 @@ from data.errors import InputError
 from data.files import write_text_whole
 from eval.config import WorldModelProtocol
 from eval.video import write_gif, write_video
-from eval.world_model.pictures import ViewFrames, contact_sheet, video_frames
+from eval.world_model.pictures import ViewFrames, contact_sheet, shown_frames, video_frames
 from eval.world_model.published_scores import RYNNVLA_002
 from eval.world_model.view_scores import ViewScores, mean_of_views
 
@@ -29,8 +29,8 @@ class ImagineResult:
         protocol: How they were scored.
         views: Scores of each camera, in the run's order.
         suites: Task suites of the episodes.
-        picture: PNG of the first rollout: true frames above predicted ones, the given first frame at the left
-            of both.
+        picture: PNG of the first rollout: true frames above predicted ones and their difference, at 1, 4, 8,
+            16, ... steps, the given first frame at the left.
         video: MP4 of the first rollout: true beside predicted.
         gif: The same as GIF; None: not requested.
         scores: JSON of all scores.
@@ -52,6 +52,14 @@ class ImagineResult:
     def overall(self) -> ViewScores:
         """Mean of the views' scores."""
         return mean_of_views(list(self.views.values()))
+
+    def first_psnr(self) -> dict[str, dict[int, float]]:
+        """PSNR in dB of the first rollout: view -> number of the frame -> value."""
+        first = 0 if self.protocol == "published" else 1  # number of the first scored frame
+        return {
+            view: {number: frame.psnr for number, frame in enumerate(scores.rollouts[0].frames, first)}
+            for view, scores in self.views.items()
+        }
 
     def summary(self) -> dict[str, float]:
         """Computed scores by protocol and name: `tokens/psnr`, `tokens/no_change_fvd_50`, ...
@@ -101,8 +109,10 @@ def write_result(result: ImagineResult, request: dict[str, Any], views: Mapping[
     """
     try:
         result.scores.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(result.scores, json.dumps({**request, **result.to_json()}, indent=2) + "\n")
-        Image.fromarray(contact_sheet(views)).save(result.picture)
+        shown = shown_frames(len(next(iter(views.values())).truth) - 1)
+        content = {**request, **result.to_json(), "picture_frames": shown}
+        write_text_whole(result.scores, json.dumps(content, indent=2) + "\n")
+        Image.fromarray(contact_sheet(views, result.first_psnr())).save(result.picture)
         frames = video_frames(views)
         write_video(result.video, frames, _FRAMES_PER_SECOND)
         if result.gif is not None:

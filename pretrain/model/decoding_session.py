@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pretrain.model.attention.host import on_device
 from pretrain.model.decoding.buffers import BufferShape, pool_of
@@ -57,6 +58,7 @@ class Choice:
         sampling: Temperature and top_k; seed and environments are in the noise.
         guidance: Scale of classifier-free guidance: the second half of the batch are the unconditional
             prompts, whose answers hold the same tokens. None: without.
+        entropy: Keep the entropy of the distributions too; without guidance.
     """
 
     first: int
@@ -64,6 +66,7 @@ class Choice:
     count: int
     sampling: Sampling
     guidance: float | None = None
+    entropy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,11 @@ class DecodingSession:
         """Ids of the answers, int64 [B, A]: a buffer."""
         return self._buffers.tokens
 
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy in nats of what each token was chosen from, fp32 [B, A]: a buffer; see `Choice.entropy`."""
+        return self._buffers.entropy
+
     @torch.no_grad()
     def run(self, steps: Sequence[Step]) -> None:
         """Run steps one after the other; what they choose is in `tokens`."""
@@ -224,6 +232,10 @@ class DecodingSession:
         if choice.guidance is not None:
             conditional, unconditional = logits.chunk(2)
             logits = torch.lerp(unconditional, conditional, choice.guidance)
+        if choice.entropy:
+            buffers.entropy.index_copy_(
+                1, last + 1, Categorical(logits=logits, validate_args=False).entropy()
+            )
         noise = buffers.noise
         if noise is not None:
             noise = noise.index_select(1, buffers.places.index_select(0, last))

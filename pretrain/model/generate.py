@@ -14,11 +14,12 @@ graph (`pretrain.model.decoding.graphs`): one launch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from data.errors import InputError
 from data.tokens.vocabulary import (
@@ -37,7 +38,19 @@ from pretrain.model.transformer import Transformer
 Order = Literal["parallel", "block", "token"]
 
 
-@torch.inference_mode()
+class DecodedChunk(NamedTuple):
+    """The next K actions after each of B prompts, D numbers each.
+
+    Attributes:
+        bins: Bin ids int64 [B, K, D].
+        entropy: Of the distribution over 256 bins that each was chosen from, in nats, fp32 [B, K, D]; 0 for
+            a bin that is given. None: not asked for.
+    """
+
+    bins: NDArray[np.int64]
+    entropy: NDArray[np.float32] | None
+
+
 def decode_action_chunk(
     model: Transformer,
     prompts: Sequence[ArrayLike],
@@ -73,6 +86,41 @@ def decode_action_chunk(
     Raises:
         InputError: chunk < 1, an unknown order, or as `DecodingSession` and `Sampling.noise`.
     """
+    return decode_with_entropy(
+        model, prompts, chunk, sampling, order, width, action_dim, given, graphs, entropy=False
+    ).bins
+
+
+@torch.inference_mode()
+def decode_with_entropy(
+    model: Transformer,
+    prompts: Sequence[ArrayLike],
+    chunk: int,
+    sampling: Sampling = GREEDY,
+    order: Order = "parallel",
+    width: int = 0,
+    action_dim: int = ACTION_DIM,
+    given: Mapping[int, int] | None = None,
+    graphs: GraphChoice = "auto",
+    entropy: bool = True,
+) -> DecodedChunk:
+    """As `decode_action_chunk`, to the bit, with the entropy of each bin's distribution.
+
+    Args:
+        model: As there.
+        prompts: As there.
+        chunk: As there.
+        sampling: As there.
+        order: As there.
+        width: As there.
+        action_dim: As there.
+        given: As there.
+        graphs: As there.
+        entropy: Whether the entropy is computed, from the logits that the bins are chosen by.
+
+    Raises:
+        InputError: As there.
+    """
     if chunk < 1:
         raise InputError(f"chunk={chunk}: expected at least one action")
     if order not in get_args(Order):
@@ -80,13 +128,23 @@ def decode_action_chunk(
     given = dict(given or {})
     device = model.lm_head.weight.device
     noise = sampling.noise(len(prompts), (chunk, action_dim), ACTION_BIN_COUNT, device)
-    steps = _steps(chunk, action_dim, order, model.config.action_mask, given, sampling)
+    steps = _steps(chunk, action_dim, order, model.config.action_mask, given, sampling, entropy)
     answer = chunk_answer(chunk, action_dim, given)
     noise = None if noise is None else noise.flatten(1, 2)
     with DecodingSession(model, prompts, answer, width, noise, graphs) as session:
         session.run(steps)
-        blocks = session.tokens.unflatten(1, (chunk, -1))
-        return blocks[..., 1 : action_dim + 1].to("cpu", copy=True).numpy()  # the next session's buffer, too
+        bins = _numbers(session.tokens, chunk, action_dim)
+        if not entropy:
+            return DecodedChunk(bins, None)
+        spread = _numbers(session.entropy, chunk, action_dim)
+        spread[..., list(given)] = 0.0  # not decoded: the buffer has that of an earlier answer
+        return DecodedChunk(bins, spread)
+
+
+def _numbers(answers: Tensor, chunk: int, action_dim: int) -> NDArray[Any]:
+    """Of a buffer of answers [B, K (D + 2)] what belongs to the bins, [B, K, D], as an array of its own."""
+    blocks = answers.unflatten(1, (chunk, -1))
+    return blocks[..., 1 : action_dim + 1].to("cpu", copy=True).numpy()  # the next session's buffer, too
 
 
 def chunk_answer(chunk: int, action_dim: int, given: Mapping[int, int]) -> Answer:
@@ -116,11 +174,12 @@ def _steps(
     independent: bool,
     given: Mapping[int, int],
     sampling: Sampling,
+    entropy: bool,
 ) -> list[Step]:
     """The forward passes of a chunk; `independent`: no block sees another."""
     length, group_size = block_length(action_dim), chunk if order == "parallel" and independent else 1
     kind = Sampling(sampling.temperature, sampling.top_k)
-    choice = Choice(ACTION_BIN_START, ACTION_BIN_END, group_size, kind)
+    choice = Choice(ACTION_BIN_START, ACTION_BIN_END, group_size, kind, entropy=entropy)
     steps: list[Step] = []
     for first in range(0, chunk, group_size):
         starts = np.arange(first, first + group_size, dtype=np.int64) * length

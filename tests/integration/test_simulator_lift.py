@@ -222,7 +222,7 @@ def test_expert_lifts_the_cube_in_every_evaluation(tmp_path: Path) -> None:
     assert content["versions"]["robosuite"] == "1.4.0"
     with av.open(str(tmp_path / content["per_episode"][0]["video"])) as container:
         frames = sum(1 for _ in container.decode(video=0))
-    assert frames == (content["per_episode"][0]["steps"] + 1) // 2 + 1
+    assert frames == -(-content["per_episode"][0]["steps"] // 4) + 1
 
 
 def test_an_episode_is_the_same_with_a_recording_and_read_back_as_it_was(

@@ -14,6 +14,7 @@ from PIL import Image
 from cluster.cli.main import main
 from cluster.inspect.dataset import draw_contact_sheet
 from data.contracts import Embodiment
+from data.errors import InputError
 from data.prepare.index_builder import commit_index
 from data.storage.episode_table import EpisodeTable
 from data.storage.index import DatasetIndex, StateRanges
@@ -70,7 +71,7 @@ def test_counts_lengths_and_actions(index: DatasetIndex, capsys: pytest.CaptureF
 def test_the_contact_sheet_shows_decoded_frames(
     index: DatasetIndex, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert inspect(capsys, "url=shards", "sheet=pictures/a.png", "episodes=2")["sheet"] == "pictures/a.png"
+    assert inspect(capsys, "url=shards", "out=pictures/a.png", "episodes=2")["sheet"] == "pictures/a.png"
     picture = np.asarray(Image.open("pictures/a.png"))
     side, gap, rows = 128, 2, 4  # two episodes with two cameras each
     assert picture.shape == (rows * (side + gap) - gap, 8 * (side + gap) - gap, 3)
@@ -81,12 +82,42 @@ def test_the_contact_sheet_shows_decoded_frames(
         assert np.array_equal(picture[y : y + side, x : x + side], expected)
 
 
+def test_the_contact_sheet_is_beside_the_index_or_where_it_is_told(
+    index: DatasetIndex, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in Path().iterdir())
+    words = ("url=shards", "verify=false", "episodes=1")
+    assert inspect(capsys, *words, "sheet=true")["sheet"] == "shards/contact_sheet.png"
+    assert sorted(path.name for path in Path().iterdir()) == before, "nothing in the caller's folder"
+    Path("pictures").mkdir()
+    assert inspect(capsys, *words, "out=pictures")["sheet"] == "pictures/contact_sheet.png"
+    assert Image.open("pictures/contact_sheet.png").size == Image.open("shards/contact_sheet.png").size
+
+
+def test_the_sheet_of_a_read_only_data_set_is_in_the_temporary_folder(
+    index: DatasetIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+    def refuse(path: Path, setting: str = "out") -> Path:
+        raise InputError(f"{setting}={path}: cannot write into this folder (Read-only file system)")
+
+    monkeypatch.setattr("cluster.inspect.dataset.writable_folder", refuse)
+    sheet = inspect(capsys, "url=shards", "verify=false", "sheet=true")["sheet"]
+    assert sheet == str(tmp_path / f"temporary/{index.fingerprint[:12]}_contact_sheet.png")
+    assert Image.open(sheet).format == "PNG"
+    assert not Path("shards/contact_sheet.png").exists()
+    assert main(["inspect", "data", "url=shards", "out=a.png"]) == 2
+    assert "out=.: cannot write into this folder" in capsys.readouterr().err
+
+
 def test_the_contact_sheet_shows_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = write_dataset(Path("shards"), count=2, variants=5)
     episodes = [episode(number, 4 + number, variants=5) for number in range(2)]
     tokenizer = shipped_image_tokenizer()
-    draw_contact_sheet(made, tokenizer, "a.png", 2)
+    draw_contact_sheet(made, tokenizer, Path("a.png"), 2)
     picture = np.asarray(Image.open("a.png"))
     side, gap, rows = 128, 2, 5  # of a camera: recorded and four variants
     assert picture.shape[0] == 2 * 2 * rows * (side + gap) - gap
@@ -135,18 +166,18 @@ def test_text_names_embodiment_ranges_recipe_variants_and_what_was_left_out(
 
 
 def test_text_output_shows_the_same_content(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", "data", "url=shards", "sheet=contact_sheet.png"]) == 0
+    assert main(["inspect", "data", "url=shards", "sheet=true"]) == 0
     shown = capsys.readouterr().out
     assert "every checksum matches: 5 episodes" in shown
     assert "steps of an episode: mean 6, minimum 4" in shown
     assert "gripper -1.000 |" in shown
-    assert "contact_sheet.png: 8 frames" in shown
-    assert Image.open("contact_sheet.png").format == "PNG"
-    assert main(["inspect", "data", "url=shards", "verify=false", "sheet=null"]) == 0
+    assert "shards/contact_sheet.png: 8 frames" in shown
+    assert Image.open("shards/contact_sheet.png").format == "PNG"
+    assert main(["inspect", "data", "url=shards", "verify=false", "sheet=false"]) == 0
     shown = capsys.readouterr().out
     assert "checksum" not in shown
     assert "contact" not in shown
-    assert "sheet=FILE.png draws frames" in shown
+    assert "sheet=true (or out=FILE.png) draws frames" in shown
 
 
 def test_every_damaged_episode_is_named(index: DatasetIndex, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,13 +188,13 @@ def test_every_damaged_episode_is_named(index: DatasetIndex, capsys: pytest.Capt
     (Path("shards") / flipped.shard).write_bytes(content)
     (Path("shards") / missing.shard).unlink()
     gone = [entry for entry in index.episodes if entry.shard == missing.shard]
-    assert main(["inspect", "data", "url=shards", "sheet=contact_sheet.png"]) == 1
+    assert main(["inspect", "data", "url=shards", "sheet=true"]) == 1
     shown = capsys.readouterr()
     assert f"{1 + len(gone)} of 5 episodes are damaged or missing" in shown.err
     for entry in (flipped, *gone):
         named = f"damaged: shards: shard {entry.shard}, episode {entry.key}, offset {entry.offset}: "
         assert named in shown.out
-    assert not Path("contact_sheet.png").exists()
+    assert not Path("shards/contact_sheet.png").exists()
     content = inspect(capsys, "url=shards", code=1)
     assert len(content["verified"]["damaged"]) == 1 + len(gone)
     assert sum(content["actions"]["counts"][0]) + content["actions"]["outside"][0] == sum(
@@ -176,7 +207,7 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
 ) -> None:
     image = dataclasses.replace(index.image, tokenizer_sha256="a" * 64)
     dataclasses.replace(index, image=image).save("shards")
-    words = ["inspect", "data", "url=shards", "sheet=contact_sheet.png"]
+    words = ["inspect", "data", "url=shards", "sheet=true"]
     assert main(words) == 0
     assert "no contact sheet: the frames were encoded by image tokenizer aaaaaaaaaaaa" in (
         capsys.readouterr().out
@@ -184,7 +215,7 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
     shipped_image_tokenizer().save("mine.safetensors")
     assert main([*words, "image_tokenizer=mine.safetensors"]) == 2
     assert "were encoded by aaaaaaaaaaaa" in capsys.readouterr().err
-    assert not Path("contact_sheet.png").exists()
+    assert not Path("shards/contact_sheet.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -192,14 +223,15 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
     [
         (["url=nothing"], "nothing: no index.json there"),
         (["url=empty"], "empty: its index names 0 episodes, expected at least 1; prepare it again"),
-        (["url=shards", "sheet=a.png", "episodes=0"], "episodes is 0, expected at least 1"),
-        (["url=shards", "sheet=shards"], "sheet=shards: cannot be written"),
+        (["url=shards", "sheet=true", "episodes=0"], "episodes is 0, expected at least 1"),
+        (["url=shards", "out=a_file/a.png"], "out=a_file: cannot write into this folder (File exists)"),
     ],
 )
 def test_invalid_input_is_exit_code_2(
     index: DatasetIndex, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataclasses.replace(index, episodes=EpisodeTable.of([])).save("empty")
+    Path("a_file").touch()
     assert main(["inspect", "data", *words]) == 2
     assert message in capsys.readouterr().err
 
@@ -211,6 +243,6 @@ def test_a_data_set_in_an_object_store_is_inspected(
         url = f"s3://{BUCKET}/shards"
         for path in Path("shards").iterdir():
             open_store(url).write(path.name, path.read_bytes())
-        content = inspect(capsys, f"url={url}", "sheet=null")
+        content = inspect(capsys, f"url={url}", "sheet=false")
     assert content["verified"]["episodes"] == COUNT
     assert content["fingerprint"] == index.fingerprint

@@ -82,6 +82,7 @@ def test_the_policy_computes_where_it_was_placed(
     import torch
 
     import eval.evaluation.evaluate as evaluation
+    import eval.open_loop.compare as open_loop
     import eval.policy.checkpoint_policy as policies
     import eval.world_model.imagine as world_model
     import pretrain.checkpoint.fetch as fetch
@@ -109,6 +110,11 @@ def test_the_policy_computes_where_it_was_placed(
         devices.append((device, config.precision))
         return Measured()
 
+    def compare(checkpoint: Path, out: Path, episodes: int, *acting: Any) -> Measured:
+        chosen.append((episodes, *acting))
+        return Measured()
+
+    monkeypatch.setattr(open_loop, "compare_open_loop", compare)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(fetch, "local_checkpoint", lambda url, run: Path(url))
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
@@ -118,7 +124,7 @@ def test_the_policy_computes_where_it_was_placed(
     settings.embodiment = "libero"
     evaluate_checkpoint(EvaluationJob(7, "checkpoint", tmp_path / "out", settings), lambda done, total: None)
     assert devices == [(device, "bf16")] * 2
-    assert chosen == [("discrete", "libero", True)]
+    assert chosen == [("discrete", "libero", True), (1, device, 8, "bf16", "discrete", "libero")]
 
 
 def test_a_worker_stays_in_its_folder_where_that_of_the_command_is_missing(tmp_path: Path) -> None:

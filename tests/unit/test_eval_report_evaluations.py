@@ -228,7 +228,7 @@ def test_failures_link_to_their_tiles_and_captions_name_suite_and_task(run: Path
     ]
     text = write_report(run).read_text()
     assert '<a href="#video-3" title="lift_state_01.mp4">' in text
-    assert '<figure id="video-3"><video ' in text
+    assert '<figure id="video-3" class="failure"><video ' in text
 
 
 def test_a_video_that_could_not_be_written_is_said_in_the_table(run: Path) -> None:
@@ -253,7 +253,6 @@ def test_a_tile_shows_the_last_frame_and_the_page_the_speed(run: Path) -> None:
     text = write_report(run).read_text()
     assert "In real time: 10 frames a second" in text
     assert 'poster="data:image/jpeg;base64,' in text
-    assert "minmax(min(300px, 100%), 1fr)" in text, "narrower tiles have no room for the controls"
 
 
 def test_a_video_that_cannot_be_decoded_has_no_poster(run: Path) -> None:

@@ -103,7 +103,7 @@ def test_expert_succeeds_stops_at_once_and_is_recorded() -> None:
     assert result.success
     assert result.error is None
     assert result.steps == len(simulator.actions)
-    assert len(result.frames) == result.steps // 2 + 1 + result.steps % 2
+    assert len(result.frames) == -(-result.steps // 4) + 1, "every fourth one and the last"
     assert result.frames[0].shape == (VIDEO_PIXELS, VIDEO_PIXELS, 3)
 
 

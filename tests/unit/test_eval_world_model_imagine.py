@@ -28,6 +28,7 @@ from eval.contact_sheet import evenly_spaced, tile
 from eval.world_model import imagine as world_model
 from eval.world_model.dataset import choose_episodes
 from eval.world_model.imagine import imagine
+from eval.world_model.pictures import ViewFrames, contact_sheet, shown_frames
 from eval.world_model.rollout import predict
 from eval.world_model.scores import Videos, score
 from pretrain.model.sampling import Sampling
@@ -128,7 +129,8 @@ def test_held_out_episode_is_used_and_files_are_written_beside_the_evaluation(ch
         folder / name for name in ("imagine.png", "imagine.mp4", "imagine.json")
     ]
     picture = Image.open(done.picture)
-    frames_size = (4 * 130 - 2, 2 * 130 - 2)  # given frame + 3, at twice their size; labels are beside them
+    # Given frame, frames 1 and 3, at twice their size: true, predicted, error. Labels are beside them.
+    frames_size = (3 * 130 - 2, 3 * 130 - 2)
     assert all(0 < side - frames < 130 for side, frames in zip(picture.size, frames_size, strict=True))
     with av.open(str(done.video)) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
@@ -137,6 +139,10 @@ def test_held_out_episode_is_used_and_files_are_written_beside_the_evaluation(ch
     assert scores["split"] == "val_ind"
     assert scores["psnr"] == pytest.approx(np.mean([frame["psnr"] for frame in scores["frames"]]))
     assert len(scores["frames"]) == 3
+    assert scores["picture_frames"] == [0, 1, 3]
+    assert done.first_psnr() == {
+        "agent": {number: frame["psnr"] for number, frame in enumerate(scores["frames"], start=1)}
+    }
 
 
 def test_gif_is_written_on_request(checkpoint: Path) -> None:
@@ -261,6 +267,30 @@ def test_contact_sheet_shows_at_most_twelve_frames() -> None:
     assert evenly_spaced(4).tolist() == [0, 1, 2, 3]
     shown = evenly_spaced(51)
     assert (len(shown), shown[0], shown[-1]) == (12, 0, 50)
+
+
+def test_rollouts_are_shown_at_1_4_8_steps_and_doubled_ones() -> None:
+    assert shown_frames(8) == [0, 1, 4, 8]
+    assert shown_frames(3) == [0, 1, 3]
+    assert shown_frames(50) == [0, 1, 4, 8, 16, 32, 50]
+
+
+def test_contact_sheet_has_the_error_and_its_psnr_below_both_frames() -> None:
+    truth = np.full((9, 128, 128, 3), 200, np.uint8)
+    predicted = truth.copy()
+    predicted[8, :, :64] = 180
+    views = {"agent": ViewFrames(truth, predicted)}
+    sheet = contact_sheet(views)
+    error = sheet[-128:, -128:]  # of frame 8, in the lower right corner
+    assert (error[:, :64] == 255 - 2 * 20).all()
+    assert (error[:, 64:] == 255).all()
+    np.testing.assert_array_equal(sheet[-258:-130, -128:], predicted[8])
+    np.testing.assert_array_equal(sheet[-388:-260, -128:], truth[8])
+    labelled = contact_sheet(views, {"agent": {8: 24.5}})
+    changed = (labelled != sheet).any(axis=2)
+    assert changed[-40:, -128:].any()
+    changed[-40:, -128:] = False
+    assert not changed.any(), "only the frame whose score is known has a text"
 
 
 def test_tiles_are_in_order() -> None:

@@ -103,11 +103,10 @@ def test_scores_of_each_view_are_those_of_the_camera_alone(
 def test_picture_and_videos_show_every_view_with_its_name(checkpoint: Path) -> None:
     done = imagine(requested(checkpoint, frames=3, gif=True))
     with Image.open(done.picture) as picture:
-        assert (
-            picture.height - (4 * 130 - 2) == 32
-        )  # true and predicted, agent and wrist, below their numbers
-        shown = np.asarray(picture)[32:, -(4 * 130 - 2) :]
-    views = {view: frames for view, frames in zip(BOTH, (0, 2 * 130), strict=True)}
+        # true, predicted and error, agent and wrist, below their numbers
+        assert picture.height - (6 * 130 - 2) == 32
+        shown = np.asarray(picture)[32:, -(3 * 130 - 2) :]
+    views = {view: frames for view, frames in zip(BOTH, (0, 3 * 130), strict=True)}
     given = {view: shown[top : top + 128, :128] for view, top in views.items()}
     for view, top in views.items():  # the given frame begins the true and the predicted row
         np.testing.assert_array_equal(given[view], shown[top + 130 : top + 258, :128])
@@ -136,7 +135,7 @@ def test_console_and_report_name_the_views(checkpoint: Path, capsys: pytest.Capt
     assert re.search(r"agent .*published: WorldVLA 10 \*", table)
     assert "mean of views" not in table  # three frames give no row, so no name of one
     page = write_report(checkpoint.parents[1] / "eval/step_00000100").read_text()
-    assert "Protocol tokens, views agent, wrist. In each pair of rows, above: the true frames" in page
+    assert "Protocol tokens, views agent, wrist. In each three rows, above: the true frames" in page
     titles = re.findall(r'<span class="title">(PSNR by predicted frame.*?)</span>', page)
     assert titles == ["PSNR by predicted frame, agent", "PSNR by predicted frame, wrist"]
 
@@ -193,7 +192,7 @@ def test_published_scores_stand_beside_the_view_that_they_are_of(checkpoint: Pat
 def test_results_of_an_earlier_version_are_shown_without_a_view(checkpoint: Path) -> None:
     done = imagine(requested(checkpoint, frames=3))
     content = json.loads(done.scores.read_text())
-    del content["cameras"], content["views"]
+    del content["cameras"], content["views"], content["picture_frames"]
     content["horizons"] = [{"frames": 10, "episodes": 1, "psnr": 26.2}]
     done.scores.write_text(json.dumps(content))
     page = write_report(done.scores.parent).read_text()

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.errors import InputError
-from data.tokens.vocabulary import ACTION_START, IMAGE_START
+from data.tokens.vocabulary import ACTION_BIN_END, ACTION_BIN_START, ACTION_END, ACTION_START, IMAGE_START
 from pretrain.model.cache import LayerCache
 from pretrain.model.decoding_session import Answer, DecodingSession
-from pretrain.model.generate import Order, decode_action_chunk
+from pretrain.model.generate import Order, decode_action_chunk, decode_with_entropy
 from pretrain.model.generate_images import Guidance, decode_images
 from pretrain.model.layers import DecoderLayer
 from pretrain.model.sampling import Sampling
@@ -59,6 +59,28 @@ def test_actions_of_any_width_with_given_bins_equal_decoding_without_cache(
         found = decode_action_chunk(model, prompts, 2, order=order, action_dim=numbers, given=fixed)
         assert found.tolist() == expected
         assert all((found[:, :, dimension] == bin_id).all() for dimension, bin_id in fixed.items())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_entropy_is_that_of_the_distributions_that_bins_are_chosen_from(order: Order) -> None:
+    model, prompt, given = small_model(), prompt_of(0, 5), {2: 10_100}
+    plain = decode_action_chunk(model, [prompt], 2, order=order, given=given)
+    bins, entropy = decode_with_entropy(model, [prompt], 2, order=order, given=given)
+    np.testing.assert_array_equal(bins, plain)
+    assert entropy is not None
+    assert (entropy[0, :, 2] == 0).all(), "a given bin is not chosen"
+    for block in range(2):
+        for number in (0, 1, 3, 4, 5, 6):
+            chosen = [[ACTION_START, *row.tolist(), ACTION_END] for row in bins[0, :block]]
+            tokens = [
+                *prompt,
+                *np.ravel(chosen).astype(int).tolist(),
+                ACTION_START,
+                *bins[0, block, :number].tolist(),
+            ]
+            logits = next_logits(model, tokens)[ACTION_BIN_START:ACTION_BIN_END].double()
+            expected = -(logits.softmax(0) * logits.log_softmax(0)).sum()
+            assert entropy[0, block, number] == pytest.approx(float(expected), abs=1e-4)
 
 
 @pytest.mark.parametrize(("start", "block"), [(ACTION_START, 1), (IMAGE_START, 0)])

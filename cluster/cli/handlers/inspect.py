@@ -42,23 +42,30 @@ def run_inspect_data(config: InspectDataConfig, invocation: Invocation) -> None:
         InputError: No data set there, one without episodes, or the contact sheet cannot be made as requested.
         CommandFailedError: Episodes are damaged or missing; each is named.
     """
-    from cluster.inspect.dataset import dataset_content, draw_contact_sheet, open_dataset, sheet_tokenizer
+    from cluster.inspect.dataset import (
+        dataset_content,
+        draw_contact_sheet,
+        open_dataset,
+        sheet_file,
+        sheet_tokenizer,
+    )
     from cluster.inspect.dataset_text import dataset_lines, groups_table
     from data.prepare.left_out import read_left_out
 
     index = open_dataset(config.url)
-    tokenizer = sheet_tokenizer(index, config)
+    sheet = sheet_file(index, config)
+    tokenizer = None if sheet is None else sheet_tokenizer(index, config)
     scan = _scan(index, invocation) if config.verify else None
     damaged = [] if scan is None else scan.damaged
     left_out = read_left_out(index.store, index.fingerprint)
     content = dataset_content(index, config.url, scan, left_out)
-    if tokenizer is not None and config.sheet is not None and not damaged:
-        content["sheet"] = draw_contact_sheet(index, tokenizer, config.sheet, config.episodes)
+    if tokenizer is not None and sheet is not None and not damaged:
+        content["sheet"] = draw_contact_sheet(index, tokenizer, sheet, config.episodes)
     if invocation.json:
         print(json.dumps(content, indent=2))
     else:
         invocation.console.print(groups_table(content))
-        for line in dataset_lines(index, content, scan, config.sheet is not None):
+        for line in dataset_lines(index, content, scan, sheet is not None):
             invocation.console.print(line, markup=False)
     for line in damaged:
         invocation.console.print(f"  damaged: {line}", markup=False)

@@ -58,6 +58,8 @@ class AnswerBuffers:
         tokens: Answer tokens int64 [B, A]: forced ones from the start, chosen ones as they are decoded.
         blocks: int64 [A], block id of each answer token.
         places: int64 [A], for a token after which one is chosen: its number among the chosen ones.
+        entropy: fp32 [B, A], of the distribution that each token was chosen from, in nats, where a step was
+            asked for it.
         ends: int64 [B, 1], tokens of each prompt: position of the first answer token.
         noise: fp32 [B', P, N]; None: greedy.
         steps: Captured steps; see `DecodingSession.run`.
@@ -71,6 +73,7 @@ class AnswerBuffers:
             self.tokens = torch.zeros(batch, answer, dtype=torch.int64, device=device)
             self.blocks = torch.zeros(answer, dtype=torch.int64, device=device)
             self.places = torch.zeros_like(self.blocks)
+            self.entropy = torch.zeros(batch, answer, device=device)
             self.ends = torch.zeros(batch, 1, dtype=torch.int64, device=device)
             self.noise = None if noise is None else torch.zeros(noise, device=device)
         self.steps: dict[Hashable, GraphedStep] = {}

@@ -1,0 +1,1 @@
+"""A policy beside the recorded actions of held-out demonstrations."""

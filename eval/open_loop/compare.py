@@ -1,0 +1,96 @@
+"""A checkpoint's policy on held-out demonstrations, open loop: its first actions beside the recorded ones.
+
+At every frame of a demonstration the policy sees what it would see there, the stored codes of the frames, the
+instruction and the state, as in a sample of its training. What it chooses is compared, not executed: the next
+frame is the demonstration's. The error says how well it imitates; success in the simulator depends on more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data.contracts import Decoder
+from data.errors import InputError
+from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT, EpisodeEntry
+from data.storage.episode_reader import read_episode
+from data.storage.index import DatasetIndex
+from eval.config import Precision
+from eval.open_loop.results import ComparedEpisode, OpenLoopResult, write_open_loop
+from eval.policy.checkpoint_policy import CheckpointPolicy
+from eval.world_model.dataset import choose_episodes, open_dataset
+
+
+def compare_open_loop(
+    checkpoint: Path,
+    out: Path,
+    episodes: int = 1,
+    device: str | None = None,
+    batch: int = 8,
+    precision: Precision = "auto",
+    decoder: Decoder | None = None,
+    embodiment: str | None = None,
+    data_url: str | None = None,
+) -> OpenLoopResult:
+    """Compare the policy of a run's checkpoint with held-out demonstrations of its data; write the result.
+
+    Args:
+        checkpoint: Folder `runs/<name>/checkpoints/step_...`.
+        out: Folder of the evaluation, for `open_loop.json` and `open_loop.png`.
+        episodes: Largest number of demonstrations, the first held-out ones.
+        device: Device of the policy; None: a GPU if there is one.
+        batch: Maximum number of frames that it decides on at once.
+        precision: Arithmetic of its network.
+        decoder: How it decides; None: as in `eval.config.EvaluationSettings`.
+        embodiment: Data set as whose robot it acts; its demonstrations are taken. None: the only one.
+        data_url: The data set, where it was moved; None: the one that the run names.
+
+    Raises:
+        InputError: Unusable checkpoint or data, fewer than one episode, or a folder that cannot be written.
+    """
+    if episodes < 1:
+        raise InputError(f"episodes={episodes}: expected at least 1")
+    policy = CheckpointPolicy(
+        checkpoint, device, batch, precision=precision, decoder=decoder, embodiment=embodiment
+    )
+    data = open_dataset(policy.model, data_url or _own_data(policy))
+    entries = choose_episodes(data.index, None, episodes, fewest=1)
+    result = OpenLoopResult(
+        names=policy.embodiment.action,
+        ranges=policy.source.action_ranges,
+        present=policy.embodiment.present,
+        episodes=tuple(_compare(policy, data.index, entry) for entry in entries),
+        notes=(*policy.model.notes, *data.notes),
+    )
+    first, shown = read_episode(data.index, entries[0]), result.partings
+    frames = {
+        camera: policy.model.image.decode(first.codes[camera][shown]) for camera in policy.cameras if shown
+    }
+    request = {
+        "checkpoint": checkpoint.name,
+        "decoder": policy.decoder,
+        "precision": policy.model.precision,
+        "data": {"url": data.index.url, "fingerprint": data.index.fingerprint},
+    }
+    write_open_loop(result, request, frames, out)
+    return result
+
+
+def _own_data(policy: CheckpointPolicy) -> str | None:
+    """URL of the data set as whose robot the policy acts; None: the run has only one."""
+    sources = policy.model.data.sources
+    return sources[policy.model.settings.sources.index(policy.source)].url if sources else None
+
+
+def _compare(policy: CheckpointPolicy, index: DatasetIndex, entry: EpisodeEntry) -> ComparedEpisode:
+    episode = read_episode(index, entry)
+    decision = policy.decide_on_prompts(policy.stored_prompts(episode), entropy=True)
+    return ComparedEpisode(
+        episode=entry.key,
+        split=TRAINING_SPLIT if policy.model.data.split == ALL_SPLITS else entry.split,
+        instruction=entry.instruction,
+        predicted=decision.actions[:, 0],
+        expert=np.asarray(episode.actions, np.float64),
+        entropy=None if decision.entropy is None else decision.entropy[:, 0],
+    )
