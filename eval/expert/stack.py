@@ -59,7 +59,8 @@ class _Stacking:
             if np.linalg.norm(error) < _REACHED:
                 break
             height = min(_HOVER, _funnel(error, *_GRASP_FUNNEL) - _BEYOND)
-            yield self._arm.toward(self._subject() + [0.0, 0.0, height], OPEN, yaw)
+            over = self._subject() + np.array([0.0, 0.0, height])
+            yield self._arm.toward(over, OPEN, yaw)
         for _ in range(_CLOSE_STEPS):
             yield np.array([0.0, 0.0, -_PRESS, 0.0, 0.0, 0.0, CLOSE])
 

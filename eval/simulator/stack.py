@@ -43,7 +43,7 @@ TASK = TaskInfo(
     number=0,
     name="stack_the_red_cube_on_the_green_cube",
     instruction="stack the red cube on the green cube",
-    horizon=200,
+    horizon=160,
     environment="Stack",
 )
 
@@ -83,9 +83,7 @@ class StackSuite(RobosuiteSuite):
     def __init__(self, name: str = SUITE) -> None:
         super().__init__(name, (replace(TASK, suite=name),))
         if name == NARROW_SUITE:
-            self.notes = (
-                "narrower placements than robosuite's Stack: rates do not compare with those of robosuite_stack",
-            )
+            self.notes = (f"narrower placements than robosuite's Stack: rates do not compare with {SUITE}'s",)
 
     def _build(self, task: TaskInfo, observations: Observations, reset: Reset) -> StackSimulator:
         return StackSimulator(observations, reset, task)
