@@ -78,7 +78,7 @@ def _across(
         for offset in (0.0, 0.25, -0.25, 0.4, -0.4) if length >= 0.05 else (0.0,):
             v_middle = (v.max() + v.min()) / 2 + offset * (length - 0.02)
             centre = across * (u.max() + u.min()) / 2 + along * v_middle
-            hits = _fingers_hit(obstacles[:, :2], centre, across, along)
+            hits = fingers_hit(obstacles[:, :2], centre, across, along)
             hits += _palm_hits(at_palm, centre, across, along)
             too_wide = 100.0 * max(0.0, width - _HAND_OPENING)
             cost = width + too_wide + 0.02 * abs(offset) + 0.004 * turn + 10.0 * hits
@@ -89,7 +89,7 @@ def _across(
     return best[1], best[2]
 
 
-def _fingers_hit(
+def fingers_hit(
     points: NDArray[np.float64],
     centre: NDArray[np.float64],
     across: NDArray[np.float64],

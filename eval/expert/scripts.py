@@ -1,4 +1,4 @@
-"""A scripted expert that reads the simulator's poses: lifting, and picking and placing.
+"""A scripted expert that reads the simulator's poses: lifting, picking and placing, and stacking.
 
 It is a proportional controller: the commanded motion is a function of where gripper and object are,
 so a policy that sees both can imitate it and can correct deviations. A demonstration is a generator that
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from eval.expert.arm import CLOSE, OPEN, Arm
 from eval.expert.pick_and_place import pick_and_place
+from eval.expert.stack import stack
 from eval.simulator.interface import Goal, Simulator
 
 # Phases of lifting are short, and slow enough that a frame every fifth step tells them apart.
@@ -47,11 +48,13 @@ def demonstrate(simulator: Simulator) -> Iterator[NDArray[np.float64]]:
             yield from _lift(simulator, goal)
         elif goal.predicate in ("on", "in"):
             yield from pick_and_place(simulator, goal)
+        elif goal.predicate == "stack":
+            yield from stack(simulator, goal)
         else:
             task = simulator.task
             raise InputError(
                 f"task {task.number} of {task.suite} ({task.instruction}): the scripted expert has lift, "
-                f"on and in, not {goal.predicate}; choose other tasks=[...]"
+                f"on, in and stack, not {goal.predicate}; choose other tasks=[...]"
             )
 
 

@@ -50,7 +50,7 @@ class Goal:
     """One condition of the task, as LIBERO's BDDL writes it: ``(on bowl_1 plate_1)``.
 
     Attributes:
-        predicate: `lift`, `on`, `in`, or another one that the expert does not know.
+        predicate: `lift`, `stack`, `on`, `in`, or another one that the expert does not know.
         subject: Name of the object to move.
         target: Name of an object or site; empty for `lift`.
     """

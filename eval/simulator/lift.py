@@ -7,7 +7,6 @@ noise, each at two severities. Everything else is the same, initial states too.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -16,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.contracts import AGENT_CAMERA
-from data.errors import InputError
 from eval.config import Observations, Reset
 from eval.simulator.interface import Goal, TaskInfo
 from eval.simulator.libero.plus_camera import CameraView, moved_camera
 from eval.simulator.libero.plus_noise import NOISE_PIXELS, SensorNoise
-from eval.simulator.panda import PandaSimulator, installed_versions, panda_arguments, seeded_numpy
-from eval.simulator.provenance import renderer
-from eval.simulator.rendering import check_apart_from_cuda, choose_backend, quiet_robosuite
+from eval.simulator.robosuite_task import (
+    RobosuiteSimulator,
+    RobosuiteSuite,
+    build_environment,
+    look_at,
+    prepare_robosuite,
+)
 
 SUITE, CAMERA_SUITE, NOISE_SUITE = "robosuite_lift", "robosuite_lift_camera", "robosuite_lift_noise"
 CUBE = "cube"
@@ -83,7 +85,7 @@ _VARIATIONS: dict[str, tuple[_Variation, ...]] = {
 SUITES = tuple(_VARIATIONS)
 
 
-class LiftSimulator(PandaSimulator):
+class LiftSimulator(RobosuiteSimulator):
     """A Panda before a table with one red cube; solved when the cube is 4 cm above the table."""
 
     def __init__(
@@ -93,9 +95,7 @@ class LiftSimulator(PandaSimulator):
         task: TaskInfo = TASK,
         variation: _Variation = _Variation(),
     ) -> None:
-        environment = _make_environment(variation.view)
-        environment.hard_reset = reset == "hard"
-        super().__init__(environment, task, observations)
+        super().__init__(_make_environment(variation.view), task, observations, reset)
         self._noise, self._initial_state = variation.noise, 0
 
     def render(self, camera: str, pixels: int) -> NDArray[np.uint8]:
@@ -107,9 +107,7 @@ class LiftSimulator(PandaSimulator):
 
     def _place(self, initial_state: int) -> None:
         self._initial_state = initial_state
-        # Placement and the noise of the arm's initial pose are drawn from numpy's global generator.
-        with seeded_numpy(initial_state):
-            self._environment.reset()
+        super()._place(initial_state)
 
     def _bodies(self) -> Mapping[str, int]:
         return {CUBE: int(self._environment.cube_body_id)}
@@ -123,86 +121,31 @@ class LiftSimulator(PandaSimulator):
         return (Goal("lift", CUBE),)
 
 
-class LiftSuite:
+class LiftSuite(RobosuiteSuite):
     """One of `SUITES`: the task, or ten of what its agent camera shows otherwise.
 
     Raises:
         InputError: Renderer or package are missing.
     """
 
-    standin_assets = False
-    default_reset: Reset = "soft"
-    notes: tuple[str, ...] = ()
-
     def __init__(self, name: str = SUITE) -> None:
-        self.name = name
-        self.tasks = tuple(
+        tasks = (
             replace(TASK, suite=name, number=number, name=f"{TASK.name}{variation.name}")
             for number, variation in enumerate(_VARIATIONS[name])
         )
-        if importlib.util.find_spec("robosuite") is None:
-            raise InputError("robosuite is not installed; run: pip install --no-deps robosuite==1.4.0")
-        choose_backend()
+        super().__init__(name, tuple(tasks))
 
-    def versions(self) -> dict[str, str]:
-        """Versions of robosuite and MuJoCo."""
-        return installed_versions("robosuite", "mujoco")
-
-    def renderer(self) -> str:
-        """Backend and vendor of the renderer."""
-        return renderer()
-
-    def open(
-        self, task: int, observations: Observations = "recomputed", reset: Reset | None = None
-    ) -> LiftSimulator:
-        """Build the simulator of a task. A hard reset builds the model anew, with a cube of another size."""
-        if not 0 <= task < len(self.tasks):
-            raise ValueError(f"{self.name} has tasks 0 to {len(self.tasks) - 1}, not {task}")
-        check_apart_from_cuda()
-        variation = _VARIATIONS[self.name][task]
-        return LiftSimulator(observations, reset or self.default_reset, self.tasks[task], variation)
+    def _build(self, task: TaskInfo, observations: Observations, reset: Reset) -> LiftSimulator:
+        return LiftSimulator(observations, reset, task, _VARIATIONS[self.name][task.number])
 
 
 def _make_environment(view: CameraView) -> Any:
-    """The Lift of robosuite with our agent camera, moved, and no observations of its own."""
-    orientation = _look_at(_CAMERA_EYE, _CAMERA_TARGET)
+    """The Lift of robosuite with our agent camera, moved."""
+    prepare_robosuite()
+    from robosuite.environments.manipulation.lift import Lift
+
+    orientation = look_at(_CAMERA_EYE, _CAMERA_TARGET)
     position, quaternion = moved_camera(_CAMERA_EYE, orientation.tolist(), view)
     if view == _PLAIN:  # whose numbers `moved_camera` rounds
         position, quaternion = np.array(_CAMERA_EYE), orientation
-    choose_backend()
-    quiet_robosuite()
-    from robosuite.environments.manipulation.lift import Lift
-
-    class _Lift(Lift):
-        def _load_model(self) -> None:
-            super()._load_model()
-            self.model.mujoco_arena.set_camera(
-                "agentview",
-                pos=position,
-                quat=quaternion,
-                camera_attribs={"fovy": str(_CAMERA_FIELD_OF_VIEW)},
-            )
-            # Rendering the floor's faint reflection would take as long as everything else.
-            self.model.mujoco_arena.asset.find("./material[@name='floorplane']").set("reflectance", "0")
-
-    with seeded_numpy(0):  # the cube's size is drawn when the model is built
-        return _Lift(
-            **panda_arguments(),
-            use_camera_obs=False,
-            use_object_obs=False,
-            has_renderer=False,
-            has_offscreen_renderer=True,
-            ignore_done=True,
-        )
-
-
-def _look_at(eye: tuple[float, float, float], target: tuple[float, float, float]) -> np.ndarray:
-    """Quaternion (w, x, y, z) of an upright MuJoCo camera at `eye` that looks at `target`."""
-    from robosuite.utils.transform_utils import mat2quat
-
-    backward = np.subtract(eye, target)
-    backward = backward / np.linalg.norm(backward)
-    right = np.cross([0.0, 0.0, 1.0], backward)
-    right = right / np.linalg.norm(right)
-    quaternion = mat2quat(np.stack([right, np.cross(backward, right), backward], axis=1))
-    return quaternion[[3, 0, 1, 2]]
+    return build_environment(Lift, position, quaternion, _CAMERA_FIELD_OF_VIEW)

@@ -8,7 +8,9 @@ from data.errors import InputError
 from eval.simulator.interface import Suite
 from eval.simulator.libero.names import LIBERO_SUITES, PLUS_SUITES, PRO_SUITES, UNAVAILABLE
 
-ROBOSUITE_SUITES = ("robosuite_lift", "robosuite_lift_camera", "robosuite_lift_noise")
+LIFT_SUITES = ("robosuite_lift", "robosuite_lift_camera", "robosuite_lift_noise")
+STACK_SUITES = ("robosuite_stack", "robosuite_stack_narrow")
+ROBOSUITE_SUITES = (*LIFT_SUITES, *STACK_SUITES)
 SUITES = (*ROBOSUITE_SUITES, *LIBERO_SUITES, *PRO_SUITES, *PLUS_SUITES)
 
 
@@ -31,6 +33,10 @@ def open_suite(name: str) -> Suite:
         from eval.simulator.libero.plus import LiberoPlusSuite
 
         return LiberoPlusSuite(name)
+    if name in STACK_SUITES:
+        from eval.simulator.stack import StackSuite
+
+        return StackSuite(name)
     from eval.simulator.lift import LiftSuite
 
     return LiftSuite(name)
