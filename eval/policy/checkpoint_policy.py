@@ -30,6 +30,7 @@ from eval.policy.embodiment import acting_source
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import LoadedModel, load_model
 from eval.simulator.interface import ACTION_LIMIT, EMBODIMENT, Simulator
+from pretrain.config import WeightsChoice
 from pretrain.model.generate import Order
 
 
@@ -47,6 +48,7 @@ class CheckpointPolicy:
         decoder: How it decides; None: as in `eval.config.EvaluationSettings`.
         embodiment: Data set as whose robot it acts; None: the only one that fits.
         in_simulator: Whether it acts in a simulator, whose numbers the robot's must be.
+        weights: Which weights of the checkpoint it has.
 
     Raises:
         InputError: As for `load_model`, or no embodiment fits, or its actions are in other units than the
@@ -64,9 +66,10 @@ class CheckpointPolicy:
         decoder: Decoder | None = None,
         embodiment: str | None = None,
         in_simulator: bool = True,
+        weights: WeightsChoice = "auto",
     ) -> None:
         self._checkpoint = checkpoint
-        self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
+        self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision, weights)
         self._settings, network = self._model.settings, self._model.network
         self._source = acting_source(checkpoint, self._settings.sources, embodiment, in_simulator)
         if self.embodiment.action == EMBODIMENT.action:

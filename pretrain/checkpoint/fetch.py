@@ -24,8 +24,9 @@ def local_checkpoint(url: str, run: Path | None = None) -> Path:
     """Return a checkpoint as a folder of its run: itself, or its weights in `fetched/step_...` there.
 
     Tokenizers and action ranges are in the run's folder, where an evaluation looks for them. Moments are not
-    fetched. Every file is verified while it is copied; a folder that was fetched before from the same
-    checkpoint is used again. The checkpoint fetched before it stays, older ones are removed.
+    fetched, an average of the weights is. Every file is verified while it is copied; a folder that was
+    fetched before from the same checkpoint is used again. The checkpoint fetched before it stays, older ones
+    are removed.
 
     Args:
         url: Folder, or URL of one checkpoint in an object store.
