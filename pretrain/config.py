@@ -151,8 +151,8 @@ class OptimConfig:
             `loss.reference_compatible`).
         gradient_clipping: Largest global gradient norm; 0: not limited.
         ema: Decay, above 0 and below 1, of an exponential moving average of the weights; its warm-up is in
-            `pretrain.parallel.weight_average`. Checkpoints hold it beside the weights; evaluation, serving and
-            export take it (`weights=auto`). null: there is none.
+            `pretrain.parallel.weight_average`. Checkpoints hold it beside the weights; evaluation, serving
+            and export take it (`weights=auto`). null: there is none.
     """
 
     name: OptimizerName = field(
