@@ -172,6 +172,16 @@ class Manifest:
         """Name of the file in which a rank wrote its chunks of a state."""
         return state_file(writer, state, self.attempt)
 
+    def files_of(self, *states: str) -> dict[str, StoredFile]:
+        """The chunk table and the files with any of these states."""
+        kinds = {_kind(state) for state in states}
+        found: dict[str, StoredFile] = {}
+        for name, file in self.files.items():
+            match = _FILE.fullmatch(name)
+            if name.startswith(_CHUNK_TABLE) or (match is not None and (match[2] or "") in kinds):
+                found[name] = file
+        return found
+
     def encode(self) -> bytes:
         """Encode as JSON."""
         content = {
@@ -335,5 +345,8 @@ def chunk_table_file(attempt: str = "") -> str:
 
 def state_file(writer: int, state: str, attempt: str = "") -> str:
     """Name of the file for a rank's chunks of a state: weights, their average, moments have a file each."""
-    kind = {MASTER: "", EMA: f".{EMA}"}.get(state, ".optimizer")
-    return f"rank_{writer:05d}{kind}{f'-{attempt}' if attempt else ''}.safetensors"
+    return f"rank_{writer:05d}{_kind(state)}{f'-{attempt}' if attempt else ''}.safetensors"
+
+
+def _kind(state: str) -> str:
+    return {MASTER: "", EMA: f".{EMA}"}.get(state, ".optimizer")

@@ -116,7 +116,7 @@ def export_weights(
     image, encoder = None, []
     if image_tokenizer is not None:
         image, encoder = encoder_tensors(image_tokenizer, dtype, policy)
-    if damage := find_damage(store, manifest.files):  # last: it reads all of them
+    if damage := find_damage(store, manifest.files_of(state)):  # last: it reads all of them
         raise InputError(f"{checkpoint}: damaged: {listed(damage)}; take another checkpoint")
     weights = _network_tensors(checkpoint, store, manifest, state, dtype)
     dtypes = Counter(tensor.dtype for tensor in weights)
