@@ -105,5 +105,3 @@ def test_the_average_is_a_setting_that_only_run_change_changes(config: TrainingC
     assert load_model(weights, device="cpu").weights == "trained"
     with pytest.raises(InputError, match=r"^weights=averaged: .*step_00000005 has no average of its weights"):
         load_model(weights, device="cpu", weights="averaged")
-    log = (folder.logs / "rank_00000.log").read_text()
-    assert "step_00000004: its average of the weights (decay 0.9) is not read, with optim.ema=null" in log

@@ -317,7 +317,7 @@ def test_exported_weights_act_by_the_file_beside_them(checkpoint: Path, exported
     expected = CheckpointPolicy(checkpoint, device="cpu").act(observations)
     np.testing.assert_array_equal(policy.act(observations), expected)
     record = PolicyReference(str(exported), exported=files(checkpoint)).record()
-    assert record == PolicyReference(str(checkpoint)).record()
+    assert record == replace(PolicyReference(str(checkpoint)).record(), weights=None)
     changed = PolicyReference(str(exported), exported=files(checkpoint, chunk=9)).record()
     assert changed.settings is not None
     assert changed.settings["chunk"] == 9
