@@ -189,7 +189,6 @@ class FakePolicySource:
     precision: str | None = None
     decoder: str | None = None
     settings: Mapping[str, Any] | None = None
-    weights: str | None = None
 
     @property
     def uses_server(self) -> bool:
@@ -208,6 +207,4 @@ class FakePolicySource:
         return self.name
 
     def record(self) -> PolicyRecord:
-        return PolicyRecord(
-            self.settings, precision=self.precision, decoder=self.decoder, weights=self.weights
-        )
+        return PolicyRecord(self.settings, precision=self.precision, decoder=self.decoder)

@@ -142,7 +142,8 @@ def test_other_weights_of_a_checkpoint_do_not_reuse_episodes(
     run(tmp_path)
     shown: list[int] = []
     for weights in ("trained", "averaged (decay 0.99)", "averaged (decay 0.999)"):
-        monkeypatch.setattr(FakePolicySource, "weights", weights)
+        record = PolicyRecord(weights=weights)
+        monkeypatch.setattr(FakePolicySource, "record", lambda self, record=record: record)
         reported: list[EvaluationProgress] = []
         results = run(tmp_path, reported.append)
         assert results.to_json()["weights"] == weights
