@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import SourceConfig
-from data.contracts import Decoder
-from pretrain.config import WeightsChoice
+from data.contracts import Decoder, WeightsChoice
 
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]

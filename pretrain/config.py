@@ -20,8 +20,6 @@ Allocator = Literal["expandable_segments", "default"]
 Offload = Literal["none", "optimizer", "all"]
 OptimizerName = Literal["adamw", "lion"]
 Schedule = Literal["constant", "cosine", "wsd"]
-WeightsChoice = Literal["auto", "averaged", "trained"]
-"""Weights of a checkpoint: `trained`, `averaged` (their average, `optim.ema`), or `auto`: averaged if any."""
 WeightsDtype = Literal["float32", "bfloat16", "float16"]
 WeightsLayout = Literal["transformers", "published"]
 WandbMode = Literal["auto", "online", "offline", "disabled"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
-from pretrain.config import WeightsChoice, WeightsDtype, WeightsLayout
+from data.contracts import WeightsChoice
+from pretrain.config import WeightsDtype, WeightsLayout
 
 
 @dataclass

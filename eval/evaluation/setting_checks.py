@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 from data.errors import InputError
 from eval.config import EvaluationSettings
 from eval.simulator.interface import EVALUATION_STATES, Suite
-from pretrain.config import TrainingConfig, WeightsChoice, trained_decoders
+from pretrain.config import TrainingConfig, trained_decoders
 
 
 def check_settings(settings: EvaluationSettings, prefix: str = "") -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.contracts import Decoder, Embodiment
+from data.contracts import Decoder, Embodiment, WeightsChoice
 from data.errors import InputError
 from data.stream.samples import action_prompt
 from data.stream.source_format import SourceFormat
@@ -30,7 +30,6 @@ from eval.policy.embodiment import acting_source
 from eval.policy.interface import Observation
 from eval.policy.loaded_model import LoadedModel, load_model
 from eval.simulator.interface import ACTION_LIMIT, EMBODIMENT, Simulator
-from pretrain.config import WeightsChoice
 from pretrain.model.generate import Order
 
 

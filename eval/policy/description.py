@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.config import DataConfig
-from data.contracts import AGENT_CAMERA, Decoder
+from data.contracts import AGENT_CAMERA, Decoder, WeightsChoice
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.tokens.state import check_state_ranges
@@ -20,7 +20,6 @@ from pretrain.checkpoint.policy_files import (
     file_checksum,
     image_pixels,
 )
-from pretrain.config import WeightsChoice
 from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ActionHeadConfig
 from pretrain.policy_settings import POLICY_FILE, PolicySettings

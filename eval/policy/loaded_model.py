@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.config import DataConfig
+from data.contracts import WeightsChoice
 from data.errors import InputError
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
@@ -17,7 +18,6 @@ from eval.policy.description import describe
 from eval.policy.precision import DTYPES, Arithmetic, chosen_arithmetic, chosen_device
 from pretrain.checkpoint.policy_files import run_data, run_model
 from pretrain.checkpoint.weights import load_weights
-from pretrain.config import WeightsChoice
 from pretrain.convert.source import CONFIG, open_weights_folder
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import Transformer

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig, Precision
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Policy, PolicyRecord
-from pretrain.config import WeightsChoice
 from pretrain.run_layout import READY, RunLayout, parse_step_name
 
 EXPERT = "expert"

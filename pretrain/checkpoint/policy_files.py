@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 from data.errors import InputError
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest, StoredFile
 from pretrain.checkpoint.weights import chosen_state, describe_state
-from pretrain.config import WeightsChoice
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.policy_settings import DECODERS, PolicySettings
 from pretrain.run_layout import RunLayout

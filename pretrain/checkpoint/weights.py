@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.contracts import WeightsChoice
 from data.errors import InputError, StorageError
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import chunk_name
@@ -17,7 +18,6 @@ from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import EMA, MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_verified
-from pretrain.config import WeightsChoice
 from pretrain.model.parameters import sharded_dimension
 
 _THREADS = 4

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from data.contracts import WeightsChoice
 from data.errors import InputError
 from data.files import write_whole
 from data.storage.store import Store
@@ -23,7 +24,7 @@ from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
 from pretrain.checkpoint.verification import find_damage
 from pretrain.checkpoint.weights import chosen_state, describe_state
 from pretrain.checkpoint_metadata import settings_section
-from pretrain.config import WeightsChoice, WeightsLayout
+from pretrain.config import WeightsLayout
 from pretrain.convert.chameleon import (
     HEAD_NORM_EPS,
     generation_config,

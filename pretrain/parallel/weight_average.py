@@ -49,13 +49,15 @@ class WeightAverage:
         applied = (~skipped).to(self.updates)
         decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
         weight = (applied * (1 - decay)).float()
-        torch._foreach_lerp_(self._averages, self._masters, [weight] * len(self._masters))
+        weights = [weight] * len(self._masters)
+        torch._foreach_lerp_(self._averages, self._masters, weights)  # pyright: ignore[reportPrivateImportUsage]
         self.updates += applied
 
     @torch.no_grad()
     def restart(self) -> None:
         """Start again from the masters as they are now."""
-        torch._foreach_copy_(self._averages, self._masters)
+        for average, master in zip(self._averages, self._masters, strict=True):
+            average.copy_(master)
         self.updates.zero_()
 
     def resume(self, updates: int) -> None:

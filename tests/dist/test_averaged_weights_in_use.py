@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.inspect.checkpoint import checkpoint_lines, read_checkpoint
+from data.contracts import WeightsChoice
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig
 from eval.policy.loaded_model import load_model
 from eval.policy.source import PolicyReference, named_policy
 from pretrain.checkpoint.weights import load_weights
-from pretrain.config import TrainingConfig, WeightsChoice
+from pretrain.config import TrainingConfig
 from pretrain.convert.exporting import export_weights
 from tests.support import training_case as case
 from tests.support.ranks import run_ranks
