@@ -33,6 +33,8 @@ Resize = Literal["box_bicubic", "lanczos"]
 
 Decoder = Literal["discrete", "continuous"]
 """How a policy decides on actions: on their tokens, or by the action head (RynnVLA-002)."""
+WeightsChoice = Literal["auto", "averaged", "trained"]
+"""Weights of a checkpoint: `trained`, `averaged` (their average, `optim.ema`), or `auto`: averaged if any."""
 
 
 @dataclass(frozen=True, slots=True)

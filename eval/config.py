@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import SourceConfig
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 
 Stale = Literal["queue", "cancel"]
 Observations = Literal["recomputed", "published"]
@@ -50,6 +50,8 @@ class EvaluationSettings:
         reset: How an episode starts. `hard`: to the last bit as in a simulator that was just built, as in
             LIBERO's scripts and published protocols. `soft`: the last episode's simulator is set back, which
             differs in the last digits. null: as the suite does, `hard` for LIBERO's, `soft` for robosuite's.
+        weights: Weights of the checkpoint: their average (`averaged`, of a training with `optim.ema`), the
+            `trained` ones, or `auto`: the average where there is one.
     """
 
     suite: str = "robosuite_lift"
@@ -70,6 +72,7 @@ class EvaluationSettings:
     decoder: Decoder | None = None
     embodiment: str | None = None
     reset: Reset | None = None
+    weights: WeightsChoice = "auto"
 
 
 @dataclass
@@ -167,6 +170,7 @@ class ServeConfig:
         decoder: How the policy decides, as for `worldvla eval`.
         embodiment: Name of the data set, of several that the checkpoint was trained on, as whose robot the
             policy acts; null: the only one.
+        weights: Weights of the checkpoint, as for `worldvla eval`.
         clients: Maximum number of clients at once; the next one is refused.
         idle_seconds: A client that sends nothing for so long, or does not read its answer, is disconnected.
         start_seconds: A policy that takes longer to load is given up.
@@ -183,6 +187,7 @@ class ServeConfig:
     precision: Precision = "auto"
     decoder: Decoder | None = None
     embodiment: str | None = None
+    weights: WeightsChoice = "auto"
     clients: int = 64
     idle_seconds: float = 600.0
     start_seconds: float = 900.0
@@ -247,6 +252,7 @@ class RolloutConfig:
         guidance: Scale of classifier-free guidance towards the action; 1: none.
         seed: Seed of sampling at a temperature above 0.
         precision: As for `worldvla eval`.
+        weights: As for `worldvla eval`.
         gif: Write the video as GIF too, for viewers without MP4; 256 colours a frame.
         out: Folder for picture and video; null: beside the checkpoint's evaluation.
     """
@@ -263,6 +269,7 @@ class RolloutConfig:
     guidance: float = 1.0
     seed: int = 0
     precision: Precision = "auto"
+    weights: WeightsChoice = "auto"
     gif: bool = False
     out: str | None = None
 

@@ -187,6 +187,7 @@ def _layouts(config: TrainingConfig) -> Iterator[ParallelLayout]:
             config.optim.name,
             stage,
             parallel.hpz_partition_size,
+            config.optim.ema is not None,
         )
 
 

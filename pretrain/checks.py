@@ -59,6 +59,7 @@ def check_training(config: TrainingConfig) -> None:
     _check_below_one("model.dropout", config.model.dropout)
     for beta in config.optim.betas:
         _check_below_one("optim.betas", beta)
+    _check_ema(config.optim.ema)
     _check_profile_steps(config.telemetry.profile_steps)
     _check_minimum("parallel.hpz_partition_size", config.parallel.hpz_partition_size, 1)
     _check_layout(config)
@@ -163,6 +164,13 @@ def _check_zero(config: TrainingConfig) -> None:
         raise InputError(
             f"parallel.hpz_partition_size={size} does not divide parallel.data={parallel.data}; change one "
             "of them"
+        )
+
+
+def _check_ema(decay: float | None) -> None:
+    if decay is not None and not 0 < decay < 1:
+        raise InputError(
+            f"optim.ema={decay}, expected a decay above 0 and below 1 (0.999, say), or null for no average"
         )
 
 

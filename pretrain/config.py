@@ -148,6 +148,9 @@ class OptimConfig:
         weight_decay: On matrices; none on norms and biases (as the published code, on all of them, with
             `loss.reference_compatible`).
         gradient_clipping: Largest global gradient norm; 0: not limited.
+        ema: Decay, above 0 and below 1, of an exponential moving average of the weights; its warm-up is in
+            `pretrain.parallel.weight_average`. Checkpoints hold it beside the weights; evaluation, serving
+            and export take it (`weights=auto`). null: there is none.
     """
 
     name: OptimizerName = field(
@@ -169,6 +172,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     gradient_clipping: float = 4.0
+    ema: float | None = None
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.config import RootConfig
+from data.contracts import WeightsChoice
 from pretrain.config import WeightsDtype, WeightsLayout, ZeroStage
 
 
@@ -95,6 +96,7 @@ class ConvertExportConfig:
         shard_megabytes: Largest weight file; a larger tensor is in a file of its own.
         embodiment: Name of the data set, of several that the checkpoint was trained on, whose embodiment
             `policy.json` is to be of; needed for `layout=published`, whose class knows one; null: all.
+        weights: Weights of the checkpoint, as for `worldvla eval`.
     """
 
     checkpoint: str = "???"
@@ -104,3 +106,4 @@ class ConvertExportConfig:
     image_tokenizer: str | None = None
     shard_megabytes: int = 5000
     embodiment: str | None = None
+    weights: WeightsChoice = "auto"

@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def read_checkpoint(url: str) -> dict[str, Any]:
         "files": len(manifest.files),
         "bytes": manifest.bytes,
         "only_weights": manifest.only_weights,
+        "ema": None if manifest.average is None else asdict(manifest.average),
         "dtypes": dict(Counter(tensor.dtype for tensor in manifest.tensors.values())),
         "imported": manifest.metadata.get("imported"),
         "action_head": settings_section(manifest.metadata, "model").get("action_head"),
@@ -136,6 +138,9 @@ def checkpoint_lines(row: dict[str, Any]) -> Iterator[str]:
         yield f"  step {row['step']}, saved at {row['parallel']}"
     kinds = ", ".join(f"{count} {dtype}" for dtype, count in sorted(row["dtypes"].items()))
     content = "weights alone" if row["only_weights"] else "weights and the optimiser's moments"
+    if ema := row["ema"]:
+        average = f"their average (decay {ema['decay']:g}, {ema['updates']} updates)"
+        content = f"weights, {average} and the optimiser's moments"
     yield f"  {row['tensors']} tensors ({kinds}) of {row['values']:,} values: {content}"
     if head := row["action_head"]:
         yield f"  action head: {head['time_horizon']} actions of {head['action_dim']} numbers"

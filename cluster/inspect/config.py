@@ -125,6 +125,7 @@ class InspectMemoryConfig:
         offloads: Values of `parallel.offload` to try.
         host_memory: Host memory of a node, as `gpu_memory`; null: unlimited.
         optimizer: `optim.name`: `adamw` or `lion`.
+        ema: Count an average of the weights (`optim.ema`).
         stages: Values of `parallel.zero_stage` to try; something is offloaded at stage 3 alone.
         hpz: Try `parallel.hpz_partition_size=<node_gpus>` as well, where it is possible.
         show: Layouts to print; `--json` has all.
@@ -143,6 +144,7 @@ class InspectMemoryConfig:
     offloads: list[Offload] = field(default_factory=lambda: ["none", "optimizer", "all"])
     host_memory: str | None = None
     optimizer: OptimizerName = "adamw"
+    ema: bool = False
     stages: list[ZeroStage] = field(default_factory=lambda: [0, 1, 2, 3])
     hpz: bool = True
     show: int = 12

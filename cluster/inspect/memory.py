@@ -44,6 +44,7 @@ def plan_layouts(config: InspectMemoryConfig) -> tuple[LayoutRequest, list[Layou
         offloads=config.offloads,
         host_memory=_host_memory(config),
         optimizer=config.optimizer,
+        ema=config.ema,
         stages=config.stages,
         hpz=config.hpz,
     )

@@ -36,12 +36,14 @@ def check_run(config: RootConfig) -> RunResources:
             check_decoder,
             check_initial_states,
             check_settings,
+            check_weights,
         )
         from eval.simulator.registry import open_suite, select_tasks
         from eval.simulator.rendering import check_library
 
         check_settings(config.eval, "eval.")
         check_decoder(config.eval.decoder, "eval.decoder", config)
+        check_weights(config.eval.weights, "eval.weights", config)
         if config.eval.gpus == 0 and "MUJOCO_GL" not in os.environ:
             check_library("osmesa")  # of processes without a GPU, also where this machine has one
         suite = open_suite(config.eval.suite)

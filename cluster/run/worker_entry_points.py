@@ -79,6 +79,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
             precision=job.settings.precision,
             decoder=job.settings.decoder,
             embodiment=job.settings.embodiment,
+            weights=job.settings.weights,
         ),
         job.settings,
         job.out,
@@ -110,6 +111,7 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
                 lpips_weights=job.settings.lpips_weights,
                 fvd_network=job.settings.fvd_network,
                 precision=job.settings.precision,
+                weights=job.settings.weights,
             ),
             device,
         )

@@ -94,6 +94,7 @@ def _quickest(config: SubmitConfig, gpus: int, given: set[str]) -> LayoutEstimat
         machine=Machine.of_gpu(cluster.gpu, DEFAULT_EFFICIENCY, cluster.gpus_per_node),
         offloads=("none",),
         optimizer=config.optim.name,
+        ema=config.optim.ema is not None,
         stages=_stages(config, given),
         policies=RECOMPUTE_POLICIES if "model.recompute" not in given or policy == "auto" else (policy,),
         hpz="parallel.hpz_partition_size" not in given,

@@ -16,7 +16,7 @@ from cluster.slurm.sbatch import render, render_stage
 from cluster.slurm.sweep import SweepRun
 from data.errors import InputError
 from eval.config import EvaluationSettings
-from eval.evaluation.setting_checks import check_decoder
+from eval.evaluation.setting_checks import check_decoder, check_weights
 from eval.simulator.registry import check_suite_name
 from pretrain.checkpoint.location import checkpoint_location
 from pretrain.run_folder import RunFolder
@@ -81,7 +81,7 @@ def plan_jobs(
     _check_stages(config, given)
     _check_suites(config, given["final_eval"])
     for training in [run.config for run in sweep] or [config]:
-        _check_decoders(training, given["final_eval"])
+        _check_policies(training, given["final_eval"])
     jobs: list[Job] = []
     if "prepare" in config.stages:
         words = _prepare_arguments(config, given["prepare"])
@@ -127,16 +127,19 @@ def _check_suites(config: SubmitConfig, final: Sequence[str]) -> None:
             check_suite_name(config.eval.suite, "eval.suite")
 
 
-def _check_decoders(config: SubmitConfig, final: Sequence[str]) -> None:
-    """Refuse decoders that the checkpoints of the training will not have, likewise."""
+def _check_policies(config: SubmitConfig, final: Sequence[str]) -> None:
+    """Refuse decoders and weights that the checkpoints of the training will not have, likewise."""
     if "train" not in config.stages:
         return
     if config.eval.every > 0:
         check_decoder(config.eval.decoder, "eval.decoder", config)
+        check_weights(config.eval.weights, "eval.weights", config)
     if "eval" in config.stages:
-        is_given = "decoder" in map(key_of, final)
-        section, settings = ("final_eval", config.final_eval) if is_given else ("eval", config.eval)
+        given = set(map(key_of, final))
+        section, settings = ("final_eval", config.final_eval) if "decoder" in given else ("eval", config.eval)
         check_decoder(settings.decoder, f"{section}.decoder", config)
+        section, settings = ("final_eval", config.final_eval) if "weights" in given else ("eval", config.eval)
+        check_weights(settings.weights, f"{section}.weights", config)
 
 
 def _prepare_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
@@ -171,7 +174,7 @@ def _eval_arguments(config: SubmitConfig, given: Sequence[str]) -> list[str]:
     defaults |= {} if config.eval.tasks is None else {"tasks": config.eval.tasks}
     defaults |= {} if config.eval.horizon is None else {"horizon": config.eval.horizon}
     plain = EvaluationSettings()
-    for name in ("seed", "observations", "reset", "precision", "decoder", "embodiment"):
+    for name in ("seed", "observations", "reset", "precision", "decoder", "embodiment", "weights"):
         if (value := getattr(config.eval, name)) != getattr(plain, name):
             defaults[name] = value
     keys = {key_of(word) for word in given}

@@ -132,6 +132,7 @@ def evaluate(
         described.settings,
         described.precision,
         described.decoder,
+        described.weights,
     )
     specs = _episode_specs(suite, tasks, settings)
     if described.settings is not None and "chunk" in described.settings:
@@ -234,14 +235,17 @@ def _identity(
 ) -> dict[str, object]:
     """Everything that the outcome of an episode depends on.
 
-    fp32 and the discrete decoder are left out: versions that did not record them had no other, and their
-    episodes are found. Which decoders the policy has besides the one in use changes no outcome.
+    fp32, the discrete decoder and trained weights are left out: versions that did not record them had no
+    other, and their episodes are found. Which decoders the policy has besides the one in use changes no
+    outcome.
     """
     depends_on = asdict(provenance)
     if provenance.precision in (None, "fp32"):
         del depends_on["precision"]
     if provenance.decoder in (None, "discrete"):
         del depends_on["decoder"]
+    if provenance.weights in (None, "trained"):
+        del depends_on["weights"]
     if provenance.policy_settings is not None:
         settings = provenance.policy_settings.items()
         depends_on["policy_settings"] = {name: value for name, value in settings if name != "decoders"}

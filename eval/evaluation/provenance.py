@@ -25,6 +25,8 @@ class Provenance:
             None for a policy without them.
         precision: Arithmetic of the policy's network, `fp32` or `bf16`; None for a policy without one.
         decoder: How the policy decided, `discrete` or `continuous`; None for a policy without a network.
+        weights: Which weights of a checkpoint the policy had, `trained`, or `averaged` with the decay of the
+            average; None for a policy of no checkpoint.
     """
 
     renderer: str
@@ -34,12 +36,14 @@ class Provenance:
     policy_settings: Mapping[str, Any] | None
     precision: str | None = None
     decoder: str | None = None
+    weights: str | None = None
 
     def __str__(self) -> str:
         versions = (f"{package} {version}" for package, version in self.versions.items())
         simulator = f"{self.renderer}, {self.reset} resets, observations {self.observations}"
         policy = "" if self.policy_settings is None else _policy_text(self.policy_settings)
-        policy += "".join(f", {part}" for part in (self.precision, self.decoder) if part is not None)
+        parts = (self.precision, self.decoder, None if self.weights is None else f"{self.weights} weights")
+        policy += "".join(f", {part}" for part in parts if part is not None)
         policy = f"{policy}; " if policy else ""
         return f"{policy}{', '.join([simulator, *versions])}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 from data.errors import InputError
 from eval.config import EvaluationSettings
 from eval.simulator.interface import EVALUATION_STATES, Suite
@@ -66,4 +66,17 @@ def check_decoder(decoder: Decoder | None, setting: str, training: TrainingConfi
         raise InputError(
             f"{setting}={decoder}: the checkpoints of this training have {', '.join(found)} only; "
             "give another decoder, or leave it out"
+        )
+
+
+def check_weights(weights: WeightsChoice, setting: str, training: TrainingConfig) -> None:
+    """Check that the checkpoints of a training will have such weights; messages name the setting.
+
+    Raises:
+        InputError: They will not.
+    """
+    if weights == "averaged" and training.optim.ema is None:
+        raise InputError(
+            f"{setting}=averaged, but optim.ema=null: the checkpoints of this training have no average of "
+            "their weights; set optim.ema, for example 0.999, or leave it out"
         )

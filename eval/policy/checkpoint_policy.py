@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data.contracts import Decoder, Embodiment, Episode
+from data.contracts import Decoder, Embodiment, Episode, WeightsChoice
 from data.errors import InputError
 from data.stream.samples import action_prompt
 from data.stream.source_format import SourceFormat
@@ -47,6 +47,7 @@ class CheckpointPolicy:
         decoder: How it decides; None: as in `eval.config.EvaluationSettings`.
         embodiment: Data set as whose robot it acts; None: the only one that fits.
         in_simulator: Whether it acts in a simulator, whose numbers the robot's must be.
+        weights: Which weights of the checkpoint it has.
 
     Raises:
         InputError: As for `load_model`, or no embodiment fits, or its actions are in other units than the
@@ -64,9 +65,10 @@ class CheckpointPolicy:
         decoder: Decoder | None = None,
         embodiment: str | None = None,
         in_simulator: bool = True,
+        weights: WeightsChoice = "auto",
     ) -> None:
         self._checkpoint = checkpoint
-        self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision)
+        self._model = load_model(checkpoint, exported or ExportedConfig(), device, precision, weights)
         self._settings, network = self._model.settings, self._model.network
         self._source = acting_source(checkpoint, self._settings.sources, embodiment, in_simulator)
         if self.embodiment.action == EMBODIMENT.action:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.config import DataConfig
-from data.contracts import AGENT_CAMERA, Decoder
+from data.contracts import AGENT_CAMERA, Decoder, WeightsChoice
 from data.errors import InputError
 from data.json_record import JsonRecord
 from data.tokens.state import check_state_ranges
@@ -30,13 +30,15 @@ _TOKENIZER = "tokenizer.json"
 _HISTORY, _CHUNK = 2, 5  # without `policy.json`: WorldVLA's
 
 
-def describe(path: Path, exported: ExportedConfig | None = None) -> PolicyDescription:
+def describe(
+    path: Path, exported: ExportedConfig | None = None, weights: WeightsChoice = "auto"
+) -> PolicyDescription:
     """Describe a folder of weights of either kind; see `eval.policy.loaded_model.load_model`.
 
     Raises:
         InputError: Neither kind, exported weights where `exported` is None, a file is missing or broken,
-            tokenizers or action ranges are not those that the weights were trained with, or no simulator
-            has what the policy observes.
+            tokenizers or action ranges are not those that the weights were trained with, no simulator has
+            what the policy observes, or there are no weights of the chosen kind.
     """
     if (path / CONFIG).is_file():
         if exported is None:
@@ -44,9 +46,13 @@ def describe(path: Path, exported: ExportedConfig | None = None) -> PolicyDescri
                 f"checkpoint={path}: exported weights ({CONFIG} in it), which this command cannot use; "
                 "give a checkpoint of the run, runs/<name>/checkpoints/step_..."
             )
+        if weights != "auto":
+            raise InputError(
+                f"weights={weights}: {path} is exported weights, which are of one kind; leave it out"
+            )
         description = _describe_export(path, exported)
     elif path.is_dir() and RunLayout.of_checkpoint(path).config.is_file():
-        description = describe_checkpoint(path)
+        description = describe_checkpoint(path, weights)
     else:
         raise InputError(
             f"checkpoint={path}: no checkpoint of a run there (a folder, config.yaml two folders "

@@ -58,12 +58,15 @@ class PolicyRecord:
         notes: What could not be verified, and what was assumed.
         precision: Arithmetic of its network, `fp32` or `bf16`; None: it has none.
         decoder: How it decides, `discrete` or `continuous`; None: it has no network.
+        weights: Which weights of a checkpoint it has, `trained`, or `averaged` with the decay of the average;
+            None: it is of no checkpoint.
     """
 
     settings: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     precision: str | None = None
     decoder: str | None = None
+    weights: str | None = None
 
 
 class Policy(Protocol):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.config import DataConfig
+from data.contracts import WeightsChoice
 from data.errors import InputError
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
@@ -38,6 +39,7 @@ class LoadedModel:
         notes: What could not be verified, and what was assumed.
         dataset: Fingerprint of the data that it was trained on; None: not known.
         precision: Arithmetic of the network, whose weights are rounded to it; the tokenizer's is fp32.
+        weights: Which weights of a checkpoint these are, in words; None: exported ones.
     """
 
     data: DataConfig
@@ -48,6 +50,7 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
     dataset: str | None = None
     precision: Arithmetic = "fp32"
+    weights: str | None = None
 
 
 def load_model(
@@ -55,6 +58,7 @@ def load_model(
     exported: ExportedConfig | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    weights: WeightsChoice = "auto",
 ) -> LoadedModel:
     """Load a folder of weights of either kind.
 
@@ -64,16 +68,18 @@ def load_model(
         exported: Files and settings beside a folder of the second kind; None: such a folder is refused.
         device: Device it computes on; None takes a GPU if there is one.
         precision: Arithmetic of the network.
+        weights: Which weights of a checkpoint are loaded.
 
     Raises:
         InputError: As `describe`, or the weights do not fit their settings.
     """
     device, arithmetic = chosen_device(device), chosen_arithmetic(precision, device)
-    description = describe(path, exported)
+    description = describe(path, exported, weights)
     settings = description.settings
     text = TextTokenizer.load(description.text_tokenizer)
     image = ImageTokenizer.load(description.image_tokenizer, device=device, pixels=settings.pixels)
-    data, network = _load_exported(path) if (path / CONFIG).is_file() else _load_checkpoint(path)
+    is_export = (path / CONFIG).is_file()
+    data, network = _load_exported(path) if is_export else _load_checkpoint(path, weights)
     data = replace(data, history=settings.history, cameras=list(settings.cameras))
     return LoadedModel(
         data,
@@ -84,12 +90,13 @@ def load_model(
         description.notes,
         description.dataset,
         arithmetic,
+        description.weights,
     )
 
 
-def _load_checkpoint(checkpoint: Path) -> tuple[DataConfig, Transformer]:
+def _load_checkpoint(checkpoint: Path, choice: WeightsChoice) -> tuple[DataConfig, Transformer]:
     run = RunLayout.of_checkpoint(checkpoint)
-    return run_data(run), _network(run_model(run), checkpoint, load_weights(checkpoint))
+    return run_data(run), _network(run_model(run), checkpoint, load_weights(checkpoint, choice=choice))
 
 
 def _load_exported(folder: Path) -> tuple[DataConfig, Transformer]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig, Precision
 from eval.policy.expert_policy import ExpertPolicy
@@ -31,6 +31,7 @@ class PolicyReference:
         decoder: How the checkpoint's policy decides; None: as in `eval.config.EvaluationSettings`.
         embodiment: Data set as whose robot the checkpoint's policy acts; None: the only one that fits.
         in_simulator: Whether it acts in a simulator, whose numbers the robot's must be.
+        weights: Which weights of the checkpoint its policy has.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PolicyReference:
     decoder: Decoder | None = None
     embodiment: str | None = None
     in_simulator: bool = True
+    weights: WeightsChoice = "auto"
 
     @property
     def uses_server(self) -> bool:
@@ -66,6 +68,7 @@ class PolicyReference:
             decoder=self.decoder,
             embodiment=self.embodiment,
             in_simulator=self.in_simulator,
+            weights=self.weights,
         )
 
     def record(self) -> PolicyRecord:
@@ -80,12 +83,13 @@ class PolicyReference:
         from eval.policy.embodiment import acting_source
         from eval.policy.precision import chosen_arithmetic
 
-        description = describe(Path(self.name), self.exported)
+        description = describe(Path(self.name), self.exported, self.weights)
         arithmetic = chosen_arithmetic(self.precision, self.device)
         decoder = chosen_decoder(Path(self.name), self.decoder, description.settings, description.action_head)
         settings = description.settings
         source = acting_source(Path(self.name), settings.sources, self.embodiment, self.in_simulator)
-        return PolicyRecord(settings.acting_json(source), description.notes, arithmetic, decoder)
+        acting = settings.acting_json(source)
+        return PolicyRecord(acting, description.notes, arithmetic, decoder, description.weights)
 
     def identity(self) -> str:
         """Digest of the weights, and of the run's tokenizers and action ranges.
@@ -135,6 +139,8 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
             raise InputError(f"decoder={config.decoder}: policy={EXPERT} has no network; leave it out")
         if config.embodiment is not None:
             raise InputError(f"embodiment={config.embodiment}: policy={EXPERT} has no network; leave it out")
+        if config.weights != "auto":
+            raise InputError(f"weights={config.weights}: policy={EXPERT} has no network; leave it out")
         if config.out is None:
             raise InputError(f"policy={EXPERT}: no folder for the results; add out=FOLDER")
         return PolicyReference(EXPERT), None, Path(config.out)
@@ -145,6 +151,7 @@ def named_policy(config: EvalCommandConfig) -> tuple[PolicyReference, int | None
         config.precision,
         config.decoder,
         config.embodiment,
+        weights=config.weights,
     )
     out = Path(config.out) if config.out else _results_folder(source, config.suite)
     return source, step, out
@@ -158,6 +165,7 @@ def checkpoint_policy(
     decoder: Decoder | None,
     embodiment: str | None,
     in_simulator: bool = True,
+    weights: WeightsChoice = "auto",
 ) -> tuple[PolicyReference, int | None]:
     """A checkpoint's policy and the step of the checkpoint.
 
@@ -177,6 +185,7 @@ def checkpoint_policy(
         decoder=decoder,
         embodiment=embodiment,
         in_simulator=in_simulator,
+        weights=weights,
     )
     return source, parse_step_name(folder.resolve().name)
 
@@ -202,7 +211,8 @@ def _local_folder(checkpoint: str) -> Path:
 def _results_folder(policy: PolicyReference, suite: str) -> Path:
     """Folder for results in the checkpoint's run; named by the suite, apart from the training's own.
 
-    Also by the decoder and the embodiment where the checkpoint has several: each has results of its own.
+    Also by decoder, embodiment and kind of weights where the checkpoint has several: each has results of its
+    own, the average those without a suffix.
 
     Raises:
         InputError: Exported weights, or as `PolicyReference.record`.
@@ -215,4 +225,8 @@ def _results_folder(policy: PolicyReference, suite: str) -> Path:
     parts = [checkpoint.resolve().name, suite]
     parts += [str(record.decoder)] if len(settings.get("decoders", ())) > 1 else []
     parts += [str(settings["embodiment"])] if "embodiment" in settings else []
+    if policy.weights == "trained":
+        from pretrain.checkpoint.policy_files import has_average  # imports torch
+
+        parts += ["trained"] if has_average(checkpoint) else []
     return RunLayout.of_checkpoint(checkpoint).evaluations / "-".join(parts)

@@ -27,6 +27,7 @@ _CONDITIONS = (
     "observations",
     "reset",
     "precision",
+    "weights",
     "versions",
     "standin_assets",
     "policy_settings",

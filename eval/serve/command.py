@@ -50,6 +50,7 @@ def serve_command(config: ServeConfig, ready: Callable[[str], None]) -> None:
             config.decoder,
             config.embodiment,
             in_simulator=False,
+            weights=config.weights,
         )
         described = _metadata(policy, step, policy.record())
         asyncio.run(serve_policy(policy, described, config, bound, token, ready))
@@ -123,7 +124,7 @@ def _check(config: ServeConfig) -> None:
 
 
 def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -> dict[str, Any]:
-    """Name, step, decoder, checksums and action ranges; paths of this machine stay here."""
+    """Name, step, decoder, weights, checksums and action ranges; paths of this machine stay here."""
     folder = Path(policy.name).resolve()
     is_of_run = parse_step_name(folder.name) is not None
     name = f"{RunLayout.of_checkpoint(folder).path.name}/{folder.name}" if is_of_run else folder.name
@@ -132,6 +133,7 @@ def _metadata(policy: PolicyReference, step: int | None, record: PolicyRecord) -
         "step": step,
         "identity": policy.identity(),
         "decoder": record.decoder,
+        "weights": record.weights,
         "settings": dict(record.settings or {}),
     }
 

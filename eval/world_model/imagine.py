@@ -64,7 +64,7 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
         config.lpips_weights, config.fvd_network, config.frames, protocol=protocol
     )
     checkpoint = local_checkpoint(config.checkpoint)
-    model = load_model(checkpoint, device=device, precision=config.precision)
+    model = load_model(checkpoint, device=device, precision=config.precision, weights=config.weights)
     check_pixels(model.image.pixels)
     if lpips is not None:
         lpips.check(PIXELS if config.protocol == "published" else model.image.pixels)
@@ -180,6 +180,7 @@ def _request(
         "guidance": config.guidance,
         "seed": config.seed,
         "precision": model.precision,
+        "weights": model.weights,
         "data": {"url": data.index.url, "fingerprint": data.index.fingerprint},
         "demonstrations": config.source or None,
         "policy_settings": model.settings.to_json(),

@@ -7,8 +7,8 @@ Terms:
 - **attempt**: one try to write a checkpoint. Its id, eight hexadecimal digits, is in the names of its files.
 - **commit**: rank 0 writes manifest and READY, which makes an attempt its step's checkpoint (`commit.py`).
 - **manifest**: JSON with the checksum of every file, the tensors' shapes, step and metadata (`manifest.py`).
-- **state**: what the optimiser has for every parameter: `master` (fp32 weights) and the moments `exp_avg` and
-  `exp_avg_sq`. A tensor is named `<state>/<parameter>`.
+- **state**: what a training has for every parameter: `master` (fp32 weights), the moments `exp_avg` and
+  `exp_avg_sq`, and the average of the weights, `ema`, if any. A tensor is named `<state>/<parameter>`.
 - **shard**: what one rank writes of a checkpoint.
 - **staging**: copying a shard to host memory, beside the training (`staging.py`).
 - **fragment**: what one rank holds of one parameter, in all states (`fragments.py`).

@@ -20,7 +20,13 @@ from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import ChunkTable, split_name
 from pretrain.checkpoint.dcp_storage import SHARD, LocalSavePlanner, SafetensorsWriter
 from pretrain.checkpoint.location import CheckpointLocation
-from pretrain.checkpoint.manifest import Manifest, StoredFile, StoredTensor, chunk_table_file
+from pretrain.checkpoint.manifest import (
+    Manifest,
+    StoredAverage,
+    StoredFile,
+    StoredTensor,
+    chunk_table_file,
+)
 from pretrain.model.config import ModelConfig
 from pretrain.model.transformer import expected_shapes
 
@@ -136,6 +142,7 @@ def commit(
     attempt: str,
     shards: Sequence[WrittenShard],
     shapes: Mapping[str, tuple[int, ...]],
+    average: StoredAverage | None = None,
 ) -> None:
     """Make the shards of all ranks the checkpoint of its step (rank 0).
 
@@ -160,7 +167,7 @@ def commit(
     files = {name: file for shard in shards for name, file in shard.files.items()}
     files[chunk_table_file(attempt)] = stored
     location.write(step, chunk_table_file(attempt), blocks, stored.bytes)
-    manifest = Manifest(step, optimizer_step, metadata, tensors, files, attempt)
+    manifest = Manifest(step, optimizer_step, metadata, tensors, files, attempt, average)
     location.commit(step, manifest.encode(), attempt)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import EMA, Manifest
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.model.action_head import PREFIX as ACTION_HEAD_PREFIX
 from pretrain.model.config import ModelConfig
@@ -24,7 +24,8 @@ def check_resume(url: str | Path, manifest: Manifest, config: ModelConfig, state
         url: The checkpoint's folder or URL.
         manifest: Of the checkpoint.
         config: The run's network.
-        states: What its optimiser has for every weight: master, then the moments.
+        states: What it has for every weight: master, the moments, and the average, which both sides may have
+            or not.
 
     Raises:
         InputError: Weights without moments, another network's, or another optimiser's.
@@ -36,9 +37,9 @@ def check_resume(url: str | Path, manifest: Manifest, config: ModelConfig, state
         )
     check_network(url, manifest, config)
     stored, wrong = {name.partition("/")[0] for name in manifest.tensors}, list[str]()
-    if more := stored - set(states):
+    if more := stored - {*states, EMA}:
         wrong.append(f"holds {', '.join(sorted(more))}, which this optimiser does not have")
-    if fewer := set(states) - stored:
+    if fewer := set(states) - stored - {EMA}:
         wrong.append(f"does not hold {', '.join(sorted(fewer))}")
     if wrong:
         raise InputError(

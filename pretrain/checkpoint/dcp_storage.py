@@ -73,7 +73,7 @@ class LocalSavePlanner(DefaultSavePlanner):
 
 
 class SafetensorsWriter(StorageWriter):
-    """Writes this rank's chunks: one file with the weights, one with the moments.
+    """Writes this rank's chunks: one file with the weights, one with the moments, one with the average.
 
     Args:
         location: Of the run's checkpoints.

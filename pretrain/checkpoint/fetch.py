@@ -11,7 +11,7 @@ from data.files import folder_written_whole
 from data.storage.retries import RETRY_SECONDS
 from data.storage.store import Store
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import EMA, MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error, manifest_file
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.run_layout import READY, STEP_PATTERN, RunLayout, step_name
@@ -24,8 +24,9 @@ def local_checkpoint(url: str, run: Path | None = None) -> Path:
     """Return a checkpoint as a folder of its run: itself, or its weights in `fetched/step_...` there.
 
     Tokenizers and action ranges are in the run's folder, where an evaluation looks for them. Moments are not
-    fetched. Every file is verified while it is copied; a folder that was fetched before from the same
-    checkpoint is used again. The checkpoint fetched before it stays, older ones are removed.
+    fetched, an average of the weights is. Every file is verified while it is copied; a folder that was
+    fetched before from the same checkpoint is used again. The checkpoint fetched before it stays, older ones
+    are removed.
 
     Args:
         url: Folder, or URL of one checkpoint in an object store.
@@ -69,9 +70,7 @@ def _run_folder(url: str, manifest: Manifest) -> Path:
 
 
 def _fetch_weights(store: Store, manifest: Manifest, folder: Path) -> None:
-    moments = {name for name in manifest.files if ".optimizer" in name}
-    for name in sorted(manifest.files.keys() - moments):
-        stored = manifest.files[name]
+    for name, stored in sorted(manifest.files_of(MASTER, EMA).items()):
         if store.size(name) != stored.bytes:
             raise damage_error(store.url, [f"{name} has {store.size(name)} bytes, expected {stored.bytes}"])
         digest = hashlib.sha256()

@@ -1,12 +1,12 @@
-"""Which fragment of every parameter and of its moments this rank holds, for every ZeRO stage.
+"""Which fragment of every parameter, of its moments and its average this rank holds, for every ZeRO stage.
 
-| stage | fp32 master and moments are in | a rank holds |
+| stage | fp32 master, moments and average are in | a rank holds |
 |---|---|---|
 | 0 | one tensor a parameter | every parameter |
 | 1, 2 | one flat tensor a parameter group, divided evenly among the ranks | any range of some parameters |
 | 3 | one flat tensor a sub-group | an even range of every parameter, padded at the end |
 
-This is the only place that knows DeepSpeed's insides.
+Only this module and `pretrain.parallel.masters` know DeepSpeed's insides.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint.boxes import Box, global_boxes
-from pretrain.checkpoint.manifest import MASTER
+from pretrain.checkpoint.manifest import EMA, MASTER
 from pretrain.optim import has_step_count, moment_names
+from pretrain.parallel.masters import fp32_masters, is_replicated
 
 if TYPE_CHECKING:  # importing it takes seconds, and bare weights are read without it
     from pretrain.parallel.engine import Engine
@@ -34,8 +35,9 @@ class Fragment:
         name: Of the parameter, the same on all ranks.
         shape: Of the global parameter.
         boxes: The part, as boxes of the global parameter.
-        states: Master weights and moments of the part, flat fp32 [n], in the order of the boxes. They are
-            the optimiser's own memory: copying into them changes the training.
+        states: Master weights, moments and, if there is one, the weights' average of the part, flat fp32
+            [n], in the order of the boxes. They are the memory in use: copying into them changes the
+            training.
         is_writer: Whether this rank writes it (of ranks that hold the same, one does).
     """
 
@@ -47,8 +49,9 @@ class Fragment:
 
 
 def state_names(engine: Engine) -> tuple[str, ...]:
-    """Names of the states that the engine's optimiser has for every weight: master, then the moments."""
-    return (MASTER, *moment_names(engine.deepspeed_engine.optimizer.optimizer))
+    """Names of the states that the engine has for every weight: master, the moments, the average if any."""
+    names = (MASTER, *moment_names(engine.deepspeed_engine.optimizer.optimizer))
+    return names if engine.average is None else (*names, EMA)
 
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
@@ -56,7 +59,7 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
     zero, mesh = engine.deepspeed_engine.optimizer, engine.groups.mesh
     moments = _make_moments(zero)
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        start, states = _local_states(parameter, zero, moments, engine.groups.data_rank)
+        start, states = _local_states(parameter, engine, moments)
         count = states[MASTER].numel() if states else 0
         if not count:
             continue
@@ -64,20 +67,27 @@ def fragments(engine: Engine) -> Iterator[Fragment]:
         tensor_rank = engine.groups.tensor_rank
         boxes = global_boxes(_partition_shape(parameter), dimension, tensor_rank, start, start + count)
         is_writer = dimension is not None or tensor_rank == 0
-        if _is_replicated(zero):  # the data-parallel ranks take turns
+        if is_replicated(zero):  # the data-parallel ranks take turns
             is_writer = is_writer and number % mesh.data == engine.groups.data_rank
         yield Fragment(name, _global_shape(parameter, mesh.tensor), boxes, states, is_writer)
 
 
 def state_addresses(engine: Engine) -> tuple[int, ...]:
-    """Where the optimiser's memory lies; as long as that is the same, so is what the fragments refer to."""
+    """Where the states' memory lies; as long as that is the same, so is what the fragments refer to."""
     zero = engine.deepspeed_engine.optimizer
     moments = _make_moments(zero)
     return tuple(
         values.data_ptr()
-        for master in _flat_masters(zero)
-        for values in (master, *(zero.optimizer.state[master][key] for key in moments))
+        for master in fp32_masters(zero)
+        for values in _states(master, engine, moments).values()
     )
+
+
+def _states(master: Tensor, engine: Engine, moments: tuple[str, ...]) -> dict[str, Tensor]:
+    """All states of one of the optimiser's tensors, of its shape."""
+    state = engine.deepspeed_engine.optimizer.optimizer.state[master]
+    states = {MASTER: master.data, **{key: state[key] for key in moments}}
+    return states if engine.average is None else {**states, EMA: engine.average.of(master)}
 
 
 def _partition_shape(parameter: Any) -> tuple[int, ...]:
@@ -98,62 +108,42 @@ def _global_shape(parameter: Any, tensor: int) -> tuple[int, ...]:
     )
 
 
-def _local_states(
-    parameter: Any, zero: Any, moments: tuple[str, ...], data_rank: int
-) -> tuple[int, dict[str, Tensor]]:
+def _local_states(parameter: Any, engine: Engine, moments: tuple[str, ...]) -> tuple[int, dict[str, Tensor]]:
     """Where the rank's range of the flat (tensor-parallel) parameter begins, and the range's states."""
+    zero = engine.deepspeed_engine.optimizer
     if hasattr(parameter, "ds_tensor"):
-        return _local_states_stage_3(parameter, zero, moments, data_rank)
-    if _is_replicated(zero):
-        master = zero.masters[parameter]
-        whole = {MASTER: master.data, **{key: zero.optimizer.state[master][key] for key in moments}}
+        return _local_states_stage_3(parameter, engine, moments)
+    if is_replicated(zero):
+        whole = _states(zero.masters[parameter], engine, moments)
         return 0, {key: value.view(-1) for key, value in whole.items()}
     mapping = parameter._hp_mapping
     if mapping is None:
         return 0, {}
-    flat = _flat_masters(zero)[mapping.param_group_index]
+    flat = fp32_masters(zero)[mapping.param_group_index]
     address = mapping.hp_fragment_address
-    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in moments}}
+    flats = _states(flat, engine, moments)
     views = {key: value.narrow(0, address.start, address.numel) for key, value in flats.items()}
     return mapping.lp_fragment_address.start, views
 
 
 def _local_states_stage_3(
-    parameter: Any, zero: Any, moments: tuple[str, ...], data_rank: int
+    parameter: Any, engine: Engine, moments: tuple[str, ...]
 ) -> tuple[int, dict[str, Tensor]]:
+    zero, data_rank = engine.deepspeed_engine.optimizer, engine.groups.data_rank
     per_rank = parameter.ds_tensor.ds_numel
     start = min(data_rank * per_rank, parameter.ds_numel)
     count = min(per_rank, parameter.ds_numel - start)
     # Not by `safe_get_local_fp32_param`, which returns offloaded states as copies on the GPU.
     group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-    flat = _flat_masters(zero)[group]
-    flats = {MASTER: flat.data, **{key: zero.optimizer.state[flat][key] for key in moments}}
+    flat = fp32_masters(zero)[group]
+    flats = _states(flat, engine, moments)
     return start, {key: value.narrow(0, offset, count) for key, value in flats.items()}
-
-
-def _is_replicated(zero: Any) -> bool:
-    """Whether it is stage 0's `pretrain.parallel.replicated.ReplicatedOptimizer`."""
-    return hasattr(zero, "masters")
-
-
-def _flat_masters(zero: Any) -> list[Tensor]:
-    """The tensors that the wrapped optimiser updates."""
-    if _is_replicated(zero):
-        return list(zero.masters.values())
-    for name in (
-        "fp32_partitioned_groups_flat",  # stage 3
-        "single_partition_of_fp32_groups",  # stages 1 and 2
-        "fp32_groups_flat_partition",  # stage 1 that accumulates bf16 gradients in fp32
-    ):
-        if hasattr(zero, name):
-            return list(getattr(zero, name))
-    raise TypeError(f"{type(zero).__name__} keeps its masters elsewhere")
 
 
 def _make_moments(zero: Any) -> tuple[str, ...]:
     """Create the moments, as the optimiser would do itself at the first step; return their names."""
     moments = moment_names(zero.optimizer)
-    for master in _flat_masters(zero):
+    for master in fp32_masters(zero):
         state = zero.optimizer.state[master]
         for key in moments:
             if key not in state:
@@ -170,7 +160,7 @@ def optimizer_step(engine: Engine) -> int:
     _make_moments(zero)
     if not has_step_count(zero.optimizer):
         return 0
-    return max(int(zero.optimizer.state[master]["step"]) for master in _flat_masters(zero))
+    return max(int(zero.optimizer.state[master]["step"]) for master in fp32_masters(zero))
 
 
 def finish_loading(engine: Engine, count: int) -> None:
@@ -180,9 +170,9 @@ def finish_loading(engine: Engine, count: int) -> None:
     """
     zero = engine.deepspeed_engine.optimizer
     if has_step_count(zero.optimizer):
-        for master in _flat_masters(zero):
+        for master in fp32_masters(zero):
             zero.optimizer.state[master]["step"].fill_(count)
-    if _is_replicated(zero):
+    if is_replicated(zero):
         zero.copy_masters_to_parameters()
         return
     if not hasattr(zero, "fp32_partitioned_groups_flat"):

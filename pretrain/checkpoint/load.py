@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pretrain.checkpoint.compatibility import check_network, check_resume, is_wi
 from pretrain.checkpoint.dcp_storage import SafetensorsReader
 from pretrain.checkpoint.fragments import Fragment, finish_loading, fragments, state_names
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import MASTER, Manifest
+from pretrain.checkpoint.manifest import EMA, MASTER, Manifest
 from pretrain.checkpoint.messages import all_gather_json, broadcast_bytes, broadcast_json
 from pretrain.checkpoint.ready import DamagedCheckpointError, damage_error, read_manifest
 from pretrain.checkpoint.verification import find_damage
@@ -32,6 +33,7 @@ from pretrain.model.parameters import Shard, initial_values
 if TYPE_CHECKING:
     from pretrain.parallel.engine import Engine
 
+_LOG = logging.getLogger(__name__)
 _MAX_LISTED = 5
 _ERRORS = (DamagedCheckpointError, StorageError, InputError)  # of reading, the most special first
 
@@ -40,11 +42,13 @@ def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
     """Resume from a checkpoint, whatever layout wrote it; every rank calls it.
 
     Each rank reads only what it holds. Every file that is read is verified: by a rank that reads all of it
-    anyway, else by one of the ranks.
+    anyway, else by one of the ranks. Where the checkpoint has no average of the weights and the engine has
+    one, it starts from the checkpoint's weights; where only the checkpoint has one, it is not read. Rank 0
+    logs a line in both cases.
 
     Args:
         url: The checkpoint's folder or URL.
-        engine: Receives weights, moments and the step.
+        engine: Receives weights, moments, the average and the step.
 
     Returns:
         The metadata given to `CheckpointWriter.save`.
@@ -57,8 +61,13 @@ def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
     loader = _CollectiveLoader(url)
     manifest = loader.manifest
     check_resume(url, manifest, engine.module.config, state_names(engine))
-    loader.load(engine, None)
+    states = set(state_names(engine))
+    loader.load(engine, states if manifest.average is not None else states - {EMA})
     finish_loading(engine, manifest.optimizer_step)
+    if engine.average is not None and manifest.average is not None:
+        engine.average.resume(manifest.average.updates)
+    else:
+        _start_average(loader, engine)
     engine.step_count = manifest.step
     return manifest.metadata
 
@@ -66,7 +75,8 @@ def load(url: str | Path, engine: Engine) -> Mapping[str, Any]:
 def load_initial_weights(url: str | Path, engine: Engine) -> None:
     """Start a run with a checkpoint's weights, at step 0 and with fresh moments; every rank calls it.
 
-    The checkpoint is one of another run or one that `worldvla convert import` made; each rank reads only
+    The weights are the trained ones, not their average; an average of the engine starts from them. The
+    checkpoint is one of another run or one that `worldvla convert import` made; each rank reads only
     what it holds, in any layout. An action head that the checkpoint does not have starts from random weights,
     those of the engine's seed.
 
@@ -78,8 +88,10 @@ def load_initial_weights(url: str | Path, engine: Engine) -> None:
         InputError: No committed checkpoint there, a damaged file (named), or another network's: missing
             and extra parameters, wrong shapes and settings are listed before any weight is read.
     """
-    _CollectiveLoader(url).load(engine, (MASTER,), may_lack_head=True)
+    loader = _CollectiveLoader(url)
+    loader.load(engine, (MASTER,), may_lack_head=True)
     finish_loading(engine, 0)
+    _start_average(loader, engine)
     engine.step_count = 0
 
 
@@ -115,11 +127,12 @@ class _CollectiveLoader:
                 problem = [kind, str(error)]
         if found := broadcast_json(problem, self._group):
             raise _ERRORS[found[0]](found[1])
+        self.url = self._store.url
         self.manifest = Manifest.parse(self._store.url, broadcast_bytes(manifest, self._group))
         self._chunk_table = ChunkTable.decode(self._store.url, broadcast_bytes(table, self._group))
 
-    def load(self, engine: Engine, states: Collection[str] | None, may_lack_head: bool = False) -> None:
-        """Copy what this rank holds of `states` (None: all) into the optimiser's memory, all verified.
+    def load(self, engine: Engine, states: Collection[str], may_lack_head: bool = False) -> None:
+        """Copy what this rank holds of `states` into the memory in use, all verified.
 
         With `may_lack_head` an action head that the checkpoint does not have gets initial values.
         """
@@ -135,7 +148,7 @@ class _CollectiveLoader:
                 continue
             for state, target in fragment.states.items():
                 name = f"{state}/{fragment.name}"
-                if states is None or state in states:
+                if state in states:
                     buffers[name] = torch.empty(target.shape, dtype=torch.float32)
                     tensors[name] = BoxedTensor(fragment.shape, fragment.boxes, buffers[name])
                     targets[name] = target
@@ -184,6 +197,21 @@ class _CollectiveLoader:
         named = torch.tensor([name in names for name in files], dtype=torch.uint8)
         dist.all_reduce(named, dist.ReduceOp.MAX, group=self._group)
         return {files[number] for number in named.nonzero().flatten().tolist()}
+
+
+def _start_average(loader: _CollectiveLoader, engine: Engine) -> None:
+    """Start the engine's average, if it has one, from the loaded weights; rank 0 says what becomes of it."""
+    url, stored, average = loader.url, loader.manifest.average, engine.average
+    line = ""
+    if average is not None:
+        average.restart()
+        line = (
+            f"{url}: optim.ema={average.decay} starts an average of the weights from the trained ones there"
+        )
+    elif stored is not None:
+        line = f"{url}: its average of the weights (decay {stored.decay:g}) is not read, with optim.ema=null"
+    if line and dist.get_rank() == 0:
+        _LOG.info(line)
 
 
 def _draw(fragment: Fragment, engine: Engine) -> None:

@@ -43,11 +43,12 @@ from pretrain.config import WeightsDtype
 from pretrain.run_layout import READY
 
 MASTER = "master"  # the fp32 weights that the optimiser updates
+EMA = "ema"  # and their exponential moving average
 FLOAT32 = "float32"
 DTYPES: tuple[WeightsDtype, ...] = get_args(WeightsDtype)
 _CHUNK_TABLE = "pieces"
 _SCHEMA = 2
-_FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer)?|{_CHUNK_TABLE})(-{ATTEMPT})?\.safetensors")
+_FILE = re.compile(rf"(rank_\d{{5,}}(\.optimizer|\.{EMA})?|{_CHUNK_TABLE})(-{ATTEMPT})?\.safetensors")
 _HASH_BLOCK = 1 << 22
 _MAX_COUNT = 1 << 53  # beyond it not every JSON reader keeps whole numbers
 _NOT_A_MANIFEST = (
@@ -107,6 +108,19 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAverage:
+    """The average of the weights, beside its tensors.
+
+    Attributes:
+        decay: Last `optim.ema` of the training.
+        updates: Updates that it has followed.
+    """
+
+    decay: float
+    updates: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """The content of a manifest.
 
@@ -114,9 +128,11 @@ class Manifest:
         step: Optimiser steps done.
         optimizer_step: AdamW's own count, for its bias correction; 0 for an optimiser that does not count.
         metadata: The trainer's own: settings, data set, tokens seen.
-        tensors: `master/<parameter>`, `exp_avg/<parameter>`, and for AdamW `exp_avg_sq/<parameter>`.
+        tensors: `master/<parameter>`, `exp_avg/<parameter>`, for AdamW `exp_avg_sq/<parameter>`, and with an
+            average `ema/<parameter>`.
         files: The files, all but the manifest itself.
         attempt: Id in the files' names; empty: none.
+        average: Of the weights; None: there is none.
     """
 
     step: int
@@ -125,6 +141,7 @@ class Manifest:
     tensors: Mapping[str, StoredTensor]
     files: Mapping[str, StoredFile]
     attempt: str = ""
+    average: StoredAverage | None = None
 
     @property
     def weights(self) -> dict[str, StoredTensor]:
@@ -155,6 +172,16 @@ class Manifest:
         """Name of the file in which a rank wrote its chunks of a state."""
         return state_file(writer, state, self.attempt)
 
+    def files_of(self, *states: str) -> dict[str, StoredFile]:
+        """The chunk table and the files with any of these states."""
+        kinds = {_kind(state) for state in states}
+        found: dict[str, StoredFile] = {}
+        for name, file in self.files.items():
+            match = _FILE.fullmatch(name)
+            if name.startswith(_CHUNK_TABLE) or (match is not None and (match[2] or "") in kinds):
+                found[name] = file
+        return found
+
     def encode(self) -> bytes:
         """Encode as JSON."""
         content = {
@@ -172,6 +199,8 @@ class Manifest:
                 for name, tensor in sorted(self.tensors.items())
             },
         }
+        if self.average is not None:
+            content[EMA] = {"decay": self.average.decay, "updates": self.average.updates}
         return json.dumps(content).encode()
 
     def write(self, folder: Path) -> None:
@@ -215,7 +244,8 @@ class Manifest:
             }
             metadata, attempt = dict(values["metadata"]), str(values.get("attempt", ""))
             step, count = (_count(name, values[name]) for name in ("step", "optimizer_step"))
-            manifest = cls(step, count, metadata, tensors, files, attempt)
+            average = _average(values[EMA], tensors) if EMA in values else None
+            manifest = cls(step, count, metadata, tensors, files, attempt, average)
         except _NOT_A_MANIFEST as error:
             raise DamagedCheckpointError(f"{where}: not a checkpoint's manifest ({error!r})") from error
         if not re.fullmatch(f"({ATTEMPT})?", attempt):
@@ -289,6 +319,17 @@ def _tensor(shape: list[int], dtype: str) -> StoredTensor:
     return StoredTensor(sides, dtype)
 
 
+def _average(values: Any, tensors: Mapping[str, StoredTensor]) -> StoredAverage:
+    decay, updates = float(values["decay"]), _count("updates of the average", values["updates"])
+    if not 0 < decay < 1:
+        raise ValueError(f"decay {decay} of the average, expected above 0 and below 1")
+    for name, tensor in tensors.items():
+        state, _, parameter = name.partition("/")
+        if state == MASTER and tensors.get(f"{EMA}/{parameter}") != tensor:
+            raise ValueError(f"no average of {parameter}, expected one of every weight")
+    return StoredAverage(decay, updates)
+
+
 def _count(name: str, value: Any) -> int:
     """A whole number of a manifest; `ValueError` and `OverflowError`: it cannot be one."""
     count = int(value)
@@ -303,6 +344,9 @@ def chunk_table_file(attempt: str = "") -> str:
 
 
 def state_file(writer: int, state: str, attempt: str = "") -> str:
-    """Name of the file for a rank's chunks of a state: weights and moments have a file each."""
-    kind = "" if state == MASTER else ".optimizer"
-    return f"rank_{writer:05d}{kind}{f'-{attempt}' if attempt else ''}.safetensors"
+    """Name of the file for a rank's chunks of a state: weights, their average, moments have a file each."""
+    return f"rank_{writer:05d}{_kind(state)}{f'-{attempt}' if attempt else ''}.safetensors"
+
+
+def _kind(state: str) -> str:
+    return {MASTER: "", EMA: f".{EMA}"}.get(state, ".optimizer")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig
-from data.contracts import Decoder
+from data.contracts import Decoder, WeightsChoice
 from data.errors import InputError
 from data.tokens.image import ImageTokenizer
 from data.tokens.text import TextTokenizer
 from pretrain.checkpoint.location import open_checkpoint
 from pretrain.checkpoint.manifest import Manifest, StoredFile
+from pretrain.checkpoint.weights import chosen_state, describe_state
 from pretrain.model.config import ActionHeadConfig, ModelConfig
 from pretrain.policy_settings import DECODERS, PolicySettings
 from pretrain.run_layout import RunLayout
@@ -38,6 +39,7 @@ class PolicyDescription:
         notes: What could not be verified, and what was assumed; empty: nothing.
         dataset: Fingerprint of the data that it was trained on; None: not known.
         action_head: Its action head; None: it has none.
+        weights: Which weights of a checkpoint are used, as `describe_state`; None: of exported ones.
     """
 
     settings: PolicySettings
@@ -46,21 +48,27 @@ class PolicyDescription:
     notes: tuple[str, ...] = ()
     dataset: str | None = None
     action_head: ActionHeadConfig | None = None
+    weights: str | None = None
 
 
-def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
+def describe_checkpoint(checkpoint: Path, weights: WeightsChoice = "auto") -> PolicyDescription:
     """Describe a checkpoint of a run, by its manifest and the files in the run's folder; no weight is read.
 
+    Args:
+        checkpoint: Its folder.
+        weights: Which of its weights are used.
+
     Raises:
-        InputError: No committed checkpoint there, a file of the run is missing, or it is not what the
-            checkpoint was trained with.
+        InputError: No committed checkpoint there, one without such weights, a file of the run is missing, or
+            it is not what the checkpoint was trained with.
     """
     run = RunLayout.of_checkpoint(checkpoint)
     text = only_file(run.tokenizers, "json", "text")
     image = only_file(run.tokenizers, "safetensors", "image")
     ranges = read_action_ranges(run.action_ranges, _REMEDY)
     store = open_checkpoint(checkpoint)
-    metadata = Manifest.read(store).metadata
+    manifest = Manifest.read(store)
+    metadata, used = manifest.metadata, describe_state(manifest, chosen_state(store.url, manifest, weights))
     stored, dataset = PolicySettings.of_metadata(store.url, metadata), _dataset(metadata)
     data, head = run_data(run), run_model(run).action_head
     checksums = (file_checksum(image), TextTokenizer.load(text).sha256)
@@ -69,7 +77,7 @@ def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
         found = PolicySettings.of(
             data, image_pixels(image), sources, *checksums, decoders_without_record(head)
         )
-        return PolicyDescription(found, image, text, (_UNVERIFIED,), dataset, head)
+        return PolicyDescription(found, image, text, (_UNVERIFIED,), dataset, head, used)
     sources = with_action_ranges(stored.sources, ranges, run.action_ranges)
     found = PolicySettings.of(data, stored.pixels, sources, *checksums)
     names = {
@@ -78,7 +86,16 @@ def describe_checkpoint(checkpoint: Path) -> PolicyDescription:
         "action_ranges": str(run.action_ranges),
     }
     stored.check_tokens(found, names, _REMEDY)
-    return PolicyDescription(stored, image, text, dataset=dataset, action_head=head)
+    return PolicyDescription(stored, image, text, dataset=dataset, action_head=head, weights=used)
+
+
+def has_average(checkpoint: Path) -> bool:
+    """Whether a checkpoint has an average beside its trained weights.
+
+    Raises:
+        InputError: No committed checkpoint there.
+    """
+    return Manifest.read(open_checkpoint(checkpoint)).average is not None
 
 
 def decoders_without_record(head: ActionHeadConfig | None) -> tuple[Decoder, ...]:

@@ -19,6 +19,7 @@ from data.errors import InputError
 from pretrain.checkpoint.commit import AttemptFailedError, Shard, WrittenShard, commit, write_shard
 from pretrain.checkpoint.fragments import optimizer_step
 from pretrain.checkpoint.location import CheckpointLocation, UncertainCommitError
+from pretrain.checkpoint.manifest import StoredAverage
 from pretrain.checkpoint.messages import all_gather_json, broadcast_json, gather_bytes
 from pretrain.checkpoint.retention import steps_to_remove, success_rates
 from pretrain.checkpoint.staging import ShardStaging
@@ -44,6 +45,7 @@ class _Save:
     step: int
     optimizer_step: int
     metadata: Mapping[str, Any]
+    average: StoredAverage | None
 
 
 class CheckpointWriter:
@@ -111,7 +113,7 @@ class CheckpointWriter:
         """
         self.wait()
         shard = self._staging.start()
-        save = _Save(step, optimizer_step(self._engine), dict(metadata))
+        save = _Save(step, optimizer_step(self._engine), dict(metadata), self._average())
         # Set until the thread has succeeded, so that a thread that dies cannot pass for a success.
         self._failure = CheckpointError(
             f"checkpoint of step {step} was not written: its thread died, see the traceback above"
@@ -138,6 +140,10 @@ class CheckpointWriter:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+    def _average(self) -> StoredAverage | None:
+        average = self._engine.average
+        return None if average is None else StoredAverage(average.decay, int(average.updates))
 
     def _run(self, shard: Shard, save: _Save) -> None:
         """The thread: copies and writes; it succeeds or fails on every rank alike."""
@@ -196,7 +202,16 @@ class CheckpointWriter:
         def commit_all() -> None:
             shapes, metadata = shard.shapes, dict(save.metadata)
             shards = [WrittenShard.decode(message) for message in messages]
-            commit(self._location, save.step, save.optimizer_step, metadata, attempt, shards, shapes)
+            commit(
+                self._location,
+                save.step,
+                save.optimizer_step,
+                metadata,
+                attempt,
+                shards,
+                shapes,
+                save.average,
+            )
 
         error, certain = self._on_first_rank(commit_all)
         if not error:

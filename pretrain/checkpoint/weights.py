@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.contracts import WeightsChoice
 from data.errors import InputError, StorageError
 from pretrain.checkpoint.boxes import Box
 from pretrain.checkpoint.chunks import chunk_name
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import MASTER, Manifest
+from pretrain.checkpoint.manifest import EMA, MASTER, Manifest
 from pretrain.checkpoint.ready import damage_error
 from pretrain.checkpoint.tensor_stream import ReadRequest, read_verified
 from pretrain.model.parameters import sharded_dimension
@@ -22,8 +23,40 @@ from pretrain.model.parameters import sharded_dimension
 _THREADS = 4
 
 
+def chosen_state(url: str | Path, manifest: Manifest, choice: WeightsChoice) -> str:
+    """The state, `EMA` or `MASTER`, that a setting means in a checkpoint; `auto`: the average if any.
+
+    Args:
+        url: Of the checkpoint, for errors.
+        manifest: Of the checkpoint.
+        choice: The setting.
+
+    Raises:
+        InputError: The checkpoint has no average, which the setting asks for.
+    """
+    if choice == "trained" or (choice == "auto" and manifest.average is None):
+        return MASTER
+    if manifest.average is None:
+        raise InputError(
+            f"weights={choice}: {url} has no average of its weights, as it was trained without optim.ema; "
+            "give weights=trained, or leave it out"
+        )
+    return EMA
+
+
+def describe_state(manifest: Manifest, state: str) -> str:
+    """A choice of `chosen_state` in words, as results name it: `trained`, or `averaged` with its decay."""
+    if state == EMA and manifest.average is not None:
+        return f"averaged (decay {manifest.average.decay:g})"
+    return "trained"
+
+
 def load_weights(
-    url: str | Path, dtype: torch.dtype = torch.float32, tensor_rank: int = 0, tensor_size: int = 1
+    url: str | Path,
+    dtype: torch.dtype = torch.float32,
+    tensor_rank: int = 0,
+    tensor_size: int = 1,
+    choice: WeightsChoice = "trained",
 ) -> dict[str, Tensor]:
     """Load the bare weights, by their global names: whole, or the partition of one tensor-parallel rank.
 
@@ -35,23 +68,25 @@ def load_weights(
         dtype: Of the result.
         tensor_rank: Whose partition of the tensor-parallel parameters is loaded.
         tensor_size: Number of tensor-parallel ranks; 1: whole weights.
+        choice: Which weights, as for `chosen_state`; files with others are not read.
 
     Raises:
-        InputError: No committed checkpoint there, a damaged file (named), or a parameter that cannot be
-            divided among so many ranks.
+        InputError: No committed checkpoint there, a damaged file (named), no such weights, or a parameter
+            that cannot be divided among so many ranks.
     """
     store = open_checkpoint(url)
     manifest = Manifest.read(store)
     table = manifest.chunk_table(store.url, manifest.read_chunk_table(store))
+    state = chosen_state(store.url, manifest, choice)
     weights: dict[str, Tensor] = {}
     requests: dict[str, dict[str, list[ReadRequest]]] = defaultdict(lambda: defaultdict(list))
     for name, tensor in manifest.weights.items():
         part = _partition(store.url, name, tensor.shape, tensor_rank, tensor_size)
         weights[name] = torch.empty(part.shape, dtype=dtype)
         for chunk in manifest.chunks(table, name, [part]):
-            key = chunk_name(f"{MASTER}/{name}", chunk.box.offset)
+            key = chunk_name(f"{state}/{name}", chunk.box.offset)
             request = _overlap(chunk.box, part, weights[name])
-            requests[manifest.file_of(chunk.writer, MASTER)][key].append(request)
+            requests[manifest.file_of(chunk.writer, state)][key].append(request)
 
     def read(file: str) -> str | None:
         try:

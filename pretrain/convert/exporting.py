@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 
+from data.contracts import WeightsChoice
 from data.errors import InputError
 from data.files import write_whole
 from data.storage.store import Store
-from pretrain.checkpoint.chunks import Chunk, chunk_name
+from pretrain.checkpoint.chunks import Chunk, chunk_name, split_name
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import MASTER, Manifest, StoredTensor
+from pretrain.checkpoint.manifest import Manifest, StoredTensor
 from pretrain.checkpoint.policy_files import policy_of_export
 from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
 from pretrain.checkpoint.verification import find_damage
+from pretrain.checkpoint.weights import chosen_state, describe_state
 from pretrain.checkpoint_metadata import settings_section
 from pretrain.config import WeightsLayout
 from pretrain.convert.chameleon import (
@@ -59,6 +61,7 @@ class ExportSummary:
         norm_rows: Rows of each q/k norm in the published layout; None: one for each head.
         policy: What using the weights takes, as written to `policy.json`; None: there is no such file.
         note: What of it could not be verified, or why there is none; empty: nothing to say.
+        weights: Which weights of the checkpoint these are: `trained`, or `averaged` with the decay.
     """
 
     tensors: int
@@ -71,6 +74,7 @@ class ExportSummary:
     norm_rows: int | None
     policy: PolicySettings | None
     note: str
+    weights: str
 
 
 def export_weights(
@@ -82,6 +86,7 @@ def export_weights(
     progress: Progress,
     layout: WeightsLayout = "transformers",
     embodiment: str | None = None,
+    choice: WeightsChoice = "auto",
 ) -> ExportSummary:
     """Write the weights of a checkpoint, one tensor in memory at a time.
 
@@ -94,15 +99,17 @@ def export_weights(
         progress: Called with the bytes that are written and those of all tensors.
         layout: Of which class (`pretrain.convert.chameleon`).
         embodiment: Name of the data set whose embodiment alone `policy.json` is of; None: all.
+        choice: Which weights of the checkpoint are exported.
 
     Raises:
-        InputError: No checkpoint or a damaged one, a network or an image tokenizer that transformers does
-            not have, q/k norms that the layout cannot hold, several embodiments for the published class, or
-            `out` cannot be written.
+        InputError: No checkpoint or a damaged one, no such weights, a network or an image tokenizer that
+            transformers does not have, q/k norms that the layout cannot hold, several embodiments for the
+            published class, or `out` cannot be written.
     """
     check_unused(out)
     store = open_checkpoint(checkpoint)
     manifest = Manifest.read(store)
+    state = chosen_state(checkpoint, manifest, choice)
     config = stored_model(checkpoint, manifest)
     check_shapes(checkpoint, config, {name: tensor.shape for name, tensor in manifest.weights.items()})
     policy, note = policy_of_export(checkpoint, manifest)
@@ -110,9 +117,9 @@ def export_weights(
     image, encoder = None, []
     if image_tokenizer is not None:
         image, encoder = encoder_tensors(image_tokenizer, dtype, policy)
-    if damage := find_damage(store, manifest.files):  # last: it reads all of them
+    if damage := find_damage(store, manifest.files_of(state)):  # last: it reads all of them
         raise InputError(f"{checkpoint}: damaged: {listed(damage)}; take another checkpoint")
-    weights = _network_tensors(checkpoint, store, manifest, dtype)
+    weights = _network_tensors(checkpoint, store, manifest, state, dtype)
     dtypes = Counter(tensor.dtype for tensor in weights)
     usual, rows = dtypes.most_common(1)[0][0], None
     if layout == "published":
@@ -140,6 +147,7 @@ def export_weights(
         norm_rows=rows,
         policy=policy,
         note=note,
+        weights=describe_state(manifest, state),
     )
 
 
@@ -168,18 +176,19 @@ def stored_model(checkpoint: Path, manifest: Manifest) -> ModelConfig:
 
 
 def _network_tensors(
-    checkpoint: Path, store: Store, manifest: Manifest, dtype: str | None
+    checkpoint: Path, store: Store, manifest: Manifest, state: str, dtype: str | None
 ) -> list[LazyTensor]:
     """The network's tensors, each assembled from its chunks when it is written."""
     table = manifest.chunk_table(store.url, manifest.read_chunk_table(store))
     chunks = {name: manifest.chunks(table, name) for name in manifest.weights}
     writers = sorted({chunk.writer for of_tensor in chunks.values() for chunk in of_tensor})
-    files = {writer: TensorFile(checkpoint / manifest.file_of(writer, MASTER)) for writer in writers}
+    files = {writer: TensorFile(checkpoint / manifest.file_of(writer, state)) for writer in writers}
     tensors: list[LazyTensor] = []
     for name, stored in sorted(manifest.weights.items()):
-        _check_chunks(checkpoint, files, name, stored, chunks[name])
+        tensor = f"{state}/{name}"
+        _check_chunks(checkpoint, files, tensor, stored, chunks[name])
         target_dtype = dtype or (stored.dtype if manifest.only_weights else _TRAINED_DTYPE)
-        blocks = partial(_assembled, files, name, stored, chunks[name], target_dtype)
+        blocks = partial(_assembled, files, tensor, stored, chunks[name], target_dtype)
         tensors.append(LazyTensor(name, target_dtype, stored.shape, blocks))
     return tensors
 
@@ -187,7 +196,7 @@ def _network_tensors(
 def _check_chunks(
     checkpoint: Path,
     files: Mapping[int, TensorFile],
-    name: str,
+    tensor: str,
     stored: StoredTensor,
     chunks: Sequence[Chunk],
 ) -> None:
@@ -198,27 +207,27 @@ def _check_chunks(
     """
     for chunk in chunks:
         file = files[chunk.writer]
-        entry = file.entries.get(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
+        entry = file.entries.get(chunk_name(tensor, chunk.box.offset))
         if entry is None or (entry.shape, entry.dtype) != (chunk.box.shape, stored.dtype):
             raise InputError(
-                f"{checkpoint}: {file.path.name} does not hold {name} as its manifest says; take another "
-                "checkpoint"
+                f"{checkpoint}: {file.path.name} does not hold {split_name(tensor)[1]} as its manifest "
+                "says; take another checkpoint"
             )
 
 
 def _assembled(
-    files: Mapping[int, TensorFile], name: str, stored: StoredTensor, chunks: Sequence[Chunk], dtype: str
+    files: Mapping[int, TensorFile], tensor: str, stored: StoredTensor, chunks: Sequence[Chunk], dtype: str
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor, assembled from its chunks; of one chunk of that dtype, copied from its file."""
     if len(chunks) == 1 and stored.dtype == dtype:
         (chunk,) = chunks
-        return files[chunk.writer].blocks(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
+        return files[chunk.writer].blocks(chunk_name(tensor, chunk.box.offset))
     whole = torch.empty(stored.shape, dtype=getattr(torch, dtype))
     for chunk in chunks:
         region = chunk.box.slices
-        part = files[chunk.writer].tensor(chunk_name(f"{MASTER}/{name}", chunk.box.offset))
+        part = files[chunk.writer].tensor(chunk_name(tensor, chunk.box.offset))
         whole[region] = part  # copying converts
-        check_range(name, part, whole[region])
+        check_range(split_name(tensor)[1], part, whole[region])
     return tensor_blocks(whole)
 
 

@@ -57,6 +57,7 @@ def layout_advice(config: TrainingConfig, gpu_memory: float, gpu: str) -> str:
                 global_batch=config.trainer.global_batch,
                 machine=Machine.of_device(gpu, _MAX_NODE_GPUS),
                 optimizer=config.optim.name,
+                ema=config.optim.ema is not None,
             )
         )
     except InputError as error:

@@ -19,7 +19,9 @@ from pretrain.model.transformer import Transformer
 from pretrain.optim import build_optimizer
 from pretrain.parallel.batch import MicroBatch, check_batch
 from pretrain.parallel.groups import ProcessGroups
+from pretrain.parallel.masters import fp32_masters
 from pretrain.parallel.update_skipping import SkipRule, UpdateSkipper
+from pretrain.parallel.weight_average import WeightAverage
 from pretrain.parallel.zero import build_module, gradient_norm_of, start_engine
 from pretrain.phases import phase
 from pretrain.precision import PRECISIONS
@@ -63,6 +65,7 @@ class Engine:
         module: The network, partitioned.
         optimizer: Over its parameters or their fp32 masters.
         deepspeed_engine: Around both.
+        average: Of the weights, as `optim.ema` says; None: none.
         groups: Of this rank.
         seed: Of initial weights and dropout.
         step_count: Optimiser steps so far, skipped ones included.
@@ -83,6 +86,9 @@ class Engine:
         self.groups = groups
         self.step_count = 0
         self.gradient_clipping = config.optim.gradient_clipping
+        self.average: WeightAverage | None = None
+        if config.optim.ema is not None:
+            self.average = WeightAverage(fp32_masters(deepspeed_engine.optimizer), config.optim.ema)
         self._skipper = UpdateSkipper(optimizer, gradient_norm_of(deepspeed_engine), groups.device)
         self.seed = config.trainer.seed
         self._settings = LossSettings(**asdict(config.loss))
@@ -113,8 +119,8 @@ class Engine:
     ) -> StepResult:
         """Take one optimiser step over this rank's micro-batches of a global batch.
 
-        An update whose loss or gradient norm is not finite is skipped: weights, moments and the optimiser's
-        own count stay the same on all ranks, bit for bit; `step_count` increases.
+        An update whose loss or gradient norm is not finite is skipped: weights, moments, the weights' average
+        and the optimiser's own count stay the same on all ranks, bit for bit; `step_count` increases.
 
         Args:
             micro_batches: Of this rank.
@@ -146,12 +152,14 @@ class Engine:
             self._skipper.start_step(totals[0], skip_rule)
             self.deepspeed_engine.step()
             norm, skipped = self._skipper.finish_step()
+            if self.average is not None:
+                self.average.follow(skipped)
         self.step_count += 1
         sums = totals[1:].reshape(self._sums_shape)
         return StepResult(loss=totals[0], sums=sums, gradient_norm=norm, skipped=skipped)
 
     def before_next_change(self, function: Callable[[], None]) -> None:
-        """Have a function called once, just before weights or moments change the next time."""
+        """Have a function called once, just before weights, moments or the average change the next time."""
         self._before_change.append(function)
 
     def prepare_change(self) -> None:

@@ -40,6 +40,7 @@ class LayoutRequest:
         stages: ZeRO stages to try.
         policies: Recompute policies to try.
         hpz: Whether to try hpZ over the GPUs of a node, where stage 3 crosses nodes without tensor parallel.
+        ema: Whether the weights are averaged (`optim.ema`).
     """
 
     model: ModelConfig
@@ -56,6 +57,7 @@ class LayoutRequest:
     stages: Sequence[ZeroStage] = STAGES
     policies: Sequence[RecomputePolicy] = RECOMPUTE_POLICIES
     hpz: bool = True
+    ema: bool = False
 
     def fits(self, memory: MemoryEstimate) -> bool:
         """Whether GPU and host have the memory."""
@@ -159,7 +161,16 @@ def _layouts(
             continue  # to save memory is what it is for
         for hpz in _hpz_sizes(request, tensor, data) if stage == 3 and offload == "none" else (1,):
             yield ParallelLayout(
-                tensor, data, micro_batch, policy, share > micro_batch, offload, request.optimizer, stage, hpz
+                tensor,
+                data,
+                micro_batch,
+                policy,
+                share > micro_batch,
+                offload,
+                request.optimizer,
+                stage,
+                hpz,
+                request.ema,
             )
 
 

@@ -55,7 +55,7 @@ class MemoryEstimate:
     Attributes:
         weights: In bf16; of stage 3 this rank's share (hpZ: and its second copy), and the norms whole.
         gradients: This rank's share.
-        optimiser: Master weights and moments, fp32.
+        optimiser: Master weights, moments and, if there is one, the weights' average, fp32.
         activations: Saved between the forward and the backward pass.
         loss: Working memory of the loss's backward pass.
         layer: Working memory of one layer's backward pass: recomputed values and the gradients within.

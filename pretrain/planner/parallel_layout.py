@@ -26,6 +26,7 @@ class ParallelLayout:
         optimizer: As `optim.name`.
         zero_stage: As `parallel.zero_stage`.
         hpz: As `parallel.hpz_partition_size`.
+        ema: Whether the weights are averaged (`optim.ema`).
     """
 
     tensor: int
@@ -37,6 +38,7 @@ class ParallelLayout:
     optimizer: OptimizerName = "adamw"
     zero_stage: ZeroStage = 3
     hpz: int = 1
+    ema: bool = False
 
     @property
     def ranks(self) -> int:

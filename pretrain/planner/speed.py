@@ -45,6 +45,7 @@ _COLLECTIVES = {"none": 8, "selective": 10, "full": 12}
 # A parameter. AdamW: weight, gradient and two moments read, all but the gradient written. Lion, in passes:
 # decay 8, direction 12, its sign 8, moment 12, scaled 8, weight 12.
 _UPDATE_BYTES = {"adamw": 28, "lion": 60}
+_AVERAGE_BYTES = 12  # weight and average read, average written
 _BACKWARD = 2 / 3  # share of a micro-batch's computation
 
 
@@ -173,4 +174,5 @@ def _offload_bytes(layout: ParallelLayout, share: float, micro_batches: int) -> 
     if layout.offload == "none":
         return 0.0, 0.0
     weights = 2 * micro_batches if layout.offload == "all" else 0
-    return (2 + weights) * share * _BYTES, _UPDATE_BYTES[layout.optimizer] * share
+    update = _UPDATE_BYTES[layout.optimizer] + _AVERAGE_BYTES * layout.ema
+    return (2 + weights) * share * _BYTES, update * share

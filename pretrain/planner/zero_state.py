@@ -9,6 +9,8 @@ P parameters of a tensor-parallel rank, S = P / data its share; accumulated: of 
     2      2 P            2 S, accumulated 4 S      12 S (8 S)
     3      2 S, norms 2 P 2 S, accumulated 4 S      12 S (8 S)      hpZ: + 2 P / hpz
 
+An average of the weights (`optim.ema`) adds 4 P at stage 0, else 4 S, where the masters are.
+
 At stage 1 DeepSpeed accumulates with another optimiser than its own of ZeRO: it keeps the bf16 gradients of a
 micro-batch beside their fp32 sum, and averages that after the last backward pass, as at stage 0.
 
@@ -34,6 +36,7 @@ REPLICATED_BUCKET = 500_000_000  # fp32 gradients that DeepSpeed averages at a t
 # Bytes for each parameter: fp32 master weight and moments, and working memory of the update (fp32 gradient;
 # Lion: also its direction and that scaled).
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 12, "lion": 8}
+AVERAGE_BYTES = 4  # fp32 average of a weight, updated in its place
 STEP_BYTES: dict[OptimizerName, int] = {"adamw": 4, "lion": 12}
 
 
@@ -62,7 +65,7 @@ def zero_state(model: ModelConfig, layout: ParallelLayout, node_gpus: int) -> Ze
     matrices, vectors = count_parameters(model, layout.tensor)
     parameters = matrices + vectors
     share = parameters / layout.data
-    gradient_bytes, state = (4 if layout.accumulates else 2), STATE_BYTES[layout.optimizer]
+    gradient_bytes, state = (4 if layout.accumulates else 2), _state_bytes(layout)
     weights_on_host, state_on_host = layout.offload == "all", layout.offload != "none"
     whole_gradients, whole_weights = layout.zero_stage == 1, layout.zero_stage < 3
     weights, second = 2 * matrices / layout.data, 0.0
@@ -94,10 +97,15 @@ def _replicated(model: ModelConfig, layout: ParallelLayout) -> ZeroState:
     return ZeroState(
         weights=2 * parameters,
         gradients=4 * parameters,
-        optimiser=STATE_BYTES[layout.optimizer] * parameters,
+        optimiser=_state_bytes(layout) * parameters,
         update=max(4 * min(parameters, REPLICATED_BUCKET), temporaries * largest),
         buffers=2 * largest,  # a matrix's gradient before it is added in fp32
     )
+
+
+def _state_bytes(layout: ParallelLayout) -> int:
+    """Bytes for each parameter of master weight, moments and average."""
+    return STATE_BYTES[layout.optimizer] + AVERAGE_BYTES * layout.ema
 
 
 def _buffers(model: ModelConfig, layout: ParallelLayout, node_gpus: int) -> float:

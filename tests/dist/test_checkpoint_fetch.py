@@ -17,6 +17,7 @@ from eval.policy.source import named_policy
 from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.checkpoint.weights import load_weights
+from pretrain.convert.exporting import export_weights
 from tests.support import training_case as case
 from tests.support.object_server import BUCKET, ObjectServer, object_server
 from tests.support.ranks import run_ranks
@@ -35,7 +36,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
 def run(server: ObjectServer, tmp_path: Path) -> Path:
     """A run of four steps on two ranks whose checkpoints of steps 2 and 4 are in the store."""
     config = case.settings(tmp_path, case.write_dataset(tmp_path / "shards"), (1, 2, 3))
-    config.checkpointing.url, config.trainer.stop_after = URL, 4
+    config.checkpointing.url, config.trainer.stop_after, config.optim.ema = URL, 4, 0.9
     return case.train(config).path
 
 
@@ -52,12 +53,15 @@ def _fetch_twice(run: Path) -> None:
     source, step, out = named_policy(EvalCommandConfig(checkpoint=LAST, suite="fake"))
     folder = run / "fetched" / "step_00000004"
     assert (source.name, step, out) == (str(folder), 4, run / "eval" / "step_00000004-fake")
-    stored, fetched = load_weights(LAST), load_weights(folder)
-    assert stored.keys() == fetched.keys()
-    assert all(torch.equal(stored[name], fetched[name]) for name in stored)
+    for choice in ("trained", "averaged"):
+        stored, fetched = load_weights(LAST, choice=choice), load_weights(folder, choice=choice)
+        assert stored.keys() == fetched.keys()
+        assert all(torch.equal(stored[name], fetched[name]) for name in stored)
     network = load_model(folder, device="cpu").network
     assert all(torch.equal(tensor, stored[name]) for name, tensor in network.state_dict().items())
     assert not list(folder.glob("*.optimizer*")), "moments are not fetched"
+    summary = export_weights(folder, run.parent / "exported", None, None, 10**9, lambda *_: None)
+    assert summary.weights == "averaged (decay 0.9)", "which needs no moments"
     (folder / "mark").touch()
     assert local_checkpoint(LAST) == folder
     assert (folder / "mark").exists(), "fetched once"

@@ -20,17 +20,19 @@ from tests.support.ranks import run_ranks
 RANKS = 2
 _SAME, _PAUSE = 10, 0.05  # times that bytes are counted in a row, and seconds between them
 SIZES: dict[str, Any] = {"hidden_size": 128, "ffn_size": 352, "vocabulary_size": 2048, "layers": 3}
-# Stage, optimiser, micro-batches.
-CASES: list[tuple[ZeroStage, OptimizerName, int]] = [
-    (0, "adamw", 1),
-    (0, "adamw", 2),
-    (1, "adamw", 1),
-    (1, "adamw", 2),
-    (2, "adamw", 1),
-    (2, "adamw", 2),
-    (3, "adamw", 1),
-    (3, "adamw", 2),
-    (3, "lion", 1),
+# Stage, optimiser, micro-batches, average of the weights.
+CASES: list[tuple[ZeroStage, OptimizerName, int, float | None]] = [
+    (0, "adamw", 1, None),
+    (0, "adamw", 2, 0.9),
+    (1, "adamw", 1, None),
+    (1, "adamw", 2, None),
+    (2, "adamw", 1, None),
+    (2, "adamw", 1, 0.9),
+    (2, "adamw", 2, None),
+    (3, "adamw", 1, None),
+    (3, "adamw", 1, 0.9),
+    (3, "adamw", 2, None),
+    (3, "lion", 1, None),
 ]
 
 
@@ -39,13 +41,13 @@ def measure_each() -> list[int]:
     return [_measure(*case) for case in CASES]
 
 
-def _measure(stage: ZeroStage, optimizer: OptimizerName, micro_batches: int) -> int:
+def _measure(stage: ZeroStage, optimizer: OptimizerName, micro_batches: int, ema: float | None) -> int:
     from pretrain.parallel.engine import Engine
     from pretrain.parallel.groups import ProcessGroups
 
     mesh = Mesh(1, RANKS)
     config = settings(mesh, stage, "bf16", **SIZES)
-    config.optim.name = optimizer
+    config.optim.name, config.optim.ema = optimizer, ema
     config.trainer.micro_batch = BATCH // RANKS // micro_batches
     groups = ProcessGroups.create(mesh)
     gc.collect()
@@ -82,7 +84,7 @@ def test_state_of_the_engine() -> None:
     bucket = zero_buckets(model, 1, one_node=True).reduce
     assert bucket < 2e6, "of the network's size, not 200 million"
     for held in run_ranks(measure_each, RANKS):
-        for (stage, optimizer, micro_batches), measured in zip(CASES, held, strict=True):
+        for (stage, optimizer, micro_batches, ema), measured in zip(CASES, held, strict=True):
             layout = ParallelLayout(
                 1,
                 RANKS,
@@ -91,6 +93,7 @@ def test_state_of_the_engine() -> None:
                 accumulates=micro_batches > 1,
                 optimizer=optimizer,
                 zero_stage=stage,
+                ema=ema is not None,
             )
             need = estimate_memory(model, layout, LENGTH)
             expected = need.state
@@ -98,4 +101,4 @@ def test_state_of_the_engine() -> None:
                 expected += 2 * bucket
             elif (stage, micro_batches) == (1, 1):
                 expected -= need.gradients / RANKS  # of the other rank's share, released by then
-            assert expected == pytest.approx(measured, rel=0.15), (stage, optimizer, micro_batches)
+            assert expected == pytest.approx(measured, rel=0.15), (stage, optimizer, micro_batches, ema)

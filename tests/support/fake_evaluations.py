@@ -25,12 +25,12 @@ def fake_progress(out: Path, source: PolicySource) -> list[int]:
 
 
 def earlier_journal(settings: Mapping[str, Any] | None) -> str:
-    """Name of the journal of such an evaluation by versions that recorded neither arithmetic nor decoder."""
+    """Name of the journal of such an evaluation by versions that recorded none of what is left out."""
     suite = FakeSuite("fake")
     provenance = asdict(
         Provenance(suite.renderer(), suite.default_reset, "recomputed", suite.versions(), settings)
     )
-    del provenance["precision"], provenance["decoder"]
+    del provenance["precision"], provenance["decoder"], provenance["weights"]
     identity = {
         "policy": "expert",
         "suite": "fake",

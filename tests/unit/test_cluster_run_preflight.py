@@ -23,6 +23,10 @@ from pretrain.settings import compose
             "eval.decoder=continuous",
             r"^eval\.decoder=continuous: the checkpoints of this training have discrete only; give another",
         ),
+        (
+            "eval.weights=averaged",
+            r"^eval\.weights=averaged, but optim\.ema=null: the checkpoints of this training have no average",
+        ),
         ("data.mixture.action=0", r"^data\.mixture\.action=0: .* know no actions, .*; set eval\.every=0"),
     ],
 )
@@ -32,10 +36,12 @@ def test_evaluation_settings_out_of_range_are_refused(override: str, message: st
         check_run(compose("train", RootConfig, "train", given))
 
 
-def test_a_decoder_that_the_training_makes_is_accepted() -> None:
+def test_decoder_and_weights_that_the_training_makes_are_accepted() -> None:
     given = ["run.name=a", "data.url=shards", "checkpointing.every=10", "eval.every=10"]
     head = ["model.action_head.time_horizon=5", "eval.decoder=continuous"]
     check_run(compose("train", RootConfig, "train", [*given, *head]))
+    average = ["optim.ema=0.999", "eval.weights=averaged"]
+    check_run(compose("train", RootConfig, "train", [*given, *average]))
 
 
 def test_more_episodes_than_a_task_has_initial_states_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

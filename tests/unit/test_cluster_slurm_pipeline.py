@@ -100,10 +100,11 @@ def test_the_final_evaluation_has_the_protocol_of_those_beside_the_training(
 ) -> None:
     words = ["stages=[train,eval]", "eval.reset=soft", "eval.observations=published", "eval.precision=fp32"]
     words += ["model.action_head.time_horizon=5", "eval.decoder=discrete", "eval.embodiment=goal"]
+    words += ["eval.weights=trained"]
     assert main(["submit", *GOAL, *words, "final_eval.precision=bf16", "--dry-run"]) == 0
     evaluate = list(scripts(capsys.readouterr().out).values())[1]
     expected = ("reset=soft", "observations=published", "precision=bf16", "decoder=discrete")
-    for word in (*expected, "embodiment=goal"):
+    for word in (*expected, "embodiment=goal", "weights=trained"):
         assert f"\n  {word}\n" in evaluate
     assert "precision=fp32" not in evaluate
 
@@ -136,6 +137,10 @@ def test_the_final_evaluation_has_the_protocol_of_those_beside_the_training(
         (
             ["stages=[train,eval]", "final_eval.decoder=continuous"],
             "final_eval.decoder=continuous: the checkpoints of this training have discrete only; give",
+        ),
+        (
+            ["stages=[train,eval]", "final_eval.weights=averaged"],
+            "final_eval.weights=averaged, but optim.ema=null: the checkpoints of this training",
         ),
         ([*ALL, "final_eval.policy=expert"], "final_eval names a checkpoint or a policy, expected neither"),
     ],

@@ -136,6 +136,22 @@ def test_other_observations_and_policy_settings_do_not_reuse_episodes(
     assert content["notes"] == list(record.notes)
 
 
+def test_other_weights_of_a_checkpoint_do_not_reuse_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+    shown: list[int] = []
+    for weights in ("trained", "averaged (decay 0.99)", "averaged (decay 0.999)"):
+        record = PolicyRecord(weights=weights)
+        monkeypatch.setattr(FakePolicySource, "record", lambda self, record=record: record)
+        reported: list[EvaluationProgress] = []
+        results = run(tmp_path, reported.append)
+        assert results.to_json()["weights"] == weights
+        assert f"{weights} weights; none" in str(results.provenance)
+        shown.append(reported[0].done)
+    assert shown == [4, 0, 0], "episodes of versions that did not record the weights had trained ones"
+
+
 def test_errors_are_run_again_by_the_next_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MARKS, str(tmp_path))
     first = run(tmp_path / "out", suite="fake_breaks", retries=0)

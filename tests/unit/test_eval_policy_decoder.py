@@ -94,7 +94,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
+    monkeypatch.setattr(model_module, "load_weights", lambda path, choice: dict(network.state_dict()))
     return Run(tmp_path / "run")
 
 
@@ -133,7 +133,7 @@ def test_actions_that_are_not_finite_never_reach_a_robot(
 ) -> None:
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     weights["action_head.hidden_projection.bias"][0] = float("nan")
-    monkeypatch.setattr(model_module, "load_weights", lambda path: weights)
+    monkeypatch.setattr(model_module, "load_weights", lambda path, choice: weights)
     policy = CheckpointPolicy(run.checkpoint, "cpu")
     with pytest.raises(InputError, match=r"^checkpoint=.*step_00000007: its action head predicts .*; take"):
         policy.act(observations(2))
@@ -188,7 +188,7 @@ def test_a_decoder_that_the_training_did_not_make_is_refused(
     weights = {
         name: value for name, value in network.state_dict().items() if head or "action_head" not in name
     }
-    monkeypatch.setattr(model_module, "load_weights", lambda path: weights)
+    monkeypatch.setattr(model_module, "load_weights", lambda path, choice: weights)
     assert run.record(None) == run.record(found) == found
     only = f"^decoder={missing}: .*was trained for {found} decoding of actions only; give another"
     with pytest.raises(InputError, match=only):

@@ -163,7 +163,7 @@ def test_a_trained_run_of_two_cameras_states_and_time_steps_is_rolled_out(
     )
     network = Transformer(sizes)
     initialise(network, seed=0)
-    monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
+    monkeypatch.setattr(model_module, "load_weights", lambda path, choice: dict(network.state_dict()))
     data = DataConfig(url=str(prepared / "data"), cameras=BOTH, predicted_frames=2, state=True)
     text = shipped_text_tokenizer()
     settings = PolicySettings.of(data, PIXELS, (libero_source(data),), image.sha256, text.sha256)

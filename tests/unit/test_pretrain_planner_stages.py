@@ -60,6 +60,33 @@ def test_state_of_each_stage(stage: Any, accumulates: bool, whole: int, shared: 
     assert need.state == pytest.approx((whole + shared / 8) * SEVEN, rel=0.001)
 
 
+@pytest.mark.parametrize(("stage", "share"), [(0, 1), (1, 8), (2, 8), (3, 8)])
+def test_average_of_the_weights_takes_four_bytes_where_the_masters_are(stage: Any, share: int) -> None:
+    plain, more = (
+        estimate_memory(ModelConfig(), layout(zero_stage=stage, ema=ema), LENGTH) for ema in (False, True)
+    )
+    assert more.optimiser - plain.optimiser == pytest.approx(4 * SEVEN / share, rel=1e-6)
+    assert more.state - plain.state == pytest.approx(4 * SEVEN / share, rel=1e-6)
+    assert more.host == plain.host == 0
+
+
+def test_offloaded_average_is_on_the_host() -> None:
+    plain, more = (
+        estimate_memory(ModelConfig(), layout(offload="optimizer", ema=ema), LENGTH) for ema in (False, True)
+    )
+    assert more.host - plain.host == pytest.approx(4 * SEVEN / 8, rel=1e-6)
+    assert more.total == plain.total
+    quick, slow = (step(offload="optimizer", ema=ema) for ema in (False, True))
+    assert slow.offload > quick.offload
+
+
+def test_planner_counts_the_average_of_its_request() -> None:
+    request = LayoutRequest(MODELS["7b"], 8, 80e9, 0.1, LENGTH, (1,), 32, H100, ("none",))
+    totals = [estimate.memory.total for estimate in estimate_layouts(request)]
+    more = [estimate.memory.total for estimate in estimate_layouts(replace(request, ema=True))]
+    assert all(b > a for a, b in zip(totals, more, strict=True))
+
+
 def test_hpz_holds_a_second_copy() -> None:
     plain, second = (
         estimate_memory(ModelConfig(), layout(64, hpz=size), LENGTH, node_gpus=8) for size in (1, 8)

@@ -229,6 +229,7 @@ def test_settings_round_trip_through_a_mapping() -> None:
         ("model.layers=0", "model.layers=0, expected 1 or more"),
         ("model.dropout=1", r"model.dropout=1.0, expected at least 0 and below 1"),
         ("optim.betas=[0.9,1.0]", r"optim.betas=1.0, expected at least 0 and below 1"),
+        *((f"optim.ema={d}", rf"optim.ema={d}, expected a decay above 0 and") for d in ("0.0", "1.0", "nan")),
         ("optim.eps=-1", "optim.eps=-1.0, expected 0 or more"),
         ("optim.weight_decay=-1", "optim.weight_decay=-1.0, expected 0 or more"),
         ("model.norm_eps=nan", "model.norm_eps=nan, expected 0 or more"),

@@ -98,11 +98,12 @@ def run_convert_export(config: ConvertExportConfig, invocation: Invocation) -> N
             _in_megabytes(display.bar("export, MB")),
             config.layout,
             config.embodiment,
+            config.weights,
         )
     show = invocation.console.print
     show(
-        f"  {config.out}: {exported.tensors - exported.image_tensors} tensors ({_counts(exported.dtypes)}), "
-        f"{exported.bytes:,} bytes in {exported.files} files"
+        f"  {config.out}: {exported.weights} weights, {exported.tensors - exported.image_tensors} tensors "
+        f"({_counts(exported.dtypes)}), {exported.bytes:,} bytes in {exported.files} files"
     )
     _show_action_head(exported.action_head, exported.action_head_tensors, show)
     if exported.norm_rows is not None:
