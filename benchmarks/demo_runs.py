@@ -124,9 +124,12 @@ def checkpoint(work: Path, name: str, steps: int) -> Path:
 
 
 def success(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of a table: success over several evaluations with the 95 % interval of Wilson, percent."""
+    """Columns of a table: success over several evaluations with the 95 % interval of Wilson, percent.
+
+    Episodes that ended in an error of the simulator do not count.
+    """
     by_seed = [int(result["successes"]) for result in results]
-    episodes = sum(int(result["episodes"]) for result in results)
+    episodes = sum(int(result["episodes"]) - int(result["errors"]) for result in results)
     low, high = wilson(sum(by_seed), episodes)
     return {
         "seeds": len(results),

@@ -4,6 +4,7 @@
     python -m benchmarks.learning --work DIR --list                all parts, and the time left
     python -m benchmarks.learning --work DIR task=lift seed=0      some of them, with what they need
     python -m benchmarks.learning --work DIR --again eval variant=chunk,single
+    python -m benchmarks.learning --work DIR --publish             JSON, curves and tables of what is done
 
 Words select parts: stages (collect, vq, prepare, train, eval, imagine), and task=, variant=, chunk=, seed=,
 checkpoint= with one or several values. A part that is done is not repeated, unless --again is said; one whose
@@ -24,7 +25,9 @@ from pathlib import Path
 from benchmarks.learning.cells import cells
 from benchmarks.learning.grid import all_parts
 from benchmarks.learning.parts import Part
-from benchmarks.learning.runner import Runner
+from benchmarks.learning.publish import publish
+from benchmarks.learning.results import read_results
+from benchmarks.learning.runner import ROOT, Runner
 from benchmarks.learning.selection import seconds_left, select, with_needs
 from benchmarks.learning.settings import DEFAULT_FILE, read_settings
 from data.errors import InputError
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--settings", type=Path, default=DEFAULT_FILE, help="default: %(default)s")
     parser.add_argument("--list", action="store_true", help="list the parts and the time left; run nothing")
     parser.add_argument("--again", action="store_true", help="remove what the named parts have made, first")
+    parser.add_argument("--publish", action="store_true", help="write what was measured; run nothing")
+    parser.add_argument("--root", type=Path, default=ROOT, help="repository to publish into: %(default)s")
     parser.add_argument("parts", nargs="*", metavar="PART", help="stages and key=value; default: all parts")
     options = parser.parse_intermixed_args(argv)
     try:
@@ -60,11 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     settings = read_settings(options.settings)
     work = writable_folder(options.work.resolve(), "--work")
-    parts = all_parts(settings, work, list(cells(settings, work)))
+    grid = list(cells(settings, work))
+    parts = all_parts(settings, work, grid)
     selected = select(parts, options.parts)
     wanted = with_needs(parts, selected)
     if options.list:
         _list(wanted, settings.jobs)
+        return 0
+    if options.publish:
+        for path in publish(settings, read_results(grid, parts), options.root.resolve()):
+            _show(str(path))
         return 0
     if options.again and not options.parts:
         raise InputError(

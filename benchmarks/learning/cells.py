@@ -100,9 +100,13 @@ class Cell:
         """Folder of a training."""
         return self.work / self.task.name / "runs" / f"{self.name}_s{seed}"
 
+    def checkpoint_step(self, number: int) -> int:
+        """The step of a checkpoint, counted from 1."""
+        return min(number * self.checkpoint_every, self.steps)
+
     def checkpoint(self, seed: int, number: int) -> Path:
         """A checkpoint, counted from 1."""
-        return demo_runs.checkpoint_of(self.run(seed), min(number * self.checkpoint_every, self.steps))
+        return demo_runs.checkpoint_of(self.run(seed), self.checkpoint_step(number))
 
     def train_words(self, seed: int) -> tuple[str, ...]:
         """Arguments of Python for a training."""

@@ -19,7 +19,7 @@ from data.errors import InputError
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60.0  # for a training to write its checkpoint before it is killed
 _LOG_LINES = 8
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Runner:
         with part.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *part.words],
-                cwd=_ROOT,
+                cwd=ROOT,
                 env=_environment(threads),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
