@@ -26,7 +26,6 @@ from benchmarks.learning.cells import cells
 from benchmarks.learning.grid import all_parts
 from benchmarks.learning.parts import Part
 from benchmarks.learning.publish import publish
-from benchmarks.learning.results import read_results
 from benchmarks.learning.runner import ROOT, Runner
 from benchmarks.learning.selection import seconds_left, select, with_needs
 from benchmarks.learning.settings import DEFAULT_FILE, read_settings
@@ -73,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         _list(wanted, settings.jobs)
         return 0
     if options.publish:
-        for path in publish(settings, read_results(grid, parts), options.root.resolve()):
+        for path in publish(settings, grid, parts, options.root.resolve()):
             _show(str(path))
         return 0
     if options.again and not options.parts:

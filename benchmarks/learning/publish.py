@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import demo_runs
+from benchmarks.learning.cells import Cell
 from benchmarks.learning.comparison import Compared, compare
+from benchmarks.learning.parts import Part
 from benchmarks.learning.pictures import write_pictures
-from benchmarks.learning.results import CellResult
+from benchmarks.learning.results import CellResult, core_hours, read_results
 from benchmarks.learning.settings import StudySettings
 from benchmarks.learning.tables import markdown, write_between_marks
 from benchmarks.learning.token_budget import TOLERANCE, largest_difference
@@ -44,16 +46,24 @@ _SHOWN = ("task", "variant", "chunk", "episodes", "success", "low", "high", "by_
 _HIDDEN = tuple(column.key for column in _COLUMNS if column.key not in (*_SHOWN, "psnr", "seconds"))
 
 
-def publish(settings: StudySettings, results: Sequence[CellResult], root: Path) -> list[Path]:
+def publish(settings: StudySettings, cells: Sequence[Cell], parts: Sequence[Part], root: Path) -> list[Path]:
     """Print the table, and write all files below `root`; returns them.
+
+    Args:
+        settings: The study.
+        cells: Of its grid.
+        parts: Of the study; what is done of them is published.
+        root: The repository.
 
     Raises:
         InputError: docs/learning.md is missing or lacks its marks.
     """
+    results = read_results(cells, parts)
     compared = compare(results)
     pictures = write_pictures(results, root / PICTURES)
     addresses = [path.relative_to((root / PAGE).parent).as_posix() for path in pictures]
-    write_between_marks(root / PAGE, markdown(settings, results, compared, addresses))
+    hours = {task.name: core_hours(parts, task.name) for task in settings.tasks}
+    write_between_marks(root / PAGE, markdown(settings, results, compared, addresses, hours))
     _report(results, compared).finish(root / JSON_FILE)
     return [root / JSON_FILE, root / PAGE, *pictures]
 

@@ -158,6 +158,12 @@ def read_results(cells: Sequence[Cell], parts: Sequence[Part]) -> list[CellResul
     return [_of_cell(cell, [part for part in done if _is_of(part, cell)]) for cell in cells]
 
 
+def core_hours(parts: Sequence[Part], task: str) -> float:
+    """Wall time of the finished parts of a task together; each trained or evaluated on one core."""
+    markers = [part.read_marker() for part in parts if part.labels["task"] == task]
+    return sum(marker["seconds"] for marker in markers if marker and marker["done"]) / 3600
+
+
 def mean(values: Sequence[float]) -> float | None:
     """The mean; None without values."""
     return fmean(values) if values else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def markdown(
     results: Sequence[CellResult],
     compared: Sequence[Compared],
     pictures: Sequence[str],
+    hours: Mapping[str, float],
 ) -> str:
     """The tables of all tasks.
 
@@ -32,12 +33,13 @@ def markdown(
         results: Of all cells.
         compared: Its comparisons.
         pictures: Addresses of the curves, as seen from the page.
+        hours: Task -> time that its parts took.
     """
     parts: list[str] = []
     for task in settings.tasks:
         of_task = [result for result in results if result.cell.task.name == task.name]
         rows = [(result, result.row) for result in of_task]
-        parts += [f"### {task.title}", "", _scale(settings, task, rows), ""]
+        parts += [f"### {task.title}", "", _scale(settings, task, rows, hours[task.name]), ""]
         parts += [*_success(rows), "", *_learned(rows), ""]
         parts += [*_order(settings, [each for each in compared if each.task == task.name]), ""]
         drawn = [path for path in pictures if f"learning-{task.name}-" in path]
@@ -62,16 +64,19 @@ def write_between_marks(page: Path, text: str) -> None:
     write_text_whole(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
-def _scale(settings: StudySettings, task: TaskSettings, rows: Sequence[tuple[CellResult, Row]]) -> str:
+def _scale(
+    settings: StudySettings, task: TaskSettings, rows: Sequence[tuple[CellResult, Row]], hours: float
+) -> str:
     done = sum(row["trainings"] for _, row in rows)
     tokens = [row["tokens"] for _, row in rows if row["tokens"] and row["equal"] == "tokens"]
     amount = f"{min(tokens) / 1e6:.2f} to {max(tokens) / 1e6:.2f} million trained tokens" if tokens else ""
+    took = f"; all of it took {hours:.1f} hours of one core" if hours else ""
     noise = f", noise {task.noise:g} in the executed actions" if task.noise else ""
     return (
         f"`{task.suite}`, {task.demonstrations} demonstrations{noise}, camera {', '.join(task.cameras)} at "
         f"{task.resolution} px, image tokenizer: {task.image_tokenizer}; {task.episodes} episodes for each "
         f"of the seeds {', '.join(map(str, settings.seeds))}. Trainings done: {done} of "
-        f"{len(rows) * len(settings.seeds)}{f', {amount}' if amount else ''}."
+        f"{len(rows) * len(settings.seeds)}{f', {amount}' if amount else ''}{took}."
     )
 
 
