@@ -109,4 +109,4 @@ class StudyCase:
         self, name: str, out: Path, files: dict[str, str], settings: tuple[str, ...]
     ) -> tuple[str, ...]:
         kill = "kill" if name == self.kill else ""
-        return "-c", _SCRIPT, name, str(self.work), str(out), json.dumps(files), kill, *settings
+        return "-IS", "-c", _SCRIPT, name, str(self.work), str(out), json.dumps(files), kill, *settings

@@ -40,6 +40,7 @@ def test_every_part_runs_once(case: StudyCase, capsys: pytest.CaptureFixture[str
 
 
 def test_a_stopped_study_goes_on_with_the_parts_that_are_not_done(case: StudyCase) -> None:
+    case.settings["jobs"] = 1
     case.kill = "train world_k5_s0"
     case.work.mkdir()
     (case.work / "stop").touch()
@@ -48,6 +49,7 @@ def test_a_stopped_study_goes_on_with_the_parts_that_are_not_done(case: StudyCas
     assert marker["done"] is False
     before = case.ran
     assert before["train world_k5_s0"] == 1
+    assert before["eval chunk_mask_k5_s0_c1"] == 1
     assert before["imagine world_k5_s0_c1"] == 0
     assert case.run() == 0
     assert case.ran == ALL | {"train world_k5_s0": 2}, "the one that was cut off has run twice, no other"
