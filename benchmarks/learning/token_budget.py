@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.learning.settings import Equal
+from data.errors import InputError
 from data.stream.order.plan import DataPlan, Kind
 from data.stream.packing_advice import packing_advice
 from data.stream.setup import make_plan
@@ -22,7 +23,7 @@ from pretrain.config import TrainingConfig
 TOLERANCE = 0.01
 """Share by which the trained tokens of two variants may differ."""
 
-_TRIED = (0.8, 1.0, 1.25)  # of the requested length: around each, an eighth to both sides
+_TRIED = (0.8, 1.25)  # of the requested length: around each, an eighth to both sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,15 @@ def largest_difference(tokens: Sequence[float]) -> float:
 
 
 def _lengths(config: TrainingConfig) -> list[int]:
-    """The lengths with the least padding around some near the configured one that hold every sample."""
+    """The lengths with the least padding around the configured one and some near it."""
     asked = _asked(config)
-    longest = _plan(config, asked).longest_sample
-    tried = {max(longest, round(asked * share)) for share in _TRIED}
-    return sorted({packing_advice(_plan(config, length)).best_length for length in tried})
+    lengths = {packing_advice(_plan(config, asked)).best_length}
+    for length in (round(asked * share) for share in _TRIED):
+        try:
+            lengths.add(packing_advice(_plan(config, length)).best_length)
+        except InputError:  # too short for the longest sample, or for the mixture
+            continue
+    return sorted(lengths)
 
 
 def _asked(config: TrainingConfig) -> int:

@@ -53,10 +53,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, 
     assert str(raised.value).startswith(str(tmp_path / "study.yaml"))
 
 
-def of_default(work: Path, **changed: Any) -> list[Cell]:
+def of_default(work: Path, global_batch: int = 8, **changed: Any) -> list[Cell]:
     """The cells of the study that ships, on made-up episodes of Lift's instruction and frames."""
     content = yaml.safe_load(DEFAULT_FILE.read_text()) | changed
-    content["tasks"] = [content["tasks"][0] | {"steps": 1000}]
+    content["tasks"] = [content["tasks"][0] | {"steps": 1000, "global_batch": global_batch}]
     write_dataset(
         work / "lift" / "shards", episodes=[episode(n, 40, variants=8) for n in range(3)], variants=8
     )
@@ -87,6 +87,17 @@ def test_the_tokens_of_a_step_are_those_that_a_training_counts(tmp_path: Path) -
     counted = sum(work, Workload())
     assert counted.tokens / 20 == pytest.approx(cell.content.tokens, rel=0.001)
     assert counted.action_samples == 20 * cell.content.action_samples
+
+
+def test_lengths_that_cannot_hold_the_samples_are_passed_over(tmp_path: Path) -> None:
+    found = {cell.name: cell for cell in of_default(tmp_path, global_batch=1)}
+    content = found["chunk_mask_world_k5"].content
+    assert (content.sequences, content.action_samples, content.world_samples) == (1, 1, 1)
+    task = found["chunk_mask_world_k5"].task
+    task.sequence_length = 100
+    again = {cell.name: cell for cell in cells(found["chunk_mask_k5"].settings, tmp_path)}
+    with pytest.raises(InputError, match=r"trainer.sequence_length is 100; raise it to at least 13"):
+        _ = again["chunk_mask_k5"].content
 
 
 def test_action_samples_can_be_equal_instead(tmp_path: Path) -> None:
