@@ -44,7 +44,8 @@ class TaskSettings:
         title: In tables.
         suite: Task suite of the simulator.
         tasks: Task numbers within the suite; null: all.
-        demonstrations: Episodes of the scripted expert of each task.
+        demonstrations: Episodes of the scripted expert of each task; of ten or more the last tenth is held
+            out, of fewer none.
         noise: Standard deviation of the noise in the actions that the expert executes (`worldvla collect
             noise=`); recorded are its own. 0: none.
         resolution: Side of the frames in pixels.

@@ -18,7 +18,7 @@ _SETTINGS = {
             "name": "lift",
             "title": "Lift",
             "suite": "robosuite_lift",
-            "demonstrations": 2,
+            "demonstrations": 10,  # of fewer none is held out
             "steps": 2,
             "global_batch": 1,
             "episodes": 1,
