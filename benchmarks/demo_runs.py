@@ -86,38 +86,19 @@ def prepare(
     """
     demonstrations = work / "demonstrations"
     if not demonstrations.exists():
-        count = f"episodes={sizes.demonstrations}"
-        _worldvla("collect", *suite, count, f"out={demonstrations}", "workers=1")
+        run(*collecting(demonstrations, sizes.demonstrations, *suite))
     if not (work / shards / "index.json").exists():
-        _worldvla("prepare", f"source={demonstrations}", f"out={work / shards}", "workers=1", *words)
+        run(*preparing(demonstrations, work / shards, *words))
 
 
 def train(work: Path, name: str, seed: int, steps: int, *words: str, shards: str = "shards") -> None:
     """Train in `work/runs/<name>`; `words` are more settings."""
     if checkpoint(work, name, steps).exists():
         return
-    run(
-        "-m",
-        "pretrain.torchrun",
-        "--standalone",
-        "--nproc-per-node=1",
-        "-m",
-        "pretrain.main",
-        "experiment=demo",
-        "parallel=single",
-        f"run.dir={work / 'runs'}",
-        f"run.name={name}",
-        f"data.url={work / shards}",
-        "data.split=all",
-        "data.mixture.world=0",
-        f"data.chunk={CHUNK}",
-        f"trainer.steps={steps}",
-        f"trainer.seed={seed}",
-        "trainer.sequence_length=160",
-        f"checkpointing.every={steps}",
-        "telemetry.wandb=disabled",
-        *words,
-    )
+    own = ("data.split=all", "data.mixture.world=0", f"data.chunk={CHUNK}", "trainer.sequence_length=160")
+    every = f"checkpointing.every={steps}"
+    base = ("experiment=demo", "parallel=single")
+    run(*training(work / "runs" / name, work / shards, steps, seed, *base, *own, every, *words))
 
 
 def evaluate(work: Path, name: str, trained: str, sizes: Sizes, *words: str) -> dict[str, Any]:
@@ -133,19 +114,22 @@ def evaluate(work: Path, name: str, trained: str, sizes: Sizes, *words: str) -> 
     out = work / "evaluations" / name
     if not (out / "results.json").exists():
         path = checkpoint(work, trained, sizes.steps)
-        _worldvla("eval", f"checkpoint={path}", *words, "workers=1", "videos=0", f"out={out}")
+        run(*evaluating(path, out, *words))
     return json.loads((out / "results.json").read_bytes())
 
 
 def checkpoint(work: Path, name: str, steps: int) -> Path:
     """The last checkpoint of a training."""
-    return work / "runs" / name / "checkpoints" / f"step_{steps:08d}"
+    return checkpoint_of(work / "runs" / name, steps)
 
 
 def success(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Columns of a table: success over several evaluations with the 95 % interval of Wilson, percent."""
+    """Columns of a table: success over several evaluations with the 95 % interval of Wilson, percent.
+
+    Episodes that ended in an error of the simulator do not count.
+    """
     by_seed = [int(result["successes"]) for result in results]
-    episodes = sum(int(result["episodes"]) for result in results)
+    episodes = sum(int(result["episodes"]) - int(result["errors"]) for result in results)
     low, high = wilson(sum(by_seed), episodes)
     return {
         "seeds": len(results),
@@ -168,6 +152,53 @@ def final_mean(work: Path, names: Sequence[str], metric: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
+def collecting(demonstrations: Path, episodes: int, *words: str) -> tuple[str, ...]:
+    """Arguments of Python that record demonstrations of the scripted expert, with one simulator."""
+    return worldvla("collect", f"episodes={episodes}", f"out={demonstrations}", "workers=1", *words)
+
+
+def preparing(demonstrations: Path, shards: Path, *words: str) -> tuple[str, ...]:
+    """Arguments of Python that prepare demonstrations."""
+    return worldvla("prepare", f"source={demonstrations}", f"out={shards}", "workers=1", *words)
+
+
+def training(folder: Path, shards: Path, steps: int, seed: int, *words: str) -> tuple[str, ...]:
+    """Arguments of Python that train in one process, without Ray.
+
+    Args:
+        folder: Of the run.
+        shards: The prepared data.
+        steps: Optimiser steps.
+        seed: Of the training.
+        words: All other settings.
+    """
+    return (
+        *("-m", "pretrain.torchrun", "--standalone", "--nproc-per-node=1", "-m", "pretrain.main"),
+        f"run.dir={folder.parent}",
+        f"run.name={folder.name}",
+        f"data.url={shards}",
+        f"trainer.steps={steps}",
+        f"trainer.seed={seed}",
+        "telemetry.wandb=disabled",
+        *words,
+    )
+
+
+def evaluating(checkpoint: Path, out: Path, *words: str) -> tuple[str, ...]:
+    """Arguments of Python that evaluate a checkpoint, with one simulator and no videos."""
+    return worldvla("eval", f"checkpoint={checkpoint}", "workers=1", "videos=0", f"out={out}", *words)
+
+
+def worldvla(command: str, *words: str) -> tuple[str, ...]:
+    """Arguments of Python for a command of the project."""
+    return "-m", "cluster.cli.main", command, *words
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """A checkpoint of a run."""
+    return folder / "checkpoints" / f"step_{step:08d}"
+
+
 def run(*words: str) -> None:
     """Run this Python with these arguments, to its end."""
     subprocess.run([sys.executable, *words], check=True)
@@ -178,7 +209,3 @@ def _metric(path: Path, metric: str) -> Iterator[float | None]:
         record = json.loads(line)
         if "event" not in record:
             yield record.get(metric)
-
-
-def _worldvla(*words: str) -> None:
-    run("-m", "cluster.cli.main", *words)

@@ -47,7 +47,7 @@ def write_prepared(folder: Path, shards: str, monkeypatch: pytest.MonkeyPatch) -
 def write_results(folder: Path, name: str, successes: int, episodes: int) -> None:
     out = folder / "evaluations" / name
     out.mkdir(parents=True)
-    (out / "results.json").write_text(json.dumps({"successes": successes, "episodes": episodes}))
+    (out / "results.json").write_text(json.dumps({"successes": successes, "episodes": episodes, "errors": 0}))
 
 
 def test_success_is_over_all_seeds_with_its_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,131 @@
+"""Parts of the study: each a command with a folder of its own, and a marker in it that tells what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from data.errors import InputError
+from data.files import write_text_whole
+from data.json_record import read_json_object
+
+Stage = Literal["collect", "vq", "prepare", "train", "eval", "imagine"]
+State = Literal["to do", "begun", "done", "changed"]
+STAGES: tuple[Stage, ...] = ("collect", "vq", "prepare", "train", "eval", "imagine")
+MARKER = "part.json"
+_WORK = "WORK"  # in place of the working folder, which may be moved
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        stage: What it does.
+        labels: What it is of: `task`, and of later stages `variant`, `chunk`, `seed`, `checkpoint`.
+        work: The working folder.
+        folder: Its own folder in it.
+        needs: Parts that come before it.
+        make_words: Arguments of Python; called only when the parts before it are done.
+        make_size: In units that its time is proportional to, among parts of its stage and task; as
+            `make_words`.
+        alone: Whether it runs alone, with a thread on every core that the study uses.
+    """
+
+    stage: Stage
+    labels: dict[str, str]
+    work: Path
+    folder: Path
+    needs: tuple[Part, ...]
+    make_words: Callable[[], Sequence[str]]
+    make_size: Callable[[], float]
+    alone: bool = False
+
+    @property
+    def name(self) -> str:
+        """As on the command line: `train task=lift variant=chunk chunk=5 seed=0`."""
+        return " ".join([self.stage, *(f"{key}={value}" for key, value in self.labels.items())])
+
+    @property
+    def log(self) -> Path:
+        """File of its output."""
+        return self.work / "logs" / f"{'-'.join([self.stage, *self.labels.values()])}.log"
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Arguments of Python.
+
+        Raises:
+            InputError: Settings that the command would refuse, or data of an earlier part that are missing.
+        """
+        return tuple(self.make_words())
+
+    @cached_property
+    def made_by(self) -> list[str]:
+        """The words without the working folder's place: what the marker holds."""
+        return [word.replace(str(self.work), _WORK) for word in self.words]
+
+    @cached_property
+    def digest(self) -> str:
+        """Checksum of its settings and of those of all parts before it."""
+        content = json.dumps([self.made_by, [need.digest for need in self.needs]])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def state(self) -> State:
+        """What its folder holds; `to do` as long as a part before it is not done.
+
+        Raises:
+            InputError: As `words`, or the marker cannot be read.
+        """
+        if any(need.state() != "done" for need in self.needs):
+            return "to do"
+        marker = self.read_marker()
+        if marker is None:
+            return "to do"
+        if marker["digest"] != self.digest:
+            return "changed"
+        return "done" if marker["done"] else "begun"
+
+    def read_marker(self) -> dict[str, Any] | None:
+        """What the marker holds; None where there is none."""
+        path = self.folder / MARKER
+        if not path.exists():
+            return None
+        marker = read_json_object(path, f"remove {self.folder}")
+        if not {"digest", "words", "needs", "done", "seconds", "size"} <= marker.keys():
+            raise InputError(f"{path}: not a marker of this program; remove {self.folder}")
+        return marker
+
+    def write_marker(self, done: bool, seconds: float) -> None:
+        """Write what it is made by, whether it is done, and the seconds that it took by now."""
+        content = {
+            "part": self.name,
+            "done": done,
+            "seconds": round(seconds, 3),
+            "size": self.make_size(),
+            "words": self.made_by,
+            "needs": {need.name: need.digest for need in self.needs},
+            "digest": self.digest,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text_whole(self.folder / MARKER, json.dumps(content, indent=1) + "\n")
+
+    def changed_error(self) -> InputError:
+        """One line for a folder that other settings have made."""
+        marker = self.read_marker() or {"words": [], "needs": {}}
+        now, then = set(self.made_by), set(marker["words"])
+        found = [word for word in marker["words"] if word not in now]
+        new = [word for word in self.made_by if word not in then]
+        others = [need.name for need in self.needs if marker["needs"].get(need.name) != need.digest]
+        difference = f"found {' '.join(found) or 'nothing'}, now {' '.join(new) or 'nothing'}"
+        if not found and not new:
+            difference = f"other settings of {', '.join(others)}" if others else "in another order"
+        return InputError(
+            f"{self.folder}: made with other settings ({difference}); remove it, or say --again for "
+            f"`{self.name}`"
+        )

@@ -1,0 +1,93 @@
+"""What a study has measured: JSON, curves, and the tables of docs/learning.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import demo_runs
+from benchmarks.learning.cells import Cell
+from benchmarks.learning.comparison import Compared, compare
+from benchmarks.learning.parts import Part
+from benchmarks.learning.pictures import write_pictures
+from benchmarks.learning.results import CellResult, core_hours, read_results
+from benchmarks.learning.settings import StudySettings
+from benchmarks.learning.tables import markdown, write_between_marks
+from benchmarks.learning.token_budget import TOLERANCE, largest_difference
+from benchmarks.report import Column, Report
+
+JSON_FILE = Path("benchmarks/results/learning-cpu.json")
+PAGE = Path("docs/learning.md")
+PICTURES = Path("docs/pictures")
+_COLUMNS = (
+    Column("task", "task"),
+    Column("variant", "variant"),
+    Column("chunk", "K"),
+    *demo_runs.SUCCESS_COLUMNS,
+    Column("steps", "steps"),
+    Column("tokens", "tokens", digits=0),
+    Column("action_samples", "action samples"),
+    Column("world_samples", "world samples"),
+    Column("loss_action", "action loss, held out", "nats a token", digits=3),
+    Column("accuracy_action", "accuracy, held out", digits=3),
+    Column("action_l1", "L1 of the tokens", "-1 to 1", digits=4),
+    Column("action_head_l1", "L1 of the head", "-1 to 1", digits=4),
+    Column("psnr", "PSNR", "dB", digits=1),
+    Column("no_change_psnr", "of the first frame", "dB", digits=1),
+    Column("seconds", "training", "s", digits=0),
+    Column("tokens_per_second", "tokens/s", digits=0),
+    Column("paper", "WorldVLA's paper", "%", digits=1),
+    Column("equal", "equal"),
+    Column("trainings", "trainings"),
+    Column("padding", "padding", "%", digits=1),
+    Column("curves", "curves"),
+)
+_SHOWN = ("task", "variant", "chunk", "episodes", "success", "low", "high", "by_seed", "steps", "loss_action")
+_HIDDEN = tuple(column.key for column in _COLUMNS if column.key not in (*_SHOWN, "psnr", "seconds"))
+
+
+def publish(settings: StudySettings, cells: Sequence[Cell], parts: Sequence[Part], root: Path) -> list[Path]:
+    """Print the table, and write all files below `root`; returns them.
+
+    Args:
+        settings: The study.
+        cells: Of its grid.
+        parts: Of the study; what is done of them is published.
+        root: The repository.
+
+    Raises:
+        InputError: docs/learning.md is missing or lacks its marks.
+    """
+    results = read_results(cells, parts)
+    compared = compare(results)
+    pictures = write_pictures(results, root / PICTURES)
+    addresses = [path.relative_to((root / PAGE).parent).as_posix() for path in pictures]
+    hours = {task.name: core_hours(parts, task.name) for task in settings.tasks}
+    write_between_marks(root / PAGE, markdown(settings, results, compared, addresses, hours))
+    _report(results, compared).finish(root / JSON_FILE)
+    return [root / JSON_FILE, root / PAGE, *pictures]
+
+
+def _report(results: Sequence[CellResult], compared: Sequence[Compared]) -> Report:
+    report = Report("learning", "The grid of WorldVLA's ablations", _COLUMNS, "cpu", _HIDDEN)
+    rows = [result.row for result in results]
+    for row in rows:
+        report.add(**row)
+    for task in dict.fromkeys(row["task"] for row in rows):
+        tokens = [
+            row["tokens"]
+            for row in rows
+            if row["task"] == task and row["equal"] == "tokens" and row["tokens"]
+        ]
+        apart = largest_difference(tokens) if tokens else None
+        met = None if apart is None else apart <= TOLERANCE
+        report.target(f"{task}: all variants train on as many tokens within {TOLERANCE:.0%}", met, apart)
+    for each in compared:
+        if each.claimed:
+            met = {"holds": True, "contradicted": False}.get(each.verdict)
+            text = f"{each.task}, K = {each.chunk}: {each.more} succeeds more often than {each.less}"
+            value = None if each.difference is None else f"{each.difference:+.1f} %, {each.verdict}"
+            report.target(text, met, value)
+    report.note("tokens: of samples, without padding; means over the seeds; curves are in the JSON file")
+    report.note("by seed: successes of each seed's episodes; 95 %: Wilson's interval over all seeds")
+    return report

@@ -1,0 +1,206 @@
+"""What the finished parts of a study have measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks import demo_runs
+from benchmarks.learning.cells import Cell
+from benchmarks.learning.parts import Part, Stage
+from data.json_record import read_json_object
+
+Record = dict[str, Any]
+Point = tuple[float, float]
+_REPAIR = "repeat its part with --again"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        seed: Of it.
+        steps: Lines of its steps.
+        validations: Those of its validations.
+        seconds: Wall time, its start included.
+    """
+
+    seed: int
+    steps: Sequence[Record]
+    validations: Sequence[Record]
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it trained on, without padding."""
+        return int(self.steps[-1]["tokens"])
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens by a step."""
+        return next(int(line["tokens"]) for line in self.steps if line["step"] >= step)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What the trainings of a cell have given, as far as they are done.
+
+    Attributes:
+        cell: The cell.
+        runs: Finished trainings.
+        evaluations: Checkpoint, counted from 1 -> `results.json` of each seed.
+        imagined: Checkpoint -> `imagine.json` of each seed.
+    """
+
+    cell: Cell
+    runs: Sequence[Run]
+    evaluations: dict[int, list[Record]]
+    imagined: dict[int, list[Record]]
+
+    def belongs_to(self, chunk: int) -> bool:
+        """Whether it is compared with the variants of this K: also if its K is not the study's to choose."""
+        return chunk == self.cell.chunk or self.cell.variant.chunks == [self.cell.chunk]
+
+    @property
+    def last(self) -> int:
+        """Number of the last checkpoint."""
+        return self.cell.settings.checkpoints
+
+    @property
+    def row(self) -> Record:
+        """Numbers of the table at the end of the training; None: not measured."""
+        content = self.cell.content if self.runs else None
+        steps = self.cell.steps if self.runs else None
+        at_end = self.evaluations.get(self.last, [])
+        imagined = self.imagined.get(self.last, [])
+        no_success = dict.fromkeys(column.key for column in demo_runs.SUCCESS_COLUMNS)
+        return {
+            "task": self.cell.task.name,
+            "variant": self.cell.variant.name,
+            "chunk": self.cell.chunk,
+            "equal": self.cell.equal,
+            "trainings": len(self.runs),
+            "steps": steps,
+            "tokens": mean([float(run.tokens) for run in self.runs]),
+            "action_samples": None if content is None or steps is None else steps * content.action_samples,
+            "world_samples": None if content is None or steps is None else steps * content.world_samples,
+            "padding": None if content is None else 100 * content.padding,
+            **(demo_runs.success(at_end) if at_end else no_success),
+            **{name: self._validated(name) for name in ("loss_action", "accuracy_action", "action_l1")},
+            "action_head_l1": self._validated("action_head_l1"),
+            "psnr": mean([float(each["psnr"]) for each in imagined]),
+            "no_change_psnr": mean([float(each["no_change_psnr"]) for each in imagined]),
+            "seconds": mean([run.seconds for run in self.runs]),
+            "tokens_per_second": mean([_speed(run) for run in self.runs]),
+            "paper": self.cell.variant.paper,
+            "curves": self.curves(),
+        }
+
+    def curves(self) -> dict[str, list[list[float]]]:
+        """Means over the seeds against the tokens trained: lists of [tokens, value]."""
+        held_out = ("loss_action", "accuracy_action", "loss_image")
+        curves = {f"val_ind/{name}": self._validation_curve(name) for name in held_out}
+        curves["loss_action"] = self._training_curve("loss_action")
+        curves["success"] = self._checkpoint_curve(
+            self.evaluations, lambda results: demo_runs.success(results)["success"]
+        )
+        for name in ("psnr", "no_change_psnr"):
+            curves[name] = self._checkpoint_curve(
+                self.imagined, lambda results, name=name: fmean(float(each[name]) for each in results)
+            )
+        return {name: [list(point) for point in points] for name, points in curves.items() if points}
+
+    def _validated(self, name: str) -> float | None:
+        """Mean of the last validation on held-out demonstrations."""
+        last = [run.validations[-1].get(f"val_ind/{name}") for run in self.runs if run.validations]
+        return mean([value for value in last if value is not None])
+
+    def _validation_curve(self, name: str) -> list[Point]:
+        by_step: dict[int, list[float]] = {}
+        for run in self.runs:
+            for event in run.validations:
+                value = event.get(f"val_ind/{name}")
+                if value is not None:
+                    by_step.setdefault(event["step"], []).append(value)
+        return [(self.runs[0].tokens_at(step), fmean(values)) for step, values in sorted(by_step.items())]
+
+    def _training_curve(self, name: str, points: int = 40) -> list[Point]:
+        """Means over the seeds and over the steps of each of some intervals."""
+        if not self.runs:
+            return []
+        count, curve = min(len(run.steps) for run in self.runs), list[Point]()
+        for number in range(min(points, count)):
+            part = slice(count * number // min(points, count), count * (number + 1) // min(points, count))
+            lines = [line for run in self.runs for line in run.steps[part] if line.get(name) is not None]
+            if lines:
+                tokens, values = (fmean(float(line[key]) for line in lines) for key in ("tokens", name))
+                curve.append((tokens, values))
+        return curve
+
+    def _checkpoint_curve(
+        self, results: dict[int, list[Record]], value: Callable[[list[Record]], float]
+    ) -> list[Point]:
+        if not self.runs:
+            return []
+        step = self.cell.checkpoint_step
+        return [
+            (self.runs[0].tokens_at(step(number)), value(found)) for number, found in sorted(results.items())
+        ]
+
+
+def read_results(cells: Sequence[Cell], parts: Sequence[Part]) -> list[CellResult]:
+    """The results of all finished parts, for every cell, also those of which none is."""
+    done = {part.name: part for part in parts if part.state() == "done"}.values()
+    return [_of_cell(cell, [part for part in done if _is_of(part, cell)]) for cell in cells]
+
+
+def core_hours(parts: Sequence[Part], task: str) -> float:
+    """Wall time of the finished parts of a task together; each trained or evaluated on one core."""
+    markers = [part.read_marker() for part in parts if part.labels["task"] == task]
+    return sum(marker["seconds"] for marker in markers if marker and marker["done"]) / 3600
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None without values."""
+    return fmean(values) if values else None
+
+
+def _is_of(part: Part, cell: Cell) -> bool:
+    labels = part.labels
+    found = labels["task"], labels.get("variant"), labels.get("chunk")
+    return found == (cell.task.name, cell.variant.name, str(cell.chunk))
+
+
+def _of_cell(cell: Cell, parts: Sequence[Part]) -> CellResult:
+    evaluations = _by_checkpoint(parts, "eval", "results.json")
+    imagined = _by_checkpoint(parts, "imagine", "imagine.json")
+    return CellResult(cell, [_run(part) for part in parts if part.stage == "train"], evaluations, imagined)
+
+
+def _by_checkpoint(parts: Sequence[Part], stage: Stage, file: str) -> dict[int, list[Record]]:
+    found: dict[int, list[Record]] = {}
+    for part in parts:
+        if part.stage == stage:
+            record = read_json_object(part.folder / file, _REPAIR)
+            found.setdefault(int(part.labels["checkpoint"]), []).append(record)
+    return found
+
+
+def _run(part: Part) -> Run:
+    marker = part.read_marker() or {}
+    return Run(int(part.labels["seed"]), *_lines(part.folder / "metrics.jsonl"), marker["seconds"])
+
+
+def _lines(path: Path) -> tuple[list[Record], list[Record]]:
+    """Lines of steps, and of validations."""
+    records: list[Record] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    steps = [record for record in records if "event" not in record]
+    return steps, [record for record in records if record.get("event") == "validation"]
+
+
+def _speed(run: Run) -> float:
+    return median(float(line["tokens_per_second"]) for line in run.steps)
