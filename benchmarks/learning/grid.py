@@ -43,8 +43,8 @@ def _data_parts(task: TaskSettings, work: Path) -> Iterator[Part]:
     demonstrations, shards, tokenizer = folder / "demonstrations", folder / "shards", folder / "tokenizer"
     labels = {"task": task.name}
     of_suite = [f"suite={task.suite}", *_tasks(task), f"resolution={task.resolution}"]
-    noise = [f"noise={task.noise:g}"] if task.noise else []
-    words = demo_runs.collecting(demonstrations, task.demonstrations, *of_suite, *noise, *task.collect)
+    displaced = [f"displaced={task.displaced:g}"] if task.displaced else []
+    words = demo_runs.collecting(demonstrations, task.demonstrations, *of_suite, *displaced, *task.collect)
     collect = Part(
         "collect", labels, work, demonstrations, (), lambda: words, lambda: task.demonstrations, alone=True
     )

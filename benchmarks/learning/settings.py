@@ -46,8 +46,7 @@ class TaskSettings:
         tasks: Task numbers within the suite; null: all.
         demonstrations: Episodes of the scripted expert of each task; of ten or more the last tenth is held
             out, of fewer none.
-        noise: Standard deviation of the noise in the actions that the expert executes (`worldvla collect
-            noise=`); recorded are its own. 0: none.
+        displaced: Share of the demonstrations that begin displaced (`eval.config.CollectConfig`).
         resolution: Side of the frames in pixels.
         cameras: Cameras of the policy.
         image_tokenizer: `package`, or `trained` on these demonstrations by `worldvla vq`.
@@ -69,7 +68,7 @@ class TaskSettings:
     suite: str = "???"
     tasks: list[int] | None = None
     demonstrations: int = 48
-    noise: float = 0.0
+    displaced: float = 0.0
     resolution: int = 64
     cameras: list[str] = field(default_factory=lambda: ["wrist"])
     image_tokenizer: TokenizerChoice = "package"
@@ -186,8 +185,8 @@ def _check(settings: StudySettings) -> None:
             _check_least(f"{key} of {task.name}", getattr(task, key), 1)
         _check_least(f"episodes_between of {task.name}", task.episodes_between, 0)
         _check_settings(f"settings of {task.name}", task.settings)
-        if task.noise < 0:
-            raise InputError(f"noise of {task.name} is {task.noise}, expected 0 or more")
+        if not 0.0 <= task.displaced <= 1.0:
+            raise InputError(f"displaced of {task.name} is {task.displaced}, expected a share from 0 to 1")
         if task.tokens is not None:
             _check_least(f"tokens of {task.name}", task.tokens, 1)
     _check_reference(settings)

@@ -71,10 +71,10 @@ def _scale(
     tokens = [row["tokens"] for _, row in rows if row["tokens"] and row["equal"] == "tokens"]
     amount = f"{min(tokens) / 1e6:.2f} to {max(tokens) / 1e6:.2f} million trained tokens" if tokens else ""
     took = f"; all of it took {hours:.1f} hours of one core" if hours else ""
-    noise = f", noise {task.noise:g} in the executed actions" if task.noise else ""
+    displaced = f" ({task.displaced:.0%} displaced)" if task.displaced else ""
     return (
-        f"`{task.suite}`, {task.demonstrations} demonstrations{noise}, camera {', '.join(task.cameras)} at "
-        f"{task.resolution} px, image tokenizer: {task.image_tokenizer}; {task.episodes} episodes for each "
+        f"`{task.suite}`, {task.demonstrations} demonstrations{displaced}, camera "
+        f"{', '.join(task.cameras)} at {task.resolution} px, image tokenizer: {task.image_tokenizer}; {task.episodes} episodes for each "
         f"of the seeds {', '.join(map(str, settings.seeds))}. Trainings done: {done} of "
         f"{len(rows) * len(settings.seeds)}{f', {amount}' if amount else ''}{took}."
     )

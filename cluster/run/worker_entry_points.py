@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.run.evaluation_group import EvaluationJob, Progress
@@ -71,16 +70,17 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     if device == "cuda":
         use_compile_caches()
     checkpoint = str(local_checkpoint(job.checkpoint, run=RunLayout.of_evaluation(job.out).path))
+    policy = PolicyReference(
+        checkpoint,
+        job.settings.batch,
+        device=device,
+        precision=job.settings.precision,
+        decoder=job.settings.decoder,
+        embodiment=job.settings.embodiment,
+        weights=job.settings.weights,
+    )
     results = evaluate(
-        PolicyReference(
-            checkpoint,
-            job.settings.batch,
-            device=device,
-            precision=job.settings.precision,
-            decoder=job.settings.decoder,
-            embodiment=job.settings.embodiment,
-            weights=job.settings.weights,
-        ),
+        policy,
         job.settings,
         job.out,
         step=job.step,
@@ -88,16 +88,8 @@ def evaluate_checkpoint(job: EvaluationJob, progress: Progress) -> dict[str, Any
     )
     content = results.to_json()
     if job.settings.imagine_episodes > 0:
-        content["open_loop"] = compare_open_loop(
-            Path(checkpoint),
-            job.out,
-            job.settings.imagine_episodes,
-            device,
-            job.settings.batch,
-            job.settings.precision,
-            job.settings.decoder,
-            job.settings.embodiment,
-        ).summary()
+        compared = compare_open_loop(policy, job.out, job.settings.imagine_episodes)
+        content["open_loop"] = compared.summary()
     if job.settings.imagine_frames > 0:
         from eval.config import ImagineConfig
         from eval.world_model.imagine import imagine

@@ -11,39 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
-from data.contracts import Decoder
 from data.errors import InputError
 from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT, EpisodeEntry
 from data.storage.episode_reader import read_episode
 from data.storage.index import DatasetIndex
-from eval.config import Precision
 from eval.open_loop.results import ComparedEpisode, OpenLoopResult, write_open_loop
 from eval.policy.checkpoint_policy import CheckpointPolicy
+from eval.policy.source import PolicyReference
 from eval.world_model.dataset import choose_episodes, open_dataset
 
 
 def compare_open_loop(
-    checkpoint: Path,
-    out: Path,
-    episodes: int = 1,
-    device: str | None = None,
-    batch: int = 8,
-    precision: Precision = "auto",
-    decoder: Decoder | None = None,
-    embodiment: str | None = None,
-    data_url: str | None = None,
+    reference: PolicyReference, out: Path, episodes: int = 1, data_url: str | None = None
 ) -> OpenLoopResult:
     """Compare the policy of a run's checkpoint with held-out demonstrations of its data; write the result.
 
     Args:
-        checkpoint: Folder `runs/<name>/checkpoints/step_...`.
+        reference: Of a checkpoint of a run, `runs/<name>/checkpoints/step_...`.
         out: Folder of the evaluation, for `open_loop.json` and `open_loop.png`.
-        episodes: Largest number of demonstrations, the first held-out ones.
-        device: Device of the policy; None: a GPU if there is one.
-        batch: Maximum number of frames that it decides on at once.
-        precision: Arithmetic of its network.
-        decoder: How it decides; None: as in `eval.config.EvaluationSettings`.
-        embodiment: Data set as whose robot it acts; its demonstrations are taken. None: the only one.
+        episodes: Largest number of demonstrations, the first held-out ones of the data set as whose robot the
+            policy acts.
         data_url: The data set, where it was moved; None: the one that the run names.
 
     Raises:
@@ -51,9 +38,9 @@ def compare_open_loop(
     """
     if episodes < 1:
         raise InputError(f"episodes={episodes}: expected at least 1")
-    policy = CheckpointPolicy(
-        checkpoint, device, batch, precision=precision, decoder=decoder, embodiment=embodiment
-    )
+    policy = reference.load()
+    if not isinstance(policy, CheckpointPolicy):
+        raise InputError(f"{reference.name}: has no data to be compared on; expected a checkpoint of a run")
     data = open_dataset(policy.model, data_url or _own_data(policy))
     entries = choose_episodes(data.index, None, episodes, fewest=1)
     result = OpenLoopResult(
@@ -68,9 +55,10 @@ def compare_open_loop(
         camera: policy.model.image.decode(first.codes[camera][shown]) for camera in policy.cameras if shown
     }
     request = {
-        "checkpoint": checkpoint.name,
+        "checkpoint": Path(reference.name).name,
         "decoder": policy.decoder,
         "precision": policy.model.precision,
+        "weights": policy.model.weights,
         "data": {"url": data.index.url, "fingerprint": data.index.fingerprint},
     }
     write_open_loop(result, request, frames, out)

@@ -36,7 +36,7 @@ def written(folder: Path, **changed: Any) -> Path:
         ({"tasks": []}, "tasks is empty"),
         ({"tasks": [TASK, TASK]}, "tasks has a name twice"),
         ({"tasks": [TASK | {"name": "Lift 2"}]}, "tasks has the name 'Lift 2', expected a-z"),
-        ({"tasks": [TASK | {"noise": -0.1}]}, "noise of lift is -0.1, expected 0 or more"),
+        ({"tasks": [TASK | {"displaced": 1.1}]}, "displaced of lift is 1.1, expected a share from 0 to 1"),
         ({"seeds": [0, 0]}, r"seeds is \[0, 0\], expected different numbers of at least 0"),
         ({"jobs": 0}, "jobs is 0, expected at least 1"),
         ({"equal": "steps"}, "equal"),

@@ -89,7 +89,7 @@ def test_the_policy_computes_where_it_was_placed(
     from cluster.run.worker_entry_points import evaluate_checkpoint
 
     devices: list[Any] = []
-    chosen: list[tuple[Any, ...]] = []
+    chosen: list[Any] = []
 
     class Measured:
         def to_json(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_the_policy_computes_where_it_was_placed(
 
     def load_policy(path: Path, device: Any, batch: int, exported: Any, **options: Any) -> None:
         devices.append((device, options["precision"]))
-        chosen.append((options["decoder"], options["embodiment"], options["in_simulator"]))
+        chosen.append(tuple(options[name] for name in ("decoder", "embodiment", "in_simulator", "weights")))
 
     def evaluate(policy: Any, *arguments: Any, **options: Any) -> Measured:
         policy.load()
@@ -110,8 +110,9 @@ def test_the_policy_computes_where_it_was_placed(
         devices.append((device, config.precision))
         return Measured()
 
-    def compare(checkpoint: Path, out: Path, episodes: int, *acting: Any) -> Measured:
-        chosen.append((episodes, *acting))
+    def compare(policy: Any, out: Path, episodes: int) -> Measured:
+        policy.load()
+        chosen.append(episodes)
         return Measured()
 
     monkeypatch.setattr(open_loop, "compare_open_loop", compare)
@@ -121,10 +122,11 @@ def test_the_policy_computes_where_it_was_placed(
     monkeypatch.setattr(policies, "CheckpointPolicy", load_policy)
     monkeypatch.setattr(world_model, "imagine", imagine)
     settings = EvaluationConfig(gpus=gpus, imagine_frames=2, precision="bf16", decoder="discrete")
-    settings.embodiment = "libero"
+    settings.embodiment, settings.weights = "libero", "trained"
     evaluate_checkpoint(EvaluationJob(7, "checkpoint", tmp_path / "out", settings), lambda done, total: None)
-    assert devices == [(device, "bf16")] * 2
-    assert chosen == [("discrete", "libero", True), (1, device, 8, "bf16", "discrete", "libero")]
+    assert devices == [(device, "bf16")] * 3
+    acting = ("discrete", "libero", True, "trained")
+    assert chosen == [acting, acting, 1]
 
 
 def test_a_worker_stays_in_its_folder_where_that_of_the_command_is_missing(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from eval.open_loop.partings import constant_actions, largest_partings, relative
 from eval.policy import loaded_model as model_module
 from eval.policy.checkpoint_policy import CheckpointPolicy
 from eval.policy.interface import Observation
+from eval.policy.source import PolicyReference
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.model.config import ModelConfig
@@ -72,14 +73,14 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
         shipped_text_tokenizer().sha256,
     )
     Manifest(7, 7, {"policy": settings.to_json()}, {}, {}).write(folder)
-    monkeypatch.setattr(model_module, "load_weights", lambda path: dict(network.state_dict()))
+    monkeypatch.setattr(model_module, "load_weights", lambda path, choice="auto": dict(network.state_dict()))
     return folder
 
 
 def test_predictions_are_those_of_the_prompts_of_training(
     checkpoint: Path, network: Transformer, tmp_path: Path
 ) -> None:
-    done = compare_open_loop(checkpoint, tmp_path, device="cpu")
+    done = compare_open_loop(PolicyReference(str(checkpoint), device="cpu"), tmp_path)
     (compared,) = done.episodes
     index = DatasetIndex.load(str(tmp_path / "shards"))
     (entry,) = [each for each in index.episodes if each.key == compared.episode]
@@ -104,7 +105,7 @@ def test_predictions_are_those_of_the_prompts_of_training(
 
 
 def test_files_hold_the_curves_and_the_frames_where_they_part(checkpoint: Path, tmp_path: Path) -> None:
-    done = compare_open_loop(checkpoint, tmp_path, device="cpu")
+    done = compare_open_loop(PolicyReference(str(checkpoint), device="cpu"), tmp_path)
     content = json.loads((tmp_path / "open_loop.json").read_text())
     assert content["names"] == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
     np.testing.assert_allclose(
@@ -115,7 +116,9 @@ def test_files_hold_the_curves_and_the_frames_where_they_part(checkpoint: Path, 
     with Image.open(tmp_path / "open_loop.png") as picture:
         assert picture.height == 32 + 2 * 130 - 2, "both cameras"
     with pytest.raises(InputError, match="episodes=0: expected at least 1"):
-        compare_open_loop(checkpoint, tmp_path, episodes=0, device="cpu")
+        compare_open_loop(PolicyReference(str(checkpoint), device="cpu"), tmp_path, episodes=0)
+    with pytest.raises(InputError, match="expert: has no data to be compared on"):
+        compare_open_loop(PolicyReference("expert"), tmp_path)
 
 
 def test_asking_for_the_entropy_changes_no_action(checkpoint: Path) -> None:
