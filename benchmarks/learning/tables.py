@@ -72,11 +72,11 @@ def _scale(
     amount = f"{min(tokens) / 1e6:.2f} to {max(tokens) / 1e6:.2f} million trained tokens" if tokens else ""
     took = f"; all of it took {hours:.1f} hours of one core" if hours else ""
     displaced = f" ({task.displaced:.0%} displaced)" if task.displaced else ""
-    trained = f"{done} of {len(rows) * len(settings.seeds)}"
+    trained = f"{done} of {len(rows) * len(settings.seeds)}{f', {amount}' if amount else ''}{took}"
     return (
         f"`{task.suite}`, {task.demonstrations} demonstrations{displaced}, camera {', '.join(task.cameras)} "
         f"at {task.resolution} px, image tokenizer: {task.image_tokenizer}; {task.episodes} episodes for "
-        f"each of the seeds {', '.join(map(str, settings.seeds))}. Trainings done: {trained}{f', {amount}' if amount else ''}{took}."
+        f"each of the seeds {', '.join(map(str, settings.seeds))}. Trainings done: {trained}."
     )
 
 

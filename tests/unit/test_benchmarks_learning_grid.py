@@ -56,6 +56,7 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, 
 def of_default(work: Path, global_batch: int = 8, **changed: Any) -> list[Cell]:
     """The cells of the study that ships, on made-up episodes of Lift's instruction and frames."""
     content = yaml.safe_load(DEFAULT_FILE.read_text()) | changed
+    content["settings"] = [*content["settings"], "data.mixture.action=1"]
     content["tasks"] = [content["tasks"][0] | {"steps": 1000, "global_batch": global_batch}]
     write_dataset(
         work / "lift" / "shards", episodes=[episode(n, 40, variants=8) for n in range(3)], variants=8
