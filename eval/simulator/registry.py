@@ -64,11 +64,15 @@ def check_suite_name(name: str, setting: str = "suite") -> None:
 
 
 def _families() -> str:
-    """All suites in words: LIBERO-Pro's many are named by what they perturb."""
+    """All suites in words: robosuite's by task, LIBERO-Pro's many by what they perturb."""
+    tasks = [name for name in ROBOSUITE_SUITES if name.count("_") == 1]
+    variants = [name.removeprefix("robosuite_") for name in ROBOSUITE_SUITES if name not in tasks]
     pro = [name for name in PRO_SUITES if name.count("_") == 2]
+    plus, *changed = PLUS_SUITES
     return (
-        f"{', '.join((*ROBOSUITE_SUITES, *LIBERO_SUITES, *pro))} (these also with a perturbation at the "
-        f"end, as {pro[0]}_task), {', '.join(PLUS_SUITES)}"
+        f"{', '.join(tasks)} (also {', '.join(variants)}), {', '.join((*LIBERO_SUITES, *pro))} (these also "
+        f"with a perturbation at the end, as {pro[0]}_task), {plus} (also "
+        f"{', '.join(name.removeprefix(plus) for name in changed)})"
     )
 
 

@@ -151,5 +151,5 @@ def test_expert_stands_still_when_its_script_has_ended() -> None:
     simulator, expert = FakeSimulator(), ExpertPolicy()
     expert.reset(0, simulator)
     observation = Observation(0, "", np.empty((0, 0, 0, 0, 3), np.uint8))
-    actions = [expert.act([observation])[0, 0] for _ in range(200)]  # the cube is never reached
+    actions = [expert.act([observation])[0, 0] for _ in range(300)]  # the cube is never reached
     np.testing.assert_array_equal(actions[-1][:6], 0.0)

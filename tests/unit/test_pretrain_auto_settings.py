@@ -148,5 +148,6 @@ def test_shipped_networks_leave_recomputation_to_the_planner() -> None:
         "300m": "auto",
         "34b": "auto",
         "7b": "auto",
+        "micro": "none",
         "tiny": "none",
     }

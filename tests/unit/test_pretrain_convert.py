@@ -218,7 +218,7 @@ def test_command_prints_how_to_train_with_the_imported_weights(
     printed = capsys.readouterr().out
     assert "29 tensors (29 bfloat16)" in printed
     assert "tensors of the image encoder (vqmodel)" in printed
-    assert f"checkpointing.start_from={tmp_path}/ours model=tiny model.vocabulary_size=320" in printed
+    assert f"checkpointing.start_from={tmp_path}/ours model=micro model.vocabulary_size=320" in printed
     assert main(["inspect", "checkpoint", f"path={tmp_path}/ours", "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert described["only_weights"]
