@@ -23,7 +23,7 @@ def findings(run: Path) -> list[str]:
     if not steps or steps != sorted(set(steps)) or steps[-1] != summary["steps"]:
         found.append(f"metrics.jsonl: steps {steps}, expected each once up to {summary['steps']}")
     if not summary["resumed_from"]:
-        found.append("summary.json: the second half was not resumed from a checkpoint")
+        found.append("summary.json: the training was not resumed from a checkpoint")
     if not summary["loss"]["last"] < summary["loss"]["first"]:
         found.append(f"summary.json: the loss did not fall: {summary['loss']}")
     if not summary["evaluations"]:

@@ -39,7 +39,7 @@ _SETTINGS = {
     "validation_batches": 1,
     "imagined_frames": 2,
     "imagined_episodes": 1,
-    "settings": ["experiment=demo", "parallel=single", "parallel.zero_stage=0"],
+    "settings": ["experiment=demo", "parallel=single", "parallel.zero_stage=0", "data.mixture.action=1"],
 }
 
 
