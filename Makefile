@@ -18,7 +18,7 @@ PRO := $(VENV)/share/worldvla/libero_pro
 .PHONY: demo test setup libero renderer compiler slurm azurite lint clean help
 
 help:
-	@echo "make demo   collect, train, evaluate and report on this machine (about 8 minutes)"
+	@echo "make demo   collect, train, evaluate and report on this machine (about 9 minutes)"
 	@echo "make test   every test (about 15 minutes)"
 	@echo "make libero LIBERO's real assets (357 MB), LIBERO-Pro and LIBERO-Plus"
 	@echo "make lint   ruff, pyright and the import contracts"
