@@ -97,7 +97,7 @@ def train(work: Path, name: str, seed: int, steps: int, *words: str, shards: str
         return
     own = ("data.split=all", "data.mixture.world=0", f"data.chunk={CHUNK}", "trainer.sequence_length=160")
     every = f"checkpointing.every={steps}"
-    base = ("experiment=demo", "model=tiny", "parallel=single")
+    base = ("experiment=demo", "model=tiny", "parallel=single", "optim.ema=null")
     run(*training(work / "runs" / name, work / shards, steps, seed, *base, *own, every, *words))
 
 

@@ -10,7 +10,8 @@ a kind's mean length over an epoch is known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.learning.settings import Equal
@@ -23,7 +24,7 @@ from pretrain.config import TrainingConfig
 TOLERANCE = 0.01
 """Share by which the trained tokens of two variants may differ."""
 
-_TRIED = (0.8, 1.25)  # of the requested length: around each, an eighth to both sides
+_TRIED = (0.8, 1.25)  # of the requested length; around each, what `packing_advice` proposes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,45 @@ class StepContent:
 
 
 def step_content(config: TrainingConfig, tokens: float | None) -> StepContent:
-    """The content of a step, with the sequence length near the configured one that pads least.
+    """The content of a step, with a sequence length near the configured one that pads little.
 
     Args:
         config: Settings of the training.
-        tokens: Of a step of the reference variant, which decide the number of sequences; None: it is as
-            configured.
+        tokens: Of a step of the reference variant, to which those of this one are near; None: it has as many
+            sequences as configured.
 
     Raises:
         InputError: The data are missing, or a sequence cannot hold the samples.
     """
-    plans = [_plan(config, length) for length in _lengths(config)]
-    plan = min(plans, key=lambda each: (round(each.padding, 3), abs(each.sequence_length - _asked(config))))
-    if tokens is not None:
-        of_sequence = (1 - plan.padding) * plan.sequence_length
-        plan = _plan(config, plan.sequence_length, max(1, round(tokens / of_sequence)))
+    asked, found, refused = config.trainer.sequence_length, list[StepContent](), None
+    for length in (asked, *(round(asked * share) for share in _TRIED)):
+        try:
+            tried = _plan(config, length)
+            for plan in (tried, _plan(config, packing_advice(tried).best_length)):
+                found += [_content(plan)] if tokens is None else _near(config, plan, tokens)
+        except InputError as error:  # too short for the longest sample, or for the mixture
+            refused = refused or error
+    if not found:
+        raise refused or InputError(f"no sequence of about {asked} tokens holds the samples")
+
+    def cost(content: StepContent) -> tuple[float, float]:
+        difference = abs(math.log(content.tokens / tokens)) if tokens else 0.0
+        return round(content.padding + difference, 3), abs(content.length - asked)
+
+    return min(found, key=cost)
+
+
+def _near(config: TrainingConfig, plan: DataPlan, tokens: float) -> Iterator[StepContent]:
+    """Contents of steps of about so many tokens with sequences of a plan's length."""
+    count = round(tokens / ((1 - plan.padding) * plan.sequence_length))
+    for sequences in range(max(1, count - 1), count + 2):
+        try:
+            yield _content(_plan(config, plan.sequence_length, sequences))
+        except InputError:  # so few sequences cannot hold the mixture
+            continue
+
+
+def _content(plan: DataPlan) -> StepContent:
     counts = plan.layout.counts.sum(axis=0)
     return StepContent(
         sequences=plan.global_batch,
@@ -86,22 +111,6 @@ def steps_for(amount: float, content: StepContent, equal: Equal) -> int:
 def largest_difference(tokens: Sequence[float]) -> float:
     """Difference of the largest and the smallest, as a share of the smallest."""
     return max(tokens) / min(tokens) - 1
-
-
-def _lengths(config: TrainingConfig) -> list[int]:
-    """The lengths with the least padding around the configured one and some near it."""
-    asked = _asked(config)
-    lengths = {packing_advice(_plan(config, asked)).best_length}
-    for length in (round(asked * share) for share in _TRIED):
-        try:
-            lengths.add(packing_advice(_plan(config, length)).best_length)
-        except InputError:  # too short for the longest sample, or for the mixture
-            continue
-    return sorted(lengths)
-
-
-def _asked(config: TrainingConfig) -> int:
-    return config.trainer.sequence_length
 
 
 def _plan(config: TrainingConfig, length: int, sequences: int | None = None) -> DataPlan:

@@ -110,7 +110,8 @@ def check_ray_settings(environment: Mapping[str, str]) -> None:
     Raises:
         InputError: That process did not live.
     """
-    settings = tuple(sorted(pair for pair in environment.items() if _RAY_SETTING.match(pair[0])))
+    chosen = environment.items() - _DEFAULT_PRIVATE.items()
+    settings = tuple(sorted(pair for pair in chosen if _RAY_SETTING.match(pair[0])))
     if not settings or settings in _loaded_with:
         return
     loads = subprocess.run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ def read_json(path: Path) -> Json:
 def number(values: Json, key: str) -> float | None:
     """A finite number in a JSON object, else None."""
     value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not abs(value) <= sys.float_info.max:  # not a number, infinite, or an integer beyond all of them
         return None
     return float(value)
 

@@ -53,10 +53,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, 
     assert str(raised.value).startswith(str(tmp_path / "study.yaml"))
 
 
-def of_default(work: Path, global_batch: int = 8, **changed: Any) -> list[Cell]:
+def of_default(work: Path, global_batch: int = 8, mixture: float = 1, **changed: Any) -> list[Cell]:
     """The cells of the study that ships, on made-up episodes of Lift's instruction and frames."""
     content = yaml.safe_load(DEFAULT_FILE.read_text()) | changed
-    content["settings"] = [*content["settings"], "data.mixture.action=1"]
+    content["settings"] = [*content["settings"], f"data.mixture.action={mixture}"]
     content["tasks"] = [content["tasks"][0] | {"steps": 1000, "global_batch": global_batch}]
     write_dataset(
         work / "lift" / "shards", episodes=[episode(n, 40, variants=8) for n in range(3)], variants=8
@@ -78,6 +78,17 @@ def test_every_variant_trains_on_as_many_tokens(tmp_path: Path) -> None:
     assert samples["chunk_mask_world_k5"] < 0.5 * samples["chunk_mask_k5"], "world samples take their tokens"
     assert found["head_k10"].config.model.action_head is not None
     assert found["head_k10"].config.model.action_head.time_horizon == 10
+
+
+def test_the_mixture_that_ships_can_be_packed_in_every_cell(tmp_path: Path) -> None:
+    found = of_default(tmp_path, mixture=3)
+    assert "data.mixture.action=3" in yaml.safe_load(DEFAULT_FILE.read_text())["settings"]
+    tokens = [cell.steps * cell.content.tokens for cell in found]
+    assert largest_difference(tokens) <= TOLERANCE
+    for cell in found:
+        assert cell.content.padding < 0.15, cell.name
+        if cell.imagines:
+            assert cell.content.action_samples == 3 * cell.content.world_samples, cell.name
 
 
 def test_the_tokens_of_a_step_are_those_that_a_training_counts(tmp_path: Path) -> None:

@@ -164,6 +164,16 @@ def test_steps_that_do_not_fit_are_refused(
     assert stages.calls == []
 
 
+def test_a_second_layout_that_cannot_be_is_refused_before_anything_is_collected(
+    stages: FakeStages, tmp_path: Path
+) -> None:
+    config = settings(tmp_path)
+    config.parallel.offload = "all"  # needs stage 3, which only the first layout has
+    with pytest.raises(InputError, match=r"parallel\.offload"):
+        demo.run_demo(config, Invocation(Console(file=io.StringIO())))
+    assert stages.calls == []
+
+
 def test_data_of_the_user_is_refused(stages: FakeStages, tmp_path: Path) -> None:
     config = settings(tmp_path)
     config.data.url = "shards"

@@ -95,6 +95,14 @@ def test_a_private_rays_workers_have_the_priority_of_the_command_unless_the_call
     assert "RAY_worker_niceness" not in environment_for_ray(EXISTING, {})
 
 
+def test_our_own_ray_setting_is_not_tried_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_loaded_with", set())
+    monkeypatch.setattr(environment.subprocess, "run", None)  # calling it would raise
+    check_ray_settings(environment_for_ray(PRIVATE, {}))
+    with pytest.raises(TypeError):
+        check_ray_settings(environment_for_ray(PRIVATE, {"RAY_worker_niceness": "7"}))
+
+
 def test_a_private_ray_has_a_secret_of_its_own() -> None:
     token = environment_for_ray(PRIVATE, {"RAY_AUTH_TOKEN": "known"})["RAY_AUTH_TOKEN"]
     assert len(token) == 64

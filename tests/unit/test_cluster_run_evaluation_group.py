@@ -129,6 +129,38 @@ def test_the_policy_computes_where_it_was_placed(
     assert chosen == [acting, acting, 1]
 
 
+@pytest.mark.parametrize("episodes", [0, 1])
+def test_results_stand_without_an_open_loop(
+    episodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The data may be out of reach of the evaluation; none of its episodes may be asked for."""
+    import eval.evaluation.evaluate as evaluation
+    import eval.open_loop.compare as open_loop
+    import eval.world_model.imagine as world_model
+    import pretrain.checkpoint.fetch as fetch
+    from cluster.run.worker_entry_points import evaluate_checkpoint
+
+    class Results:
+        def to_json(self) -> dict[str, Any]:
+            return {"successes": 3}
+
+    class Scores:
+        def summary(self) -> dict[str, float]:
+            return {"psnr": 20.0}
+
+    def compare(policy: Any, out: Path, episodes: int) -> None:
+        raise InputError("the data have been moved")
+
+    monkeypatch.setattr(fetch, "local_checkpoint", lambda url, run: Path(url))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: Results())
+    monkeypatch.setattr(open_loop, "compare_open_loop", compare)
+    monkeypatch.setattr(world_model, "imagine", lambda config, device: Scores())
+    settings = EvaluationConfig(imagine_frames=2, imagine_episodes=episodes)
+    found = evaluate_checkpoint(EvaluationJob(7, "c", tmp_path / "out", settings), lambda done, total: None)
+    assert found == {"successes": 3} | ({"world_model": {"psnr": 20.0}} if episodes else {})
+    assert ("no open loop at step 7: the data have been moved" in caplog.text) == bool(episodes)
+
+
 def test_a_worker_stays_in_its_folder_where_that_of_the_command_is_missing(tmp_path: Path) -> None:
     assert in_a_process(tmp_path, "/not/on/this/machine")["folder"] == "/"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.report.json_values import integer, number
 from eval.report.page import write_report
 
 FRAME = {"psnr": 24.2, "ssim": 0.8, "no_change_psnr": 26.7, "no_change_ssim": 0.9}
@@ -63,3 +64,10 @@ def test_notes_of_an_evaluation_are_shown(tmp_path: Path) -> None:
     text = page(write_run(tmp_path / "run", {"frames": []}, notes))
     assert "mujoco 3.4.0 is not the tested 3.3.2." in text
     assert "the results are of a version that did not record its protocol" in text
+
+
+@pytest.mark.parametrize("text", ["1" + 400 * "0", "-1" + 400 * "0", "1e999", "NaN", "true", '"3"', "null"])
+def test_what_is_no_finite_number_counts_as_absent(text: str) -> None:
+    values = json.loads(f'{{"steps": {text}}}')
+    assert number(values, "steps") is None
+    assert integer(values, "steps") is None

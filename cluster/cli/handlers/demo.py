@@ -27,6 +27,7 @@ from data.storage.index import INDEX_FILE
 from eval.config import CollectConfig
 from eval.report.page import write_report
 from pretrain.checkpoint.location import checkpoint_location
+from pretrain.checks import check_training
 from pretrain.config import ParallelConfig
 from pretrain.run_folder import RunFolder
 
@@ -36,7 +37,9 @@ _STAGES = 6
 def run_demo(config: DemoConfig, invocation: Invocation) -> None:
     """Collect, prepare, train some steps, resume at another layout, evaluate, report."""
     _check(config)
-    check_run(config)  # too few CPUs, no renderer: refused before minutes of collecting
+    for layout in (config, _resumed(config)):  # refused before minutes of collecting
+        check_training(layout)
+        check_run(layout)
     config = _with_free_name(config, invocation)
     folder = RunFolder.of(config.run)
     data = folder.path.with_name(f"{config.run.name}-data")
@@ -115,22 +118,26 @@ def _train(config: DemoConfig, folder: RunFolder, stages: _Stages, invocation: I
     else:
         stopped = replace(config, trainer=replace(config.trainer, stop_after=first))
         supervise(stopped, invocation.console, train_rank, evaluate_checkpoint)
-    resumed = replace(
-        config.parallel,
-        tensor=config.demo.resume_tensor,
-        data=config.demo.resume_data,
-        zero_stage=config.demo.resume_zero_stage,
-    )
-    stages.begin(
-        "resume", f"steps {first + 1} to {config.trainer.steps} from that checkpoint at {_layout(resumed)}"
-    )
+    resumed = _resumed(config)
+    last = config.trainer.steps
+    stages.begin("resume", f"steps {first + 1} to {last} from that checkpoint at {_layout(resumed.parallel)}")
 
     def on_trained() -> None:
         stages.begin("evaluate", "each checkpoint's policy acts in the simulator, its world model imagines")
 
-    supervise(
-        replace(config, parallel=resumed), invocation.console, train_rank, evaluate_checkpoint, on_trained
+    supervise(resumed, invocation.console, train_rank, evaluate_checkpoint, on_trained)
+
+
+def _resumed(config: DemoConfig) -> DemoConfig:
+    """The settings of the training after it has stopped and resumed."""
+    stage = config.demo
+    parallel = replace(
+        config.parallel,
+        tensor=stage.resume_tensor,
+        data=stage.resume_data,
+        zero_stage=stage.resume_zero_stage,
     )
+    return replace(config, parallel=parallel)
 
 
 def _layout(parallel: ParallelConfig) -> str:
