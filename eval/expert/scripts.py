@@ -64,7 +64,7 @@ def _lift(simulator: Simulator, goal: Goal) -> Iterator[NDArray[np.float64]]:
     for _ in range(_ATTEMPTS):
         yield from _approach(simulator, goal, arm)
         for z in [_PRESS] * _CLOSE_STEPS + [_SPEED] * _RAISE_STEPS:
-            if np.linalg.norm(_error(simulator, goal)) > _LOST:
+            if np.linalg.norm(_grip_target(simulator, goal) - simulator.gripper().position) > _LOST:
                 break
             yield np.array([0.0, 0.0, z, 0.0, 0.0, 0.0, CLOSE])
         else:
@@ -74,16 +74,15 @@ def _lift(simulator: Simulator, goal: Goal) -> Iterator[NDArray[np.float64]]:
 def _approach(simulator: Simulator, goal: Goal, arm: Arm) -> Iterator[NDArray[np.float64]]:
     """Move the open gripper to the object, above it while it is beside it."""
     for _ in range(_APPROACH_LIMIT):
-        error = _error(simulator, goal)
+        target = _grip_target(simulator, goal)
+        error = target - simulator.gripper().position
         if np.linalg.norm(error) < _REACHED:
             return
-        target = simulator.gripper().position + error
         aside = float(np.linalg.norm(error[:2]))
         height = min(_HOVER, _FUNNEL * max(0.0, aside - _REACHED / 3))
         yield arm.toward(target + np.array([0.0, 0.0, height]), OPEN)
 
 
-def _error(simulator: Simulator, goal: Goal) -> NDArray[np.float64]:
-    """From the grip point to where it should close [3], m."""
-    target = simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])
-    return target - simulator.gripper().position
+def _grip_target(simulator: Simulator, goal: Goal) -> NDArray[np.float64]:
+    """Where the fingers should close [3]."""
+    return simulator.position(goal.subject) - np.array([0.0, 0.0, _BELOW_CENTRE])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from data.contracts import Episode
 from data.errors import InputError
 from data.storage.episode_entry import ALL_SPLITS, TRAINING_SPLIT, EpisodeEntry
 from data.storage.episode_reader import read_episode
-from data.storage.index import DatasetIndex
 from eval.open_loop.results import ComparedEpisode, OpenLoopResult, write_open_loop
 from eval.policy.checkpoint_policy import CheckpointPolicy
 from eval.policy.source import PolicyReference
@@ -43,17 +43,16 @@ def compare_open_loop(
         raise InputError(f"{reference.name}: has no data to be compared on; expected a checkpoint of a run")
     data = open_dataset(policy.model, data_url or _own_data(policy))
     entries = choose_episodes(data.index, None, episodes, fewest=1)
+    recorded = [read_episode(data.index, entry) for entry in entries]
     result = OpenLoopResult(
         names=policy.embodiment.action,
         ranges=policy.source.action_ranges,
         present=policy.embodiment.present,
-        episodes=tuple(_compare(policy, data.index, entry) for entry in entries),
+        episodes=tuple(_compare(policy, *pair) for pair in zip(entries, recorded, strict=True)),
         notes=(*policy.model.notes, *data.notes),
     )
-    first, shown = read_episode(data.index, entries[0]), result.partings
-    frames = {
-        camera: policy.model.image.decode(first.codes[camera][shown]) for camera in policy.cameras if shown
-    }
+    codes, shown = recorded[0].codes, result.partings
+    frames = {camera: policy.model.image.decode(codes[camera][shown]) for camera in policy.cameras if shown}
     request = {
         "checkpoint": Path(reference.name).name,
         "decoder": policy.decoder,
@@ -71,8 +70,7 @@ def _own_data(policy: CheckpointPolicy) -> str | None:
     return sources[policy.model.settings.sources.index(policy.source)].url if sources else None
 
 
-def _compare(policy: CheckpointPolicy, index: DatasetIndex, entry: EpisodeEntry) -> ComparedEpisode:
-    episode = read_episode(index, entry)
+def _compare(policy: CheckpointPolicy, entry: EpisodeEntry, episode: Episode) -> ComparedEpisode:
     decision = policy.decide_on_prompts(policy.stored_prompts(episode), entropy=True)
     return ComparedEpisode(
         episode=entry.key,

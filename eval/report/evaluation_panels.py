@@ -9,7 +9,7 @@ from eval.report.action_charts import action_charts, parts_most_at
 from eval.report.action_data import OpenLoop, RolloutActions, read_open_loop, read_rollout
 from eval.report.charts import Chart
 from eval.report.evaluation_tables import step_text
-from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest
+from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest_and_earlier
 from eval.report.json_values import number, rows
 from eval.report.rollout_media import Video, data_url, outcome_text, speed_text
 from eval.report.run_contents import RunContents
@@ -68,8 +68,7 @@ def panels(run: RunContents, videos: Sequence[Video]) -> list[Panel]:
     Raises:
         InputError: A file of actions is damaged.
     """
-    last = newest(run.evaluations)
-    earlier = [each for each in reversed(run.evaluations) if all(each is not other for other in last)]
+    last, earlier = newest_and_earlier(run.evaluations)
     return [_panel(e, videos, True) for e in last] + [_panel(e, videos, False) for e in earlier]
 
 

@@ -129,6 +129,14 @@ def newest(evaluations: Sequence[EvaluationRecord]) -> list[EvaluationRecord]:
     return [last[label] for label in sorted(last)]
 
 
+def newest_and_earlier(
+    evaluations: Sequence[EvaluationRecord],
+) -> tuple[list[EvaluationRecord], list[EvaluationRecord]]:
+    """`newest`, and the others from the newest step back."""
+    last = newest(evaluations)
+    return last, [each for each in reversed(evaluations) if all(each is not other for other in last)]
+
+
 def episode_key(row: Json) -> Key | None:
     """Task and initial state of a row of `per_episode`; None where it does not say."""
     task, state = integer(row, "task"), integer(row, "initial_state")

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from eval.report.evaluation_tables import first_failures, step_text, task_text
-from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest
+from eval.report.evaluations import EvaluationRecord, Key, episode_key, newest_and_earlier
 from eval.report.json_values import Json, rows
 from eval.report.run_contents import RunContents
 from eval.simulator.interface import CONTROL_FREQUENCY
@@ -57,8 +57,7 @@ def videos(run: RunContents) -> tuple[list[Video], int]:
     and the solved ones of these evaluations, then those of earlier steps. Of one evaluation there are at most
     `MAX_VIDEOS`.
     """
-    last = newest(run.evaluations)
-    earlier = [each for each in reversed(run.evaluations) if all(each is not other for other in last)]
+    last, earlier = newest_and_earlier(run.evaluations)
     episodes = [(e, key) for e in last for key in _failing(e)]
     episodes += [(e, key) for e in last for key in _others(e)]
     episodes += [(e, key) for e in earlier for key in [*_failing(e), *_others(e)]]

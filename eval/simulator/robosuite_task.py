@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ class RobosuiteSimulator(PandaSimulator):
             self._environment.reset()
 
 
-class RobosuiteSuite:
+class RobosuiteSuite(ABC):
     """Base of the suites of robosuite's tasks; subclasses build the simulator of a task.
 
     Args:
@@ -81,8 +82,9 @@ class RobosuiteSuite:
         check_apart_from_cuda()
         return self._build(self.tasks[task], observations, reset or self.default_reset)
 
+    @abstractmethod
     def _build(self, task: TaskInfo, observations: Observations, reset: Reset) -> Simulator:
-        raise NotImplementedError
+        """The simulator of a task."""
 
 
 def build_environment(

@@ -96,9 +96,7 @@ def _make_environment(narrow: bool) -> Any:
 
     class _Stack(Stack):
         def _load_model(self) -> None:
-            if (
-                narrow
-            ):  # a hard reset builds the cubes anew, and robosuite would put them into the old sampler
+            if narrow:  # a hard reset builds cubes anew, and robosuite would put them into the old sampler
                 self.placement_initializer = None
             super()._load_model()
             if narrow:

@@ -25,7 +25,7 @@ from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_token
 
 CHUNK, HISTORY, PIXELS = 3, 2, 64
 CAMERAS = (AGENT_CAMERA, WRIST_CAMERA)
-_MODEL = ModelConfig(
+POLICY_MODEL = ModelConfig(
     vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
 )
 
@@ -51,14 +51,14 @@ def write_exported_policy(
     folder: Path, cameras: Sequence[str] = CAMERAS, state: bool = True
 ) -> ExportedPolicy:
     """Write weights, `policy.json` and tokenizers into an existing folder."""
-    network = Transformer(_MODEL)
+    network = Transformer(POLICY_MODEL)
     initialise(network, seed=0)
     for parameter in network.parameters():  # far from uniform: the actions depend on the frames
         parameter.data *= 4
     weights = folder / "weights"
     weights.mkdir()
     (weights / "config.json").write_text(
-        json.dumps(hugging_face_config(_MODEL, "float32", None, ARCHITECTURE))
+        json.dumps(hugging_face_config(POLICY_MODEL, "float32", None, ARCHITECTURE))
     )
     save_file(network.state_dict(), weights / "model.safetensors")
     image, text = shipped_image_tokenizer(), shipped_text_tokenizer()

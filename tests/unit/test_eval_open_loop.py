@@ -26,24 +26,19 @@ from eval.policy.interface import Observation
 from eval.policy.source import PolicyReference
 from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import RunConfig, TrainingConfig
-from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
 from pretrain.sources import libero_source
+from tests.support.exported_policy import CHUNK, HISTORY, POLICY_MODEL
 from tests.support.shards_case import write_dataset
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
-
-MODEL = ModelConfig(
-    vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
-)
-CHUNK, HISTORY = 3, 2
 
 
 @pytest.fixture
 def network() -> Transformer:
-    made = Transformer(MODEL)
+    made = Transformer(POLICY_MODEL)
     initialise(made, seed=0)
     return made.eval()
 
@@ -59,7 +54,7 @@ def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyP
     folder = run / "checkpoints" / "step_00000007"
     folder.mkdir(parents=True)
     (run / "config.yaml").write_text(
-        to_yaml(TrainingConfig(run=RunConfig(name="run"), model=MODEL, data=data))
+        to_yaml(TrainingConfig(run=RunConfig(name="run"), model=POLICY_MODEL, data=data))
     )
     shipped_text_tokenizer().save(run / "tokenizers")
     shipped_image_tokenizer().save(run / "tokenizers" / "image_tokenizer.safetensors")

@@ -27,24 +27,19 @@ from pretrain.checkpoint.manifest import Manifest
 from pretrain.config import RunConfig, TrainingConfig
 from pretrain.convert.chameleon import hugging_face_config
 from pretrain.convert.exporting import ARCHITECTURE
-from pretrain.model.config import ModelConfig
 from pretrain.model.generate import decode_action_chunk
 from pretrain.model.transformer import Transformer, initialise
 from pretrain.policy_settings import PolicySettings
 from pretrain.settings import to_yaml
 from pretrain.sources import libero_source
+from tests.support.exported_policy import CHUNK, HISTORY, POLICY_MODEL
 from tests.support.fake_simulator import FakeSimulator
 from tests.support.tokenizers import shipped_image_tokenizer, shipped_text_tokenizer
-
-MODEL = ModelConfig(
-    vocabulary_size=16_896, hidden_size=32, ffn_size=64, layers=2, heads=2, max_positions=512, dropout=0.0
-)
-CHUNK, HISTORY = 3, 2
 
 
 @pytest.fixture
 def network() -> Transformer:
-    made = Transformer(MODEL)
+    made = Transformer(POLICY_MODEL)
     initialise(made, seed=0)
     return made.eval()
 
@@ -53,7 +48,7 @@ def network() -> Transformer:
 def checkpoint(tmp_path: Path, network: Transformer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder whose checkpoint's weights are those of `network`."""
     data = DataConfig(url="shards", chunk=CHUNK, history=HISTORY, cameras=["wrist"])
-    config = TrainingConfig(run=RunConfig(name="run"), model=MODEL, data=data)
+    config = TrainingConfig(run=RunConfig(name="run"), model=POLICY_MODEL, data=data)
     folder = tmp_path / "checkpoints" / "step_00000007"
     folder.mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
@@ -171,7 +166,9 @@ def exported(tmp_path: Path, network: Transformer) -> Path:
     """The same weights in transformers' layout; the tokenizers are elsewhere."""
     folder = tmp_path / "exported"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(hugging_face_config(MODEL, "float32", None, ARCHITECTURE)))
+    (folder / "config.json").write_text(
+        json.dumps(hugging_face_config(POLICY_MODEL, "float32", None, ARCHITECTURE))
+    )
     save_file(network.state_dict(), folder / "model.safetensors")
     return folder
 

@@ -37,9 +37,6 @@ _STAGES = 6
 def run_demo(config: DemoConfig, invocation: Invocation) -> None:
     """Collect, prepare, train some steps, resume at another layout, evaluate, report."""
     _check(config)
-    for layout in (config, _resumed(config)):  # refused before minutes of collecting
-        check_training(layout)
-        check_run(layout)
     config = _with_free_name(config, invocation)
     folder = RunFolder.of(config.run)
     data = folder.path.with_name(f"{config.run.name}-data")
@@ -55,6 +52,7 @@ def run_demo(config: DemoConfig, invocation: Invocation) -> None:
 
 
 def _check(config: DemoConfig) -> None:
+    """Refuse, before minutes of collecting, what the later stages would refuse."""
     if config.trainer.stop_after is not None:
         raise InputError("trainer.stop_after: the demo sets it itself; set demo.first_steps")
     if config.data.url:
@@ -63,6 +61,9 @@ def _check(config: DemoConfig) -> None:
         raise InputError(f"trainer.steps={config.trainer.steps}: expected 2 or more, the demo stops between")
     if config.demo.first_steps < 1:
         raise InputError(f"demo.first_steps={config.demo.first_steps}: expected 1 or more")
+    for layout in (config, _resumed(config)):
+        check_training(layout)
+        check_run(layout)
 
 
 def _with_free_name(config: DemoConfig, invocation: Invocation) -> DemoConfig:
