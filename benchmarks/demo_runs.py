@@ -126,18 +126,19 @@ def checkpoint(work: Path, name: str, steps: int) -> Path:
 def success(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Columns of a table: success over several evaluations with the 95 % interval of Wilson, percent.
 
-    Episodes that ended in an error of the simulator do not count.
+    Episodes that ended in an error of the simulator do not count; where all did, the rates are None.
     """
     by_seed = [int(result["successes"]) for result in results]
     episodes = sum(int(result["episodes"]) - int(result["errors"]) for result in results)
-    low, high = wilson(sum(by_seed), episodes)
+    rates: dict[str, float | None] = dict.fromkeys(("success", "low", "high"))
+    if episodes:
+        low, high = wilson(sum(by_seed), episodes)
+        rates = {"success": 100 * sum(by_seed) / episodes, "low": 100 * low, "high": 100 * high}
     return {
         "seeds": len(results),
         "episodes": episodes,
         "successes": sum(by_seed),
-        "success": 100 * sum(by_seed) / episodes,
-        "low": 100 * low,
-        "high": 100 * high,
+        **rates,
         "by_seed": " ".join(map(str, by_seed)),
     }
 

@@ -8,7 +8,7 @@
 
 Words select parts: stages (collect, vq, prepare, train, eval, imagine), and task=, variant=, chunk=, seed=,
 checkpoint= with one or several values. A part that is done is not repeated, unless --again is said; one whose
-settings have changed since is refused. Interrupted, the study ends its processes, trainings with a
+settings have changed since, or a part before it has been repeated, is refused. Interrupted, the study ends its processes, trainings with a
 checkpoint, and the same command goes on.
 
 Exit status: 0, 1 if a part failed, 2 for a mistake, 128 + N after signal N.
@@ -88,11 +88,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _make(wanted: Sequence[Part], again: Sequence[Part], jobs: int) -> int:
     """Run the parts that are not done, and those to be repeated."""
-    for part in again:
-        shutil.rmtree(part.folder, ignore_errors=True)
+    repeated = {part.name for part in again}
     for part in wanted:
-        if part.state() == "changed":
+        if part.name not in repeated and part.state() == "changed":
             raise part.changed_error()
+    for part in again:
+        if part.folder.exists():
+            shutil.rmtree(part.folder)
     to_do = [part for part in wanted if part.state() != "done"]
     _show(f"{len(wanted) - len(to_do)} of {len(wanted)} parts are done{_time_left(wanted, jobs)}")
     runner = Runner(jobs, _show)

@@ -10,12 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import demo_runs
 from benchmarks.learning.cells import TOKENIZER, Cell
-from benchmarks.learning.parts import Part
+from benchmarks.learning.parts import Part, Stage
+from benchmarks.learning.resolved import command_settings
 from benchmarks.learning.settings import StudySettings, TaskSettings
 
 
@@ -45,9 +47,8 @@ def _data_parts(task: TaskSettings, work: Path) -> Iterator[Part]:
     of_suite = [f"suite={task.suite}", *_tasks(task), f"resolution={task.resolution}"]
     displaced = [f"displaced={task.displaced:g}"] if task.displaced else []
     words = demo_runs.collecting(demonstrations, task.demonstrations, *of_suite, *displaced, *task.collect)
-    collect = Part(
-        "collect", labels, work, demonstrations, (), lambda: words, lambda: task.demonstrations, alone=True
-    )
+    size = float(task.demonstrations)
+    collect = _command("collect", labels, work, demonstrations, (), lambda: words, size, alone=True)
     yield collect
     needs, resolution = (collect,), f"resolution={task.resolution}"
     trained = []
@@ -55,11 +56,11 @@ def _data_parts(task: TaskSettings, work: Path) -> Iterator[Part]:
         out = f"out={tokenizer / TOKENIZER}"
         pixels = f"pixels={task.resolution}"
         vq_words = demo_runs.worldvla("vq", f"source={demonstrations}", out, pixels, *task.vq)
-        vq = Part("vq", labels, work, tokenizer, needs, lambda: vq_words, lambda: 1, alone=True)
+        vq = _command("vq", labels, work, tokenizer, needs, lambda: vq_words, alone=True)
         yield vq
         needs, trained = (vq,), [f"image_tokenizer={tokenizer / TOKENIZER}"]
     prepare_words = demo_runs.preparing(demonstrations, shards, resolution, *trained, *task.prepare)
-    yield Part("prepare", labels, work, shards, needs, lambda: prepare_words, lambda: 1, alone=True)
+    yield _command("prepare", labels, work, shards, needs, lambda: prepare_words, alone=True)
 
 
 def _training_parts(cell: Cell, seed: int, prepared: Part) -> Iterator[Part]:
@@ -72,6 +73,7 @@ def _training_parts(cell: Cell, seed: int, prepared: Part) -> Iterator[Part]:
         cell.run(seed),
         (prepared,),
         lambda: cell.train_words(seed),
+        lambda: asdict(cell.config),
         lambda: cell.steps * cell.content.sequences * cell.content.length,
     )
     yield train
@@ -94,7 +96,7 @@ def _evaluation(
         of_suite = [f"suite={cell.task.suite}", *_tasks(cell.task), f"episodes={episodes}"]
         return demo_runs.evaluating(cell.checkpoint(seed, number), out, *of_suite)
 
-    return Part("eval", labels, cell.work, out, (train,), words, lambda: episodes)
+    return _command("eval", labels, cell.work, out, (train,), words, episodes)
 
 
 def _imagination(cell: Cell, seed: int, number: int, labels: dict[str, str], name: str, train: Part) -> Part:
@@ -106,7 +108,24 @@ def _imagination(cell: Cell, seed: int, number: int, labels: dict[str, str], nam
         checkpoint = f"checkpoint={cell.checkpoint(seed, number)}"
         return demo_runs.worldvla("imagine", checkpoint, frames, episodes, f"out={out}")
 
-    return Part("imagine", labels, cell.work, out, (train,), words, lambda: 1)
+    return _command("imagine", labels, cell.work, out, (train,), words)
+
+
+def _command(
+    stage: Stage,
+    labels: dict[str, str],
+    work: Path,
+    folder: Path,
+    needs: tuple[Part, ...],
+    words: Callable[[], Sequence[str]],
+    size: float = 1.0,
+    *,
+    alone: bool = False,
+) -> Part:
+    """A part that is one of the project's commands."""
+    return Part(
+        stage, labels, work, folder, needs, words, lambda: command_settings(words(), work), lambda: size, alone
+    )
 
 
 def _tasks(task: TaskSettings) -> list[str]:

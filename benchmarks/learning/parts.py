@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.learning.resolved import differences, without_place
 from data.errors import InputError
 from data.files import write_text_whole
 from data.json_record import read_json_object
@@ -18,7 +20,7 @@ Stage = Literal["collect", "vq", "prepare", "train", "eval", "imagine"]
 State = Literal["to do", "begun", "done", "changed"]
 STAGES: tuple[Stage, ...] = ("collect", "vq", "prepare", "train", "eval", "imagine")
 MARKER = "part.json"
-_WORK = "WORK"  # in place of the working folder, which may be moved
+_SHOWN = 4  # differences in a message
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Part:
         folder: Its own folder in it.
         needs: Parts that come before it.
         make_words: Arguments of Python; called only when the parts before it are done.
+        make_settings: All settings that they mean, defaults included; as `make_words`.
         make_size: In units that its time is proportional to, among parts of its stage and task; as
             `make_words`.
         alone: Whether it runs alone, with a thread on every core that the study uses.
@@ -43,6 +46,7 @@ class Part:
     folder: Path
     needs: tuple[Part, ...]
     make_words: Callable[[], Sequence[str]]
+    make_settings: Callable[[], Mapping[str, Any]]
     make_size: Callable[[], float]
     alone: bool = False
 
@@ -68,12 +72,17 @@ class Part:
     @cached_property
     def made_by(self) -> list[str]:
         """The words without the working folder's place: what the marker holds."""
-        return [word.replace(str(self.work), _WORK) for word in self.words]
+        return without_place(self.words, self.work)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """All its settings without the working folder's place; raises as `words`."""
+        return without_place(self.make_settings(), self.work)
 
     @cached_property
     def digest(self) -> str:
         """Checksum of its settings and of those of all parts before it."""
-        content = json.dumps([self.made_by, [need.digest for need in self.needs]])
+        content = json.dumps([self.made_by, self.settings, [need.digest for need in self.needs]], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def state(self) -> State:
@@ -87,7 +96,7 @@ class Part:
         marker = self.read_marker()
         if marker is None:
             return "to do"
-        if marker["digest"] != self.digest:
+        if marker["digest"] != self.digest or marker["needs"] != self._made_from:
             return "changed"
         return "done" if marker["done"] else "begun"
 
@@ -97,7 +106,7 @@ class Part:
         if not path.exists():
             return None
         marker = read_json_object(path, f"remove {self.folder}")
-        if not {"digest", "words", "needs", "done", "seconds", "size"} <= marker.keys():
+        if not {"digest", "id", "words", "settings", "needs", "done", "seconds", "size"} <= marker.keys():
             raise InputError(f"{path}: not a marker of this program; remove {self.folder}")
         return marker
 
@@ -105,27 +114,39 @@ class Part:
         """Write what it is made by, whether it is done, and the seconds that it took by now."""
         content = {
             "part": self.name,
+            "id": secrets.token_hex(8),
             "done": done,
             "seconds": round(seconds, 3),
             "size": self.make_size(),
             "words": self.made_by,
-            "needs": {need.name: need.digest for need in self.needs},
+            "settings": self.settings,
+            "needs": self._made_from,
             "digest": self.digest,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text_whole(self.folder / MARKER, json.dumps(content, indent=1) + "\n")
 
     def changed_error(self) -> InputError:
-        """One line for a folder that other settings have made."""
-        marker = self.read_marker() or {"words": [], "needs": {}}
-        now, then = set(self.made_by), set(marker["words"])
-        found = [word for word in marker["words"] if word not in now]
-        new = [word for word in self.made_by if word not in then]
-        others = [need.name for need in self.needs if marker["needs"].get(need.name) != need.digest]
-        difference = f"found {' '.join(found) or 'nothing'}, now {' '.join(new) or 'nothing'}"
-        if not found and not new:
-            difference = f"other settings of {', '.join(others)}" if others else "in another order"
+        """One line for a folder that other settings have made, or an earlier result of a part before it."""
         return InputError(
-            f"{self.folder}: made with other settings ({difference}); remove it, or say --again for "
+            f"{self.folder}: made with other settings ({self._difference()}); remove it, or say --again for "
             f"`{self.name}`"
         )
+
+    @property
+    def _made_from(self) -> dict[str, str]:
+        """The parts before it, and which of their results it is made from: the marker's `id` of each."""
+        return {need.name: marker["id"] for need in self.needs if (marker := need.read_marker())}
+
+    def _difference(self) -> str:
+        marker = self.read_marker() or {"words": [], "settings": {}, "needs": {}}
+        if others := [name for name, made in self._made_from.items() if marker["needs"].get(name) != made]:
+            return f"another result of {', '.join(others)}"
+        found = list(differences(marker["settings"], self.settings))
+        shown = [f"{key}: found {then}, now {now}" for key, then, now in found[:_SHOWN]]
+        more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        if shown:
+            return "; ".join(shown + more)
+        now, then = set(self.made_by), set(marker["words"])
+        words = [word for word in marker["words"] if word not in now], [w for w in self.made_by if w not in then]
+        return "found {}, now {}".format(*(" ".join(each) or "nothing" for each in words))

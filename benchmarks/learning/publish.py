@@ -62,7 +62,7 @@ def publish(settings: StudySettings, cells: Sequence[Cell], parts: Sequence[Part
     compared = compare(results)
     pictures = write_pictures(results, root / PICTURES)
     addresses = [path.relative_to((root / PAGE).parent).as_posix() for path in pictures]
-    hours = {task.name: core_hours(parts, task.name) for task in settings.tasks}
+    hours = {task.name: core_hours(parts, task.name, settings.jobs) for task in settings.tasks}
     write_between_marks(root / PAGE, markdown(settings, results, compared, addresses, hours))
     _report(results, compared).finish(root / JSON_FILE)
     return [root / JSON_FILE, root / PAGE, *pictures]

@@ -52,14 +52,14 @@ class CellResult:
     Attributes:
         cell: The cell.
         runs: Finished trainings.
-        evaluations: Checkpoint, counted from 1 -> `results.json` of each seed.
-        imagined: Checkpoint -> `imagine.json` of each seed.
+        evaluations: Checkpoint, counted from 1 -> seed -> its `results.json`.
+        imagined: Checkpoint -> seed -> its `imagine.json`.
     """
 
     cell: Cell
     runs: Sequence[Run]
-    evaluations: dict[int, list[Record]]
-    imagined: dict[int, list[Record]]
+    evaluations: dict[int, dict[int, Record]]
+    imagined: dict[int, dict[int, Record]]
 
     def belongs_to(self, chunk: int) -> bool:
         """Whether it is compared with the variants of this K: also if its K is not the study's to choose."""
@@ -75,9 +75,7 @@ class CellResult:
         """Numbers of the table at the end of the training; None: not measured."""
         content = self.cell.content if self.runs else None
         steps = self.cell.steps if self.runs else None
-        at_end = self.evaluations.get(self.last, [])
-        imagined = self.imagined.get(self.last, [])
-        no_success = dict.fromkeys(column.key for column in demo_runs.SUCCESS_COLUMNS)
+        imagined = list(self.imagined.get(self.last, {}).values())
         return {
             "task": self.cell.task.name,
             "variant": self.cell.variant.name,
@@ -89,7 +87,7 @@ class CellResult:
             "action_samples": None if content is None or steps is None else steps * content.action_samples,
             "world_samples": None if content is None or steps is None else steps * content.world_samples,
             "padding": None if content is None else 100 * content.padding,
-            **(demo_runs.success(at_end) if at_end else no_success),
+            **self._success(),
             **{name: self._validated(name) for name in ("loss_action", "accuracy_action", "action_l1")},
             "action_head_l1": self._validated("action_head_l1"),
             "psnr": mean([float(each["psnr"]) for each in imagined]),
@@ -113,6 +111,14 @@ class CellResult:
                 self.imagined, lambda results, name=name: fmean(float(each[name]) for each in results)
             )
         return {name: [list(point) for point in points] for name, points in curves.items() if points}
+
+    def _success(self) -> Record:
+        """Columns of success at the end of the trainings; None where nothing is measured."""
+        at_end = self.evaluations.get(self.last, {})
+        if not at_end:
+            return dict.fromkeys(column.key for column in demo_runs.SUCCESS_COLUMNS)
+        by_seed = [at_end[seed]["successes"] if seed in at_end else "-" for seed in self.cell.settings.seeds]
+        return demo_runs.success(list(at_end.values())) | {"by_seed": " ".join(map(str, by_seed))}
 
     def _validated(self, name: str) -> float | None:
         """Mean of the last validation on held-out demonstrations."""
@@ -142,14 +148,15 @@ class CellResult:
         return curve
 
     def _checkpoint_curve(
-        self, results: dict[int, list[Record]], value: Callable[[list[Record]], float]
+        self, results: dict[int, dict[int, Record]], value: Callable[[list[Record]], float | None]
     ) -> list[Point]:
-        if not self.runs:
-            return []
-        step = self.cell.checkpoint_step
-        return [
-            (self.runs[0].tokens_at(step(number)), value(found)) for number, found in sorted(results.items())
-        ]
+        """Means over the seeds at the checkpoints at which all finished trainings were measured."""
+        curve: list[Point] = []
+        for number, found in sorted(results.items()):
+            measured = value(list(found.values()))
+            if measured is not None and found.keys() == {run.seed for run in self.runs}:
+                curve.append((self.runs[0].tokens_at(self.cell.checkpoint_step(number)), measured))
+        return curve
 
 
 def read_results(cells: Sequence[Cell], parts: Sequence[Part]) -> list[CellResult]:
@@ -158,10 +165,14 @@ def read_results(cells: Sequence[Cell], parts: Sequence[Part]) -> list[CellResul
     return [_of_cell(cell, [part for part in done if _is_of(part, cell)]) for cell in cells]
 
 
-def core_hours(parts: Sequence[Part], task: str) -> float:
-    """Wall time of the finished parts of a task together; each trained or evaluated on one core."""
-    markers = [part.read_marker() for part in parts if part.labels["task"] == task]
-    return sum(marker["seconds"] for marker in markers if marker and marker["done"]) / 3600
+def core_hours(parts: Sequence[Part], task: str, jobs: int) -> float:
+    """Hours of one core that the finished parts of a task took; `jobs` cores where one runs alone."""
+    seconds = 0.0
+    for part in parts:
+        marker = part.read_marker() if part.labels["task"] == task else None
+        if marker and marker["done"]:
+            seconds += marker["seconds"] * (jobs if part.alone else 1)
+    return seconds / 3600
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -181,12 +192,12 @@ def _of_cell(cell: Cell, parts: Sequence[Part]) -> CellResult:
     return CellResult(cell, [_run(part) for part in parts if part.stage == "train"], evaluations, imagined)
 
 
-def _by_checkpoint(parts: Sequence[Part], stage: Stage, file: str) -> dict[int, list[Record]]:
-    found: dict[int, list[Record]] = {}
+def _by_checkpoint(parts: Sequence[Part], stage: Stage, file: str) -> dict[int, dict[int, Record]]:
+    found: dict[int, dict[int, Record]] = {}
     for part in parts:
         if part.stage == stage:
             record = read_json_object(part.folder / file, _REPAIR)
-            found.setdefault(int(part.labels["checkpoint"]), []).append(record)
+            found.setdefault(int(part.labels["checkpoint"]), {})[int(part.labels["seed"])] = record
     return found
 
 

@@ -19,6 +19,7 @@ from data.errors import InputError
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60.0  # for a training to write its checkpoint before it is killed
 _LOG_LINES = 8
+_ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -60,7 +61,7 @@ class Runner:
             could not begin, and why.
 
         Raises:
-            InputError: A part's folder was made with other settings; parts that run are ended first.
+            OSError: A marker or a log cannot be written; parts that run are ended first.
         """
         waiting = list(parts)
         with self._signals():
@@ -152,12 +153,12 @@ class Runner:
 
     @contextmanager
     def _signals(self) -> Generator[None]:
-        """Within the block SIGINT and SIGTERM end the run; before and after they do what they did."""
+        """Within the block these signals end the run; before and after they do what they did."""
 
         def end(number: int, _: FrameType | None) -> None:
             self._signal = number
 
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, end) for number in _ENDING}
         try:
             yield
         finally:

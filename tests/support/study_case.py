@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import demo_runs
-from benchmarks.learning import cells
+from benchmarks.learning import cells, grid
 from benchmarks.learning.__main__ import main
 from benchmarks.learning.token_budget import StepContent
 from data.config import DataConfig, MixtureConfig
@@ -74,6 +74,8 @@ class StudyCase:
         self.successes = 3
         monkeypatch.setattr(cells, "step_content", lambda *_: CONTENT)
         monkeypatch.setattr(cells, "compose", _compose)  # Hydra takes long
+        self.defaults: dict[str, Any] = {"horizon": 100}  # of all commands
+        monkeypatch.setattr(grid, "command_settings", lambda *_: self.defaults)
         monkeypatch.setattr(demo_runs, "worldvla", self._command)
         monkeypatch.setattr(demo_runs, "training", self._training)
 

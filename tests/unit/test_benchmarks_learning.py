@@ -81,7 +81,40 @@ def test_results_of_a_part_before_that_has_changed_are_refused(
     capsys.readouterr()
     assert case.run() == 2
     error = capsys.readouterr().err
-    assert "shards: made with other settings (other settings of collect task=lift)" in error
+    assert "shards: made with other settings (another result of collect task=lift)" in error
+
+
+def test_results_of_a_part_that_was_repeated_are_refused(
+    case: StudyCase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert case.run() == 0
+    assert case.run("--again", "train", "variant=world") == 0
+    capsys.readouterr()
+    assert case.run() == 2
+    error = capsys.readouterr().err
+    assert "world_k5_s0_c1: made with other settings (another result of train task=lift variant=world" in error
+    assert case.run("--again", "eval", "imagine", "variant=world") == 0
+    assert case.run() == 0
+    repeated = ("train world_k5_s0", "eval world_k5_s0_c1", "imagine world_k5_s0_c1")
+    assert case.ran == ALL | dict.fromkeys(repeated, 2)
+
+
+def test_a_changed_default_of_a_command_is_noticed(
+    case: StudyCase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert case.run("prepare") == 0
+    case.defaults = {"horizon": 120}
+    capsys.readouterr()
+    assert case.run() == 2
+    error = capsys.readouterr().err
+    assert "demonstrations: made with other settings (horizon: found 100, now 120)" in error
+
+
+def test_nothing_is_removed_before_all_settings_are_checked(case: StudyCase) -> None:
+    assert case.run() == 0
+    case.settings["tasks"][0]["demonstrations"] = 5
+    assert case.run("--again", "eval", "variant=world") == 2
+    assert (case.work / "lift" / "evaluations" / "world_k5_s0_c1" / "results.json").exists()
 
 
 def test_a_failed_part_holds_up_those_after_it_alone(
