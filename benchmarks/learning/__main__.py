@@ -7,9 +7,10 @@
     python -m benchmarks.learning --work DIR --publish             JSON, curves and tables of what is done
 
 Words select parts: stages (collect, vq, prepare, train, eval, imagine), and task=, variant=, chunk=, seed=,
-checkpoint= with one or several values. A part that is done is not repeated, unless --again is said; one whose
-settings have changed since, or a part before it has been repeated, is refused. Interrupted, the study ends its processes, trainings with a
-checkpoint, and the same command goes on.
+checkpoint= with one or several values. A part that is done is not repeated, unless --again is said. One whose
+settings (of its command, defaults included) have changed since, or which was made from a result that was
+repeated since, is refused. Interrupted, the study ends its processes, trainings with a checkpoint, and the
+same command goes on.
 
 Exit status: 0, 1 if a part failed, 2 for a mistake, 128 + N after signal N.
 """

@@ -124,7 +124,15 @@ def _command(
 ) -> Part:
     """A part that is one of the project's commands."""
     return Part(
-        stage, labels, work, folder, needs, words, lambda: command_settings(words(), work), lambda: size, alone
+        stage,
+        labels,
+        work,
+        folder,
+        needs,
+        words,
+        lambda: command_settings(words(), work),
+        lambda: size,
+        alone,
     )
 
 

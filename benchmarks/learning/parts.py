@@ -82,7 +82,9 @@ class Part:
     @cached_property
     def digest(self) -> str:
         """Checksum of its settings and of those of all parts before it."""
-        content = json.dumps([self.made_by, self.settings, [need.digest for need in self.needs]], sort_keys=True)
+        content = json.dumps(
+            [self.made_by, self.settings, [need.digest for need in self.needs]], sort_keys=True
+        )
         return hashlib.sha256(content.encode()).hexdigest()
 
     def state(self) -> State:
@@ -148,5 +150,8 @@ class Part:
         if shown:
             return "; ".join(shown + more)
         now, then = set(self.made_by), set(marker["words"])
-        words = [word for word in marker["words"] if word not in now], [w for w in self.made_by if w not in then]
+        words = (
+            [word for word in marker["words"] if word not in now],
+            [w for w in self.made_by if w not in then],
+        )
         return "found {}, now {}".format(*(" ".join(each) or "nothing" for each in words))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.report.action_charts import action_charts, parts_most_at
+from data.storage.episode_entry import TRAINING_SPLIT
+from eval.report.action_charts import action_charts, parts_most_at, widths
 from eval.report.action_data import OpenLoop, RolloutActions, read_open_loop, read_rollout
 from eval.report.charts import Chart
 from eval.report.evaluation_tables import step_text
@@ -153,7 +154,7 @@ def _open_loop_figure(evaluation: EvaluationRecord, open_loop: OpenLoop) -> Acti
         f"{_count(open_loop.episodes, 'demonstration')}."
     )
     return ActionFigure(
-        title=f"On held-out demonstrations: error {100 * open_loop.error:.1f} % of the ranges",
+        title=f"On {_demonstrations(open_loop.split)}: error {100 * open_loop.error:.1f} % of the ranges",
         explanation=explanation,
         charts=action_charts(
             curves, f"{_title(evaluation)} open loop", open_loop.mean_absolute_error.tolist()
@@ -164,14 +165,19 @@ def _open_loop_figure(evaluation: EvaluationRecord, open_loop: OpenLoop) -> Acti
     )
 
 
+def _demonstrations(split: str) -> str:
+    """What the policy was compared on: a run without held-out demonstrations has those of its training."""
+    return "demonstrations of the training" if split == TRAINING_SPLIT else "held-out demonstrations"
+
+
 def _partings_text(open_loop: OpenLoop) -> str:
     """The frames where they part, each with the number that differs most there."""
-    texts, recorded = [], open_loop.curves.expert
+    texts, recorded, width = [], open_loop.curves.expert, widths(open_loop.curves)
     if recorded is None:
         return ""
     for parting in open_loop.partings:
         policy, expert = open_loop.curves.policy[parting.frame], recorded[parting.frame]
-        worst = int(abs(policy - expert).argmax())
+        worst = int((abs(policy - expert) / width).argmax())
         texts.append(
             f"step {parting.frame} ({100 * parting.error:.0f} %): {open_loop.curves.names[worst]} "
             f"{policy[worst]:.2f}, expert {expert[worst]:.2f}"

@@ -122,6 +122,8 @@ def _caption(picture: Path, results: Json) -> str:
     parts = [] if step is None else [f"Step {step}"]
     if results.get("episode"):
         parts.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
+    if str(results.get("weights", "")).startswith("averaged"):
+        parts.append("averaged weights")
     if rows(results, "frames"):
         parts.append(scores_text(results))
     return ", ".join(parts)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.contracts import WeightsChoice
 from data.errors import InputError
 from data.files import writable_folder
 from data.prepare.preparer import Replay
@@ -36,6 +37,7 @@ from eval.world_model.scores import check_pixels, mean_score
 from eval.world_model.scoring import RolledOut, score_rollouts
 from eval.world_model.view_scores import Rollout, ViewScores
 from pretrain.checkpoint.fetch import local_checkpoint
+from pretrain.checkpoint.policy_files import has_average
 from pretrain.model.generate_images import Guidance
 from pretrain.model.sampling import Sampling
 from pretrain.run_layout import IMAGINE_PUBLISHED_STEM, IMAGINE_STEM, RunLayout
@@ -75,8 +77,7 @@ def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | N
     if config.protocol == "published":
         camera = CameraFrames(config, model, data.index, replay)
         camera.check([entry.key for entry in entries])
-    default_out = RunLayout.of_checkpoint(checkpoint).evaluations / checkpoint.resolve().name
-    out = writable_folder(Path(config.out) if config.out else default_out)
+    out = writable_folder(Path(config.out) if config.out else _default_out(checkpoint, config.weights))
     rolled_out = _roll_out(config, model, data.index, entries, sampling, camera)
     scored, failures = score_rollouts(model.image, rolled_out, lpips, protocol)
     missing = not_requested(config, protocol) | failures
@@ -168,6 +169,12 @@ def _rollouts(
         )
         for entry, each in zip(entries, scored, strict=True)
     )
+
+
+def _default_out(checkpoint: Path, weights: WeightsChoice) -> Path:
+    """Folder in the checkpoint's run; the trained weights' own where there is an average beside them."""
+    suffix = "-trained" if weights == "trained" and has_average(checkpoint) else ""
+    return RunLayout.of_checkpoint(checkpoint).evaluations / f"{checkpoint.resolve().name}{suffix}"
 
 
 def _request(

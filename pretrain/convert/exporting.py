@@ -18,7 +18,7 @@ from data.files import write_whole
 from data.storage.store import Store
 from pretrain.checkpoint.chunks import Chunk, chunk_name, split_name
 from pretrain.checkpoint.location import open_checkpoint
-from pretrain.checkpoint.manifest import Manifest, StoredTensor
+from pretrain.checkpoint.manifest import EMA, Manifest, StoredTensor
 from pretrain.checkpoint.policy_files import policy_of_export
 from pretrain.checkpoint.tensor_blocks import LazyTensor, tensor_blocks
 from pretrain.checkpoint.verification import find_damage
@@ -135,7 +135,8 @@ def export_weights(
         _write_json(temporary / CONFIG, values)
         _write_json(temporary / GENERATION_CONFIG, generation_config(config))
         if policy is not None:
-            _write_json(temporary / POLICY_FILE, policy.to_json())
+            averaged = {"weights": describe_state(manifest, state)} if state == EMA else {}
+            _write_json(temporary / POLICY_FILE, policy.to_json() | averaged)
     return ExportSummary(
         tensors=len(weights) + len(encoder),
         bytes=size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def test_an_export_has_the_chosen_weights(
     out = tmp_path / "out"
     summary = export_weights(checkpoint, out, "float32", None, 10**9, lambda *_: None, choice=choice)
     assert summary.weights == words
+    policy = json.loads((out / "policy.json").read_bytes())
+    assert policy.get("weights") == (words if choice == "auto" else None)
     exported = load_file(out / "model.safetensors")
     expected = load_weights(checkpoint, choice="averaged" if choice == "auto" else "trained")
     assert same(exported, expected)

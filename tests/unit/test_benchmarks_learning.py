@@ -92,7 +92,7 @@ def test_results_of_a_part_that_was_repeated_are_refused(
     capsys.readouterr()
     assert case.run() == 2
     error = capsys.readouterr().err
-    assert "world_k5_s0_c1: made with other settings (another result of train task=lift variant=world" in error
+    assert "world_k5_s0_c1: made with other settings (another result of train task=lift" in error
     assert case.run("--again", "eval", "imagine", "variant=world") == 0
     assert case.run() == 0
     repeated = ("train world_k5_s0", "eval world_k5_s0_c1", "imagine world_k5_s0_c1")

@@ -158,6 +158,26 @@ def test_small_charts_have_a_range_where_nothing_moves_and_gaps_where_nobody_say
     assert parts_most_at(curves) is None
 
 
+def test_policy_and_expert_part_by_shares_of_what_each_number_goes_through() -> None:
+    expert, policy = np.zeros((6, 7)), np.zeros((6, 7))
+    expert[:, 6] = policy[:, 6] = [-1, -1, 1, 1, 1, 1]
+    policy[2, 6] = -0.4  # 0.7 of the gripper's range
+    expert[:, 0] = [0, 0.1, 0.1, 0.1, 0.1, 0]
+    policy[:, 0] = [0, 0.1, 0.1, 0.1, 0.0, 0]  # all of its range at step 4
+    assert parts_most_at(Curves(EMBODIMENT.action, policy, expert, None)) == 4
+
+
+def test_the_demonstration_of_a_run_without_held_out_ones_is_not_called_so(run: Path) -> None:
+    folder = run / "eval/step_00000040"
+    evaluate(folder, (True,))
+    file = folder / "open_loop.json"
+    content = json.loads(file.read_text())
+    content["episodes"][0]["split"] = "train"
+    file.write_text(json.dumps(content))
+    (panel,) = panels(read_run(run), [])
+    assert panel.figures[-1].title == "On demonstrations of the training: error 4.3 % of the ranges"
+
+
 @pytest.mark.parametrize(
     "content",
     [

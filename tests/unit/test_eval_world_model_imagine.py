@@ -145,6 +145,15 @@ def test_held_out_episode_is_used_and_files_are_written_beside_the_evaluation(ch
     }
 
 
+@pytest.mark.parametrize(("average", "name"), [(False, "step_00000100"), (True, "step_00000100-trained")])
+def test_trained_weights_do_not_replace_the_rollout_of_the_average(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, average: bool, name: str
+) -> None:
+    monkeypatch.setattr("eval.world_model.imagine.has_average", lambda _: average)
+    config = ImagineConfig(checkpoint=str(checkpoint), frames=1, weights="trained")
+    assert imagine(config).scores.parent.name == name
+
+
 def test_gif_is_written_on_request(checkpoint: Path) -> None:
     done = imagine(ImagineConfig(checkpoint=str(checkpoint), frames=3))
     assert done.gif is None
