@@ -104,7 +104,10 @@ def _title(evaluation: EvaluationRecord) -> str:
 def _shown_text(evaluation: EvaluationRecord, videos: Sequence[Video]) -> str:
     count = number(evaluation.results, "episodes") or 0
     if not videos:
-        return ""
+        omitted = len(evaluation.videos)
+        return (
+            f"Its {_count(omitted, 'video')}, too large for this page, stay in its folder." if omitted else ""
+        )
     text = f"{len(videos)} of {count:.0f} episodes, failures first"
     if len(videos) < len(evaluation.videos):
         text += f"; {len(evaluation.videos) - len(videos)} more videos are in its folder"

@@ -149,6 +149,17 @@ def test_of_many_episodes_some_are_shown_and_said(run: Path, monkeypatch: pytest
     assert panel.shown.startswith("3 of 5 episodes, failures first; 2 more videos are in its folder.")
 
 
+def test_videos_that_are_all_too_large_for_the_page_are_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollout_media, "_MAX_VIDEO_BYTES", 1)
+    evaluate(run / "eval/step_00000040", (True, False))
+    contents = read_run(run)
+    (panel,) = panels(contents, videos(contents)[0])
+    assert panel.shown == "Its 2 videos, too large for this page, stay in its folder."
+    assert panel.shown in write_report(run).read_text()
+
+
 def test_small_charts_have_a_range_where_nothing_moves_and_gaps_where_nobody_says_anything() -> None:
     curves = Curves(EMBODIMENT.action, np.zeros((3, 7)), np.full((3, 7), np.nan), np.zeros(3))
     charts = action_charts(curves, "here")
