@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations
 from math import hypot
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Compared:
         task: Name of the task.
         chunk: K; of the single action it is 1 all the same.
         less, more: The variants, of which the paper found `more` the better one; beyond the paper `more` is
-            the one that adds something to `less`.
+            the one that adds something to `less`, the paper's best.
         claimed: Whether the paper compares them.
         difference: Success of `more` minus that of `less`, percent; None: not measured.
         low, high: Its 95 % interval.
@@ -48,7 +48,7 @@ class Compared:
 
 
 def compare(results: Sequence[CellResult]) -> list[Compared]:
-    """Neighbours of the paper's order, then those of its best variant and ours, for each task and K."""
+    """All pairs of the paper's variants, then its best one and each of ours, for each task and K."""
     found: list[Compared] = []
     for task in dict.fromkeys(result.cell.task.name for result in results):
         of_task = [result for result in results if result.cell.task.name == task]
@@ -86,8 +86,8 @@ def _of_chunk(results: Sequence[CellResult], chunk: int) -> list[Compared]:
         key=lambda each: each.cell.variant.paper or 0.0,
     )
     ours = [each for each in results if each.cell.variant.paper is None]
-    pairs = [(*pair, True) for pair in pairwise(claimed)]
-    pairs += [(*pair, False) for pair in pairwise([*claimed[-1:], *ours])]
+    pairs = [(*pair, True) for pair in combinations(claimed, 2)]
+    pairs += [(best, each, False) for best in claimed[-1:] for each in ours]
     return [_compare(less, more, chunk, of_paper) for less, more, of_paper in pairs]
 
 

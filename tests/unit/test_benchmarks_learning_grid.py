@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from benchmarks.learning.cells import Cell, cells
-from benchmarks.learning.comparison import Compared, interval_of_difference
+from benchmarks.learning.comparison import Compared, compare, interval_of_difference
+from benchmarks.learning.results import CellResult
 from benchmarks.learning.settings import DEFAULT_FILE, read_settings
 from benchmarks.learning.token_budget import TOLERANCE, largest_difference
 from data.errors import InputError
@@ -125,6 +127,16 @@ def test_tokens_can_be_given_instead_of_steps(tmp_path: Path) -> None:
     task.tokens = 500_000
     tokens = [cell.steps * cell.content.tokens for cell in cells(given[0].settings, tmp_path)]
     assert tokens == pytest.approx([500_000] * 11, rel=TOLERANCE)
+
+
+def test_all_rows_of_the_paper_are_compared_and_ours_with_its_best(tmp_path: Path) -> None:
+    found = compare([CellResult(cell, [], {}, {}) for cell in of_default(tmp_path)])
+    pairs = [(each.less, each.more) for each in found if each.chunk == 10 and each.claimed]
+    order = ["chunk", "single", "chunk_mask", "chunk_mask_world"]
+    assert pairs == list(combinations(order, 2)), "the single action is compared at each K"
+    ours = [(each.less, each.more) for each in found if each.chunk == 10 and not each.claimed]
+    assert ours == [("chunk_mask_world", "head"), ("chunk_mask_world", "augmented")]
+    assert len(found) == 2 * (len(pairs) + len(ours)), "as many with K = 5"
 
 
 def test_a_difference_has_newcombes_interval() -> None:
