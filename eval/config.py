@@ -207,7 +207,7 @@ class CollectConfig:
         resolution: Side of the rendered frames in pixels.
         workers: Simulator processes.
         seed: First seed of the initial states; disjoint from evaluation's.
-        displaced: Share of the demonstrations that begin where a policy gets when it errs: the gripper was
+        displaced: Probability that a demonstration begins where a policy gets when it errs: the gripper was
             moved to a drawn place near the object before, its fingers opened or closed.
     """
 

@@ -31,6 +31,7 @@ CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 IMAGINE_STEM = "imagine"  # of the world model's picture, video and scores in an evaluation's folder
 IMAGINE_PUBLISHED_STEM = "imagine_published"  # of the same, scored by the published protocol
+TRAINED_SUFFIX = "-trained"  # of a folder of results of trained weights beside those of their average
 OPEN_LOOP_STEM = "open_loop"  # of the policy's comparison with held-out demonstrations, data and picture
 IMAGE_TOKENIZER_FILE = "image_tokenizer.safetensors"
 READY = "READY"  # commits a checkpoint: holds the checksum of its manifest
@@ -60,10 +61,11 @@ def rank_log_name(rank: int) -> str:
     return f"{rank_name(rank)}.log"
 
 
-def files_by_step(folder: Path, name: str) -> dict[int, Path]:
-    """The existing files `folder/step_.../name` by their steps, ascending."""
-    paths = folder.glob(f"{STEP_PATTERN}/{name}")
-    steps = {step: path for path in paths if (step := parse_step_name(path.parent.name)) is not None}
+def files_by_step(folder: Path, name: str, suffix: str = "") -> dict[int, Path]:
+    """The existing files `folder/step_...<suffix>/name` by their steps, ascending."""
+    paths = [path for path in folder.glob(f"{STEP_PATTERN}/{name}") if path.parent.name.endswith(suffix)]
+    of_steps = [(parse_step_name(path.parent.name.removesuffix(suffix)), path) for path in paths]
+    steps = {step: path for step, path in of_steps if step is not None}
     return dict(sorted(steps.items()))
 
 

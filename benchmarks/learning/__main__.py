@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     settings = read_settings(options.settings)
-    work = writable_folder(options.work.resolve(), "--work")
+    work = _work_folder(options)
     grid = list(cells(settings, work))
     parts = all_parts(settings, work, grid)
     selected = select(parts, options.parts)
@@ -73,6 +73,10 @@ def _run(options: argparse.Namespace) -> int:
         _list(wanted, settings.jobs)
         return 0
     if options.publish:
+        if options.settings != DEFAULT_FILE and options.root == ROOT:
+            raise InputError(
+                f"{options.settings}: --publish of another study needs --root, a folder with docs/"
+            )
         for path in publish(settings, grid, parts, options.root.resolve()):
             _show(str(path))
         return 0
@@ -87,6 +91,16 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"{work}: another study runs in this folder{error.holder}; wait for it") from error
 
 
+def _work_folder(options: argparse.Namespace) -> Path:
+    """The working folder, made where something is to be run in it."""
+    work = options.work.resolve()
+    if not options.list and not options.publish:
+        return writable_folder(work, "--work")
+    if not work.is_dir():
+        raise InputError(f"--work {work}: no such folder; expected that of a study")
+    return work
+
+
 def _make(wanted: Sequence[Part], again: Sequence[Part], jobs: int) -> int:
     """Run the parts that are not done, and those to be repeated."""
     repeated = {part.name for part in again}
@@ -94,6 +108,8 @@ def _make(wanted: Sequence[Part], again: Sequence[Part], jobs: int) -> int:
         if part.name not in repeated and part.state() == "changed":
             raise part.changed_error()
     for part in again:
+        if part.folder.is_symlink():
+            raise InputError(f"{part.folder}: is a link, expected a folder; remove it")
         if part.folder.exists():
             shutil.rmtree(part.folder)
     to_do = [part for part in wanted if part.state() != "done"]

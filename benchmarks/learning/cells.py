@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import demo_runs
 from benchmarks.learning.settings import Equal, StudySettings, TaskSettings, VariantSettings
 from benchmarks.learning.token_budget import StepContent, step_content, steps_for
+from data.errors import InputError
 from data.stream.order.mixture import action_share
 from pretrain.config import TrainingConfig
 from pretrain.main import TorchrunConfig
@@ -93,8 +94,19 @@ class Cell:
 
     @property
     def checkpoint_every(self) -> int:
-        """Steps between two checkpoints."""
-        return -(-self.steps // self.settings.checkpoints)
+        """Steps between two checkpoints.
+
+        Raises:
+            InputError: So few steps do not give as many checkpoints.
+        """
+        number = self.settings.checkpoints
+        every = -(-self.steps // number)
+        if (number - 1) * every >= self.steps:
+            raise InputError(
+                f"{self.name} of {self.task.name} takes {self.steps} steps, too few for "
+                f"checkpoints={number}; set {-(-self.steps // every)}, or more steps"
+            )
+        return every
 
     def run(self, seed: int) -> Path:
         """Folder of a training."""

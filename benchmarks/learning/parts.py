@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,16 @@ State = Literal["to do", "begun", "done", "changed"]
 STAGES: tuple[Stage, ...] = ("collect", "vq", "prepare", "train", "eval", "imagine")
 MARKER = "part.json"
 _SHOWN = 4  # differences in a message
+_KINDS: dict[str, Any] = {  # of the marker's fields
+    "digest": str,
+    "id": str,
+    "words": list,
+    "settings": dict,
+    "needs": dict,
+    "done": bool,
+    "seconds": int | float,
+    "size": int | float,
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,9 @@ class Part:
         if not path.exists():
             return None
         marker = read_json_object(path, f"remove {self.folder}")
-        if not {"digest", "id", "words", "settings", "needs", "done", "seconds", "size"} <= marker.keys():
+        if any(not isinstance(marker.get(key), kind) for key, kind in _KINDS.items()) or not (
+            0 <= marker["seconds"] < math.inf and 0 < marker["size"] < math.inf
+        ):
             raise InputError(f"{path}: not a marker of this program; remove {self.folder}")
         return marker
 

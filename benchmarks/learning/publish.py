@@ -12,9 +12,10 @@ from benchmarks.learning.parts import Part
 from benchmarks.learning.pictures import write_pictures
 from benchmarks.learning.results import CellResult, core_hours, read_results
 from benchmarks.learning.settings import StudySettings
-from benchmarks.learning.tables import markdown, write_between_marks
+from benchmarks.learning.tables import check_marks, markdown, write_between_marks
 from benchmarks.learning.token_budget import TOLERANCE, largest_difference
 from benchmarks.report import Column, Report
+from data.errors import InputError
 
 JSON_FILE = Path("benchmarks/results/learning-cpu.json")
 PAGE = Path("docs/learning.md")
@@ -56,9 +57,13 @@ def publish(settings: StudySettings, cells: Sequence[Cell], parts: Sequence[Part
         root: The repository.
 
     Raises:
-        InputError: docs/learning.md is missing or lacks its marks.
+        InputError: Nothing is measured, results that cannot be read, docs/learning.md is missing or lacks its
+            marks.
     """
     results = read_results(cells, parts)
+    if not any(result.runs for result in results):
+        raise InputError("no training of the study is done: nothing to publish; see --list")
+    check_marks(root / PAGE)
     compared = compare(results)
     pictures = write_pictures(results, root / PICTURES)
     addresses = [path.relative_to((root / PAGE).parent).as_posix() for path in pictures]
@@ -83,11 +88,10 @@ def _report(results: Sequence[CellResult], compared: Sequence[Compared]) -> Repo
         met = None if apart is None else apart <= TOLERANCE
         report.target(f"{task}: all variants train on as many tokens within {TOLERANCE:.0%}", met, apart)
     for each in compared:
-        if each.claimed:
-            met = {"holds": True, "contradicted": False}.get(each.verdict)
-            text = f"{each.task}, K = {each.chunk}: {each.more} succeeds more often than {each.less}"
-            value = None if each.difference is None else f"{each.difference:+.1f} %, {each.verdict}"
-            report.target(text, met, value)
+        if each.difference is not None:
+            claim = f"paper: {each.verdict}" if each.claimed else each.verdict
+            interval = f"{each.difference:+.1f} % ({each.low:+.1f} to {each.high:+.1f})"
+            report.note(f"{each.task}, K = {each.chunk}: {each.more} above {each.less}: {interval}, {claim}")
     report.note("tokens: of samples, without padding; means over the seeds; curves are in the JSON file")
     report.note("by seed: successes of each seed's episodes; 95 %: Wilson's interval over all seeds")
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from benchmarks import demo_runs
 from benchmarks.learning.cells import Cell
 from benchmarks.learning.parts import Part, Stage
+from data.errors import InputError
 from data.json_record import read_json_object
 
 Record = dict[str, Any]
@@ -117,8 +119,8 @@ class CellResult:
         at_end = self.evaluations.get(self.last, {})
         if not at_end:
             return dict.fromkeys(column.key for column in demo_runs.SUCCESS_COLUMNS)
-        by_seed = [at_end[seed]["successes"] if seed in at_end else "-" for seed in self.cell.settings.seeds]
-        return demo_runs.success(list(at_end.values())) | {"by_seed": " ".join(map(str, by_seed))}
+        by_seed = [_successes(at_end.get(seed)) for seed in self.cell.settings.seeds]
+        return demo_runs.success(list(at_end.values())) | {"by_seed": ", ".join(by_seed)}
 
     def _validated(self, name: str) -> float | None:
         """Mean of the last validation on held-out demonstrations."""
@@ -189,7 +191,17 @@ def _is_of(part: Part, cell: Cell) -> bool:
 def _of_cell(cell: Cell, parts: Sequence[Part]) -> CellResult:
     evaluations = _by_checkpoint(parts, "eval", "results.json")
     imagined = _by_checkpoint(parts, "imagine", "imagine.json")
-    return CellResult(cell, [_run(part) for part in parts if part.stage == "train"], evaluations, imagined)
+    runs = [_run(part, cell.steps) for part in parts if part.stage == "train"]
+    return CellResult(cell, runs, evaluations, imagined)
+
+
+def _successes(results: Record | None) -> str:
+    """Successes of one evaluation, with the episodes that do not count."""
+    if results is None:
+        return "-"
+    errors = results["errors"]
+    more = f" ({errors} {'error' if errors == 1 else 'errors'})" if errors else ""
+    return f"{results['successes']}{more}"
 
 
 def _by_checkpoint(parts: Sequence[Part], stage: Stage, file: str) -> dict[int, dict[int, Record]]:
@@ -197,18 +209,40 @@ def _by_checkpoint(parts: Sequence[Part], stage: Stage, file: str) -> dict[int, 
     for part in parts:
         if part.stage == stage:
             record = read_json_object(part.folder / file, _REPAIR)
+            _CHECKS[stage](record, part.folder / file)
             found.setdefault(int(part.labels["checkpoint"]), {})[int(part.labels["seed"])] = record
     return found
 
 
-def _run(part: Part) -> Run:
-    marker = part.read_marker() or {}
-    return Run(int(part.labels["seed"]), *_lines(part.folder / "metrics.jsonl"), marker["seconds"])
+def _check_results(results: Record, path: Path) -> None:
+    counts = [results.get(key) for key in ("successes", "episodes", "errors")]
+    if not all(type(count) is int and count >= 0 for count in counts) or counts[0] + counts[2] > counts[1]:
+        raise InputError(f"{path}: successes, episodes and errors are {counts}; {_REPAIR}")
+
+
+def _check_imagined(scores: Record, path: Path) -> None:
+    values = [scores.get(key) for key in ("psnr", "no_change_psnr")]
+    if not all(isinstance(value, int | float) and isfinite(value) for value in values):
+        raise InputError(f"{path}: psnr and no_change_psnr are {values}; {_REPAIR}")
+
+
+_CHECKS: dict[str, Callable[[Record, Path], None]] = {"eval": _check_results, "imagine": _check_imagined}
+
+
+def _run(part: Part, last_step: int) -> Run:
+    marker, path = part.read_marker() or {}, part.folder / "metrics.jsonl"
+    steps, validations = _lines(path)
+    if not steps or steps[-1].get("step") != last_step:
+        raise InputError(f"{path}: does not end with step {last_step}; {_REPAIR}")
+    return Run(int(part.labels["seed"]), steps, validations, marker["seconds"])
 
 
 def _lines(path: Path) -> tuple[list[Record], list[Record]]:
     """Lines of steps, and of validations."""
-    records: list[Record] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    try:
+        records: list[Record] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); {_REPAIR}") from error
     steps = [record for record in records if "event" not in record]
     return steps, [record for record in records if record.get("event") == "validation"]
 

@@ -153,12 +153,16 @@ class Runner:
 
     @contextmanager
     def _signals(self) -> Generator[None]:
-        """Within the block these signals end the run; before and after they do what they did."""
+        """Within the block these signals end the run; before and after they do what they did.
+
+        One that is ignored, as by `nohup`, stays ignored.
+        """
 
         def end(number: int, _: FrameType | None) -> None:
             self._signal = number
 
-        before = {number: signal.signal(number, end) for number in _ENDING}
+        heard = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, end) for number in heard}
         try:
             yield
         finally:

@@ -33,6 +33,11 @@ _FILLED_IN = (  # settings of a training that the study computes itself
     "trainer.global_batch",
     "trainer.sequence_length",
 )
+_FILLED_IN_DATA = {  # the same of the commands that make the data
+    "collect": ("suite", "tasks", "episodes", "displaced", "resolution", "out", "workers", "seed"),
+    "vq": ("source", "out", "pixels"),
+    "prepare": ("source", "out", "resolution", "image_tokenizer", "workers"),
+}
 
 
 @dataclass
@@ -46,7 +51,7 @@ class TaskSettings:
         tasks: Task numbers within the suite; null: all.
         demonstrations: Episodes of the scripted expert of each task; of ten or more the last tenth is held
             out, of fewer none.
-        displaced: Share of the demonstrations that begin displaced (`eval.config.CollectConfig`).
+        displaced: Probability that a demonstration begins displaced (`eval.config.CollectConfig`).
         resolution: Side of the frames in pixels.
         cameras: Cameras of the policy.
         image_tokenizer: `package`, or `trained` on these demonstrations by `worldvla vq`.
@@ -185,8 +190,10 @@ def _check(settings: StudySettings) -> None:
             _check_least(f"{key} of {task.name}", getattr(task, key), 1)
         _check_least(f"episodes_between of {task.name}", task.episodes_between, 0)
         _check_settings(f"settings of {task.name}", task.settings)
+        for command, computed in _FILLED_IN_DATA.items():
+            _check_settings(f"{command} of {task.name}", getattr(task, command), computed, command)
         if not 0.0 <= task.displaced <= 1.0:
-            raise InputError(f"displaced of {task.name} is {task.displaced}, expected a share from 0 to 1")
+            raise InputError(f"displaced of {task.name} is {task.displaced}, expected a probability")
         if task.tokens is not None:
             _check_least(f"tokens of {task.name}", task.tokens, 1)
     _check_reference(settings)
@@ -224,11 +231,18 @@ def _check_least(key: str, value: int, least: int) -> None:
         raise InputError(f"{key} is {value}, expected at least {least}")
 
 
-def _check_settings(key: str, words: Sequence[str]) -> None:
-    """Refuse settings that the study computes."""
+def _check_settings(
+    key: str, words: Sequence[str], filled_in: Sequence[str] = _FILLED_IN, command: str = "train"
+) -> None:
+    """Refuse settings that the study computes, and sections that hold one."""
     for word in words:
         name, equals, _ = word.partition("=")
         if not equals:
-            raise InputError(f"{key} has {word!r}, expected key=value as for `worldvla train`")
-        if any(name == computed or name.startswith(f"{computed}.") for computed in _FILLED_IN):
-            raise InputError(f"{key} has {word}, but the study computes {name}; leave it out")
+            raise InputError(f"{key} has {word!r}, expected key=value as for `worldvla {command}`")
+        for computed in filled_in:
+            if name == computed or name.startswith(f"{computed}."):
+                raise InputError(f"{key} has {word}, but the study computes {name}; leave it out")
+            if computed.startswith(f"{name}."):
+                raise InputError(
+                    f"{key} has {word}, but the study computes {computed}; set single keys of {name}"
+                )

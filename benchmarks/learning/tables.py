@@ -48,7 +48,13 @@ def markdown(
 
 
 def write_between_marks(page: Path, text: str) -> None:
-    """Replace what is between the marks of a page.
+    """Replace what is between the marks of a page; raises as `check_marks`."""
+    before, after = check_marks(page)
+    write_text_whole(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+
+
+def check_marks(page: Path) -> tuple[str, str]:
+    """What is before and after the marks of a page.
 
     Raises:
         InputError: The page cannot be read, or lacks the marks.
@@ -61,7 +67,7 @@ def write_between_marks(page: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{page}: expected the lines {BEGIN} and {END} around the tables; add them")
-    write_text_whole(page, f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    return before, after
 
 
 def _scale(
@@ -71,7 +77,7 @@ def _scale(
     tokens = [row["tokens"] for _, row in rows if row["tokens"] and row["equal"] == "tokens"]
     amount = f"{min(tokens) / 1e6:.2f} to {max(tokens) / 1e6:.2f} million trained tokens" if tokens else ""
     took = f"; all of it took {hours:.1f} hours of one core" if hours else ""
-    displaced = f" ({task.displaced:.0%} displaced)" if task.displaced else ""
+    displaced = f" (displaced={task.displaced:g})" if task.displaced else ""
     trained = f"{done} of {len(rows) * len(settings.seeds)}{f', {amount}' if amount else ''}{took}"
     return (
         f"`{task.suite}`, {task.demonstrations} demonstrations{displaced}, camera {', '.join(task.cameras)} "

@@ -15,7 +15,7 @@ class DemoStageConfig:
 
     Attributes:
         episodes: Demonstrations to collect per task.
-        displaced: Share of them that begin displaced (`CollectConfig`).
+        displaced: Probability that one begins displaced (`CollectConfig`).
         workers: Simulator processes that collect.
         first_steps: Steps of the training before it stops and resumes at another layout; at most half of all.
         resume_tensor: Tensor-parallel size from there on.

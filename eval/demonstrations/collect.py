@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Collected:
         episodes: Number of demonstrations in it.
         attempts: Number of initial states tried for them.
         steps: Number of time steps of all demonstrations together.
+        displaced: Number of demonstrations that begin displaced.
     """
 
     task: TaskInfo
@@ -38,6 +39,7 @@ class Collected:
     episodes: int
     attempts: int
     steps: int
+    displaced: int
 
 
 def collect(config: CollectConfig, progress: Progress | None = None) -> list[Collected]:
@@ -47,12 +49,14 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
     numbers from `config.seed` on, and the first successes are stored.
 
     Raises:
-        InputError: Bad settings, missing simulator parts, or an expert that fails too often.
+        InputError: Bad settings, missing simulator parts, demonstrations of a task that are there already, or
+            an expert that fails too often.
     """
+    _check(config)
     suite = open_suite(config.suite)
     numbers = select_tasks(suite, config.tasks)
-    _check(config)
     folder = writable_folder(Path(config.out))
+    _check_unused([demonstration_path(folder, suite.tasks[number]) for number in numbers])
     total, before = config.episodes * len(numbers), 0
     collected = []
     with WorkerPool(config.workers) as workers:
@@ -67,7 +71,8 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
             path = demonstration_path(folder, task)
             write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets)
             steps = sum(len(recording.actions) for recording in recordings)
-            collected.append(Collected(task, path, len(recordings), attempts, steps))
+            displaced = sum(recording.displaced for recording in recordings)
+            collected.append(Collected(task, path, len(recordings), attempts, steps, displaced))
             before += config.episodes
     return collected
 
@@ -103,7 +108,7 @@ def _attempt(suite: str, task: int, initial_state: int, pixels: int, displaced: 
 
 def _check(config: CollectConfig) -> None:
     if not 0.0 <= config.displaced <= 1.0:
-        raise InputError(f"displaced={config.displaced}: expected a share of the demonstrations, from 0 to 1")
+        raise InputError(f"displaced={config.displaced}: expected a probability, from 0 to 1")
     for name, value, minimum in (
         ("episodes", config.episodes, 1),
         ("workers", config.workers, 1),
@@ -113,3 +118,10 @@ def _check(config: CollectConfig) -> None:
         if value < minimum:
             reason = "; smaller numbers are evaluation's initial states" if name == "seed" else ""
             raise InputError(f"{name}={value}: expected at least {minimum}{reason}")
+
+
+def _check_unused(paths: Sequence[Path]) -> None:
+    """Refuse to replace demonstrations, which another command may read, too."""
+    for path in paths:
+        if path.exists():
+            raise InputError(f"{path}: has demonstrations already; choose another out, or remove it first")

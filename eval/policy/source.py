@@ -12,7 +12,7 @@ from data.errors import InputError
 from eval.config import EvalCommandConfig, ExportedConfig, Precision
 from eval.policy.expert_policy import ExpertPolicy
 from eval.policy.interface import Policy, PolicyRecord
-from pretrain.run_layout import READY, RunLayout, parse_step_name
+from pretrain.run_layout import READY, TRAINED_SUFFIX, RunLayout, parse_step_name
 
 EXPERT = "expert"
 CONFIG = "config.json"  # of exported weights
@@ -228,5 +228,6 @@ def _results_folder(policy: PolicyReference, suite: str) -> Path:
     if policy.weights == "trained":
         from pretrain.checkpoint.policy_files import has_average  # imports torch
 
-        parts += ["trained"] if has_average(checkpoint) else []
+        if has_average(checkpoint):
+            parts[-1] += TRAINED_SUFFIX
     return RunLayout.of_checkpoint(checkpoint).evaluations / "-".join(parts)

@@ -64,20 +64,9 @@ def _points(values: Floats) -> list[tuple[float, float]]:
     return [(float(step), float(value)) for step, value in enumerate(values)]
 
 
-def widths(curves: Curves) -> Floats:
-    """Range of each number [D] that policy and expert go through; 1 where it is constant."""
-    both = curves.policy if curves.expert is None else np.concatenate([curves.policy, curves.expert])
-    width = np.nanmax(both, axis=0) - np.nanmin(both, axis=0)
-    return np.where(width > 0, width, 1.0)
-
-
 def parts_most_at(curves: Curves) -> int | None:
-    """The step at which policy and expert part most; None without an expert.
-
-    The difference of each number is a share of the range that both go through in the episode: else the
-    gripper, which goes from one end of its range to the other, would always decide.
-    """
-    if curves.expert is None or np.isnan(curves.expert).all():
+    """The step at which policy and expert part most: largest mean difference; None without an expert."""
+    if curves.expert is None:
         return None
-    distance = (np.abs(curves.policy - curves.expert) / widths(curves)).mean(axis=1)
+    distance = np.abs(curves.policy - curves.expert).mean(axis=1)
     return None if np.isnan(distance).all() else int(np.nanargmax(distance))

@@ -22,6 +22,7 @@ from pretrain.run_layout import OPEN_LOOP_STEM
 _MAX_BYTES = 32_000_000
 _MAX_PICTURE_BYTES = 4_000_000
 _MAX_NAME = 24  # characters
+_MOST_ERROR = 1000.0  # ranges; more is no measurement
 
 Floats = NDArray[np.float64]
 
@@ -81,6 +82,8 @@ class OpenLoop:
         error: Mean error over all demonstrations, as a share of the numbers' ranges.
         constant_error: The same of the best constant action; None: not stored.
         mean_absolute_error: Of each number, in its units, [D].
+        widths: Of each number's range, [D]; 1 where it is not stored, infinite where the error does not
+            count: of a constant, and of what the robot lacks.
         episodes: Number of demonstrations.
         partings: Frames of the first one, ascending.
         picture: PNG of these frames; None: there is none.
@@ -92,6 +95,7 @@ class OpenLoop:
     error: float
     constant_error: float | None
     mean_absolute_error: Floats
+    widths: Floats
     episodes: int
     partings: tuple[Parting, ...]
     picture: Path | None
@@ -133,12 +137,12 @@ def read_open_loop(folder: Path) -> OpenLoop | None:
     if content is None or not episodes:
         return None
     names, first = _names(content), episodes[0]
-    predicted, error = _array(first.get("predicted"), 2), number(content, "error")
+    predicted, error = _array(first.get("predicted"), 2), _share(content, "error")
     if names is None or predicted is None or predicted.shape[1] != len(names) or error is None:
         return None
     expert = _shaped(first.get("expert"), predicted.shape)
     errors = _shaped(content.get("mean_absolute_error"), (len(names),))
-    if expert is None or errors is None:
+    if expert is None or errors is None or not all(np.isfinite(each).all() for each in (predicted, expert)):
         return None
     picture = folder / f"{OPEN_LOOP_STEM}.png"
     return OpenLoop(
@@ -146,8 +150,9 @@ def read_open_loop(folder: Path) -> OpenLoop | None:
         split=_text(first.get("split")),
         curves=Curves(names, predicted, expert, _shaped(first.get("entropy"), predicted.shape[:1])),
         error=error,
-        constant_error=number(content, "constant_error"),
+        constant_error=_share(content, "constant_error"),
         mean_absolute_error=errors,
+        widths=_widths(content, len(names)),
         episodes=len(episodes),
         partings=_partings(content, len(predicted)),
         picture=picture if picture.is_file() and picture.stat().st_size <= _MAX_PICTURE_BYTES else None,
@@ -164,12 +169,29 @@ def _read(path: Path) -> Json | None:
 
 
 def _partings(content: Json, length: int) -> tuple[Parting, ...]:
-    found = [(integer(row, "frame"), number(row, "error")) for row in rows(content, "partings")]
+    found = [(integer(row, "frame"), _share(row, "error")) for row in rows(content, "partings")]
     return tuple(
         Parting(frame, error)
         for frame, error in found
         if frame is not None and error is not None and 0 <= frame < length
     )
+
+
+def _share(values: Json, key: str) -> float | None:
+    """An error as a share of ranges; None for what cannot be one."""
+    value = number(values, key)
+    return value if value is not None and 0 <= value <= _MOST_ERROR else None
+
+
+def _widths(content: Json, count: int) -> Floats:
+    low, high = (_shaped(content.get(key), (count,)) for key in ("minimum", "maximum"))
+    if low is None or high is None:
+        return np.ones(count)
+    width, present = high - low, content.get("present")
+    counted = np.isfinite(width) & (width > 0)
+    if isinstance(present, list) and len(present) == count:
+        counted &= np.array([item is True for item in present])
+    return np.where(counted, width, np.inf)
 
 
 def _names(content: Json) -> tuple[str, ...] | None:

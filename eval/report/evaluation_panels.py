@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.storage.episode_entry import TRAINING_SPLIT
-from eval.report.action_charts import action_charts, parts_most_at, widths
+from eval.report.action_charts import action_charts, parts_most_at
 from eval.report.action_data import OpenLoop, RolloutActions, read_open_loop, read_rollout
 from eval.report.charts import Chart
 from eval.report.evaluation_tables import step_text
@@ -175,12 +175,12 @@ def _demonstrations(split: str) -> str:
 
 def _partings_text(open_loop: OpenLoop) -> str:
     """The frames where they part, each with the number that differs most there."""
-    texts, recorded, width = [], open_loop.curves.expert, widths(open_loop.curves)
+    texts, recorded = [], open_loop.curves.expert
     if recorded is None:
         return ""
     for parting in open_loop.partings:
         policy, expert = open_loop.curves.policy[parting.frame], recorded[parting.frame]
-        worst = int((abs(policy - expert) / width).argmax())
+        worst = int((abs(policy - expert) / open_loop.widths).argmax())
         texts.append(
             f"step {parting.frame} ({100 * parting.error:.0f} %): {open_loop.curves.names[worst]} "
             f"{policy[worst]:.2f}, expert {expert[worst]:.2f}"

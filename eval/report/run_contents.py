@@ -20,6 +20,7 @@ from pretrain.run_layout import (
     IMAGINE_PUBLISHED_STEM,
     IMAGINE_STEM,
     RESULTS_FILE,
+    TRAINED_SUFFIX,
     RunLayout,
     files_by_step,
 )
@@ -41,7 +42,8 @@ class RunContents:
         events: The other lines (a resume).
         stored: Every folder with results, as it is.
         evaluations: The same, joined (`eval.report.evaluations`), ascending in step.
-        rollouts: Picture of the newest world-model rollout of each protocol.
+        rollouts: Picture of the newest world-model rollout of each protocol; where there is one of the
+            trained weights beside that of their average, its newest, too.
     """
 
     path: Path
@@ -90,7 +92,7 @@ def read_run(path: Path) -> RunContents:
         events=[line for line in lines if "event" in line],
         stored=stored,
         evaluations=joined(stored, differing_conditions(stored)),
-        rollouts=[picture for name in _ROLLOUTS for picture in _pictures(layout, name, is_run)[-1:]],
+        rollouts=[picture for name in _ROLLOUTS for picture in _pictures(layout, name, is_run)],
     )
 
 
@@ -101,9 +103,10 @@ def _evaluation_folders(layout: RunLayout) -> list[Path]:
 
 
 def _pictures(layout: RunLayout, name: str, is_run: bool) -> list[Path]:
-    """The pictures of that name, ascending in step; of an evaluation's folder its own."""
+    """The newest picture of that name, and that of trained weights; of an evaluation's folder its own."""
     if is_run:
-        return list(files_by_step(layout.evaluations, name).values())
+        found = [files_by_step(layout.evaluations, name, suffix) for suffix in ("", TRAINED_SUFFIX)]
+        return [paths[max(paths)] for paths in found if paths]
     return [layout.path / name] if (layout.path / name).is_file() else []
 
 

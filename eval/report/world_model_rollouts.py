@@ -21,7 +21,7 @@ from eval.world_model.published_scores import (
     worldvla_scores,
 )
 from eval.world_model.score_text import MEAN_OF_VIEWS, scores_text, views_of
-from pretrain.run_layout import parse_step_name
+from pretrain.run_layout import TRAINED_SUFFIX, parse_step_name
 
 _TRUE_FRAMES = {
     "tokens": "the true frames, as decoded by the image tokenizer",
@@ -71,19 +71,20 @@ class WorldModelRollout:
 
 
 def world_model_rollouts(run: RunContents) -> list[WorldModelRollout]:
-    """The newest world-model rollout of each protocol."""
+    """The newest world-model rollout of each protocol, and that of trained weights beside an average's."""
     return [_rollout(picture) for picture in run.rollouts]
 
 
 def _rollout(picture: Path) -> WorldModelRollout:
     video, file = picture.with_suffix(".mp4"), picture.with_suffix(".json")
+    where = f"{picture.parent.name} {picture.stem}"
     results = read_json(file) if file.is_file() else {}
     protocol = protocol_of(results)
     preview = read_preview(video) if video.is_file() else None
     views = views_of(results)
     first = 0 if protocol == "published" else 1
     charts = [
-        _psnr_chart(rows(of_view, "frames"), first, f", {view}" if len(views) > 1 else "")
+        _psnr_chart(rows(of_view, "frames"), first, f", {view}" if len(views) > 1 else "", where)
         for view, of_view in views.items()
     ]
     scores = _score_rows(results)
@@ -118,11 +119,13 @@ def _explanation(protocol: WorldModelProtocol, views: Sequence[str], has_error: 
 
 
 def _caption(picture: Path, results: Json) -> str:
-    step = parse_step_name(picture.parent.name)
+    step = parse_step_name(picture.parent.name.removesuffix(TRAINED_SUFFIX))
     parts = [] if step is None else [f"Step {step}"]
     if results.get("episode"):
         parts.append(f"episode {results['episode']} ({results.get('split', 'unknown split')})")
-    if str(results.get("weights", "")).startswith("averaged"):
+    if picture.parent.name.endswith(TRAINED_SUFFIX):
+        parts.append("trained weights")
+    elif str(results.get("weights", "")).startswith("averaged"):
         parts.append("averaged weights")
     if rows(results, "frames"):
         parts.append(scores_text(results))
@@ -179,13 +182,14 @@ def _cells(scores: Mapping[str, object]) -> tuple[str, ...]:
     return tuple("-" if value is None else format_number(value) for value in values)
 
 
-def _psnr_chart(frames: Sequence[Json], first: int, suffix: str = "") -> Chart | None:
+def _psnr_chart(frames: Sequence[Json], first: int, suffix: str, where: str) -> Chart | None:
     """PSNR of each scored frame.
 
     Args:
         frames: Scores.
         first: Number of the first one.
         suffix: Of the title; names the view.
+        where: Which rollout, for the chart's ids on the page.
     """
     # Files of earlier versions have another name.
     baseline = "held_psnr" if any("held_psnr" in frame for frame in frames) else "no_change_psnr"
@@ -198,4 +202,4 @@ def _psnr_chart(frames: Sequence[Json], first: int, suffix: str = "") -> Chart |
         )
         for key, label, tone in (("psnr", "prediction", 1), (baseline, "no change", 3))
     ]
-    return line_chart(f"PSNR by predicted frame{suffix}", "dB", series, x_unit="frame")
+    return line_chart(f"PSNR by predicted frame{suffix}", "dB", series, x_unit="frame", where=where)

@@ -40,7 +40,7 @@ from pretrain.checkpoint.fetch import local_checkpoint
 from pretrain.checkpoint.policy_files import has_average
 from pretrain.model.generate_images import Guidance
 from pretrain.model.sampling import Sampling
-from pretrain.run_layout import IMAGINE_PUBLISHED_STEM, IMAGINE_STEM, RunLayout
+from pretrain.run_layout import IMAGINE_PUBLISHED_STEM, IMAGINE_STEM, TRAINED_SUFFIX, RunLayout
 
 
 def imagine(config: ImagineConfig, device: str | None = None, replay: Replay | None = None) -> ImagineResult:
@@ -173,7 +173,7 @@ def _rollouts(
 
 def _default_out(checkpoint: Path, weights: WeightsChoice) -> Path:
     """Folder in the checkpoint's run; the trained weights' own where there is an average beside them."""
-    suffix = "-trained" if weights == "trained" and has_average(checkpoint) else ""
+    suffix = TRAINED_SUFFIX if weights == "trained" and has_average(checkpoint) else ""
     return RunLayout.of_checkpoint(checkpoint).evaluations / f"{checkpoint.resolve().name}{suffix}"
 
 

@@ -71,7 +71,7 @@ class StudyCase:
             "settings": ["experiment=demo", "parallel=single"],
         }
         self.kill = ""  # name of the command that asks the study to end while a file `stop` is there
-        self.successes = 3
+        self.successes, self.errors = 3, 0
         monkeypatch.setattr(cells, "step_content", lambda *_: CONTENT)
         monkeypatch.setattr(cells, "compose", _compose)  # Hydra takes long
         self.defaults: dict[str, Any] = {"horizon": 100}  # of all commands
@@ -102,7 +102,7 @@ class StudyCase:
 
     def _command(self, command: str, *words: str) -> tuple[str, ...]:
         out = Path(next(word for word in words if word.startswith("out=")).removeprefix("out="))
-        results = {"successes": self.successes, "episodes": 4, "errors": 0}
+        results = {"successes": self.successes, "episodes": 4, "errors": self.errors}
         files = {"imagine.json": {"psnr": 25.0, "no_change_psnr": 20.0}, "results.json": results}
         content = {name: json.dumps(value) for name, value in files.items()}
         return self._script(f"{command} {out.name}", out, content, words)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
+from benchmarks.learning.runner import Runner
 from tests.support.study_case import StudyCase
 
 ALL = {
@@ -160,18 +162,19 @@ def test_tables_curves_and_json_are_published(case: StudyCase, tmp_path: Path) -
     page = tmp_path / "docs" / "learning.md"
     page.parent.mkdir()
     page.write_text("before\n<!-- learning: begin -->\nold\n<!-- learning: end -->\nafter\n")
+    assert case.run("train", "variant=chunk_mask") == 0
     assert case.run("--publish", "--root", str(tmp_path)) == 0
-    empty = page.read_text()
-    assert empty.count("| not measured yet |") == 3, "two variants and their difference"
-    assert empty.startswith("before\n<!-- learning: begin -->\n")
-    assert empty.endswith("<!-- learning: end -->\nafter\n")
-    assert "old" not in empty
+    begun = page.read_text()
+    assert begun.count("| not measured yet |") == 3, "two variants and their difference"
+    assert begun.startswith("before\n<!-- learning: begin -->\n")
+    assert begun.endswith("<!-- learning: end -->\nafter\n")
+    assert "old" not in begun
 
     case.settings["seeds"] = [0, 1]
     assert case.run() == 0
     assert case.run("--publish", "--root", str(tmp_path)) == 0
     tables = page.read_text()
-    assert "| chunk + mask | 5 | **75.0** (40.9 to 92.9) | 3 3 | 10 | 20 | 10 | 76.6 |" in tables
+    assert "| chunk + mask | 5 | **75.0** (40.9 to 92.9) | 3, 3 | 10 | 20 | 10 | 76.6 |" in tables
     assert "| world data | chunk + mask | 5 | +0.0 (-38.5 to +38.5) | paper: not decided |" in tables
     assert "1.000 | 25.0 |" in tables, "mean held-out loss of both seeds; accuracy in percent"
     pictures = sorted(path.name for path in (tmp_path / "docs" / "pictures").iterdir())
@@ -180,7 +183,10 @@ def test_tables_curves_and_json_are_published(case: StudyCase, tmp_path: Path) -
     assert "chunk + mask 75" in (tmp_path / "docs" / "pictures" / pictures[3]).read_text()
     written = json.loads((tmp_path / "benchmarks" / "results" / "learning-cpu.json").read_text())
     assert written["rows"][1]["curves"]["psnr"] == [[3000, 25.0]]
-    assert [target["met"] for target in written["targets"]] == [True, None]
+    assert [target["met"] for target in written["targets"]] == [True]
+    assert (
+        "lift, K = 5: world above chunk_mask: +0.0 % (-38.5 to +38.5), paper: not decided" in written["notes"]
+    )
 
 
 def test_a_page_without_the_marks_is_left_alone(
@@ -189,6 +195,99 @@ def test_a_page_without_the_marks_is_left_alone(
     page = tmp_path / "docs" / "learning.md"
     page.parent.mkdir()
     page.write_text("by hand\n")
+    assert case.run("train", "variant=chunk_mask") == 0
     assert case.run("--publish", "--root", str(tmp_path)) == 2
     assert "expected the lines <!-- learning: begin -->" in capsys.readouterr().err
     assert page.read_text() == "by hand\n"
+    assert not (page.parent / "pictures").exists()
+
+
+def test_a_study_without_a_training_is_not_published(
+    case: StudyCase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert case.run("--publish", "--root", str(tmp_path)) == 2
+    assert f"--work {case.work}: no such folder" in capsys.readouterr().err
+    assert not case.work.exists()
+    case.work.mkdir()
+    assert case.run("--publish", "--root", str(tmp_path)) == 2
+    assert "no training of the study is done" in capsys.readouterr().err
+    assert case.run("--publish") == 2
+    assert "--publish of another study needs --root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("successes", "errors", "shown"),
+    [(0, 4, "not measured yet | 0 (4 errors), -"), (2, 1, "**66.7** (20.8 to 93.9) | 2 (1 error), -")],
+)
+def test_episodes_with_errors_are_published_as_such(
+    case: StudyCase, tmp_path: Path, successes: int, errors: int, shown: str
+) -> None:
+    page = tmp_path / "docs" / "learning.md"
+    page.parent.mkdir()
+    page.write_text("<!-- learning: begin -->\n<!-- learning: end -->\n")
+    case.settings["seeds"] = [0, 1]
+    case.successes, case.errors = successes, errors
+    assert case.run("seed=0") == 0
+    assert case.run("--publish", "--root", str(tmp_path)) == 0
+    assert f"| chunk + mask | 5 | {shown} |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("evaluations/world_k5_s0_c1/results.json", "{}", "successes, episodes and errors are [None"),
+        (
+            "evaluations/world_k5_s0_c1/results.json",
+            '{"successes": 4, "episodes": 4, "errors": 1}',
+            "successes, episodes and errors are [4, 4, 1]",
+        ),
+        ("imagined/world_k5_s0_c1/imagine.json", '{"psnr": NaN, "no_change_psnr": 1}', "psnr and no_change"),
+        ("runs/world_k5_s0/metrics.jsonl", "", "does not end with step 10"),
+        ("runs/world_k5_s0/metrics.jsonl", '{"step": 4}\n', "does not end with step 10"),
+        ("runs/world_k5_s0/metrics.jsonl", '{"step": 10', "cannot be read"),
+    ],
+)
+def test_damaged_results_are_one_line(
+    case: StudyCase, capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
+) -> None:
+    assert case.run() == 0
+    (case.work / "lift" / file).write_text(content)
+    capsys.readouterr()
+    assert case.run("--publish", "--root", str(case.work)) == 2
+    error = capsys.readouterr().err
+    assert file in error
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [{"seconds": "x"}, {"seconds": None}, {"size": 0}, {"size": "x"}, {"done": "no"}, {"id": 3}]
+)
+def test_a_damaged_marker_is_one_line(
+    case: StudyCase, capsys: pytest.CaptureFixture[str], damage: dict[str, object]
+) -> None:
+    assert case.run("prepare") == 0
+    marker = case.work / "lift" / "shards" / "part.json"
+    marker.write_text(json.dumps(json.loads(marker.read_text()) | damage))
+    capsys.readouterr()
+    assert case.run("--list") == 2
+    assert capsys.readouterr().err.endswith(f"not a marker of this program; remove {marker.parent}\n")
+
+
+def test_so_few_steps_do_not_have_two_checkpoints_at_one(
+    case: StudyCase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case.settings["tasks"][0]["steps"], case.settings["checkpoints"] = 6, 4
+    assert case.run("train") == 1
+    assert "takes 6 steps, too few for checkpoints=4; set 3, or more steps" in capsys.readouterr().out
+
+
+def test_an_ignored_hangup_stays_ignored(case: StudyCase) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runner = Runner(1, print)
+        with runner._signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

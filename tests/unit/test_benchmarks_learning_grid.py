@@ -38,7 +38,10 @@ def written(folder: Path, **changed: Any) -> Path:
         ({"tasks": []}, "tasks is empty"),
         ({"tasks": [TASK, TASK]}, "tasks has a name twice"),
         ({"tasks": [TASK | {"name": "Lift 2"}]}, "tasks has the name 'Lift 2', expected a-z"),
-        ({"tasks": [TASK | {"displaced": 1.1}]}, "displaced of lift is 1.1, expected a share from 0 to 1"),
+        (
+            {"tasks": [TASK | {"displaced": 1.1}]},
+            "displaced of lift is 1.1, expected a probability",
+        ),
         ({"seeds": [0, 0]}, r"seeds is \[0, 0\], expected different numbers of at least 0"),
         ({"jobs": 0}, "jobs is 0, expected at least 1"),
         ({"equal": "steps"}, "equal"),
@@ -47,6 +50,13 @@ def written(folder: Path, **changed: Any) -> Path:
         ({"settings": ["trainer.steps=3"]}, "the study computes trainer.steps; leave it out"),
         ({"settings": ["run.dir=x"]}, "the study computes run.dir; leave it out"),
         ({"settings": ["fast"]}, "settings has 'fast', expected key=value"),
+        ({"settings": ["trainer={seed: 7}"]}, "the study computes trainer.steps; set single keys of trainer"),
+        ({"tasks": [TASK | {"collect": ["episodes=1"]}]}, "collect of lift has episodes=1, but the study"),
+        ({"tasks": [TASK | {"prepare": ["out=/tmp/x"]}]}, "prepare of lift has out=/tmp/x, but the study"),
+        (
+            {"tasks": [TASK | {"vq": ["pixels=32"]}]},
+            "vq of lift has pixels=32, but the study computes pixels",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:

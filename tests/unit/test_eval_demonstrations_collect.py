@@ -95,7 +95,7 @@ def test_files_of_perturbed_tasks_say_what_is_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = CollectConfig(suite="fake", episodes=1, out=str(tmp_path), resolution=16, workers=1)
-    (plain,) = collect(config)
+    (plain,) = collect(replace(config, out=str(tmp_path / "plain")))
     with opened(plain.path) as file:
         assert "perturbation" not in file["data"].attrs
     monkeypatch.setattr(FakeSuite, "tasks", (replace(TASK, name="lift_view_15", category="camera"),))
@@ -144,6 +144,19 @@ def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator)
 def test_wrong_settings_are_explained(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         collect(CollectConfig(**{"suite": "fake", "out": str(tmp_path), **options}))
+
+
+@pytest.mark.usefixtures("simulator")
+def test_demonstrations_that_are_there_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CollectConfig(suite="fake", episodes=1, out=str(tmp_path), resolution=16, workers=1)
+    (first,) = collect(config)
+    content = first.path.read_bytes()
+    monkeypatch.setattr("eval.demonstrations.collect.WorkerPool", None)  # no simulator is started
+    with pytest.raises(InputError, match="has demonstrations already; choose another out"):
+        collect(config)
+    assert first.path.read_bytes() == content
 
 
 def test_expert_that_fails_too_often_writes_nothing(tmp_path: Path, simulator: FakeSimulator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -274,3 +275,17 @@ def test_scores_over_the_published_numbers_of_frames_are_shown(tmp_path: Path) -
     assert "<td>this checkpoint</td>" in text
     for value in ("255", "29.5", "0.9", "-"):
         assert f'<td class="n">{value}</td>' in text
+
+
+def test_rollouts_of_trained_weights_are_shown_beside_those_of_the_average(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    averaged = run / "eval/step_00000120"
+    shutil.copytree(averaged, run / "eval/step_00000120-trained")
+    file = averaged / "imagine.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "averaged (decay 0.99)"}))
+    text = write_report(run).read_text()
+    captions = re.findall(r"<figcaption>(Step 120, episode [^<]*)</figcaption>", text)
+    assert ["averaged weights" in caption for caption in captions] == [True, False]
+    assert ["trained weights" in caption for caption in captions] == [False, True]
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)

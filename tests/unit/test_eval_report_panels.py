@@ -169,13 +169,54 @@ def test_small_charts_have_a_range_where_nothing_moves_and_gaps_where_nobody_say
     assert parts_most_at(curves) is None
 
 
-def test_policy_and_expert_part_by_shares_of_what_each_number_goes_through() -> None:
-    expert, policy = np.zeros((6, 7)), np.zeros((6, 7))
-    expert[:, 6] = policy[:, 6] = [-1, -1, 1, 1, 1, 1]
-    policy[2, 6] = -0.4  # 0.7 of the gripper's range
-    expert[:, 0] = [0, 0.1, 0.1, 0.1, 0.1, 0]
-    policy[:, 0] = [0, 0.1, 0.1, 0.1, 0.0, 0]  # all of its range at step 4
-    assert parts_most_at(Curves(EMBODIMENT.action, policy, expert, None)) == 4
+def open_loop_of(run: Path, **changed: Any) -> Path:
+    """An evaluation whose stored comparison with a demonstration is changed; its folder."""
+    folder = run / "eval/step_00000040"
+    evaluate(folder, (True,))
+    file = folder / "open_loop.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ranges", "named"),
+    [
+        ({}, "x 0.10, expert 0.30"),
+        ({"minimum": [-1] * 7, "maximum": [1] * 7}, "x 0.10, expert 0.30"),
+        ({"minimum": [-1] * 7, "maximum": [9, 0, 0, 0, 0, 0, 0]}, "y 0.00, expert 0.10"),
+        (
+            {"minimum": [-1] * 7, "maximum": [9, 0, 0, 0, 0, 0, 0], "present": [True, False] * 3 + [True]},
+            "x 0.10",
+        ),
+        ({"minimum": [0] * 7, "maximum": [1, 0, 0, 0, 0, 0, 0]}, "x 0.10, expert 0.30"),
+    ],
+)
+def test_the_number_that_parts_most_is_found_by_shares_of_the_ranges(
+    run: Path, ranges: dict[str, Any], named: str
+) -> None:
+    predicted, expert = np.zeros((6, 7)), np.zeros((6, 7))
+    predicted[2, 0], expert[2, :2] = 0.1, [0.3, 0.1]
+    episode = {"episode": "e", "split": "val_ind", "predicted": predicted.tolist(), "expert": expert.tolist()}
+    partings = [{"frame": 2, "error": 0.1}]
+    folder = open_loop_of(run, episodes=[episode], partings=partings, **({"minimum": None} | ranges))
+    assert read_open_loop(folder) is not None
+    (panel,) = panels(read_run(run), [])
+    assert panel.figures[-1].caption.startswith(f"They part most at step 2 (10 %): {named}")
+
+
+@pytest.mark.parametrize("error", [1e308, -0.05, 1e299, float("nan"), True])
+def test_a_comparison_with_an_impossible_error_is_not_shown(run: Path, error: float) -> None:
+    assert read_open_loop(open_loop_of(run, error=error)) is None
+    assert read_open_loop(open_loop_of(run, constant_error=error)).constant_error is None
+
+
+def test_a_comparison_with_numbers_that_are_not_finite_is_not_shown(run: Path) -> None:
+    folder = open_loop_of(run)
+    file = folder / "open_loop.json"
+    content = json.loads(file.read_text())
+    content["episodes"][0]["expert"][0][0] = float("nan")
+    file.write_text(json.dumps(content))
+    assert read_open_loop(folder) is None
 
 
 def test_the_demonstration_of_a_run_without_held_out_ones_is_not_called_so(run: Path) -> None:

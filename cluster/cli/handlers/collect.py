@@ -16,7 +16,8 @@ def run_collect(config: CollectConfig, invocation: Invocation) -> None:
         bar.update(0, config.episodes, detail=f"{config.suite}, opening the simulator")
         collected = collect(config, lambda done, total: bar.update(done, total, detail="demonstrations"))
     for task in collected:
+        displaced = f", {task.displaced} displaced" if config.displaced else ""
         invocation.console.print(
-            f"  {task.path}: {task.episodes} demonstrations, {task.steps} steps, "
+            f"  {task.path}: {task.episodes} demonstrations{displaced}, {task.steps} steps, "
             f'"{task.task.instruction}" ({task.attempts} attempts)'
         )

@@ -95,6 +95,8 @@ def _collect(config: DemoConfig, folder: Path, stages: _Stages, invocation: Invo
     if marker.exists() and marker.read_bytes() == content.encode():
         invocation.console.print(f"  {folder}: complete already")
         return False
+    for earlier in folder.glob("*.hdf5"):  # of other settings, or of a demo that was interrupted
+        earlier.unlink()
     run_collect(settings, invocation)
     write_text_whole(marker, content)
     return True
