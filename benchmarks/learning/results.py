@@ -215,9 +215,10 @@ def _by_checkpoint(parts: Sequence[Part], stage: Stage, file: str) -> dict[int, 
 
 
 def _check_results(results: Record, path: Path) -> None:
-    counts = [results.get(key) for key in ("successes", "episodes", "errors")]
-    if not all(type(count) is int and count >= 0 for count in counts) or counts[0] + counts[2] > counts[1]:
-        raise InputError(f"{path}: successes, episodes and errors are {counts}; {_REPAIR}")
+    found = [results.get(key) for key in ("successes", "errors", "episodes")]
+    counts = [count for count in found if type(count) is int and count >= 0]
+    if len(counts) < len(found) or sum(counts[:2]) > counts[2]:
+        raise InputError(f"{path}: successes, errors and episodes are {found}; {_REPAIR}")
 
 
 def _check_imagined(scores: Record, path: Path) -> None:

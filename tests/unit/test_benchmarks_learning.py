@@ -235,11 +235,11 @@ def test_episodes_with_errors_are_published_as_such(
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("evaluations/world_k5_s0_c1/results.json", "{}", "successes, episodes and errors are [None"),
+        ("evaluations/world_k5_s0_c1/results.json", "{}", "successes, errors and episodes are [None"),
         (
             "evaluations/world_k5_s0_c1/results.json",
             '{"successes": 4, "episodes": 4, "errors": 1}',
-            "successes, episodes and errors are [4, 4, 1]",
+            "successes, errors and episodes are [4, 1, 4]",
         ),
         ("imagined/world_k5_s0_c1/imagine.json", '{"psnr": NaN, "no_change_psnr": 1}', "psnr and no_change"),
         ("runs/world_k5_s0/metrics.jsonl", "", "does not end with step 10"),
