@@ -243,7 +243,7 @@ def _check_settings(config: PrepareConfig, tokenizer: FrameEncoder, replay: Repl
 
 
 def _check_references(config: PrepareConfig, references: Sequence[DemonstrationReference]) -> None:
-    """Refuse invalid or equal keys, turned states, and demonstrations of different cameras (InputError)."""
+    """Refuse invalid or equal keys, different cameras, and states that do not suit `replay` (InputError)."""
     keys = Counter(check_key(reference.key) for reference in references)
     good = [reference for reference in references if not reference.fault]
     for reference in references:
@@ -258,6 +258,11 @@ def _check_references(config: PrepareConfig, references: Sequence[DemonstrationR
             raise InputError(
                 f"{reference.path}: collected by an earlier version, whose states are turned by 90 degrees; "
                 "collect again, or prepare with replay=true, which records them anew"
+            )
+        if reference.displaced and config.replay:
+            raise InputError(
+                f"{reference.path}: {reference.item} begins displaced, from where the hand had been moved "
+                "to, which the settling steps of a replay would change; prepare with replay=false"
             )
         if reference.cameras != cameras:
             raise InputError(

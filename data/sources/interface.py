@@ -28,6 +28,7 @@ class DemonstrationReference:
         videos: Other files that it is read from.
         turned_states: Whether its recorded states have the grip site's orientation, as earlier versions of
             `worldvla collect` wrote it, instead of the hand's.
+        displaced: Whether the hand was moved before its first step (`worldvla collect displaced=`).
         fault: Why it cannot be used, with its place; empty: nothing was found.
         idle: Whether no step moves the robot (`data.sources.no_ops`), as far as its actions were read.
     """
@@ -42,6 +43,7 @@ class DemonstrationReference:
     cameras: tuple[str, ...]
     videos: tuple[PurePath, ...] = ()
     turned_states: bool = False
+    displaced: bool = False
     fault: str = ""
     idle: bool = False
 

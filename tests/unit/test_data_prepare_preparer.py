@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from data.prepare.frames import fit_frames, resize_frames, square_frames
 from data.prepare.index_builder import assign_splits
 from data.prepare.preparer import FrameEncoder, Preparer
 from data.prepare.statistics import summarise
+from data.sources.interface import DemonstrationReference
 from data.sources.no_ops import moving_steps
 from data.storage.episode_cache import EpisodeCache
 from data.storage.episode_reader import read_episode
@@ -119,6 +121,20 @@ def test_actions_reach_the_tokens_in_float64(compression: Compression, tmp_path:
             actions = read_episode(read, read.episodes[0]).actions
             assert np.array_equal(actions, demo["actions"])
             assert set(encode(actions)[:, 4]) == {10_056}
+
+
+def test_a_replay_of_displaced_demonstrations_is_refused_before_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "demos" / "lift_demo.hdf5"
+    write_file(path, [demonstration(), demonstration()])
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1"].attrs["displaced"] = True
+
+    def replay(reference: DemonstrationReference, pixels: int) -> None:
+        raise AssertionError(f"{reference.item} is replayed at {pixels} pixels")
+
+    with pytest.raises(InputError, match=r"demo_1 begins displaced, .* prepare with replay=false"):
+        Preparer(settings(tmp_path, replay=True), MeanTokenizer(), replay).plan()
+    assert prepare(settings(tmp_path), MeanTokenizer()).episodes
 
 
 def test_turned_states_of_earlier_collections_are_refused_unless_they_are_recorded_anew(

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.sources.interface import DemonstrationReference
-from data.sources.libero.hdf5 import attribute, child_dataset, child_group, open_hdf5, read_numbers
+from data.sources.libero.hdf5 import (
+    Node,
+    attribute,
+    child_dataset,
+    child_group,
+    open_hdf5,
+    read_numbers,
+)
 from data.tokens.vocabulary import ACTION_DIM
 
 DISPLACED_ATTRIBUTE = "displaced"
@@ -33,6 +40,11 @@ class Motion:
     initial_state: int
 
 
+def is_displaced(demo: Node) -> bool:
+    """Whether the hand was moved before the first step of a demonstration."""
+    return attribute(demo, DISPLACED_ATTRIBUTE) == "True"
+
+
 def read_motion(reference: DemonstrationReference) -> Motion:
     """Read a demonstration without its frames.
 
@@ -42,7 +54,7 @@ def read_motion(reference: DemonstrationReference) -> Motion:
     where = f"{reference.path}: {reference.item}"
     with open_hdf5(Path(reference.path)) as file:
         demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
-        if attribute(demo, DISPLACED_ATTRIBUTE) == "True":
+        if is_displaced(demo):
             raise InputError(
                 f"{where}: was collected with displaced, from where the hand had been moved to, which the "
                 "settling steps of a replay would change; prepare with replay=false"

@@ -41,6 +41,7 @@ from data.sources.libero.hdf5 import (
     read_numbers,
 )
 from data.sources.libero.language import LIBERO_SUITE_NAMES, libero_language
+from data.sources.libero.motion import is_displaced
 from data.sources.no_ops import NoOpRule, moving_steps
 from data.tokens.vocabulary import ACTION_DIM
 from data.unicode_text import encodable, is_blank, printable
@@ -178,9 +179,10 @@ class LiberoSource:
         turned &= attribute(data, ORIENTATION_ATTRIBUTE) != HAND_ORIENTATION
         references: list[DemonstrationReference] = []
         for name in sorted(names, key=lambda name: int(name.removeprefix("demo_"))):
-            length, cameras, fault = 0, (), ""
+            length, cameras, displaced, fault = 0, (), False, ""
             try:
                 length, cameras = self._length_and_cameras(data, name, f"{path}: {name}")
+                displaced = is_displaced(child_group(data, name, f"{path}: {name}"))
             except InputError as error:
                 fault = str(error)
             references.append(
@@ -194,6 +196,7 @@ class LiberoSource:
                     length,
                     cameras,
                     turned_states=turned,
+                    displaced=displaced,
                     fault=fault,
                 )
             )
