@@ -11,7 +11,7 @@ from typing import Any, Literal
 from benchmarks.learning.results import CellResult
 from eval.evaluation.results import wilson
 
-Verdict = Literal["holds", "contradicted", "not decided", "not measured"]
+Verdict = Literal["holds", "contradicted", "better", "worse", "not decided", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class Compared:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether `more` is better, as far as the interval tells."""
+        """Whether `more` is better, as far as the interval tells; of the paper's pairs: whether it holds."""
         if self.difference is None or self.low is None or self.high is None:
             return "not measured"
         if self.low <= 0 <= self.high:
             return "not decided"
-        return "holds" if self.difference > 0 else "contradicted"
+        if self.claimed:
+            return "holds" if self.difference > 0 else "contradicted"
+        return "better" if self.difference > 0 else "worse"
 
 
 def compare(results: Sequence[CellResult]) -> list[Compared]:

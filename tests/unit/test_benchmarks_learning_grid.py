@@ -166,3 +166,5 @@ def test_a_difference_has_newcombes_interval() -> None:
 )
 def test_the_interval_decides_the_verdict(interval: tuple[float | None, ...], verdict: str) -> None:
     assert Compared("lift", 5, "chunk", "chunk_mask", True, *interval).verdict == verdict
+    ours = {"holds": "better", "contradicted": "worse"}.get(verdict, verdict)
+    assert Compared("lift", 5, "chunk_mask_world", "head", False, *interval).verdict == ours
