@@ -32,7 +32,8 @@ from data.storage.store import Store
 _VERSION = 2  # of these files; with another one every part is written again
 _MEMBER_OVERHEAD = 1536  # bytes of headers and padding that a member of a shard takes, at most
 _MAX_SHARD = 1 << 40  # bytes
-_NO_CONTENT = ("path", "videos", "fault", "idle")  # fields of a reference that its bytes do not depend on
+# Fields of a reference that the bytes of its episode do not depend on.
+_NO_CONTENT = ("path", "videos", "fault", "idle", "displaced")
 
 
 @dataclass(frozen=True, slots=True)
