@@ -75,7 +75,8 @@ def _scale(
 ) -> str:
     done = sum(row["trainings"] for _, row in rows)
     tokens = [row["tokens"] for _, row in rows if row["tokens"] and row["equal"] == "tokens"]
-    amount = f"{min(tokens) / 1e6:.2f} to {max(tokens) / 1e6:.2f} million trained tokens" if tokens else ""
+    ends = dict.fromkeys(f"{end(tokens) / 1e6:.2f}" for end in (min, max)) if tokens else {}
+    amount = f"{' to '.join(ends)} million trained tokens" if ends else ""
     took = f"; all of it took {hours:.1f} hours of one core" if hours else ""
     displaced = f" (displaced={task.displaced:g})" if task.displaced else ""
     trained = f"{done} of {len(rows) * len(settings.seeds)}{f', {amount}' if amount else ''}{took}"
