@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,12 @@ def command_settings(words: Sequence[str], work: Path) -> dict[str, Any]:
     Raises:
         InputError: Settings that the command would refuse.
     """
-    return _composed(*without_place(words[2:], work))
+    name, *settings = without_place(words[2:], work)
+    command = next(command for command in COMMANDS if command.name == name)
+    composed = compose(
+        f"worldvla {name}", command.load_schema(), command.config_name, [*command.preset, *settings]
+    )
+    return dataclasses.asdict(composed)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -45,15 +49,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
     for key in before | after:
         if before.get(key) != after.get(key):
             yield key, before.get(key), after.get(key)
-
-
-@cache
-def _composed(name: str, *words: str) -> dict[str, Any]:
-    command = next(command for command in COMMANDS if command.name == name)
-    settings = compose(
-        f"worldvla {name}", command.load_schema(), command.config_name, [*command.preset, *words]
-    )
-    return dataclasses.asdict(settings)
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

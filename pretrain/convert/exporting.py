@@ -127,6 +127,7 @@ def export_weights(
         values = published_config(config, usual, image, rows)
     else:
         values = hugging_face_config(config, usual, image, ARCHITECTURE)
+    kind = describe_state(manifest, state)
     head = [tensor for tensor in weights if tensor.name.startswith(ACTION_HEAD_PREFIX)]
     size = sum(tensor.bytes for tensor in [*weights, *encoder])
     with output_folder(out, size) as temporary:
@@ -135,7 +136,7 @@ def export_weights(
         _write_json(temporary / CONFIG, values)
         _write_json(temporary / GENERATION_CONFIG, generation_config(config))
         if policy is not None:
-            averaged = {"weights": describe_state(manifest, state)} if state == EMA else {}
+            averaged = {"weights": kind} if state == EMA else {}
             _write_json(temporary / POLICY_FILE, policy.to_json() | averaged)
     return ExportSummary(
         tensors=len(weights) + len(encoder),
@@ -148,7 +149,7 @@ def export_weights(
         norm_rows=rows,
         policy=policy,
         note=note,
-        weights=describe_state(manifest, state),
+        weights=kind,
     )
 
 

@@ -52,13 +52,13 @@ def read_motion(reference: DemonstrationReference) -> Motion:
         InputError: Its file does not hold the physical states, they are damaged, or it cannot be replayed.
     """
     where = f"{reference.path}: {reference.item}"
+    if reference.displaced:
+        raise InputError(
+            f"{where}: was collected with displaced, from where the hand had been moved to, which the "
+            "settling steps of a replay would change; prepare with replay=false"
+        )
     with open_hdf5(Path(reference.path)) as file:
         demo = child_group(child_group(file, "data", str(reference.path)), reference.item, where)
-        if is_displaced(demo):
-            raise InputError(
-                f"{where}: was collected with displaced, from where the hand had been moved to, which the "
-                "settling steps of a replay would change; prepare with replay=false"
-            )
         read_numbers(demo, "actions", ACTION_DIM, where, "delta pose 6 + gripper")
         states = child_dataset(demo, "states", where)
         if len(states.shape) != 2 or not states.shape[0] or states.dtype.kind != "f":
