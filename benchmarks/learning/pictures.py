@@ -21,8 +21,9 @@ svg{font-family:system-ui,"Segoe UI","Helvetica Neue",Arial,sans-serif;font-size
 --tone1:#6ea8e0;--tone2:#e58c62;--tone3:#6fbf98;--tone4:#b397dd;--tone5:#d9b84f;--tone6:#e58bbb}}
 </style>"""
 _TONES = 6
+_STEP_ASIDE = 0.012  # of the tokens at the end, between the intervals of two variants
 _CHARTS = (
-    ("success", "success", "Success", "% of the episodes"),
+    ("success", "success", "Success", "% of the episodes, 95 % interval"),
     ("val_ind/loss_action", "action-loss", "Action loss, held-out demonstrations", "nats a token"),
     ("val_ind/accuracy_action", "action-accuracy", "Action tokens guessed, held out", "share"),
     ("psnr", "psnr", "World model", "PSNR in dB"),
@@ -77,8 +78,16 @@ def whole_file(chart: Chart) -> str:
 def _chart(results: Sequence[CellResult], key: str, title: str, unit: str) -> Chart | None:
     series: list[Series] = []
     for number, result in enumerate(results):
-        points = [(x, y) for x, y in result.curves().get(key, [])]
-        series.append(Series(result.cell.variant.title, points, number % _TONES + 1, dots=True))
+        curves = result.curves()
+        points = [(x, y) for x, y in curves.get(key, [])]
+        ends = (curves.get(f"{key}_{end}", []) for end in ("low", "high"))
+        intervals = [(low, high) for (_, low), (_, high) in zip(*ends, strict=True)]
+        if intervals:  # of variants side by side: they all have one at the same number of tokens
+            shift = _STEP_ASIDE * (number - (len(results) - 1) / 2) * points[-1][0]
+            points = [(x + shift, y) for x, y in points]
+        series.append(
+            Series(result.cell.variant.title, points, number % _TONES + 1, dots=True, intervals=intervals)
+        )
     if key == "psnr":
         known = [each.curves()["no_change_psnr"] for each in results if "no_change_psnr" in each.curves()]
         if known:

@@ -19,6 +19,8 @@ from data.json_record import read_json_object
 Record = dict[str, Any]
 Point = tuple[float, float]
 _REPAIR = "repeat its part with --again"
+# Curve -> column of `demo_runs.success`.
+_SUCCESS_CURVES = {"success": "success", "success_low": "low", "success_high": "high"}
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,17 @@ class CellResult:
         }
 
     def curves(self) -> dict[str, list[list[float]]]:
-        """Means over the seeds against the tokens trained: lists of [tokens, value]."""
+        """Means over the seeds against the tokens trained: lists of [tokens, value].
+
+        `success_low` and `success_high` are the ends of the 95 % interval at the points of `success`.
+        """
         held_out = ("loss_action", "accuracy_action", "loss_image")
         curves = {f"val_ind/{name}": self._validation_curve(name) for name in held_out}
         curves["loss_action"] = self._training_curve("loss_action")
-        curves["success"] = self._checkpoint_curve(
-            self.evaluations, lambda results: demo_runs.success(results)["success"]
-        )
+        for curve, column in _SUCCESS_CURVES.items():
+            curves[curve] = self._checkpoint_curve(
+                self.evaluations, lambda results, column=column: demo_runs.success(results)[column]
+            )
         for name in ("psnr", "no_change_psnr"):
             curves[name] = self._checkpoint_curve(
                 self.imagined, lambda results, name=name: fmean(float(each[name]) for each in results)

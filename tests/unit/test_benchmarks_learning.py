@@ -180,9 +180,14 @@ def test_tables_curves_and_json_are_published(case: StudyCase, tmp_path: Path) -
     pictures = sorted(path.name for path in (tmp_path / "docs" / "pictures").iterdir())
     names = ("action-accuracy", "action-loss", "psnr", "success")
     assert pictures == [f"learning-lift-k5-{name}.svg" for name in names]
-    assert "chunk + mask 75" in (tmp_path / "docs" / "pictures" / pictures[3]).read_text()
+    success = (tmp_path / "docs" / "pictures" / pictures[3]).read_text()
+    assert "chunk + mask 75" in success
+    assert success.count("opacity: 0.6") >= 2, "an error bar for each variant"
     written = json.loads((tmp_path / "benchmarks" / "results" / "learning-cpu.json").read_text())
-    assert written["rows"][1]["curves"]["psnr"] == [[3000, 25.0]]
+    curves = written["rows"][1]["curves"]
+    assert curves["psnr"] == [[3000, 25.0]]
+    ends = [curves[name][-1][1] for name in ("success_low", "success", "success_high")]
+    assert ends == pytest.approx([40.9, 75.0, 92.9], abs=0.05)
     assert [target["met"] for target in written["targets"]] == [True]
     assert (
         "lift, K = 5: world above chunk_mask: +0.0 % (-38.5 to +38.5), paper: not decided" in written["notes"]
