@@ -70,7 +70,7 @@ def run_ranks(
     The environment is what torchrun gives (`RANK`, `WORLD_SIZE`, `MASTER_ADDR` ...) beside that of the test
     process, whose folder and output the ranks have too; other changes that a test makes to its own process
     (a patched attribute) do not reach them. The function initialises and destroys its own process groups, or
-    leaves that to the end of the process.
+    leaves that to the end of the processes, which is when all of them have returned or one has failed.
 
     Args:
         function: Of a module; it and its arguments are pickled.
@@ -225,6 +225,16 @@ def _rank_main(
         connection.send((False, traceback.format_exc()))
     finally:
         connection.close()
+        _await_end_of_job()
+
+
+def _await_end_of_job() -> NoReturn:
+    """Stay until the launcher ends all ranks, as others may still connect to this one or read its store."""
+    try:
+        launcher = multiprocessing.parent_process()
+        assert launcher is not None
+        launcher.join()
+    finally:
         # Skip interpreter shutdown: peers of a failed rank would wait in their process groups.
         os._exit(0)
 
