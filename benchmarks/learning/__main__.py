@@ -55,11 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except (InputError, OSError) as error:
-        mistake = user_mistake(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {user_mistake(error) or _refused_by_system(error)}", file=sys.stderr)
         return 2
+
+
+def _refused_by_system(error: Exception) -> str:
+    """One line for what a folder's rights, or a file of another kind in the place of one, refuse."""
+    place, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+    return f"{place}: {reason}; let this user write there" if place and reason else str(error)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -73,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
         _list(wanted, settings.jobs)
         return 0
     if options.publish:
-        if options.settings != DEFAULT_FILE and options.root == ROOT:
+        if options.settings.resolve() != DEFAULT_FILE.resolve() and options.root.resolve() == ROOT:
             raise InputError(
                 f"{options.settings}: --publish of another study needs --root, a folder with docs/"
             )
@@ -110,6 +113,8 @@ def _make(wanted: Sequence[Part], again: Sequence[Part], jobs: int) -> int:
     for part in again:
         if part.folder.is_symlink():
             raise InputError(f"{part.folder}: is a link, expected a folder; remove it")
+        part.check_settings(repeated)
+    for part in again:
         if part.folder.exists():
             shutil.rmtree(part.folder)
     to_do = [part for part in wanted if part.state() != "done"]

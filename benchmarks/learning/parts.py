@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -113,6 +113,17 @@ class Part:
             return "changed"
         return "done" if marker["done"] else "begun"
 
+    def check_settings(self, repeated: Collection[str]) -> None:
+        """Refuse settings that its command would, as far as they are known before the named parts are made.
+
+        Those of a part whose data are made again are known only then.
+
+        Raises:
+            InputError: As `words`.
+        """
+        if all(need.name not in repeated and need.state() == "done" for need in self.needs):
+            _ = self.digest
+
     def read_marker(self) -> dict[str, Any] | None:
         """What the marker holds; None where there is none."""
         path = self.folder / MARKER
@@ -144,8 +155,7 @@ class Part:
     def changed_error(self) -> InputError:
         """One line for a folder that other settings have made, or an earlier result of a part before it."""
         return InputError(
-            f"{self.folder}: made with other settings ({self._difference()}); remove it, or say --again for "
-            f"`{self.name}`"
+            f"{self.folder}: made {self._difference()}; remove it, or say --again for `{self.name}`"
         )
 
     @property
@@ -156,15 +166,16 @@ class Part:
     def _difference(self) -> str:
         marker = self.read_marker() or {"words": [], "settings": {}, "needs": {}}
         if others := [name for name, made in self._made_from.items() if marker["needs"].get(name) != made]:
-            return f"another result of {', '.join(others)}"
+            return f"from another result of {', '.join(others)}"
         found = list(differences(marker["settings"], self.settings))
         shown = [f"{key}: found {then}, now {now}" for key, then, now in found[:_SHOWN]]
         more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         if shown:
-            return "; ".join(shown + more)
+            return f"with other settings ({'; '.join(shown + more)})"
         now, then = set(self.made_by), set(marker["words"])
         words = (
             [word for word in marker["words"] if word not in now],
             [w for w in self.made_by if w not in then],
         )
-        return "found {}, now {}".format(*(" ".join(each) or "nothing" for each in words))
+        found_words, now_words = (" ".join(each) or "nothing" for each in words)
+        return f"with other settings (found {found_words}, now {now_words})"

@@ -16,6 +16,7 @@ from benchmarks.learning.tables import check_marks, markdown, write_between_mark
 from benchmarks.learning.token_budget import TOLERANCE, largest_difference
 from benchmarks.report import Column, Report
 from data.errors import InputError
+from data.files import writable_folder
 
 JSON_FILE = Path("benchmarks/results/learning-cpu.json")
 PAGE = Path("docs/learning.md")
@@ -58,12 +59,14 @@ def publish(settings: StudySettings, cells: Sequence[Cell], parts: Sequence[Part
 
     Raises:
         InputError: Nothing is measured, results that cannot be read, docs/learning.md is missing or lacks its
-            marks.
+            marks, or a folder cannot be written.
     """
     results = read_results(cells, parts)
     if not any(result.runs for result in results):
         raise InputError("no training of the study is done: nothing to publish; see --list")
     check_marks(root / PAGE)
+    for folder in (PAGE.parent, PICTURES, JSON_FILE.parent):  # before the first file, so that they agree
+        writable_folder(root / folder, "--root")
     compared = compare(results)
     pictures = write_pictures(results, root / PICTURES)
     addresses = [path.relative_to((root / PAGE).parent).as_posix() for path in pictures]

@@ -19,6 +19,7 @@ from data.json_record import read_json_object
 Record = dict[str, Any]
 Point = tuple[float, float]
 _REPAIR = "repeat its part with --again"
+_NEEDED = ("step", "tokens", "tokens_per_second")  # numbers in each step's line
 # Curve -> column of `demo_runs.success`.
 _SUCCESS_CURVES = {"success": "success", "success_low": "low", "success_high": "high"}
 
@@ -229,7 +230,7 @@ def _check_results(results: Record, path: Path) -> None:
 
 def _check_imagined(scores: Record, path: Path) -> None:
     values = [scores.get(key) for key in ("psnr", "no_change_psnr")]
-    if not all(isinstance(value, int | float) and isfinite(value) for value in values):
+    if not all(map(_is_number, values)):
         raise InputError(f"{path}: psnr and no_change_psnr are {values}; {_REPAIR}")
 
 
@@ -239,7 +240,8 @@ _CHECKS: dict[str, Callable[[Record, Path], None]] = {"eval": _check_results, "i
 def _run(part: Part, last_step: int) -> Run:
     marker, path = part.read_marker() or {}, part.folder / "metrics.jsonl"
     steps, validations = _lines(path)
-    if not steps or steps[-1].get("step") != last_step:
+    last_validation = max((event["step"] for event in validations), default=0)
+    if not steps or steps[-1]["step"] != last_step or last_validation > last_step:
         raise InputError(f"{path}: does not end with step {last_step}; {_REPAIR}")
     return Run(int(part.labels["seed"]), steps, validations, marker["seconds"])
 
@@ -250,8 +252,27 @@ def _lines(path: Path) -> tuple[list[Record], list[Record]]:
         records: list[Record] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {_REPAIR}") from error
+    for number, record in enumerate(records, start=1):
+        if not _is_line(record):
+            raise InputError(f"{path}: line {number} is none of a training's metrics; {_REPAIR}")
     steps = [record for record in records if "event" not in record]
     return steps, [record for record in records if record.get("event") == "validation"]
+
+
+def _is_line(record: object) -> bool:
+    """Whether a line of `metrics.jsonl` has the numbers that are read from it."""
+    if not isinstance(record, dict):
+        return False
+    line: Record = record
+    needed = {"validation": ("step",), None: _NEEDED}.get(line.get("event"), ())
+    losses = [line[key] for key in line if key.startswith(("val_ind/", "loss_"))]
+    return all(_is_number(line.get(key)) for key in needed) and all(
+        loss is None or _is_number(loss) for loss in losses
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _speed(run: Run) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from data.errors import InputError
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 60.0  # for a training to write its checkpoint before it is killed
 _LOG_LINES = 8
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
 _ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,6 +116,7 @@ class Runner:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a terminal's ctrl-C reaches this process alone, which ends them
+                preexec_fn=_end_with_parent,
             )
         self._running.append(Running(part, process, self.clock(), before))
         self.show(f"begun  {part.name}")
@@ -168,6 +172,12 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _end_with_parent() -> None:
+    """Let the process end by SIGTERM when the study is killed: the next one would run its part beside it."""
+    if _LIBRARY is not None:
+        _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _environment(threads: int) -> Mapping[str, str]:

@@ -18,7 +18,8 @@ def select(parts: Sequence[Part], words: Sequence[str]) -> list[Part]:
 
     Args:
         parts: All parts.
-        words: Names of stages, and `key=value[,value...]` of labels (`task=lift variant=chunk,chunk_mask`).
+        words: Names of stages, and `key=value[,value...]` of labels (`task=lift variant=chunk,chunk_mask`);
+            the values of a key that is given twice add up.
 
     Raises:
         InputError: A word that is unknown, or words that no part has.
@@ -27,13 +28,13 @@ def select(parts: Sequence[Part], words: Sequence[str]) -> list[Part]:
     for stage in stages:
         if stage not in _STAGES:
             raise InputError(f"{stage!r}: no stage, expected some of {', '.join(_STAGES)}, or key=value")
-    wanted: dict[str, set[str]] = {}
+    wanted: dict[str, set[str]] = defaultdict(set)
     for word in words:
         key, equals, values = word.partition("=")
         if equals:
-            wanted[key] = set(values.split(","))
+            wanted[key] |= (named := set(values.split(",")))
             known = {part.labels[key]: None for part in parts if key in part.labels}
-            if unknown := sorted(wanted[key] - known.keys()):
+            if unknown := sorted(named - known.keys()):
                 raise InputError(
                     f"{word}: no part has {key}={unknown[0]}, expected {_expected(known, parts)}"
                 )
