@@ -147,6 +147,27 @@ def writable_folder(path: Path, setting: str = "out") -> Path:
     return path
 
 
+def output_file(name: str | Path, suffix: str, setting: str = "out") -> Path:
+    """The file that a setting names for a command to write; its folder is made and checked beforehand.
+
+    The ending is checked because the file is replaced: one of another kind is the user's, or a record of a
+    run, and named by mistake.
+
+    Args:
+        name: Of the file.
+        suffix: Its ending, as `.png`.
+        setting: Name of the setting, for the message.
+
+    Raises:
+        InputError: Another ending, a folder, or its folder cannot be written.
+    """
+    path = Path(name)
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise InputError(f"{setting}={name}: expected the name of a file that ends in {suffix}")
+    writable_folder(path.parent, setting)
+    return path
+
+
 def private_folder(parent: Path, name: str) -> Path:
     """Make a folder that only this user may read, for the life of this process.
 

@@ -51,7 +51,8 @@ class ReportConfig:
     Attributes:
         run: The run's folder, or that of one evaluation.
         runs: Two to four run folders to compare, instead of `run`.
-        out: The page; null: `report.html` in the folder of `run`, or `comparison.html` of `runs`.
+        out: The page, a name that ends in `.html`; null: `report.html` in the folder of `run`, or
+            `comparison.html` of `runs`.
     """
 
     run: str | None = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.inspect.config import InspectDataConfig
 from data.errors import InputError
-from data.files import writable_folder
+from data.files import output_file, writable_folder
 from data.prepare.left_out import LeftOut
 from data.storage.episode_entry import SPLITS
 from data.storage.store import is_object_store
@@ -159,11 +159,11 @@ def sheet_file(index: DatasetIndex, config: InspectDataConfig) -> Path | None:
     """Where the contact sheet is written; None: none is asked for.
 
     Raises:
-        InputError: `out` cannot be written.
+        InputError: `out` is neither a folder that exists nor a file that ends in .png, or cannot be written.
     """
-    if config.out is not None:
-        out = Path(config.out)
-        return writable_folder(out) / SHEET_FILE if out.is_dir() else writable_folder(out.parent) / out.name
+    if config.out:
+        folder = Path(config.out)
+        return writable_folder(folder) / SHEET_FILE if folder.is_dir() else output_file(config.out, ".png")
     if not config.sheet:
         return None
     if not is_object_store(config.url):

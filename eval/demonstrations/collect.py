@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from data.files import writable_folder
 from eval.config import CollectConfig
+from eval.demonstrations.collected import Collected, collection, read_collected
 from eval.demonstrations.hdf5_writer import demonstration_path, write_demonstrations
 from eval.demonstrations.recording import Recording, record
 from eval.demonstrations.worker_pool import WorkerPool, cached_simulator
-from eval.simulator.interface import COLLECTION_STATES, SimulatorError, TaskInfo
+from eval.simulator.interface import COLLECTION_STATES, SimulatorError, Suite, TaskInfo
 from eval.simulator.registry import open_suite, select_tasks
 
 Progress = Callable[[int, int], None]
@@ -21,60 +23,67 @@ Progress = Callable[[int, int], None]
 _MIN_RESOLUTION = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """Demonstrations collected for one task.
-
-    Attributes:
-        task: The task.
-        path: The HDF5 file.
-        episodes: Number of demonstrations in it.
-        attempts: Number of initial states tried for them.
-        steps: Number of time steps of all demonstrations together.
-        displaced: Number of demonstrations that begin displaced.
-    """
-
-    task: TaskInfo
-    path: Path
-    episodes: int
-    attempts: int
-    steps: int
-    displaced: int
-
-
 def collect(config: CollectConfig, progress: Progress | None = None) -> list[Collected]:
     """Record `config.episodes` successful demonstrations of each task into one file a task.
 
     The result does not depend on the number of workers: initial states are tried in the order of their
-    numbers from `config.seed` on, and the first successes are stored.
+    numbers from `config.seed` on, and the first successes are stored. Files of tasks that an interrupted
+    command with the same settings has finished are kept.
 
     Raises:
-        InputError: Bad settings, missing simulator parts, demonstrations of a task that are there already, or
-            an expert that fails too often.
+        InputError: Bad settings, missing simulator parts, other demonstrations of a task that are there
+            already, or an expert that fails too often.
     """
     _check(config)
     suite = open_suite(config.suite)
     numbers = select_tasks(suite, config.tasks)
     folder = writable_folder(Path(config.out))
-    _check_unused([demonstration_path(folder, suite.tasks[number]) for number in numbers])
-    total, before = config.episodes * len(numbers), 0
-    collected = []
-    with WorkerPool(config.workers) as workers:
-        for number in numbers:
+    tasks = [suite.tasks[number] for number in numbers]
+    settings = _settings(config, suite)
+    collected: dict[str, Collected] = {}
+    for task in tasks:
+        found = read_collected(demonstration_path(folder, task), task, settings)
+        if found is not None:
+            collected[task.name] = found
+    if len(collected) < len(tasks):
+        with WorkerPool(config.workers) as workers:
+            for task in tasks:
+                if task.name not in collected:
+                    done = config.episodes * len(collected)
+                    report = partial(_report, progress, done, config.episodes * len(tasks))
+                    collected[task.name] = _collect_task(config, suite, task, workers, report)
+    return [collected[task.name] for task in tasks]
 
-            def report(done: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + done, total)
 
-            task = suite.tasks[number]
-            recordings, attempts = _record_task(config, task, workers, report)
-            path = demonstration_path(folder, task)
-            write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets)
-            steps = sum(len(recording.actions) for recording in recordings)
-            displaced = sum(recording.displaced for recording in recordings)
-            collected.append(Collected(task, path, len(recordings), attempts, steps, displaced))
-            before += config.episodes
-    return collected
+def _report(progress: Progress | None, before: int, total: int, done: int) -> None:
+    if progress is not None:
+        progress(before + done, total)
+
+
+def _collect_task(
+    config: CollectConfig, suite: Suite, task: TaskInfo, workers: WorkerPool, report: Callable[[int], None]
+) -> Collected:
+    """Record the demonstrations of a task and write its file."""
+    recordings, attempts = _record_task(config, task, workers, report)
+    path = demonstration_path(Path(config.out), task)
+    noted = collection(_settings(config, suite), attempts)
+    write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets, noted)
+    steps = sum(len(recording.actions) for recording in recordings)
+    displaced = sum(recording.displaced for recording in recordings)
+    return Collected(task, path, len(recordings), attempts, steps, displaced)
+
+
+def _settings(config: CollectConfig, suite: Suite) -> dict[str, Any]:
+    """All that a task's demonstrations follow from, beside the task."""
+    return {
+        "suite": suite.name,
+        "episodes": config.episodes,
+        "resolution": config.resolution,
+        "seed": config.seed,
+        "displaced": config.displaced,
+        "versions": suite.versions(),
+        "standin_assets": suite.standin_assets,
+    }
 
 
 def _record_task(
@@ -118,10 +127,3 @@ def _check(config: CollectConfig) -> None:
         if value < minimum:
             reason = "; smaller numbers are evaluation's initial states" if name == "seed" else ""
             raise InputError(f"{name}={value}: expected at least {minimum}{reason}")
-
-
-def _check_unused(paths: Sequence[Path]) -> None:
-    """Refuse to replace demonstrations, which another command may read, too."""
-    for path in paths:
-        if path.exists():
-            raise InputError(f"{path}: has demonstrations already; choose another out, or remove it first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from data.sources.libero.source import COLLECTED_TAG, HAND_ORIENTATION, ORIENTAT
 from eval.demonstrations.recording import Recording
 from eval.simulator.interface import TaskInfo, problem_file_in_package
 
+COLLECTION_ATTRIBUTE = "collection"
 _FRAME_NAMES = {AGENT_CAMERA: "agentview_rgb", WRIST_CAMERA: "eye_in_hand_rgb"}
 
 
@@ -33,11 +34,20 @@ def write_demonstrations(
     recordings: Iterable[Recording],
     versions: dict[str, str],
     standin_assets: bool,
+    collection: Mapping[str, Any] | None = None,
 ) -> None:
     """Write one file of a task: complete under its name, or not at all.
 
     Dataset `states` of a demonstration is float64 [T, D], the physical state before each action. HDF5 crashes
     where the disk is full: the file is made in memory, where it is smaller than the recordings.
+
+    Args:
+        path: Of the file.
+        task: The task.
+        recordings: Its demonstrations.
+        versions: Of the simulator's packages.
+        standin_assets: Whether objects were drawn with stand-ins.
+        collection: What an interrupted collection knows its own files by, as JSON.
 
     Raises:
         OSError: It cannot be written.
@@ -56,6 +66,8 @@ def write_demonstrations(
             count += 1
         _write_attributes(group, task, environment_arguments, versions, standin_assets)
         group.attrs.update({"num_demos": count, "total": total})
+        if collection is not None:
+            group.attrs[COLLECTION_ATTRIBUTE] = json.dumps(collection)
     write_whole(path, content.getvalue())
 
 

@@ -60,13 +60,21 @@ class WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._executor is not None:
-            if kind is not None and not issubclass(kind, Exception):  # ctrl-C does not wait for the workers
-                for process in set(multiprocessing.active_children()) - self._other_children:
-                    process.kill()
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        else:
+        if self._executor is None:
             close_cached_simulator()
+            return
+        try:
+            if kind is not None and not issubclass(kind, Exception):  # ctrl-C does not wait for the workers
+                self._kill_workers()
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        except BaseException:  # ctrl-C while they end: the process would wait for them, and they for it
+            self._kill_workers()
+            self._executor.shutdown(wait=True)
+            raise
+
+    def _kill_workers(self) -> None:
+        for process in set(multiprocessing.active_children()) - self._other_children:
+            process.kill()
 
     def map(self, function: Callable[..., R], arguments: Iterable[tuple]) -> Iterator[R]:
         """Yield results in the order of `arguments`, which are consumed only as workers become free.

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import InputError
+from data.files import output_file
 from eval.evaluation.results import task_texts
 from eval.report.charts import Chart, Series, line_chart
 from eval.report.evaluation_tables import evaluation_row, interval, interval_text
 from eval.report.evaluations import differing_conditions, newest
 from eval.report.json_values import number, rows
-from eval.report.page import page_in_folder, template, write_page
+from eval.report.page import template, write_page
 from eval.report.run_contents import RunContents, read_run
 
 COMPARISON = "comparison.html"
@@ -32,7 +33,8 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Write a page that compares runs and return its path.
 
     Raises:
-        InputError: Fewer than two runs or more than four, one that is no run folder, or `out` has no folder.
+        InputError: Fewer than two runs or more than four, one that is no run folder, or `out` is no page
+            that can be written.
     """
     if not 2 <= len(folders) <= _MAX_RUNS:
         raise InputError(f"runs: found {len(folders)}, expected 2 to {_MAX_RUNS} run folders")
@@ -40,7 +42,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):  # runs with the same name in several folders
         names = [str(run.path) for run in runs]
-    page = page_in_folder(out)
+    page = output_file(out, ".html")
     text = template("comparison.html.j2").render(
         names=names,
         charts=comparison_charts(runs, names),

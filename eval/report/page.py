@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from data.errors import InputError
-from data.files import write_text_whole
+from data.files import output_file, write_text_whole
 from eval.report import (
     evaluation_panels,
     evaluation_tables,
@@ -31,21 +31,14 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
     Args:
         run_dir: Folder of the run, or of the evaluation.
-        out: The page; None: `report.html` in that folder.
+        out: The page, a name that ends in `.html`; None: `report.html` in that folder.
 
     Raises:
-        InputError: The folder is neither, a file in it is damaged, or the page cannot be written.
+        InputError: The folder is neither, a file in it is damaged, `out` has another ending, or the page
+            cannot be written.
     """
-    page = RunLayout(Path(run_dir)).report if out is None else page_in_folder(out)
+    page = output_file(out, ".html") if out else RunLayout(Path(run_dir)).report
     return write_page(page, render(read_run(Path(run_dir))))
-
-
-def page_in_folder(out: str | Path) -> Path:
-    """The page that `out` names; InputError where its folder does not exist."""
-    page = Path(out)
-    if not page.parent.is_dir():
-        raise InputError(f"out={page}: {page.parent} is no folder; make it first")
-    return page
 
 
 def write_page(page: Path, text: str) -> Path:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import InputError
+from data.files import output_file
 from data.prepare.frames import fit_frames
 from data.sources.registry import read_demonstrations
 from data.tokens.image import ImageTokenizer, frames_to_tensor
@@ -86,11 +87,9 @@ def train_image_tokenizer(config: VqConfig, progress: Progress | None = None) ->
         InputError: No usable demonstrations, an invalid setting, or `out` is not writable.
     """
     _check(config)
+    out = output_file(config.out, ".safetensors")
     model = _build(config)
     sets = read_frames(config)
-    out = Path(config.out)
-    with _writable(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     _fit(model, sets, config, progress)
     tokenizer = ImageTokenizer(model)
     with _writable(out):

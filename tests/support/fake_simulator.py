@@ -98,3 +98,12 @@ class FakeSimulator:
 
     def close(self) -> None:
         self.closed = True
+
+
+class FakeSuite:
+    """A suite of its one task."""
+
+    name, tasks, standin_assets = "fake", (TASK,), False
+
+    def versions(self) -> dict[str, str]:
+        return {"robosuite": "1.4.0"}

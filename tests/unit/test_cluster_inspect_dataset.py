@@ -89,6 +89,7 @@ def test_the_contact_sheet_is_beside_the_index_or_where_it_is_told(
     words = ("url=shards", "verify=false", "episodes=1")
     assert inspect(capsys, *words, "sheet=true")["sheet"] == "shards/contact_sheet.png"
     assert sorted(path.name for path in Path().iterdir()) == before, "nothing in the caller's folder"
+    assert inspect(capsys, *words, "sheet=true", "out=")["sheet"] == "shards/contact_sheet.png"
     Path("pictures").mkdir()
     assert inspect(capsys, *words, "out=pictures")["sheet"] == "pictures/contact_sheet.png"
     assert Image.open("pictures/contact_sheet.png").size == Image.open("shards/contact_sheet.png").size
@@ -104,6 +105,7 @@ def test_the_sheet_of_a_read_only_data_set_is_in_the_temporary_folder(
         raise InputError(f"{setting}={path}: cannot write into this folder (Read-only file system)")
 
     monkeypatch.setattr("cluster.inspect.dataset.writable_folder", refuse)
+    monkeypatch.setattr("data.files.writable_folder", refuse)
     sheet = inspect(capsys, "url=shards", "verify=false", "sheet=true")["sheet"]
     assert sheet == str(tmp_path / f"temporary/{index.fingerprint[:12]}_contact_sheet.png")
     assert Image.open(sheet).format == "PNG"
@@ -225,6 +227,9 @@ def test_frames_of_another_image_tokenizer_give_no_contact_sheet(
         (["url=empty"], "empty: its index names 0 episodes, expected at least 1; prepare it again"),
         (["url=shards", "sheet=true", "episodes=0"], "episodes is 0, expected at least 1"),
         (["url=shards", "out=a_file/a.png"], "out=a_file: cannot write into this folder (File exists)"),
+        (["url=shards", "out=shards/index.json"], "out=shards/index.json: expected the name of a file that"),
+        (["url=shards", "out=a_file"], "out=a_file: expected the name of a file that ends in .png"),
+        (["url=shards", "out=nofolder/"], "out=nofolder/: expected the name of a file that ends in .png"),
     ],
 )
 def test_invalid_input_is_exit_code_2(
@@ -232,8 +237,10 @@ def test_invalid_input_is_exit_code_2(
 ) -> None:
     dataclasses.replace(index, episodes=EpisodeTable.of([])).save("empty")
     Path("a_file").touch()
+    before = {path: path.read_bytes() for path in Path("shards").rglob("*") if path.is_file()}
     assert main(["inspect", "data", *words]) == 2
     assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("shards").rglob("*") if path.is_file()} == before
 
 
 def test_a_data_set_in_an_object_store_is_inspected(

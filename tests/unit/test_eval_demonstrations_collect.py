@@ -25,20 +25,13 @@ from eval.demonstrations.recording import record, replay
 from eval.expert.arm import OPEN
 from eval.simulator import rendering
 from eval.simulator.registry import open_suite
-from tests.support.fake_simulator import TASK, FakeSimulator
+from tests.support.fake_simulator import TASK, FakeSimulator, FakeSuite
 from tests.support.full_disk import MESSAGE, fill
 
 
 def opened(path: Path) -> Any:
     """h5py's stubs know too little of what a file holds."""
     return h5py.File(path)
-
-
-class FakeSuite:
-    name, tasks, standin_assets = "fake", (TASK,), False
-
-    def versions(self) -> dict[str, str]:
-        return {"robosuite": "1.4.0"}
 
 
 class DropsCube(FakeSimulator):
@@ -144,19 +137,6 @@ def test_frames_are_stored_upside_down(tmp_path: Path, simulator: FakeSimulator)
 def test_wrong_settings_are_explained(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         collect(CollectConfig(**{"suite": "fake", "out": str(tmp_path), **options}))
-
-
-@pytest.mark.usefixtures("simulator")
-def test_demonstrations_that_are_there_are_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = CollectConfig(suite="fake", episodes=1, out=str(tmp_path), resolution=16, workers=1)
-    (first,) = collect(config)
-    content = first.path.read_bytes()
-    monkeypatch.setattr("eval.demonstrations.collect.WorkerPool", None)  # no simulator is started
-    with pytest.raises(InputError, match="has demonstrations already; choose another out"):
-        collect(config)
-    assert first.path.read_bytes() == content
 
 
 def test_expert_that_fails_too_often_writes_nothing(tmp_path: Path, simulator: FakeSimulator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -66,3 +67,23 @@ def test_no_simulator_outlives_the_command(number: signal.Signals, to_group: boo
         assert stderr.count("Traceback") == (1 if to_group else 0)  # the command's own, none of a worker's
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_an_interruption_while_simulators_end_waits_for_none(started: bool) -> None:
+    before = set(multiprocessing.active_children())
+    workers = WorkerPool(2).__enter__()
+    executor = workers._executor
+    assert executor is not None
+    if started:
+        assert list(workers.map(divmod, [(7, 2), (7, 3)])) == [(3, 1), (2, 1)]
+    shutdown = executor.shutdown
+
+    def interrupted(wait: bool = True, *, cancel_futures: bool = False) -> None:
+        executor.shutdown = shutdown  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    executor.shutdown = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        workers.__exit__(None, None, None)
+    assert set(multiprocessing.active_children()) <= before

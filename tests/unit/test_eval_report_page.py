@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -248,22 +249,34 @@ def test_the_page_of_a_run_can_be_elsewhere(tmp_path: Path) -> None:
     run, page = write_run(tmp_path / "run"), tmp_path / "été #1.html"
     run_report(ReportConfig(run=str(run), out=str(page)), invocation())
     assert page.read_text() == write_report(run).read_text()
-    with pytest.raises(InputError, match="is no folder; make it first"):
-        write_report(run, tmp_path / "nowhere" / "page.html")
+    made = write_report(run, tmp_path / "elsewhere" / "page.html")
+    assert made.read_text() == page.read_text()
+    assert write_report(run, "") == write_report(run)
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
     with pytest.raises(InputError, match=r"cannot write the report \(.*\); choose a writable place"):
-        write_report(run, run)
+        write_report(run)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml", "checkpoints", "page"])
+def test_a_page_replaces_no_file_of_another_kind(tmp_path: Path, name: str) -> None:
+    run, other = write_run(tmp_path / "run"), write_run(tmp_path / "other")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for config in (ReportConfig(run=str(run)), ReportConfig(runs=[str(run), str(other)])):
+        with pytest.raises(InputError, match=f"{name}: expected the name of a file that ends in .html"):
+            run_report(replace(config, out=str(run / name)), invocation())
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 
 
 def invocation() -> Invocation:
     return Invocation(Console(file=io.StringIO()), False, (), False)
 
 
-def test_comparison_needs_several_runs_and_an_existing_folder(tmp_path: Path) -> None:
+def test_comparison_needs_several_runs_and_makes_its_folder(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(InputError, match="found 1, expected 2 to 4"):
         write_comparison([run], tmp_path / "page.html")
-    with pytest.raises(InputError, match="is no folder"):
-        write_comparison([run, run], tmp_path / "nowhere" / "page.html")
+    assert write_comparison([run, run], tmp_path / "elsewhere" / "page.html").exists()
 
 
 def test_scores_over_the_published_numbers_of_frames_are_shown(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_training_reconstructs_held_out_frames(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("demonstrations")
 def test_same_seed_same_weights(tmp_path: Path) -> None:
     first, second, other = (
-        train_image_tokenizer(replace(TINY, steps=12, seed=seed, out=str(tmp_path / name)))
+        train_image_tokenizer(replace(TINY, steps=12, seed=seed, out=str(tmp_path / f"{name}.safetensors")))
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert first.path.read_bytes() == second.path.read_bytes()
@@ -115,7 +115,7 @@ def test_frames_are_held_out_by_whole_demonstrations(demonstrations: list[Demons
 @pytest.mark.usefixtures("demonstrations")
 def test_invalid_settings_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        train_image_tokenizer(replace(TINY, out=str(tmp_path / "x"), **change))
+        train_image_tokenizer(replace(TINY, out=str(tmp_path / "x.safetensors"), **change))
 
 
 def test_training_frames_remain_at_any_held_out_share(demonstrations: list[Demonstration]) -> None:
@@ -127,7 +127,7 @@ def test_training_frames_remain_at_any_held_out_share(demonstrations: list[Demon
 def test_one_demonstration_is_too_few(demonstrations: list[Demonstration], tmp_path: Path) -> None:
     del demonstrations[1:]
     with pytest.raises(InputError, match="task task has 1 demonstration, expected at least 2"):
-        train_image_tokenizer(replace(TINY, out=str(tmp_path / "x")))
+        train_image_tokenizer(replace(TINY, out=str(tmp_path / "x.safetensors")))
 
 
 @pytest.mark.usefixtures("demonstrations")
@@ -136,9 +136,19 @@ def test_unwritable_file_is_refused_before_training(tmp_path: Path) -> None:
     steps: list[int] = []
     with pytest.raises(InputError, match="cannot write"):
         train_image_tokenizer(
-            replace(TINY, out=str(tmp_path / "file/x")), lambda done, total: steps.append(done)
+            replace(TINY, out=str(tmp_path / "file/x.safetensors")), lambda done, total: steps.append(done)
         )
     assert steps == []
+
+
+@pytest.mark.usefixtures("demonstrations")
+def test_a_tokenizer_replaces_no_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(
+        InputError, match=r"notes\.txt: expected the name of a file that ends in \.safetensors"
+    ):
+        train_image_tokenizer(replace(TINY, out=str(tmp_path / "notes.txt")))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_codebook_starts_at_the_clusters() -> None:

@@ -17,7 +17,8 @@ def run_collect(config: CollectConfig, invocation: Invocation) -> None:
         collected = collect(config, lambda done, total: bar.update(done, total, detail="demonstrations"))
     for task in collected:
         displaced = f", {task.displaced} displaced" if config.displaced else ""
+        kept = ", recorded before" if task.kept else ""
         invocation.console.print(
             f"  {task.path}: {task.episodes} demonstrations{displaced}, {task.steps} steps, "
-            f'"{task.task.instruction}" ({task.attempts} attempts)'
+            f'"{task.task.instruction}" ({task.attempts} attempts{kept})'
         )
