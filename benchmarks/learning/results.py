@@ -264,7 +264,9 @@ def _is_line(record: object) -> bool:
     if not isinstance(record, dict):
         return False
     line: Record = record
-    needed = {"validation": ("step",), None: _NEEDED}.get(line.get("event"), ())
+    needed = _NEEDED
+    if "event" in line:
+        needed = ("step",) if line["event"] == "validation" else ()
     losses = [line[key] for key in line if key.startswith(("val_ind/", "loss_"))]
     return all(_is_number(line.get(key)) for key in needed) and all(
         loss is None or _is_number(loss) for loss in losses

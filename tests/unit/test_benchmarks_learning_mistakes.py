@@ -128,6 +128,7 @@ def test_a_damaged_marker_is_one_line(
         (STEP.replace("tokens", "tokns", 1), "line 1 is none"),
         (STEP + '{"event": "validation"}\n', "line 2 is none"),
         (STEP + '{"event": "validation", "step": 4, "val_ind/loss_action": "x"}\n', "line 2 is none"),
+        (STEP + '{"event": ["validation"], "loss_x": []}\n', "line 2 is none"),
         (STEP + '{"event": "validation", "step": 11}\n', "does not end with step 10"),
         (STEP.replace("3000", "NaN"), "line 1 is none"),
     ],
