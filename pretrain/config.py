@@ -302,7 +302,7 @@ class VqConfig(SourceConfig):
     """Settings of `worldvla vq`.
 
     Attributes:
-        out: Safetensors file to write.
+        out: File to write; its name ends in `.safetensors`.
         steps: Optimiser steps.
         batch_size: Frames a step.
         lr: Peak learning rate (linear warm-up, cosine to zero).

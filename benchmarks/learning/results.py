@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -15,6 +14,7 @@ from benchmarks.learning.cells import Cell
 from benchmarks.learning.parts import Part, Stage
 from data.errors import InputError
 from data.json_record import read_json_object
+from eval.report.json_values import number
 
 Record = dict[str, Any]
 Point = tuple[float, float]
@@ -148,8 +148,8 @@ class CellResult:
         if not self.runs:
             return []
         count, curve = min(len(run.steps) for run in self.runs), list[Point]()
-        for number in range(min(points, count)):
-            part = slice(count * number // min(points, count), count * (number + 1) // min(points, count))
+        for i in range(min(points, count)):
+            part = slice(count * i // min(points, count), count * (i + 1) // min(points, count))
             lines = [line for run in self.runs for line in run.steps[part] if line.get(name) is not None]
             if lines:
                 tokens, values = (fmean(float(line[key]) for line in lines) for key in ("tokens", name))
@@ -161,10 +161,10 @@ class CellResult:
     ) -> list[Point]:
         """Means over the seeds at the checkpoints at which all finished trainings were measured."""
         curve: list[Point] = []
-        for number, found in sorted(results.items()):
+        for checkpoint, found in sorted(results.items()):
             measured = value(list(found.values()))
             if measured is not None and found.keys() == {run.seed for run in self.runs}:
-                curve.append((self.runs[0].tokens_at(self.cell.checkpoint_step(number)), measured))
+                curve.append((self.runs[0].tokens_at(self.cell.checkpoint_step(checkpoint)), measured))
         return curve
 
 
@@ -229,8 +229,9 @@ def _check_results(results: Record, path: Path) -> None:
 
 
 def _check_imagined(scores: Record, path: Path) -> None:
-    values = [scores.get(key) for key in ("psnr", "no_change_psnr")]
-    if not all(map(_is_number, values)):
+    keys = "psnr", "no_change_psnr"
+    if any(number(scores, key) is None for key in keys):
+        values = [scores.get(key) for key in keys]
         raise InputError(f"{path}: psnr and no_change_psnr are {values}; {_REPAIR}")
 
 
@@ -252,9 +253,9 @@ def _lines(path: Path) -> tuple[list[Record], list[Record]]:
         records: list[Record] = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); {_REPAIR}") from error
-    for number, record in enumerate(records, start=1):
+    for i, record in enumerate(records, start=1):
         if not _is_line(record):
-            raise InputError(f"{path}: line {number} is none of a training's metrics; {_REPAIR}")
+            raise InputError(f"{path}: line {i} is none of a training's metrics; {_REPAIR}")
     steps = [record for record in records if "event" not in record]
     return steps, [record for record in records if record.get("event") == "validation"]
 
@@ -267,14 +268,8 @@ def _is_line(record: object) -> bool:
     needed = _NEEDED
     if "event" in line:
         needed = ("step",) if line["event"] == "validation" else ()
-    losses = [line[key] for key in line if key.startswith(("val_ind/", "loss_"))]
-    return all(_is_number(line.get(key)) for key in needed) and all(
-        loss is None or _is_number(loss) for loss in losses
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    losses = [key for key in line if key.startswith(("val_ind/", "loss_")) and line[key] is not None]
+    return all(number(line, key) is not None for key in (*needed, *losses))
 
 
 def _speed(run: Run) -> float:

@@ -51,7 +51,7 @@ def collect(config: CollectConfig, progress: Progress | None = None) -> list[Col
                 if task.name not in collected:
                     done = config.episodes * len(collected)
                     report = partial(_report, progress, done, config.episodes * len(tasks))
-                    collected[task.name] = _collect_task(config, suite, task, workers, report)
+                    collected[task.name] = _collect_task(config, task, settings, workers, report)
     return [collected[task.name] for task in tasks]
 
 
@@ -61,13 +61,16 @@ def _report(progress: Progress | None, before: int, total: int, done: int) -> No
 
 
 def _collect_task(
-    config: CollectConfig, suite: Suite, task: TaskInfo, workers: WorkerPool, report: Callable[[int], None]
+    config: CollectConfig,
+    task: TaskInfo,
+    settings: dict[str, Any],
+    workers: WorkerPool,
+    report: Callable[[int], None],
 ) -> Collected:
     """Record the demonstrations of a task and write its file."""
     recordings, attempts = _record_task(config, task, workers, report)
-    path = demonstration_path(Path(config.out), task)
-    noted = collection(_settings(config, suite), attempts)
-    write_demonstrations(path, task, recordings, suite.versions(), suite.standin_assets, noted)
+    path, noted = demonstration_path(Path(config.out), task), collection(settings, attempts)
+    write_demonstrations(path, task, recordings, settings["versions"], settings["standin_assets"], noted)
     steps = sum(len(recording.actions) for recording in recordings)
     displaced = sum(recording.displaced for recording in recordings)
     return Collected(task, path, len(recordings), attempts, steps, displaced)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,8 +91,10 @@ def train_image_tokenizer(config: VqConfig, progress: Progress | None = None) ->
     sets = read_frames(config)
     _fit(model, sets, config, progress)
     tokenizer = ImageTokenizer(model)
-    with _writable(out):
+    try:
         tokenizer.save(out)
+    except OSError as error:
+        raise InputError(f"out={out}: cannot write ({error.strerror}); name a writable file") from error
     return _measure(tokenizer, sets, out)
 
 
@@ -133,14 +134,6 @@ def _check(config: VqConfig) -> None:
             f"codebook_size={config.codebook_size}: expected at most {IMAGE_CODE_COUNT}, the image codes of "
             "the vocabulary"
         )
-
-
-@contextmanager
-def _writable(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"out={out}: cannot write ({error.strerror}); name a writable file") from error
 
 
 def _build(config: VqConfig) -> ImageModel:

@@ -131,6 +131,7 @@ def test_a_damaged_marker_is_one_line(
         (STEP + '{"event": ["validation"], "loss_x": []}\n', "line 2 is none"),
         (STEP + '{"event": "validation", "step": 11}\n', "does not end with step 10"),
         (STEP.replace("3000", "NaN"), "line 1 is none"),
+        (STEP.replace("3000", "9" * 400), "line 1 is none"),
     ],
 )
 def test_metrics_that_cannot_be_counted_are_one_line(
